@@ -1,0 +1,29 @@
+"""The exceptions of mae-convert: each is one sentence that says what is wrong and what to do."""
+
+
+class MaeConvertError(Exception):
+    """The input or the call was wrong; the command line prints it and exits with status 2."""
+
+    exit_status = 2
+
+
+class CheckpointError(MaeConvertError):
+    """A file or directory is not a checkpoint that can be read."""
+
+
+class LayoutError(MaeConvertError):
+    """Tensors do not fit the layout that they were read as or are to be written in."""
+
+
+class ConfigurationError(MaeConvertError):
+    """A field of the model configuration is missing, impossible or contradicted."""
+
+
+class OutputError(MaeConvertError):
+    """The output exists already, cannot be written, or did not read back as written."""
+
+
+class MissingRequirementError(MaeConvertError):
+    """A framework, package or network that is needed is not there; exit status 3."""
+
+    exit_status = 3
