@@ -1,0 +1,392 @@
+"""The command line: every command parses, calls one function of the library, and prints.
+
+Imports that cost time stand inside the commands, so that ``--help`` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert import __version__
+from mae_convert.errors import MaeConvertError
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint import Flags
+
+Command = Callable[..., Any]
+DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
+FRAMEWORK = click.Choice(["torch", "tensorflow", "jax"])
+DEVICE = click.Choice(["cpu", "cuda"])
+
+
+class ImageSize(click.ParamType):
+    """An image's size: one number for a square, or HxW."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Return (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        sides = str(value).lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            self.fail(f"{value!r} is no size; write 224 or 224x192 (height x width)", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+def checkpoint_options(command: Command) -> Command:
+    """Add the options that say what a checkpoint's file does not; they arrive as ``flags``."""
+
+    def with_flags(**options: Any) -> Any:
+        from mae_convert.checkpoint import Flags
+
+        size = options.pop("source_image_size")
+        flags = Flags(
+            num_attention_heads=options.pop("num_heads"),
+            decoder_num_attention_heads=options.pop("decoder_num_heads"),
+            layer_norm_eps=options.pop("layer_norm_eps"),
+            norm_pix_loss=options.pop("norm_pix_loss"),
+            mask_ratio=options.pop("mask_ratio"),
+            image_size=size,
+        )
+        return command(flags=flags, **options)
+
+    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
+    with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    options = [
+        click.option("--num-heads", type=int, help="Attention heads of the encoder."),
+        click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
+        click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
+        click.option(
+            "--norm-pix-loss/--no-norm-pix-loss",
+            default=None,
+            help="Trained to predict patches normalised one by one.",
+        ),
+        click.option("--mask-ratio", type=float, help="Share of patches that is removed."),
+        click.option(
+            "--source-image-size",
+            type=ImageSize(),
+            help="Image size of the position embeddings, where the grid is not square.",
+        ),
+    ]
+    for option in reversed(options):
+        with_flags = option(with_flags)
+    return with_flags
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mae-convert")
+def cli() -> None:
+    """Move Masked Autoencoders between frameworks, and prove that nothing changed."""
+
+
+@cli.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
+@click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
+@json_option
+@checkpoint_options
+def inspect(src: Path, stats: bool, with_hash: bool, as_json: bool, flags: "Flags") -> None:
+    """Say what a checkpoint is: layout, task, geometry, and what was assumed.
+
+    Example:
+
+    \b
+        mae-convert inspect mae_pretrain_vit_base.pth
+    """
+    from mae_convert import show
+    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.inspection import inspect as look
+
+    report = look(open_checkpoint(src, flags), stats=stats, with_hash=with_hash)
+    show.as_json(report) if as_json else show.inspection(report)
+
+
+@cli.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="LAYOUT[=DST]",
+    help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
+)
+@click.option("--task", help="Keep only this: encoder drops a decoder or a classifier head.")
+@click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
+@json_option
+@checkpoint_options
+def convert(
+    src: Path,
+    dst: Path,
+    targets: tuple[str, ...],
+    task: str | None,
+    dtype: str | None,
+    overwrite: bool,
+    as_json: bool,
+    flags: "Flags",
+) -> None:
+    """Convert a checkpoint to another layout; what was written is read back and compared.
+
+    Example:
+
+    \b
+        mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
+    """
+    from mae_convert import show
+    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.convert import execute_all, parse_targets, plan_conversion
+
+    source = open_checkpoint(src, flags)
+    plans = [
+        plan_conversion(source, target, layout, task=task, dtype=dtype)
+        for layout, target in parse_targets(dst, targets)
+    ]
+    reports = execute_all(plans, overwrite=overwrite)
+    if as_json:
+        show.as_json(reports[0] if len(reports) == 1 else {"conversions": reports})
+    else:
+        for plan, report in zip(plans, reports, strict=True):
+            show.conversion(plan, report)
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@json_option
+@checkpoint_options
+def diff(a: Path, b: Path, as_json: bool, flags: "Flags") -> int:
+    """Compare two checkpoints tensor by tensor, across layouts.
+
+    Exit status 1 if anything differs.
+
+    Example:
+
+    \b
+        mae-convert diff checkpoint.pth my-mae --num-heads 12
+    """
+    from mae_convert import show
+    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.diff import diff as compare_tensors
+
+    sides = open_checkpoint(a, flags, fill_only=True), open_checkpoint(b, flags, fill_only=True)
+    difference = compare_tensors(*sides)
+    show.as_json(show.difference_json(difference)) if as_json else show.difference(difference)
+    return 0 if difference.same else 1
+
+
+@cli.command()
+@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=DTYPE,
+    multiple=True,
+    help="Precision of a run; may be given several times.  [default: float64, float32]",
+)
+@click.option("--inputs", type=click.Path(path_type=Path), help=".npz with pixel_values and noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random inputs.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
+@click.option("--python", help="Interpreter of the environment that has the framework.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@checkpoint_options
+def trace(
+    ckpt: Path,
+    out: Path,
+    framework: str | None,
+    device: str,
+    dtypes: tuple[str, ...],
+    inputs: Path | None,
+    seed: int,
+    batch: int,
+    taps: bool,
+    python: str | None,
+    overwrite: bool,
+    flags: "Flags",
+) -> None:
+    """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
+
+    Example:
+
+    \b
+        mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
+    """
+    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.verify.trace import Side, trace_to_file
+
+    trace_to_file(
+        open_checkpoint(ckpt, flags),
+        Side(framework, device, python),
+        out,
+        inputs=inputs,
+        seed=seed,
+        batch=batch,
+        dtypes=dtypes or ("float64", "float32"),
+        taps=taps,
+        overwrite=overwrite,
+    )
+    click.echo(f"wrote {out}")
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@json_option
+def compare(a: Path, b: Path, as_json: bool) -> int:
+    """Judge two traces, made here or on other machines. Exit status 1 if they differ.
+
+    Example:
+
+    \b
+        mae-convert compare a.safetensors b.safetensors
+    """
+    from mae_convert import show
+    from mae_convert.verify.judge import judge
+    from mae_convert.verify.trace import Trace
+
+    verdict = judge(Trace.load(a), Trace.load(b))
+    show.as_json(show.verdict_json(verdict)) if as_json else show.verdict(verdict)
+    return 0 if verdict.passed else 1
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--framework-a", type=FRAMEWORK, help="Default: the one that reads A natively.")
+@click.option("--framework-b", type=FRAMEWORK, help="Default: the one that reads B natively.")
+@click.option("--device-a", type=DEVICE, default="cpu", show_default=True)
+@click.option("--device-b", type=DEVICE, default="cpu", show_default=True)
+@click.option("--python-a", help="Interpreter of the environment that has A's framework.")
+@click.option("--python-b", help="Interpreter of the environment that has B's framework.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--require-proof", is_flag=True, help="Fail unless both sides are native witnesses.")
+@click.option(
+    "--report",
+    "reports",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Also write the verdict to FILE.json or FILE.xml (JUnit).",
+)
+@json_option
+@checkpoint_options
+def verify(
+    a: Path,
+    b: Path,
+    seed: int,
+    batch: int,
+    require_proof: bool,
+    reports: tuple[Path, ...],
+    as_json: bool,
+    flags: "Flags",
+    **sides: str | None,
+) -> int:
+    """Prove that two checkpoints are the same function, or say where they part and why.
+
+    Both are run in child processes on the same pictures with the same noise. Exit status 1 if they
+    differ.
+
+    Example:
+
+    \b
+        mae-convert verify checkpoint.pth my-mae --num-heads 12
+    """
+    from mae_convert import show
+    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.verify.report import check_report_names, write_reports
+    from mae_convert.verify.trace import Side
+    from mae_convert.verify.verification import verify as verify_pair
+
+    check_report_names(reports)
+    verdict = verify_pair(
+        open_checkpoint(a, flags, fill_only=True),
+        open_checkpoint(b, flags, fill_only=True),
+        *(
+            Side(sides[f"framework_{s}"], sides[f"device_{s}"] or "cpu", sides[f"python_{s}"])
+            for s in "ab"
+        ),
+        seed=seed,
+        batch=batch,
+        require_proof=require_proof,
+    )
+    write_reports(verdict, reports)
+    show.as_json(show.verdict_json(verdict)) if as_json else show.verdict(verdict)
+    return 0 if verdict.passed else 1
+
+
+@cli.command()
+@click.argument("name", required=False)
+def layouts(name: str | None) -> None:
+    """List the layouts, or show the mapping table of one.
+
+    Example:
+
+    \b
+        mae-convert layouts transformers-tf
+    """
+    from mae_convert import show
+    from mae_convert.layouts import LAYOUTS, layout_named
+
+    show.layout(layout_named(name)) if name else show.layouts(LAYOUTS.values())
+
+
+@cli.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="mae-convert-demo",
+    show_default=True,
+    help="Directory for the converted models and the picture.",
+)
+def demo(output: Path) -> int:
+    """Convert the embedded checkpoint to PyTorch and TensorFlow and back, and prove it.
+
+    Example:
+
+    \b
+        mae-convert demo --output /tmp/demo
+    """
+    from mae_convert.demo import run_demo
+
+    return 0 if run_demo(output) else 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    try:
+        status = cli.main(arguments, prog_name="mae-convert", standalone_mode=False)
+    except MaeConvertError as error:
+        status = _complain(str(error), error.exit_status)
+    except click.UsageError as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = _complain("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); that is not ours to complain about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        status = _complain(what, 2)
+    sys.exit(status or 0)
+
+
+def _complain(sentence: str, status: int) -> int:
+    click.echo(f"mae-convert: {sentence}", err=True)
+    return status

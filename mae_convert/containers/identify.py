@@ -1,0 +1,82 @@
+"""Tells by its first bytes what a file is, and reads it."""
+
+import re
+from pathlib import Path
+
+from mae_convert.containers.archive import Archive
+from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.npz import read_npz
+from mae_convert.containers.pth_read import read_legacy_pth, read_pth
+from mae_convert.containers.safetensors_file import read_safetensors
+from mae_convert.errors import CheckpointError
+
+HEAD_BYTES = 512
+PICKLE = re.compile(rb"\x80[\x00-\x05]|[(\]}]{0,2}c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
+NAMED = "name a .pth, .safetensors, .h5, .weights.h5 or .npz file, or a model directory"
+
+LOOKALIKES = (
+    (re.compile(rb"version https://git-lfs"), "a git-lfs pointer and not the file itself; "
+     "fetch the file with `git lfs pull`"),
+    (re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE), "a web page and not "
+     "a checkpoint; download the file again by its direct address"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), f"a JSON file and not weights; {NAMED}"),
+    (re.compile(rb"\x1f\x8b"), "compressed with gzip; unpack it with gunzip"),
+    (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf"), "a compressed file; unpack it"),
+    (re.compile(rb"(?s).{257}ustar"), "a tar archive; unpack it and name the checkpoint in it"),
+)  # fmt: skip
+
+
+def read_contents(path: Path) -> Contents:
+    """Read a file of whatever container; tensors stay on the disk.
+
+    Raises:
+        CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or its
+            pickle would run code.
+    """
+    head = _head(path)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _read_zip(path)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        # Imported here, so that what needs no HDF5 does not wait for it.
+        from mae_convert.containers.hdf5 import read_hdf5
+
+        return read_hdf5(path)
+    if head[8:9] == b"{" and head[4:8] == bytes(4):
+        return read_safetensors(path)
+    for pattern, what in LOOKALIKES:
+        if pattern.match(head):
+            raise CheckpointError(f"{path} is {what}")
+    if PICKLE.match(head):
+        return read_legacy_pth(path)
+    raise CheckpointError(f"{path} is not a checkpoint: it begins with {head[:8]!r}; {NAMED}")
+
+
+def _head(path: Path) -> bytes:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file; {NAMED}")
+    with reading(path), path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise CheckpointError(f"{path} is empty; copy or download it again")
+    return head
+
+
+def _read_zip(path: Path) -> Contents:
+    archive = Archive(path)
+    pickles = [name for name in archive.records if name.rpartition("/")[2] == "data.pkl"]
+    if not pickles:
+        if "model.weights.h5" in archive.records:
+            raise CheckpointError(
+                f"{path} is a whole Keras model; write its weights with "
+                "model.save_weights('model.weights.h5')"
+            )
+        return read_npz(archive)
+    prefix = min(pickles, key=len).removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in archive.records:
+        raise CheckpointError(
+            f"{path} is a TorchScript program and not weights; write them with "
+            "torch.save({'model': model.state_dict()}, ...)"
+        )
+    return read_pth(archive, prefix)

@@ -1,0 +1,148 @@
+"""NumPy archives (`.npz`): a zip of arrays, each with a short head."""
+
+import ast
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert.containers.archive import DAMAGE, Archive, ArchiveWriter
+from mae_convert.containers.contents import Contents, embedded_json, loading, reading
+from mae_convert.containers.tensor import Digests, LazyTensor, possible_shape
+from mae_convert.containers.torch_types import NUMPY_DTYPES
+from mae_convert.errors import CheckpointError
+
+SUFFIX = ".npy"
+SETTINGS = {"config": "__config__", "conversion": "__conversion__"}
+MAGIC = b"\x93NUMPY"
+FIELDS = ("descr", "fortran_order", "shape")
+DESCR = re.compile(r"[<>|=][biufcU][0-9]{1,9}")
+LARGEST_HEAD = 10_000
+LARGEST_TEXT = 1 << 28
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands before the numbers of an array, and where in the record these begin."""
+
+    shape: tuple[int, ...]
+    columns_first: bool
+    dtype: np.dtype
+    begins: int
+
+
+def read_npz(archive: Archive) -> Contents:
+    """Read a NumPy archive; arrays of Python objects, which are pickles, are refused.
+
+    Raises:
+        CheckpointError: it is damaged, or holds what is not an array of numbers.
+    """
+    names = [record.removesuffix(SUFFIX) for record in archive.records if record.endswith(SUFFIX)]
+    if not names:
+        raise CheckpointError(
+            f"{archive.path} is a zip archive with neither a PyTorch checkpoint nor NumPy arrays; "
+            "name a .pth, .safetensors, .h5 or .npz file"
+        )
+    texts = {name: _text(archive, place) for name, place in SETTINGS.items() if place in names}
+    return Contents(
+        kind="npz",
+        tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},
+        config=embedded_json(texts.get("config")),
+        config_place=SETTINGS["config"],
+        conversion=embedded_json(texts.get("conversion")),
+        ignored={
+            record: f"{archive.size(record)} bytes"
+            for record in archive.records
+            if not record.endswith(SUFFIX)
+        },
+    )
+
+
+def write_npz(
+    path: Path,
+    tensors: Sequence[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+) -> dict[str, str]:
+    """Write an uncompressed NumPy archive, with the settings as JSON text in arrays of their own.
+
+    Returns:
+        The SHA-256 of each tensor.
+    """
+    settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
+    digests = Digests()
+    with ArchiveWriter(path) as archive:
+        for tensor in tensors:
+            head = _head(tensor.shape, tensor.dtype)
+            size = len(head) + tensor.nbytes
+            archive.add(f"{tensor.name}{SUFFIX}", size, _with_head(head, digests.pieces(tensor)))
+        for name, value in settings.items():
+            if value is not None:
+                text = np.array(json.dumps(value))
+                head = _head((), text.dtype)
+                archive.add(f"{name}{SUFFIX}", len(head) + text.nbytes, [head, text.tobytes()])
+    return digests.by_name
+
+
+def _head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    stream = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(stream, fields)
+    return stream.getvalue()
+
+
+def _with_head(head: bytes, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
+    yield head
+    yield from pieces
+
+
+def _read_head(archive: Archive, name: str) -> _Head:
+    """Return what stands before the numbers: magic, version, length, and a Python literal."""
+    with reading(archive.path, *DAMAGE, SyntaxError, TypeError):
+        start = archive.raw(f"{name}{SUFFIX}", LARGEST_HEAD)
+        if start[:6] != MAGIC:
+            raise ValueError(f"{name} is not a NumPy array")
+        width = 2 if start[6] == 1 else 4
+        begins = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
+        fields = ast.literal_eval(start[8 + width : begins].decode("latin-1").strip())
+        descr, columns_first, shape = (fields[key] for key in FIELDS)
+        if not possible_shape(shape) or begins > LARGEST_HEAD:
+            raise ValueError(f"{name} has an impossible shape")
+        if not isinstance(descr, str) or not DESCR.fullmatch(descr):
+            raise CheckpointError(
+                f"{archive.path} holds {name} as {descr!r}, which is not an array of numbers (a "
+                "bfloat16 loses its type in .npz, an object is a pickle); write it as float32"
+            )
+        return _Head(tuple(shape), bool(columns_first), np.dtype(descr), begins)
+
+
+def _lazy(archive: Archive, name: str) -> LazyTensor:
+    head = _read_head(archive, name)
+    shape, dtype = head.shape, head.dtype
+    native = dtype.newbyteorder("=")
+    if native not in NUMPY_DTYPES:
+        raise CheckpointError(f"{archive.path} holds {name} as {dtype}; write it as float32")
+    size = head.begins + math.prod(shape) * dtype.itemsize
+    if archive.size(f"{name}{SUFFIX}") != size:
+        raise CheckpointError(
+            f"{archive.path} is damaged: {name} should have {size} bytes; copy or download it again"
+        )
+
+    def load() -> np.ndarray:
+        stored = shape[::-1] if head.columns_first else shape
+        array = archive.array(f"{name}{SUFFIX}", head.begins, stored, dtype)
+        return (array.T if head.columns_first else array).astype(native, copy=False)
+
+    return LazyTensor(name, shape, native, loading(archive.path, load, *DAMAGE))
+
+
+def _text(archive: Archive, name: str) -> str | None:
+    head = _read_head(archive, name)
+    if head.shape != () or head.dtype.kind != "U" or not 0 < head.dtype.itemsize < LARGEST_TEXT:
+        return None
+    return str(archive.array(f"{name}{SUFFIX}", head.begins, (), head.dtype))

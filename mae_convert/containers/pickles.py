@@ -1,0 +1,256 @@
+"""Reads a pickle as data: a stack machine that imports nothing and calls nothing of the file's.
+
+Python's own unpickler imports whatever a pickle names and calls it, so that opening a file can run
+any program. Here a name is looked up in one table of inert types (`mae_convert.containers.inert`);
+a name that is not there ends the reading. `pickletools` takes the bytes apart.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol, cast
+
+from mae_convert.containers.inert import INERT, Maker, Stateful, check_hashable
+from mae_convert.errors import CheckpointError, MaeConvertError
+
+LARGEST_INTEGER_BITS = 1024
+
+DAMAGE = (
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class Readable(Protocol):
+    """What `pickletools` needs of a stream; a memory map has it too."""
+
+    def read(self, count: int, /) -> bytes:
+        """Return the next bytes."""
+
+    def readline(self) -> bytes:
+        """Return the bytes to the end of the line."""
+
+
+class PickleReader:
+    """Reads the pickles of one file.
+
+    Args:
+        path: the file, for messages.
+        persistent: makes a value of a persistent id, which is how PyTorch names a storage.
+
+    Attributes:
+        names: the dotted names that were met so far.
+    """
+
+    def __init__(self, path: Path, persistent: Callable[[Any], object]) -> None:
+        self.path = path
+        self.persistent = persistent
+        self.names: list[str] = []
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+
+    def load(self, stream: Readable) -> object:
+        """Return the next value and leave the stream behind its last byte.
+
+        Lists, dicts and scalars come as themselves; every other type as `inert` makes it.
+
+        Raises:
+            CheckpointError: the pickle is damaged, or names something that is not inert.
+        """
+        self.stack, self.marks, self.memo = [], [], {}
+        try:
+            for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+                if opcode.name == "STOP":
+                    break
+                STEPS[opcode.name](self, argument)
+            return self.stack.pop()
+        except MaeConvertError:
+            raise
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged: its pickle cannot be read; "
+                "copy or download it again"
+            ) from error
+
+    def push(self, value: object) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list:
+        """Take everything above the last mark off the stack, and the mark with it."""
+        return self.pop_last(len(self.stack) - self.marks.pop())
+
+    def pop_last(self, count: int) -> list:
+        """Take the last `count` values off the stack."""
+        if not 0 <= count <= len(self.stack):
+            raise IndexError("more values are taken than there are")
+        start = len(self.stack) - count
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def push_global(self, dotted: str) -> None:
+        """Push what a name means.
+
+        Raises:
+            CheckpointError: the name is not in the table of inert types.
+        """
+        if dotted not in INERT:
+            raise CheckpointError(
+                f"{self.path} is not opened: its pickle names {dotted}, and to load that would "
+                "run code; write the weights alone, with "
+                "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+            )
+        self.names.append(dotted)
+        self.push(INERT[dotted])
+
+    def push_made(self, maker: object, arguments: object) -> None:
+        """Push the plain value that an inert type makes of its arguments."""
+        if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
+            raise TypeError("a call of what cannot be called")
+        self.push(maker.make(*arguments))
+
+
+def _skip(_reader: PickleReader, _: object) -> None:
+    pass
+
+
+def _literal(reader: PickleReader, argument: object) -> None:
+    if isinstance(argument, int) and argument.bit_length() > LARGEST_INTEGER_BITS:
+        raise ValueError("an integer of absurd size")
+    reader.push(argument)
+
+
+def _pop(reader: PickleReader, _: object) -> None:
+    if reader.marks and reader.marks[-1] == len(reader.stack):
+        reader.marks.pop()
+    else:
+        reader.stack.pop()
+
+
+def _extend(reader: PickleReader, items: list) -> None:
+    target = reader.stack[-1]
+    if type(target) is not list:
+        raise TypeError("items for what is not a list")
+    target.extend(items)
+
+
+def _add_items(reader: PickleReader, _: object) -> None:
+    items = reader.pop_to_mark()
+    target = reader.stack[-1]
+    if type(target) is not set:
+        raise TypeError("items for what is not a set")
+    target.update(check_hashable(item) for item in items)
+
+
+def _set_items(reader: PickleReader, items: list) -> None:
+    target = reader.stack[-1]
+    if not isinstance(target, dict):
+        raise TypeError("items for what is not a mapping")
+    target.update(_pairs(items))
+
+
+def _pairs(items: list) -> dict:
+    return {check_hashable(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _put(reader: PickleReader, argument: Any) -> None:
+    reader.memo[int(argument)] = reader.stack[-1]
+
+
+def _memoize(reader: PickleReader, _: object) -> None:
+    reader.memo[len(reader.memo)] = reader.stack[-1]
+
+
+def _stack_global(reader: PickleReader, _: object) -> None:
+    module, name = reader.pop_last(2)
+    reader.push_global(f"{module}.{name}")
+
+
+def _reduce(reader: PickleReader, _: object) -> None:
+    reader.push_made(*reader.pop_last(2))
+
+
+def _new_with_keywords(reader: PickleReader, _: object) -> None:
+    maker, arguments, keywords = reader.pop_last(3)
+    if keywords:
+        raise TypeError("an object made with keywords")
+    reader.push_made(maker, arguments)
+
+
+def _instance(reader: PickleReader, argument: Any) -> None:
+    arguments = tuple(reader.pop_to_mark())
+    reader.push_global(argument.replace(" ", "."))
+    reader.push_made(reader.stack.pop(), arguments)
+
+
+def _object(reader: PickleReader, _: object) -> None:
+    maker, *arguments = reader.pop_to_mark()
+    reader.push_made(maker, tuple(arguments))
+
+
+def _build(reader: PickleReader, _: object) -> None:
+    target, state = reader.pop_last(2)
+    if isinstance(target, Stateful):
+        target.set_state(state)
+    elif type(target) is not dict:  # the attributes of an OrderedDict (`_metadata`) are not data
+        raise TypeError("a state for what has none")
+    reader.push(target)
+
+
+Step = Callable[[PickleReader, Any], None]
+
+STEPS: Mapping[str, Step] = {
+    **dict.fromkeys(("PROTO", "FRAME"), _skip),
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _literal),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _literal),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _literal),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _literal),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), _literal),
+    "NONE": lambda reader, _: reader.push(None),
+    "NEWTRUE": lambda reader, _: reader.push(True),
+    "NEWFALSE": lambda reader, _: reader.push(False),
+    "EMPTY_LIST": lambda reader, _: reader.push([]),
+    "EMPTY_DICT": lambda reader, _: reader.push({}),
+    "EMPTY_SET": lambda reader, _: reader.push(set()),
+    "EMPTY_TUPLE": lambda reader, _: reader.push(()),
+    "MARK": lambda reader, _: reader.marks.append(len(reader.stack)),
+    "POP": _pop,
+    "POP_MARK": lambda reader, _: reader.pop_to_mark().clear(),
+    "DUP": lambda reader, _: reader.push(reader.stack[-1]),
+    "LIST": lambda reader, _: reader.push(reader.pop_to_mark()),
+    "APPEND": lambda reader, _: _extend(reader, reader.pop_last(1)),
+    "APPENDS": lambda reader, _: _extend(reader, reader.pop_to_mark()),
+    "TUPLE": lambda reader, _: reader.push(tuple(reader.pop_to_mark())),
+    "TUPLE1": lambda reader, _: reader.push(tuple(reader.pop_last(1))),
+    "TUPLE2": lambda reader, _: reader.push(tuple(reader.pop_last(2))),
+    "TUPLE3": lambda reader, _: reader.push(tuple(reader.pop_last(3))),
+    "DICT": lambda reader, _: reader.push(_pairs(reader.pop_to_mark())),
+    "SETITEM": lambda reader, _: _set_items(reader, reader.pop_last(2)),
+    "SETITEMS": lambda reader, _: _set_items(reader, reader.pop_to_mark()),
+    "ADDITEMS": _add_items,
+    "FROZENSET": lambda reader, _: reader.push(
+        frozenset(check_hashable(item) for item in reader.pop_to_mark())
+    ),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda reader, key: reader.push(reader.memo[int(key)])
+    ),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": _memoize,
+    "GLOBAL": lambda reader, argument: reader.push_global(argument.replace(" ", ".")),
+    "STACK_GLOBAL": _stack_global,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _reduce),
+    "NEWOBJ_EX": _new_with_keywords,
+    "INST": _instance,
+    "OBJ": _object,
+    "BUILD": _build,
+    "PERSID": lambda reader, argument: reader.push(reader.persistent(argument)),
+    "BINPERSID": lambda reader, _: reader.push(reader.persistent(reader.stack.pop())),
+}

@@ -1,0 +1,116 @@
+"""Writes PyTorch checkpoints without PyTorch: ``torch.load(weights_only=True)`` reads them."""
+
+import math
+import pickle
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.containers.archive import ArchiveWriter
+from mae_convert.containers.tensor import Digests, LazyTensor
+from mae_convert.containers.torch_types import STORAGES, TORCH_DTYPES
+
+FOLDER = "checkpoint/"
+
+_STORAGE_NAMES: Mapping[np.dtype, str] = {TORCH_DTYPES[of]: name for name, of in STORAGES.items()}
+_DTYPE_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def write_pth(
+    path: Path,
+    tensors: Sequence[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+) -> dict[str, str]:
+    """Write a checkpoint with the tensors under 'model', and the settings beside them.
+
+    The pickle needs names, shapes and dtypes only, so that one tensor at a time is in memory.
+
+    Returns:
+        The SHA-256 of each tensor.
+    """
+    digests = Digests()
+    with ArchiveWriter(path) as archive:
+        pickle = _checkpoint_pickle(tensors, config, conversion)
+        archive.add(f"{FOLDER}data.pkl", len(pickle), [pickle])
+        archive.add(f"{FOLDER}byteorder", 6, [b"little"])
+        for key, tensor in enumerate(tensors):
+            archive.add(f"{FOLDER}data/{key}", tensor.nbytes, digests.pieces(tensor))
+        archive.add(f"{FOLDER}version", 2, [b"3\n"])
+    return digests.by_name
+
+
+def _checkpoint_pickle(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> bytes:
+    model = {tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)}
+    settings = {"config": config, "conversion": conversion}
+    parts = {
+        "model": _mapping(model),
+        **{name: _value(value) for name, value in settings.items() if value is not None},
+    }
+    return b"".join((pickle.PROTO, b"\x02", _mapping(parts), pickle.STOP))
+
+
+def _tensor(key: int, tensor: LazyTensor) -> bytes:
+    """Return the opcodes that rebuild a contiguous tensor on a storage of its own."""
+    count = math.prod(tensor.shape)
+    strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+    place = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
+    settings = [_value(False), _call("collections", "OrderedDict", [])]
+    if tensor.dtype in _STORAGE_NAMES:
+        kind = _name("torch", _STORAGE_NAMES[tensor.dtype])
+        return _call(
+            "torch._utils", "_rebuild_tensor_v2", [_storage(key, kind, count), *place, *settings]
+        )
+    kind = _name("torch.storage", "UntypedStorage")
+    dtype = _name("torch", _DTYPE_NAMES[tensor.dtype])
+    storage = _storage(key, kind, tensor.nbytes)
+    return _call("torch._utils", "_rebuild_tensor_v3", [storage, *place, *settings, dtype])
+
+
+def _storage(key: int, kind: bytes, count: int) -> bytes:
+    identity = [_value("storage"), kind, _value(str(key)), _value("cpu"), _value(count)]
+    return _tuple(identity) + pickle.BINPERSID
+
+
+def _call(module: str, function: str, arguments: Iterable[bytes]) -> bytes:
+    return _name(module, function) + _tuple(arguments) + pickle.REDUCE
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _tuple(items: Iterable[bytes]) -> bytes:
+    return b"".join((pickle.MARK, *items, pickle.TUPLE))
+
+
+def _mapping(items: Mapping[str, bytes]) -> bytes:
+    pairs = (_value(name) + item for name, item in items.items())
+    return b"".join((pickle.EMPTY_DICT, pickle.MARK, *pairs, pickle.SETITEMS))
+
+
+def _value(value: Any) -> bytes:
+    """Return the opcodes of a value that JSON can hold."""
+    match value:
+        case None:
+            return pickle.NONE
+        case bool():
+            return pickle.NEWTRUE if value else pickle.NEWFALSE
+        case int():
+            encoded = pickle.encode_long(value)
+            return pickle.LONG1 + bytes([len(encoded)]) + encoded
+        case float():
+            return pickle.BINFLOAT + struct.pack(">d", value)
+        case str():
+            encoded = value.encode("utf-8", "surrogatepass")
+            return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+        case Mapping():
+            return _mapping({name: _value(item) for name, item in value.items()})
+        case _:
+            items = b"".join(map(_value, value))
+            return pickle.EMPTY_LIST + pickle.MARK + items + pickle.APPENDS

@@ -1,0 +1,165 @@
+"""The safetensors format: a length, a JSON header, and the tensors' bytes one after another."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.containers.contents import Contents, embedded_json
+from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.plain import describe
+from mae_convert.containers.tensor import Digests, LazyTensor, possible_shape
+from mae_convert.containers.torch_types import TORCH_DTYPES
+from mae_convert.errors import CheckpointError
+
+LARGEST_HEADER = 100_000_000
+METADATA = "__metadata__"
+SETTINGS = ("config", "conversion")
+
+CODES: Mapping[str, np.dtype] = {
+    "F64": TORCH_DTYPES["float64"],
+    "F32": TORCH_DTYPES["float32"],
+    "F16": TORCH_DTYPES["float16"],
+    "BF16": TORCH_DTYPES["bfloat16"],
+    "F8_E4M3": TORCH_DTYPES["float8_e4m3fn"],
+    "F8_E5M2": TORCH_DTYPES["float8_e5m2"],
+    "I64": TORCH_DTYPES["int64"],
+    "I32": TORCH_DTYPES["int32"],
+    "I16": TORCH_DTYPES["int16"],
+    "I8": TORCH_DTYPES["int8"],
+    "U64": TORCH_DTYPES["uint64"],
+    "U32": TORCH_DTYPES["uint32"],
+    "U16": TORCH_DTYPES["uint16"],
+    "U8": TORCH_DTYPES["uint8"],
+    "BOOL": TORCH_DTYPES["bool"],
+    "C64": TORCH_DTYPES["complex64"],
+}
+_CODE_OF: Mapping[np.dtype, str] = {dtype: code for code, dtype in CODES.items()}
+
+
+def read_safetensors(path: Path) -> Contents:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: the header breaks a rule of the format, or data are missing.
+    """
+    mapped = MappedFile(path)
+    header, begins = _read_header(mapped)
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _damaged(path, "its metadata are not text")
+    entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
+    _check_places(path, entries, mapped.size - begins)
+    settings = {name: embedded_json(metadata.get(name)) for name in SETTINGS}
+    return Contents(
+        kind="safetensors",
+        tensors={
+            name: _lazy(mapped, name, dtype, shape, begins + start)
+            for name, (dtype, shape, start, _) in entries.items()
+        },
+        config=settings["config"],
+        config_place="metadata",
+        conversion=settings["conversion"],
+        ignored={
+            f"metadata {name}": describe(text)
+            for name, text in metadata.items()
+            if name != "format" and settings.get(name) is None
+        },
+    )
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+) -> dict[str, str]:
+    """Write a safetensors file; header and data are in the order of the tensors.
+
+    Returns:
+        The SHA-256 of each tensor.
+    """
+    settings = {"config": config, "conversion": conversion}
+    texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **texts}}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _CODE_OF[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    digests = Digests()
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            for piece in digests.pieces(tensor):
+                file.write(piece)
+    return digests.by_name
+
+
+Entry = tuple[np.dtype, tuple[int, ...], int, int]
+
+
+def _read_header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
+    (length,) = struct.unpack("<Q", mapped.raw(0, 8))
+    if length > LARGEST_HEADER:
+        raise _damaged(mapped.path, f"its header would have {length} bytes")
+    text = mapped.raw(8, length)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(mapped.path, f"its header cannot be read ({error})") from error
+    if not isinstance(header, dict):
+        raise _damaged(mapped.path, "its header is not a mapping")
+    return header, 8 + length
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise _damaged(path, f"the entry of {name} is incomplete")
+    if code not in CODES:
+        raise CheckpointError(f"{path} holds {name} as {code}, which is not read; cast it before")
+    dtype = CODES[code]
+    if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:
+        raise _damaged(path, f"shape and size of {name} do not agree")
+    return dtype, tuple(shape), start, end
+
+
+def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Require that the tensors fill the file without a hole, an overlap or a rest."""
+    position = 0
+    for start, end, name in sorted(
+        (start, end, name) for name, (*_, start, end) in entries.items()
+    ):
+        if start != position:
+            raise _damaged(path, f"the data of {name} begin at {start} and not at {position}")
+        position = end
+    if position != size:
+        raise _damaged(path, f"it has {size} bytes of data and its tensors need {position}")
+
+
+def _lazy(
+    mapped: MappedFile, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int
+) -> LazyTensor:
+    return LazyTensor(name, shape, dtype, lambda: mapped.array(offset, shape, dtype))
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} is truncated or damaged: {what}; copy or download it again")

@@ -1,0 +1,215 @@
+"""Writes files and model directories: whole, flushed, and read again before they get their name."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_convert.containers.atomic import replacing_directory, replacing_file
+from mae_convert.containers.checkpoint import JSON_NAMES, WEIGHTS_NAMES
+from mae_convert.containers.identify import read_contents
+from mae_convert.containers.npz import SETTINGS as NPZ_SETTINGS
+from mae_convert.containers.npz import write_npz
+from mae_convert.containers.pth_write import write_pth
+from mae_convert.containers.safetensors_file import CODES, METADATA, write_safetensors
+from mae_convert.containers.tensor import LazyTensor, sha256
+from mae_convert.containers.torch_types import NUMPY_DTYPES, TORCH_DTYPES
+from mae_convert.errors import OutputError
+
+JsonFile = Mapping | Callable[[Mapping[str, str]], Mapping]
+Writer = Callable[[Path, Sequence[LazyTensor], Mapping | None, Mapping | None], dict[str, str]]
+
+LONGEST_NAME = 1000
+DTYPES: Mapping[str, frozenset] = {
+    "pth": frozenset(TORCH_DTYPES.values()),
+    "safetensors": frozenset(CODES.values()),
+    "npz": NUMPY_DTYPES,
+    "tf_h5": NUMPY_DTYPES,
+    "keras_h5": NUMPY_DTYPES,
+}
+RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
+OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, "README.md"))
+RECORD = "conversion.json"
+
+
+def write_file(
+    path: Path | str,
+    kind: str,
+    tensors: Iterable[LazyTensor],
+    *,
+    config: Mapping | None = None,
+    conversion: Mapping | None = None,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Write tensors to one file, one at a time, and read it again before it gets its name.
+
+    Args:
+        path: where the file is to stand.
+        kind: "pth", "safetensors", "tf_h5", "keras_h5" or "npz".
+        tensors: in the order in which they are to stand in the file.
+        config: the model configuration, kept inside the file; what JSON can hold.
+        conversion: the record of the conversion, likewise.
+        overwrite: replace an existing file.
+
+    Returns:
+        The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
+
+    Raises:
+        OutputError: the target exists, cannot be written, or did not read back as written; or the
+            container cannot hold a name or a dtype. Nothing is left behind.
+    """
+    path = Path(path)
+    with replacing_file(path, overwrite=overwrite) as temporary:
+        return _write_weights(temporary, path, kind, tensors, config, conversion)
+
+
+def write_directory(
+    path: Path | str,
+    weights_name: str,
+    kind: str,
+    tensors: Iterable[LazyTensor],
+    json_files: Mapping[str, JsonFile],
+    *,
+    config: Mapping | None = None,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Write a model directory: the weights, and JSON files beside them, as in `write_file`.
+
+    A JSON file may be given as a function of what is returned here. `config` is kept inside the
+    weights too, so that the file keeps its function when it is taken out of the directory.
+
+    An existing directory is replaced only if we wrote it: it has a `conversion.json`, and nothing
+    but files of conventional names and those that its `conversion.json` names under `outputs`.
+
+    Raises:
+        OutputError: as `write_file`; or the directory holds files that are not ours.
+    """
+    path = Path(path)
+    with replacing_directory(path, overwrite=overwrite, may_replace=require_ours) as temporary:
+        weights = temporary / weights_name
+        digests = _write_weights(weights, path / weights_name, kind, tensors, config, None)
+        for name, given in json_files.items():
+            value = given(digests) if callable(given) else given
+            text = json.dumps(value, indent=2) + "\n"
+            (temporary / name).write_text(text, encoding="utf-8")
+        return digests
+
+
+def require_ours(directory: Path) -> None:
+    """Raise OutputError if a directory holds anything that this program did not write."""
+    names = sorted(path.name for path in directory.iterdir())
+    try:
+        record = json.loads((directory / RECORD).read_bytes())
+        outputs = record.get("outputs", ())
+    except (OSError, ValueError, AttributeError):
+        record, outputs = None, ()
+    ours = OUR_NAMES | set(outputs if isinstance(outputs, dict | list) else ())
+    foreign = [name for name in names if record is None or name not in ours]
+    foreign += [name for name in names if (directory / name).is_dir()]
+    if foreign:
+        raise OutputError(
+            f"{directory} holds {foreign[0]}, which this program did not write; "
+            "choose another name or remove the directory yourself"
+        )
+
+
+def _write_weights(
+    temporary: Path,
+    target: Path,
+    kind: str,
+    tensors: Iterable[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+) -> dict[str, str]:
+    listed = list(tensors)
+    _check_names(target, kind, [tensor.name for tensor in listed])
+    for tensor in listed:
+        if tensor.dtype not in DTYPES[kind]:
+            raise OutputError(
+                f"{target} cannot hold {tensor.name} as {tensor.dtype}; "
+                "choose a type that it can hold, for instance --dtype float32"
+            )
+    config, conversion = _through_json(config), _through_json(conversion)
+    digests = _writer(kind)(temporary, listed, config, conversion)
+    _require_read_back(
+        temporary, target, listed, digests, {"config": config, "conversion": conversion}
+    )
+    return digests
+
+
+def _through_json(value: Mapping | None) -> Any:
+    """Return settings as every container gives them back: tuples as lists, keys as text."""
+    return None if value is None else json.loads(json.dumps(value))
+
+
+def _writer(kind: str) -> Writer:
+    if kind in ("tf_h5", "keras_h5"):
+        # Imported here, so that what needs no HDF5 does not wait for it.
+        from mae_convert.containers import hdf5_write
+
+        return hdf5_write.write_tf_h5 if kind == "tf_h5" else hdf5_write.write_keras_h5
+    return {"pth": write_pth, "safetensors": write_safetensors, "npz": write_npz}[kind]
+
+
+def _check_names(target: Path, kind: str, names: Sequence[str]) -> None:
+    """Raise OutputError if the container cannot hold one of the names."""
+    for name in names:
+        impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
+        if impossible or name in RESERVED.get(kind, ()):
+            raise OutputError(f"{target} cannot hold a tensor named {name[:100]!r}; rename it")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise OutputError(f"{target} cannot hold two tensors named {twice}; rename one")
+    if kind.endswith("_h5"):
+        _check_paths(target, kind, names)
+
+
+def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
+    groups: set[str] = set()
+    for name in names:
+        parts = name.split("/")
+        if any(part in ("", ".") for part in parts) or (kind == "tf_h5" and len(parts) < 2):
+            raise OutputError(f"{target} cannot hold a tensor named {name!r}; rename it")
+        groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
+    both = groups.intersection(names)
+    if both or (kind == "tf_h5" and "top_level_model_weights" in groups):
+        name = min(both, default="top_level_model_weights")
+        raise OutputError(f"{target} cannot hold {name} as a tensor and as a group; rename one")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_read_back(
+    temporary: Path,
+    target: Path,
+    written: Sequence[LazyTensor],
+    digests: Mapping[str, str],
+    settings: Mapping[str, Mapping | None],
+) -> None:
+    """Read a file through the reader that everyone uses, and compare everything in it.
+
+    Raises:
+        OutputError: it differs from what was to be written.
+    """
+    read = read_contents(temporary)
+    names = [tensor.name for tensor in written]
+    ordered = read.kind != "keras_h5"  # which keeps the order within each group only
+    same = (
+        (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
+        and {"config": read.config, "conversion": read.conversion} == settings
+        and all(_same(read.tensors[item.name], item, digests[item.name]) for item in written)
+    )
+    if not same:
+        raise OutputError(f"{target} did not read back as it was written; check the disk")
+
+
+def _same(read: LazyTensor, written: LazyTensor, digest: str) -> bool:
+    return (read.shape, read.dtype) == (written.shape, written.dtype) and (
+        sha256(read.load()) == digest
+    )

@@ -1,0 +1,320 @@
+"""Convert a checkpoint: plan which tensor comes from where, then write, re-read and compare."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mae_convert import __version__
+from mae_convert.canonical import check_task, schema
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.configuration import Configuration
+from mae_convert.containers import write_directory, write_file
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import LayoutError, MaeConvertError, OutputError
+from mae_convert.layouts import Layout, layout_named
+from mae_convert.layouts.layout import embedded_config
+from mae_convert.mapping import Rule, Table, write_tensors
+
+SUFFIX_KINDS = {
+    ".weights.h5": "keras_h5",
+    ".safetensors": "safetensors",
+    ".pth": "pth",
+    ".pt": "pth",
+    ".bin": "pth",
+    ".npz": "npz",
+}
+DTYPES: Mapping[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that can be carried out: nothing was read or written yet.
+
+    Attributes:
+        tensors: lazy external tensors of the target, in its native order.
+        rules: how each target tensor is made of canonical ones.
+        steps: what the conversion changes on purpose, each with ``step`` and its parameters.
+        dropped: source tensors that the target does not hold, with the reason.
+    """
+
+    source: Checkpoint
+    target: Path
+    layout: Layout
+    table: Table
+    task: str
+    configuration: Configuration
+    tensors: Sequence[LazyTensor]
+    rules: Sequence[Rule]
+    steps: Sequence[Mapping[str, Any]]
+    dropped: Mapping[str, str]
+
+
+def plan_conversion(
+    source: Checkpoint,
+    target: Path,
+    layout_name: str,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+) -> Plan:
+    """Work out a conversion and refuse what the target cannot hold.
+
+    Args:
+        source: an opened checkpoint.
+        target: the directory or file to write.
+        layout_name: the layout to write.
+        task: what to keep: "encoder" drops the decoder or the head; default: everything.
+        dtype: round every tensor to this dtype; default: dtypes are untouched.
+
+    Raises:
+        LayoutError: the layout cannot hold the model.
+        ConfigurationError: the task is not in the checkpoint.
+        OutputError: the target's name does not fit the layout.
+    """
+    layout = layout_named(layout_name)
+    task = task or source.task
+    check_task(task, source.task)
+    model = source.configuration.model
+    if reason := layout.refusal(model, task):
+        raise LayoutError(f"cannot write {layout.name}: {reason}")
+    table = layout.table_for(task)
+    names = schema(_token_pooled(model, task), task)
+    if missing := [name for name in names if name not in source.tensors]:
+        raise LayoutError(
+            f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
+            " classifier has no final norm of its own, so its encoder cannot stand alone"
+        )
+    rules = table.expand(names)
+    _container_kind(layout, target)
+    kept = {name: _in_dtype(source.tensors[name], dtype) for name in names}
+    return Plan(
+        source=source,
+        target=target,
+        layout=layout,
+        table=table,
+        task=task,
+        configuration=source.configuration,
+        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)],
+        rules=rules,
+        steps=_steps(source, task, dtype),
+        dropped=_dropped(source, set(names), task),
+    )
+
+
+def _token_pooled(model: Any, task: str) -> Any:
+    """Return the configuration whose schema the task has: only classifiers pool."""
+    return model if task == "classify" else replace(model, global_pool="token")
+
+
+def _container_kind(layout: Layout, target: Path) -> str:
+    """Return the kind of container that the target's name asks for."""
+    suffix = next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
+    if layout.weights_name is not None:
+        if suffix is not None:
+            raise OutputError(
+                f"{layout.name} is written as a directory; name one instead of {target.name}"
+            )
+        return layout.containers[0]
+    kind = SUFFIX_KINDS.get(suffix or "")
+    if kind not in layout.containers:
+        suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
+        raise OutputError(
+            f"{layout.name} is written as a file whose name ends in {' or '.join(suffixes)}, not as"
+            f" {target.name}"
+        )
+    return kind
+
+
+def _in_dtype(tensor: LazyTensor, dtype: str | None) -> LazyTensor:
+    if dtype is None or tensor.dtype == DTYPES[dtype]:
+        return tensor
+    wanted = DTYPES[dtype]
+
+    def load() -> np.ndarray:
+        with np.errstate(over="ignore"):  # the writer refuses infinities, by name
+            return tensor.load().astype(wanted)
+
+    return LazyTensor(tensor.name, tensor.shape, wanted, load)
+
+
+def _finite(tensor: LazyTensor) -> LazyTensor:
+    """Return the tensor with a guard: weights that are not numbers are never written."""
+
+    def load() -> np.ndarray:
+        array = tensor.load()
+        if array.dtype.kind in "fV" and not np.isfinite(array).all():
+            count = int(array.size - np.isfinite(array).sum())
+            raise MaeConvertError(
+                f"{tensor.name} would hold {count} values that are NaN or infinite; the checkpoint"
+                " is broken, or --dtype overflows: nothing was written"
+            )
+        return array
+
+    return replace(tensor, load=load)
+
+
+def _steps(source: Checkpoint, task: str, dtype: str | None) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = list((source.container.conversion or {}).get("steps", []))
+    if task != source.task:
+        steps.append({"step": "task", "from": source.task, "to": task})
+    changed = sorted(
+        {str(t.dtype) for t in source.tensors.values() if dtype and str(t.dtype) != dtype}
+    )
+    if changed:
+        steps.append({"step": "dtype", "from": changed, "to": dtype})
+    return steps
+
+
+def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
+    reason = f"not part of a model whose task is {task}"
+    unused = {rule.external: reason for rule in source.rules if not kept & set(rule.canonicals)}
+    return {**source.dropped, **unused, **source.container.ignored}
+
+
+def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return layout and path of each ``--to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
+
+    Raises:
+        OutputError: not exactly one layout is without a path of its own, or two paths are the same.
+    """
+    parsed = []
+    for text in wanted:
+        layout, equals, path = text.partition("=")
+        parsed.append((layout, Path(path) if equals else target))
+    plain = sum("=" not in text for text in wanted)
+    if plain != 1:
+        raise OutputError(
+            f"{plain} of the --to options name no path of their own; write one as --to LAYOUT, for"
+            f" {target}, and every other as --to LAYOUT=PATH"
+        )
+    if len({path.resolve() for _, path in parsed}) < len(parsed):
+        raise OutputError("two --to options name the same path; give each its own")
+    return parsed
+
+
+def execute_all(plans: Sequence[Plan], *, overwrite: bool = False) -> list[dict[str, Any]]:
+    """Carry out several plans; if one fails, what the others have newly made is removed again."""
+    existed = [plan.target.exists() for plan in plans]
+    if any(existed) and not overwrite:
+        found = plans[existed.index(True)].target
+        raise OutputError(f"{found} exists already; pass --overwrite to replace it")
+    done: list[Path] = []
+    reports = []
+    try:
+        for plan, before in zip(plans, existed, strict=True):
+            reports.append(execute(plan, overwrite=overwrite))
+            done += [] if before else [plan.target]
+    except BaseException:
+        for path in done:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    return reports
+
+
+def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
+    """Carry out a plan and return its report, which a directory keeps as ``conversion.json``.
+
+    The output appears under its name only when it was written, flushed, re-read and found equal.
+
+    Raises:
+        OutputError: the target exists, or cannot be written.
+        MaeConvertError: a tensor is not finite.
+    """
+    record = conversion_record(plan)
+    kind = _container_kind(plan.layout, plan.target)
+    config = plan.layout.write_config(plan.configuration.model, plan.task)
+    statistics = _image_statistics(plan.configuration)
+    if plan.layout.weights_name is None:
+        hashes = write_file(
+            plan.target,
+            kind,
+            plan.tensors,
+            config={**config, **statistics},
+            conversion={k: record[k] for k in ("mae_convert", "source", "task", "steps")},
+            overwrite=overwrite,
+        )
+        return {**record, "sha256": hashes}
+    json_files = {
+        "config.json": config,
+        "preprocessor_config.json": preprocessor_config(plan.configuration),
+        "conversion.json": lambda hashes: {**record, "sha256": hashes},
+    }
+    hashes = write_directory(
+        plan.target,
+        plan.layout.weights_name,
+        kind,
+        plan.tensors,
+        json_files,
+        config={**embedded_config(plan.configuration.model, plan.task), **statistics},
+        overwrite=overwrite,
+    )
+    return {**record, "sha256": hashes}
+
+
+def conversion_record(plan: Plan) -> dict[str, Any]:
+    """Return what a conversion does: source, account of every tensor, declared steps."""
+    source = plan.source
+    weights = source.container.weights_file
+    origin = {name: rule.external for rule in source.rules for name in rule.canonicals}
+    return {
+        "mae_convert": __version__,
+        "source": {
+            "name": weights.name,
+            "sha256": file_sha256(weights),
+            "container": source.container.kind,
+            "layout": source.layout.name,
+            "task": source.task,
+        },
+        "layout": plan.layout.name,
+        "task": plan.task,
+        "assumed": source.configuration.assumed(),
+        "steps": list(plan.steps),
+        "tensors": {
+            rule.external: {
+                "from": list(dict.fromkeys(origin[name] for name in rule.canonicals)),
+                "canonical": list(rule.canonicals),
+            }
+            for rule in plan.rules
+        },
+        "dropped": dict(plan.dropped),
+        "created": {},
+    }
+
+
+def preprocessor_config(configuration: Configuration) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor."""
+    height, width = configuration.model.image_hw
+    return {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_processor_type": "ViTImageProcessor",
+        **_image_statistics(configuration),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": height, "width": width},
+    }
+
+
+def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
+    return {
+        "image_mean": list(configuration.image_mean),
+        "image_std": list(configuration.image_std),
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,101 @@
+"""The demonstration: the whole way of a checkpoint, on one that comes with the package."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert import show
+from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.convert import execute, plan_conversion
+from mae_convert.diff import diff
+from mae_convert.pictures import load_pictures, reconstruction_panel
+from mae_convert.verify.inputs import random_inputs
+from mae_convert.verify.judge import Check, Verdict, judge
+from mae_convert.verify.trace import Side, Trace, choose_side, trace
+
+TARGETS = ("transformers", "transformers-tf")
+PICTURE = "reconstruction.png"
+
+
+def run_demo(output: Path) -> bool:
+    """Convert the embedded checkpoint, convert it back, run both frameworks, and tell about it.
+
+    Args:
+        output: directory for the models and the picture; what an earlier run left is replaced.
+
+    Returns:
+        Whether everything was equal.
+    """
+    started = time.monotonic()
+    out = show.console()
+    data = Path(str(resources.files("mae_convert") / "data" / "demo"))
+    source = open_checkpoint(data / "checkpoint.pth")
+    out.print(f"The embedded checkpoint, in the original layout: {source.path}")
+    converted = {layout: output / layout for layout in TARGETS}
+    output.mkdir(parents=True, exist_ok=True)
+    for layout, target in converted.items():
+        execute(plan_conversion(source, target, layout), overwrite=True)
+        out.print(f"  converted to {layout}: {target}")
+    out.print("  running PyTorch and TensorFlow on the same pictures with the same noise ...")
+    pixels = load_pictures(sorted(data.glob("*.jpg")), source.configuration)
+    noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
+    inputs = {"pixel_values": pixels, "noise": noise}
+    traces = run_all([source, *(open_checkpoint(path) for path in converted.values())], inputs)
+    verdicts = {
+        layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
+    }
+    round_trips = [round_trip(source, path) for path in converted.values()]
+    passed = tell(verdicts, round_trips)
+    panel = reconstruction_panel(
+        pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
+        source.configuration,
+    )  # fmt: skip
+    panel.save(output / PICTURE)
+    out.print("\noriginal | masked | reconstruction | reconstruction with the visible patches:")
+    out.print(f"  {(output / PICTURE).resolve()}")
+    out.print(f"\n{time.monotonic() - started:.0f} s")
+    return passed
+
+
+def run_all(checkpoints: Sequence[Checkpoint], inputs: Mapping[str, np.ndarray]) -> list[Trace]:
+    """Trace every checkpoint on the same inputs, all at the same time."""
+    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
+        running = []
+        try:
+            for index, checkpoint in enumerate(checkpoints):
+                side = choose_side(checkpoint, Side())
+                target = Path(folder) / f"{index}.safetensors"
+                running.append(trace(checkpoint, side, inputs, target))
+            return [process.result() for process in running]
+        finally:
+            for process in running:
+                process.stop()
+
+
+def round_trip(source: Checkpoint, converted: Path) -> Check:
+    """Convert back to the original layout and count what is not the same bits."""
+    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
+        back = Path(folder) / "back.pth"
+        execute(plan_conversion(open_checkpoint(converted), back, source.layout.name))
+        difference = diff(source, open_checkpoint(back))
+    return Check(f"weights/{converted.name} and back", difference.same, len(difference.tensors), 0)
+
+
+def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
+    """Print a table for each verdict and the round trips; return whether all passed."""
+    out = show.console()
+    for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
+        first, second = verdict.witnesses
+        out.print(
+            f"\n[bold]facebook ({first['framework']}) against {layout}"
+            f" ({second['framework']})[/bold]"
+        )
+        out.print(show.checks_table(verdict.checks))
+        bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
+        out.print(f"converted back to the original layout: {bits}")
+        out.print(show.answer(verdict))
+    return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

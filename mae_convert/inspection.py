@@ -1,0 +1,70 @@
+"""Say what a checkpoint is, without reading tensor data unless asked to."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.layouts import LAYOUTS
+from mae_convert.official import identify
+
+
+def inspect(
+    checkpoint: Checkpoint, *, stats: bool = False, with_hash: bool = False
+) -> dict[str, Any]:
+    """Return everything that ``mae-convert inspect`` tells, as plain data.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        stats: read all tensors and give statistics of their values.
+        with_hash: hash the file, to tell whether it is an official one.
+    """
+    container = checkpoint.container
+    tensors = container.tensors.values()
+    report: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "container": container.kind,
+        "layout": checkpoint.layout.name,
+        "spelling": checkpoint.table.name,
+        "synonyms": list(checkpoint.synonyms),
+        "task": checkpoint.task,
+        "config": checkpoint.configuration.model.to_dict(),
+        "assumed": checkpoint.configuration.assumed(),
+        "tensors": len(container.tensors),
+        "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+        "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors)),
+        "official": identify(checkpoint, with_hash=with_hash),
+        "ignored": dict(container.ignored),
+        "dropped": dict(checkpoint.dropped),
+        "becomes": becomes(checkpoint),
+    }
+    if stats:
+        report["stats"] = {name: statistics(t.load()) for name, t in checkpoint.tensors.items()}
+    return report
+
+
+def becomes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
+    model, task = checkpoint.configuration.model, checkpoint.task
+    return {
+        name: layout.refusal(model, task)
+        or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")
+        for name, layout in LAYOUTS.items()
+    }
+
+
+def statistics(array: np.ndarray) -> dict[str, float | int]:
+    """Return the extremes, mean and deviation of the finite values, and how many are not."""
+    values = array.astype(np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    empty = not finite.size
+    return {
+        "not_finite": int(values.size - finite.size),
+        "zeros": int((values == 0).sum()),
+        "min": 0.0 if empty else float(finite.min()),
+        "max": 0.0 if empty else float(finite.max()),
+        "mean": 0.0 if empty else float(finite.mean()),
+        "std": 0.0 if empty else float(finite.std()),
+    }

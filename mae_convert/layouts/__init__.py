@@ -1,0 +1,21 @@
+"""The layouts, by name: to add one, write its file and register it here."""
+
+from mae_convert.errors import LayoutError
+from mae_convert.layouts.facebook import FACEBOOK
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.transformers import TRANSFORMERS
+from mae_convert.layouts.transformers_tf import TRANSFORMERS_TF
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (FACEBOOK, TRANSFORMERS, TRANSFORMERS_TF)
+}
+
+
+def layout_named(name: str) -> Layout:
+    """Return a layout by its name on the command line."""
+    if name not in LAYOUTS:
+        raise LayoutError(f"unknown layout {name!r}; the layouts are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+__all__ = ["LAYOUTS", "Layout", "layout_named"]

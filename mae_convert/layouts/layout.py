@@ -1,0 +1,61 @@
+"""What a layout is: tables, the containers it lives in, and what it takes for granted."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.errors import LayoutError
+from mae_convert.mapping import Table
+from reference_models.configuration import ViTMAEConfig
+
+ConfigWriter = Callable[[ViTMAEConfig, str], dict[str, Any]]
+Refusal = Callable[[ViTMAEConfig, str], str | None]
+
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+def embedded_config(config: ViTMAEConfig, task: str) -> dict[str, Any]:
+    """Return the configuration as a single file carries it: every field, and the task."""
+    return {**config.to_dict(), "task": task}
+
+
+def _nothing_to_refuse(config: ViTMAEConfig, task: str) -> str | None:  # noqa: ARG001
+    return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One naming and orientation of a MAE's tensors, as people have them.
+
+    Attributes:
+        name: the name on the command line.
+        title: one line for a person.
+        tables: the spellings; all are read, the first that can hold a task is written.
+        containers: kinds of file that hold this layout; the first is used for a directory.
+        weights_name: name of the weights file when the layout is written as a directory, or None
+            when it is written as a single file.
+        conventions: configuration fields that the layout implies where nothing else tells them,
+            and ``image_mean``, ``image_std``.
+        write_config: the configuration as it stands beside or inside the weights.
+        refusal: why a model cannot be written in this layout, or None.
+    """
+
+    name: str
+    title: str
+    tables: tuple[Table, ...]
+    containers: tuple[str, ...]
+    weights_name: str | None = None
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+    write_config: ConfigWriter = embedded_config
+    refusal: Refusal = _nothing_to_refuse
+
+    def table_for(self, task: str) -> Table:
+        """Return the table that is written for a task.
+
+        Raises:
+            LayoutError: the layout cannot hold the task.
+        """
+        for table in self.tables:
+            if task in table.tasks:
+                return table
+        raise LayoutError(f"the {self.name} layout cannot hold a {task} model")

@@ -1,0 +1,98 @@
+"""transformers' TensorFlow classes (removed in version 5): ``tf_model.h5``.
+
+A dataset's path is the layer's name, then the weight's name, which begins with the name scope of
+the class. Loading throws the scope away, so any scope is read, and the class's own is written.
+Fixed position embeddings come last in their layer, because Keras lists frozen weights last.
+"""
+
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.transformers import CONVENTIONS, refusal, write_config
+from mae_convert.mapping import TRANSPOSE, Permute, Repeat, Row, Table
+
+# PyTorch's (out, channels, height, width) becomes TensorFlow's (height, width, channels, out).
+KERNEL = Permute((2, 3, 1, 0))
+
+Rows = tuple[Row | Repeat, ...]
+
+
+def dense(canonical: str, external: str) -> tuple[Row, Row]:
+    """Return the rows of one dense layer: the kernel is the transposed weight."""
+    return (
+        Row(f"{canonical}.weight", f"{external}/kernel:0", TRANSPOSE),
+        Row(f"{canonical}.bias", f"{external}/bias:0"),
+    )
+
+
+def norm(canonical: str, external: str) -> Row:
+    """Return the row of one layer normalisation."""
+    return Row(canonical + ".{weight,bias}", external + "/{gamma,beta}:0")
+
+
+BLOCK = (
+    *dense(".attention.q", "/attention/attention/query"),
+    *dense(".attention.k", "/attention/attention/key"),
+    *dense(".attention.v", "/attention/attention/value"),
+    *dense(".attention.output", "/attention/output/dense"),
+    *dense(".mlp.fc1", "/intermediate/dense"),
+    *dense(".mlp.fc2", "/output/dense"),
+    norm(".norm1", "/layernorm_before"),
+    norm(".norm2", "/layernorm_after"),
+)
+
+
+def _encoder(scope: str, *, frozen_positions: bool) -> Rows:
+    vit = f"vit/{scope}/vit"
+    cls_token = Row("encoder.cls_token", f"{vit}/embeddings/cls_token:0")
+    positions = Row("encoder.position_embedding", f"{vit}/embeddings/position_embeddings:0")
+    projection = f"{vit}/embeddings/patch_embeddings/projection"
+    rest: Rows = (
+        Row("encoder.patch_embedding.weight", f"{projection}/kernel:0", KERNEL),
+        Row("encoder.patch_embedding.bias", f"{projection}/bias:0"),
+        Repeat("encoder.blocks.#", f"{vit}/encoder/layer_._#", BLOCK),
+        norm("encoder.norm", f"{vit}/layernorm"),
+    )
+    return (cls_token, *rest, positions) if frozen_positions else (cls_token, positions, *rest)
+
+
+def _decoder(scope: str) -> Rows:
+    decoder = f"decoder/{scope}/decoder"
+    return (
+        Row("decoder.mask_token", f"{decoder}/mask_token:0"),
+        *dense("decoder.embed", f"{decoder}/decoder_embed"),
+        Repeat("decoder.blocks.#", f"{decoder}/decoder_layers.#", BLOCK),
+        norm("decoder.norm", f"{decoder}/decoder_norm"),
+        *dense("decoder.prediction", f"{decoder}/decoder_pred"),
+        Row("decoder.position_embedding", f"{decoder}/decoder_pos_embed:0"),
+    )
+
+
+def _tables(pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
+    """Return the three tables, given the name scope of each class."""
+    name = "transformers-tf"
+    head = dense("head", f"classifier/{classify}/classifier")
+    return (
+        Table(
+            name,
+            ("pretrain",),
+            (*_encoder(pretrain, frozen_positions=True), *_decoder(pretrain)),
+        ),
+        Table(name, ("encoder",), _encoder(encoder, frozen_positions=True)),
+        Table(name, ("classify",), (*_encoder(classify, frozen_positions=False), *head)),
+    )
+
+
+WRITTEN = _tables(
+    "tf_vi_tmae_for_pre_training", "tf_vi_tmae_model", "tf_vi_t_for_image_classification"
+)
+ANY_SCOPE = _tables("*", "*", "*")
+
+TRANSFORMERS_TF = Layout(
+    name="transformers-tf",
+    title="Hugging Face transformers, TensorFlow classes up to 4.57 (tf_model.h5)",
+    tables=WRITTEN + ANY_SCOPE,
+    containers=("tf_h5",),
+    weights_name="tf_model.h5",
+    conventions=CONVENTIONS,
+    write_config=write_config,
+    refusal=refusal,
+)

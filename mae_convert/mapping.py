@@ -1,0 +1,333 @@
+"""The algebra of mapping tables: rows that carry both directions, expanded and checked.
+
+A table is a tuple of rows in the external layout's own order. ``#`` stands for a block's index,
+``{a,b}`` for one of several names: in both columns it makes one row per name, in the canonical
+column alone it makes a row that joins several canonical tensors into one external tensor.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from mae_convert.canonical import Schema, Shape
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import LayoutError
+
+
+class Transform(Protocol):
+    """An invertible map from canonical arrays to one external array."""
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the external array made of canonical ones."""
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the canonical arrays that an external one holds."""
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the external shape for canonical shapes."""
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """The external tensor is the canonical one."""
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the one array."""
+        return arrays[0]
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the one array."""
+        return [array]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the one shape."""
+        return shapes[0]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the one shape."""
+        return [shape]
+
+    def __str__(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder the axes: external axis ``i`` is canonical axis ``axes[i]``."""
+
+    axes: tuple[int, ...]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the transposed view."""
+        return arrays[0].transpose(self.axes)
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the view transposed back."""
+        return [array.transpose(self._inverse())]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the canonical shape with its axes reordered."""
+        return tuple(shapes[0][axis] for axis in self.axes)
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the external shape with its axes put back."""
+        if len(shape) != len(self.axes):
+            raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
+        return [tuple(shape[axis] for axis in self._inverse())]
+
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+
+    def __str__(self) -> str:
+        return "transpose" if self.axes == (1, 0) else f"permute{self.axes}"
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Join ``parts`` canonical tensors of equal shape along the first axis."""
+
+    parts: int
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the parts, one after the other."""
+        return np.concatenate(arrays)
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return equal views, in order."""
+        size = array.shape[0] // self.parts
+        return [array[index * size : (index + 1) * size] for index in range(self.parts)]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape of the joined tensor."""
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shapes of the parts."""
+        if not shape or shape[0] % self.parts:
+            raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
+        return [(shape[0] // self.parts, *shape[1:])] * self.parts
+
+    def __str__(self) -> str:
+        return f"fuse {self.parts}"
+
+
+SAME = Same()
+TRANSPOSE = Permute((1, 0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: canonical name(s), external name, and the transform between them."""
+
+    canonical: str
+    external: str
+    transform: Transform = SAME
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Rows that stand once for every block; ``#`` in the prefixes is the block's index."""
+
+    canonical: str
+    external: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row with its braces resolved and its prefix joined; ``#`` may still stand in it."""
+
+    canonicals: tuple[str, ...]
+    external: str
+    transform: Transform
+
+    def at(self, index: int) -> "Rule":
+        """Return the rule for one block."""
+        number = str(index)
+        return replace(
+            self,
+            canonicals=tuple(name.replace("#", number) for name in self.canonicals),
+            external=self.external.replace("#", number),
+        )
+
+
+@dataclass(frozen=True)
+class Drop:
+    """An external tensor that MAE does not use: read as nothing, and reported with the reason."""
+
+    external: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A bijection between external and canonical names, for the tasks that it can hold.
+
+    Raises:
+        LayoutError: when built, if a row is malformed or a name stands in two rows.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row | Repeat, ...]
+    drops: tuple[Drop, ...] = ()
+    groups: tuple[tuple[Rule, ...], ...] = field(init=False, repr=False, compare=False)
+    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        groups = tuple(tuple(_rules(row)) for row in self.rows)
+        rules = list(itertools.chain.from_iterable(groups))
+        _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
+        _refuse_duplicates(self.name, (rule.external for rule in rules))
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(
+            self, "_patterns", tuple((_regex(rule.external), rule) for rule in rules)
+        )
+
+    def expand(self, names: Iterable[str]) -> list[Rule]:
+        """Return the rules for a set of canonical names, in the external layout's order.
+
+        Raises:
+            LayoutError: the table has no row for a name, or only some of a row's names are there.
+        """
+        wanted = set(names)
+        depth = 1 + max(
+            (int(n) for name in wanted for n in re.findall(r"\.(\d+)\.", name)), default=0
+        )
+        rules: list[Rule] = []
+        for group in self.groups:
+            repeated = any("#" in rule.external for rule in group)
+            for index in range(depth if repeated else 1):
+                rules += [
+                    rule for rule in (r.at(index) for r in group) if wanted & set(rule.canonicals)
+                ]
+        covered = {name for rule in rules for name in rule.canonicals}
+        if missing := sorted(wanted - covered):
+            raise LayoutError(f"{self.name} has no place for {listed(missing)}")
+        if partial := sorted(covered - wanted):
+            raise LayoutError(f"{self.name} needs {listed(partial)} too")
+        return rules
+
+    def rule_for(self, external: str) -> Rule | None:
+        """Return the rule for an external name, with block index and name filled in."""
+        for pattern, rule in self._patterns:
+            if match := pattern.fullmatch(external):
+                found = rule.at(int(match[1])) if match.groups() else rule
+                return replace(found, external=external)
+        return None
+
+    def drop_for(self, external: str) -> Drop | None:
+        """Return the Drop that names an external tensor as unused."""
+        return next((d for d in self.drops if _regex(d.external).fullmatch(external)), None)
+
+
+def _rules(row: Row | Repeat) -> Iterator[Rule]:
+    if isinstance(row, Repeat):
+        if row.canonical.count("#") != 1 or row.external.count("#") != 1:
+            raise LayoutError(f"a repeated row needs one # on each side: {row.canonical!r}")
+        for inner in row.rows:
+            for rule in _rules(inner):
+                yield Rule(
+                    tuple(row.canonical + name for name in rule.canonicals),
+                    row.external + rule.external,
+                    rule.transform,
+                )
+        return
+    canonicals, externals = braces(row.canonical), braces(row.external)
+    if len(externals) == len(canonicals):
+        for canonical, external in zip(canonicals, externals, strict=True):
+            yield Rule((canonical,), external, row.transform)
+    elif len(canonicals) % len(externals) == 0:
+        # "{q,k,v}.{weight,bias}" against "qkv.{weight,bias}": the last braces run in step.
+        step = len(externals)
+        for index, external in enumerate(externals):
+            yield Rule(tuple(canonicals[index::step]), external, row.transform)
+    else:
+        raise LayoutError(f"{row.canonical!r} and {row.external!r} do not pair up")
+
+
+def braces(pattern: str) -> list[str]:
+    """Return the names that a pattern with ``{a,b}`` stands for, in order."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [piece.split(",") if index % 2 else [piece] for index, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _regex(external: str) -> re.Pattern[str]:
+    """Return the pattern of an external name: ``#`` is an index, ``*`` one path component."""
+    quoted = re.escape(external).replace(r"\#", "#").replace(r"\*", "[^/]+")
+    return re.compile(quoted.replace("#", "(0|[1-9][0-9]*)", 1).replace("#", r"\1"))
+
+
+def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise LayoutError(f"{table}: {name} stands in two rows")
+        seen.add(name)
+
+
+def listed(names: Sequence[str], limit: int = 4) -> str:
+    """Return names for a sentence, cut after a few."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
+    """Return name and shape of every external tensor, in order, for canonical shapes."""
+    return {
+        rule.external: rule.transform.write_shape([schema[name] for name in rule.canonicals])
+        for rule in rules
+    }
+
+
+def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
+    """Return lazy canonical tensors for the external ones that the rules name."""
+    return {
+        canonical.name: canonical
+        for rule in rules
+        for canonical in _read(rule, tensors[rule.external])
+    }
+
+
+def _read(rule: Rule, tensor: LazyTensor) -> Iterator[LazyTensor]:
+    shapes = rule.transform.read_shapes(tensor.shape)
+    for index, (name, shape) in enumerate(zip(rule.canonicals, shapes, strict=True)):
+
+        def load(index: int = index) -> np.ndarray:
+            return rule.transform.read(tensor.load())[index]
+
+        yield LazyTensor(name, shape, tensor.dtype, load)
+
+
+def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> list[LazyTensor]:
+    """Return lazy external tensors, in the order of the rules.
+
+    Raises:
+        LayoutError: tensors that are to be joined have different dtypes.
+    """
+    return [_write(rule, [tensors[name] for name in rule.canonicals]) for rule in rules]
+
+
+def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
+    dtypes = sorted({str(part.dtype) for part in parts})
+    if len(dtypes) > 1:
+        raise LayoutError(
+            f"{rule.external} joins tensors of different dtypes ({listed(dtypes)})"
+            "; pass --dtype to make them one"
+        )
+
+    def load() -> np.ndarray:
+        return rule.transform.write([part.load() for part in parts])
+
+    shape = rule.transform.write_shape([part.shape for part in parts])
+    return LazyTensor(rule.external, shape, parts[0].dtype, load)

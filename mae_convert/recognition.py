@@ -1,0 +1,188 @@
+"""Recognise the layout of a set of tensors by the whole key set and the shapes.
+
+Every table of every layout is tried: the names are read through it, the geometry follows from the
+shapes, and the canonical schema of that geometry must then be met exactly. A table that leaves
+anything over, or misses anything, does not fit.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mae_convert.canonical import Shape, geometry, schema, task_of
+from mae_convert.errors import LayoutError
+from mae_convert.layouts import LAYOUTS, Layout
+from mae_convert.mapping import Rule, Table, external_shapes, listed
+from reference_models.configuration import ViTMAEConfig
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A set of external tensors, read through one table.
+
+    Attributes:
+        rules: the rules that apply, one for each external tensor that was understood.
+        task: the task of the canonical tensors.
+        geometry: configuration fields that the shapes tell.
+        dropped: external names that the table declares unused, with the reason.
+        problems: what does not fit, in sentences; empty when the table fits.
+    """
+
+    layout: Layout
+    table: Table
+    rules: tuple[Rule, ...]
+    task: str
+    geometry: Mapping[str, Any]
+    dropped: Mapping[str, str]
+    problems: tuple[str, ...]
+
+
+def recognise(
+    shapes: Mapping[str, Shape], preferred: str | None = None
+) -> tuple[Reading, tuple[str, ...]]:
+    """Return how the tensors read, and the names of layouts that are the same for them.
+
+    Args:
+        shapes: external names and shapes.
+        preferred: a layout named by a configuration beside or inside the file; it decides between
+            layouts that fit equally well.
+
+    Raises:
+        LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
+            that differ do.
+    """
+    readings = [
+        read_as(layout, table, shapes) for layout in LAYOUTS.values() for table in layout.tables
+    ]
+    fitting = _first_of_each_layout(r for r in readings if not r.problems)
+    if not fitting:
+        raise LayoutError(_explain_misfit(readings, shapes))
+    chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
+    for other in fitting:
+        if _canonical_names(other) != _canonical_names(chosen):
+            raise LayoutError(
+                f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
+                " them differently; put a config.json beside the file that says which"
+            )
+    return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
+
+
+def _first_of_each_layout(readings: Iterator[Reading]) -> list[Reading]:
+    first: dict[str, Reading] = {}
+    for reading in readings:
+        first.setdefault(reading.layout.name, reading)
+    return list(first.values())
+
+
+def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
+    return {rule.external: rule.canonicals for rule in reading.rules}
+
+
+def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
+    """Read external names and shapes through one table and collect what does not fit."""
+    rules: list[Rule] = []
+    dropped: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in shapes:
+        if rule := table.rule_for(name):
+            rules.append(rule)
+        elif drop := table.drop_for(name):
+            dropped[name] = drop.why
+        else:
+            unknown.append(name)
+    canonical, problems = _canonical_shapes(rules, shapes)
+    task = task_of(canonical)
+    known: dict[str, Any] = {}
+    expected: dict[str, Shape] = {}
+    if not problems:
+        try:
+            known = geometry(canonical)
+            expected = _schema(known, task)
+        except (LayoutError, ValueError) as error:
+            problems.append(str(error))
+    if task not in table.tasks:
+        problems.append(f"{table.name} has other names for a {task} model")
+    if expected:
+        problems += _misfit(canonical, expected, table)
+    problems += _unexpected(unknown, table, expected or canonical)
+    return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems))
+
+
+def _canonical_shapes(
+    rules: list[Rule], shapes: Mapping[str, Shape]
+) -> tuple[dict[str, Shape], list[str]]:
+    canonical: dict[str, Shape] = {}
+    problems = []
+    for rule in rules:
+        try:
+            parts = rule.transform.read_shapes(shapes[rule.external])
+        except LayoutError as error:
+            problems.append(f"{rule.external}: {error}")
+            continue
+        for name, shape in zip(rule.canonicals, parts, strict=True):
+            if name in canonical:
+                problems.append(f"two tensors are {name}, one of them {rule.external}")
+            canonical[name] = shape
+    return canonical, problems
+
+
+def _schema(known: Mapping[str, Any], task: str) -> dict[str, Shape]:
+    """Return the schema of a geometry; of its grid only the count of patches matters."""
+    fields = {k: v for k, v in known.items() if k != "num_patches"}
+    patch = known["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    config = ViTMAEConfig(
+        **fields,
+        image_size=(known["num_patches"] * height, width),
+        num_attention_heads=1,
+        decoder_num_attention_heads=1,
+    )
+    return schema(config, task)
+
+
+def _misfit(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table
+) -> Iterator[str]:
+    missing = [name for name in expected if name not in found]
+    try:
+        rules = table.expand(expected)
+    except LayoutError as error:
+        yield str(error)
+        return
+    external = {name: rule.external for rule in rules for name in rule.canonicals}
+    names = list(dict.fromkeys(external[name] for name in missing))
+    if names:
+        yield f"missing: {listed(names)}"
+    extra = [name for name in found if name not in expected]
+    if extra:
+        yield f"not part of such a model: {listed(extra)}"
+    wanted = external_shapes(rules, dict(expected))
+    actual = external_shapes(
+        [rule for rule in rules if set(rule.canonicals) <= set(found)], dict(found)
+    )
+    for name, shape in wanted.items():
+        if name in actual and actual[name] != shape:
+            yield f"{name} has shape {actual[name]} where the other tensors ask for {shape}"
+
+
+def _unexpected(unknown: list[str], table: Table, schema: Mapping[str, Shape]) -> Iterator[str]:
+    if not unknown:
+        return
+    try:
+        known = [rule.external for rule in table.expand(schema)]
+    except LayoutError:
+        known = []
+    nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+    hint = f" (nearest known name: {nearest[0]})" if nearest else ""
+    yield f"unexpected: {listed(unknown)}{hint}"
+
+
+def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
+    best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
+    if len(best.rules) * 2 < len(shapes):
+        return (
+            f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with"
+            f" {listed(list(shapes), 3)}); `mae-convert layouts` shows what is read"
+        )
+    return f"nearest layout is {best.table.name} ({best.task}), but " + "; ".join(best.problems[:4])

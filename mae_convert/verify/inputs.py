@@ -1,0 +1,87 @@
+"""The inputs of a comparison: pictures and noise that both sides are given, bit for bit."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert.errors import MaeConvertError
+from reference_models.configuration import ViTMAEConfig
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def random_inputs(config: ViTMAEConfig, *, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return normally distributed pictures and noise whose values are all distinct.
+
+    Returns:
+        ``pixel_values`` (batch, channels, height, width) and ``noise`` (batch, patches), float32.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    size = (batch, config.num_channels, *config.image_hw)
+    patches = config.num_patches
+    ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
+    return {
+        "pixel_values": generator.standard_normal(size, dtype=np.float32),
+        "noise": ((ranks + 0.5) / patches).astype(np.float32),
+    }
+
+
+def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
+    """Return the inputs with noise that leaves the patches in order."""
+    noise = np.sort(inputs["noise"], axis=1)
+    return {**inputs, "noise": noise}
+
+
+def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+    """Read ``IN.npz`` and check it against a model's configuration.
+
+    A file without noise gets noise that leaves the patches in order.
+
+    Raises:
+        MaeConvertError: the file is no such npz, or shapes, dtypes or values do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("pixel_values", "noise") if name in archive}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise MaeConvertError(f"{path} is not an .npz file of inputs: {error}") from error
+    if "pixel_values" not in arrays:
+        raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
+    pixels = arrays["pixel_values"]
+    wanted = (config.num_channels, *config.image_hw)
+    if pixels.ndim != 4 or pixels.shape[1:] != wanted or len(pixels) == 0:
+        raise MaeConvertError(
+            f"{path}: pixel_values has shape {pixels.shape}; this model takes (N, "
+            + ", ".join(map(str, wanted))
+            + ")"
+        )
+    if "noise" not in arrays:
+        row = (np.arange(config.num_patches) + 0.5) / config.num_patches
+        arrays["noise"] = np.tile(row.astype(np.float32), (len(pixels), 1))
+    _check_noise(path, arrays["noise"], (len(pixels), config.num_patches))
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise MaeConvertError(f"{path}: {name} must be finite float32, not {array.dtype}")
+    return arrays
+
+
+def _check_noise(path: Path, noise: np.ndarray, shape: tuple[int, int]) -> None:
+    if noise.shape != shape:
+        raise MaeConvertError(f"{path}: noise has shape {noise.shape}; {shape} is needed")
+    if any(len(np.unique(row)) < len(row) for row in noise):
+        raise MaeConvertError(
+            f"{path}: noise holds equal values, so the order of patches is undefined; make them"
+            " distinct"
+        )
+
+
+def inputs_sha256(inputs: Arrays) -> str:
+    """Return one hash over names, shapes and bytes, by which two traces know that they match."""
+    digest = hashlib.sha256()
+    for name in sorted(inputs):
+        array = np.ascontiguousarray(inputs[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

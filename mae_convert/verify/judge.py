@@ -1,0 +1,257 @@
+"""The verdict on two traces: function, numerics, configuration, weights; and who is to blame.
+
+Function: in float64 both sides agree to rounding. Numerics: in each lower precision, each side's
+own error, its distance to its own float64 run, is small and not much larger than the other's, so
+that a side which quietly computes in less precision fails even though both agree within a wide
+tolerance. A forward pass is blind to what softmax cancels and to flags, so tensors and
+configurations are compared as well.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mae_convert.canonical import task_of
+from mae_convert.errors import MaeConvertError
+from mae_convert.verify.blame import execution_order, suspects_at
+from mae_convert.verify.trace import Trace
+
+FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# One side's own error may be this many times the other's ...
+PEER_FACTOR = 8.0
+# ... where an error below this many units of roundoff counts as this many, and in no case more
+# than the second number. Random full-size models have own errors of 0.3 to 16 units.
+FLOOR_UNITS = 16.0
+CEILING_UNITS = 64.0
+
+GEOMETRY = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+FUNCTION_FIELDS = (*GEOMETRY, "num_attention_heads", "layer_norm_eps", "hidden_act")
+DECODER_FIELDS = (
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_intermediate_size",
+    "decoder_num_attention_heads",
+    "norm_pix_loss",
+)
+PREPROCESSING_FIELDS = ("image_mean", "image_std")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was measured, and the limit that it was held against."""
+
+    name: str
+    passed: bool
+    measured: Any
+    limit: Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, and the grounds for it.
+
+    Attributes:
+        passed: every check passed.
+        proven: both sides were loaded without our mapping tables, so the tables are proven too.
+        checks: everything that was compared.
+        first_divergence: the first step of the computation where the sides part, or None.
+        suspects: canonical tensors, the likeliest culprit first.
+        causes: explanations that were tested and hold.
+        witnesses: how each side was run.
+    """
+
+    passed: bool
+    proven: bool
+    checks: tuple[Check, ...]
+    first_divergence: str | None
+    suspects: tuple[str, ...]
+    causes: tuple[str, ...]
+    witnesses: tuple[Mapping[str, Any], ...]
+
+    def failed(self) -> list[Check]:
+        """Return the checks that failed."""
+        return [check for check in self.checks if not check.passed]
+
+
+def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
+    """Compare two traces and return the verdict.
+
+    Args:
+        a: the trace of the source.
+        b: the trace of the target.
+        compare_weights: compare the canonical tensors by their hashes; without it only what the
+            forward passes show counts.
+
+    Raises:
+        MaeConvertError: the traces cannot be compared: other inputs, no float64 run.
+    """
+    _check_comparable(a, b)
+    function = list(_function(a, b))
+    checks = [*_configuration(a, b), *function, *_numerics(a, b)]
+    differing: list[str] = []
+    if compare_weights:
+        differing = differing_tensors(a, b)
+        checks.append(Check("weights/tensors that differ", not differing, len(differing), 0))
+        checks += _task_checks(a, b)
+    diverging = [c.name.removeprefix("function/") for c in function if not c.passed]
+    first = min(diverging, key=execution_order, default=None)
+    fed = suspects_at(first, set(diverging), a, b) if first else []
+    return Verdict(
+        passed=all(check.passed for check in checks),
+        proven=bool(a.description["native"] and b.description["native"]),
+        checks=tuple(checks),
+        first_divergence=first,
+        suspects=tuple(dict.fromkeys([*rank(differing, fed), *fed])),
+        causes=tuple(_configuration_causes(a, b)),
+        witnesses=tuple(_witness(side, trace) for side, trace in (("A", a), ("B", b))),
+    )
+
+
+def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
+    """Return the tensors that differ, first those that feed the first divergence."""
+    return sorted(differing, key=lambda name: name not in fed)
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, another shape infinite, NaN stays NaN."""
+    if a.shape != b.shape:
+        return math.inf
+    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance, size = np.linalg.norm(exact_a - exact_b), np.linalg.norm(exact_b)
+    if distance == 0:
+        return 0.0
+    return float(distance / size) if size != 0 else math.inf
+
+
+def _check_comparable(a: Trace, b: Trace) -> None:
+    if a.description["inputs"] != b.description["inputs"]:
+        raise MaeConvertError(
+            "the two traces were made of different inputs, so they cannot be compared; give both"
+            " the same --inputs file, or the same --seed and --batch"
+        )
+    for side in (a, b):
+        if "float64" not in side.description["dtypes"]:
+            raise MaeConvertError(
+                f"the trace of {side.description['checkpoint']['name']} has no float64 run, which"
+                " the proof needs; trace it again with --dtype float64"
+            )
+    if not _common_results(a, b):
+        raise MaeConvertError("the two traces have no result in common")
+
+
+def _common_results(a: Trace, b: Trace) -> list[str]:
+    prefix = "float64/"
+    common = [n.removeprefix(prefix) for n in a.arrays if n.startswith(prefix) and n in b.arrays]
+    return sorted((name.removeprefix("tap/") for name in common), key=execution_order)
+
+
+def _array(trace: Trace, dtype: str, name: str) -> np.ndarray:
+    key = f"{dtype}/{name}"
+    return trace.arrays[key if key in trace.arrays else f"{dtype}/tap/{name}"]
+
+
+def _function(a: Trace, b: Trace) -> Iterator[Check]:
+    for name in ("mask", "ids_restore"):
+        if name in a.arrays and name in b.arrays:
+            differing = _count_differing(a.arrays[name], b.arrays[name])
+            yield Check(f"function/{name}", differing == 0, differing, 0)
+    for name in _common_results(a, b):
+        error = relative_error(_array(b, "float64", name), _array(a, "float64", name))
+        yield Check(f"function/{name}", error <= FUNCTION_LIMIT, error, FUNCTION_LIMIT)
+
+
+def _count_differing(a: np.ndarray, b: np.ndarray) -> int:
+    return int((a != b).sum()) if a.shape == b.shape else max(a.size, b.size, 1)
+
+
+def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
+    dtypes = [d for d in a.description["dtypes"] if d in b.description["dtypes"] and d != "float64"]
+    for dtype in dtypes:
+        unit = UNIT_ROUNDOFF[dtype]
+        for name in _common_results(a, b):
+            error_a, error_b = (
+                relative_error(_array(side, dtype, name), _array(side, "float64", name))
+                for side in (a, b)
+            )
+            for side, own, other in (("A", error_a, error_b), ("B", error_b, error_a)):
+                limit = min(PEER_FACTOR * max(other, FLOOR_UNITS * unit), CEILING_UNITS * unit)
+                yield Check(f"{dtype}/{side}/{name}", own <= limit, own, limit)
+
+
+def _configuration(a: Trace, b: Trace) -> Iterator[Check]:
+    for name in _compared_fields(a, b):
+        left, right = _field(a, name), _field(b, name)
+        yield Check(f"configuration/{name}", left == right, right, left)
+
+
+def _compared_fields(a: Trace, b: Trace) -> list[str]:
+    tasks = {a.description["task"], b.description["task"]}
+    fields = list(FUNCTION_FIELDS)
+    if tasks == {"pretrain"}:
+        fields += DECODER_FIELDS
+    if tasks <= {"pretrain", "encoder"}:
+        fields.append("mask_ratio")
+    if tasks == {"classify"}:
+        fields += ["global_pool", "num_labels"]
+    return fields + list(PREPROCESSING_FIELDS)
+
+
+def _field(trace: Trace, name: str) -> Any:
+    description = trace.description
+    return description[name] if name in PREPROCESSING_FIELDS else description["config"][name]
+
+
+def differing_tensors(a: Trace, b: Trace) -> list[str]:
+    """Return the canonical tensors that are not the same bits on both sides.
+
+    Of models with different tasks the common part is compared.
+    """
+    left, right = a.description["tensors"], b.description["tensors"]
+    same_task = a.description["task"] == b.description["task"]
+    names = {**left, **right} if same_task else [name for name in left if name in right]
+    return [name for name in names if left.get(name) != right.get(name)]
+
+
+def _task_checks(a: Trace, b: Trace) -> Iterator[Check]:
+    """A model that lost its decoder or head says so in its conversion record."""
+    left, right = a.description["task"], b.description["task"]
+    if left == right:
+        return
+    steps = a.description["steps"] + b.description["steps"]
+    declared = any(step["step"] == "task" for step in steps)
+    lost = [n for n in a.description["tensors"] if n not in b.description["tensors"]]
+    assert task_of(a.description["tensors"]) == left
+    yield Check(
+        f"task/{left} against {right}: common part compared",
+        True,
+        f"{len(lost)} tensors of A are not in B, {'declared' if declared else 'not declared'}",
+        "the common part is equal",
+    )
+
+
+def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
+    for name in _compared_fields(a, b):
+        left, right = _field(a, name), _field(b, name)
+        if left != right:
+            yield f"{name} is {left} in A and {right} in B"
+    missing = [s for s in b.description["steps"] if s["step"] == "dtype"]
+    if missing and differing_tensors(a, b):
+        yield f"B declares that its weights were rounded to {missing[-1]['to']}"
+
+
+def _witness(side: str, trace: Trace) -> dict[str, Any]:
+    keys = ("framework", "device", "native", "versions", "layout", "task", "checkpoint", "assumed")
+    return {"side": side, **{key: trace.description.get(key) for key in keys}}

@@ -1,0 +1,116 @@
+"""Put a checkpoint's arrays into a reference model by name, without any mapping table.
+
+The PyTorch reference has the original's parameter names, so that a state dict of
+facebookresearch/mae or timm is loaded as it is. The Keras reference has the variable names of
+transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded as it is, and a PyTorch file of
+transformers by the rule by which that library itself renames (``modeling_tf_pytorch_utils``):
+slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
+bias, and kernels are transposed. Files are opened with the frameworks' own readers.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
+
+
+class LoadError(Exception):
+    """The file does not hold exactly the tensors of the reference model."""
+
+
+def pytorch_state_dict(path: str) -> dict[str, Any]:
+    """Return the tensors of a .pth, .safetensors or .npz file as PyTorch tensors, by name."""
+    import torch
+
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.endswith(".npz"):
+        with np.load(path, allow_pickle=False) as archive:
+            return {n: torch.from_numpy(archive[n]) for n in archive if not n.startswith("__")}
+    with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("model", "state_dict"):
+        if isinstance(stored.get(wrapper), Mapping):
+            stored = stored[wrapper]
+            break
+    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+
+
+def _numpy_scalar_globals() -> list[Any]:
+    scalar = np.float64(0).__reduce__()[0]
+    return [scalar, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
+
+
+def tensorflow_arrays(path: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a ``tf_model.h5`` by variable path, layer and name scope taken off."""
+    import h5py
+
+    arrays: dict[str, np.ndarray] = {}
+
+    def collect(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            variable = name.split("/", 2)[2].removesuffix(":0")
+            if variable in arrays:
+                raise LoadError(f"two datasets are named {variable} once their scope is taken off")
+            arrays[variable] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(collect)
+    return arrays
+
+
+def transformers_arrays(path: str, variables: Iterable[Any]) -> dict[str, np.ndarray]:
+    """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
+    from safetensors.numpy import load_file
+
+    state = load_file(path) if path.endswith(".safetensors") else _pytorch_as_numpy(path)
+    arrays = {}
+    for variable in variables:
+        name, transposed = transformers_name(variable.path)
+        # A bare ViTMAEModel is saved without the name of its only part.
+        name = name if name in state else name.removeprefix("vit.")
+        if name not in state:
+            raise LoadError(f"{path} holds no tensor {name}")
+        array = state.pop(name)
+        arrays[variable.path] = _as_kernel(array) if transposed else array
+    if state:
+        raise LoadError(f"{path} holds tensors that the model has not: {sorted(state)[:4]}")
+    return arrays
+
+
+def _pytorch_as_numpy(path: str) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in pytorch_state_dict(path).items()}
+
+
+def transformers_name(variable_path: str) -> tuple[str, bool]:
+    """Return the PyTorch name of a TensorFlow variable, and whether its array is transposed."""
+    *modules, leaf = variable_path.replace("_._", "/").split("/")
+    leaf_name = {"kernel": "weight", "gamma": "weight", "beta": "bias"}.get(leaf, leaf)
+    return ".".join([*modules, leaf_name]), leaf == "kernel"
+
+
+def _as_kernel(weight: np.ndarray) -> np.ndarray:
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def assign_keras(variables: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Assign every variable exactly once; nothing may be missing, left over or misshapen."""
+    remaining = dict(arrays)
+    for variable in variables:
+        array = remaining.pop(variable.path, None)
+        if array is None:
+            raise LoadError(f"the file holds no {variable.path}")
+        if tuple(array.shape) != tuple(variable.shape):
+            raise LoadError(
+                f"{variable.path} has shape {array.shape} in the file and {variable.shape} in the"
+                " model"
+            )
+        variable.assign(array)
+    if remaining:
+        raise LoadError(f"the file holds what the model has not: {sorted(remaining)[:4]}")

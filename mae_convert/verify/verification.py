@@ -1,0 +1,136 @@
+"""Verify a pair of checkpoints: trace both at the same time, judge, explain."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.canonical import Schema
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.errors import MaeConvertError
+from mae_convert.verify.causes import explain
+from mae_convert.verify.inputs import in_order, random_inputs
+from mae_convert.verify.judge import Check, Verdict, differing_tensors, judge
+from mae_convert.verify.trace import Side, Trace, choose_side, trace
+
+DEFAULT_DTYPES = ("float64", "float32")
+
+
+def verify(
+    a: Checkpoint,
+    b: Checkpoint,
+    side_a: Side | None = None,
+    side_b: Side | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 2,
+    dtypes: Sequence[str] = DEFAULT_DTYPES,
+    require_proof: bool = False,
+) -> Verdict:
+    """Return whether two checkpoints are the same function with the same weights.
+
+    Args:
+        a: the source.
+        b: the target; lossy steps that its conversion declares are applied to the source first.
+        side_a: how to run the source; by default the framework that reads its names natively.
+        side_b: how to run the target.
+        seed: seed of the random inputs.
+        batch: pictures in the inputs.
+        dtypes: precisions to run; float64 is the proof.
+        require_proof: fail unless both sides are loaded without our mapping tables.
+
+    Raises:
+        MissingRequirementError: no framework to run a side with.
+        MaeConvertError: a run failed.
+    """
+    if mismatch := _shape_mismatch(a, b):
+        return mismatch
+    sides = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
+    trace_a, trace_b = trace_both(a, b, *sides, seed=seed, batch=batch, dtypes=dtypes)
+    verdict = judge(trace_a, trace_b)
+    if require_proof:
+        check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
+        verdict = replace(
+            verdict, passed=verdict.passed and check.passed, checks=(*verdict.checks, check)
+        )
+    if verdict.passed:
+        return verdict
+    # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
+    different = set(differing_tensors(trace_a, trace_b))
+    tensors = [name for name in verdict.suspects if name in different]
+    return replace(verdict, causes=verdict.causes + tuple(explain(a, b, tensors)))
+
+
+def trace_both(
+    a: Checkpoint,
+    b: Checkpoint,
+    side_a: Side,
+    side_b: Side,
+    *,
+    seed: int,
+    batch: int,
+    dtypes: Sequence[str],
+) -> tuple[Trace, Trace]:
+    """Run both sides at the same time on the same random inputs and return their traces."""
+    inputs = random_inputs(a.configuration.model, batch=batch, seed=seed)
+    mask_ratio: float | None = None
+    if "classify" in (a.task, b.task):
+        inputs, mask_ratio = in_order(inputs), 0.0
+    else:
+        # Both are masked alike even where the configurations differ, which is a check of its own.
+        mask_ratio = a.configuration.model.mask_ratio
+    steps = declared_steps(b)
+    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
+        outputs = [Path(folder) / f"{name}.safetensors" for name in "ab"]
+        options: dict[str, Any] = {"dtypes": dtypes, "mask_ratio": mask_ratio}
+        first = trace(a, side_a, inputs, outputs[0], steps=steps, **options)
+        try:
+            second = trace(b, side_b, inputs, outputs[1], **options)
+        except BaseException:
+            first.stop()
+            raise
+        try:
+            return first.result(), second.result()
+        finally:
+            first.stop()
+            second.stop()
+
+
+def declared_steps(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return the lossy steps that a checkpoint's conversion record declares.
+
+    Raises:
+        MaeConvertError: a step is unknown to this version.
+    """
+    steps = list((checkpoint.container.conversion or {}).get("steps", []))
+    for step in steps:
+        if step.get("step") not in ("dtype", "task"):
+            raise MaeConvertError(
+                f"{checkpoint.path} declares a step {step.get('step')!r} that this version of"
+                " mae-convert does not know; update it"
+            )
+    return steps
+
+
+def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
+    """Return a verdict without runs when the two models have not even the same shapes."""
+    left, right = _shapes(a), _shapes(b)
+    if a.task == b.task:
+        names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    else:
+        names = [name for name in left if name in right and left[name] != right[name]]
+    sizes = a.configuration.model.image_hw, b.configuration.model.image_hw
+    if not names and sizes[0] == sizes[1]:
+        return None
+    checks = [Check(f"shape/{name}", False, right.get(name), left.get(name)) for name in names]
+    if sizes[0] != sizes[1]:
+        checks.append(Check("configuration/image_size", False, sizes[1], sizes[0]))
+    causes = [
+        f"{name} has shape {left.get(name)} in A and {right.get(name)} in B" for name in names[:4]
+    ]
+    return Verdict(False, False, tuple(checks), None, tuple(names), tuple(causes), ())
+
+
+def _shapes(checkpoint: Checkpoint) -> Schema:
+    return {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

@@ -1,0 +1,82 @@
+"""The child process of a trace: one framework, one checkpoint, one file of results.
+
+It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
+that has NumPy, safetensors and the framework and nothing of ours, so the packages that it needs are
+made importable from the folders beside this file, and no others are.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def expose(package: str) -> ModuleType:
+    """Make one package of this project importable without putting its surroundings on the path."""
+    folder = ROOT / package
+    spec = importlib.util.spec_from_file_location(
+        package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(job_path: Path) -> None:
+    """Run the job and write its trace."""
+    from mae_convert.verify.job import Job
+
+    job = Job.load(job_path)
+    if job.framework == "torch":
+        from mae_convert.verify import run_pytorch as runner
+    else:
+        os.environ["KERAS_BACKEND"] = job.framework
+        from mae_convert.verify import run_keras as runner  # type: ignore[no-redef]
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with np.load(job.inputs) as archive:
+        inputs = dict(archive)
+    arrays: dict[str, np.ndarray] = {}
+    for dtype, results in runner.runs(job, inputs):
+        for name, array in results.items():
+            # What does not depend on the dtype is kept once; that it does not is checked.
+            key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
+            if key in arrays and not np.array_equal(arrays[key], array):
+                raise RuntimeError(f"{name} differs between the runs")
+            arrays[key] = np.ascontiguousarray(array)
+    description = {**job.description, "versions": runner.versions()}
+    save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
+
+
+def main() -> int:
+    """Run the job named on the command line; a failure is one line on standard error."""
+    # Our folder holds modules whose names others may want; nothing is to be found there.
+    sys.path[:] = [
+        entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/verify"
+    ]
+    for package in ("mae_convert", "reference_models"):
+        if package not in sys.modules:
+            expose(package)
+    from mae_convert.verify.loaders import LoadError
+
+    try:
+        run(Path(sys.argv[1]))
+    except LoadError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

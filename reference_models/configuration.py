@@ -1,0 +1,207 @@
+"""What a ViT MAE looks like, in the words of transformers' ``config.json``; no framework needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+ACTIVATIONS = (
+    "gelu",  # exact, by the error function: the original's
+    "gelu_new",  # the tanh approximation, under the two names it goes by
+    "gelu_pytorch_tanh",
+    "quick_gelu",  # x * sigmoid(1.702 x)
+    "relu",
+    "silu",  # x * sigmoid(x), under the two names it goes by
+    "swish",
+)
+POOLINGS = ("token", "avg")
+
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTMAEConfig:
+    """Configuration of a masked autoencoder or of a classifier fine-tuned from one.
+
+    Names and meaning are those of ``transformers.ViTMAEConfig``, and the defaults are the ViT-B of
+    He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one difference to transformers:
+    ``layer_norm_eps`` is 1e-6, which is what the original trains with; the class in transformers
+    defaults to 1e-12.
+
+    Attributes:
+        hidden_size: width of the encoder.
+        num_hidden_layers: blocks in the encoder.
+        num_attention_heads: heads of the encoder; divides ``hidden_size``.
+        intermediate_size: hidden width of the encoder's MLPs.
+        hidden_act: activation of the MLPs, one of ``ACTIVATIONS``.
+        hidden_dropout_prob: dropout after attention and MLP (and, in a classifier, the embedding).
+        attention_probs_dropout_prob: dropout on attention probabilities.
+        initializer_range: standard deviation of freshly initialised tokens.
+        layer_norm_eps: added to the variance in every layer normalisation.
+        image_size: side of a square image or (height, width), in pixels.
+        patch_size: side of a square patch or (height, width); divides ``image_size``.
+        num_channels: channels of an image.
+        qkv_bias: whether the query, key and value projections have biases.
+        decoder_num_attention_heads: heads of the decoder; divides ``decoder_hidden_size``.
+        decoder_hidden_size: width of the decoder.
+        decoder_num_hidden_layers: blocks in the decoder.
+        decoder_intermediate_size: hidden width of the decoder's MLPs.
+        mask_ratio: share of patches that the encoder does not see, in [0, 1).
+        norm_pix_loss: whether the decoder predicts pixels normalised patch by patch.
+        global_pool: what a classifier reads: the class "token" after the final norm, or the "avg"
+            of the patch tokens, which is then normalised.
+        num_labels: classes of a classifier.
+
+    Raises:
+        ValueError: a field is impossible by itself or together with another.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: Size = 224
+    patch_size: Size = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    decoder_num_attention_heads: int = 16
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+    global_pool: str = "token"
+    num_labels: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):
+            # The one place where a frozen field is set: [224, 224], (224, 224) and 224 are equal.
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
+        _check_counts(self)
+        _check_choices(self)
+        _check_ranges(self)
+        _check_divisions(self)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return (
+            self.image_hw[0] // self.patch_hw[0],
+            self.image_hw[1] // self.patch_hw[1],
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in an image, L."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch: height x width x channels."""
+        return self.patch_hw[0] * self.patch_hw[1] * self.num_channels
+
+    @property
+    def num_kept(self) -> int:
+        """Patches that the encoder sees: L (1 - mask_ratio), rounded down as the original does."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data that JSON can hold."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ViTMAEConfig":
+        """Build a configuration from a mapping; names that are not fields are ignored.
+
+        Raises:
+            ValueError: a field is impossible.
+        """
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _size(name: str, value: int | Sequence[int]) -> Size:
+    """Return a size as an integer where it is square, else as (height, width)."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or not all(_is_count(side) for side in sides):
+        raise ValueError(
+            f"{name} must be a positive integer or a pair (height, width) of them, not {value!r}"
+        )
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_counts(config: ViTMAEConfig) -> None:
+    counts = (field.name for field in fields(config) if field.type is int)
+    for name in counts:
+        if not _is_count(getattr(config, name)):
+            raise ValueError(f"{name} must be a positive integer, not {getattr(config, name)!r}")
+
+
+def _check_choices(config: ViTMAEConfig) -> None:
+    for name, choices in (("hidden_act", ACTIVATIONS), ("global_pool", POOLINGS)):
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    for name in ("qkv_bias", "norm_pix_loss"):
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
+
+
+def _check_ranges(config: ViTMAEConfig) -> None:
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio"):
+        value = getattr(config, name)
+        if not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} must be at least 0 and less than 1, not {value!r}")
+    for name in ("layer_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if not (_is_number(value) and 0 < value < float("inf")):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_divisions(config: ViTMAEConfig) -> None:
+    for prefix in ("", "decoder_"):
+        width = getattr(config, f"{prefix}hidden_size")
+        heads = getattr(config, f"{prefix}num_attention_heads")
+        if width % heads:
+            raise ValueError(
+                f"{prefix}num_attention_heads must divide {prefix}hidden_size;"
+                f" {heads} does not divide {width}"
+            )
+    for side, image, patch in zip(
+        ("height", "width"), config.image_hw, config.patch_hw, strict=True
+    ):
+        if image % patch:
+            raise ValueError(
+                f"patch_size must divide image_size; the {side} of a patch, {patch}, does not"
+                f" divide that of the image, {image}"
+            )

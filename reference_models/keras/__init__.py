@@ -1,0 +1,16 @@
+"""The models in Keras 3; variables have the paths of the TF classes in transformers 4.
+
+They run on the TensorFlow and JAX backends. Weights are ``model.weights``; a variable's path there,
+without its first component, is its name in ``tf_model.h5``.
+"""
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.keras.classifier import TFViTForImageClassification
+from reference_models.keras.mae import TFViTMAEForPreTraining, TFViTMAEModel
+
+__all__ = [
+    "TFViTForImageClassification",
+    "TFViTMAEForPreTraining",
+    "TFViTMAEModel",
+    "ViTMAEConfig",
+]

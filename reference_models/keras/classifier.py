@@ -1,0 +1,100 @@
+"""The fine-tuned classifier: the encoder on whole images, and a linear head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.keras.encoder import Encoder
+from reference_models.keras.layers import LayerNorm
+from reference_models.keras.model import ConfiguredModel
+from reference_models.keras.numerics import mean, widen
+from reference_models.keras.patches import check_pixels
+from reference_models.outputs import ImageClassifierOutput, Tensor, Wanted
+
+
+@keras.saving.register_keras_serializable(package="reference_models")
+class TFViTForImageClassification(ConfiguredModel):
+    """A ViT with a head; variables have the paths of ``transformers.TFViTForImageClassification``.
+
+    With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
+    ``"avg"``, which transformers has not, it reads the mean of the patch tokens after ``fc_norm``,
+    and the encoder has no final norm.
+    """
+
+    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        pooled = self.config.global_pool == "avg"
+        self.encoder = Encoder(
+            self.config,
+            learned_positions=True,
+            embedding_dropout=self.config.hidden_dropout_prob,
+            final_norm=not pooled,
+            dtype=self.dtype_policy,
+        )
+        self.fc_norm = (
+            LayerNorm(self.config.layer_norm_eps, name="fc_norm", dtype=self.dtype_policy)
+            if pooled
+            else None
+        )
+        self.classifier = keras.layers.Dense(
+            self.config.num_labels, name="classifier", dtype=self.dtype_policy
+        )
+        self.build()
+
+    def build(self) -> None:
+        """Make all variables."""
+        self.encoder.build()
+        if self.fc_norm is not None:
+            self.fc_norm.build((None, None, self.config.hidden_size))
+        self.classifier.build((None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (N, C, H, W), of the configured size.
+            labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities.
+            output_taps: return intermediate results by name.
+            training: whether dropout is active.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
+        """
+        check_pixels(pixel_values, self.config)
+        wanted = Wanted(output_hidden_states, output_attentions, output_taps)
+        trunk = self.encoder(self._cast(pixel_values), wanted=wanted)
+        tokens, taps = trunk.tokens, trunk.taps
+        if self.fc_norm is not None:
+            tokens = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
+            taps = {**taps, "head.norm": tokens}
+        logits = self.classifier(tokens[:, 0])
+        return ImageClassifierOutput(
+            loss=None if labels is None else cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+            taps=taps if output_taps else None,
+        )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (N, K) against labels (N,) or (N, K), a scalar."""
+    logits = widen(logits)
+    if len(labels.shape) == 1:
+        labels = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    labels = ops.cast(labels, logits.dtype)
+    losses = -ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1)  # (N,)
+    return ops.sum(losses) / ops.sum(ops.ones_like(losses))

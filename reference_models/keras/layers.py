@@ -1,0 +1,178 @@
+"""The transformer block of a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1).
+
+Layers are named, and scopes opened where they are built, so that variable paths are those of the
+transformers TF classes. Attributes are what a ``.weights.h5`` file has as paths. Attention and
+normalisation are written out, because Keras's own are not exact in float64 on every backend.
+
+In shape comments N is images, T tokens, H heads, D the width.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.keras.numerics import ACTIVATION_FUNCTIONS, mean, widen
+from reference_models.outputs import Taps, Tensor, TrunkOutput, Wanted
+
+
+class LayerResult(NamedTuple):
+    """What a layer returns: its output and, where wanted, what happened on the way."""
+
+    output: Tensor
+    probabilities: Tensor | None
+    taps: Taps
+
+
+class LayerNorm(keras.layers.Layer):
+    """Normalisation over the last axis (arXiv:1607.06450), in float32 or better."""
+
+    def __init__(self, epsilon: float, *, name: str, dtype: Any) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make scale and shift."""
+        self.gamma = self.add_weight(name="gamma", shape=input_shape[-1:], initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=input_shape[-1:], initializer="zeros")
+
+    def call(self, tokens: Tensor) -> Tensor:
+        """Normalise tokens (..., D)."""
+        x = widen(tokens)
+        x = x - mean(x, axis=-1, keepdims=True)
+        variance = mean(ops.square(x), axis=-1, keepdims=True)
+        x = x * ops.rsqrt(variance + self.epsilon) * widen(self.gamma) + widen(self.beta)
+        return ops.cast(x, self.compute_dtype)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention (ViT, appendix A)."""
+
+    def __init__(
+        self, config: ViTMAEConfig, width: int, heads: int, *, name: str, dtype: Any
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.width = width
+        self.heads = heads
+        # Xavier's range for the three matrices seen as one, as the original initialises them.
+        joint_xavier = keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
+        self.query, self.key, self.value = (
+            keras.layers.Dense(
+                width,
+                use_bias=config.qkv_bias,
+                kernel_initializer=joint_xavier.clone(),
+                name=part,
+                dtype=dtype,
+            )
+            for part in ("query", "key", "value")
+        )
+        self.projection = keras.layers.Dense(width, name="dense", dtype=dtype)
+        self.probability_dropout = keras.layers.Dropout(
+            config.attention_probs_dropout_prob, dtype=dtype
+        )
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the four matrices."""
+        with keras.name_scope("attention"):
+            for layer in (self.query, self.key, self.value):
+                layer.build(input_shape)
+        with keras.name_scope("output"):
+            self.projection.build(input_shape)
+
+    def call(self, tokens: Tensor, wanted: Wanted) -> LayerResult:
+        """Mix tokens (N, T, D); probabilities (N, H, T, T) only where wanted."""
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        scale = (self.width // self.heads) ** -0.5
+        q, k, v = (self._split_heads(part) for part in (query * scale, key, value))
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (N, H, T, T)
+        probabilities = ops.softmax(scores, axis=-1)
+        mixed = ops.matmul(self.probability_dropout(probabilities), v)  # (N, H, T, D / H)
+        tokens_of = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), ops.shape(query))
+        output = self.dropout(self.projection(tokens_of))  # (N, T, D)
+        taps = {"q": query, "k": key, "v": value, "attention": output} if wanted.taps else {}
+        return LayerResult(output, probabilities if wanted.attentions else None, taps)
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        count = tokens.shape[1]
+        split = ops.reshape(tokens, (-1, count, self.heads, self.width // self.heads))
+        return ops.transpose(split, (0, 2, 1, 3))  # (N, H, T, D / H)
+
+
+class Block(keras.layers.Layer):
+    """Attention and MLP, each normalised before and added to its input (ViT, equations 2 and 3)."""
+
+    def __init__(
+        self, config: ViTMAEConfig, width: int, heads: int, hidden: int, *, name: str, dtype: Any
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        epsilon = config.layer_norm_eps
+        self.norm1 = LayerNorm(epsilon, name="layernorm_before", dtype=dtype)
+        self.attention = Attention(config, width, heads, name="attention", dtype=dtype)
+        self.norm2 = LayerNorm(epsilon, name="layernorm_after", dtype=dtype)
+        self.fc1 = keras.layers.Dense(hidden, name="dense", dtype=dtype)
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
+        self.fc2 = keras.layers.Dense(width, name="dense", dtype=dtype)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make all variables of the block."""
+        for layer in (self.norm1, self.attention, self.norm2):
+            layer.build(input_shape)
+        with keras.name_scope("intermediate"):
+            self.fc1.build(input_shape)
+        with keras.name_scope("output"):
+            self.fc2.build((*input_shape[:-1], self.fc1.units))
+
+    def call(self, tokens: Tensor, wanted: Wanted) -> LayerResult:
+        """Map tokens (N, T, D) to (N, T, D)."""
+        attention = self.attention(self.norm1(tokens), wanted=wanted)
+        tokens = tokens + attention.output
+        mlp = self.dropout(self.fc2(self.activation(self.fc1(self.norm2(tokens)))))
+        tokens = tokens + mlp
+        taps = {**attention.taps, "mlp": mlp, "output": tokens} if wanted.taps else {}
+        return LayerResult(tokens, attention.probabilities, taps)
+
+
+class Trunk(keras.layers.Layer):
+    """A layer with a stack of blocks, for encoder and decoder to inherit from.
+
+    The blocks are numbered attributes and not a list, so that files say ``block_0``, ``block_1``.
+    """
+
+    def add_blocks(
+        self, config: ViTMAEConfig, sizes: tuple[int, int, int], depth: int, prefix: str
+    ) -> None:
+        """Add blocks of some (width, heads, hidden width), named by a prefix and their index."""
+        self.width, self.depth = sizes[0], depth
+        for index in range(depth):
+            block = Block(config, *sizes, name=f"{prefix}{index}", dtype=self.dtype_policy)
+            setattr(self, f"block_{index}", block)
+
+    def build_blocks(self) -> None:
+        """Make all variables of the blocks."""
+        for block in self._blocks():
+            block.build((None, None, self.width))
+
+    def run_blocks(self, tokens: Tensor, wanted: Wanted, name: str) -> TrunkOutput:
+        """Send tokens (N, T, D) through the blocks; taps are named ``name.blocks.0.q`` etc."""
+        hidden_states = [tokens] if wanted.hidden_states else []
+        attentions: list[Tensor] = []
+        taps = {f"{name}.embedding": tokens} if wanted.taps else {}
+        for index, block in enumerate(self._blocks()):
+            tokens, probabilities, seen = block(tokens, wanted=wanted)
+            if wanted.hidden_states:
+                hidden_states.append(tokens)
+            if wanted.attentions:
+                attentions.append(probabilities)
+            taps |= {f"{name}.blocks.{index}.{part}": value for part, value in seen.items()}
+        return TrunkOutput(
+            tokens,
+            tuple(hidden_states) if wanted.hidden_states else None,
+            tuple(attentions) if wanted.attentions else None,
+            taps,
+        )
+
+    def _blocks(self) -> list[Block]:
+        return [getattr(self, f"block_{index}") for index in range(self.depth)]

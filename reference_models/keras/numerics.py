@@ -1,0 +1,56 @@
+"""Arithmetic that is exact in float64 on every backend.
+
+Keras's own GELU and attention take constants in float32, and on JAX ``ops.mean``, ``ops.tanh`` and
+``result_type`` make float32 of float64. What is written here uses only operations that do not.
+"""
+
+import math
+from collections.abc import Callable
+
+from keras import ops
+
+from reference_models.outputs import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return a floating-point tensor in float32, or as it is if it is float64."""
+    return x if x.dtype == "float64" else ops.cast(x, "float32")
+
+
+def mean(x: Tensor, axis: int, *, keepdims: bool = False) -> Tensor:
+    """Return the mean over an axis whose length is known."""
+    return ops.sum(x, axis=axis, keepdims=keepdims) / x.shape[axis]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return x times the normal distribution function of x."""
+    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return the tanh approximation of GELU (arXiv:1606.08415, section 2).
+
+    It is written with the logistic function: (1 + tanh y) / 2 = sigmoid(2 y).
+    """
+    return x * ops.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x)."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(x)."""
+    return x * ops.sigmoid(x)
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": ops.relu,
+    "silu": silu,
+    "swish": silu,
+}

@@ -1,0 +1,26 @@
+"""Fixed position embeddings: sines and cosines of a patch's place on the grid."""
+
+import numpy as np
+import numpy.typing as npt
+
+_LONGEST_PERIOD = 10000.0
+
+
+def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Return the embedding (1, 1 + rows x columns, width) of a class token and a grid of patches.
+
+    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) along both axes, as
+    He et al. 2021 use it (appendix A.1). A quarter of the channels each is taken by the sine and
+    the cosine of the column, then the sine and the cosine of the row. The class token has no place:
+    its embedding is zero, and so are the channels left over where 4 does not divide the width.
+    """
+    rows, columns = np.indices(grid_hw, dtype=np.float64).reshape(2, -1)  # each (L,)
+    quarter = width // 4
+    frequencies = _LONGEST_PERIOD ** -(np.arange(quarter) / max(quarter, 1))
+    table = np.zeros((1, 1 + rows.size, width))
+    for axis, place in enumerate((columns, rows)):
+        angles = np.outer(place, frequencies)  # (L, width / 4)
+        start = 2 * axis * quarter
+        table[0, 1:, start : start + quarter] = np.sin(angles)
+        table[0, 1:, start + quarter : start + 2 * quarter] = np.cos(angles)
+    return table

@@ -1,0 +1,7 @@
+"""The models in PyTorch; parameters are named as in facebookresearch/mae."""
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch.classifier import ViTForImageClassification
+from reference_models.pytorch.mae import ViTMAEForPreTraining, ViTMAEModel
+
+__all__ = ["ViTForImageClassification", "ViTMAEConfig", "ViTMAEForPreTraining", "ViTMAEModel"]

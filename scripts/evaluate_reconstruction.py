@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Measure how well a masked autoencoder fills in what was removed from pictures, and show it.
+
+Of each picture nine squares are looked at: the largest one in the middle and eight of 60 % of its
+side, in the corners and between them, each under several masks. The errors, over removed pixels
+only, are compared with three ways to do it without a model: one colour for all (the mean of the
+training set's), the mean colour of the visible patches, and the mean colour of the nearest
+visible patch.
+
+    python scripts/evaluate_reconstruction.py CHECKPOINT PICTURE... [--panel OUT.png]
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pretrain import IMAGE_MEAN, IMAGE_STD, load_picture, read_checkpoint, to_pixels
+from torch import Tensor
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch import ViTMAEForPreTraining
+
+MASKED_GREY = 0.5
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a .pth that holds model and config")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("--masks", type=int, default=16, metavar="N", help="masks of each square")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks")
+    parser.add_argument(
+        "--mean-colour",
+        type=float,
+        nargs=3,
+        default=[255 * channel for channel in IMAGE_MEAN],
+        metavar=("R", "G", "B"),
+        help="of the training set, 0 to 255 (default: that of ImageNet)",
+    )
+    parser.add_argument("--panel", metavar="OUT.png", help="where to draw the middle squares")
+    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="of the panel")
+    return parser.parse_args()
+
+
+def load_model(path: str) -> ViTMAEForPreTraining:
+    """Build the model that a checkpoint describes."""
+    checkpoint = read_checkpoint(path)
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(checkpoint["config"]))
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
+
+
+def squares(picture: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
+    """Cut a picture into squares of the model's size, the largest in the middle first."""
+    side = min(picture.size)
+    small = 0.6 * side
+    yield cut(picture, 0.5, 0.5, side, config)
+    for x in (0.0, 0.5, 1.0):
+        for y in (0.0, 0.5, 1.0):
+            if (x, y) != (0.5, 0.5):
+                yield cut(picture, x, y, small, config)
+
+
+def cut(picture: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
+    """Return the square at the place (x, y), each from 0 to 1, as pixels (3, H, W)."""
+    left, upper = x * (picture.width - side), y * (picture.height - side)
+    height, width = config.image_hw
+    box = (left, upper, left + side, upper + side)
+    return to_pixels(picture.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
+    """Return (N, L, P): everywhere the mean colour of an image's visible patches."""
+    colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
+    visible = (1 - mask).unsqueeze(-1)
+    mean = (colours * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
+    return mean.repeat(1, patches.shape[1], patches.shape[2] // 3)
+
+
+def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
+    """Return (N, L, P): everywhere the mean colour of the nearest visible patch."""
+    colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
+    places = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
+    distances = torch.cdist(places, places) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
+    nearest = distances.argmin(dim=-1, keepdim=True)  # (N, L, 1)
+    return colours.take_along_dim(nearest, dim=1).repeat(1, 1, patches.shape[2] // 3)
+
+
+def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Return over removed pixels the mean squared error, and its root on the scale 0 to 255."""
+    errors = (guess - patches)[mask > 0].unflatten(-1, (-1, 3))  # (removed, pixels, 3)
+    on_255 = errors * torch.tensor(IMAGE_STD) * 255
+    return float(errors.square().mean()), float(on_255.square().mean().sqrt())
+
+
+@torch.no_grad()
+def evaluate(
+    model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Tensor
+) -> dict[str, tuple[float, float]]:
+    """Return the errors of the model and of what needs no model; pixels (N, 3, H, W)."""
+    output = model(pixels, noise)
+    patches, mask = model.patchify(pixels), output.mask
+    one_colour = mean_colour.repeat(patches.shape[2] // 3).expand_as(patches)
+    guesses = {
+        "model": output.logits,
+        "nearest": fill_nearest(patches, mask, model.config),
+        "visible mean": fill_visible_mean(patches, mask),
+        "training mean": one_colour,
+    }
+    return {name: removed_errors(guess, patches, mask) for name, guess in guesses.items()}
+
+
+@torch.no_grad()
+def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.ndarray:
+    """Return original | masked | reconstruction | it with the visible patches, (H, 4 W, 3)."""
+    output = model(pixels, noise)
+    grey = torch.full_like(output.logits, MASKED_GREY) - torch.tensor(IMAGE_MEAN).repeat(
+        output.logits.shape[2] // 3
+    )
+    grey = grey / torch.tensor(IMAGE_STD).repeat(output.logits.shape[2] // 3)
+    removed = output.mask.unsqueeze(-1) > 0
+    masked = model.unpatchify(torch.where(removed, grey, model.patchify(pixels)))
+    views = (
+        pixels,
+        masked,
+        model.reconstruct(pixels, output.logits),
+        model.reconstruct(pixels, output.logits, output.mask),
+    )
+    row = torch.cat(views, dim=3)[0].permute(1, 2, 0)  # (H, 4 W, 3)
+    colours = (row * torch.tensor(IMAGE_STD) + torch.tensor(IMAGE_MEAN)) * 255
+    return colours.round().clamp(0, 255).byte().numpy()
+
+
+def main() -> None:
+    """Print the errors, one line a picture, and draw the panel."""
+    args = parse_arguments()
+    model = load_model(args.checkpoint)
+    config = model.config
+    mean_colour = (torch.tensor(args.mean_colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(
+        IMAGE_STD
+    )
+    rows = []
+    print("mean squared error, normalised (root mean squared error, 0 to 255), of removed pixels")
+    for path in args.pictures:
+        cuts = torch.stack(list(squares(load_picture(Path(path)), config)))
+        pixels = cuts.repeat(args.masks, 1, 1, 1)
+        rng = np.random.Generator(np.random.Philox(args.seed))
+        noise = torch.from_numpy(rng.random((len(pixels), config.num_patches), dtype=np.float32))
+        errors = evaluate(model, pixels, noise, mean_colour)
+        cells = "  ".join(f"{n} {mse:.3f} ({rmse:.1f})" for n, (mse, rmse) in errors.items())
+        print(f"{Path(path).stem:<12}  {cells}")
+        rows.append(draw_row(model, cuts[:1], noise[:1]))
+    if args.panel:
+        panel = Image.fromarray(np.concatenate(rows))
+        size = (panel.width * args.zoom, panel.height * args.zoom)
+        panel.resize(size, Image.Resampling.NEAREST).save(args.panel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,555 @@
+#!/usr/bin/env python3
+"""Pre-train a masked autoencoder on a folder of pictures, or train an existing one further.
+
+The recipe is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
+weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the
+patches removed. The learning rate is --blr x pictures a step / 256.
+
+One process:     python scripts/pretrain.py PICTURES OUTPUT --model mae_vit_base_patch16
+Many:            torchrun --nproc_per_node 8 scripts/pretrain.py PICTURES OUTPUT ...
+Interrupted:     the same command with --resume
+Further:         python scripts/pretrain.py PICTURES OUTPUT --init-from mae_visualize_vit_base.pth
+
+OUTPUT/checkpoint.pth has the layout of facebookresearch/mae: model, optimizer, epoch, scaler, args,
+and beside them config, the model's configuration. OUTPUT/weights.pth, written at the end, holds
+only model and config. OUTPUT/log.jsonl has a line for each epoch.
+
+Nothing random is remembered from step to step: the order of the pictures follows from seed and
+epoch, and the crop, flip and mask of a picture from seed, epoch and its place in that epoch. So a
+resumed run goes on as if it had never stopped, and many processes do what one would have done.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
+
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch import ViTMAEForPreTraining
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as the original's
+IMAGE_STD = (0.229, 0.224, 0.225)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# He et al. 2021, section 4; the decoder is always 8 blocks of width 512 with 16 heads.
+PRESETS = {
+    "mae_vit_base_patch16": ViTMAEConfig(),
+    "mae_vit_large_patch16": ViTMAEConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+    ),
+    "mae_vit_huge_patch14": ViTMAEConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        patch_size=14,
+    ),
+}
+WIDTHS = (
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+)
+
+
+# ---------------------------------------------------------------------------------- arguments
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; names that the original's training script has too mean the same."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s PICTURES OUTPUT [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data_path", metavar="PICTURES", help="folder, searched with subfolders")
+    parser.add_argument("output_dir", metavar="OUTPUT", help="folder for checkpoint and log")
+    add_model_arguments(parser.add_argument_group("model"))
+    add_recipe_arguments(parser.add_argument_group("recipe"))
+    add_running_arguments(parser.add_argument_group("running"))
+    args = parser.parse_args(argv)
+    if args.warmup_epochs >= args.epochs:
+        parser.error("--warmup-epochs must be less than --epochs")
+    return args
+
+
+def add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what decides the model."""
+    add = group.add_argument
+    add("--model", choices=PRESETS, help="a size of the paper (default: mae_vit_base_patch16)")
+    add("--init-from", metavar="FILE", help="start from the weights (and config) in this .pth")
+    add("--input-size", type=int, metavar="PIXELS", help="side of a picture (default: 224)")
+    for name in WIDTHS:
+        add(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the model's")
+    add("--mask-ratio", type=float, metavar="SHARE", help="of patches removed (default: 0.75)")
+    add(
+        "--norm-pix-loss",
+        action=argparse.BooleanOptionalAction,
+        help="predict pixels normalised patch by patch: better features, no pictures",
+    )
+
+
+def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what decides how the weights change."""
+    add_number(group, "--epochs", 800, "passes over the pictures")
+    add_number(group, "--warmup-epochs", 40.0, "of them with a rate that still rises")
+    add_number(group, "--batch-size", 64, "crops in a batch, of each process")
+    add_number(group, "--accum-iter", 1, "batches in a step")
+    add_number(group, "--blr", 1.5e-4, "learning rate at 256 crops a step")
+    group.add_argument("--lr", type=float, metavar="X", help="the rate itself, instead of --blr")
+    add_number(group, "--min-lr", 0.0, "where the cosine ends")
+    add_number(group, "--weight-decay", 0.05, "of matrices")
+    add_number(group, "--crop-scale", 0.2, "least share of a picture's area in a crop")
+    add_number(group, "--repeats", 1, "crops of a picture in an epoch")
+    add_number(group, "--seed", 0, "decides weights, order, crops and masks")
+
+
+def add_running_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what changes nothing in the result but its rounding."""
+    add = group.add_argument
+    add("--resume", action="store_true", help="continue OUTPUT/checkpoint.pth if it is there")
+    add_number(group, "--save-every", 1, "epochs from checkpoint to checkpoint")
+    add("--device", default="auto", help="cpu or cuda (default: cuda where there is one)")
+    add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
+    add_number(group, "--num-workers", 0, "processes that load pictures, for each that trains")
+    add("--in-memory", action="store_true", help="decode all pictures once: for small folders")
+
+
+def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
+    """Add an option of the default's type, and say the default."""
+    kind = type(default)
+    text = f"{text} (default: {default:g})"
+    group.add_argument(flag, type=kind, default=default, metavar="NX"[kind is float], help=text)
+
+
+def build_config(args: argparse.Namespace, initial: dict[str, Any] | None) -> ViTMAEConfig:
+    """Return the configuration: the flags' over that in the initial checkpoint or the preset's."""
+    if args.model is None and initial and "config" in initial:
+        base = ViTMAEConfig.from_dict(initial["config"])
+    else:
+        base = PRESETS[args.model or "mae_vit_base_patch16"]
+    given = {name: getattr(args, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
+    given |= {"image_size": args.input_size}
+    for prefix in ("", "decoder_"):
+        width = given[f"{prefix}hidden_size"]
+        given[f"{prefix}intermediate_size"] = width and 4 * width
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def complete_arguments(
+    args: argparse.Namespace, config: ViTMAEConfig, crops_per_step: int
+) -> argparse.Namespace:
+    """Return the arguments with nothing left open: what a checkpoint stores.
+
+    ``model`` is the name of a preset only where the widths are that preset's.
+    """
+    told = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
+    names = (name for name, preset in PRESETS.items() if same_widths(preset, config))
+    told |= {"model": next(names, "custom"), "input_size": config.image_size}
+    told |= {"lr": args.lr if args.lr is not None else args.blr * crops_per_step / 256}
+    return argparse.Namespace(**vars(args) | told)
+
+
+def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
+    """Tell whether two configurations are of the same size."""
+    return all(getattr(a, name) == getattr(b, name) for name in WIDTHS)
+
+
+# ------------------------------------------------------------------------------------ pictures
+
+
+def find_pictures(folder: str) -> list[Path]:
+    """Return the pictures under a folder, in an order that is the same everywhere."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        sys.exit(f"no pictures under {folder}: there must be files that end in {sorted(SUFFIXES)}")
+    return paths
+
+
+def load_picture(path: Path) -> Image.Image:
+    """Decode a picture to RGB."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def random_crop_box(
+    width: int, height: int, least_scale: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Draw a box (left, upper, right, lower): share of the area and shape are random.
+
+    The shape, width / height, is log-uniform in [3/4, 4/3]. Ten tries that do not fit are followed
+    by the largest box of an allowed shape, in the middle (Szegedy et al. 2014, arXiv:1409.4842).
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(least_scale, 1)
+        shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * shape), math.sqrt(area / shape)
+        if w <= width and h <= height:
+            left, upper = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, upper, left + w, upper + h
+    w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+    left, upper = (width - w) / 2, (height - h) / 2
+    return left, upper, left + w, upper + h
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """Return (3, H, W) float32, normalised by mean and deviation of ImageNet's colours."""
+    values = np.asarray(picture, dtype=np.float32) / 255  # (H, W, 3)
+    mean, std = (np.array(three, dtype=np.float32) for three in (IMAGE_MEAN, IMAGE_STD))
+    return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
+
+
+@dataclass(frozen=True)
+class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
+    """The crops of one epoch: index -> (pixels (3, H, W), noise (L,) that decides the mask)."""
+
+    pictures: list[Path] | list[Image.Image]
+    config: ViTMAEConfig
+    args: argparse.Namespace
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.pictures) * self.args.repeats
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        # 1 + index: NumPy takes [seed, epoch, 0] for [seed, epoch], which orders the epoch.
+        rng = np.random.default_rng([self.args.seed, self.epoch, 1 + index])
+        source = self.pictures[index % len(self.pictures)]
+        picture = source if isinstance(source, Image.Image) else load_picture(source)
+        box = random_crop_box(*picture.size, self.args.crop_scale, rng)
+        height, width = self.config.image_hw
+        crop = picture.resize((width, height), Image.Resampling.BICUBIC, box)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        noise = rng.random(self.config.num_patches, dtype=np.float32)
+        return to_pixels(crop), torch.from_numpy(noise)
+
+
+# -------------------------------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of the cooperating processes this is, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def start_process(device: str) -> Process:
+    """Join the processes that torchrun started, or be the only one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "RANK" not in os.environ:
+        return Process(0, 1, torch.device(device))
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Process(dist.get_rank(), dist.get_world_size(), torch.device(device))
+
+
+def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return what loads this process's batches of one epoch."""
+    return DataLoader(
+        crops,
+        batch_sampler=epoch_batches(crops, process),
+        num_workers=crops.args.num_workers,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
+    """Return the places of this process's batches; what does not fill a step is left out.
+
+    In each step all processes together take the same crops that one with their summed batch size
+    would take.
+    """
+    args = crops.args
+    order = np.random.default_rng([args.seed, crops.epoch]).permutation(len(crops))
+    shape = (-1, args.accum_iter, process.world_size, args.batch_size)
+    whole_steps = order[: len(order) // math.prod(shape[1:]) * math.prod(shape[1:])]
+    mine = whole_steps.reshape(shape)[:, :, process.rank]  # (steps, accum_iter, batch_size)
+    batches: list[list[int]] = mine.reshape(-1, args.batch_size).tolist()
+    return batches
+
+
+# ----------------------------------------------------------------------------- model, optimizer
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a .pth without executing anything in it; bare tensors are taken as the model's."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the reader of a broken file meets
+        sys.exit(f"{path} can't be read as a checkpoint: {error}")
+    if not isinstance(content, dict):
+        sys.exit(f"{path} is no checkpoint: it holds a {type(content).__name__}, not named tensors")
+    return content if "model" in content else {"model": content}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
+    """Load initial weights; a decoder may be missing altogether, and then starts anew."""
+    has_decoder = "mask_token" in weights
+    try:
+        missing, surplus = model.load_state_dict(weights, strict=has_decoder)
+    except RuntimeError as error:
+        sys.exit(f"{path} does not fit the model asked for: {error}")
+    if surplus or any(not name.startswith(("decoder", "mask_token")) for name in missing):
+        sys.exit(f"{path} is no masked autoencoder: lacks {missing[:3]}, has {surplus[:3]}")
+    if not has_decoder:
+        print(f"{path} holds an encoder only: the decoder starts from random weights")
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
+    """Return AdamW; only matrices decay, not biases, norms, tokens and position embeddings."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    spared = {n for n, p in trained.items() if p.ndim == 1 or n.endswith(("_token", "pos_embed"))}
+    groups = [
+        {"params": [trained[n] for n in trained if n in spared], "weight_decay": 0.0},
+        {"params": [trained[n] for n in trained if n not in spared]},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+
+
+def learning_rate(epoch: float, args: argparse.Namespace) -> float:
+    """Return the rate at a moment of training, counted in epochs: linear up, then half a cosine."""
+    if epoch < args.warmup_epochs:
+        return float(args.lr * epoch / args.warmup_epochs)
+    progress = (epoch - args.warmup_epochs) / (args.epochs - args.warmup_epochs)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return float(args.min_lr + (args.lr - args.min_lr) * cosine)
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+@dataclass
+class Training:
+    """Everything that changes while training."""
+
+    model: ViTMAEForPreTraining
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    next_epoch: int = 0
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.next_epoch = checkpoint["epoch"] + 1
+
+
+def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMAEConfig]:
+    """Build model and optimizer, and give them the weights that training starts from."""
+    initial = read_checkpoint(args.init_from) if args.init_from else None
+    try:
+        config = build_config(args, initial)
+    except ValueError as error:
+        sys.exit(f"impossible model: {error}")
+    torch.manual_seed(args.seed)
+    model = ViTMAEForPreTraining(config)
+    if initial:
+        load_weights(model, initial["model"], args.init_from)
+    model.to(process.device)
+    scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "float16")
+    training = Training(model, make_optimizer(model, args), scaler)
+    latest = Path(args.output_dir, "checkpoint.pth")
+    if latest.exists() and not args.resume:
+        sys.exit(f"{latest} is there already: continue it with --resume, or name another folder")
+    if latest.exists():
+        checkpoint = read_checkpoint(latest)
+        if checkpoint.get("config") != stored_config(config):
+            sys.exit(f"{latest} is of another model: repeat the flags that it was begun with")
+        training.restore(checkpoint)
+    return training, config
+
+
+def take_steps(
+    training: Training,
+    forward: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    args: argparse.Namespace,
+    process: Process,
+) -> Iterator[float]:
+    """Take a step after every ``accum_iter`` batches of an epoch; yields the loss of each step."""
+    losses: list[Tensor] = []
+    for pixels, noise in batches:
+        last_of_step = len(losses) + 1 == args.accum_iter
+        # Processes exchange gradients only in the backward pass that a step follows.
+        waits = process.world_size > 1 and not last_of_step
+        with forward.no_sync() if waits else contextlib.nullcontext():
+            loss = compute_loss(forward, pixels, noise, args, process.device)
+            training.scaler.scale(loss / args.accum_iter).backward()
+        losses.append(loss.detach())
+        if last_of_step:
+            training.scaler.step(training.optimizer)
+            training.scaler.update()
+            training.optimizer.zero_grad()
+            yield mean_loss(losses, process)
+            losses = []
+
+
+def compute_loss(
+    forward: nn.Module,
+    pixels: Tensor,
+    noise: Tensor,
+    args: argparse.Namespace,
+    device: torch.device,
+) -> Tensor:
+    """Return the loss of pixels (N, 3, H, W), masked by noise (N, L)."""
+    pixels, noise = (t.to(device, non_blocking=True) for t in (pixels, noise))
+    mixed = args.precision != "float32"
+    with torch.autocast(device.type, PRECISIONS[args.precision], enabled=mixed):
+        loss: Tensor = forward(pixels, noise).loss
+    return loss
+
+
+def mean_loss(losses: list[Tensor], process: Process) -> float:
+    """Return the mean over batches and processes; ends the training if it is not finite."""
+    mean = torch.stack(losses).mean()
+    if process.world_size > 1:
+        dist.all_reduce(mean)
+        mean /= process.world_size
+    if not mean.isfinite():
+        sys.exit(f"the loss is {mean:g}: lower the rate, warm up longer or use --precision float32")
+    return float(mean)
+
+
+def train(args: argparse.Namespace, process: Process) -> None:
+    """Train from the first epoch that is still to be done to the last."""
+    paths = find_pictures(args.data_path)
+    crops_per_step = args.batch_size * args.accum_iter * process.world_size
+    steps = len(paths) * args.repeats // crops_per_step
+    if not steps:
+        sys.exit(
+            f"{len(paths)} pictures x {args.repeats} do not fill one step of {crops_per_step}:"
+            " raise --repeats or lower --batch-size"
+        )
+    training, config = prepare(args, process)
+    args = complete_arguments(args, config, crops_per_step)
+    pictures = [load_picture(path) for path in paths] if args.in_memory else paths
+    forward: nn.Module = training.model
+    if process.world_size > 1:
+        forward = nn.parallel.DistributedDataParallel(training.model)
+    with progress_bar(process) as bar:
+        task = bar.add_task("", total=args.epochs * steps, completed=training.next_epoch * steps)
+        for epoch in range(training.next_epoch, args.epochs):
+            loader = load_epoch(RandomCrops(pictures, config, args, epoch), process)
+            losses, start = [], time.monotonic()
+            set_rate(training.optimizer, epoch, args)
+            for loss in take_steps(training, forward, loader, args, process):
+                losses.append(loss)
+                set_rate(training.optimizer, epoch + len(losses) / steps, args)
+                bar.update(task, advance=1, description=f"loss {loss:.4f}")
+            if process.rank == 0:
+                speed = steps * crops_per_step / (time.monotonic() - start)
+                report(epoch, sum(losses) / steps, speed, args)
+                store(training, config, epoch, args)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, epoch: float, args: argparse.Namespace) -> None:
+    """Give the optimizer the learning rate of a moment, counted in epochs."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(epoch, args)
+
+
+# ------------------------------------------------------------------------- progress, checkpoints
+
+
+def progress_bar(process: Process) -> Progress:
+    """Return a bar for a person who watches; it shows nothing where nobody does."""
+    watched = sys.stdout.isatty() and process.rank == 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not watched)
+
+
+def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> None:
+    """Print a line about an epoch, and add one to the log."""
+    rate = learning_rate(epoch + 1, args)
+    print(
+        f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}"
+        f"  {speed:.0f} pictures/s",
+        flush=True,
+    )
+    line = {"epoch": epoch, "train_loss": loss, "train_lr": rate, "pictures_per_second": speed}
+    with Path(args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.Namespace) -> None:
+    """Write what the original stores, and the configuration; at the end the weights alone too."""
+    last = epoch + 1 == args.epochs
+    weights = {"model": training.model.state_dict(), "config": stored_config(config)}
+    if last or (epoch + 1) % args.save_every == 0:
+        state = {
+            "optimizer": training.optimizer.state_dict(),
+            "epoch": epoch,
+            "scaler": training.scaler.state_dict(),
+            "args": args,
+        }
+        save_atomically(weights | state, Path(args.output_dir, "checkpoint.pth"))
+    if last:
+        save_atomically(weights, Path(args.output_dir, "weights.pth"))
+
+
+def stored_config(config: ViTMAEConfig) -> dict[str, Any]:
+    """Return the configuration as plain data, how pixels are normalised included."""
+    return config.to_dict() | {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
+
+
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write beside the place and rename into it: a file of that name is always whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and train."""
+    args = parse_arguments(argv)
+    process = start_process(args.device)
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        train(args, process)
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The algebra of mapping tables: both directions, checked when built, nothing left over."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mae_convert.canonical import schema
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import LayoutError
+from mae_convert.layouts import LAYOUTS
+from mae_convert.mapping import (
+    SAME,
+    TRANSPOSE,
+    Fuse,
+    Permute,
+    Repeat,
+    Row,
+    Table,
+    braces,
+    external_shapes,
+    read_tensors,
+    write_tensors,
+)
+from mae_convert.recognition import recognise
+from reference_models.configuration import ViTMAEConfig
+
+TABLES = [
+    pytest.param(layout, table, task, id=f"{table.name}-{number}-{task}")
+    for layout in LAYOUTS.values()
+    for number, table in enumerate(layout.tables)
+    for task in table.tasks
+    if "*" not in table.groups[0][0].external
+]
+
+
+@pytest.mark.parametrize(
+    ("transform", "shapes"),
+    [
+        (SAME, [(3, 4)]),
+        (TRANSPOSE, [(3, 4)]),
+        (Permute((2, 3, 1, 0)), [(5, 2, 3, 4)]),
+        (Fuse(3), [(2, 4)] * 3),
+        (Fuse(2), [(3,)] * 2),
+    ],
+)
+def test_a_transform_undoes_itself_and_tells_the_shapes(transform, shapes):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    written = transform.write(arrays)
+    assert written.shape == transform.write_shape(shapes)
+    assert transform.read_shapes(written.shape) == shapes
+    for before, after in zip(arrays, transform.read(written), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_patch_kernel_goes_to_tensorflow_and_back_in_the_known_order():
+    # PyTorch (out, in, height, width) to TensorFlow (height, width, in, out).
+    assert Permute((2, 3, 1, 0)).write_shape([(768, 3, 16, 14)]) == (16, 14, 3, 768)
+
+
+def test_a_shape_that_cannot_be_split_is_refused():
+    with pytest.raises(LayoutError, match="cannot be split"):
+        Fuse(3).read_shapes((7, 2))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (Row("a", "x"), Row("a", "y")),
+        (Row("a", "x"), Row("b", "x")),
+        (Row("{a,b}", "{x,y,z}"),),
+        (Repeat("a.#", "x", (Row(".w", ".w"),)),),
+    ],
+    ids=["canonical twice", "external twice", "braces that do not pair", "# on one side"],
+)
+def test_a_malformed_table_is_refused_when_it_is_built(rows):
+    with pytest.raises(LayoutError):
+        Table("broken", ("encoder",), rows)
+
+
+def test_braces_stand_for_names_in_order():
+    assert braces("{q,k}.{w,b}") == ["q.w", "q.b", "k.w", "k.b"]
+
+
+def test_a_canonical_name_without_a_row_is_an_error():
+    with pytest.raises(LayoutError, match=r"has no place for head\.norm"):
+        LAYOUTS["transformers"].table_for("classify").expand(["head.norm.weight"])
+
+
+def test_half_of_a_joined_row_is_an_error():
+    with pytest.raises(LayoutError, match=r"needs .*attention\.k\.weight"):
+        LAYOUTS["facebook"].table_for("encoder").expand(["encoder.blocks.0.attention.q.weight"])
+
+
+def random_canonical(config: ViTMAEConfig, task: str) -> dict[str, LazyTensor]:
+    rng = np.random.default_rng(7)
+    return {
+        name: LazyTensor.from_array(name, rng.standard_normal(shape).astype(np.float32))
+        for name, shape in schema(config, task).items()
+    }
+
+
+@st.composite
+def configurations(draw):
+    patch = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    grid = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    heads, decoder_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return ViTMAEConfig(
+        hidden_size=4 * heads,
+        num_hidden_layers=draw(st.integers(1, 12)),
+        num_attention_heads=heads,
+        intermediate_size=draw(st.integers(1, 9)),
+        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
+        patch_size=patch,
+        num_channels=draw(st.integers(1, 5)),
+        qkv_bias=draw(st.booleans()),
+        decoder_hidden_size=4 * decoder_heads,
+        decoder_num_hidden_layers=draw(st.integers(1, 3)),
+        decoder_num_attention_heads=decoder_heads,
+        decoder_intermediate_size=draw(st.integers(1, 9)),
+        num_labels=draw(st.integers(1, 5)),
+        global_pool="token",
+    )
+
+
+@pytest.mark.parametrize(("layout", "table", "task"), TABLES)
+@settings(max_examples=20, deadline=None)
+@given(config=configurations())
+def test_every_table_gives_back_what_it_was_given(layout, table, task, config):
+    canonical = random_canonical(config, task)
+    rules = table.expand(canonical)
+    external = {tensor.name: tensor for tensor in write_tensors(canonical, rules)}
+    shapes = {name: tensor.shape for name, tensor in external.items()}
+    assert shapes == external_shapes(rules, schema(config, task))
+    for name, tensor in external.items():
+        assert tensor.load().shape == tensor.shape, name
+    reading, _ = recognise(shapes)
+    assert (reading.layout.name, reading.task) == (layout.name, task)
+    back = read_tensors(external, reading.rules)
+    assert set(back) == set(canonical)
+    for name, tensor in canonical.items():
+        np.testing.assert_array_equal(back[name].load(), tensor.load(), err_msg=name)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+@pytest.mark.parametrize("kind", ["visualize", "pretrain", "finetuned"])
+def test_official_key_lists_are_met_in_name_shape_and_order(golden, kind, size):
+    stored = json.loads((golden / "keys" / f"facebook_mae_{kind}_vit_{size}.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in stored.items()}
+    reading, _ = recognise(shapes)
+    task = {"visualize": "pretrain", "pretrain": "encoder", "finetuned": "classify"}[kind]
+    assert (reading.layout.name, reading.task, reading.problems) == ("facebook", task, ())
+    canonical = dict(_canonical_shapes(reading, shapes))
+    rules = LAYOUTS["facebook"].table_for(task).expand(canonical)
+    assert list(external_shapes(rules, canonical).items()) == list(shapes.items())
+    for layout in LAYOUTS.values():
+        if kind == "finetuned" and layout.name.startswith("transformers"):
+            continue  # cannot hold a globally pooled classifier
+        expanded = layout.table_for(task).expand(canonical)
+        assert {n for rule in expanded for n in rule.canonicals} == set(canonical)
+
+
+def _canonical_shapes(reading, shapes):
+    for rule in reading.rules:
+        parts = rule.transform.read_shapes(shapes[rule.external])
+        yield from zip(rule.canonicals, parts, strict=True)

@@ -1,0 +1,342 @@
+"""scripts/pretrain.py: the recipe, resuming, many processes, and the checkpoints that it writes."""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reference_models.pytorch import ViTMAEConfig, ViTMAEForPreTraining
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "pretrain.py"
+GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
+TINY = (
+    *("--input-size", "32", "--patch-size", "8", "--hidden-size", "32"),
+    *("--num-hidden-layers", "2", "--num-attention-heads", "4", "--decoder-hidden-size", "24"),
+    *("--decoder-num-hidden-layers", "1", "--decoder-num-attention-heads", "3"),
+    *("--batch-size", "4", "--repeats", "4", "--epochs", "4", "--warmup-epochs", "1"),
+    *("--lr", "3e-3", "--device", "cpu"),
+)
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+pretrain = load_script()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three pictures of smooth colours, of different sizes, one of them grey."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    for number, (width, height) in enumerate([(60, 40), (48, 70), (200, 36)]):
+        x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+        channels = [np.sin(3 * x + number), np.cos(2 * y - number), x * y]
+        colours = (255 * (0.5 + 0.5 * np.stack(channels, axis=-1))).astype(np.uint8)
+        picture = Image.fromarray(colours).convert("L" if number == 2 else "RGB")
+        picture.save(folder / ("more" if number else ".") / f"{number}.png")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def run(pictures, output, *flags):
+    pretrain.main([str(pictures), str(output), *TINY, *flags])
+    return pretrain.read_checkpoint(output / "checkpoint.pth")
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """The output folder of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("trained")
+    run(pictures, output)
+    return output
+
+
+def assert_same(a, b):
+    """Compare nested checkpoints; tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other)
+    else:
+        assert a == b
+
+
+def assert_close(a, b):
+    """Compare weights that came about by sums in another order.
+
+    Softmax cancels the bias of the keys, so its gradient is rounding alone, and Adam makes steps of
+    full length of it: it is left out.
+    """
+    assert list(a) == list(b)
+    for name in a:
+        one, other = a[name], b[name]
+        if name.endswith("qkv.bias"):
+            (q, _, v), (other_q, _, other_v) = one.chunk(3), other.chunk(3)
+            one, other = torch.cat([q, v]), torch.cat([other_q, other_v])
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------ what is written
+
+
+def test_loss_falls_and_is_logged(trained):
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    losses = [line["train_loss"] for line in lines]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_checkpoint_is_the_originals(trained):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(trained / "checkpoint.pth", weights_only=True)
+    assert set(checkpoint) == {"model", "optimizer", "epoch", "scaler", "args", "config"}
+    assert checkpoint["epoch"] == 3
+    args = checkpoint["args"]
+    assert isinstance(args, argparse.Namespace)
+    assert (args.model, args.input_size, args.mask_ratio, args.norm_pix_loss) == (
+        "custom",
+        32,
+        0.75,
+        False,
+    )
+    assert (args.num_attention_heads, args.decoder_num_attention_heads) == (4, 3)
+    original = torch.load(
+        GOLDEN / "pretrain_tiny" / "checkpoint.pth", weights_only=True, map_location="cpu"
+    )["model"]
+    unnumbered = {".".join(p for p in name.split(".") if not p.isdigit()) for name in original}
+    assert {
+        ".".join(p for p in name.split(".") if not p.isdigit()) for name in checkpoint["model"]
+    } == unnumbered
+
+
+def test_weights_alone_build_the_model(trained):
+    content = torch.load(trained / "weights.pth", weights_only=True)
+    assert list(content) == ["model", "config"]
+    assert content["config"]["image_mean"] == [0.485, 0.456, 0.406]
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(content["config"]))
+    model.load_state_dict(content["model"], strict=True)
+    assert_same(
+        dict(content["model"]), dict(pretrain.read_checkpoint(trained / "checkpoint.pth")["model"])
+    )
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    pretrain.save_atomically({"epoch": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        pretrain.save_atomically({"epoch": 2, "unwritable": lambda: None}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+# --------------------------------------------------------------- interrupted, continued, further
+
+
+def test_resumed_equals_uninterrupted(pictures, trained, tmp_path, monkeypatch):
+    steps = pretrain.compute_loss
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 8:  # in the middle of the third epoch of three steps
+            raise KeyboardInterrupt
+        return steps(*arguments)
+
+    monkeypatch.setattr(pretrain, "compute_loss", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(pictures, tmp_path)
+    assert stopped.value.code == 130
+    assert pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 1
+    monkeypatch.undo()
+
+    resumed = run(pictures, tmp_path, "--resume")
+    whole = pretrain.read_checkpoint(trained / "checkpoint.pth")
+    for part in ("model", "optimizer", "epoch", "scaler", "config"):
+        assert_same(resumed[part], whole[part])
+
+
+def test_loading_in_other_processes_or_from_memory_changes_nothing(pictures, trained, tmp_path):
+    whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
+    other = run(pictures, tmp_path, "--num-workers", "2", "--in-memory")["model"]
+    assert_same(dict(other), dict(whole))
+
+
+def test_another_seed_changes_the_result(pictures, trained, tmp_path):
+    whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
+    other = run(pictures, tmp_path, "--seed", "1")["model"]
+    assert not torch.equal(other["decoder_pred.weight"], whole["decoder_pred.weight"])
+
+
+def test_accumulated_batches_make_one_large_batch(pictures, tmp_path):
+    large = run(pictures, tmp_path / "large")
+    summed = run(pictures, tmp_path / "summed", "--batch-size", "2", "--accum-iter", "2")
+    assert_close(summed["model"], large["model"])
+
+
+def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(SCRIPT), str(pictures), str(tmp_path), *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "--batch-size", "2"], check=True, env=environment, capture_output=True
+    )
+    whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
+    shared = pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"]
+    assert_close(shared, whole)
+
+
+def test_further_training_starts_from_the_weights(pictures, trained, tmp_path):
+    # A rate of zero shows what training starts from. Sizes come from the file, not from flags.
+    pretrain.main(
+        [
+            *(str(pictures), str(tmp_path), "--init-from", str(trained / "weights.pth")),
+            *("--lr", "0", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2"),
+        ]
+    )
+    start = pretrain.read_checkpoint(trained / "checkpoint.pth")
+    further = pretrain.read_checkpoint(tmp_path / "checkpoint.pth")
+    assert_same(dict(further["model"]), dict(start["model"]))
+    assert further["config"] == start["config"]
+
+
+def test_an_encoder_alone_gets_a_new_decoder(trained, capsys):
+    content = pretrain.read_checkpoint(trained / "weights.pth")
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(content["config"]))
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    encoder = {
+        n: v for n, v in content["model"].items() if "decoder" not in n and n != "mask_token"
+    }
+    pretrain.load_weights(model, encoder, "encoder.pth")
+    loaded = model.state_dict()
+    assert torch.equal(loaded["blocks.1.attn.qkv.weight"], encoder["blocks.1.attn.qkv.weight"])
+    assert torch.equal(loaded["decoder_pred.weight"], fresh["decoder_pred.weight"])
+    assert "decoder starts from random weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_trains_float32_weights(pictures, tmp_path, precision):
+    checkpoint = run(pictures, tmp_path, "--precision", precision)
+    assert {value.dtype for value in checkpoint["model"].values()} == {torch.float32}
+    assert bool(checkpoint["scaler"]) == (precision == "float16")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train_loss"] for line in lines]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# ---------------------------------------------------------------------------------- the recipe
+
+
+def test_only_matrices_decay():
+    config = ViTMAEConfig.from_dict(
+        json.loads((GOLDEN / "transformers_tf_pretrain_tiny" / "config.json").read_text())
+    )
+    model = ViTMAEForPreTraining(config)
+    optimizer = pretrain.make_optimizer(model, argparse.Namespace(weight_decay=0.05))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    spared, decayed = ({names[p] for p in g["params"]} for g in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.95)] * 2
+    assert spared | decayed == set(names.values()) - {"pos_embed", "decoder_pos_embed"}
+    assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
+    assert {"cls_token", "mask_token", "norm.weight", "patch_embed.proj.bias"} <= spared
+
+
+def test_rate_rises_and_falls():
+    args = argparse.Namespace(lr=2.0, min_lr=0.5, warmup_epochs=4, epochs=12)
+    rates = [pretrain.learning_rate(epoch, args) for epoch in (0, 1, 4, 8, 12)]
+    assert rates == pytest.approx([0, 0.5, 2.0, 1.25, 0.5])
+
+
+def test_rate_follows_the_pictures_in_a_step():
+    args = pretrain.parse_arguments(["pictures", "output", "--blr", "1e-3"])
+    complete = pretrain.complete_arguments(args, ViTMAEConfig(), 4096)
+    assert complete.lr == pytest.approx(16e-3)
+    assert complete.model == "mae_vit_base_patch16"
+    assert args.model is None  # what was given is left as it was
+
+
+def test_presets_are_the_papers():
+    for name, heads, layers in (("base", 12, 12), ("large", 16, 24), ("huge", 16, 32)):
+        keys = json.loads((GOLDEN / "keys" / f"facebook_mae_visualize_vit_{name}.json").read_text())
+        (preset,) = (p for model, p in pretrain.PRESETS.items() if name in model)
+        assert (preset.num_attention_heads, preset.num_hidden_layers) == (heads, layers)
+        with torch.device("meta"):
+            state = ViTMAEForPreTraining(preset).state_dict()
+        assert {n: list(v.shape) for n, v in state.items()} == {n: list(s) for n, s in keys.items()}
+
+
+def test_crops_keep_to_scale_and_shape():
+    rng = np.random.default_rng(0)
+    areas, shapes = [], []
+    for _ in range(2000):
+        left, upper, right, lower = pretrain.random_crop_box(300, 200, 0.2, rng)
+        assert 0 <= left < right <= 300 + 1e-9
+        assert 0 <= upper < lower <= 200 + 1e-9
+        areas.append((right - left) * (lower - upper) / 60000)
+        shapes.append((right - left) / (lower - upper))
+    assert 0.2 <= min(areas) < 0.25
+    assert 0.75 <= min(shapes) < 0.8
+    assert 1.25 < max(shapes) <= 4 / 3 + 1e-9
+    # Nothing fits into a long strip: the middle is taken in an allowed shape.
+    assert pretrain.random_crop_box(300, 30, 1.0, rng) == pytest.approx((130, 0, 170, 30))
+
+
+def test_an_epoch_covers_every_place_once():
+    args = argparse.Namespace(seed=0, accum_iter=2, batch_size=3, repeats=5)
+    crops = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=1)
+    device = torch.device("cpu")
+    batches = [pretrain.epoch_batches(crops, pretrain.Process(r, 2, device)) for r in (0, 1)]
+    places = [place for each in batches for batch in each for place in batch]
+    assert len(places) == len(set(places)) == 24  # 25 less what fills no step of 2 x 2 x 3
+    later = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=2)
+    assert pretrain.epoch_batches(later, pretrain.Process(0, 2, device)) != batches[0]
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch-size", "64"), "do not fill one step"),
+        (("--num-attention-heads", "5"), "must divide hidden_size"),
+        (("--init-from", "nowhere.pth"), "can't be read as a checkpoint"),
+        ((), "continue it with --resume"),
+        (("--resume", "--hidden-size", "40"), "is of another model"),
+        (("--lr", "1e30", "--resume", "--epochs", "6"), "the loss is"),
+    ],
+)
+def test_wrong_calls_end_with_one_sentence(pictures, trained, tmp_path, flags, message):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "checkpoint.pth").write_bytes((trained / "checkpoint.pth").read_bytes())
+    with pytest.raises(SystemExit) as stopped:
+        run(pictures, output, *flags)
+    assert message in stopped.value.code
+
+
+def test_no_pictures(tmp_path):
+    with pytest.raises(SystemExit, match="no pictures under"):
+        run(tmp_path, tmp_path / "output")
