@@ -11,7 +11,8 @@ visible patch.
 """
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTMAEForPreTraining
 
-MASKED_GREY = 0.5
+MASKED_GREY = (127.5, 127.5, 127.5)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,6 +52,8 @@ def parse_arguments() -> argparse.Namespace:
 def load_model(path: str) -> ViTMAEForPreTraining:
     """Build the model that a checkpoint describes."""
     checkpoint = read_checkpoint(path)
+    if "config" not in checkpoint:
+        sys.exit(f"{path} has no config: take a file that pretrain.py wrote")
     model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(checkpoint["config"]))
     model.load_state_dict(checkpoint["model"])
     return model.eval()
@@ -73,6 +76,12 @@ def cut(picture: Image.Image, x: float, y: float, side: float, config: ViTMAECon
     height, width = config.image_hw
     box = (left, upper, left + side, upper + side)
     return to_pixels(picture.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
+    """Return (N, L, P): everywhere one colour, given as R, G, B from 0 to 255."""
+    normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
@@ -101,34 +110,35 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 
 @torch.no_grad()
 def evaluate(
-    model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Tensor
+    model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
     """Return the errors of the model and of what needs no model; pixels (N, 3, H, W)."""
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask
-    one_colour = mean_colour.repeat(patches.shape[2] // 3).expand_as(patches)
     guesses = {
         "model": output.logits,
         "nearest": fill_nearest(patches, mask, model.config),
         "visible mean": fill_visible_mean(patches, mask),
-        "training mean": one_colour,
+        "training mean": fill_colour(mean_colour, patches),
     }
     return {name: removed_errors(guess, patches, mask) for name, guess in guesses.items()}
 
 
+def make_noise(images: int, config: ViTMAEConfig, seed: int) -> Tensor:
+    """Return noise (N, L) that decides the masks."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    return torch.from_numpy(rng.random((images, config.num_patches), dtype=np.float32))
+
+
 @torch.no_grad()
 def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.ndarray:
-    """Return original | masked | reconstruction | it with the visible patches, (H, 4 W, 3)."""
+    """Return original | masked | reconstruction | with the visible patches, (H, 4 W, 3) uint8."""
     output = model(pixels, noise)
-    grey = torch.full_like(output.logits, MASKED_GREY) - torch.tensor(IMAGE_MEAN).repeat(
-        output.logits.shape[2] // 3
-    )
-    grey = grey / torch.tensor(IMAGE_STD).repeat(output.logits.shape[2] // 3)
+    patches = model.patchify(pixels)
     removed = output.mask.unsqueeze(-1) > 0
-    masked = model.unpatchify(torch.where(removed, grey, model.patchify(pixels)))
     views = (
         pixels,
-        masked,
+        model.unpatchify(torch.where(removed, fill_colour(MASKED_GREY, patches), patches)),
         model.reconstruct(pixels, output.logits),
         model.reconstruct(pixels, output.logits, output.mask),
     )
@@ -141,20 +151,14 @@ def main() -> None:
     """Print the errors, one line a picture, and draw the panel."""
     args = parse_arguments()
     model = load_model(args.checkpoint)
-    config = model.config
-    mean_colour = (torch.tensor(args.mean_colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(
-        IMAGE_STD
-    )
     rows = []
     print("mean squared error, normalised (root mean squared error, 0 to 255), of removed pixels")
-    for path in args.pictures:
-        cuts = torch.stack(list(squares(load_picture(Path(path)), config)))
-        pixels = cuts.repeat(args.masks, 1, 1, 1)
-        rng = np.random.Generator(np.random.Philox(args.seed))
-        noise = torch.from_numpy(rng.random((len(pixels), config.num_patches), dtype=np.float32))
-        errors = evaluate(model, pixels, noise, mean_colour)
+    for path in map(Path, args.pictures):
+        cuts = torch.stack(list(squares(load_picture(path), model.config)))
+        noise = make_noise(len(cuts) * args.masks, model.config, args.seed)
+        errors = evaluate(model, cuts.repeat(args.masks, 1, 1, 1), noise, args.mean_colour)
         cells = "  ".join(f"{n} {mse:.3f} ({rmse:.1f})" for n, (mse, rmse) in errors.items())
-        print(f"{Path(path).stem:<12}  {cells}")
+        print(f"{path.stem:<12}  {cells}")
         rows.append(draw_row(model, cuts[:1], noise[:1]))
     if args.panel:
         panel = Image.fromarray(np.concatenate(rows))

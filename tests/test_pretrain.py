@@ -1,7 +1,6 @@
 """scripts/pretrain.py: the recipe, resuming, many processes, and the checkpoints that it writes."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +14,14 @@ from PIL import Image
 
 from reference_models.pytorch import ViTMAEConfig, ViTMAEForPreTraining
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "pretrain.py"
-GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "data" / "golden"
+DEMO = ROOT / "mae_convert" / "data" / "demo"
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import evaluate_reconstruction  # noqa: E402
+import pretrain  # noqa: E402
+
 TINY = (
     *("--input-size", "32", "--patch-size", "8", "--hidden-size", "32"),
     *("--num-hidden-layers", "2", "--num-attention-heads", "4", "--decoder-hidden-size", "24"),
@@ -24,17 +29,6 @@ TINY = (
     *("--batch-size", "4", "--repeats", "4", "--epochs", "4", "--warmup-epochs", "1"),
     *("--lr", "3e-3", "--device", "cpu"),
 )
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-pretrain = load_script()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +191,14 @@ def test_accumulated_batches_make_one_large_batch(pictures, tmp_path):
 
 def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(SCRIPT), str(pictures), str(tmp_path), *TINY]
+    command += [
+        "--nproc_per_node",
+        "2",
+        str(ROOT / "scripts" / "pretrain.py"),
+        str(pictures),
+        str(tmp_path),
+        *TINY,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
         [*command, "--batch-size", "2"], check=True, env=environment, capture_output=True
@@ -340,3 +341,26 @@ def test_wrong_calls_end_with_one_sentence(pictures, trained, tmp_path, flags, m
 def test_no_pictures(tmp_path):
     with pytest.raises(SystemExit, match="no pictures under"):
         run(tmp_path, tmp_path / "output")
+
+
+# ------------------------------------------------------------------------ the embedded checkpoint
+
+
+def test_embedded_checkpoint_is_small_and_plain():
+    path = DEMO / "checkpoint.pth"
+    assert path.stat().st_size <= 8 * 2**20
+    content = torch.load(path, weights_only=True)
+    assert list(content) == ["model", "config"]
+    assert {value.dtype for value in content["model"].values()} == {torch.float32}
+    json.dumps(content["config"])
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "aitzgorri"])
+def test_embedded_model_fills_in_pictures_it_has_not_seen(name):
+    model = evaluate_reconstruction.load_model(str(DEMO / "checkpoint.pth"))
+    picture = pretrain.load_picture(DEMO / f"{name}.jpg")
+    pixels = torch.stack(list(evaluate_reconstruction.squares(picture, model.config)))
+    noise = evaluate_reconstruction.make_noise(len(pixels), model.config, seed=1)
+    errors = evaluate_reconstruction.evaluate(model, pixels, noise, (110, 100, 85))
+    others = [error for method, (error, _) in errors.items() if method != "model"]
+    assert errors["model"][0] < 0.9 * min(others)

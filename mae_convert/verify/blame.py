@@ -37,6 +37,9 @@ def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list
     """Return the canonical tensors that feed the first diverging step, likeliest first."""
     known = {**a.description["tensors"], **b.description["tensors"]}
     names = _weights_and_biases(_modules(first, diverging, a, b))
+    if _same_for_every_token(first, a, b):
+        # What is added to all tokens alike is a bias; a weight would depend on the token.
+        names.sort(key=lambda name: not name.endswith(".bias"))
     return [name for name in names if name in known]
 
 
@@ -100,6 +103,24 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     if not away[~removed].any():
         return [token, positions, embed]
     return [positions, embed, token] if away[removed].any() else [embed, positions, token]
+
+
+def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
+    """Return whether the sides differ at a tap (N, T, D) by one vector, the same for all tokens.
+
+    The class token does not pass the patch embedding, so that it does not count there.
+    """
+    key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
+    left, right = a.arrays[key], b.arrays[key]
+    if left.shape != right.shape or left.ndim < 2:
+        return False
+    difference = (right - left).reshape(-1, *left.shape[-2:])
+    if name == "encoder.embedding":
+        difference = difference[:, 1:]
+    vectors = difference.reshape(-1, left.shape[-1])
+    with np.errstate(invalid="ignore"):
+        spread, size = np.abs(vectors - vectors[0]).max(), np.abs(vectors).max()
+    return bool(spread <= 1e-9 * size)
 
 
 def _tokens_away(name: str, a: "Trace", b: "Trace") -> np.ndarray | None:

@@ -51,7 +51,7 @@ def run(job_path: Path) -> None:
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
             if key in arrays and not np.array_equal(arrays[key], array):
                 raise RuntimeError(f"{name} differs between the runs")
-            arrays[key] = np.ascontiguousarray(array)
+            arrays[key] = np.asarray(array, order="C")
     description = {**job.description, "versions": runner.versions()}
     save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
 
