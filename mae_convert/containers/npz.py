@@ -145,4 +145,9 @@ def _text(archive: Archive, name: str) -> str | None:
     head = _read_head(archive, name)
     if head.shape != () or head.dtype.kind != "U" or not 0 < head.dtype.itemsize < LARGEST_TEXT:
         return None
-    return str(archive.array(f"{name}{SUFFIX}", head.begins, (), head.dtype))
+    raw = archive.array(f"{name}{SUFFIX}", head.begins, (head.dtype.itemsize,), np.dtype(np.uint8))
+    order = "be" if head.dtype.byteorder == ">" else "le"
+    try:  # decoded by Python, which checks it: NumPy takes any number for a character
+        return raw.tobytes().decode(f"utf-32-{order}").rstrip("\0")
+    except UnicodeDecodeError:
+        return None

@@ -2,12 +2,13 @@
 
 from mae_convert.errors import LayoutError
 from mae_convert.layouts.facebook import FACEBOOK
+from mae_convert.layouts.keras import KERAS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.transformers import TRANSFORMERS
 from mae_convert.layouts.transformers_tf import TRANSFORMERS_TF
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (FACEBOOK, TRANSFORMERS, TRANSFORMERS_TF)
+    layout.name: layout for layout in (FACEBOOK, TRANSFORMERS, TRANSFORMERS_TF, KERAS)
 }
 
 
