@@ -109,8 +109,9 @@ def resolve(task: str, evidence: Evidence) -> Configuration:
     for name in untold_fields(task):
         values[name], sources[name] = _first(name, evidence)
         _check_flag(name, evidence)
+        if name.endswith("num_attention_heads"):
+            _check_heads(name, values[name], sources[name], evidence)
     values |= _carried_along(values, evidence.stated)
-    _check_heads(values, sources, task, evidence)
     preprocessing = {name: tuple(values.pop(name)) for name in PREPROCESSING}
     try:
         model = ViTMAEConfig(**values)
@@ -251,16 +252,11 @@ def _carried_along(values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict
     }
 
 
-def _check_heads(
-    values: Mapping[str, Any], sources: Mapping[str, str], task: str, evidence: Evidence
-) -> None:
-    names = ["num_attention_heads"] + ["decoder_num_attention_heads"] * (task == "pretrain")
-    for name in names:
-        heads = values[name]
-        width_field = name.replace("num_attention_heads", "hidden_size")
-        width = evidence.geometry[width_field]
-        if not isinstance(heads, int) or heads < 1 or width % heads:
-            raise ConfigurationError(
-                f"{heads} attention heads ({sources[name]}) do not divide {width_field} {width};"
-                f" say the right number with {FLAGS[name]}"
-            )
+def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None:
+    width_field = name.replace("num_attention_heads", "hidden_size")
+    width = evidence.geometry[width_field]
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ConfigurationError(
+            f"{heads} attention heads ({source}) do not divide {width_field} {width}; say the right"
+            f" number with {FLAGS[name]}"
+        )

@@ -16,6 +16,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers import write_directory, write_file
 from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.write import JsonFile
 from mae_convert.errors import LayoutError, MaeConvertError, OutputError
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.layouts.layout import embedded_config
@@ -245,7 +246,7 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
             overwrite=overwrite,
         )
         return {**record, "sha256": hashes}
-    json_files = {
+    json_files: dict[str, JsonFile] = {
         "config.json": config,
         "preprocessor_config.json": preprocessor_config(plan.configuration),
         "conversion.json": lambda hashes: {**record, "sha256": hashes},

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from mae_convert import show
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.convert import execute, plan_conversion
@@ -15,7 +13,8 @@ from mae_convert.diff import diff
 from mae_convert.pictures import load_pictures, reconstruction_panel
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.judge import Check, Verdict, judge
-from mae_convert.verify.trace import Side, Trace, choose_side, trace
+from mae_convert.verify.trace import Side, choose_side
+from mae_convert.verify.verification import Run, run_together
 
 TARGETS = ("transformers", "transformers-tf")
 PICTURE = "reconstruction.png"
@@ -44,7 +43,8 @@ def run_demo(output: Path) -> bool:
     pixels = load_pictures(sorted(data.glob("*.jpg")), source.configuration)
     noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
     inputs = {"pixel_values": pixels, "noise": noise}
-    traces = run_all([source, *(open_checkpoint(path) for path in converted.values())], inputs)
+    checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
+    traces = run_together([Run(c, choose_side(c, Side())) for c in checkpoints], inputs)
     verdicts = {
         layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
     }
@@ -59,21 +59,6 @@ def run_demo(output: Path) -> bool:
     out.print(f"  {(output / PICTURE).resolve()}")
     out.print(f"\n{time.monotonic() - started:.0f} s")
     return passed
-
-
-def run_all(checkpoints: Sequence[Checkpoint], inputs: Mapping[str, np.ndarray]) -> list[Trace]:
-    """Trace every checkpoint on the same inputs, all at the same time."""
-    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
-        running = []
-        try:
-            for index, checkpoint in enumerate(checkpoints):
-                side = choose_side(checkpoint, Side())
-                target = Path(folder) / f"{index}.safetensors"
-                running.append(trace(checkpoint, side, inputs, target))
-            return [process.result() for process in running]
-        finally:
-            for process in running:
-                process.stop()
 
 
 def round_trip(source: Checkpoint, converted: Path) -> Check:

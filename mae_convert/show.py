@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.table import Table as Grid
 from mae_convert.convert import Plan
 from mae_convert.diff import Difference
 from mae_convert.layouts import Layout
-from mae_convert.mapping import Repeat, Row
+from mae_convert.mapping import Repeat, Row, listed
 from mae_convert.verify.judge import Check, Verdict
 
 MOST_ROWS = 20
@@ -156,14 +156,18 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     ]
     for step in report["steps"]:
         rows.append(("changed", _step(step)))
-    for name, why in list(report["dropped"].items())[:MOST_ROWS]:
-        rows.append(("not taken", f"{name}: {why}"))
-    more = len(report["dropped"]) - MOST_ROWS
-    if more > 0:
-        rows.append(("", f"... and {more} more, all in the JSON report"))
+    rows += [("not taken", line) for line in _by_reason(report["dropped"])]
     out.print(_pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
     out.print(assumptions(report["assumed"]))
+
+
+def _by_reason(dropped: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each reason, with the names that it is the reason for."""
+    reasons = dict.fromkeys(dropped.values())
+    for reason in reasons:
+        names = [name for name, why in dropped.items() if why == reason]
+        yield f"{listed(names, 3)}: {reason}"
 
 
 def _step(step: Mapping[str, Any]) -> str:
@@ -227,6 +231,10 @@ def verdict(result: Verdict) -> None:
         out.print("suspects: " + ", ".join(result.suspects[:6]))
     for cause in result.causes:
         out.print(f"cause: {escape(cause)}")
+    for name, effect in result.effects.items():
+        out.print(
+            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        )
     out.print(answer(result))
 
 

@@ -1,6 +1,7 @@
 """The algebra of mapping tables: both directions, checked when built, nothing left over."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +168,17 @@ def _canonical_shapes(reading, shapes):
     for rule in reading.rules:
         parts = rule.transform.read_shapes(shapes[rule.external])
         yield from zip(rule.canonicals, parts, strict=True)
+
+
+def test_the_keras_table_is_what_keras_writes(golden):
+    """The paths are frozen: ``tests/test_reference_keras.py`` holds the models to the same list."""
+    frozen = json.loads((golden.parent / "keras_weight_paths.json").read_text())
+    config = ViTMAEConfig.from_dict(frozen["config"])
+    tasks = {"pretrain": ("pretrain", "token"), "encoder": ("encoder", "token"),
+             "classify_token": ("classify", "token"), "classify_avg": ("classify", "avg")}  # fmt: skip
+    assert set(frozen["paths"]) == set(tasks)
+    for name, (task, pooling) in tasks.items():
+        shapes = schema(replace(config, global_pool=pooling), task)
+        rules = LAYOUTS["keras"].table_for(task).expand(shapes)
+        expected = {path: tuple(shape) for path, shape in frozen["paths"][name].items()}
+        assert external_shapes(rules, shapes) == expected

@@ -197,7 +197,8 @@ WEIGHTS = [
     Mutant("infinity", edit("blocks.0.mlp.fc1.bias", with_value(np.inf)), (f"{E}.0.mlp.fc1.bias",)),
     Mutant("NaN in a key bias", edit("blocks.0.attn.qkv.bias", with_value(np.nan)),
            (f"{E}.0.attention.q.bias",)),
-    Mutant("heads of q in another order", edit("blocks.0.attn.qkv.weight", rows("q", rotated_heads)),
+    Mutant("heads of q in another order", edit(
+        "blocks.0.attn.qkv.weight", rows("q", rotated_heads)),
            (f"{E}.0.attention.q.weight",)),
     Mutant("heads of q, k, v and output in another order, which is the same function",
            both(edit("blocks.0.attn.qkv.weight", lambda a: np.concatenate(

@@ -201,7 +201,10 @@ def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*command, "--batch-size", "2"], check=True, env=environment, capture_output=True
+        [*command, "--batch-size", "1", "--accum-iter", "2"],
+        check=True,
+        env=environment,
+        capture_output=True,
     )
     whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
     shared = pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"]

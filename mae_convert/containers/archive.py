@@ -1,9 +1,11 @@
 """Zip archives whose records can be mapped: what `torch.save` and `numpy.savez` write."""
 
+import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ import numpy as np
 
 from mae_convert.containers.contents import reading
 from mae_convert.containers.mapped import MappedFile
-from mae_convert.errors import CheckpointError
+from mae_convert.containers.messages import damaged, shown
 
 ALIGNMENT = 64
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -81,9 +83,7 @@ class Archive:
             CheckpointError: there is no such record.
         """
         if name not in self.records:
-            raise CheckpointError(
-                f"{self.path} is damaged: the record {name} is missing; copy or download it again"
-            )
+            raise damaged(self.path, f"the record {shown(name)} is missing")
         return self.records[name].size
 
     def raw(self, name: str, limit: int) -> bytes:
@@ -109,12 +109,9 @@ class Archive:
         Raises:
             CheckpointError: it is not all in the record.
         """
-        end = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        end = offset + math.prod(shape) * dtype.itemsize
         if end > self.size(name):
-            raise CheckpointError(
-                f"{self.path} is damaged: the record {name} has {self.size(name)} bytes and not "
-                f"{end}; copy or download it again"
-            )
+            raise damaged(self.path, f"the record {shown(name)} is shorter than {end} bytes")
         record = self.records[name]
         if record.stored:
             return self.mapped.array(record.offset + offset, shape, dtype)
@@ -137,11 +134,12 @@ class ArchiveWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with self._stream:
             if kind is None:
                 self._archive.close()
-        finally:
-            self._stream.close()
+            else:  # what is half written is removed anyhow: the first error is the one to tell
+                with suppress(OSError, ValueError):
+                    self._archive.close()
 
     def add(self, name: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
         """Add a record of `size` bytes that come in pieces."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
 
@@ -52,9 +53,7 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read: change its permissions") from error
     except damages as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({_in_short(error)}); copy or download it again"
-        ) from error
+        raise damaged(path, _in_short(error)) from error
 
 
 def loading(
@@ -82,4 +81,4 @@ def embedded_json(text: object) -> dict | None:
 
 def _in_short(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return shown(lines[0]) if lines else type(error).__name__

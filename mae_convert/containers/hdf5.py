@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_convert.containers.contents import Contents, embedded_json, loading, reading
 from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import LazyTensor, possible_shape
 from mae_convert.containers.torch_types import TORCH_DTYPES
 from mae_convert.errors import CheckpointError
@@ -63,7 +64,7 @@ def _dataset_paths(file: h5py.File, path: Path) -> Iterator[str]:
             name = f"{prefix}{key}"
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise CheckpointError(
-                    f"{path} holds {name} as a link to elsewhere, which is not followed; "
+                    f"{path} holds {shown(name)} as a link to elsewhere, which is not followed; "
                     "write the file with the weights themselves"
                 )
             item = group[key]
@@ -86,8 +87,8 @@ def _listed_names(file: h5py.File, path: Path, present: Iterable[str]) -> list[s
     ]
     missing = set(names) - set(present)
     if missing or len(set(names)) != len(names):
-        what = f"{min(missing)} is missing" if missing else "a weight is listed twice"
-        raise CheckpointError(f"{path} is damaged: {what}; copy or download it again")
+        what = f"{shown(min(missing))} is missing" if missing else "a weight is listed twice"
+        raise damaged(path, what)
     return names
 
 
@@ -114,14 +115,14 @@ def _text(value: object) -> str | None:
 def _lazy(mapped: MappedFile, name: str, dataset: h5py.Dataset) -> LazyTensor:
     if dataset.external or dataset.is_virtual:
         raise CheckpointError(
-            f"{mapped.path} keeps {name} in another file, which is not read; "
+            f"{mapped.path} keeps {shown(name)} in another file, which is not read; "
             "write the file with the weights themselves"
         )
     shape, dtype = dataset.shape, _dtype_of(dataset)
     if dtype not in READABLE or not possible_shape(shape):
         raise CheckpointError(
-            f"{mapped.path} holds {name} as {dataset.dtype} of shape {shape}, which is not a "
-            "tensor that is read; write it as float32 before"
+            f"{mapped.path} holds {shown(name)} as {dataset.dtype} of shape {shape}, which is "
+            "not a tensor that is read; write it as float32 before"
         )
     offset = dataset.id.get_offset()
     if offset is not None and dataset.dtype.isnative and not dataset.file.userblock_size:

@@ -103,8 +103,13 @@ def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    dataset = group.create_dataset(leaf, tensor.shape, tensor.dtype, dcpl=properties)
-    return dataset.id.get_offset() or 0  # an empty dataset has no place, and needs none
+    # The library's lower level: the upper one drops the properties of a scalar.
+    kind = h5py.h5t.py_create(tensor.dtype, logical=True)
+    scalar = tensor.shape == ()
+    space = h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape)
+    dataset = h5py.h5d.create(group.id, None, kind, space, properties)
+    group[leaf] = h5py.Dataset(dataset)
+    return dataset.get_offset() or 0  # an empty dataset has no place, and needs none
 
 
 def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
 """The types that a checkpoint's pickle may name, and the plain data that each becomes.
 
 Everything here is written out: no name of a file is ever imported. What a type makes is data: a
-path becomes a string, an `argparse.Namespace` a dict, a tensor a description of where it lies.
-The stand-ins take lists and scalars only, never something that is short in the file and endless in
-memory: `set(range(10**12))` and `bytes(10**12)` are refused.
+path becomes a string, an `argparse.Namespace` a dict, a tensor a description of where it lies. What
+is short in the file and endless in memory, `set(range(10**12))` or `bytes(10**12)`, is refused.
 """
 
 import pathlib
@@ -25,6 +24,7 @@ from mae_convert.containers.torch_types import (
 
 SCALARS = (str, bytes, int, float, complex, bool, type(None))
 BUILTINS = ("builtins", "__builtin__")
+TYPE_NAMES = ("int", "float", "str", "bool", "list", "dict", "tuple", "Ellipsis")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
 
@@ -143,6 +143,10 @@ def _make_frozen_set(items: Any = ()) -> frozenset:
     return frozenset(_make_set(items))
 
 
+def _make_slice(*ends: Any) -> slice:
+    return slice(*map(check_hashable, ends))
+
+
 def _make_size(extents: Any = ()) -> tuple[int, ...]:
     return tuple(int(extent) for extent in _listed(extents))
 
@@ -176,7 +180,7 @@ def _builtin_makers() -> dict[str, Callable[..., object]]:
         "complex": complex,
         "range": range,
         "xrange": range,
-        "slice": slice,
+        "slice": _make_slice,
         "bytes": _make_bytes,
         "bytearray": _make_bytes,
     }
@@ -226,9 +230,10 @@ def _torch_makers() -> dict[str, Callable[..., object]]:
 
 def _values() -> dict[str, object]:
     """Return names that are never called: types and dtypes as values, storages."""
-    types = ("int", "float", "str", "bool", "list", "dict", "tuple", "Ellipsis")
     return {
-        **{f"{module}.{name}": name for module in BUILTINS for name in types},
+        **{f"{module}.{name}": name for module in BUILTINS for name in TYPE_NAMES},
+        "__builtin__.long": "int",
+        "__builtin__.unicode": "str",
         **{f"torch.{name}": f"torch.{name}" for name in TORCH_DTYPES},
         **{f"torch.{name}": StorageType(TORCH_DTYPES[of]) for name, of in STORAGES.items()},
         "torch.storage.UntypedStorage": StorageType(None),

@@ -2,11 +2,12 @@
 
 import math
 import mmap
+import weakref
 from pathlib import Path
 
 import numpy as np
 
-from mae_convert.errors import CheckpointError
+from mae_convert.containers.messages import damaged
 
 
 class MappedFile:
@@ -41,8 +42,17 @@ class MappedFile:
         self.check(offset, count * dtype.itemsize)
         if count == 0:
             return np.empty(shape, dtype)
-        array = np.frombuffer(self.stream, dtype, count, offset).reshape(shape)
-        return array if array.flags.aligned else array.copy()
+        flat = np.frombuffer(self.stream, dtype, count, offset)
+        self._forget_with(flat, offset, flat.nbytes)
+        return flat.reshape(shape) if flat.flags.aligned else flat.reshape(shape).copy()
+
+    def _forget_with(self, array: np.ndarray, offset: int, count: int) -> None:
+        """Let the pages go when the array and its views are gone, so that few are held at once."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = offset - offset % mmap.PAGESIZE
+            length = offset + count - start
+            forget = weakref.finalize(array, self.stream.madvise, mmap.MADV_DONTNEED, start, length)
+            forget.atexit = False
 
     def check(self, offset: int, count: int) -> None:
         """Require that `count` bytes from `offset` on are in the file.
@@ -51,7 +61,4 @@ class MappedFile:
             CheckpointError: they are not.
         """
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise CheckpointError(
-                f"{self.path} is truncated or damaged: it has {self.size} bytes, and data are said "
-                f"to lie at {offset} to {offset + count}; copy or download it again"
-            )
+            raise damaged(self.path, f"data at {offset} to {offset + count} of {self.size} bytes")

@@ -13,6 +13,7 @@ import numpy as np
 
 from mae_convert.containers.archive import DAMAGE, Archive, ArchiveWriter
 from mae_convert.containers.contents import Contents, embedded_json, loading, reading
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import Digests, LazyTensor, possible_shape
 from mae_convert.containers.torch_types import NUMPY_DTYPES
 from mae_convert.errors import CheckpointError
@@ -115,8 +116,9 @@ def _read_head(archive: Archive, name: str) -> _Head:
             raise ValueError(f"{name} has an impossible shape")
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
             raise CheckpointError(
-                f"{archive.path} holds {name} as {descr!r}, which is not an array of numbers (a "
-                "bfloat16 loses its type in .npz, an object is a pickle); write it as float32"
+                f"{archive.path} holds {shown(name)} as {shown(descr)}, which is not an array of "
+                "numbers (a bfloat16 loses its type in .npz, an object is a pickle); "
+                "write it as float32"
             )
         return _Head(tuple(shape), bool(columns_first), np.dtype(descr), begins)
 
@@ -126,12 +128,10 @@ def _lazy(archive: Archive, name: str) -> LazyTensor:
     shape, dtype = head.shape, head.dtype
     native = dtype.newbyteorder("=")
     if native not in NUMPY_DTYPES:
-        raise CheckpointError(f"{archive.path} holds {name} as {dtype}; write it as float32")
+        raise CheckpointError(f"{archive.path} holds {shown(name)} as {dtype}; write it as float32")
     size = head.begins + math.prod(shape) * dtype.itemsize
     if archive.size(f"{name}{SUFFIX}") != size:
-        raise CheckpointError(
-            f"{archive.path} is damaged: {name} should have {size} bytes; copy or download it again"
-        )
+        raise damaged(archive.path, f"{shown(name)} should have {size} bytes")
 
     def load() -> np.ndarray:
         stored = shape[::-1] if head.columns_first else shape

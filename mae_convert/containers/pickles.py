@@ -5,12 +5,14 @@ any program. Here a name is looked up in one table of inert types (`mae_convert.
 a name that is not there ends the reading. `pickletools` takes the bytes apart.
 """
 
+import mmap
 import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 from mae_convert.containers.inert import INERT, Maker, Stateful, check_hashable
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.errors import CheckpointError, MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
@@ -25,16 +27,6 @@ DAMAGE = (
     MemoryError,
     RecursionError,
 )
-
-
-class Readable(Protocol):
-    """What `pickletools` needs of a stream; a memory map has it too."""
-
-    def read(self, count: int, /) -> bytes:
-        """Return the next bytes."""
-
-    def readline(self) -> bytes:
-        """Return the bytes to the end of the line."""
 
 
 class PickleReader:
@@ -56,7 +48,7 @@ class PickleReader:
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
 
-    def load(self, stream: Readable) -> object:
+    def load(self, stream: IO[bytes] | mmap.mmap) -> object:
         """Return the next value and leave the stream behind its last byte.
 
         Lists, dicts and scalars come as themselves; every other type as `inert` makes it.
@@ -74,10 +66,7 @@ class PickleReader:
         except MaeConvertError:
             raise
         except DAMAGE as error:
-            raise CheckpointError(
-                f"{self.path} is truncated or damaged: its pickle cannot be read; "
-                "copy or download it again"
-            ) from error
+            raise damaged(self.path, "its pickle cannot be read") from error
 
     def push(self, value: object) -> None:
         """Put a value on the stack."""
@@ -104,8 +93,8 @@ class PickleReader:
         """
         if dotted not in INERT:
             raise CheckpointError(
-                f"{self.path} is not opened: its pickle names {dotted}, and to load that would "
-                "run code; write the weights alone, with "
+                f"{self.path} is not opened: its pickle names {shown(dotted)}, and to load "
+                "that would run code; write the weights alone, with "
                 "torch.save({'model': model.state_dict()}, ...), where the file comes from"
             )
         self.names.append(dotted)

@@ -65,7 +65,9 @@ def describe(value: object) -> str:
         return str(value.dtype)
     if isinstance(value, Mapping | list | tuple | set | frozenset):
         return _describe_collection(value)
-    if isinstance(value, np.generic | str | bytes | bool | int | float | complex | range | None):
+    if isinstance(
+        value, np.generic | str | bytes | bool | int | float | complex | range | slice | None
+    ):
         return _shorten(repr(value))
     return f"a value of type {type(value).__name__}"
 

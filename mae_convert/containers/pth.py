@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.containers.contents import Contents
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe, plain_mapping
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import Storage, StoredTensor
@@ -40,7 +41,7 @@ def pth_contents(path: Path, value: object, read: ReadStorage) -> Contents:
         raise CheckpointError(f"{path} names some of its tensors by what is not text")
     settings = {name: plain_mapping(beside.get(name)) for name in SETTINGS}
     ignored = {
-        str(name): describe(item) for name, item in beside.items() if settings.get(name) is None
+        shown(name): describe(item) for name, item in beside.items() if settings.get(name) is None
     }
     return Contents(
         kind="pth",
@@ -71,7 +72,7 @@ def _select_model(path: Path, value: object) -> tuple[Mapping, str | None, Mappi
             return model, wrapper, {**beside, **_others(model, f"{wrapper}.")}
     if _has_tensors(value):
         return value, None, _others(value, "")
-    keys = ", ".join(str(key)[:40] for key in list(value)[:KEYS_SHOWN])
+    keys = ", ".join(shown(key) for key in list(value)[:KEYS_SHOWN])
     raise CheckpointError(
         f"{path} has no tensors at its top level, under 'model' or under 'state_dict'; it has "
         f"{keys or 'nothing'}{', …' if len(value) > KEYS_SHOWN else ''}; "
@@ -123,7 +124,4 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _outside(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged: the tensor {name} does not fit the data that are said to hold it; "
-        "copy or download it again"
-    )
+    return damaged(path, f"the tensor {shown(name)} does not fit the data that hold it")

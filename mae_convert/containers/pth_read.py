@@ -11,13 +11,14 @@ import numpy as np
 from mae_convert.containers.archive import Archive
 from mae_convert.containers.contents import Contents
 from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.pickles import PickleReader
 from mae_convert.containers.pth import pth_contents
 from mae_convert.containers.torch_types import Storage, make_storage
 from mae_convert.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LARGEST_PICKLE = 1 << 30
+LARGEST_PICKLE = 1 << 28
 
 
 def read_pth(archive: Archive, prefix: str) -> Contents:
@@ -30,19 +31,10 @@ def read_pth(archive: Archive, prefix: str) -> Contents:
     Raises:
         CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
     """
-    big_endian = _is_big_endian(archive, f"{prefix}byteorder")
-
-    def read(storage: Storage, dtype: np.dtype) -> np.ndarray:
-        name = f"{prefix}data/{storage.key}"
-        size = storage.count * _element_bytes(storage)
-        if archive.size(name) != size:
-            raise _damaged(archive.path, f"{name} has {archive.size(name)} bytes and not {size}")
-        flat = archive.array(name, 0, (size // dtype.itemsize,), dtype)
-        return _byteswapped(flat) if big_endian else flat
-
-    reader = PickleReader(archive.path, _storage_of_id)
+    storages = _ZipStorages(archive, prefix)
+    reader = PickleReader(archive.path, storages.of_id)
     stream = io.BytesIO(archive.raw(f"{prefix}data.pkl", LARGEST_PICKLE))
-    return pth_contents(archive.path, reader.load(stream), read)
+    return pth_contents(archive.path, reader.load(stream), storages.read)
 
 
 def read_legacy_pth(path: Path) -> Contents:
@@ -66,6 +58,36 @@ def read_legacy_pth(path: Path) -> Contents:
     value = reader.load(mapped.stream)
     storages.locate(reader.load(mapped.stream), mapped.stream.tell())
     return pth_contents(path, value, storages.read)
+
+
+class _ZipStorages:
+    """The storages that are records of a zip archive."""
+
+    def __init__(self, archive: Archive, prefix: str) -> None:
+        self._archive = archive
+        self._prefix = prefix
+        self._big_endian = _is_big_endian(archive, f"{prefix}byteorder")
+
+    def of_id(self, identity: Any) -> Storage:
+        """Return the storage of a persistent id.
+
+        Raises:
+            CheckpointError: its record is missing or has another size.
+        """
+        label, kind, key, _device, count = identity
+        if label != "storage":
+            raise ValueError("a persistent id that is not of a storage")
+        storage = make_storage(kind, key, count)
+        size = storage.count * _element_bytes(storage)
+        if size and self._archive.size(f"{self._prefix}data/{key}") != size:
+            raise damaged(self._archive.path, f"the storage {shown(key)} has not {size} bytes")
+        return storage
+
+    def read(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
+        """Return the elements of a storage."""
+        count = storage.count * _element_bytes(storage) // dtype.itemsize
+        flat = self._archive.array(f"{self._prefix}data/{storage.key}", 0, (count,), dtype)
+        return _byteswapped(flat) if self._big_endian else flat
 
 
 class _LegacyStorages:
@@ -93,16 +115,16 @@ class _LegacyStorages:
             CheckpointError: they do not all lie in the file, or differ from what the pickle says.
         """
         if not isinstance(keys, list) or set(keys) != set(self._wholes):
-            raise _damaged(self._mapped.path, "it does not hold the storages that it names")
+            raise damaged(self._mapped.path, "it does not hold the storages that it names")
         places = {}
         for key in keys:
             (count,) = struct.unpack("<q", self._mapped.raw(position, 8))
             if count != self._wholes[key].count:
-                raise _damaged(self._mapped.path, f"the storage {key} has {count} elements")
+                raise damaged(self._mapped.path, f"the storage {shown(key)} has {count} elements")
             places[key] = position + 8
             position += 8 + count * _element_bytes(self._wholes[key])
         if position > self._mapped.size:
-            raise _damaged(self._mapped.path, f"{position - self._mapped.size} bytes are missing")
+            raise damaged(self._mapped.path, f"{position - self._mapped.size} bytes are missing")
         self._places = places
 
     def read(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
@@ -110,13 +132,6 @@ class _LegacyStorages:
         start = self._places[storage.key] + storage.start * _element_bytes(storage)
         count = storage.count * _element_bytes(storage) // dtype.itemsize
         return self._mapped.array(start, (count,), dtype)
-
-
-def _storage_of_id(identity: Any) -> Storage:
-    label, kind, key, _device, count = identity
-    if label != "storage":
-        raise ValueError("a persistent id that is not of a storage")
-    return make_storage(kind, key, count)
 
 
 def _element_bytes(storage: Storage) -> int:
@@ -128,14 +143,10 @@ def _is_big_endian(archive: Archive, name: str) -> bool:
         return False
     order = archive.raw(name, 16)
     if order not in (b"little", b"big"):
-        raise _damaged(archive.path, f"its byte order is {order!r}")
+        raise damaged(archive.path, f"its byte order is {order!r}")
     return order == b"big"
 
 
 def _byteswapped(flat: np.ndarray) -> np.ndarray:
     width = flat.dtype.itemsize // (2 if flat.dtype.kind == "c" else 1)
     return flat.view(f"u{width}").byteswap().view(flat.dtype)
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is truncated or damaged: {what}; copy or download it again")

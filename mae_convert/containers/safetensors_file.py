@@ -11,6 +11,7 @@ import numpy as np
 
 from mae_convert.containers.contents import Contents, embedded_json
 from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe
 from mae_convert.containers.tensor import Digests, LazyTensor, possible_shape
 from mae_convert.containers.torch_types import TORCH_DTYPES
@@ -51,7 +52,7 @@ def read_safetensors(path: Path) -> Contents:
     header, begins = _read_header(mapped)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _damaged(path, "its metadata are not text")
+        raise damaged(path, "its metadata are not text")
     entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
     _check_places(path, entries, mapped.size - begins)
     settings = {name: embedded_json(metadata.get(name)) for name in SETTINGS}
@@ -65,7 +66,7 @@ def read_safetensors(path: Path) -> Contents:
         config_place="metadata",
         conversion=settings["conversion"],
         ignored={
-            f"metadata {name}": describe(text)
+            f"metadata {shown(name)}": describe(text)
             for name, text in metadata.items()
             if name != "format" and settings.get(name) is None
         },
@@ -111,14 +112,14 @@ Entry = tuple[np.dtype, tuple[int, ...], int, int]
 def _read_header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", mapped.raw(0, 8))
     if length > LARGEST_HEADER:
-        raise _damaged(mapped.path, f"its header would have {length} bytes")
+        raise damaged(mapped.path, f"its header would have {length} bytes")
     text = mapped.raw(8, length)
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _damaged(mapped.path, f"its header cannot be read ({error})") from error
+        raise damaged(mapped.path, f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
-        raise _damaged(mapped.path, "its header is not a mapping")
+        raise damaged(mapped.path, "its header is not a mapping")
     return header, 8 + length
 
 
@@ -133,12 +134,14 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
             pass
         case _:
-            raise _damaged(path, f"the entry of {name} is incomplete")
+            raise damaged(path, f"the entry of {shown(name)} is incomplete")
     if code not in CODES:
-        raise CheckpointError(f"{path} holds {name} as {code}, which is not read; cast it before")
+        raise CheckpointError(
+            f"{path} holds {shown(name)} as {shown(code)}, which is not read; cast it before"
+        )
     dtype = CODES[code]
     if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:
-        raise _damaged(path, f"shape and size of {name} do not agree")
+        raise damaged(path, f"shape and size of {shown(name)} do not agree")
     return dtype, tuple(shape), start, end
 
 
@@ -149,17 +152,13 @@ def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
         (start, end, name) for name, (*_, start, end) in entries.items()
     ):
         if start != position:
-            raise _damaged(path, f"the data of {name} begin at {start} and not at {position}")
+            raise damaged(path, f"the data of {shown(name)} begin at {start} and not at {position}")
         position = end
     if position != size:
-        raise _damaged(path, f"it has {size} bytes of data and its tensors need {position}")
+        raise damaged(path, f"it has {size} bytes of data and its tensors need {position}")
 
 
 def _lazy(
     mapped: MappedFile, name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int
 ) -> LazyTensor:
     return LazyTensor(name, shape, dtype, lambda: mapped.array(offset, shape, dtype))
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is truncated or damaged: {what}; copy or download it again")

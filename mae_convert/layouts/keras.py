@@ -2,7 +2,7 @@
 
 Keras names a dataset by the attributes that lead to its layer and numbers the layer's variables in
 the order of their creation: a dense layer has its kernel at 0 and its bias at 1, a norm gamma and
-beta, the embeddings the class token and the positions, the decoder the mask token and the positions.
+beta, the embeddings class token and positions, the decoder mask token and positions.
 """
 
 from mae_convert.layouts.layout import IMAGENET, Layout

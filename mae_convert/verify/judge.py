@@ -9,14 +9,14 @@ configurations are compared as well.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mae_convert.canonical import task_of
 from mae_convert.errors import MaeConvertError
-from mae_convert.verify.blame import execution_order, suspects_at
+from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.trace import Trace
 
 FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
@@ -70,6 +70,7 @@ class Verdict:
         suspects: canonical tensors, the likeliest culprit first.
         causes: explanations that were tested and hold.
         witnesses: how each side was run.
+        effects: how far the declared lossy steps move each result, relative L2; not judged.
     """
 
     passed: bool
@@ -79,6 +80,7 @@ class Verdict:
     suspects: tuple[str, ...]
     causes: tuple[str, ...]
     witnesses: tuple[Mapping[str, Any], ...]
+    effects: Mapping[str, float] = field(default_factory=dict)
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -134,6 +136,15 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     if distance == 0:
         return 0.0
     return float(distance / size) if size != 0 else math.inf
+
+
+def effects(before: Trace, after: Trace) -> dict[str, float]:
+    """Return how far the results of one trace are from another's, in float64, by name."""
+    return {
+        name: relative_error(_array(after, "float64", name), _array(before, "float64", name))
+        for name in _common_results(before, after)
+        if name in LAST_STEPS
+    }
 
 
 def _check_comparable(a: Trace, b: Trace) -> None:
@@ -247,9 +258,13 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
         left, right = _field(a, name), _field(b, name)
         if left != right:
             yield f"{name} is {left} in A and {right} in B"
-    missing = [s for s in b.description["steps"] if s["step"] == "dtype"]
-    if missing and differing_tensors(a, b):
-        yield f"B declares that its weights were rounded to {missing[-1]['to']}"
+    for name, side in (("A", a), ("B", b)):
+        rounded = [step["to"] for step in side.description["steps"] if step["step"] == "dtype"]
+        if rounded and differing_tensors(a, b):
+            yield (
+                f"{name} declares that its weights were rounded to {rounded[-1]}; `verify SOURCE"
+                f" {side.description['checkpoint']['name']}` takes that into account"
+            )
 
 
 def _witness(side: str, trace: Trace) -> dict[str, Any]:

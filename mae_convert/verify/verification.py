@@ -1,18 +1,20 @@
 """Verify a pair of checkpoints: trace both at the same time, judge, explain."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.verify.causes import explain
 from mae_convert.verify.inputs import in_order, random_inputs
-from mae_convert.verify.judge import Check, Verdict, differing_tensors, judge
-from mae_convert.verify.trace import Side, Trace, choose_side, trace
+from mae_convert.verify.judge import Check, Verdict, differing_tensors, effects, judge
+from mae_convert.verify.trace import Running, Side, Trace, choose_side, trace
 
 DEFAULT_DTYPES = ("float64", "float32")
 
@@ -46,9 +48,16 @@ def verify(
     """
     if mismatch := _shape_mismatch(a, b):
         return mismatch
-    sides = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
-    trace_a, trace_b = trace_both(a, b, *sides, seed=seed, batch=batch, dtypes=dtypes)
+    side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
+    inputs, mask_ratio = common_inputs(a, b, seed=seed, batch=batch)
+    steps = [step for step in declared_steps(b) if step["step"] == "dtype"]
+    runs = [Run(a, side_a, tuple(dtypes), tuple(steps)), Run(b, side_b, tuple(dtypes))]
+    # What the declared steps do to the results is told beside the verdict.
+    runs += [Run(a, side_a, ("float64",))] if steps else []
+    trace_a, trace_b, *plain = run_together(runs, inputs, mask_ratio=mask_ratio)
     verdict = judge(trace_a, trace_b)
+    if plain:
+        verdict = replace(verdict, effects=effects(plain[0], trace_a))
     if require_proof:
         check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
         verdict = replace(
@@ -62,39 +71,52 @@ def verify(
     return replace(verdict, causes=verdict.causes + tuple(explain(a, b, tensors)))
 
 
-def trace_both(
-    a: Checkpoint,
-    b: Checkpoint,
-    side_a: Side,
-    side_b: Side,
-    *,
-    seed: int,
-    batch: int,
-    dtypes: Sequence[str],
-) -> tuple[Trace, Trace]:
-    """Run both sides at the same time on the same random inputs and return their traces."""
+def common_inputs(
+    a: Checkpoint, b: Checkpoint, *, seed: int, batch: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """Return random inputs and the mask ratio at which both sides are run.
+
+    A classifier does not mask, so that an encoder beside one runs unmasked, patches in order. Both
+    are masked alike even where the configurations differ, which is a check of its own.
+    """
     inputs = random_inputs(a.configuration.model, batch=batch, seed=seed)
-    mask_ratio: float | None = None
     if "classify" in (a.task, b.task):
-        inputs, mask_ratio = in_order(inputs), 0.0
-    else:
-        # Both are masked alike even where the configurations differ, which is a check of its own.
-        mask_ratio = a.configuration.model.mask_ratio
-    steps = declared_steps(b)
+        return in_order(inputs), 0.0
+    return inputs, a.configuration.model.mask_ratio
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint to be run: with what, in which precisions, after which declared steps."""
+
+    checkpoint: Checkpoint
+    side: Side
+    dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+def run_together(
+    runs: Sequence[Run], inputs: Mapping[str, np.ndarray], *, mask_ratio: float | None = None
+) -> list[Trace]:
+    """Run several checkpoints at the same time on the same inputs and return their traces."""
+    running: list[Running] = []
     with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
-        outputs = [Path(folder) / f"{name}.safetensors" for name in "ab"]
-        options: dict[str, Any] = {"dtypes": dtypes, "mask_ratio": mask_ratio}
-        first = trace(a, side_a, inputs, outputs[0], steps=steps, **options)
         try:
-            second = trace(b, side_b, inputs, outputs[1], **options)
-        except BaseException:
-            first.stop()
-            raise
-        try:
-            return first.result(), second.result()
+            for number, run in enumerate(runs):
+                started = trace(
+                    run.checkpoint,
+                    run.side,
+                    inputs,
+                    Path(folder) / f"{number}.safetensors",
+                    dtypes=run.dtypes,
+                    mask_ratio=mask_ratio,
+                    steps=run.steps,
+                )
+                running.append(started)
+            return [process.result() for process in running]
         finally:
-            first.stop()
-            second.stop()
+            for process in running:
+                process.stop()
 
 
 def declared_steps(checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -78,8 +78,8 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens (N, T, D) by their places (N, K), giving (N, K, D).
 
-    The images are laid end to end and picked from at once: ``ops.take_along_axis`` takes number by
-    number, which on TensorFlow is fifty times as slow.
+    The images are laid end to end and whole tokens are picked; ``ops.take_along_axis`` would need
+    an index for every number.
     """
     _, count, width = tokens.shape
     first = ops.arange(ops.shape(tokens)[0], dtype=ids.dtype) * count  # (N,), of each image

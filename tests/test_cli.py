@@ -1,0 +1,241 @@
+"""The command line as a user meets it: exit statuses, one sentence on bad input, JSON alone."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from mae_convert.cli import cli
+from mae_convert.layouts import LAYOUTS
+
+
+@pytest.fixture
+def pretrain(case):
+    return case("pretrain_tiny")
+
+
+@pytest.fixture
+def converted(run, pretrain, tmp_path):
+    target = tmp_path / "model"
+    result = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    assert result.status == 0, result.err
+    return target
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_has_a_sentence_and_an_example(name):
+    text = cli.commands[name].help
+    assert text.split("\n")[0].strip().endswith((".", ":")) or "\n\n" in text
+    assert f"mae-convert {name}" in text.split("Example:")[1]
+
+
+def test_help_and_conversions_import_no_framework(pretrain, tmp_path):
+    code = """
+import sys
+from mae_convert.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+loaded = {"torch", "tensorflow", "keras", "jax", "transformers"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    chain = [
+        ["--help"],
+        ["inspect", pretrain.checkpoint, *pretrain.heads],
+        ["convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers", *pretrain.heads],
+        ["convert", tmp_path / "a", tmp_path / "b", "--to", "transformers-tf"],
+        ["convert", tmp_path / "b", tmp_path / "c.weights.h5", "--to", "keras"],
+        ["convert", tmp_path / "c.weights.h5", tmp_path / "d.npz", "--to", "facebook"],
+        ["convert", tmp_path / "d.npz", tmp_path / "e.pth", "--to", "facebook"],
+        ["diff", pretrain.checkpoint, tmp_path / "e.pth", *pretrain.heads],
+        ["layouts"],
+    ]
+    for arguments in chain:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_inspect_tells_what_was_assumed_and_from_where(run, pretrain):
+    report = run("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
+    assert (report["layout"], report["task"], report["container"]) == (
+        "facebook",
+        "pretrain",
+        "pth",
+    )
+    assert report["assumed"]["num_attention_heads"] == {"value": 4, "source": "flag --num-heads"}
+    assert report["assumed"]["layer_norm_eps"]["source"] == "convention of the facebook layout"
+    assert report["tensors"] == 74
+    assert report["dtypes"] == {"float32": 74}
+    assert report["official"] is None
+    assert report["bytes"] == 4 * report["parameters"]
+
+
+def test_inspect_shows_statistics_only_when_asked(run, pretrain):
+    plain = run("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
+    full = run("inspect", pretrain.checkpoint, "--stats", "--json", *pretrain.heads).json
+    assert "stats" not in plain
+    assert full["stats"]["encoder.norm.weight"]["not_finite"] == 0
+
+
+def test_several_targets_are_written_from_one_reading(run, pretrain, tmp_path):
+    other = f"transformers-tf={tmp_path / 'b'}"
+    result = run(
+        "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers", "--to", other,
+        *pretrain.heads, "--json",
+    )  # fmt: skip
+    assert [r["layout"] for r in result.json["conversions"]] == ["transformers", "transformers-tf"]
+    assert run("diff", tmp_path / "a", tmp_path / "b").status == 0
+
+
+def test_when_one_of_several_targets_fails_nothing_is_left(run, pretrain, tmp_path):
+    result = run(
+        "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers",
+        "--to", f"transformers-tf={tmp_path / 'no' / 'such'}", *pretrain.heads,
+    )  # fmt: skip
+    assert result.status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_target_needs_overwrite(run, pretrain, converted):
+    again = ["convert", pretrain.checkpoint, converted, "--to", "transformers", *pretrain.heads]
+    before = (converted / "model.safetensors").stat().st_mtime_ns
+    result = run(*again)
+    assert result.status == 2
+    assert "--overwrite" in result.err
+    assert (converted / "model.safetensors").stat().st_mtime_ns == before
+    assert run(*again, "--overwrite").status == 0
+
+
+def test_diff_says_which_tensor_and_which_field_differ(run, pretrain, converted, tmp_path):
+    import safetensors.numpy
+
+    assert run("diff", pretrain.checkpoint, converted, *pretrain.heads).status == 0
+    path = converted / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["vit.layernorm.bias"][3] += 1
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
+    result = run("diff", pretrain.checkpoint, converted, *pretrain.heads, "--json")
+    assert result.status == 1
+    assert [t["name"] for t in result.json["tensors"]] == ["encoder.norm.bias"]
+    assert result.json["tensors"][0]["elements"] == 1
+    assert result.json["configuration"] == {"layer_norm_eps": {"a": 1e-06, "b": 1e-12}}
+
+
+def test_a_contradicting_flag_is_an_error_in_diff(run, converted):
+    result = run("diff", converted, converted, "--num-heads", 8)
+    assert result.status == 2
+    assert "contradicts" in result.err
+
+
+def test_layouts_shows_the_tables(run):
+    listing = run("layouts").out
+    assert all(name in listing for name in LAYOUTS)
+    table = run("layouts", "transformers-tf").out
+    assert "encoder.blocks.#.attention.q.weight" in table
+    assert "transpose" in table
+    assert run("layouts", "onnx").status == 2
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def evil_zip(path, command):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"model": Evil(command)}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+
+
+BAD_FILES = {
+    "missing": (lambda path, raw: None, "does not exist"),
+    "empty": (lambda path, raw: path.write_bytes(b""), "empty"),
+    "junk": (lambda path, raw: path.write_bytes(bytes(range(1, 250)) * 30), "."),
+    "truncated": (lambda path, raw: path.write_bytes(raw[: len(raw) // 2]), "truncated"),
+    "a web page": (
+        lambda path, raw: path.write_text("<!DOCTYPE html><html>404</html>"),
+        "web page",
+    ),
+    "a pickle": (
+        lambda path, raw: path.write_bytes(pickle.dumps(Evil("touch PWNED"), 2)),
+        "system",
+    ),
+    "a pickle in a zip": (lambda path, raw: evil_zip(path, "touch PWNED"), "system"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_gets_one_sentence_and_leaves_nothing(run, pretrain, tmp_path, name):
+    make, word = BAD_FILES[name]
+    path = tmp_path / "bad.pth"
+    make(path, pretrain.checkpoint.read_bytes())
+    result = run("convert", path, tmp_path / "out", "--to", "transformers", cwd=tmp_path)
+    assert result.status == 2
+    assert word.lower() in result.err.lower()
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert [p.name for p in tmp_path.iterdir() if p.name != "bad.pth"] == []
+
+
+BAD_CALLS = [
+    (["--to", "nonsense"], "unknown layout"),
+    (["--to", "transformers", "--num-heads", "7"], "do not divide"),
+    (["--to", "transformers", "--num-heads", "0"], "do not divide"),
+    (["--to", "transformers", "--task", "paint"], "unknown task"),
+    (["--to", "transformers", "--layer-norm-eps", "-1"], "impossible"),
+    (["--to", "keras"], ".weights.h5"),
+    (["--to", "transformers=elsewhere"], "--to"),
+    (["--to", "transformers", "--source-image-size", "64"], "--source-image-size"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), BAD_CALLS)
+def test_a_bad_call_gets_one_sentence(run, pretrain, tmp_path, arguments, word):
+    heads = [] if "--num-heads" in arguments else pretrain.heads
+    result = run("convert", pretrain.checkpoint, tmp_path / "out", *arguments, *heads, cwd=tmp_path)
+    assert result.status == 2
+    assert word in result.err
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(run, pretrain, tmp_path):
+    """A limit on the size of files stands in for the disk's."""
+    import resource
+
+    command = [
+        sys.executable, "-m", "mae_convert", "convert", str(pretrain.checkpoint),
+        str(tmp_path / "out"), "--to", "transformers", *pretrain.heads,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_framework_is_named_with_the_way_to_get_it(run, pretrain, converted, tmp_path):
+    environment = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    result = run("verify", pretrain.checkpoint, converted, *pretrain.heads, "--python-b", python)
+    assert result.status == 3
+    assert "pip install" in result.err
+    assert "tensorflow" in result.err

@@ -1,0 +1,144 @@
+"""What tensors cannot tell is taken from a named source, in a fixed order, and never guessed."""
+
+import argparse
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.configuration import Evidence, resolve
+from mae_convert.errors import ConfigurationError
+
+GEOMETRY = {
+    "hidden_size": 768,
+    "num_channels": 3,
+    "patch_size": 16,
+    "num_patches": 196,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "qkv_bias": True,
+    "decoder_hidden_size": 512,
+    "decoder_num_hidden_layers": 8,
+    "decoder_intermediate_size": 2048,
+}
+CONVENTIONS = {
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.229, 0.224, 0.225),
+}
+
+
+def evidence(**changes):
+    nothing = {
+        "geometry": GEOMETRY,
+        "flags": {},
+        "stated": {},
+        "stated_where": "config.json",
+        "preprocessor": {},
+        "training_args": {},
+        "conventions": CONVENTIONS,
+        "layout": "facebook",
+    }
+    return Evidence(**{**nothing, **changes})
+
+
+def test_sources_are_asked_in_order():
+    told = {
+        "flags": {"num_attention_heads": 2},
+        "stated": {"num_attention_heads": 4},
+        "training_args": {"model": "mae_vit_large_patch16"},
+    }
+    expected = [(2, "flag"), (4, "config.json"), (16, "training arguments"), (12, "preset ViT-B")]
+    for value, source in expected:
+        resolved = resolve("pretrain", evidence(**told))
+        assert resolved.model.num_attention_heads == value
+        assert resolved.sources["num_attention_heads"].startswith(source)
+        if told:
+            told.pop(next(iter(told)))
+
+
+def test_the_number_of_heads_has_no_convention():
+    odd = {**GEOMETRY, "hidden_size": 96, "intermediate_size": 384}
+    with pytest.raises(ConfigurationError, match=r"allows 1, 2, 3, .*--num-heads"):
+        resolve("pretrain", evidence(geometry=odd))
+
+
+@pytest.mark.parametrize("heads", [0, -1, 7])
+def test_heads_that_do_not_divide_the_width_are_refused(heads):
+    with pytest.raises(ConfigurationError, match="--num-heads"):
+        resolve("encoder", evidence(flags={"num_attention_heads": heads}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", "small"),
+        ("mask_ratio", 1.5),
+        ("hidden_act", "x"),
+    ],
+)
+def test_impossible_values_are_refused(field, value):
+    with pytest.raises(ConfigurationError, match="impossible"):
+        resolve("pretrain", evidence(stated={field: value}))
+
+
+def test_a_grid_that_is_no_square_needs_a_size():
+    wide = {**GEOMETRY, "num_patches": 98}
+    with pytest.raises(ConfigurationError, match="--source-image-size"):
+        resolve("encoder", evidence(geometry=wide))
+    resolved = resolve("encoder", evidence(geometry=wide, flags={"image_size": (112, 224)}))
+    assert resolved.model.grid_hw == (7, 14)
+    with pytest.raises(ConfigurationError, match="98 positions"):
+        resolve("encoder", evidence(geometry=wide, flags={"image_size": (224, 224)}))
+
+
+def test_a_flag_may_not_contradict_the_file_where_two_are_compared():
+    told = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
+    with pytest.raises(ConfigurationError, match="contradicts"):
+        resolve("pretrain", evidence(**told, fill_only=True))
+    assert resolve("pretrain", evidence(**told)).model.layer_norm_eps == 1e-5
+
+
+def test_other_sensors_have_no_mean_colour():
+    resolved = resolve("encoder", evidence(geometry={**GEOMETRY, "num_channels": 4}))
+    assert (resolved.image_mean, resolved.image_std) == ((0.0,) * 4, (1.0,) * 4)
+
+
+def test_training_arguments_inside_a_checkpoint_are_used(case, tmp_path):
+    model = torch.load(case("pretrain_tiny").checkpoint, weights_only=True)["model"]
+    arguments = argparse.Namespace(model="mine", norm_pix_loss=True, mask_ratio=0.5)
+    torch.save({"model": model, "args": arguments, "epoch": 3}, tmp_path / "run.pth")
+    flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+    configuration = open_checkpoint(tmp_path / "run.pth", flags).configuration
+    assert (configuration.model.norm_pix_loss, configuration.model.mask_ratio) == (True, 0.5)
+    assert configuration.sources["norm_pix_loss"] == "training arguments"
+
+
+def test_a_missing_epsilon_means_what_the_transformers_classes_take(golden, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "transformers_tf_pretrain_tiny_v4pt", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("layer_norm_eps")
+    (folder / "config.json").write_text(json.dumps(config))
+    configuration = open_checkpoint(folder).configuration
+    assert configuration.model.layer_norm_eps == 1e-12
+    assert configuration.sources["layer_norm_eps"] == "convention of the transformers layout"
+
+
+def test_image_statistics_come_from_the_preprocessor(golden, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "transformers_tf_pretrain_tiny_v4pt", folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 2]})
+    )
+    configuration = open_checkpoint(folder).configuration
+    assert configuration.image_mean == (0.1, 0.2, 0.3)
+    assert configuration.sources["image_std"] == "preprocessor_config.json"
+    assert np.all(np.isfinite(configuration.image_std))

@@ -1,0 +1,316 @@
+"""Outputs appear whole or not at all, and never in the place of what is not ours."""
+
+import errno
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mae_convert.containers import LazyTensor, atomic, open_container, write_directory, write_file
+from mae_convert.containers import write as write_module
+from mae_convert.errors import OutputError
+
+KINDS = ("pth", "safetensors", "tf_h5", "keras_h5", "npz")
+RECORD = {"conversion.json": {"outputs": {"extra.json": "sha256"}}, "config.json": {}}
+
+
+def tensors(value: float) -> list[LazyTensor]:
+    return [
+        LazyTensor.from_array(f"m/{n}", np.full((100, 100), value, np.float32)) for n in range(5)
+    ]
+
+
+def failing(error: BaseException) -> list[LazyTensor]:
+    def fail() -> np.ndarray:
+        raise error
+
+    good = tensors(2.0)
+    return [*good[:3], LazyTensor("m/bad", (2,), np.dtype(np.float32), fail), *good[3:]]
+
+
+def directory(path: Path, value: float, **options: bool) -> None:
+    write_directory(path, "model.safetensors", "safetensors", tensors(value), RECORD, **options)
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def value_of(path: Path) -> float:
+    values = {float(v) for t in open_container(path).tensors.values() for v in np.unique(t.load())}
+    assert len(values) == 1
+    return values.pop()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_leaves_the_old_file(tmp_path: Path, kind: str, error: BaseException) -> None:
+    write_file(tmp_path / "x", kind, tensors(1.0))
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(type(error)):
+        write_file(tmp_path / "x", kind, failing(error), overwrite=True)
+    assert (tmp_path / "x").read_bytes() == before
+    assert names_in(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_leaves_the_old_directory(tmp_path: Path, error: BaseException) -> None:
+    directory(tmp_path / "d", 1.0)
+    with pytest.raises(type(error)):
+        write_directory(tmp_path / "d", "model.safetensors", "safetensors", failing(error), RECORD,
+                        overwrite=True)  # fmt: skip
+    assert value_of(tmp_path / "d") == 1.0
+    assert names_in(tmp_path) == ["d"]
+
+
+def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("old")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    never = failing(AssertionError("a tensor was loaded"))
+    for name in ("x", "link"):
+        with pytest.raises(OutputError, match="exists already; choose another name or pass --over"):
+            write_file(tmp_path / name, "pth", never)
+    with pytest.raises(OutputError, match="exists already"):
+        write_directory(tmp_path / "d", "model.safetensors", "safetensors", never, RECORD)
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_file_is_no_directory_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("old")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(OutputError, match="is a directory and not a file"):
+        write_file(tmp_path / "d", "pth", tensors(1.0), overwrite=True)
+    with pytest.raises(OutputError, match="is not a directory"):
+        directory(tmp_path / "x", 1.0, overwrite=True)
+
+
+def test_overwriting(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        write_file(tmp_path / "x", "pth", tensors(value), overwrite=True)
+        directory(tmp_path / "d", value, overwrite=True)
+        assert value_of(tmp_path / "x") == value_of(tmp_path / "d") == value
+    assert names_in(tmp_path) == ["d", "x"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_may_replace_the_one_it_is_read_from(tmp_path: Path, kind: str) -> None:
+    write_file(tmp_path / "x", kind, tensors(1.0))
+    opened = open_container(tmp_path / "x")
+    write_file(tmp_path / "x", "safetensors", opened.tensors.values(), overwrite=True)
+    assert value_of(tmp_path / "x") == 1.0
+    arrays = [lazy.load() for lazy in opened.tensors.values()]  # of the file that has no name now
+    assert all((array == 1.0).all() for array in arrays)
+
+
+def test_a_link_is_replaced_and_not_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("of a cache")
+    (tmp_path / "x").symlink_to("blob")
+    write_file(tmp_path / "x", "pth", tensors(1.0), overwrite=True)
+    assert (tmp_path / "blob").read_text() == "of a cache"
+    assert not (tmp_path / "x").is_symlink()
+
+
+def make_foreign(path: Path) -> None:
+    (path / "notes.txt").write_text("mine")
+
+
+def make_nested(path: Path) -> None:
+    (path / "README.md").mkdir()
+
+
+def make_downloaded(path: Path) -> None:
+    (path / "conversion.json").unlink()
+
+
+def make_broken(path: Path) -> None:
+    (path / "conversion.json").write_text("[")
+
+
+@pytest.mark.parametrize("change", [make_foreign, make_nested, make_downloaded, make_broken])
+def test_a_directory_that_is_not_ours_is_not_replaced(tmp_path: Path, change) -> None:
+    directory(tmp_path / "d", 1.0)
+    change(tmp_path / "d")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="which this program did not write"):
+        directory(tmp_path / "d", 2.0, overwrite=True)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_what_the_record_names_is_ours(tmp_path: Path) -> None:
+    directory(tmp_path / "d", 1.0)
+    (tmp_path / "d" / "extra.json").write_text("{}")
+    directory(tmp_path / "d", 2.0, overwrite=True)
+    assert names_in(tmp_path / "d") == [
+        "config.json", "conversion.json", "model.safetensors"
+    ]  # fmt: skip
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    def appear() -> np.ndarray:
+        (tmp_path / "x").write_text("of another program")
+        return np.zeros(2)
+
+    lazy = LazyTensor("a", (2,), np.dtype(np.float64), appear)
+    with pytest.raises(OutputError, match="exists already"):
+        write_file(tmp_path / "x", "pth", [lazy])
+    assert (tmp_path / "x").read_text() == "of another program"
+    assert names_in(tmp_path) == ["x"]
+
+
+def test_notes_that_appear_in_an_old_directory_meanwhile_are_kept(tmp_path: Path) -> None:
+    directory(tmp_path / "d", 1.0)
+
+    def appear() -> np.ndarray:
+        make_foreign(tmp_path / "d")
+        return np.zeros(2)
+
+    lazy = LazyTensor("a", (2,), np.dtype(np.float64), appear)
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        write_directory(tmp_path / "d", "model.safetensors", "safetensors", [lazy], RECORD,
+                        overwrite=True)  # fmt: skip
+    assert (tmp_path / "d" / "notes.txt").read_text() == "mine"
+
+
+def test_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(atomic, "_renameat2", unknown)
+    write_file(tmp_path / "x", "pth", tensors(1.0))
+    directory(tmp_path / "d", 1.0)
+    write_file(tmp_path / "x", "pth", tensors(2.0), overwrite=True)
+    with pytest.raises(OutputError, match="cannot be replaced in one step on this system"):
+        directory(tmp_path / "d", 2.0, overwrite=True)
+    assert (value_of(tmp_path / "x"), value_of(tmp_path / "d")) == (2.0, 1.0)
+    assert names_in(tmp_path) == ["d", "x"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        for kind in KINDS:
+            write_file(tmp_path / kind, kind, tensors(1.0))
+            assert (tmp_path / kind).stat().st_mode & 0o777 == 0o666 & ~umask
+        directory(tmp_path / "d", 1.0)
+        assert (tmp_path / "d").stat().st_mode & 0o777 == 0o777 & ~umask
+    finally:
+        os.umask(old)
+
+
+def test_a_missing_parent_directory(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="its directory does not exist; make it first"):
+        write_file(tmp_path / "none" / "x", "pth", tensors(1.0))
+    with pytest.raises(OutputError, match="its directory does not exist; make it first"):
+        directory(tmp_path / "none" / "d", 1.0)
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="its directory is a file"):
+        write_file(tmp_path / "file" / "x", "pth", tensors(1.0))
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
+)
+def test_what_the_system_refuses_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for kind in KINDS:
+        with pytest.raises(OutputError, match=f"x cannot be written: .*{message}"):
+            write_file(tmp_path / "x", kind, tensors(1.0))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow beyond 64 KB: the system refuses in mid-write, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_write_that_breaks_off(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OutputError, match="larger than is allowed here"):
+        write_file(tmp_path / "x", kind, tensors(1.0))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_forgets_is_found_out(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = write_module.read_contents
+
+    def spoil_and_read(path: Path):
+        data = path.read_bytes()
+        ones = np.full(1000, 1.0, np.float32).tobytes()
+        assert ones in data
+        path.write_bytes(data.replace(ones, ones[:-1] + b"\x00", 1))
+        return read(path)
+
+    monkeypatch.setattr(write_module, "read_contents", spoil_and_read)
+    with pytest.raises(OutputError, match="did not read back as it was written"):
+        write_file(tmp_path / "x", kind, tensors(1.0))
+    assert not any(tmp_path.iterdir())
+
+
+KILLED = """
+import sys, numpy as np
+from mae_convert.containers import LazyTensor, write_directory, write_file
+value, folder = 2.0, sys.argv[1]
+print("ready", flush=True)
+while True:
+    tensors = [LazyTensor.from_array(f"m/{n}", np.full((200, 200), value, np.float32))
+               for n in range(8)]
+    write_file(folder + "/x.h5", "keras_h5", tensors, overwrite=True)
+    write_directory(folder + "/d", "model.safetensors", "safetensors", tensors,
+                    {"conversion.json": {"value": value}}, overwrite=True)
+    value += 1
+"""
+
+
+def test_a_killed_run_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    write_file(tmp_path / "x.h5", "keras_h5", tensors(1.0))
+    directory(tmp_path / "d", 1.0)
+    chance = random.Random(0)
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(chance.uniform(0.0, 0.3))
+            child.kill()
+        assert value_of(tmp_path / "x.h5") >= 1.0
+        value = value_of(tmp_path / "d")
+        record = json.loads((tmp_path / "d" / "conversion.json").read_text())
+        assert record.get("value", 1.0) == value
+        for left in set(names_in(tmp_path)) - {"x.h5", "d"}:
+            assert re.fullmatch(r"\.mae-convert-[0-9a-f]{16}", left)  # and nothing else
+            shutil.rmtree(tmp_path / left, ignore_errors=True)
+            (tmp_path / left).unlink(missing_ok=True)

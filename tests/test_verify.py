@@ -1,0 +1,200 @@
+"""``trace``, ``compare`` and ``verify`` through the command line, on golden data and on faults."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+RESULTS = {
+    "last_hidden_state": "latent",
+    "logits": "pred",
+    "loss": "loss",
+    "loss_norm_pix": "loss_norm_pix",
+    "reconstruction": "reconstruction",
+}
+
+
+def relative(a, b):
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.fixture(scope="module")
+def work(run, case, tmp_path_factory):
+    """One conversion to each layout, and the golden inputs as a file."""
+    folder, pretrain = tmp_path_factory.mktemp("verify"), case("pretrain_tiny")
+    target = folder / "pt"
+    more = ["--to", f"transformers-tf={folder / 'tf'}", "--to", f"keras={folder / 'k.weights.h5'}"]
+    run("convert", pretrain.checkpoint, target, "--to", "transformers", *more, *pretrain.heads)
+    golden = pretrain.arrays
+    np.savez(folder / "in.npz", pixel_values=golden["imgs"], noise=golden["noise"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("framework", "source", "limit"),
+    [("torch", None, 1e-12), ("tensorflow", "tf", 1e-10), ("tensorflow", "pt", 1e-10)],
+)
+def test_a_trace_of_the_golden_inputs_is_what_the_original_computed(
+    run, case, work, tmp_path, framework, source, limit
+):
+    pretrain = case("pretrain_tiny")
+    checkpoint = work / source if source else pretrain.checkpoint
+    heads = [] if source else pretrain.heads
+    out = tmp_path / "trace.safetensors"
+    result = run(
+        "trace", checkpoint, out, "--framework", framework, "--dtype", "float64",
+        "--inputs", work / "in.npz", "--taps", *heads,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    trace, golden = load_file(out), pretrain.arrays
+    assert np.array_equal(trace["mask"], golden["mask"])
+    assert np.array_equal(trace["ids_restore"], golden["ids_restore"])
+    for ours, theirs in RESULTS.items():
+        assert trace[f"float64/{ours}"].dtype == np.float64
+        assert relative(trace[f"float64/{ours}"], golden[f"f64/{theirs}"]) < limit, ours
+    for stack, blocks in (("encoder.blocks", "blocks"), ("decoder.blocks", "decoder_blocks")):
+        for index in range(3 if stack == "encoder.blocks" else 2):
+            tap = trace[f"float64/tap/{stack}.{index}.output"]
+            assert relative(tap, golden[f"f64/tap/{blocks}.{index}"]) < limit
+
+
+def test_compare_of_two_traces_gives_the_verdict_of_verify(run, case, work, tmp_path):
+    pretrain = case("pretrain_tiny")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert run("trace", pretrain.checkpoint, a, "--taps", *pretrain.heads).status == 0
+    assert run("trace", work / "tf", b, "--taps").status == 0
+    compared = run("compare", a, b, "--json")
+    verified = run("verify", pretrain.checkpoint, work / "tf", "--json", *pretrain.heads)
+    assert compared.status == verified.status == 0
+    for key in ("passed", "proven", "checks", "suspects", "causes"):
+        assert compared.json[key] == verified.json[key], key
+    assert verified.json["proven"] is True
+    other = tmp_path / "other.safetensors"
+    run("trace", work / "tf", other, "--seed", 1)
+    result = run("compare", a, other)
+    assert result.status == 2
+    assert "different inputs" in result.err
+
+
+@pytest.mark.parametrize("name", ["finetune_gap_tiny", "finetune_cls_tiny", "encoder_tiny"])
+def test_every_task_is_proven_through_keras(run, case, tmp_path, name):
+    source = case(name)
+    target = tmp_path / "model.weights.h5"
+    run("convert", source.checkpoint, target, "--to", "keras", *source.heads)
+    result = run("verify", source.checkpoint, target, *source.heads, "--json", "--require-proof")
+    assert result.status == 0, result.out + result.err
+    assert {w["framework"] for w in result.json["witnesses"]} == {"torch", "tensorflow"}
+
+
+def test_a_side_read_through_our_tables_passes_but_is_not_proven(run, case, work):
+    pretrain = case("pretrain_tiny")
+    pair = ["verify", pretrain.checkpoint, work / "pt", "--framework-b", "torch", *pretrain.heads]
+    result = run(*pair, "--json")
+    assert (result.status, result.json["passed"], result.json["proven"]) == (0, True, False)
+    assert run(*pair, "--require-proof").status == 1
+
+
+def test_an_encoder_is_compared_with_the_common_part(run, work, tmp_path):
+    run("convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder")
+    result = run("verify", work / "tf", tmp_path / "encoder", "--json")
+    assert result.status == 0, result.out
+    names = [check["name"] for check in result.json["checks"]]
+    assert "function/encoder.norm" in names
+    assert not any("decoder" in name for name in names if name.startswith("function/"))
+
+
+def test_a_declared_rounding_is_applied_to_the_source_before_it_is_judged(run, work, tmp_path):
+    run("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16")
+    result = run("verify", work / "tf", tmp_path / "half", "--json")
+    assert result.status == 0, result.out
+    assert 1e-6 < result.json["effects"]["logits"] < 1e-2
+    record = json.loads((tmp_path / "half" / "conversion.json").read_text())
+    (tmp_path / "half" / "conversion.json").write_text(json.dumps({**record, "steps": []}))
+    undeclared = run("verify", work / "tf", tmp_path / "half", "--json")
+    assert undeclared.status == 1
+    assert any("rounded to float16" in cause for cause in undeclared.json["causes"])
+
+
+FAULTS = {
+    "nan": ("vit.layernorm.bias", lambda a: np.where(np.arange(a.size) == 3, np.nan, a)),
+    "key bias": ("vit.encoder.layer.0.attention.attention.key.bias", lambda a: a + 5),
+    "transposed": ("vit.encoder.layer.1.attention.attention.value.weight", lambda a: a.T),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name):
+    pretrain, (tensor, fault) = case("pretrain_tiny"), FAULTS[name]
+    broken = tmp_path / "broken"
+    shutil.copytree(work / "pt", broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors[tensor] = np.ascontiguousarray(fault(tensors[tensor]), dtype=np.float32)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    reports = [tmp_path / "report.json", tmp_path / "report.xml"]
+    result = run(
+        "verify", pretrain.checkpoint, broken, *pretrain.heads, "--json",
+        "--report", reports[0], "--report", reports[1],
+    )  # fmt: skip
+    assert result.status == 1
+    verdict = result.json
+    guilty = {
+        "nan": "encoder.norm.bias",
+        "key bias": "encoder.blocks.0.attention.k.bias",
+        "transposed": "encoder.blocks.1.attention.v.weight",
+    }[name]
+    tap = {
+        "nan": "encoder.norm",
+        "key bias": "encoder.blocks.0.k",
+        "transposed": "encoder.blocks.1.v",
+    }[name]
+    assert (verdict["suspects"][0], verdict["first_divergence"]) == (guilty, tap)
+    word = {"nan": "NaN", "key bias": "constant", "transposed": "transposed"}[name]
+    assert any(word in cause for cause in verdict["causes"])
+    assert json.loads(reports[0].read_text())["passed"] is False
+    suite = ET.parse(reports[1]).getroot()
+    assert int(suite.get("failures")) == len(suite.findall(".//failure")) > 0
+
+
+def test_models_of_other_shapes_differ_without_being_run(run, case, work, tmp_path):
+    from mae_convert.containers import open_container, write_file
+
+    tensors = open_container(case("encoder_tiny").checkpoint).tensors
+    shorter = [t for name, t in tensors.items() if not name.startswith("blocks.2")]
+    write_file(tmp_path / "short.pth", "pth", shorter)
+    result = run(
+        "verify",
+        case("encoder_tiny").checkpoint,
+        tmp_path / "short.pth",
+        "--num-heads",
+        4,
+        "--json",
+    )
+    assert result.status == 1
+    assert result.json["passed"] is False
+
+
+def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
+    golden = case("pretrain_tiny").arrays
+    bad = {
+        "shape": {"pixel_values": golden["imgs"][:, :, :8]},
+        "equal noise": {"pixel_values": golden["imgs"], "noise": golden["noise"] * 0},
+        "dtype": {"pixel_values": golden["imgs"].astype(np.float64)},
+        "nothing": {"images": golden["imgs"]},
+    }
+    for name, arrays in bad.items():
+        np.savez(tmp_path / "in.npz", **arrays)
+        out = tmp_path / "trace.safetensors"
+        result = run("trace", work / "pt", out, "--inputs", tmp_path / "in.npz")
+        assert result.status == 2, name
+        assert result.err.count("\n") == 1, name
+        assert not out.exists()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, work, tmp_path):
+    for report in ("report.pdf", "no/such/report.json"):
+        result = run("verify", work / "pt", work / "tf", "--report", tmp_path / report)
+        assert result.status == 2
