@@ -4,6 +4,7 @@ Imports that cost time stand inside the commands, so that ``--help`` answers at 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -368,6 +369,8 @@ def demo(output: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
+    # A polite end, so that what was begun is cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = cli.main(arguments, prog_name="mae-convert", standalone_mode=False)
     except MaeConvertError as error:
