@@ -174,8 +174,12 @@ def test_the_keras_table_is_what_keras_writes(golden):
     """The paths are frozen: ``tests/test_reference_keras.py`` holds the models to the same list."""
     frozen = json.loads((golden.parent / "keras_weight_paths.json").read_text())
     config = ViTMAEConfig.from_dict(frozen["config"])
-    tasks = {"pretrain": ("pretrain", "token"), "encoder": ("encoder", "token"),
-             "classify_token": ("classify", "token"), "classify_avg": ("classify", "avg")}  # fmt: skip
+    tasks = {
+        "pretrain": ("pretrain", "token"),
+        "encoder": ("encoder", "token"),
+        "classify_token": ("classify", "token"),
+        "classify_avg": ("classify", "avg"),
+    }
     assert set(frozen["paths"]) == set(tasks)
     for name, (task, pooling) in tasks.items():
         shapes = schema(replace(config, global_pool=pooling), task)
