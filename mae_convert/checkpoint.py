@@ -58,6 +58,17 @@ class Checkpoint:
         return self.container.path
 
 
+def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
+    """Return the layout that decides where several are the same for the tensors.
+
+    A configuration beside or inside the file names it, else the container: the original code
+    writes ``.pth``, timm publishes ``.safetensors``.
+    """
+    owner = next((name for name, layout in LAYOUTS.items() if layout.owns_config(stated)), None)
+    by_container = {"pth": "facebook", "safetensors": "timm"}
+    return owner or stated.get("layout") or by_container.get(kind)
+
+
 def open_checkpoint(
     path: Path | str, flags: Flags | None = None, *, fill_only: bool = False
 ) -> Checkpoint:
@@ -79,9 +90,10 @@ def open_checkpoint(
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     stated = container.config or {}
     try:
-        reading, synonyms = recognise(shapes, preferred=stated.get("layout"))
+        reading, synonyms = recognise(shapes, preferred=_layout_named_by(stated, container.kind))
     except LayoutError as error:
         raise LayoutError(f"{container.path}: {error}") from error
+    stated = reading.layout.read_config(stated)
     evidence = Evidence(
         geometry=reading.geometry,
         flags=(flags or Flags()).given(),

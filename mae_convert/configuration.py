@@ -139,6 +139,8 @@ def _first(name: str, evidence: Evidence) -> tuple[Any, str]:
 
 
 def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
+    if name != "image_size":
+        yield evidence.geometry.get(name), "the tensors' shapes"
     yield evidence.flags.get(name), f"flag {FLAGS.get(name, '')}"
     yield _stated(name, evidence), evidence.stated_where
     if name in PREPROCESSING:
@@ -200,6 +202,11 @@ def _square_image(geometry: Mapping[str, Any]) -> int | tuple[int, int] | None:
 
 def _check_flag(name: str, evidence: Evidence) -> None:
     flag, stated = evidence.flags.get(name), _stated(name, evidence)
+    told = evidence.geometry.get(name)
+    if None not in (flag, told) and flag != told:
+        raise ConfigurationError(
+            f"{FLAGS[name]} {flag} contradicts the tensors' shapes, which say {told}; leave it out"
+        )
     if evidence.fill_only and None not in (flag, stated) and flag != stated:
         raise ConfigurationError(
             f"{FLAGS[name]} {flag} contradicts {evidence.stated_where}, which says {name} is"

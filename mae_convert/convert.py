@@ -2,12 +2,11 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mae_convert import __version__
@@ -19,8 +18,9 @@ from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.write import JsonFile
 from mae_convert.errors import LayoutError, MaeConvertError, OutputError
 from mae_convert.layouts import Layout, layout_named
-from mae_convert.layouts.layout import embedded_config
 from mae_convert.mapping import Rule, Table, write_tensors
+from mae_convert.rounding import DTYPES, rounded, rounding_error
+from mae_convert.steps import Geometry, Step, with_geometry
 
 SUFFIX_KINDS = {
     ".weights.h5": "keras_h5",
@@ -30,12 +30,6 @@ SUFFIX_KINDS = {
     ".bin": "pth",
     ".npz": "npz",
 }
-DTYPES: Mapping[str, np.dtype] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True)
@@ -43,10 +37,12 @@ class Plan:
     """A conversion that can be carried out: nothing was read or written yet.
 
     Attributes:
+        source: the checkpoint, as a model for the pictures that the target takes.
         tensors: lazy external tensors of the target, in its native order.
         rules: how each target tensor is made of canonical ones.
         steps: what the conversion changes on purpose, each with ``step`` and its parameters.
         dropped: source tensors that the target does not hold, with the reason.
+        dtype: what tensors are rounded to, or None where each keeps its own.
     """
 
     source: Checkpoint
@@ -59,6 +55,15 @@ class Plan:
     rules: Sequence[Rule]
     steps: Sequence[Mapping[str, Any]]
     dropped: Mapping[str, str]
+    created: Mapping[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the target is a model directory."""
+        return self.layout.weights_name is not None and not (
+            self.layout.also_file and _suffix(self.target)
+        )
 
 
 def plan_conversion(
@@ -68,6 +73,7 @@ def plan_conversion(
     *,
     task: str | None = None,
     dtype: str | None = None,
+    geometry: Geometry | None = None,
 ) -> Plan:
     """Work out a conversion and refuse what the target cannot hold.
 
@@ -77,15 +83,18 @@ def plan_conversion(
         layout_name: the layout to write.
         task: what to keep: "encoder" drops the decoder or the head; default: everything.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
+        geometry: the pictures that the target is to take; default: those of the source.
 
     Raises:
         LayoutError: the layout cannot hold the model.
-        ConfigurationError: the task is not in the checkpoint.
+        ConfigurationError: the task is not in the checkpoint, or the model cannot take pictures
+            of such a geometry.
         OutputError: the target's name does not fit the layout.
     """
     layout = layout_named(layout_name)
     task = task or source.task
     check_task(task, source.task)
+    source, changes = with_geometry(source, task, geometry or Geometry())
     model = source.configuration.model
     if reason := layout.refusal(model, task):
         raise LayoutError(f"cannot write {layout.name}: {reason}")
@@ -96,9 +105,10 @@ def plan_conversion(
             f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
             " classifier has no final norm of its own, so its encoder cannot stand alone"
         )
-    rules = table.expand(names)
+    rules = [rule.bound(model.num_attention_heads) for rule in table.expand(names)]
     _container_kind(layout, target)
     kept = {name: _in_dtype(source.tensors[name], dtype) for name in names}
+    created = _created(table, kept)
     return Plan(
         source=source,
         target=target,
@@ -106,11 +116,33 @@ def plan_conversion(
         table=table,
         task=task,
         configuration=source.configuration,
-        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)],
+        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)] + list(created),
         rules=rules,
-        steps=_steps(source, task, dtype),
+        steps=_steps(source, names, task, changes, dtype),
         dropped=_dropped(source, set(names), task),
+        created={tensor.name: reason for tensor, reason in created.items()},
+        dtype=dtype,
     )
+
+
+def _created(table: Table, kept: Mapping[str, LazyTensor]) -> dict[LazyTensor, str]:
+    """Return tensors of zeros that the layout's own class insists on, with the reason."""
+    return {
+        LazyTensor(
+            drop.external,
+            like.shape,
+            like.dtype,
+            lambda like=like: np.zeros(like.shape, like.dtype),  # type: ignore[misc]
+        ): f"zeros: {drop.why}"
+        for drop in table.drops
+        if drop.zeros_like is not None
+        for like in [kept[drop.zeros_like]]
+    }
+
+
+def _suffix(target: Path) -> str | None:
+    """Return the suffix that names a container, or None."""
+    return next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
 
 
 def _token_pooled(model: Any, task: str) -> Any:
@@ -120,8 +152,8 @@ def _token_pooled(model: Any, task: str) -> Any:
 
 def _container_kind(layout: Layout, target: Path) -> str:
     """Return the kind of container that the target's name asks for."""
-    suffix = next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
-    if layout.weights_name is not None:
+    suffix = _suffix(target)
+    if layout.weights_name is not None and not (layout.also_file and suffix):
         if suffix is not None:
             raise OutputError(
                 f"{layout.name} is written as a directory; name one instead of {target.name}"
@@ -141,12 +173,7 @@ def _in_dtype(tensor: LazyTensor, dtype: str | None) -> LazyTensor:
     if dtype is None or tensor.dtype == DTYPES[dtype]:
         return tensor
     wanted = DTYPES[dtype]
-
-    def load() -> np.ndarray:
-        with np.errstate(over="ignore"):  # the writer refuses infinities, by name
-            return tensor.load().astype(wanted)
-
-    return LazyTensor(tensor.name, tensor.shape, wanted, load)
+    return replace(tensor, dtype=wanted, load=lambda: rounded(tensor.load(), wanted))
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:
@@ -165,15 +192,21 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, load=load)
 
 
-def _steps(source: Checkpoint, task: str, dtype: str | None) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = list((source.container.conversion or {}).get("steps", []))
+def _steps(
+    source: Checkpoint,
+    kept: Iterable[str],
+    task: str,
+    changes: Iterable[Step],
+    dtype: str | None,
+) -> list[Step]:
+    """Return the steps that the source declares, and after them those of this conversion."""
+    steps = list((source.container.conversion or {}).get("steps", []))
     if task != source.task:
         steps.append({"step": "task", "from": source.task, "to": task})
-    changed = sorted(
-        {str(t.dtype) for t in source.tensors.values() if dtype and str(t.dtype) != dtype}
-    )
-    if changed:
-        steps.append({"step": "dtype", "from": changed, "to": dtype})
+    steps += changes
+    rounded_from = {str(source.tensors[name].dtype) for name in kept} - {dtype}
+    if dtype and rounded_from:
+        steps.append({"step": "dtype", "from": sorted(rounded_from), "to": dtype})
     return steps
 
 
@@ -234,30 +267,30 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
     """
     record = conversion_record(plan)
     kind = _container_kind(plan.layout, plan.target)
-    config = plan.layout.write_config(plan.configuration.model, plan.task)
-    statistics = _image_statistics(plan.configuration)
-    if plan.layout.weights_name is None:
+    carried = carried_config(plan)
+    weights_name = plan.layout.weights_name
+    if weights_name is None or not plan.is_directory:
         hashes = write_file(
             plan.target,
             kind,
             plan.tensors,
-            config={**config, **statistics},
+            config=carried,
             conversion={k: record[k] for k in ("mae_convert", "source", "task", "steps")},
             overwrite=overwrite,
         )
         return {**record, "sha256": hashes}
     json_files: dict[str, JsonFile] = {
-        "config.json": config,
+        "config.json": plan.layout.write_config(carried),
         "preprocessor_config.json": preprocessor_config(plan.configuration),
         "conversion.json": lambda hashes: {**record, "sha256": hashes},
     }
     hashes = write_directory(
         plan.target,
-        plan.layout.weights_name,
+        weights_name,
         kind,
         plan.tensors,
         json_files,
-        config={**embedded_config(plan.configuration.model, plan.task), **statistics},
+        config=carried,
         overwrite=overwrite,
     )
     return {**record, "sha256": hashes}
@@ -285,11 +318,30 @@ def conversion_record(plan: Plan) -> dict[str, Any]:
             rule.external: {
                 "from": list(dict.fromkeys(origin[name] for name in rule.canonicals)),
                 "canonical": list(rule.canonicals),
+                **_rounding([source.tensors[name] for name in rule.canonicals], plan.dtype),
             }
             for rule in plan.rules
         },
         "dropped": dict(plan.dropped),
-        "created": {},
+        "created": dict(plan.created),
+    }
+
+
+def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
+    """Return the largest rounding error of what is joined to one tensor, where it is rounded."""
+    if dtype is None or all(part.dtype == DTYPES[dtype] for part in parts):
+        return {}
+    errors = [rounding_error(part.load(), DTYPES[dtype]) for part in parts]
+    return {"rounding": {kind: max(e[kind] for e in errors) for kind in errors[0]}}
+
+
+def carried_config(plan: Plan) -> dict[str, Any]:
+    """Return the configuration that a file carries inside: nothing else needs to be known of it."""
+    return {
+        **plan.configuration.model.to_dict(),
+        **_image_statistics(plan.configuration),
+        "task": plan.task,
+        "layout": plan.layout.name,
     }
 
 

@@ -1,6 +1,7 @@
 """The algebra of mapping tables: rows that carry both directions, expanded and checked.
 
 A table is a tuple of rows in the external layout's own order. ``#`` stands for a block's index,
+``[_#]`` for one that the first block lacks (``block``, ``block_1``, ...), and
 ``{a,b}`` for one of several names: in both columns it makes one row per name, in the canonical
 column alone it makes a row that joins several canonical tensors into one external tensor.
 """
@@ -118,6 +119,85 @@ class Fuse:
         return f"fuse {self.parts}"
 
 
+@dataclass(frozen=True)
+class SplitHeads:
+    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
+
+    Attributes:
+        kind: "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
+            (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as
+            (heads, d, width).
+        heads: number of heads; 0 until the table is bound to a model.
+    """
+
+    kind: str
+    heads: int = 0
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the array with its heads apart."""
+        turned = arrays[0] if self.kind == "bias" else arrays[0].T
+        return turned.reshape(self.write_shape([arrays[0].shape]))
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the array with its heads joined."""
+        (shape,) = self.read_shapes(array.shape)
+        return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape with the heads apart; LayoutError if they do not divide it."""
+        joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
+        if not self.heads or joined % self.heads:
+            raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")
+        apart = (self.heads, joined // self.heads)
+        return {
+            "kernel": (*shapes[0][1:], *apart),
+            "bias": apart,
+            "output": (*apart, *shapes[0][:-1]),
+        }[self.kind]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shape with the heads joined."""
+        rank = 2 if self.kind == "bias" else 3
+        if len(shape) != rank:
+            raise LayoutError(f"{rank} dimensions are needed, not shape {shape}")
+        if self.kind == "bias":
+            return [(shape[0] * shape[1],)]
+        if self.kind == "kernel":
+            return [(shape[1] * shape[2], shape[0])]
+        return [(shape[2], shape[0] * shape[1])]
+
+    def heads_in(self, shape: Shape) -> int:
+        """Return the number of heads that an external shape tells."""
+        return shape[1] if self.kind == "kernel" else shape[0]
+
+    def __str__(self) -> str:
+        return f"heads apart ({self.kind})"
+
+
+@dataclass(frozen=True)
+class WithoutBatch:
+    """The external tensor lacks the canonical one's first axis, which is 1."""
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the array without its first axis."""
+        return arrays[0][0]
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the array with an axis of one before the others."""
+        return [array[None]]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape without its first axis."""
+        return shapes[0][1:]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shape with an axis of one before the others."""
+        return [(1, *shape)]
+
+    def __str__(self) -> str:
+        return "without the first axis"
+
+
 SAME = Same()
 TRANSPOSE = Permute((1, 0))
 
@@ -151,19 +231,34 @@ class Rule:
     def at(self, index: int) -> "Rule":
         """Return the rule for one block."""
         number = str(index)
+        suffix = f"_{index}" if index else ""
         return replace(
             self,
             canonicals=tuple(name.replace("#", number) for name in self.canonicals),
-            external=self.external.replace("#", number),
+            external=self.external.replace("[_#]", suffix).replace("#", number),
         )
+
+    def bound(self, heads: int) -> "Rule":
+        """Return the rule for a model with this number of attention heads."""
+        if isinstance(self.transform, SplitHeads):
+            return replace(self, transform=replace(self.transform, heads=heads))
+        return self
 
 
 @dataclass(frozen=True)
 class Drop:
-    """An external tensor that MAE does not use: read as nothing, and reported with the reason."""
+    """An external tensor that MAE does not use: read as nothing, and reported with the reason.
+
+    Attributes:
+        external: its name.
+        why: the reason.
+        zeros_like: a canonical tensor of the same shape, where the layout's own class insists on
+            the tensor: it is then written as zeros, and reported as created.
+    """
 
     external: str
     why: str
+    zeros_like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +316,7 @@ class Table:
         """Return the rule for an external name, with block index and name filled in."""
         for pattern, rule in self._patterns:
             if match := pattern.fullmatch(external):
-                found = rule.at(int(match[1])) if match.groups() else rule
+                found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
         return None
 
@@ -263,9 +358,13 @@ def braces(pattern: str) -> list[str]:
 
 
 def _regex(external: str) -> re.Pattern[str]:
-    """Return the pattern of an external name: ``#`` is an index, ``*`` one path component."""
-    quoted = re.escape(external).replace(r"\#", "#").replace(r"\*", "[^/]+")
-    return re.compile(quoted.replace("#", "(0|[1-9][0-9]*)", 1).replace("#", r"\1"))
+    """Return the pattern of an external name.
+
+    ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
+    """
+    quoted = re.escape(external).replace(r"\[_\#\]", "(?:_([1-9][0-9]*))?")
+    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", "(0|[1-9][0-9]*)", 1)
+    return re.compile(quoted)
 
 
 def _refuse_duplicates(table: str, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from mae_convert.canonical import Shape, geometry, schema, task_of
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
-from mae_convert.mapping import Rule, Table, external_shapes, listed
+from mae_convert.mapping import Rule, SplitHeads, Table, external_shapes, listed
 from reference_models.configuration import ViTMAEConfig
 
 
@@ -91,22 +91,32 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
             dropped[name] = drop.why
         else:
             unknown.append(name)
+    heads = _heads_in(rules, shapes)
+    rules = [rule.bound(heads or 0) for rule in rules]
     canonical, problems = _canonical_shapes(rules, shapes)
     task = task_of(canonical)
     known: dict[str, Any] = {}
     expected: dict[str, Shape] = {}
     if not problems:
         try:
-            known = geometry(canonical)
+            known = geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
             expected = _schema(known, task)
         except (LayoutError, ValueError) as error:
             problems.append(str(error))
     if task not in table.tasks:
         problems.append(f"{table.name} has other names for a {task} model")
     if expected:
-        problems += _misfit(canonical, expected, table)
+        problems += _misfit(canonical, expected, table, heads)
     problems += _unexpected(unknown, table, expected or canonical)
     return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems))
+
+
+def _heads_in(rules: list[Rule], shapes: Mapping[str, Shape]) -> int | None:
+    """Return the number of heads where the layout keeps them as an axis."""
+    for rule in rules:
+        if isinstance(rule.transform, SplitHeads) and len(shapes[rule.external]) > 1:
+            return rule.transform.heads_in(shapes[rule.external])
+    return None
 
 
 def _canonical_shapes(
@@ -129,7 +139,7 @@ def _canonical_shapes(
 
 def _schema(known: Mapping[str, Any], task: str) -> dict[str, Shape]:
     """Return the schema of a geometry; of its grid only the count of patches matters."""
-    fields = {k: v for k, v in known.items() if k != "num_patches"}
+    fields = {k: v for k, v in known.items() if k not in ("num_patches", "num_attention_heads")}
     patch = known["patch_size"]
     height, width = (patch, patch) if isinstance(patch, int) else patch
     config = ViTMAEConfig(
@@ -142,11 +152,12 @@ def _schema(known: Mapping[str, Any], task: str) -> dict[str, Shape]:
 
 
 def _misfit(
-    found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table, heads: int | None
 ) -> Iterator[str]:
     missing = [name for name in expected if name not in found]
     try:
-        rules = table.expand(expected)
+        rules = [rule.bound(heads or 0) for rule in table.expand(expected)]
+        wanted = external_shapes(rules, dict(expected))
     except LayoutError as error:
         yield str(error)
         return
@@ -157,7 +168,6 @@ def _misfit(
     extra = [name for name in found if name not in expected]
     if extra:
         yield f"not part of such a model: {listed(extra)}"
-    wanted = external_shapes(rules, dict(expected))
     actual = external_shapes(
         [rule for rule in rules if set(rule.canonicals) <= set(found)], dict(found)
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -289,6 +290,7 @@ def test_a_tensor_that_is_not_what_it_promised(tmp_path: Path) -> None:
 def test_a_file_is_the_same_whenever_it_is_written(tmp_path: Path, kind: str) -> None:
     for name in ("a", "b"):
         write_file(tmp_path / name, kind, lazily({"m/a": np.arange(9.0)}), config={"x": 1})
+        time.sleep(1.1 if kind.endswith("h5") else 0)  # HDF5 keeps times in seconds
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from mae_convert.containers.contents import reading
-from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.mapped import MappedFile, Window
 from mae_convert.containers.messages import damaged, shown
 
 ALIGNMENT = 64
@@ -46,16 +46,16 @@ class Record:
 
 
 class Archive:
-    """A zip archive opened for reading.
+    """A zip archive opened for reading: a file, or a part of one.
 
     Raises:
         CheckpointError: the directory at its end is missing or does not fit the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mapped = MappedFile(path)
-        with reading(path, *DAMAGE), zipfile.ZipFile(path) as archive:
+    def __init__(self, mapped: MappedFile) -> None:
+        self.path = mapped.path
+        self.mapped = mapped
+        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(mapped)) as archive:
             entries = archive.infolist()
             if len({entry.filename for entry in entries}) != len(entries):
                 raise ValueError("two records of one name")
@@ -96,7 +96,7 @@ class Archive:
         record = self.records[name]
         if record.stored:
             return self.mapped.raw(record.offset, count)
-        with reading(self.path, *DAMAGE), zipfile.ZipFile(self.path) as archive:
+        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(self.mapped)) as archive:
             with archive.open(name) as stream:
                 data = stream.read(count)
             if len(data) != count:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -44,7 +45,7 @@ def write_tf_h5(
         file.attrs["keras_version"] = KERAS_VERSION
         for layer, weights in layers.items():
             _write_names(file[layer], WEIGHTS, weights)
-        _write_names(file.create_group("top_level_model_weights"), WEIGHTS, [])
+        _write_names(_create_group(file, "top_level_model_weights", False), WEIGHTS, [])
 
     settings = {"config": config, "conversion": conversion}
     return _write(path, tensors, settings, describe, track_order=False)
@@ -78,7 +79,7 @@ def _write(
     So the data are written without passing through the library, which reports a full disk only
     when it closes the file, and then cannot close it.
     """
-    with _system_errors(path), h5py.File(path, "x", track_order=track_order) as file:
+    with _system_errors(path), _create(path, track_order) as file:
         places = {tensor.name: _allocate(file, tensor, track_order) for tensor in tensors}
         for name, value in settings.items():
             if value is not None:
@@ -93,16 +94,41 @@ def _write(
     return digests.by_name
 
 
+def _create(path: Path, track_order: bool) -> h5py.File:
+    """Create a file that holds no times, so that the same tensors make the same file."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    properties = _without_times(h5py.h5p.FILE_CREATE, track_order)
+    file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, properties, access)
+    return h5py.File(file)
+
+
+def _create_group(parent: h5py.Group, name: str, track_order: bool) -> h5py.Group:
+    properties = _without_times(h5py.h5p.GROUP_CREATE, track_order)
+    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=properties))
+
+
+def _without_times(kind: Any, track_order: bool) -> Any:
+    properties = h5py.h5p.create(kind)
+    properties.set_obj_track_times(False)
+    if track_order:
+        order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
+        properties.set_link_creation_order(order)
+        properties.set_attr_creation_order(order)
+    return properties
+
+
 def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
     """Make room for a tensor and return where its data begin."""
     *parents, leaf = tensor.name.split("/")
     group = file
     for parent in parents:
-        group = group.get(parent) or group.create_group(parent, track_order=track_order)
+        group = group.get(parent) or _create_group(group, parent, track_order)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
     # The library's lower level: the upper one drops the properties of a scalar.
     kind = h5py.h5t.py_create(tensor.dtype, logical=True)
     scalar = tensor.shape == ()

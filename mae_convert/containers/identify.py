@@ -5,8 +5,9 @@ from pathlib import Path
 
 from mae_convert.containers.archive import Archive
 from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.npz import read_npz
-from mae_convert.containers.pth_read import read_legacy_pth, read_pth
+from mae_convert.containers.pth_read import folder_of, read_legacy_pth, read_pth
 from mae_convert.containers.safetensors_file import read_safetensors
 from mae_convert.errors import CheckpointError
 
@@ -26,8 +27,12 @@ LOOKALIKES = (
 )  # fmt: skip
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path, state_key: str | None = None) -> Contents:
     """Read a file of whatever container; tensors stay on the disk.
+
+    Args:
+        path: the file.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
 
     Raises:
         CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or its
@@ -35,7 +40,7 @@ def read_contents(path: Path) -> Contents:
     """
     head = _head(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _read_zip(path)
+        return _read_zip(path, state_key)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         # Imported here, so that what needs no HDF5 does not wait for it.
         from mae_convert.containers.hdf5 import read_hdf5
@@ -47,7 +52,7 @@ def read_contents(path: Path) -> Contents:
         if pattern.match(head):
             raise CheckpointError(f"{path} is {what}")
     if PICKLE.match(head):
-        return read_legacy_pth(path)
+        return read_legacy_pth(path, state_key)
     raise CheckpointError(f"{path} is not a checkpoint: it begins with {head[:8]!r}; {NAMED}")
 
 
@@ -63,20 +68,19 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _read_zip(path: Path) -> Contents:
-    archive = Archive(path)
-    pickles = [name for name in archive.records if name.rpartition("/")[2] == "data.pkl"]
-    if not pickles:
+def _read_zip(path: Path, state_key: str | None) -> Contents:
+    archive = Archive(MappedFile(path))
+    folder = folder_of(archive)
+    if folder is None:
         if "model.weights.h5" in archive.records:
             raise CheckpointError(
                 f"{path} is a whole Keras model; write its weights with "
                 "model.save_weights('model.weights.h5')"
             )
         return read_npz(archive)
-    prefix = min(pickles, key=len).removesuffix("data.pkl")
-    if f"{prefix}constants.pkl" in archive.records:
+    if f"{folder}constants.pkl" in archive.records:
         raise CheckpointError(
             f"{path} is a TorchScript program and not weights; write them with "
             "torch.save({'model': model.state_dict()}, ...)"
         )
-    return read_pth(archive, prefix)
+    return read_pth(archive, folder, state_key)

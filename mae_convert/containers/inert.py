@@ -83,13 +83,25 @@ class NumpyArray:
         self.array = _array_of(data, dtype, shape, "F" if fortran else "C")
 
 
+class Record:
+    """An object of a listed type, as the state that a pickle gives it; each equals itself alone."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: Any = {}
+
+    def set_state(self, state: Any) -> None:
+        """Take the state, whatever it is: who asks for a field checks it."""
+        self.state = state
+
+
 def check_hashable(key: Any) -> Any:
-    """Return a value that may be a key: a scalar, or a tuple of scalars.
+    """Return a value that may be a key: a scalar, a tuple of scalars, or a record.
 
     Deeper tuples are refused: a short pickle can describe one whose hash takes for ever.
     """
     parts = key if type(key) is tuple else (key,)
-    if not all(isinstance(part, SCALARS) for part in parts):
+    if not all(isinstance(part, SCALARS) for part in parts) and type(key) is not Record:
         raise TypeError("a key that is not a scalar")
     return key
 

@@ -6,6 +6,14 @@ from mae_convert.errors import CheckpointError
 
 LONGEST_SHOWN = 200
 
+GATHER = (
+    "gather the tensors where the model is: on every process, state = torch.distributed.checkpoint."
+    "state_dict.get_model_state_dict(model, options=torch.distributed.checkpoint.state_dict."
+    "StateDictOptions(full_state_dict=True, cpu_offload=True)), and on the first, "
+    "torch.save({'model': state}, 'gathered.pth')"
+)
+"""What to do where the tensors of a model are kept in pieces that do not tell what they are."""
+
 
 def damaged(path: Path, what: str) -> CheckpointError:
     """Return the error for a file whose bytes cannot be what its writer wrote."""

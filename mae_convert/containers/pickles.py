@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from mae_convert.containers.inert import INERT, Maker, Stateful, check_hashable
-from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.messages import GATHER, damaged, shown
 from mae_convert.errors import CheckpointError, MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
+SHARDED = ("torch.distributed.tensor.", "torch.distributed._tensor.", "torch.distributed._shard.")
 
 DAMAGE = (
     IndexError,
@@ -35,14 +36,21 @@ class PickleReader:
     Args:
         path: the file, for messages.
         persistent: makes a value of a persistent id, which is how PyTorch names a storage.
+        inert: what each name means that the pickles may use.
 
     Attributes:
         names: the dotted names that were met so far.
     """
 
-    def __init__(self, path: Path, persistent: Callable[[Any], object]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        persistent: Callable[[Any], object],
+        inert: Mapping[str, object] = INERT,
+    ) -> None:
         self.path = path
         self.persistent = persistent
+        self.inert = inert
         self.names: list[str] = []
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -91,14 +99,22 @@ class PickleReader:
         Raises:
             CheckpointError: the name is not in the table of inert types.
         """
-        if dotted not in INERT:
-            raise CheckpointError(
-                f"{self.path} is not opened: its pickle names {shown(dotted)}, and to load "
-                "that would run code; write the weights alone, with "
-                "torch.save({'model': model.state_dict()}, ...), where the file comes from"
-            )
+        if dotted not in self.inert:
+            raise self._refusal(dotted)
         self.names.append(dotted)
-        self.push(INERT[dotted])
+        self.push(self.inert[dotted])
+
+    def _refusal(self, dotted: str) -> CheckpointError:
+        if dotted.startswith(SHARDED):
+            return CheckpointError(
+                f"{self.path} holds one process's part of a model (its pickle names "
+                f"{shown(dotted)}); {GATHER}"
+            )
+        return CheckpointError(
+            f"{self.path} is not opened: its pickle names {shown(dotted)}, and to load "
+            "that would run code; write the weights alone, with "
+            "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+        )
 
     def push_made(self, maker: object, arguments: object) -> None:
         """Push the plain value that an inert type makes of its arguments."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.containers.inert import NumpyArray, NumpyDtype
-from mae_convert.containers.torch_types import StoredTensor
+from mae_convert.containers.torch_types import TensorPlace
 
 LARGEST_COUNT = 100_000
 LONGEST_TEXT = 60
@@ -57,7 +57,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
 
 def describe(value: object) -> str:
     """Say in a few words what a value is: "24 tensors and settings", "49", "3 settings"."""
-    if isinstance(value, StoredTensor):
+    if isinstance(value, TensorPlace):
         return f"a tensor of shape {value.shape}"
     if isinstance(value, NumpyArray):
         return f"an array of shape {value.array.shape}"
@@ -91,7 +91,7 @@ def _count(value: object) -> tuple[int, int]:
             if id(item) not in seen:
                 seen.add(id(item))
                 waiting.extend(item.values() if isinstance(item, Mapping) else item)
-        elif isinstance(item, StoredTensor | NumpyArray):
+        elif isinstance(item, TensorPlace | NumpyArray):
             tensors += 1
         else:
             others += 1

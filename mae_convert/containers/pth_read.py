@@ -13,32 +13,58 @@ from mae_convert.containers.contents import Contents
 from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.pickles import PickleReader
-from mae_convert.containers.pth import pth_contents
+from mae_convert.containers.pth import ReadStorage, pth_contents
 from mae_convert.containers.torch_types import Storage, make_storage
 from mae_convert.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_PICKLE = 1 << 28
+PICKLE = "data.pkl"
 
 
-def read_pth(archive: Archive, prefix: str) -> Contents:
+def folder_of(archive: Archive) -> str | None:
+    """Return the folder in which `torch.save` has put everything, with its slash, if it has."""
+    pickles = [name for name in archive.records if name.rpartition("/")[2] == PICKLE]
+    return min(pickles, key=len).removesuffix(PICKLE) if pickles else None
+
+
+def read_value(archive: Archive, folder: str) -> tuple[object, ReadStorage]:
+    """Return what `torch.save` wrote into a zip archive, and a way to the storages.
+
+    Args:
+        archive: the file.
+        folder: the folder in it in which everything stands, with its slash.
+
+    Raises:
+        CheckpointError: it is damaged, or would run code.
+    """
+    storages = _ZipStorages(archive, folder)
+    reader = PickleReader(archive.path, storages.of_id)
+    stream = io.BytesIO(archive.raw(f"{folder}{PICKLE}", LARGEST_PICKLE))
+    return reader.load(stream), storages.read
+
+
+def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Contents:
     """Read the zip format of PyTorch 1.6 and later.
 
     Args:
         archive: the file.
-        prefix: the folder in it in which everything stands, with its slash.
+        folder: the folder in it in which everything stands, with its slash.
+        state_key: the key of the weights, where it is not plain.
 
     Raises:
         CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
     """
-    storages = _ZipStorages(archive, prefix)
-    reader = PickleReader(archive.path, storages.of_id)
-    stream = io.BytesIO(archive.raw(f"{prefix}data.pkl", LARGEST_PICKLE))
-    return pth_contents(archive.path, reader.load(stream), storages.read)
+    value, read = read_value(archive, folder)
+    return pth_contents(archive.path, value, read, state_key)
 
 
-def read_legacy_pth(path: Path) -> Contents:
+def read_legacy_pth(path: Path, state_key: str | None = None) -> Contents:
     """Read the format from before PyTorch 1.6: pickles, then the storages one after another.
+
+    Args:
+        path: the file.
+        state_key: the key of the weights, where it is not plain.
 
     Raises:
         CheckpointError: it is another program's pickle, is damaged, would run code, or holds no
@@ -57,7 +83,7 @@ def read_legacy_pth(path: Path) -> Contents:
     _system_information = reader.load(mapped.stream)
     value = reader.load(mapped.stream)
     storages.locate(reader.load(mapped.stream), mapped.stream.tell())
-    return pth_contents(path, value, storages.read)
+    return pth_contents(path, value, storages.read, state_key)
 
 
 class _ZipStorages:

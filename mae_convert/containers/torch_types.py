@@ -65,13 +65,19 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class TensorPlace:
+    """A tensor as a file describes it: what it is, and in a subclass where its numbers lie."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorPlace):
     """A tensor as a pickle describes it: a view of a storage; offset and strides in elements."""
 
     storage: Storage
-    dtype: np.dtype
     offset: int
-    shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
@@ -108,7 +114,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> 
         raise ValueError("an impossible shape")
     if not all(map(natural, (offset, *strides))):
         raise ValueError("an impossible place")
-    return StoredTensor(storage, dtype, offset, tuple(shape), strides)
+    return StoredTensor(tuple(shape), dtype, storage, offset, strides)
 
 
 def _rebuild_tensor(storage: Storage, offset: Any, shape: Any, strides: Any) -> StoredTensor:

@@ -3,12 +3,28 @@
 from mae_convert.errors import LayoutError
 from mae_convert.layouts.facebook import FACEBOOK
 from mae_convert.layouts.keras import KERAS
+from mae_convert.layouts.keras_hub import KERAS_HUB
 from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.lightly import LIGHTLY
+from mae_convert.layouts.mmpretrain import MMPRETRAIN
+from mae_convert.layouts.timm import TIMM
+from mae_convert.layouts.torchvision import TORCHVISION
 from mae_convert.layouts.transformers import TRANSFORMERS
 from mae_convert.layouts.transformers_tf import TRANSFORMERS_TF
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (FACEBOOK, TRANSFORMERS, TRANSFORMERS_TF, KERAS)
+    layout.name: layout
+    for layout in (
+        FACEBOOK,
+        TRANSFORMERS,
+        TRANSFORMERS_TF,
+        KERAS,
+        TIMM,
+        TORCHVISION,
+        KERAS_HUB,
+        MMPRETRAIN,
+        LIGHTLY,
+    )
 }
 
 

@@ -8,15 +8,11 @@ from mae_convert.errors import LayoutError
 from mae_convert.mapping import Table
 from reference_models.configuration import ViTMAEConfig
 
-ConfigWriter = Callable[[ViTMAEConfig, str], dict[str, Any]]
+ConfigReader = Callable[[Mapping[str, Any]], dict[str, Any]]
+ConfigWriter = ConfigReader
 Refusal = Callable[[ViTMAEConfig, str], str | None]
 
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-
-
-def embedded_config(config: ViTMAEConfig, task: str) -> dict[str, Any]:
-    """Return the configuration as a single file carries it: every field, and the task."""
-    return {**config.to_dict(), "task": task}
 
 
 def _nothing_to_refuse(config: ViTMAEConfig, task: str) -> str | None:  # noqa: ARG001
@@ -36,7 +32,11 @@ class Layout:
             when it is written as a single file.
         conventions: configuration fields that the layout implies where nothing else tells them,
             and ``image_mean``, ``image_std``.
-        write_config: the configuration as it stands beside or inside the weights.
+        also_file: whether a layout with a directory is also written as a single file.
+        read_config: the fields that a configuration beside or inside the weights tells.
+        write_config: ``config.json`` of a directory, made of the configuration as files carry it:
+            the fields of ViTMAEConfig, ``image_mean``, ``image_std`` and ``task``.
+        owns_config: whether a configuration can only be this layout's.
         refusal: why a model cannot be written in this layout, or None.
     """
 
@@ -46,7 +46,10 @@ class Layout:
     containers: tuple[str, ...]
     weights_name: str | None = None
     conventions: Mapping[str, Any] = field(default_factory=dict)
-    write_config: ConfigWriter = embedded_config
+    also_file: bool = False
+    read_config: ConfigReader = dict
+    write_config: ConfigWriter = dict
+    owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
     refusal: Refusal = _nothing_to_refuse
 
     def table_for(self, task: str) -> Table:

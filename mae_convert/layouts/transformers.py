@@ -5,6 +5,7 @@ saves the decoder's blocks as ``decoder.decoder_encoder.layer``, which version 4
 fills at random; and it names its modules otherwise in memory (``state_dict()``).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.layouts.layout import IMAGENET, Layout
@@ -112,15 +113,15 @@ MAE_FIELDS = (
 )
 
 
-def write_config(config: ViTMAEConfig, task: str) -> dict[str, Any]:
+def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` as transformers writes it for the task's class."""
-    fields = config.to_dict()
+    task = carried["task"]
     names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
-    written = {name: fields[name] for name in names}
+    written = {name: carried[name] for name in names}
     written["architectures"] = [ARCHITECTURES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":
-        labels = {str(index): f"LABEL_{index}" for index in range(config.num_labels)}
+        labels = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
         written["id2label"] = labels
         written["label2id"] = {label: int(index) for index, label in labels.items()}
     return dict(sorted(written.items()))

@@ -133,11 +133,10 @@ def describe(
     checkpoint: Checkpoint,
     side: Side,
     inputs: Mapping[str, np.ndarray],
-    steps: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return a trace's metadata: everything that a verdict needs besides the results.
 
-    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor, after ``steps``.
+    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor.
     """
     weights = checkpoint.container.weights_file
     return {
@@ -155,9 +154,8 @@ def describe(
         "inputs": inputs_sha256(inputs),
         "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
         "tensors": {
-            name: [list(tensor.shape), str(applied.dtype), _sha256(applied)]
+            name: [list(tensor.shape), str(tensor.dtype), _sha256(tensor)]
             for name, tensor in checkpoint.tensors.items()
-            for applied in [apply_steps(tensor, steps)]
         },
     }
 
@@ -165,18 +163,6 @@ def describe(
 def _sha256(tensor: LazyTensor) -> str:
     array = np.ascontiguousarray(tensor.load())
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def apply_steps(tensor: LazyTensor, steps: Sequence[Mapping[str, Any]]) -> LazyTensor:
-    """Return a tensor with declared lossy steps applied, apart from the code that converts."""
-    for step in steps:
-        if step["step"] == "dtype":
-            tensor = _rounded(tensor, DTYPES[step["to"]])
-    return tensor
-
-
-def _rounded(tensor: LazyTensor, dtype: np.dtype) -> LazyTensor:
-    return replace(tensor, dtype=dtype, load=lambda: tensor.load().astype(dtype))
 
 
 def trace(
@@ -188,7 +174,7 @@ def trace(
     dtypes: Sequence[str] = ("float64", "float32"),
     taps: bool = True,
     mask_ratio: float | None = None,
-    steps: Sequence[Mapping[str, Any]] = (),
+    as_stored: bool = True,
 ) -> "Running":
     """Start the child process that runs a checkpoint; its trace appears at ``output``.
 
@@ -200,17 +186,17 @@ def trace(
         dtypes: runs to make.
         taps: keep every step between.
         mask_ratio: run with this ratio instead of the configured one.
-        steps: declared lossy steps to apply to the weights first.
+        as_stored: the checkpoint's tensors are those of its file; False after declared steps.
     """
     assert side.framework is not None
     folder = tempfile.TemporaryDirectory(prefix="mae-convert-")
     work = Path(folder.name)
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
-    weights, loader = stage(checkpoint, side.framework, work, steps)
+    weights, loader = stage(checkpoint, side.framework, work, as_stored=as_stored)
     config = checkpoint.configuration.model
     if mask_ratio is not None:
         config = replace(config, mask_ratio=mask_ratio)
-    description = describe(checkpoint, side, inputs, steps)
+    description = describe(checkpoint, side, inputs)
     job = Job(
         framework=side.framework,
         device=side.device,
@@ -312,7 +298,7 @@ class Running:
 
 
 def stage(
-    checkpoint: Checkpoint, framework: str, work: Path, steps: Sequence[Mapping[str, Any]]
+    checkpoint: Checkpoint, framework: str, work: Path, *, as_stored: bool = True
 ) -> tuple[Path, str]:
     """Return the file for the child and the loader that reads it.
 

@@ -1,0 +1,109 @@
+"""timm's ``vit_*`` models: the original's names; ``config.json`` as timm keeps it on the Hub."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.layouts.facebook import ENCODER_AND_CLASSIFIER
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.mapping import Table
+from reference_models.configuration import ViTMAEConfig
+
+# Architectures by width, depth and heads; every other size is the base one with arguments.
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
+         "large": (1024, 24, 16), "huge": (1280, 32, 16)}  # fmt: skip
+ARCHITECTURE = re.compile(r"vit_(?P<size>tiny|small|base|large|huge)_patch(?P<patch>\d+)_\d+.*")
+# timm's name of an activation, and ours.
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
+               "relu": "relu", "silu": "silu"}  # fmt: skip
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()} | {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
+EPSILON = 1e-6  # timm's ViT has no argument for it
+
+
+def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm's ``config.json`` tells, in our fields."""
+    if "architecture" not in stored:
+        return dict(stored)
+    arguments = stored.get("model_args") or {}
+    pretrained = stored.get("pretrained_cfg") or {}
+    known = ARCHITECTURE.fullmatch(str(stored["architecture"]))
+    told = {
+        "num_attention_heads": arguments.get(
+            "num_heads", SIZES[known["size"]][2] if known else None
+        ),
+        "image_size": arguments.get("img_size") or list(pretrained.get("input_size", ()))[1:],
+        "hidden_act": ACTIVATIONS.get(arguments.get("act_layer", "gelu")),
+        "layer_norm_eps": EPSILON,
+        "image_mean": pretrained.get("mean"),
+        "image_std": pretrained.get("std"),
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config.json`` from which ``timm.create_model("local-dir:...")`` makes the model."""
+    config = ViTMAEConfig.from_dict(carried)
+    height, width = config.image_hw
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    size = next((name for name, known in SIZES.items() if known == sizes), "base")
+    classifies = carried["task"] == "classify"
+    labels = config.num_labels if classifies else 0
+    return {
+        "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
+        "num_classes": labels,
+        "num_features": config.hidden_size,
+        "global_pool": config.global_pool if classifies else "token",
+        "model_args": {
+            "img_size": [height, width],
+            "patch_size": list(config.patch_hw),
+            "in_chans": config.num_channels,
+            "embed_dim": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "mlp_ratio": config.intermediate_size / config.hidden_size,
+            "qkv_bias": config.qkv_bias,
+            "act_layer": ACTIVATION_NAMES[config.hidden_act],
+        },
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": carried["image_mean"],
+            "std": carried["image_std"],
+            "num_classes": labels,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why timm cannot hold a model, or None."""
+    if task == "pretrain":
+        return "timm has no decoder; convert the encoder with --task encoder"
+    if config.layer_norm_eps != EPSILON:
+        return (
+            f"timm's ViT has a layer norm epsilon of {EPSILON}, and this model one of"
+            f" {config.layer_norm_eps}; facebook, transformers and keras can hold it"
+        )
+    return None
+
+
+TIMM = Layout(
+    name="timm",
+    title="timm's vit_* models (PyTorch), as on the Hub",
+    tables=(Table("timm", ("encoder", "classify"), ENCODER_AND_CLASSIFIER.rows),),
+    containers=("safetensors", "pth"),
+    weights_name="model.safetensors",
+    also_file=True,
+    conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    read_config=read_config,
+    write_config=write_config,
+    owns_config=lambda stored: "architecture" in stored,
+    refusal=refusal,
+)

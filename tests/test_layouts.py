@@ -1,0 +1,154 @@
+"""Layouts of other libraries, held against files and outputs that their own classes made.
+
+``golden/timm_*``, ``torchvision_*``, ``lightly_*``, ``mmpretrain_*`` hold the library's own state
+dict for the weights of another golden case, and what the library computed with it.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers import open_container
+from mae_convert.convert import execute, plan_conversion
+from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
+
+CASES = {
+    "timm_encoder_tiny": ("timm", "encoder_tiny"),
+    "timm_finetune_gap_tiny": ("timm", "finetune_gap_tiny"),
+    "torchvision_classifier_tiny": ("torchvision", "finetune_cls_tiny"),
+    "lightly_pretrain_tiny": ("lightly", "pretrain_tiny"),
+    "mmpretrain_pretrain_tiny": ("mmpretrain", "pretrain_tiny"),
+}
+FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+MODELS = {
+    "pretrain": ViTMAEForPreTraining,
+    "encoder": ViTMAEModel,
+    "classify": ViTForImageClassification,
+}
+
+
+@pytest.fixture(params=CASES)
+def name(request):
+    return request.param
+
+
+def model_of(path, tmp_path):
+    """Convert a library's file to the original's layout and load it into the PyTorch reference."""
+    source = open_checkpoint(path, FLAGS)
+    execute(plan_conversion(source, tmp_path / "original.pth", "facebook"))
+    state = torch.load(tmp_path / "original.pth", weights_only=True)["model"]
+    model = MODELS[source.task](source.configuration.model).double().eval()
+    model.load_state_dict({name: tensor.double() for name, tensor in state.items()}, strict=True)
+    return source, model
+
+
+def relative(a, b):
+    a = a.detach().numpy()
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def test_the_library_s_file_is_recognised_and_computes_what_the_library_did(golden, tmp_path, name):
+    layout, _ = CASES[name]
+    source, model = model_of(golden / name / "model.safetensors", tmp_path)
+    assert source.layout.name == layout
+    with np.load(golden / name / "golden.npz") as archive:
+        expected = dict(archive)
+    pixels = torch.from_numpy(expected["imgs"]).double()
+    if source.task == "classify":
+        logits = expected.get("f64/logits", expected.get("f64/output"))
+        assert relative(model(pixels).logits, logits) < 1e-12
+    elif layout == "timm":
+        # timm does not mask: all patches, in order.
+        order = torch.arange(16.0).repeat(2, 1)
+        unmasked = ViTMAEModel(replace(model.config, mask_ratio=0.0)).double().eval()
+        unmasked.load_state_dict(model.state_dict())
+        tokens = unmasked(pixels, order).last_hidden_state
+        assert relative(tokens, expected["f64/forward_features"]) < 1e-12
+        assert relative(tokens[:, 0], expected["f64/output"]) < 1e-12
+    else:
+        outputs = model(pixels, torch.from_numpy(expected["noise"]), output_taps=True)
+        assert relative(outputs.taps["encoder.norm"], expected["f64/latent"]) < 1e-12
+        if layout == "mmpretrain":
+            assert relative(outputs.logits, expected["f64/pred"]) < 1e-12
+            assert np.array_equal(outputs.ids_restore.numpy(), expected["ids_restore"])
+        else:
+            removed = torch.from_numpy(expected["idx_mask"]) - 1  # lightly counts the class token
+            predicted = outputs.logits.take_along_dim(removed.unsqueeze(-1), dim=1)
+            assert relative(predicted, expected["f64/pred_masked"]) < 1e-12
+
+
+def test_what_is_written_is_the_library_s_own_file(golden, case, tmp_path, name):
+    layout, origin = CASES[name]
+    source = open_checkpoint(case(origin).checkpoint, FLAGS)
+    target = tmp_path / "written.safetensors"
+    report = execute(plan_conversion(source, target, layout))
+    theirs = load_file(golden / name / "model.safetensors")
+    ours = {n: t.load() for n, t in open_container(target).tensors.items()}
+    assert set(ours) == set(theirs)
+    for tensor, array in theirs.items():
+        assert array.tobytes() == ours[tensor].tobytes(), tensor
+    assert set(report["created"]) == ({"backbone.mask_token"} if layout == "lightly" else set())
+
+
+def test_what_mae_does_not_use_is_reported_as_dropped(golden):
+    source = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
+    assert list(source.dropped) == ["backbone.mask_token"]
+
+
+def test_the_newer_names_of_lightly_are_read(golden, tmp_path):
+    from safetensors.numpy import save_file
+
+    def newer(name):
+        name = name.replace("decoder.decoder_embed", "decoder_embed")
+        name = name.replace("decoder.decoder_pred", "prediction_head")
+        return name.replace("decoder.decoder_", "decoder.")
+
+    theirs = load_file(golden / "lightly_pretrain_tiny" / "model.safetensors")
+    save_file({newer(n): a for n, a in theirs.items()}, tmp_path / "new.safetensors")
+    old = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
+    new = open_checkpoint(tmp_path / "new.safetensors", FLAGS)
+    assert new.table.name == "lightly, names since 1.6"
+    for canonical, tensor in old.tensors.items():
+        assert np.array_equal(tensor.load(), new.tensors[canonical].load()), canonical
+
+
+def test_the_older_names_of_torchvision_are_read(golden, tmp_path):
+    from safetensors.numpy import save_file
+
+    theirs = load_file(golden / "torchvision_classifier_tiny" / "model.safetensors")
+    older = {
+        n.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): a
+        for n, a in theirs.items()
+    }
+    save_file(older, tmp_path / "old.safetensors")
+    assert open_checkpoint(tmp_path / "old.safetensors", FLAGS).layout.name == "torchvision"
+
+
+class TestSynonyms:
+    """The original's encoder and timm's have the same names: something else tells them apart."""
+
+    def test_the_container_decides(self, golden, case, tmp_path):
+        original = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
+        assert (original.layout.name, original.synonyms) == ("facebook", ("timm",))
+        theirs = open_checkpoint(golden / "timm_encoder_tiny" / "model.safetensors", FLAGS)
+        assert (theirs.layout.name, theirs.synonyms) == ("timm", ("facebook",))
+
+    def test_a_configuration_inside_decides_before_the_container(self, case, tmp_path):
+        source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
+        for layout, name in (("facebook", "a.safetensors"), ("timm", "b.pth")):
+            execute(plan_conversion(source, tmp_path / name, layout))
+            assert open_checkpoint(tmp_path / name).layout.name == layout
+
+    def test_timm_s_config_json_decides_and_tells_the_heads(self, case, tmp_path):
+        source = open_checkpoint(case("finetune_gap_tiny").checkpoint, FLAGS)
+        execute(plan_conversion(source, tmp_path / "model", "timm"))
+        again = open_checkpoint(tmp_path / "model")
+        assert (again.layout.name, again.synonyms) == ("timm", ("facebook",))
+        assert again.configuration.model.num_attention_heads == 4
+        assert again.configuration.sources["num_attention_heads"] == "config.json"
+        assert again.configuration.image_mean == (0.485, 0.456, 0.406)
