@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mae_convert import families
 from mae_convert.canonical import Shape, geometry, schema, task_of
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
@@ -189,6 +190,8 @@ def _unexpected(unknown: list[str], table: Table, schema: Mapping[str, Shape]) -
 
 
 def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
+    if family := families.explain(shapes):
+        return family
     best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
     if len(best.rules) * 2 < len(shapes):
         return (

@@ -45,7 +45,7 @@ def test_a_wrong_shape_is_an_error(base, name):
 
 def test_what_is_no_mae_is_told_apart_from_what_is_nearly_one():
     with pytest.raises(LayoutError, match="not a MAE in any known layout"):
-        recognise({f"transformer.h.{i}.ln_1.weight": (768,) for i in range(20)})
+        recognise({f"stem.{i}.conv.weight": (768,) for i in range(20)})
 
 
 def test_an_empty_grid_is_an_error(base):
