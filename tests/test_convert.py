@@ -134,8 +134,7 @@ def told(config, task):
     fields = config.to_dict()
     if task != "pretrain":
         fields = {k: v for k, v in fields.items() if not k.startswith(("decoder_", "norm_pix"))}
-    if task == "classify":
-        fields.pop("mask_ratio")
+    fields.pop("mask_ratio" if task == "classify" else "num_labels")
     return fields
 
 

@@ -50,6 +50,8 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
             "KerasHub normalises before it pools, and so cannot hold a globally pooled model"
             " (fc_norm); convert to keras or timm"
         )
+    if not config.qkv_bias:
+        return "KerasHub's attention has biases everywhere or nowhere; convert to keras"
     if config.hidden_act != "gelu":
         return "KerasHub's ViT computes the exact GELU only; convert to keras"
     return None

@@ -66,8 +66,8 @@ SINCE_1_6 = Table(
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
     """Return why lightly's classes cannot hold a model, or None."""
     square = config.patch_hw[0] == config.patch_hw[1]
-    if task == "pretrain" and not square:
-        return "lightly's decoder has square patches only; convert to facebook or keras"
+    if task == "pretrain" and not (square and config.qkv_bias):
+        return "lightly's decoder has square patches and biases; convert to facebook or keras"
     return None
 
 
