@@ -1,7 +1,7 @@
 """Open a checkpoint: container, layout, configuration and lazy canonical tensors in one value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from mae_convert.canonical import schema
 from mae_convert.configuration import Configuration, Evidence, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.wrappers import NoSuchKeyError
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
-from mae_convert.recognition import recognise
+from mae_convert.prefixes import Stripped, as_stored, strippings
+from mae_convert.recognition import Reading, recognise
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Flags:
     layer_norm_eps: float | None = None
     norm_pix_loss: bool | None = None
     mask_ratio: float | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: int | tuple[int, int] | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the fields that were said."""
@@ -38,8 +40,9 @@ class Checkpoint:
     Attributes:
         tensors: canonical name → lazy tensor, in canonical order.
         rules: how each external tensor was read.
-        dropped: external tensors that MAE does not use, with the reason.
+        dropped: external tensors that MAE does not use, by stored name, with the reason.
         synonyms: other layouts that are the same for these tensors.
+        prefix: what was taken off the names; `container.tensors` and `rules` are without it.
     """
 
     container: Container
@@ -51,6 +54,7 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
     dropped: Mapping[str, str]
+    prefix: Stripped
 
     @property
     def path(self) -> Path:
@@ -69,8 +73,73 @@ def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     return owner or stated.get("layout") or by_container.get(kind)
 
 
+def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
+    """Return the flags that are about this file.
+
+    Of two files that are compared, one that was made for another image size states its own, and
+    ``--source-image-size`` is about the other.
+    """
+    steps = (container.conversion or {}).get("steps", [])
+    if fill_only and any(step.get("step") == "image_size" for step in steps):
+        return {name: value for name, value in given.items() if name != "image_size"}
+    return given
+
+
+def _open(path: Path | str, state_key: str | None, *, optional: bool) -> Container:
+    """Open a container; of two files that are compared, a key may be about the other one only."""
+    try:
+        return open_container(path, state_key)
+    except NoSuchKeyError:
+        if not optional:
+            raise
+        return open_container(path)
+
+
+Recognised = tuple[Reading, tuple[str, ...]]
+
+
+def _recognise(container: Container, preferred: str | None) -> tuple[Recognised, Stripped]:
+    """Return how the tensors read, and what had to be taken off their names for it.
+
+    Raises:
+        LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
+    """
+    shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
+    try:
+        return recognise(shapes, preferred), as_stored(shapes)
+    except LayoutError as error:
+        misfit = f"{container.path}: {error}"
+    for ways in strippings(shapes):
+        fitting: list[tuple[Recognised, Stripped]] = []
+        for way in ways:
+            stripped = {name: shapes[stored] for name, stored in way.stored.items()}
+            try:
+                fitting.append((recognise(stripped, preferred), way))
+            except LayoutError as error:
+                if way.foreign:
+                    misfit = f"{container.path}, without the prefix {way.said()}: {error}"
+        if len(fitting) > 1:
+            said = " or ".join(str(way.said()) for _, way in fitting)
+            raise LayoutError(
+                f"{container.path}: the names fit a layout without {said}, and it is not told"
+                " which is meant; rename the tensors"
+            )
+        if fitting:
+            return fitting[0]
+    raise LayoutError(misfit)
+
+
+def _renamed(container: Container, way: Stripped) -> Container:
+    tensors = {name: container.tensors[old].renamed(name) for name, old in way.stored.items()}
+    return replace(container, tensors=tensors)
+
+
 def open_checkpoint(
-    path: Path | str, flags: Flags | None = None, *, fill_only: bool = False
+    path: Path | str,
+    flags: Flags | None = None,
+    *,
+    fill_only: bool = False,
+    state_key: str | None = None,
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
 
@@ -80,23 +149,21 @@ def open_checkpoint(
         path: a checkpoint file or a model directory.
         flags: what the user says that the file does not.
         fill_only: refuse a flag that contradicts the file.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
 
     Raises:
         CheckpointError: the file cannot be read.
         LayoutError: no known layout fits.
         ConfigurationError: something is missing or contradicted.
     """
-    container = open_container(path)
-    shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
+    container = _open(path, state_key, optional=fill_only)
     stated = container.config or {}
-    try:
-        reading, synonyms = recognise(shapes, preferred=_layout_named_by(stated, container.kind))
-    except LayoutError as error:
-        raise LayoutError(f"{container.path}: {error}") from error
+    (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
+    container = _renamed(container, prefix)
     stated = reading.layout.read_config(stated)
     evidence = Evidence(
         geometry=reading.geometry,
-        flags=(flags or Flags()).given(),
+        flags=_said((flags or Flags()).given(), container, fill_only=fill_only),
         stated=stated,
         stated_where=container.config_source or "the file",
         preprocessor=container.preprocessor or {},
@@ -117,5 +184,6 @@ def open_checkpoint(
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
         rules=reading.rules,
-        dropped=reading.dropped,
+        dropped={prefix.stored[name]: reason for name, reason in reading.dropped.items()},
+        prefix=prefix,
     )

@@ -4,6 +4,7 @@ Imports that cost time stand inside the commands, so that ``--help`` answers at 
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -39,8 +40,27 @@ class ImageSize(click.ParamType):
         return int(sides[0]), int(sides[-1])
 
 
+class ByteSize(click.ParamType):
+    """A number of bytes, as 500MB, 2GB or 2GiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)([KMGT]?)(i?)B", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is no size; write 500MB or 2GB", param, ctx)
+        power = " KMGT".index(match[2].upper() or " ")
+        return int(match[1]) * (1024 if match[3] else 1000) ** power
+
+
 def checkpoint_options(command: Command) -> Command:
-    """Add the options that say what a checkpoint's file does not; they arrive as ``flags``."""
+    """Add the options that say what a checkpoint's file does not.
+
+    They arrive as ``flags``, and ``--state-key``, which is about the file itself, by its name.
+    """
 
     def with_flags(**options: Any) -> Any:
         from mae_convert.checkpoint import Flags
@@ -52,13 +72,18 @@ def checkpoint_options(command: Command) -> Command:
             layer_norm_eps=options.pop("layer_norm_eps"),
             norm_pix_loss=options.pop("norm_pix_loss"),
             mask_ratio=options.pop("mask_ratio"),
-            image_size=size,
+            image_size=size[0] if size and size[0] == size[1] else size,
         )
         return command(flags=flags, **options)
 
     with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
     with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
+        click.option(
+            "--state-key",
+            metavar="KEY",
+            help="Key of the weights, where a PyTorch checkpoint has several (teacher, model_ema).",
+        ),
         click.option("--num-heads", type=int, help="Attention heads of the encoder."),
         click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
         click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
@@ -96,7 +121,9 @@ def cli() -> None:
 @click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
 @json_option
 @checkpoint_options
-def inspect(src: Path, stats: bool, with_hash: bool, as_json: bool, flags: "Flags") -> None:
+def inspect(
+    src: Path, stats: bool, with_hash: bool, as_json: bool, state_key: str | None, flags: "Flags"
+) -> None:
     """Say what a checkpoint is: layout, task, geometry, and what was assumed.
 
     Example:
@@ -108,7 +135,8 @@ def inspect(src: Path, stats: bool, with_hash: bool, as_json: bool, flags: "Flag
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.inspection import inspect as look
 
-    report = look(open_checkpoint(src, flags), stats=stats, with_hash=with_hash)
+    checkpoint = open_checkpoint(src, flags, state_key=state_key)
+    report = look(checkpoint, stats=stats, with_hash=with_hash)
     show.as_json(report) if as_json else show.inspection(report)
 
 
@@ -125,6 +153,35 @@ def inspect(src: Path, stats: bool, with_hash: bool, as_json: bool, flags: "Flag
 )
 @click.option("--task", help="Keep only this: encoder drops a decoder or a classifier head.")
 @click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    help="Resample the position embeddings for pictures of this size; reported as lossy.",
+)
+@click.option(
+    "--sincos-positions",
+    is_flag=True,
+    help="With --image-size: make fixed sine-cosine position embeddings anew instead.",
+)
+@click.option(
+    "--in-channels",
+    type=click.IntRange(min=1),
+    help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
+)
+@click.option(
+    "--max-shard-size",
+    type=ByteSize(),
+    help="Write a directory's weights in parts of at most this size, with an index.",
+)
+@click.option(
+    "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin in place of model.safetensors."
+)
+@click.option(
+    "--prefix",
+    default="",
+    metavar="TEXT",
+    help="Put this before every name in the file, as module. of DistributedDataParallel.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
 @json_option
 @checkpoint_options
@@ -134,8 +191,15 @@ def convert(
     targets: tuple[str, ...],
     task: str | None,
     dtype: str | None,
+    image_size: tuple[int, int] | None,
+    sincos_positions: bool,
+    in_channels: int | None,
+    max_shard_size: int | None,
+    pickled: bool,
+    prefix: str,
     overwrite: bool,
     as_json: bool,
+    state_key: str | None,
     flags: "Flags",
 ) -> None:
     """Convert a checkpoint to another layout; what was written is read back and compared.
@@ -148,10 +212,18 @@ def convert(
     from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.convert import execute_all, parse_targets, plan_conversion
+    from mae_convert.packing import Packing
+    from mae_convert.steps import Geometry
 
-    source = open_checkpoint(src, flags)
+    wanted: dict[str, Any] = {
+        "task": task,
+        "dtype": dtype,
+        "geometry": Geometry(image_size, sincos_positions, in_channels),
+        "packing": Packing(prefix, pickled, max_shard_size),
+    }
+    source = open_checkpoint(src, flags, state_key=state_key)
     plans = [
-        plan_conversion(source, target, layout, task=task, dtype=dtype)
+        plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)
     ]
     reports = execute_all(plans, overwrite=overwrite)
@@ -167,7 +239,7 @@ def convert(
 @click.argument("b", type=click.Path(path_type=Path))
 @json_option
 @checkpoint_options
-def diff(a: Path, b: Path, as_json: bool, flags: "Flags") -> int:
+def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags") -> int:
     """Compare two checkpoints tensor by tensor, across layouts.
 
     Exit status 1 if anything differs.
@@ -181,8 +253,8 @@ def diff(a: Path, b: Path, as_json: bool, flags: "Flags") -> int:
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.diff import diff as compare_tensors
 
-    sides = open_checkpoint(a, flags, fill_only=True), open_checkpoint(b, flags, fill_only=True)
-    difference = compare_tensors(*sides)
+    opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
+    difference = compare_tensors(*opened)
     show.as_json(show.difference_json(difference)) if as_json else show.difference(difference)
     return 0 if difference.same else 1
 
@@ -218,6 +290,7 @@ def trace(
     taps: bool,
     python: str | None,
     overwrite: bool,
+    state_key: str | None,
     flags: "Flags",
 ) -> None:
     """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
@@ -231,7 +304,7 @@ def trace(
     from mae_convert.verify.trace import Side, trace_to_file
 
     trace_to_file(
-        open_checkpoint(ckpt, flags),
+        open_checkpoint(ckpt, flags, state_key=state_key),
         Side(framework, device, python),
         out,
         inputs=inputs,
@@ -294,6 +367,7 @@ def verify(
     require_proof: bool,
     reports: tuple[Path, ...],
     as_json: bool,
+    state_key: str | None,
     flags: "Flags",
     **sides: str | None,
 ) -> int:
@@ -314,9 +388,10 @@ def verify(
     from mae_convert.verify.verification import verify as verify_pair
 
     check_report_names(reports)
+    opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
     verdict = verify_pair(
-        open_checkpoint(a, flags, fill_only=True),
-        open_checkpoint(b, flags, fill_only=True),
+        opened[0],
+        opened[1],
         *(
             Side(sides[f"framework_{s}"], sides[f"device_{s}"] or "cpu", sides[f"python_{s}"])
             for s in "ab"

@@ -19,6 +19,7 @@ from mae_convert.containers.write import JsonFile
 from mae_convert.errors import LayoutError, MaeConvertError, OutputError
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.mapping import Rule, Table, write_tensors
+from mae_convert.packing import BIN, Packing
 from mae_convert.rounding import DTYPES, rounded, rounding_error
 from mae_convert.steps import Geometry, Step, with_geometry
 
@@ -43,6 +44,7 @@ class Plan:
         steps: what the conversion changes on purpose, each with ``step`` and its parameters.
         dropped: source tensors that the target does not hold, with the reason.
         dtype: what tensors are rounded to, or None where each keeps its own.
+        packing: how the tensors are put into files.
     """
 
     source: Checkpoint
@@ -57,13 +59,12 @@ class Plan:
     dropped: Mapping[str, str]
     created: Mapping[str, str] = field(default_factory=dict)
     dtype: str | None = None
+    packing: Packing = field(default_factory=Packing)
 
     @property
     def is_directory(self) -> bool:
         """Whether the target is a model directory."""
-        return self.layout.weights_name is not None and not (
-            self.layout.also_file and _suffix(self.target)
-        )
+        return _is_directory(self.layout, self.target)
 
 
 def plan_conversion(
@@ -74,6 +75,7 @@ def plan_conversion(
     task: str | None = None,
     dtype: str | None = None,
     geometry: Geometry | None = None,
+    packing: Packing | None = None,
 ) -> Plan:
     """Work out a conversion and refuse what the target cannot hold.
 
@@ -84,14 +86,15 @@ def plan_conversion(
         task: what to keep: "encoder" drops the decoder or the head; default: everything.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
         geometry: the pictures that the target is to take; default: those of the source.
+        packing: how the tensors are put into files; default: as the layout's own programs do.
 
     Raises:
         LayoutError: the layout cannot hold the model.
         ConfigurationError: the task is not in the checkpoint, or the model cannot take pictures
             of such a geometry.
-        OutputError: the target's name does not fit the layout.
+        OutputError: the target's name or the packing does not fit the layout.
     """
-    layout = layout_named(layout_name)
+    layout, packing = layout_named(layout_name), packing or Packing()
     task = task or source.task
     check_task(task, source.task)
     source, changes = with_geometry(source, task, geometry or Geometry())
@@ -105,10 +108,14 @@ def plan_conversion(
             f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
             " classifier has no final norm of its own, so its encoder cannot stand alone"
         )
-    rules = [rule.bound(model.num_attention_heads) for rule in table.expand(names)]
+    packing.check(layout, is_directory=_is_directory(layout, target))
+    rules = [
+        replace(rule, external=packing.prefix + rule.external).bound(model.num_attention_heads)
+        for rule in table.expand(names)
+    ]
     _container_kind(layout, target)
     kept = {name: _in_dtype(source.tensors[name], dtype) for name in names}
-    created = _created(table, kept)
+    created = _created(table, kept, packing.prefix)
     return Plan(
         source=source,
         target=target,
@@ -122,14 +129,15 @@ def plan_conversion(
         dropped=_dropped(source, set(names), task),
         created={tensor.name: reason for tensor, reason in created.items()},
         dtype=dtype,
+        packing=packing,
     )
 
 
-def _created(table: Table, kept: Mapping[str, LazyTensor]) -> dict[LazyTensor, str]:
+def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
     """Return tensors of zeros that the layout's own class insists on, with the reason."""
     return {
         LazyTensor(
-            drop.external,
+            prefix + drop.external,
             like.shape,
             like.dtype,
             lambda like=like: np.zeros(like.shape, like.dtype),  # type: ignore[misc]
@@ -138,6 +146,11 @@ def _created(table: Table, kept: Mapping[str, LazyTensor]) -> dict[LazyTensor, s
         if drop.zeros_like is not None
         for like in [kept[drop.zeros_like]]
     }
+
+
+def _is_directory(layout: Layout, target: Path) -> bool:
+    """Return whether a layout is written to such a target as a model directory."""
+    return layout.weights_name is not None and not (layout.also_file and _suffix(target))
 
 
 def _suffix(target: Path) -> str | None:
@@ -153,7 +166,7 @@ def _token_pooled(model: Any, task: str) -> Any:
 def _container_kind(layout: Layout, target: Path) -> str:
     """Return the kind of container that the target's name asks for."""
     suffix = _suffix(target)
-    if layout.weights_name is not None and not (layout.also_file and suffix):
+    if _is_directory(layout, target):
         if suffix is not None:
             raise OutputError(
                 f"{layout.name} is written as a directory; name one instead of {target.name}"
@@ -212,7 +225,11 @@ def _steps(
 
 def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
     reason = f"not part of a model whose task is {task}"
-    unused = {rule.external: reason for rule in source.rules if not kept & set(rule.canonicals)}
+    unused = {
+        source.prefix.stored[rule.external]: reason
+        for rule in source.rules
+        if not kept & set(rule.canonicals)
+    }
     return {**source.dropped, **unused, **source.container.ignored}
 
 
@@ -286,12 +303,13 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
     }
     hashes = write_directory(
         plan.target,
-        weights_name,
-        kind,
+        BIN if plan.packing.pickled else weights_name,
+        "bin" if plan.packing.pickled else kind,
         plan.tensors,
         json_files,
         config=carried,
         overwrite=overwrite,
+        max_shard_size=plan.packing.max_shard_size,
     )
     return {**record, "sha256": hashes}
 
@@ -299,14 +317,15 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
 def conversion_record(plan: Plan) -> dict[str, Any]:
     """Return what a conversion does: source, account of every tensor, declared steps."""
     source = plan.source
-    weights = source.container.weights_file
-    origin = {name: rule.external for rule in source.rules for name in rule.canonicals}
+    stored = source.prefix.stored
+    origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
     return {
         "mae_convert": __version__,
         "source": {
-            "name": weights.name,
-            "sha256": file_sha256(weights),
+            **files_sha256(source.container.files),
             "container": source.container.kind,
+            "wrapper": source.container.wrapper,
+            "prefix": source.prefix.said(),
             "layout": source.layout.name,
             "task": source.task,
         },
@@ -365,6 +384,21 @@ def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
         "image_mean": list(configuration.image_mean),
         "image_std": list(configuration.image_std),
     }
+
+
+def files_sha256(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the name and the SHA-256 of what tensors are read from.
+
+    Where that is several files, the name is the first one's in its directory, ``files`` has the
+    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    """
+    hashes = {path.name: file_sha256(path) for path in files}
+    if len(files) == 1:
+        return {"name": files[0].name, "sha256": hashes[files[0].name]}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    whole = hashlib.sha256(lines.encode()).hexdigest()
+    folder = files[0].resolve().parent.name
+    return {"name": f"{folder}/{files[0].name}", "sha256": whole, "files": hashes}
 
 
 def file_sha256(path: Path) -> str:

@@ -25,6 +25,9 @@ def inspect(
     report: dict[str, Any] = {
         "path": str(checkpoint.path),
         "container": container.kind,
+        "files": len(container.files),
+        "wrapper": container.wrapper,
+        "prefix": checkpoint.prefix.said(),
         "layout": checkpoint.layout.name,
         "spelling": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),

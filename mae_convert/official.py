@@ -66,7 +66,7 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
     if official is None:
         return None
     found: dict[str, Any] = {"probable": official.name}
-    if with_hash:
+    if with_hash and len(checkpoint.container.files) == 1:
         found["md5"] = file_md5(checkpoint.container.weights_file)
         found["confirmed"] = official.md5 and found["md5"].startswith(official.md5)
     return found

@@ -16,6 +16,7 @@ from mae_convert.convert import Plan
 from mae_convert.diff import Difference
 from mae_convert.layouts import Layout
 from mae_convert.mapping import Repeat, Row, listed
+from mae_convert.rounding import DTYPES
 from mae_convert.verify.judge import Check, Verdict
 
 MOST_ROWS = 20
@@ -64,7 +65,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     rows = [
         ("checkpoint", report["path"]),
         ("layout", _with_synonyms(report)),
-        ("container", report["container"]),
+        ("container", _container(report)),
         ("task", report["task"]),
         ("image", f"{_size(size)}, {config['num_channels']} channels"),
         ("patch", _size(config["patch_size"])),
@@ -92,6 +93,14 @@ def inspection(report: Mapping[str, Any]) -> None:
     if "stats" in report:
         out.print("\n[bold]Values[/bold]")
         out.print(_statistics(report["stats"]))
+
+
+def _container(report: Mapping[str, Any]) -> str:
+    """Return the container, and what stood around the tensors and before their names."""
+    files = f", {report['files']} files" if report["files"] > 1 else ""
+    wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
+    prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
+    return report["container"] + files + wrapper + prefix
 
 
 def _with_synonyms(report: Mapping[str, Any]) -> str:
@@ -154,8 +163,13 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
         ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
     ]
+    if prefix := source.prefix.said():
+        undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
+        rows.append(("prefix", f"{prefix} was taken off the names{undone}"))
     for step in report["steps"]:
-        rows.append(("changed", _step(step)))
+        undone = "can be undone" if _is_exact(step) else "cannot be undone"
+        rows.append(("changed", f"{_step(step)} (declared, {undone})"))
+    rows += [("rounded", line) for line in _worst_rounding(report["tensors"])]
     rows += [("not taken", line) for line in _by_reason(report["dropped"])]
     out.print(_pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
@@ -171,8 +185,36 @@ def _by_reason(dropped: Mapping[str, str]) -> Iterator[str]:
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    before = step["from"] if isinstance(step["from"], str) else ", ".join(step["from"])
-    return f"{step['step']}: {before} to {step['to']} (declared, cannot be undone)"
+    """Return a declared step in words."""
+    before, after = (_sides(step["step"], step[key]) for key in ("from", "to"))
+    how = f", positions {step['positions']}" if "positions" in step else ""
+    return f"{step['step']}: {before} to {after}{how}"
+
+
+def _is_exact(step: Mapping[str, Any]) -> bool:
+    """Return whether a step only widened dtypes."""
+    return step["step"] == "dtype" and all(
+        np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
+    )
+
+
+def _sides(kind: str, value: Any) -> str:
+    if kind == "image_size":
+        return _size(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the tensor that rounding moved most, if any was rounded."""
+    rounded = {name: t["rounding"] for name, t in tensors.items() if "rounding" in t}
+    if not rounded:
+        return
+    if not any(error["absolute"] for error in rounded.values()):
+        yield "every value is exact in the new dtype"
+        return
+    for kind in ("relative", "absolute"):
+        worst = max(rounded, key=lambda name: rounded[name][kind])
+        yield f"largest {kind} error {number(rounded[worst][kind])}, in {worst}"
 
 
 def difference_json(difference: Difference) -> dict[str, Any]:
@@ -221,6 +263,8 @@ def verdict(result: Verdict) -> None:
             f" {witness['task']}), run by {witness['framework']} on {witness['device']},"
             f" loaded by {how}"
         )
+    for step in result.steps:
+        out.print(f"declared by B and applied to A: {escape(_step(step))}")
     out.print(checks_table(result.checks))
     for check in result.failed()[:MOST_ROWS]:
         measured = f"{number(check.measured)}, limit {number(check.limit)}"

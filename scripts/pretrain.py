@@ -34,6 +34,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Imported late, by DistributedDataParallel, it would keep the process group as a default argument,
+# and so keep gloo's threads: as Python ends they now and then abort the process (torch 2.13).
+import torch.distributed.nn
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -543,6 +547,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(args, process)
+        if dist.is_initialized():
+            dist.barrier()  # torchrun ends them all when the first one ends: none before the save
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)

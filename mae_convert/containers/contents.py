@@ -26,6 +26,7 @@ class Contents:
         training_args: arguments of the training run that made the file, or None.
         ignored: what else the file holds: name and a short description.
         wrapper: key under which the tensors stand, or None.
+        files: the files that hold the tensors, where it is not the one that was read alone.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Contents:
     training_args: Mapping | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     wrapper: str | None = None
+    files: tuple[Path, ...] = ()
 
 
 @contextmanager

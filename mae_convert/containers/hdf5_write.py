@@ -105,7 +105,9 @@ def _create(path: Path, track_order: bool) -> h5py.File:
 
 def _create_group(parent: h5py.Group, name: str, track_order: bool) -> h5py.Group:
     properties = _without_times(h5py.h5p.GROUP_CREATE, track_order)
-    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=properties))
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_char_encoding(h5py.h5t.CSET_ASCII if name.isascii() else h5py.h5t.CSET_UTF8)
+    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), lcpl=link, gcpl=properties))
 
 
 def _without_times(kind: Any, track_order: bool) -> Any:

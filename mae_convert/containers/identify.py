@@ -5,10 +5,13 @@ from pathlib import Path
 
 from mae_convert.containers.archive import Archive
 from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.dcp import read_dcp
+from mae_convert.containers.dcp_metadata import METADATA
 from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.npz import read_npz
 from mae_convert.containers.pth_read import folder_of, read_legacy_pth, read_pth
 from mae_convert.containers.safetensors_file import read_safetensors
+from mae_convert.containers.shards import INDEX_SUFFIX, read_sharded
 from mae_convert.errors import CheckpointError
 
 HEAD_BYTES = 512
@@ -38,6 +41,10 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
         CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or its
             pickle would run code.
     """
+    if path.name.endswith(INDEX_SUFFIX) and path.is_file():
+        return read_sharded(path, read_contents)
+    if path.name == METADATA and path.is_file():
+        return read_dcp(path.parent, state_key)
     head = _head(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _read_zip(path, state_key)

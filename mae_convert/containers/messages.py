@@ -9,7 +9,7 @@ LONGEST_SHOWN = 200
 GATHER = (
     "gather the tensors where the model is: on every process, state = torch.distributed.checkpoint."
     "state_dict.get_model_state_dict(model, options=torch.distributed.checkpoint.state_dict."
-    "StateDictOptions(full_state_dict=True, cpu_offload=True)), and on the first, "
+    "StateDictOptions(full_state_dict=True)), and on the first, "
     "torch.save({'model': state}, 'gathered.pth')"
 )
 """What to do where the tensors of a model are kept in pieces that do not tell what they are."""
@@ -24,3 +24,8 @@ def shown(name: object) -> str:
     """Return a name that a file states as it may stand in a message: short, and on one line."""
     text = str(name)[:LONGEST_SHOWN]
     return text if text.isprintable() else ascii(text)
+
+
+def is_plain_name(name: object) -> bool:
+    """Tell whether what a file states as another's name is one: of a file beside it, no path."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")

@@ -16,7 +16,12 @@ from mae_convert.containers.messages import GATHER, damaged, shown
 from mae_convert.errors import CheckpointError, MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
-SHARDED = ("torch.distributed.tensor.", "torch.distributed._tensor.", "torch.distributed._shard.")
+SHARDED = (
+    "torch._utils._rebuild_wrapper_subclass",
+    "torch.distributed.tensor.",
+    "torch.distributed._tensor.",
+    "torch.distributed._shard.",
+)
 
 DAMAGE = (
     IndexError,
@@ -107,8 +112,8 @@ class PickleReader:
     def _refusal(self, dotted: str) -> CheckpointError:
         if dotted.startswith(SHARDED):
             return CheckpointError(
-                f"{self.path} holds one process's part of a model (its pickle names "
-                f"{shown(dotted)}); {GATHER}"
+                f"{self.path} holds tensors that are spread over processes or wrapped (its pickle "
+                f"names {shown(dotted)}); {GATHER}"
             )
         return CheckpointError(
             f"{self.path} is not opened: its pickle names {shown(dotted)}, and to load "

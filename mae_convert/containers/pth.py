@@ -39,17 +39,19 @@ def pth_contents(
             storage.
     """
     selection = select_model(path, value, state_key)
-    settings = {name: plain_mapping(selection.beside.get(name)) for name in SETTINGS}
+    keys = selection.settings(SETTINGS)
+    settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
+    used = {keys[name] for name, value in settings.items() if value is not None}
     return Contents(
         kind="pth",
         tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
-        config=settings["config"],
-        conversion=settings["conversion"],
-        training_args=settings["args"],
+        config=settings.get("config"),
+        conversion=settings.get("conversion"),
+        training_args=settings.get("args"),
         ignored={
             shown(name): describe(item)
             for name, item in selection.beside.items()
-            if settings.get(name) is None
+            if name not in used
         },
         wrapper=selection.wrapper,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from mae_convert.containers.archive import ArchiveWriter
 from mae_convert.containers.tensor import Digests, LazyTensor
 from mae_convert.containers.torch_types import STORAGES, TORCH_DTYPES
+from mae_convert.errors import OutputError
 
 FOLDER = "checkpoint/"
 
@@ -27,15 +28,42 @@ def write_pth(
 ) -> dict[str, str]:
     """Write a checkpoint with the tensors under 'model', and the settings beside them.
 
-    The pickle needs names, shapes and dtypes only, so that one tensor at a time is in memory.
-
     Returns:
         The SHA-256 of each tensor.
     """
+    settings = {"config": config, "conversion": conversion}
+    parts = {
+        "model": _model(tensors),
+        **{name: _value(value) for name, value in settings.items() if value is not None},
+    }
+    return _write(path, _mapping(parts), tensors)
+
+
+def write_bin(
+    path: Path,
+    tensors: Sequence[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+) -> dict[str, str]:
+    """Write the tensors and nothing else, as transformers reads `pytorch_model.bin`.
+
+    Returns:
+        The SHA-256 of each tensor.
+
+    Raises:
+        OutputError: there are settings, for which the file has no place.
+    """
+    if config is not None or conversion is not None:
+        raise OutputError(f"{path.name} has no place for settings; keep them in files beside it")
+    return _write(path, _model(tensors), tensors)
+
+
+def _write(path: Path, value: bytes, tensors: Sequence[LazyTensor]) -> dict[str, str]:
+    """Write a pickle and its storages; only one tensor at a time is in memory."""
     digests = Digests()
     with ArchiveWriter(path) as archive:
-        pickle = _checkpoint_pickle(tensors, config, conversion)
-        archive.add(f"{FOLDER}data.pkl", len(pickle), [pickle])
+        whole = b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))
+        archive.add(f"{FOLDER}data.pkl", len(whole), [whole])
         archive.add(f"{FOLDER}byteorder", 6, [b"little"])
         for key, tensor in enumerate(tensors):
             archive.add(f"{FOLDER}data/{key}", tensor.nbytes, digests.pieces(tensor))
@@ -43,16 +71,8 @@ def write_pth(
     return digests.by_name
 
 
-def _checkpoint_pickle(
-    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> bytes:
-    model = {tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)}
-    settings = {"config": config, "conversion": conversion}
-    parts = {
-        "model": _mapping(model),
-        **{name: _value(value) for name, value in settings.items() if value is not None},
-    }
-    return b"".join((pickle.PROTO, b"\x02", _mapping(parts), pickle.STOP))
+def _model(tensors: Sequence[LazyTensor]) -> bytes:
+    return _mapping({tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)})
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:

@@ -24,6 +24,10 @@ FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
 Place = tuple[str, ...]
 
 
+class NoSuchKeyError(CheckpointError):
+    """The file has no tensors under the key that was asked for."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """The part of a checkpoint that holds the model.
@@ -38,6 +42,13 @@ class Selection:
     wrapper: str | None
     beside: Mapping[str, object]
 
+    def settings(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the keys in `beside` of what stands next to the model, or else at the top."""
+        level = (self.wrapper or "").rpartition(".")[0]
+        keys = {name: f"{level}.{name}" if level else name for name in names}
+        found = {name: key if key in self.beside else name for name, key in keys.items()}
+        return {name: key for name, key in found.items() if key in self.beside}
+
 
 def select_model(path: Path, value: object, state_key: str | None) -> Selection:
     """Return the model's tensors and what stands beside them.
@@ -49,6 +60,7 @@ def select_model(path: Path, value: object, state_key: str | None) -> Selection:
             or the top level where no such key holds tensors.
 
     Raises:
+        NoSuchKeyError: there are no tensors at `state_key`.
         CheckpointError: there are no tensors, more than one mapping may be meant, or a tensor's
             name is not text.
     """
@@ -107,7 +119,7 @@ def _chosen(
         for place in holders:
             if ".".join(place) == state_key:
                 return place
-        raise CheckpointError(f"{path} has no tensors under {state_key}{_keys(value, holders)}")
+        raise NoSuchKeyError(f"{path} has no tensors under {state_key}{_keys(value, holders)}")
     for depth in (1, 0, *range(2, DEEPEST + 1)):
         places = [place for place in holders if len(place) == depth]
         possible = [p for p in places if not p or p[-1] in (*WRAPPERS, *OTHER_WEIGHTS)]

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.containers.atomic import replacing_directory, replacing_file
-from mae_convert.containers.checkpoint import JSON_NAMES, WEIGHTS_NAMES
+from mae_convert.containers.checkpoint import JSON_NAMES
+from mae_convert.containers.directory import WEIGHTS_NAMES
 from mae_convert.containers.identify import read_contents
 from mae_convert.containers.npz import SETTINGS as NPZ_SETTINGS
 from mae_convert.containers.npz import write_npz
-from mae_convert.containers.pth_write import write_pth
+from mae_convert.containers.pth_write import write_bin, write_pth
 from mae_convert.containers.safetensors_file import CODES, METADATA, write_safetensors
+from mae_convert.containers.shards import (
+    INDEX_NAMES,
+    INDEX_SUFFIX,
+    SHARD,
+    index_of,
+    shard_names,
+    split,
+)
 from mae_convert.containers.tensor import LazyTensor, sha256
 from mae_convert.containers.torch_types import NUMPY_DTYPES, TORCH_DTYPES
 from mae_convert.errors import OutputError
@@ -22,13 +31,15 @@ Writer = Callable[[Path, Sequence[LazyTensor], Mapping | None, Mapping | None], 
 LONGEST_NAME = 1000
 DTYPES: Mapping[str, frozenset] = {
     "pth": frozenset(TORCH_DTYPES.values()),
+    "bin": frozenset(TORCH_DTYPES.values()),
     "safetensors": frozenset(CODES.values()),
     "npz": NUMPY_DTYPES,
     "tf_h5": NUMPY_DTYPES,
     "keras_h5": NUMPY_DTYPES,
 }
 RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
-OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, "README.md"))
+OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, "README.md"))
+SHARDED_KINDS = ("safetensors", "bin")
 RECORD = "conversion.json"
 
 
@@ -45,7 +56,8 @@ def write_file(
 
     Args:
         path: where the file is to stand.
-        kind: "pth", "safetensors", "tf_h5", "keras_h5" or "npz".
+        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5" or
+            "npz".
         tensors: in the order in which they are to stand in the file.
         config: the model configuration, kept inside the file; what JSON can hold.
         conversion: the record of the conversion, likewise.
@@ -72,11 +84,14 @@ def write_directory(
     *,
     config: Mapping | None = None,
     overwrite: bool = False,
+    max_shard_size: int | None = None,
 ) -> dict[str, str]:
     """Write a model directory: the weights, and JSON files beside them, as in `write_file`.
 
     A JSON file may be given as a function of what is returned here. `config` is kept inside the
-    weights too, so that the file keeps its function when it is taken out of the directory.
+    weights too, where they have a place for it, so that the file keeps its function when it is
+    taken out of the directory. Weights of more than `max_shard_size` bytes are written in parts of
+    at most so many, with an index.
 
     An existing directory is replaced only if we wrote it: it has a `conversion.json`, and nothing
     but files of conventional names and those that its `conversion.json` names under `outputs`.
@@ -86,8 +101,14 @@ def write_directory(
     """
     path = Path(path)
     with replacing_directory(path, overwrite=overwrite, may_replace=require_ours) as temporary:
-        weights = temporary / weights_name
-        digests = _write_weights(weights, path / weights_name, kind, tensors, config, None)
+        listed = list(tensors)
+        config = None if kind == "bin" else config
+        parts = [listed] if max_shard_size is None else split(listed, max_shard_size)
+        if len(parts) > 1:
+            digests = _write_shards(temporary, path, weights_name, kind, parts, config)
+        else:
+            weights = temporary / weights_name
+            digests = _write_weights(weights, path / weights_name, kind, listed, config, None)
         for name, given in json_files.items():
             value = given(digests) if callable(given) else given
             text = json.dumps(value, indent=2) + "\n"
@@ -104,13 +125,36 @@ def require_ours(directory: Path) -> None:
     except (OSError, ValueError, AttributeError):
         record, outputs = None, ()
     ours = OUR_NAMES | set(outputs if isinstance(outputs, dict | list) else ())
-    foreign = [name for name in names if record is None or name not in ours]
+    foreign = [n for n in names if record is None or not (n in ours or SHARD.fullmatch(n))]
     foreign += [name for name in names if (directory / name).is_dir()]
     if foreign:
         raise OutputError(
             f"{directory} holds {foreign[0]}, which this program did not write; "
             "choose another name or remove the directory yourself"
         )
+
+
+def _write_shards(
+    temporary: Path,
+    target: Path,
+    weights_name: str,
+    kind: str,
+    parts: Sequence[Sequence[LazyTensor]],
+    config: Mapping | None,
+) -> dict[str, str]:
+    """Write each part to a file of its own, and the index; read all of it again."""
+    if kind not in SHARDED_KINDS:
+        raise OutputError(f"{weights_name} is only written whole; leave --max-shard-size out")
+    shards = dict(zip(shard_names(weights_name, len(parts)), parts, strict=True))
+    digests: dict[str, str] = {}
+    for name, part in shards.items():
+        digests |= _write_weights(temporary / name, target / name, kind, part, config, None)
+    index = temporary / f"{weights_name}{INDEX_SUFFIX}"
+    text = json.dumps(index_of(shards), indent=2, sort_keys=True) + "\n"
+    index.write_text(text, encoding="utf-8")
+    if list(read_contents(index).tensors) != [tensor.name for part in parts for tensor in part]:
+        raise OutputError(f"{target} did not read back as it was written; check the disk")
+    return digests
 
 
 def _write_weights(
@@ -148,7 +192,13 @@ def _writer(kind: str) -> Writer:
         from mae_convert.containers import hdf5_write
 
         return hdf5_write.write_tf_h5 if kind == "tf_h5" else hdf5_write.write_keras_h5
-    return {"pth": write_pth, "safetensors": write_safetensors, "npz": write_npz}[kind]
+    writers: Mapping[str, Writer] = {
+        "pth": write_pth,
+        "bin": write_bin,
+        "safetensors": write_safetensors,
+        "npz": write_npz,
+    }
+    return writers[kind]
 
 
 def _check_names(target: Path, kind: str, names: Sequence[str]) -> None:
@@ -199,7 +249,8 @@ def _require_read_back(
     """
     read = read_contents(temporary)
     names = [tensor.name for tensor in written]
-    ordered = read.kind != "keras_h5"  # which keeps the order within each group only
+    # HDF5 keeps the order within each group only.
+    ordered = not read.kind.endswith("_h5")
     same = (
         (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
         and {"config": read.config, "conversion": read.conversion} == settings

@@ -70,7 +70,8 @@ class Verdict:
         suspects: canonical tensors, the likeliest culprit first.
         causes: explanations that were tested and hold.
         witnesses: how each side was run.
-        effects: how far the declared lossy steps move each result, relative L2; not judged.
+        effects: how far the declared rounding moves each result, relative L2; not judged.
+        steps: declared steps that were applied to the source before it was run.
     """
 
     passed: bool
@@ -81,6 +82,7 @@ class Verdict:
     causes: tuple[str, ...]
     witnesses: tuple[Mapping[str, Any], ...]
     effects: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Mapping[str, Any], ...] = ()
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -258,12 +260,14 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
         left, right = _field(a, name), _field(b, name)
         if left != right:
             yield f"{name} is {left} in A and {right} in B"
-    for name, side in (("A", a), ("B", b)):
-        rounded = [step["to"] for step in side.description["steps"] if step["step"] == "dtype"]
-        if rounded and differing_tensors(a, b):
+    for name, side, other in (("A", a, b), ("B", b, a)):
+        behind = other.description["steps"]
+        lossy = [s for s in side.description["steps"] if s["step"] != "task" and s not in behind]
+        if lossy and differing_tensors(a, b):
             yield (
-                f"{name} declares that its weights were rounded to {rounded[-1]}; `verify SOURCE"
-                f" {side.description['checkpoint']['name']}` takes that into account"
+                f"{name} declares that its {lossy[-1]['step']} was changed to"
+                f" {lossy[-1].get('to')}; `verify SOURCE {side.description['checkpoint']['name']}`"
+                " takes that into account"
             )
 
 

@@ -18,6 +18,11 @@ import numpy as np
 INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
 
 
+# The keys under which a checkpoint keeps its model. What has more than one of them comes here as a
+# file of its own.
+WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
+
+
 class LoadError(Exception):
     """The file does not hold exactly the tensors of the reference model."""
 
@@ -35,11 +40,13 @@ def pytorch_state_dict(path: str) -> dict[str, Any]:
             return {n: torch.from_numpy(archive[n]) for n in archive if not n.startswith("__")}
     with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("model", "state_dict"):
-        if isinstance(stored.get(wrapper), Mapping):
-            stored = stored[wrapper]
-            break
-    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+    parts = [part for key in WRAPPERS if isinstance(part := stored.get(key), Mapping)]
+    found = (_tensors(part, torch.Tensor) for part in (*parts, stored))
+    return next(filter(None, found), {})
+
+
+def _tensors(stored: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    return {name: value for name, value in stored.items() if isinstance(value, kind)}
 
 
 def _numpy_scalar_globals() -> list[Any]:

@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import DTYPES, execute, file_sha256, plan_conversion
+from mae_convert.convert import execute, files_sha256, plan_conversion
 from mae_convert.errors import (
     CheckpointError,
     MaeConvertError,
     MissingRequirementError,
     OutputError,
 )
+from mae_convert.rounding import DTYPES
 from mae_convert.verify.inputs import inputs_sha256, load_inputs, random_inputs
 from mae_convert.verify.job import FRAMEWORKS, Job
 
@@ -42,6 +43,7 @@ NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
 # The layout that a checkpoint is converted to where its own names are not the framework's.
 STAGED_AS = {"torch": ("facebook", ".pth"), "tensorflow": ("keras", ".weights.h5")}
 STAGED_AS["jax"] = STAGED_AS["tensorflow"]
+HDF5 = {"tf_h5": ".h5", "keras_h5": ".weights.h5"}
 INSTALL = {
     "torch": "pip install 'mae-convert[torch]'",
     "tensorflow": "pip install 'mae-convert[tensorflow]'",
@@ -138,10 +140,10 @@ def describe(
 
     ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor.
     """
-    weights = checkpoint.container.weights_file
+    sha256 = files_sha256(checkpoint.container.files)["sha256"]
     return {
         "format": 1,
-        "checkpoint": {"name": str(checkpoint.path), "sha256": file_sha256(weights)},
+        "checkpoint": {"name": str(checkpoint.path), "sha256": sha256},
         "layout": checkpoint.layout.name,
         "task": checkpoint.task,
         "framework": side.framework,
@@ -303,23 +305,48 @@ def stage(
     """Return the file for the child and the loader that reads it.
 
     A file whose names are the framework's own is given as it is, so that no code of ours stands
-    between the bytes and the model. Others are converted by the tables.
+    between the bytes and the model. Where the names are so, but have a prefix, or the tensors are
+    spread over several files, the tensors are put into one file under these names, without a
+    table. Others are converted by the tables.
     """
     loader = NATIVE_LOADERS.get((checkpoint.table.name, framework))
-    changed = [step for step in steps if step["step"] == "dtype"]
-    if loader is not None and not changed:
+    if loader is not None and as_stored and _is_plain(checkpoint):
         return checkpoint.container.weights_file, loader
     if loader is not None:
-        suffix = {"tf_h5": ".h5", "keras_h5": ".weights.h5"}.get(
-            checkpoint.container.kind, ".safetensors"
-        )
-        kind = checkpoint.container.kind if suffix != ".safetensors" else "safetensors"
+        kind = checkpoint.container.kind
+        kind, suffix = (kind, HDF5[kind]) if kind in HDF5 else ("safetensors", ".safetensors")
         staged = work / f"weights{suffix}"
-        tensors = [apply_steps(t, steps) for t in checkpoint.container.tensors.values()]
-        write_file(staged, kind, tensors)
+        tensors = checkpoint.container.tensors.values()
+        write_file(staged, kind, [_for_hdf5(t) for t in tensors] if kind in HDF5 else tensors)
         return staged, loader
     layout, suffix = STAGED_AS[framework]
     staged = work / f"weights{suffix}"
-    dtype = changed[-1]["to"] if changed else None
-    execute(plan_conversion(checkpoint, staged, layout, dtype=dtype))
+    execute(plan_conversion(checkpoint, staged, layout, dtype=_exact_dtype(checkpoint)))
     return staged, layout
+
+
+def _is_plain(checkpoint: Checkpoint) -> bool:
+    """Return whether a loader finds the tensors by itself: one file, names and key as they are."""
+    container = checkpoint.container
+    return (
+        len(container.files) == 1
+        and container.state_key is None
+        and "." not in (container.wrapper or "")
+        and not checkpoint.prefix.removed
+    )
+
+
+def _for_hdf5(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor as HDF5 can hold it: float32 has every value of bfloat16."""
+    if tensor.dtype != DTYPES["bfloat16"]:
+        return tensor
+    wide = DTYPES["float32"]
+    return replace(tensor, dtype=wide, load=lambda: tensor.load().astype(wide))
+
+
+def _exact_dtype(checkpoint: Checkpoint) -> str | None:
+    """Return a dtype that holds all values as they are, where one for all tensors is needed."""
+    dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if len(dtypes) == 1 and "bfloat16" not in dtypes:
+        return None
+    return "float64" if "float64" in dtypes else "float32"

@@ -4,16 +4,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.errors import MaeConvertError
 from mae_convert.verify.causes import explain
 from mae_convert.verify.inputs import in_order, random_inputs
 from mae_convert.verify.judge import Check, Verdict, differing_tensors, effects, judge
+from mae_convert.verify.steps import apply_steps, steps_between
 from mae_convert.verify.trace import Running, Side, Trace, choose_side, trace
 
 DEFAULT_DTYPES = ("float64", "float32")
@@ -34,7 +33,7 @@ def verify(
 
     Args:
         a: the source.
-        b: the target; lossy steps that its conversion declares are applied to the source first.
+        b: the target; steps that its conversion declares are applied to the source first.
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
         seed: seed of the random inputs.
@@ -46,16 +45,20 @@ def verify(
         MissingRequirementError: no framework to run a side with.
         MaeConvertError: a run failed.
     """
-    if mismatch := _shape_mismatch(a, b):
-        return mismatch
+    steps = tuple(step for step in steps_between(a, b) if step["step"] != "task")
+    after = apply_steps(a, steps, b)
+    if mismatch := _shape_mismatch(after, b):
+        return replace(mismatch, steps=steps)
     side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
-    inputs, mask_ratio = common_inputs(a, b, seed=seed, batch=batch)
-    steps = [step for step in declared_steps(b) if step["step"] == "dtype"]
-    runs = [Run(a, side_a, tuple(dtypes), tuple(steps)), Run(b, side_b, tuple(dtypes))]
-    # What the declared steps do to the results is told beside the verdict.
-    runs += [Run(a, side_a, ("float64",))] if steps else []
+    inputs, mask_ratio = common_inputs(after, b, seed=seed, batch=batch)
+    runs = [Run(after, side_a, tuple(dtypes), after is a), Run(b, side_b, tuple(dtypes))]
+    # What rounding does to the results is told beside the verdict; other pictures have others.
+    exact = tuple(step for step in steps if step["step"] != "dtype")
+    if exact != steps:
+        unrounded = apply_steps(a, exact, b)
+        runs.append(Run(unrounded, side_a, ("float64",), unrounded is a))
     trace_a, trace_b, *plain = run_together(runs, inputs, mask_ratio=mask_ratio)
-    verdict = judge(trace_a, trace_b)
+    verdict = replace(judge(trace_a, trace_b), steps=steps)
     if plain:
         verdict = replace(verdict, effects=effects(plain[0], trace_a))
     if require_proof:
@@ -68,7 +71,7 @@ def verify(
     # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
     different = set(differing_tensors(trace_a, trace_b))
     tensors = [name for name in verdict.suspects if name in different]
-    return replace(verdict, causes=verdict.causes + tuple(explain(a, b, tensors)))
+    return replace(verdict, causes=verdict.causes + tuple(explain(after, b, tensors)))
 
 
 def common_inputs(
@@ -87,12 +90,12 @@ def common_inputs(
 
 @dataclass(frozen=True)
 class Run:
-    """One checkpoint to be run: with what, in which precisions, after which declared steps."""
+    """One checkpoint to be run: with what, in which precisions, and if its file is as it is."""
 
     checkpoint: Checkpoint
     side: Side
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    steps: tuple[Mapping[str, Any], ...] = ()
+    as_stored: bool = True
 
 
 def run_together(
@@ -110,29 +113,13 @@ def run_together(
                     Path(folder) / f"{number}.safetensors",
                     dtypes=run.dtypes,
                     mask_ratio=mask_ratio,
-                    steps=run.steps,
+                    as_stored=run.as_stored,
                 )
                 running.append(started)
             return [process.result() for process in running]
         finally:
             for process in running:
                 process.stop()
-
-
-def declared_steps(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return the lossy steps that a checkpoint's conversion record declares.
-
-    Raises:
-        MaeConvertError: a step is unknown to this version.
-    """
-    steps = list((checkpoint.container.conversion or {}).get("steps", []))
-    for step in steps:
-        if step.get("step") not in ("dtype", "task"):
-            raise MaeConvertError(
-                f"{checkpoint.path} declares a step {step.get('step')!r} that this version of"
-                " mae-convert does not know; update it"
-            )
-    return steps
 
 
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:

@@ -1,0 +1,148 @@
+"""PyTorch distributed checkpoints (DCP): a directory with `.metadata` and `__*_*.distcp` files.
+
+`torch.distributed.checkpoint.save` writes them, and so do trainers on top of it, FSDP's above all.
+A tensor may be in chunks, and each chunk is a small file of `torch.save` in the midst of a large
+one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.containers.archive import Archive
+from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.dcp_metadata import (
+    METADATA,
+    Chunk,
+    Pickled,
+    ShardedTensor,
+    Stretch,
+    check_tiling,
+    read_metadata,
+)
+from mae_convert.containers.mapped import MappedFile
+from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.plain import describe, plain_mapping
+from mae_convert.containers.pth import SETTINGS, lazy
+from mae_convert.containers.pth_read import folder_of, read_value
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.torch_types import StoredTensor
+from mae_convert.containers.wrappers import select_model
+from mae_convert.errors import CheckpointError
+
+
+def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
+    """Read a distributed checkpoint; the chunks of a tensor are joined when it is asked for.
+
+    Args:
+        directory: what holds `.metadata`.
+        state_key: the key of the weights, where it is not plain.
+
+    Raises:
+        CheckpointError: it is damaged or incomplete, would run code, or holds no weights that are
+            recognised.
+    """
+    path = directory / METADATA
+    selection = select_model(directory, read_metadata(path), state_key)
+    files = _Files(directory)
+    for name, tensor in selection.tensors.items():
+        check_tiling(path, name, tensor)
+        for chunk in tensor.chunks:
+            files.check(chunk.stretch)
+    keys = selection.settings(SETTINGS)
+    settings = {name: files.settings(selection.beside[key]) for name, key in keys.items()}
+    used = {keys[name] for name, value in settings.items() if value is not None}
+    return Contents(
+        kind="dcp",
+        tensors={name: _join(files, name, item) for name, item in selection.tensors.items()},
+        config=settings.get("config"),
+        conversion=settings.get("conversion"),
+        training_args=settings.get("args"),
+        ignored={
+            shown(name): str(item) if isinstance(item, Pickled) else describe(item)
+            for name, item in selection.beside.items()
+            if name not in used
+        },
+        wrapper=selection.wrapper,
+        files=(path, *(directory / name for name in sorted(files.used))),
+    )
+
+
+class _Files:
+    """The files of a checkpoint, each opened when it is first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.used: dict[str, MappedFile] = {}
+
+    def check(self, stretch: Stretch) -> MappedFile:
+        """Return the bytes of a stretch as a file of their own.
+
+        Raises:
+            CheckpointError: the file is missing or shorter.
+        """
+        if stretch.file not in self.used:
+            path = self._directory / stretch.file
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{self._directory} lacks its file {shown(stretch.file)}; copy the whole "
+                    "directory"
+                )
+            with reading(path, ValueError):  # an empty file cannot be mapped
+                self.used[stretch.file] = MappedFile(path)
+        return self.used[stretch.file].part(stretch.offset, stretch.length)
+
+    def value(self, stretch: Stretch) -> tuple[Any, Any]:
+        """Return the value that a stretch holds, and a way to its storages."""
+        archive = Archive(self.check(stretch))
+        folder = folder_of(archive)
+        if folder is None:
+            raise damaged(archive.path, "a chunk was not written by torch.save")
+        return read_value(archive, folder)
+
+    def tensor(self, name: str, chunk: Chunk, dtype: np.dtype) -> np.ndarray:
+        """Return the numbers of a chunk.
+
+        Raises:
+            CheckpointError: they are not what `.metadata` says.
+        """
+        value, read = self.value(chunk.stretch)
+        path = self._directory / chunk.stretch.file
+        fits = isinstance(value, StoredTensor) and value.shape == chunk.sizes
+        if not fits or value.dtype != dtype:
+            raise damaged(path, f"it holds another {shown(name)} than {METADATA} says")
+        return lazy(path, name, value, read).load()
+
+    def settings(self, value: object) -> dict[str, Any] | None:
+        """Return settings as plain data; None where there are none or they would run code."""
+        try:
+            return plain_mapping(self._resolved(value))
+        except CheckpointError:
+            return None
+
+    def _resolved(self, value: object) -> object:
+        if isinstance(value, dict):
+            return {name: self._resolved(item) for name, item in value.items()}
+        return self.value(value.stretch)[0] if isinstance(value, Pickled) else value
+
+
+def _join(files: _Files, name: str, tensor: ShardedTensor) -> LazyTensor:
+    def load() -> np.ndarray:
+        if _is_whole(tensor.chunks, tensor.shape):
+            return files.tensor(name, tensor.chunks[0], tensor.dtype)
+        array = np.empty(tensor.shape, tensor.dtype)
+        for chunk in tensor.chunks:
+            block = tuple(
+                slice(begin, begin + size)
+                for begin, size in zip(chunk.offsets, chunk.sizes, strict=True)
+            )
+            array[block] = files.tensor(name, chunk, tensor.dtype)
+        return array
+
+    return LazyTensor(name, tensor.shape, tensor.dtype, load)
+
+
+def _is_whole(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> bool:
+    return len(chunks) == 1 and chunks[0].sizes == shape

@@ -1,0 +1,48 @@
+"""How the tensors of a conversion are put into files. Nothing here changes a tensor."""
+
+from dataclasses import dataclass
+
+from mae_convert.errors import OutputError
+from mae_convert.layouts import Layout
+from mae_convert.prefixes import LEADING, is_readable
+
+BIN = "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What is asked for besides the layout's own way.
+
+    Attributes:
+        prefix: put before every name, as ``module.`` of DistributedDataParallel; in a single file.
+        pickled: write a directory's weights as ``pytorch_model.bin``.
+        max_shard_size: write a directory's weights in parts of at most so many bytes.
+    """
+
+    prefix: str = ""
+    pickled: bool = False
+    max_shard_size: int | None = None
+
+    def check(self, layout: Layout, *, is_directory: bool) -> None:
+        """Refuse what the target cannot have.
+
+        Raises:
+            OutputError: an option is for other targets, or the prefix would not be known again.
+        """
+        if self.prefix and is_directory:
+            raise OutputError(
+                f"{layout.name} is written as a directory, whose readers know no prefixes; leave"
+                " --prefix out"
+            )
+        if self.prefix and not is_readable(self.prefix):
+            raise OutputError(
+                f"the prefix {self.prefix!r} would not be known when the file is read; it can be"
+                f" {', '.join(LEADING)} or several of them joined"
+            )
+        if (self.pickled or self.max_shard_size is not None) and not is_directory:
+            raise OutputError(
+                f"--bin and --max-shard-size are for model directories, and {layout.name} is"
+                " written here as one file; leave them out"
+            )
+        if self.pickled and "pth" not in layout.containers:
+            raise OutputError(f"{layout.name} has no form as {BIN}; leave --bin out")

@@ -1,0 +1,212 @@
+"""Weights in parts: read strictly, and written as transformers and the Hub's library do."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from mae_convert.containers import LazyTensor, open_container, write_directory
+from mae_convert.errors import CheckpointError, OutputError
+
+INDEX = {
+    "safetensors": "model.safetensors.index.json",
+    "bin": "pytorch_model.bin.index.json",
+}
+WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+ARRAYS = {
+    "z": np.arange(6, dtype=np.float32),  # 24 bytes
+    "b.weight": np.arange(12.0).reshape(3, 4),  # 96
+    "c": np.array(3, dtype=np.int64),  # 8
+    "a": np.arange(4, dtype=np.float16),  # 8
+}
+
+
+def lazily(arrays: dict[str, np.ndarray]) -> list[LazyTensor]:
+    return [LazyTensor.from_array(name, array) for name, array in arrays.items()]
+
+
+def written(path: Path, kind: str, largest: int | None = 40, **options) -> Path:
+    write_directory(
+        path,
+        WEIGHTS[kind],
+        kind,
+        lazily(ARRAYS),
+        {"conversion.json": {}},
+        max_shard_size=largest,
+        **options,
+    )
+    return path
+
+
+@pytest.mark.parametrize("kind", INDEX)
+@pytest.mark.parametrize("by", ["directory", "index"])
+def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path, kind: str, by: str) -> None:
+    folder = written(tmp_path / "model", kind)
+    opened = open_container(folder if by == "directory" else folder / INDEX[kind])
+    assert list(opened.tensors) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(opened.tensors[name].load(), array, strict=True)
+    assert opened.kind == {"bin": "pth"}.get(kind, kind)
+    stem, suffix = WEIGHTS[kind].rsplit(".", 1)
+    parts = [f"{stem}-0000{n}-of-00003.{suffix}" for n in (1, 2, 3)]
+    assert [path.name for path in opened.files] == [INDEX[kind], *parts]
+    assert opened.weights_file == folder / INDEX[kind]
+
+
+@pytest.mark.parametrize("largest", [1, 96, 104, 120, 136, 10**9])
+def test_the_parts_are_those_of_the_hubs_library(tmp_path: Path, largest: int) -> None:
+    folder = written(tmp_path / "model", "safetensors", largest)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
+    (tmp_path / "theirs").mkdir()
+    huggingface_hub.save_torch_state_dict(tensors, tmp_path / "theirs", max_shard_size=largest)
+    theirs = {path.name: path for path in (tmp_path / "theirs").iterdir()}
+    ours = {path.name: path for path in folder.iterdir() if path.name != "conversion.json"}
+    assert set(ours) == set(theirs)
+    for name, path in theirs.items():
+        if name.endswith(".json"):
+            index, expected = (json.loads(p.read_text()) for p in (ours[name], path))
+            assert index["weight_map"] == expected["weight_map"]
+            assert index["metadata"]["total_size"] == expected["metadata"]["total_size"] == 136
+            elements = sum(math.prod(array.shape) for array in ARRAYS.values())
+            assert index["metadata"]["total_parameters"] == elements
+            assert ours[name].read_text() == json.dumps(index, indent=2, sort_keys=True) + "\n"
+        else:
+            found, expected = (safetensors.numpy.load_file(p) for p in (ours[name], path))
+            assert set(found) == set(expected)
+
+
+def test_torch_loads_each_bin_safely_as_a_plain_state_dict(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "bin")
+    state: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.bin")):
+        state |= torch.load(path, weights_only=True)
+    assert {name: tensor.tolist() for name, tensor in state.items()} == {
+        name: array.tolist() for name, array in ARRAYS.items()
+    }
+
+
+def test_a_configuration_inside_each_safetensors_part(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "safetensors", config={"x": 1})
+    opened = open_container(folder)
+    assert opened.config == {"x": 1}
+    assert opened.config_source == f"metadata of {INDEX['safetensors']}"
+    written(tmp_path / "bin", "bin", config={"x": 1})  # which has no place for it
+
+
+def test_a_model_that_fits_is_written_whole(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "bin", 136)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "conversion.json",
+        "pytorch_model.bin",
+    ]
+    assert open_container(folder).wrapper is None
+
+
+def test_hdf5_is_not_split(tmp_path: Path) -> None:
+    tensors = [LazyTensor.from_array(f"vit/{name}", array) for name, array in ARRAYS.items()]
+    with pytest.raises(OutputError, match="leave --max-shard-size out"):
+        write_directory(tmp_path / "m", "tf_model.h5", "tf_h5", tensors, {}, max_shard_size=40)
+    assert not any(tmp_path.iterdir())
+
+
+def test_our_own_parts_may_be_replaced_and_others_not(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "safetensors")
+    written(folder, "bin", 136, overwrite=True)
+    written(folder, "safetensors", overwrite=True)
+    assert not list(folder.glob("*.bin"))
+    (folder / "notes-00001-of-00002.txt").write_text("mine")
+    with pytest.raises(OutputError, match="which this program did not write"):
+        written(folder, "safetensors", overwrite=True)
+
+
+def test_a_tensor_that_is_too_large_has_a_part_of_its_own(tmp_path: Path) -> None:
+    """Here the Hub's library goes on filling the part before: we keep the order of the tensors."""
+    folder = written(tmp_path / "model", "safetensors", 40)
+    parts = [list(safetensors.numpy.load_file(p)) for p in sorted(folder.glob("*.safetensors"))]
+    assert parts == [["z"], ["b.weight"], ["c", "a"]]
+
+
+def change_index(change):
+    def spoil(folder: Path) -> None:
+        path = folder / INDEX["safetensors"]
+        index = json.loads(path.read_text())
+        change(index)
+        path.write_text(json.dumps(index))
+
+    return spoil
+
+
+def change_part(change):
+    def spoil(folder: Path) -> None:
+        path = folder / "model-00001-of-00003.safetensors"
+        arrays = safetensors.numpy.load_file(path)
+        change(arrays)
+        safetensors.numpy.save_file(arrays, path)
+
+    return spoil
+
+
+def moved_to(file: str):
+    return change_index(lambda index: index["weight_map"].update(z=file))
+
+
+def outside(folder: Path) -> None:
+    shutil.copy(folder / "model-00001-of-00003.safetensors", folder.parent / "x.safetensors")
+    moved_to("../x.safetensors")(folder)
+
+
+SPOILED = {
+    "a part is missing": (
+        lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(),
+        "1 of 3 parts are missing",
+    ),
+    "a part is cut": (
+        lambda folder: (folder / "model-00002-of-00003.safetensors").write_bytes(bytes(8)),
+        "00002-of-00003",
+    ),
+    "a tensor is missing": (change_part(lambda arrays: arrays.pop("z")), "lacks z"),
+    "a tensor too many": (change_part(lambda arrays: arrays.update(q=np.ones(2))), "holds q too"),
+    "in another part": (moved_to("model-00002-of-00003.safetensors"), "do not belong together"),
+    "out of the directory": (outside, "reaches out"),
+    "an absolute path": (moved_to("/etc/passwd"), "reaches out"),
+    "a folder": (moved_to("sub/x.safetensors"), "reaches out"),
+    "a path of Windows": (moved_to("..\\x.safetensors"), "reaches out"),
+    "the directory itself": (moved_to(".."), "reaches out"),
+    "a number": (moved_to(3), "reaches out"),
+    "no map": (change_index(lambda index: index.pop("weight_map")), "no weight_map"),
+    "an empty map": (change_index(lambda index: index["weight_map"].clear()), "no weight_map"),
+    "no JSON": (lambda folder: (folder / INDEX["safetensors"]).write_text("{"), "is not JSON"),
+    "another kind": (
+        lambda folder: np.savez((folder / "model-00003-of-00003.safetensors").open("wb"), c=1),
+        "must all be",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
+    spoil, message = SPOILED[name]
+    folder = written(tmp_path / "model", "safetensors")
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_container(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_part_alone_is_refused_with_the_directory(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "safetensors")
+    with pytest.raises(CheckpointError, match=f"is part 2 of 3; name its directory, {folder}"):
+        open_container(folder / "model-00002-of-00003.safetensors")
+
+
+def test_a_whole_file_beside_an_index_is_ambiguous(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", "safetensors")
+    safetensors.numpy.save_file(ARRAYS, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="2 files of weights"):
+        open_container(folder)

@@ -1,0 +1,224 @@
+"""Position embeddings for another image size: as PyTorch resamples, and as the original makes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.convert import execute, plan_conversion
+from mae_convert.errors import ConfigurationError
+from mae_convert.layouts import LAYOUTS
+from mae_convert.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
+from mae_convert.rounding import DTYPES, rounded
+from mae_convert.steps import Geometry
+from mae_convert.verify.arithmetic import fixed_positions, resampled_positions
+from reference_models.positions import sincos_position_embedding
+
+GRIDS = [
+    ((14, 14), (24, 24)),
+    ((14, 14), (7, 7)),
+    ((14, 14), (10, 23)),
+    ((4, 9), (13, 3)),
+    ((2, 8), (1, 1)),
+    ((1, 1), (5, 2)),
+    ((32, 32), (14, 16)),
+]
+HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+SUFFIX = {"facebook": ".pth", "keras": ".weights.h5", "keras-hub": ".weights.h5"}
+
+
+def by_torch(embedding, grid, new_grid):
+    """What the original's fine-tuning code computes, on (1, 1 + L, width), in float64."""
+    tokens = torch.from_numpy(embedding.astype(np.float64))
+    picture = tokens[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    picture = torch.nn.functional.interpolate(
+        picture, size=new_grid, mode="bicubic", align_corners=False
+    )
+    return torch.cat([tokens[:, :1], picture.permute(0, 2, 3, 1).flatten(1, 2)], dim=1).numpy()
+
+
+def random_embedding(grid, width=10, dtype=np.float64):
+    shape = (1, 1 + grid[0] * grid[1], width)
+    return np.random.default_rng(5).standard_normal(shape).astype(dtype)
+
+
+def target_for(layout, folder):
+    is_file = LAYOUTS[layout].weights_name is None
+    return folder / (layout + (SUFFIX.get(layout, ".pth") if is_file else ""))
+
+
+@pytest.fixture
+def pretrain(case):
+    return open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
+
+
+@pytest.mark.parametrize(("grid", "new_grid"), GRIDS)
+def test_resampling_is_that_of_pytorch(grid, new_grid):
+    embedding = random_embedding(grid)
+    expected = by_torch(embedding, grid, new_grid)
+    tensor = resampled(LazyTensor.from_array("p", embedding), grid, new_grid)
+    assert tensor.shape == expected.shape
+    assert np.abs(tensor.load() - expected).max() < 1e-12
+    # The judge has another formulation; it is held against the same.
+    assert np.abs(resampled_positions(embedding, grid, new_grid) - expected).max() < 1e-12
+    assert tensor.load()[:, 0].tobytes() == embedding[:, 0].tobytes()
+
+
+def test_resampling_to_the_same_grid_changes_no_bit():
+    picture = np.random.default_rng(0).standard_normal((5, 3, 4))
+    assert bicubic(picture, (5, 3)).tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_result_is_rounded_once_to_the_dtype_of_the_tensor(dtype):
+    embedding = rounded(random_embedding((4, 4)), DTYPES[dtype])
+    tensor = resampled(LazyTensor.from_array("p", embedding), (4, 4), (6, 5))
+    assert tensor.dtype == tensor.load().dtype == DTYPES[dtype]
+    expected = rounded(by_torch(embedding, (4, 4), (6, 5)), DTYPES[dtype])
+    away = np.abs(tensor.load().astype(np.float64) - expected.astype(np.float64))
+    # Values midway between two neighbours may go either way, but there are few of them.
+    assert (away > 0).mean() < 0.01
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    def load():
+        raise AssertionError("read too early")
+
+    tensor = LazyTensor("p", (1, 17, 8), DTYPES["float32"], load)
+    assert resampled(tensor, (4, 4), (2, 3)).shape == (1, 7, 8)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (16, 16), (40, 24)])
+def test_encoder_and_decoder_are_resampled_alike_for_every_target(pretrain, tmp_path, size):
+    grid = (size[0] // 8, size[1] // 8)
+    expected = {
+        name: rounded(by_torch(pretrain.tensors[name].load(), (4, 4), grid), DTYPES["float32"])
+        for name in POSITION_EMBEDDINGS
+    }
+    written = 0
+    for layout in LAYOUTS:
+        for task in ("pretrain", "encoder"):
+            if not can_hold(layout, pretrain, task, size):
+                continue
+            (folder := tmp_path / task).mkdir(exist_ok=True)
+            target = target_for(layout, folder)
+            geometry = Geometry(image_size=size)
+            execute(plan_conversion(pretrain, target, layout, task=task, geometry=geometry))
+            back = open_checkpoint(target)
+            assert back.configuration.model.image_hw == size
+            for name in POSITION_EMBEDDINGS[: 1 + (task == "pretrain")]:
+                found = back.tensors[name].load()
+                assert np.abs(found - expected[name]).max() < 1e-7, (layout, name)
+            written += 1
+    assert written >= 8
+
+
+def can_hold(layout, checkpoint, task, size):
+    from dataclasses import replace
+
+    model = replace(checkpoint.configuration.model, image_size=size)
+    holds = any(task in table.tasks for table in LAYOUTS[layout].tables)
+    return holds and LAYOUTS[layout].refusal(model, task) is None
+
+
+def test_an_equal_size_is_no_step_and_changes_no_bit(pretrain, tmp_path):
+    for number, sincos in enumerate((False, True)):
+        target = tmp_path / f"{number}.pth"
+        geometry = Geometry(image_size=(32, 32), sincos_positions=sincos)
+        report = execute(plan_conversion(pretrain, target, "facebook", geometry=geometry))
+        assert report["steps"] == []
+        for name, tensor in open_checkpoint(target).tensors.items():
+            assert tensor.load().tobytes() == pretrain.tensors[name].load().tobytes(), name
+
+
+class TestFixedEmbeddings:
+    """Golden: the original's own fixed embeddings stand in its checkpoints."""
+
+    def test_the_original_computes_in_float64_and_stores_float32(self, pretrain):
+        for name in POSITION_EMBEDDINGS:
+            stored = pretrain.tensors[name].load()
+            table = sincos_position_embedding(stored.shape[-1], (4, 4))
+            assert stored.tobytes() == table.astype(np.float32).tobytes(), name
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_they_are_known_in_every_dtype_and_made_anew(self, dtype):
+        stored = sincos_position_embedding(24, (14, 14)).astype(np.float32)
+        tensor = LazyTensor.from_array("p", rounded(stored, DTYPES[dtype]))
+        made = regenerated(tensor, (14, 14), (20, 6))
+        fixed = sincos_position_embedding(24, (20, 6)).astype(np.float32)
+        assert made.shape == (1, 121, 24)
+        assert made.load().dtype == DTYPES[dtype]
+        assert made.load().tobytes() == rounded(fixed, DTYPES[dtype]).tobytes()
+        exact = fixed_positions(stored.astype(np.float64), (14, 14), (20, 6))
+        assert np.abs(exact - sincos_position_embedding(24, (20, 6))).max() < 1e-13
+
+    def test_one_that_never_was_float32_stays_exact(self):
+        tensor = LazyTensor.from_array("p", sincos_position_embedding(24, (4, 4)))
+        fixed = sincos_position_embedding(24, (3, 5))
+        assert regenerated(tensor, (4, 4), (3, 5)).load().tobytes() == fixed.tobytes()
+
+    def test_one_bit_more_or_less_is_not_the_fixed_one(self):
+        stored = sincos_position_embedding(24, (4, 4)).astype(np.float32)
+        stored[0, 7, 3] = np.nextafter(stored[0, 7, 3], np.float32(2))
+        with pytest.raises(ConfigurationError, match=r"p is not the fixed .* leave it out"):
+            regenerated(LazyTensor.from_array("p", stored), (4, 4), (3, 5))
+
+    def test_the_whole_way(self, pretrain, tmp_path):
+        geometry = Geometry(image_size=(64, 24), sincos_positions=True)
+        target = tmp_path / "model.pth"
+        report = execute(plan_conversion(pretrain, target, "facebook", geometry=geometry))
+        assert report["steps"] == [
+            {"step": "image_size", "from": [32, 32], "to": [64, 24], "positions": "sincos"}
+        ]
+        for name in POSITION_EMBEDDINGS:
+            stored = open_checkpoint(target).tensors[name].load()
+            fixed = sincos_position_embedding(stored.shape[-1], (8, 3)).astype(np.float32)
+            assert stored.tobytes() == fixed.tobytes(), name
+
+
+class TestCommandLine:
+    def test_a_learned_embedding_is_not_thrown_away(self, run, case, tmp_path):
+        result = run(
+            "convert", case("finetune_cls_tiny").checkpoint, tmp_path / "m", "--to", "transformers",
+            "--num-heads", 4, "--image-size", 48, "--sincos-positions",
+        )  # fmt: skip
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert "encoder.position_embedding is not the fixed" in result.err
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--image-size", "50"], "do not divide the height 50"),
+            (["--image-size", "32x36"], "choose 32 or 40"),
+            (["--image-size", "4"], "choose 8"),
+            (["--sincos-positions"], "--image-size"),
+            (["--image-size", "48x24"], "not square"),
+            (["--image-size", "0"], "no size"),
+        ],
+    )
+    def test_sizes_that_cannot_be_are_refused(self, run, case, tmp_path, options, words):
+        pretrain, target = case("pretrain_tiny"), tmp_path / "m"
+        wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
+        result = run(*wanted, *options)
+        assert result.status == 2
+        assert words in result.err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_step_is_said_and_kept(self, run, case, tmp_path):
+        pretrain, target = case("pretrain_tiny"), tmp_path / "m"
+        wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
+        result = run(*wanted, "--image-size", "48")
+        assert result.status == 0, result.err
+        assert "image_size: 32 x 32 to 48 x 48, positions bicubic" in result.out
+        assert "cannot be undone" in result.out
+        record = json.loads((target / "conversion.json").read_text())
+        assert record["steps"] == [
+            {"step": "image_size", "from": [32, 32], "to": [48, 48], "positions": "bicubic"}
+        ]
+        assert json.loads((target / "config.json").read_text())["image_size"] == 48
+        size = json.loads((target / "preprocessor_config.json").read_text())["size"]
+        assert size == {"height": 48, "width": 48}

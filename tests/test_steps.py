@@ -1,0 +1,490 @@
+"""Declared steps: dtypes, channels and sizes that a conversion changes, and how they are judged."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers import write_file
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.convert import execute, plan_conversion
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
+from mae_convert.rounding import DTYPES, rounded, rounding_error
+from mae_convert.steps import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
+from mae_convert.verify.arithmetic import mixed_channels, round_half_even
+from mae_convert.verify.steps import apply_steps, declared_steps, steps_between
+from mae_convert.verify.trace import Side
+from mae_convert.verify.verification import verify
+
+HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+TORCH = (Side("torch"), Side("torch"))
+
+
+@pytest.fixture
+def pretrain(case):
+    return open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
+
+
+@pytest.fixture
+def encoder(case):
+    return open_checkpoint(case("encoder_tiny").checkpoint, HEADS)
+
+
+def converted(source, target, layout="facebook", *, task=None, dtype=None, **geometry):
+    """Convert in this process and open what was written."""
+    plan = plan_conversion(
+        source, target, layout, task=task, dtype=dtype, geometry=Geometry(**geometry)
+    )
+    execute(plan)
+    return open_checkpoint(target)
+
+
+def in_dtype(checkpoint, path, dtype_of):
+    """Write a checkpoint of the original layout whose tensors have the dtypes that are said."""
+    tensors = [
+        # The factor gives values that only float64 has.
+        LazyTensor.from_array(
+            name, rounded(tensor.load().astype(np.float64) * (1 + 1e-12), DTYPES[dtype_of(name)])
+        )
+        for name, tensor in checkpoint.container.tensors.items()
+    ]
+    write_file(path, "pth", tensors)
+    return open_checkpoint(path, HEADS)
+
+
+class TestRounding:
+    """Against exact rational arithmetic: the nearest value, ties to the even one."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        value=st.floats(allow_nan=False, allow_infinity=False),
+        dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+        place=st.sampled_from(["here", "on a tie", "above a tie", "below a tie"]),
+    )
+    def test_is_to_the_nearest_and_ties_to_even(self, value, dtype, place):
+        kind = DTYPES[dtype]
+        with np.errstate(over="ignore", under="ignore"):
+            value = value if place == "here" else near_tie(value, kind, place)
+            ours = rounded(np.array([value]), kind)
+            judges = round_half_even(np.array([value]), kind)
+        assert ours.tobytes() == judges.tobytes()
+        if np.isfinite(ours[0]):
+            assert_nearest(value, ours[0], kind)
+
+    def test_is_done_once_where_ml_dtypes_does_it_twice(self):
+        above_tie = np.array([1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-8, 1 + 3 * 2.0**-8 - 2.0**-40])
+        assert rounded(above_tie, DTYPES["bfloat16"]).tolist() == [1 + 2.0**-7, 1.0, 1 + 2.0**-7]
+
+    def test_reaches_infinity_where_the_format_ends(self):
+        ends = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}
+        for dtype, end in ends.items():
+            values = np.array([end, np.nextafter(end, 0)])
+            for function in (rounded, round_half_even):
+                finite = np.isfinite(function(values, DTYPES[dtype]))
+                assert finite.tolist() == [False, True], dtype
+
+    def test_error_is_the_largest_of_each_kind(self):
+        array = np.array([1 + 2.0**-11, 1e-9, 3.0, 0.0], np.float32)
+        error = rounding_error(array, DTYPES["float16"])
+        assert error == {"absolute": 2.0**-11, "relative": 1.0}  # 1e-9 becomes zero
+        assert rounding_error(array, DTYPES["float64"]) == {"absolute": 0.0, "relative": 0.0}
+        assert rounding_error(np.zeros((0,)), DTYPES["float16"])["absolute"] == 0.0
+
+
+def near_tie(value, dtype, place):
+    low = rounded(np.array([value]), dtype)
+    high = np.nextafter(low, np.array(np.inf, dtype))
+    middle = (low.astype(np.float64)[0] + high.astype(np.float64)[0]) / 2
+    toward = {"on a tie": middle, "above a tie": math.inf, "below a tie": -math.inf}[place]
+    return float(np.nextafter(middle, toward)) if math.isfinite(middle) else value
+
+
+def assert_nearest(value, found, dtype):
+    infinity = np.array(np.inf, dtype)
+    with np.errstate(over="ignore"):
+        neighbours = [np.nextafter(found, infinity), np.nextafter(found, -infinity)]
+    away = abs(Fraction(float(found)) - Fraction(value))
+    for neighbour in neighbours:
+        if not np.isfinite(neighbour):
+            continue
+        other = abs(Fraction(float(neighbour)) - Fraction(value))
+        assert away <= other
+        is_even = int(found.tobytes()[0]) % 2 == 0
+        assert away < other or is_even
+
+
+class TestDtypes:
+    @pytest.mark.parametrize("given_", DTYPES)
+    @pytest.mark.parametrize("wanted", DTYPES)
+    def test_every_dtype_becomes_every_other(self, pretrain, tmp_path, given_, wanted):
+        source = in_dtype(pretrain, tmp_path / "source.pth", lambda name: given_)
+        report = execute(plan_conversion(source, tmp_path / "out", "transformers", dtype=wanted))
+        step = {"step": "dtype", "from": [given_], "to": wanted}
+        assert report["steps"] == ([] if given_ == wanted else [step])
+        target = open_checkpoint(tmp_path / "out")
+        for name, tensor in target.tensors.items():
+            before = source.tensors[name].load().astype(np.float64)
+            assert tensor.dtype == DTYPES[wanted]
+            assert tensor.load().tobytes() == round_half_even(before, tensor.dtype).tobytes(), name
+        errors = [t["rounding"] for t in report["tensors"].values() if "rounding" in t]
+        narrower = not np.can_cast(DTYPES[given_], DTYPES[wanted])
+        assert len(errors) == (0 if given_ == wanted else len(target.tensors))
+        assert any(error["absolute"] > 0 for error in errors) == narrower
+        stored = json.loads((tmp_path / "out" / "conversion.json").read_text())
+        assert stored["tensors"] == report["tensors"]
+
+    def test_what_is_joined_reports_its_worst_part(self, case, tmp_path):
+        golden = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
+        apart = converted(golden, tmp_path / "apart", "transformers")
+        half = plan_conversion(apart, tmp_path / "half.pth", "facebook", dtype="float16")
+        errors = execute(half)["tensors"]["blocks.0.attn.qkv.weight"]["rounding"]
+        parts = [
+            rounding_error(golden.tensors[f"encoder.blocks.0.attention.{p}.weight"].load(), kind)
+            for p in "qkv"
+            for kind in [DTYPES["float16"]]
+        ]
+        assert errors == {k: max(part[k] for part in parts) for k in ("absolute", "relative")}
+
+    def test_mixed_dtypes_pass_unchanged_and_can_be_made_one(self, pretrain, tmp_path):
+        kinds = list(DTYPES)
+        mixed = in_dtype(pretrain, tmp_path / "mixed.pth", lambda name: kinds[len(name) % 4])
+        back = converted(converted(mixed, tmp_path / "there", "transformers"), tmp_path / "b.pth")
+        for name, tensor in mixed.tensors.items():
+            assert tensor.dtype == back.tensors[name].dtype
+            assert tensor.load().tobytes() == back.tensors[name].load().tobytes(), name
+        report = execute(plan_conversion(mixed, tmp_path / "one.npz", "facebook", dtype="float32"))
+        others = sorted(set(kinds) - {"float32"})
+        assert report["steps"] == [{"step": "dtype", "from": others, "to": "float32"}]
+        same = [n for n, t in mixed.container.tensors.items() if t.dtype == np.float32]
+        assert same
+        assert not any("rounding" in report["tensors"][name] for name in same)
+
+    def test_parts_of_different_dtypes_are_not_joined_unasked(self, pretrain, tmp_path):
+        there = tmp_path / "there"
+        converted(pretrain, there, "transformers")
+        tensors = load_file(there / "model.safetensors")
+        query = "vit.encoder.layer.1.attention.attention.query.weight"
+        tensors[query] = tensors[query].astype(np.float64)
+        save_file(tensors, there / "model.safetensors", metadata={"format": "pt"})
+        odd = open_checkpoint(there)
+        with pytest.raises(LayoutError, match=r"blocks\.1\.attn\.qkv.*float32, float64.*--dtype"):
+            plan_conversion(odd, tmp_path / "m.pth", "facebook")
+        assert converted(odd, tmp_path / "m.pth", dtype="float64").task == "pretrain"
+
+    def test_hdf5_asks_for_another_dtype_than_bfloat16(self, pretrain, tmp_path):
+        source = in_dtype(pretrain, tmp_path / "source.pth", lambda name: "bfloat16")
+        with pytest.raises(OutputError, match="--dtype"):
+            converted(source, tmp_path / "tf", "transformers-tf")
+        converted(source, tmp_path / "tf", "transformers-tf", dtype="float32")
+
+    def test_overflow_names_the_tensor_and_leaves_nothing(self, pretrain, tmp_path):
+        tensors = {n: t.load().copy() for n, t in pretrain.container.tensors.items()}
+        tensors["decoder_norm.bias"][2] = 65520
+        save_file(tensors, tmp_path / "large.safetensors")
+        source = open_checkpoint(tmp_path / "large.safetensors", HEADS)
+        with pytest.raises(MaeConvertError, match=r"decoder_norm\.bias .* --dtype overflows"):
+            converted(source, tmp_path / "half", "transformers", dtype="float16")
+        assert not (tmp_path / "half").exists()
+        converted(source, tmp_path / "half", "transformers", dtype="bfloat16")
+
+    def test_a_person_is_told_the_worst_tensor(self, run, case, tmp_path):
+        golden = case("pretrain_tiny")
+        wanted = ["convert", golden.checkpoint, tmp_path / "half.pth", "--to", "facebook"]
+        result = run(*wanted, "--dtype", "bfloat16", *golden.heads)
+        assert "largest relative error" in result.out
+        stored = open_checkpoint(golden.checkpoint, HEADS).container.tensors
+        errors = {n: rounding_error(t.load(), DTYPES["bfloat16"]) for n, t in stored.items()}
+        worst = max(errors, key=lambda name: errors[name]["absolute"])
+        assert f"in {worst}" in result.out
+        back = run(
+            "convert", tmp_path / "half.pth", tmp_path / "m", "--to", "transformers",
+            "--dtype", "float32",
+        )  # fmt: skip
+        assert "every value is exact" in back.out
+        assert "can be undone" in back.out
+
+
+class TestChannels:
+    @pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 2), (3, 4), (3, 7), (1, 3), (4, 6)])
+    def test_follow_the_convention(self, old, new):
+        weight = np.random.default_rng(1).standard_normal((5, old, 2, 3)).astype(np.float32)
+        tensor = with_channels(LazyTensor.from_array("w", weight), new)
+        if new == 1:
+            expected = weight.astype(np.float64).sum(1, keepdims=True)
+        else:
+            copies = [weight[:, index % old].astype(np.float64) for index in range(new)]
+            expected = np.stack(copies, axis=1) * old / new
+        assert tensor.shape == expected.shape
+        assert np.array_equal(tensor.load(), expected.astype(np.float32))
+        assert np.abs(mixed_channels(weight.astype(np.float64), new) - expected).max() < 1e-14
+
+    def test_means_and_deviations_follow_their_channels(self):
+        mean = (0.485, 0.456, 0.406)
+        assert channel_statistics(mean, 5) == (0.485, 0.456, 0.406, 0.485, 0.456)
+        assert channel_statistics(mean, 1) == pytest.approx((0.449,))
+        assert channel_statistics((0.5,), 3) == (0.5, 0.5, 0.5)
+
+    def test_a_grey_picture_gives_what_its_copies_gave(self, encoder, tmp_path):
+        """The sum over channels: the same tokens as of a picture with the grey in every channel."""
+        grey = converted(encoder, tmp_path / "grey.pth", in_channels=1)
+        assert grey.configuration.model.num_channels == 1
+        picture = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+        weights = [
+            torch.from_numpy(c.tensors[PATCH_EMBEDDING].load().astype(np.float64))
+            for c in (encoder, grey)
+        ]
+        tokens = torch.nn.functional.conv2d(picture.expand(-1, 3, -1, -1), weights[0], stride=8)
+        same = torch.nn.functional.conv2d(picture, weights[1], stride=8)
+        assert torch.linalg.norm(tokens - same) < 1e-6 * torch.linalg.norm(tokens)
+
+    def test_they_and_the_statistics_stand_in_the_target(self, pretrain, tmp_path):
+        target = converted(pretrain, tmp_path / "m", "transformers", task="encoder", in_channels=4)
+        assert declared_steps(target) == [
+            {"step": "task", "from": "pretrain", "to": "encoder"},
+            {"step": "in_channels", "from": 3, "to": 4},
+        ]
+        config = json.loads((tmp_path / "m" / "config.json").read_text())
+        pictures = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
+        assert config["num_channels"] == 4
+        assert pictures["image_mean"] == [0.485, 0.456, 0.406, 0.485]
+        assert pictures["image_std"] == [0.229, 0.224, 0.225, 0.229]
+
+    def test_the_same_number_is_no_step(self, pretrain, tmp_path):
+        target = converted(pretrain, tmp_path / "m.pth", in_channels=3)
+        assert declared_steps(target) == []
+
+    def test_a_decoder_and_a_choice_of_channels_are_refused(self, pretrain, tmp_path):
+        with pytest.raises(ConfigurationError, match="--task encoder"):
+            converted(pretrain, tmp_path / "m.pth", in_channels=1)
+        six = converted(pretrain, tmp_path / "six.pth", task="encoder", in_channels=6)
+        with pytest.raises(ConfigurationError, match="which of 6 channels"):
+            converted(six, tmp_path / "m.pth", in_channels=4)
+        assert not (tmp_path / "m.pth").exists()
+
+
+class TestHistory:
+    def test_a_chain_of_conversions_keeps_every_step(self, pretrain, tmp_path):
+        one = converted(pretrain, tmp_path / "1", "transformers", image_size=(48, 48))
+        two = converted(one, tmp_path / "2.weights.h5", "keras", dtype="float16")
+        three = converted(two, tmp_path / "3", "transformers-tf", task="encoder")
+        four = converted(three, tmp_path / "4.pth", in_channels=1, image_size=(32, 32))
+        kinds = ["image_size", "dtype", "task", "image_size", "in_channels"]
+        assert [step["step"] for step in declared_steps(four)] == kinds
+        assert steps_between(pretrain, four) == declared_steps(four)
+        assert [step["step"] for step in steps_between(two, four)] == kinds[2:]
+        assert steps_between(four, four) == []
+        for source in (pretrain, one, two, three):
+            after = apply_steps(source, steps_between(source, four), four)
+            assert after.configuration.model.image_hw == (32, 32)
+            for name, tensor in four.tensors.items():
+                assert after.tensors[name].load().tobytes() == tensor.load().tobytes(), name
+
+    def test_a_step_behind_a_lost_record_is_not_taken_twice(self, pretrain, tmp_path):
+        one = converted(pretrain, tmp_path / "1", "transformers", image_size=(48, 48))
+        two = converted(one, tmp_path / "2.pth", image_size=(64, 64))
+        (tmp_path / "1" / "conversion.json").unlink()
+        one = open_checkpoint(tmp_path / "1")
+        assert declared_steps(one) == []
+        after = apply_steps(one, steps_between(one, two), two)
+        assert after.configuration.model.image_hw == (64, 64)
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            {"step": "distilled"},
+            {"step": "dtype", "from": ["float32"], "to": "float8"},
+            {"step": "image_size", "from": [32, 32], "to": 48, "positions": "bicubic"},
+            {"step": "image_size", "from": [32, 32], "to": [48, 50], "positions": "bicubic"},
+            {"step": "image_size", "from": [32, 32], "to": [48, 48], "positions": "linear"},
+            {"step": "in_channels", "from": 3},
+        ],
+    )
+    def test_a_record_that_makes_no_sense_is_one_sentence(self, pretrain, tmp_path, step):
+        target = converted(pretrain, tmp_path / "m", "transformers")
+        record = json.loads((tmp_path / "m" / "conversion.json").read_text())
+        (tmp_path / "m" / "conversion.json").write_text(json.dumps({**record, "steps": [step]}))
+        target = open_checkpoint(tmp_path / "m")
+        with pytest.raises(MaeConvertError):
+            apply_steps(pretrain, steps_between(pretrain, target), target)
+
+
+FAULTS = {
+    "another kernel": ("mae_convert.positions.SHARPNESS", -0.5, {"image_size": (48, 48)}),
+    "channels not scaled": (
+        "mae_convert.steps.with_channels",
+        lambda weight, count: LazyTensor.from_array(
+            weight.name, np.tile(weight.load(), (1, 2, 1, 1))[:, :count]
+        ),
+        {"in_channels": 4},
+    ),
+    "cut off instead of rounded": (
+        "mae_convert.convert.rounded",
+        lambda array, dtype: (array.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(dtype),
+        {"dtype": "bfloat16"},
+    ),
+}
+
+
+class TestVerdict:
+    def verdict(self, a, b, sides=TORCH):
+        return verify(a, b, *sides, dtypes=("float64",))
+
+    def test_sizes_channels_and_dtype_together_are_proven(self, case, tmp_path):
+        source = open_checkpoint(case("finetune_gap_tiny").checkpoint, HEADS)
+        target = converted(
+            source, tmp_path / "m.weights.h5", "keras",
+            image_size=(24, 40), in_channels=5, dtype="float16",
+        )  # fmt: skip
+        verdict = verify(source, target, Side("torch"), Side("tensorflow"))
+        assert verdict.passed, verdict.failed()
+        assert verdict.proven
+        assert [step["step"] for step in verdict.steps] == ["image_size", "in_channels", "dtype"]
+        # The effect is that of rounding: other sizes have no results in common.
+        assert 1e-6 < verdict.effects["logits"] < 1e-2
+
+    def test_other_pictures_alone_have_no_effect_to_tell(self, pretrain, tmp_path):
+        target = converted(pretrain, tmp_path / "m.pth", image_size=(16, 64))
+        verdict = self.verdict(pretrain, target)
+        assert verdict.passed, verdict.failed()
+        assert verdict.effects == {}
+
+    def test_bfloat16_is_judged_against_a_source_in_hdf5(self, pretrain, tmp_path):
+        source = converted(pretrain, tmp_path / "m.weights.h5", "keras")
+        target = converted(source, tmp_path / "m.pth", dtype="bfloat16")
+        verdict = self.verdict(source, target, (Side("tensorflow"), Side("torch")))
+        assert verdict.passed, verdict.failed()
+        assert verdict.proven
+
+    @pytest.mark.parametrize("fault", ["antialias", "shifted", "class token", "transposed grid"])
+    def test_positions_that_were_resampled_otherwise_are_found(self, pretrain, tmp_path, fault):
+        target = converted(pretrain, tmp_path / "m.npz", image_size=(16, 24))
+        tensors = {n: t.load().copy() for n, t in target.container.tensors.items()}
+        wrong = otherwise(pretrain.tensors["encoder.position_embedding"].load(), fault)
+        assert wrong.shape == tensors["pos_embed"].shape
+        tensors["pos_embed"] = wrong.astype(np.float32)
+        stored = [LazyTensor.from_array(name, array) for name, array in tensors.items()]
+        container = target.container
+        write_file(
+            tmp_path / "wrong.npz", "npz", stored,
+            config=dict(container.config), conversion=dict(container.conversion),
+        )  # fmt: skip
+        target = open_checkpoint(tmp_path / "wrong.npz")
+        after = apply_steps(pretrain, steps_between(pretrain, target), target)
+        differing = [
+            name
+            for name, tensor in after.tensors.items()
+            if tensor.load().tobytes() != target.tensors[name].load().tobytes()
+        ]
+        assert differing == ["encoder.position_embedding"]
+        if fault == "antialias":  # the smallest of them, through the forward pass too
+            verdict = self.verdict(pretrain, target)
+            assert not verdict.passed
+            assert verdict.suspects[0] == "encoder.position_embedding"
+            assert verdict.first_divergence == "encoder.embedding"
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_a_fault_of_the_converter_is_not_repeated_by_the_judge(
+        self, encoder, tmp_path, monkeypatch, fault
+    ):
+        place, wrong, wanted = FAULTS[fault]
+        changed = {}
+        for name in ("right", "wrong"):
+            if name == "wrong":
+                monkeypatch.setattr(place, wrong)
+            target = converted(encoder, tmp_path / f"{name}.pth", **wanted)
+            after = apply_steps(encoder, steps_between(encoder, target), target)
+            changed[name] = sum(
+                tensor.load().tobytes() != target.tensors[key].load().tobytes()
+                for key, tensor in after.tensors.items()
+            )
+        assert changed["right"] == 0
+        assert changed["wrong"] > 0
+
+    def test_learned_positions_that_were_thrown_away_are_found(self, case, tmp_path):
+        source = open_checkpoint(case("finetune_cls_tiny").checkpoint, HEADS)
+        target = converted(source, tmp_path / "m", "transformers", image_size=(48, 48))
+        tensors = load_file(tmp_path / "m" / "model.safetensors")
+        from reference_models.positions import sincos_position_embedding
+
+        fixed = sincos_position_embedding(32, (6, 6)).astype(np.float32)
+        tensors["vit.embeddings.position_embeddings"] = fixed
+        save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+        record = (tmp_path / "m" / "conversion.json").read_text()
+        (tmp_path / "m" / "conversion.json").write_text(record.replace("bicubic", "sincos"))
+        target = open_checkpoint(tmp_path / "m")
+        after = apply_steps(source, steps_between(source, target), target)
+        name = "encoder.position_embedding"
+        assert not np.array_equal(after.tensors[name].load(), target.tensors[name].load())
+
+    def test_a_size_that_is_not_declared_differs_by_shape(self, pretrain, tmp_path):
+        target = converted(pretrain, tmp_path / "m", "transformers", image_size=(48, 48))
+        (tmp_path / "m" / "conversion.json").unlink()
+        verdict = self.verdict(pretrain, target := open_checkpoint(tmp_path / "m"))
+        assert not verdict.passed
+        assert declared_steps(target) == []
+        failed = {check.name for check in verdict.failed()}
+        assert {"shape/encoder.position_embedding", "configuration/image_size"} <= failed
+
+
+def otherwise(embedding, fault):
+    """Resample a position embedding of 4 x 4 patches to 2 x 3 in a way that people do."""
+    if fault == "class token":
+        return torch.nn.functional.interpolate(
+            torch.tensor(embedding).transpose(1, 2), size=7, mode="linear"
+        ).transpose(1, 2).numpy()  # fmt: skip
+    picture = torch.tensor(embedding[:, 1:]).reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    options = {"antialias": {"antialias": True}, "shifted": {"align_corners": True}}
+    size = (3, 2) if fault == "transposed grid" else (2, 3)
+    picture = torch.nn.functional.interpolate(
+        picture, size=size, mode="bicubic", **options.get(fault, {})
+    )
+    tokens = picture.permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    return np.concatenate([embedding[:, :1], tokens], axis=1)
+
+
+class TestWideGrid:
+    """Positions of 2 x 8 patches, which their number, 16, does not tell."""
+
+    @pytest.fixture
+    def wide(self, pretrain, tmp_path):
+        converted(pretrain, tmp_path / "wide.pth", image_size=(16, 64))
+        tensors = open_checkpoint(tmp_path / "wide.pth").container.tensors.values()
+        write_file(tmp_path / "bare.pth", "pth", tensors)
+        return tmp_path / "bare.pth"
+
+    def test_goes_the_whole_way(self, run, wide, case, tmp_path):
+        size = ["--source-image-size", "16x64"]
+        heads = case("pretrain_tiny").heads
+        seen = run("inspect", wide, "--json", *heads, *size).json
+        assert seen["config"]["image_size"] == [16, 64]
+        steps = [
+            ["convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size],
+            ["convert", tmp_path / "k.weights.h5", tmp_path / "back.pth", "--to", "facebook"],
+            ["diff", wide, tmp_path / "back.pth", *heads, *size],
+            ["convert", wide, tmp_path / "b.pth", "--to", "facebook", "--image-size", "32", *heads,
+             *size],
+            # The target states its own size; the flag is about the source.
+            ["verify", wide, tmp_path / "b.pth", *heads, *size],
+        ]  # fmt: skip
+        for command in steps:
+            result = run(*command)
+            assert result.status == 0, (command, result.out, result.err)
+        refused = run("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
+        assert (refused.status, "not square" in refused.err) == (2, True)
+
+    def test_is_not_taken_for_a_square_one_where_it_is_said(self, run, wide, case, tmp_path):
+        size = ["--source-image-size", "16x64"]
+        heads = case("pretrain_tiny").heads
+        run("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)
+        contradiction = ["--source-image-size", "32"]
+        assert run("diff", wide, tmp_path / "k.weights.h5", *heads, *contradiction).status == 2
+        result = run("diff", wide, tmp_path / "k.weights.h5", *heads)
+        assert result.status == 1
+        assert "image_size is 32 in A and (16, 64) in B" in result.out
