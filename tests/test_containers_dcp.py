@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
 
 from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
@@ -243,6 +244,18 @@ def test_metadata_without_the_paths_are_read_by_their_flat_names(one: Path) -> N
     path.write_bytes(pickle.dumps(metadata))
     flat = {f"model.{name}": tensor for name, tensor in TENSORS.items()}
     assert_same(open_container(one), {**flat, "optim.m": torch.ones(2)})
+
+
+def test_metadata_of_earlier_versions_of_torch(one: Path) -> None:
+    """There the properties were of another class, which PyTorch still has."""
+    path = one / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    for name, tensor in TENSORS.items():
+        properties = sharded_tensor.TensorProperties(dtype=tensor.dtype)
+        metadata.state_dict_metadata[f"model.{name}"].properties = properties
+    path.write_bytes(pickle.dumps(metadata))
+    assert b"_shard.sharded_tensor.metadata" in path.read_bytes()
+    assert_same(open_container(one), TENSORS)
 
 
 class Evil:
