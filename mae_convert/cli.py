@@ -272,7 +272,13 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
     help="Precision of a run; may be given several times.  [default: float64, float32]",
 )
 @click.option("--inputs", type=click.Path(path_type=Path), help=".npz with pixel_values and noise.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random inputs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of random inputs.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
 @click.option("--python", help="Interpreter of the environment that has the framework.")
@@ -347,7 +353,13 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
 @click.option("--device-b", type=DEVICE, default="cpu", show_default=True)
 @click.option("--python-a", help="Interpreter of the environment that has A's framework.")
 @click.option("--python-b", help="Interpreter of the environment that has B's framework.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random inputs.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--require-proof", is_flag=True, help="Fail unless both sides are native witnesses.")
 @click.option(
@@ -387,7 +399,7 @@ def verify(
     from mae_convert.verify.trace import Side
     from mae_convert.verify.verification import verify as verify_pair
 
-    check_report_names(reports)
+    check_report_names(reports, models=(a, b))
     opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
     verdict = verify_pair(
         opened[0],
@@ -445,11 +457,19 @@ def demo(output: Path) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
     # A polite end, so that what was begun is cleaned up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
-        status = cli.main(arguments, prog_name="mae-convert", standalone_mode=False)
+        # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
+        with cli.make_context(
+            "mae-convert", sys.argv[1:] if arguments is None else arguments
+        ) as ctx:
+            status = cli.invoke(ctx)
+        sys.stdout.flush()
     except MaeConvertError as error:
         status = _complain(str(error), error.exit_status)
+    except click.exceptions.Exit as error:  # --help and --version
+        status = error.exit_code
     except click.UsageError as error:
         error.show()
         status = error.exit_code

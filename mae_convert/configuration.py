@@ -5,6 +5,7 @@ the checkpoint, a known preset of the same widths, the layout's own convention. 
 has no convention.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -25,8 +26,9 @@ ENCODER_PRESETS = (
 )
 # He et al. 2021, section 3: the default decoder is 512 wide; the published models give it 16 heads.
 DECODER_PRESETS = (("MAE decoder", 512, 2048, 16),)
-MODEL_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-MODEL_NAME = re.compile(r"(?P<mae>mae_)?vit_(?P<size>base|large|huge)_patch\d+(_dec512d8b)?")
+# The original's factory functions: width and heads.
+MODEL_SIZES = {"base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
+MODEL_NAME = re.compile(r"(mae_)?vit_(?P<size>base|large|huge)_patch\d+(_dec512d8b)?")
 
 FLAGS = {
     "num_attention_heads": "--num-heads",
@@ -36,6 +38,8 @@ FLAGS = {
     "mask_ratio": "--mask-ratio",
     "image_size": "--source-image-size",
 }
+# One function under two names.
+ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 PREPROCESSING = ("image_mean", "image_std")
 CONFIG_FIELDS = tuple(field.name for field in fields(ViTMAEConfig))
 
@@ -112,12 +116,27 @@ def resolve(task: str, evidence: Evidence) -> Configuration:
         if name.endswith("num_attention_heads"):
             _check_heads(name, values[name], sources[name], evidence)
     values |= _carried_along(values, evidence.stated)
-    preprocessing = {name: tuple(values.pop(name)) for name in PREPROCESSING}
+    channels = evidence.geometry["num_channels"]
+    preprocessing = {
+        name: _per_channel(name, values.pop(name), channels, sources[name])
+        for name in PREPROCESSING
+    }
     try:
         model = ViTMAEConfig(**values)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"impossible configuration: {error}") from error
     return Configuration(model, **preprocessing, sources=sources)
+
+
+def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    if len(numbers) != channels or not all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    ):
+        raise ConfigurationError(
+            f"{name} is {value!r} ({source}), but must be {channels} numbers, one for each channel"
+        )
+    return tuple(numbers)
 
 
 def _first(name: str, evidence: Evidence) -> tuple[Any, str]:
@@ -152,7 +171,7 @@ def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
             yield (0.0 if name == "image_mean" else 1.0,) * channels, f"{channels} channels: none"
         yield convention, f"convention of the {evidence.layout} layout"
         return
-    yield _from_training_args(name, evidence.training_args), "training arguments"
+    yield _from_training_args(name, evidence), "training arguments"
     yield from _presets(name, evidence.geometry)
     if name == "image_size":
         yield _square_image(evidence.geometry), "square grid"
@@ -166,14 +185,17 @@ def _stated(name: str, evidence: Evidence) -> Any:
     return value
 
 
-def _from_training_args(name: str, args: Mapping[str, Any]) -> Any:
+def _from_training_args(name: str, evidence: Evidence) -> Any:
+    args, geometry = evidence.training_args, evidence.geometry
     if name in ("num_attention_heads", "decoder_num_attention_heads"):
         match = MODEL_NAME.fullmatch(str(args.get("model", "")))
-        if not match:
+        # The name of a preset tells the heads only of a model that has the preset's width.
+        if not match or geometry["hidden_size"] != MODEL_SIZES[match["size"]][0]:
             return None
         if name == "num_attention_heads":
-            return MODEL_HEADS[match["size"]]
-        return DECODER_PRESETS[0][3] if match["mae"] else None
+            return MODEL_SIZES[match["size"]][1]
+        preset = DECODER_PRESETS[0]
+        return preset[3] if geometry.get("decoder_hidden_size") == preset[1] else None
     if name in ("mask_ratio", "norm_pix_loss"):
         return args.get(name)
     return None
@@ -262,7 +284,9 @@ def _carried_along(values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict
 def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None:
     width_field = name.replace("num_attention_heads", "hidden_size")
     width = evidence.geometry[width_field]
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    if type(heads) is not int:
+        raise ConfigurationError(f"{name} is {heads!r} ({source}), but must be a whole number")
+    if heads < 1 or width % heads:
         raise ConfigurationError(
             f"{heads} attention heads ({source}) do not divide {width_field} {width}; say the right"
             f" number with {FLAGS[name]}"

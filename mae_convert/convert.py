@@ -260,6 +260,8 @@ def execute_all(plans: Sequence[Plan], *, overwrite: bool = False) -> list[dict[
     if any(existed) and not overwrite:
         found = plans[existed.index(True)].target
         raise OutputError(f"{found} exists already; pass --overwrite to replace it")
+    for plan in plans:
+        _check_writable(plan)
     done: list[Path] = []
     reports = []
     try:
@@ -271,6 +273,19 @@ def execute_all(plans: Sequence[Plan], *, overwrite: bool = False) -> list[dict[
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
     return reports
+
+
+def _check_writable(plan: Plan) -> None:
+    """Refuse what would fail late, before an earlier target is touched."""
+    if not plan.target.resolve().parent.is_dir():
+        raise OutputError(f"there is no directory {plan.target.parent} to write {plan.target} in")
+    kind = _container_kind(plan.layout, plan.target)
+    narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
+    if narrow and kind in ("tf_h5", "keras_h5", "npz"):
+        raise OutputError(
+            f"{plan.target} cannot hold bfloat16; choose a type that it can hold, for instance"
+            " --dtype float32"
+        )
 
 
 def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,20 +18,37 @@ from mae_convert.diff import Difference
 from mae_convert.layouts import Layout
 from mae_convert.mapping import Repeat, Row, listed
 from mae_convert.rounding import DTYPES
-from mae_convert.verify.judge import Check, Verdict
+from mae_convert.verify.judge import UNIT_ROUNDOFF, Check, Verdict
 
 MOST_ROWS = 20
 PIPE_WIDTH = 200
 
 
+class PatientConsole(Console):
+    """A console whose reader may go (`| head`): the rest is not printed, the status stays."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more, and let the command go on to its answer."""
+        self.quiet = True
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send what is still to be printed nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console() -> Console:
     """Return a console for standard output; what is piped is not wrapped to a screen's width."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return PatientConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def as_json(value: Any) -> None:
     """Print one JSON object; numbers that are not finite become strings."""
-    print(json.dumps(plain(value), indent=2))
+    try:
+        print(json.dumps(plain(value), indent=2), flush=True)
+    except BrokenPipeError:
+        discard_output()
 
 
 def plain(value: Any) -> Any:
@@ -243,7 +261,7 @@ def difference(result: Difference) -> None:
     if result.tensors:
         out.print(grid)
     for name, (a, b) in result.configuration.items():
-        out.print(f"configuration: {name} is {a} in A and {b} in B")
+        out.print(f"configuration: {name} is {escape(str(a))} in A and {escape(str(b))} in B")
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
@@ -263,18 +281,22 @@ def verdict(result: Verdict) -> None:
             f" {witness['task']}), run by {witness['framework']} on {witness['device']},"
             f" loaded by {how}"
         )
+        for line in _assumed_by(witness):
+            out.print(f"   {escape(line)}")
     for step in result.steps:
         out.print(f"declared by B and applied to A: {escape(_step(step))}")
     out.print(checks_table(result.checks))
     for check in result.failed()[:MOST_ROWS]:
         measured = f"{number(check.measured)}, limit {number(check.limit)}"
-        out.print(f"[red]failed[/red]  {check.name}: {measured}")
+        out.print(f"[red]failed[/red]  {check.name}: {escape(measured)}")
     if result.first_divergence:
         out.print(f"first divergence: [bold]{result.first_divergence}[/bold]")
     if result.suspects and not result.passed:
         out.print("suspects: " + ", ".join(result.suspects[:6]))
     for cause in result.causes:
         out.print(f"cause: {escape(cause)}")
+    for what in result.not_compared:
+        out.print(f"[yellow]not compared[/yellow]: {escape(what)}")
     for name, effect in result.effects.items():
         out.print(
             f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
@@ -282,14 +304,34 @@ def verdict(result: Verdict) -> None:
     out.print(answer(result))
 
 
+def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each source of what no tensor and no configuration of the file tells."""
+    by_source: dict[str, list[str]] = {}
+    for name, entry in (witness["assumed"] or {}).items():
+        if entry["source"].startswith(("flag", "training", "preset", "square", "convention")):
+            by_source.setdefault(entry["source"], []).append(f"{name} {plain(entry['value'])}")
+    for source, fields in by_source.items():
+        yield f"assumed by {source}: {', '.join(fields)}"
+
+
 def answer(result: Verdict) -> str:
     """Return the verdict in one line."""
+    failed = result.failed()
+    if failed and all(check.name.split("/")[0] in UNIT_ROUNDOFF for check in failed):
+        return (
+            "[bold red]IMPRECISE[/bold red]: the same function in float64 and the same weights, but"
+            " a side computes it less precisely than it could"
+        )
     if not result.passed:
         return (
             "[bold red]DIFFERENT[/bold red]: these are not the same function with the same weights"
         )
     if result.proven:
-        return "[bold green]PASSED and proven[/bold green]: the same function, the same weights"
+        common = ", in the part that both have" if result.not_compared else ""
+        return (
+            "[bold green]PASSED and proven[/bold green]: the same function, the same weights"
+            + common
+        )
     return (
         "[bold green]PASSED[/bold green], not proven: a side was loaded through our own mapping"
         " tables, so a mistake in them would not show"

@@ -239,3 +239,26 @@ def test_a_missing_framework_is_named_with_the_way_to_get_it(run, pretrain, conv
     assert result.status == 3
     assert "pip install" in result.err
     assert "tensorflow" in result.err
+
+
+def test_a_reader_that_goes_is_no_failure(pretrain):
+    command = (
+        f"{sys.executable} -m mae_convert layouts transformers | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
+    run, pretrain, converted, tmp_path
+):
+    before = (converted / "model.safetensors").read_bytes()
+    for more in (["--dtype", "bfloat16"], []):
+        target = tmp_path / ("k.weights.h5" if more else "no/k.weights.h5")
+        result = run(
+            "convert", pretrain.checkpoint, converted, "--to", "transformers",
+            "--to", f"keras={target}", "--overwrite", *more, *pretrain.heads,
+        )  # fmt: skip
+        assert result.status == 2
+        assert (converted / "model.safetensors").read_bytes() == before

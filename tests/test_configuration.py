@@ -52,15 +52,35 @@ def test_sources_are_asked_in_order():
     told = {
         "flags": {"num_attention_heads": 2},
         "stated": {"num_attention_heads": 4},
-        "training_args": {"model": "mae_vit_large_patch16"},
+        "training_args": {"model": "mae_vit_base_patch16"},
     }
-    expected = [(2, "flag"), (4, "config.json"), (16, "training arguments"), (12, "preset ViT-B")]
+    expected = [(2, "flag"), (4, "config.json"), (12, "training arguments"), (12, "preset ViT-B")]
     for value, source in expected:
         resolved = resolve("pretrain", evidence(**told))
         assert resolved.model.num_attention_heads == value
         assert resolved.sources["num_attention_heads"].startswith(source)
         if told:
             told.pop(next(iter(told)))
+
+
+def test_a_model_s_name_tells_the_heads_only_of_a_model_of_that_width():
+    told = {"training_args": {"model": "mae_vit_large_patch16"}}
+    assert resolve("pretrain", evidence(**told)).sources["num_attention_heads"].startswith("preset")
+
+
+@pytest.mark.parametrize("value", [0.5, [0.5], ["a", "b", "c"], {"r": 1}, [0.1, 0.2, float("nan")]])
+def test_a_mean_colour_is_a_number_for_each_channel(value):
+    with pytest.raises(ConfigurationError, match="image_mean"):
+        resolve("encoder", evidence(preprocessor={"image_mean": value}))
+
+
+def test_a_config_json_beside_the_only_file_of_weights_is_used(case, tmp_path):
+    shutil.copy(case("pretrain_tiny").checkpoint, tmp_path / "checkpoint-799.pth")
+    fields = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "layer_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert (
+        open_checkpoint(tmp_path / "checkpoint-799.pth").configuration.model.layer_norm_eps == 1e-5
+    )
 
 
 def test_the_number_of_heads_has_no_convention():

@@ -198,3 +198,101 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, work, t
     for report in ("report.pdf", "no/such/report.json"):
         result = run("verify", work / "pt", work / "tf", "--report", tmp_path / report)
         assert result.status == 2
+
+
+def test_what_is_not_compared_is_said(run, work, tmp_path):
+    """An encoder without a word about its decoder: the common part is equal, the rest is named."""
+    run("convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder")
+    (tmp_path / "encoder" / "conversion.json").unlink()
+    result = run("verify", work / "tf", tmp_path / "encoder")
+    assert result.status == 0
+    assert "NOT declared" in result.out
+    assert "in the part that both have" in result.out
+
+
+def test_what_was_assumed_is_said(run, case, work):
+    pretrain = case("pretrain_tiny")
+    result = run("verify", pretrain.checkpoint, work / "pt", *pretrain.heads)
+    assert "assumed by convention of the facebook layout: layer_norm_eps 1e-06" in result.out
+
+
+def test_two_names_of_one_activation_are_one_function(run, work, tmp_path):
+    for name, activation in (("a", "gelu_new"), ("b", "gelu_pytorch_tanh"), ("c", "gelu")):
+        shutil.copytree(work / "pt", tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": activation}))
+    assert run("verify", tmp_path / "a", tmp_path / "b").status == 0
+    assert run("verify", tmp_path / "a", tmp_path / "c").status == 1
+
+
+def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
+    """Large logits make every side less precise in float32, whoever computes them."""
+    from mae_convert.containers import LazyTensor, open_container, write_file
+
+    def sharper(tensor):
+        array = tensor.load().copy()
+        if tensor.name.endswith("qkv.weight"):
+            array[: 2 * len(array) // 3] *= 6
+        return LazyTensor.from_array(tensor.name, array)
+
+    pretrain = case("pretrain_tiny")
+    tensors = open_container(pretrain.checkpoint).tensors.values()
+    write_file(tmp_path / "sharp.pth", "pth", [sharper(t) for t in tensors])
+    run(
+        "convert",
+        tmp_path / "sharp.pth",
+        tmp_path / "tf",
+        "--to",
+        "transformers-tf",
+        *pretrain.heads,
+    )
+    result = run("verify", tmp_path / "sharp.pth", tmp_path / "tf", *pretrain.heads)
+    assert result.status == 0, result.out
+
+
+def test_a_trace_that_lost_a_result_is_refused(run, work, tmp_path):
+    from safetensors import safe_open
+
+    trace = tmp_path / "a.safetensors"
+    assert run("trace", work / "tf", trace, "--dtype", "float64").status == 0
+    said = run("compare", trace, trace)
+    assert "precision below float64" in said.out
+    with safe_open(trace, "numpy") as file:
+        metadata = file.metadata()
+    for lost in ("float64/logits", "mask"):
+        kept = {name: array for name, array in load_file(trace).items() if name != lost}
+        save_file(kept, tmp_path / "b.safetensors", metadata=metadata)
+        result = run("compare", trace, tmp_path / "b.safetensors")
+        assert result.status == 2, result.out
+        assert "lacks" in result.err
+
+
+def test_traces_with_other_masks_differ(run, work, tmp_path):
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    run("trace", work / "tf", a, "--dtype", "float64")
+    run("trace", work / "tf", b, "--dtype", "float64", "--mask-ratio", "0.5")
+    result = run("compare", a, b)
+    assert result.status == 1
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(("framework", "source"), [("torch", "k.weights.h5"), ("tensorflow", "tf")])
+def test_a_run_in_less_precision_is_possible(run, work, tmp_path, framework, source):
+    out = tmp_path / "trace.safetensors"
+    result = run(
+        "trace", work / source, out, "--framework", framework, "--dtype", "bfloat16",
+        "--dtype", "float64",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    trace = load_file(out)
+    error = relative(trace["bfloat16/logits"].astype(np.float64), trace["float64/logits"])
+    assert 1e-4 < error < 1e-1
+
+
+def test_a_checkpoint_is_not_replaced_by_a_trace_or_a_report(run, work, tmp_path):
+    victim = tmp_path / "victim.weights.h5"
+    shutil.copy(work / "k.weights.h5", victim)
+    assert run("trace", victim, victim, "--overwrite").status == 2
+    assert victim.read_bytes() == (work / "k.weights.h5").read_bytes()
+    result = run("verify", work / "pt", work / "tf", "--report", work / "pt" / "config.json")
+    assert result.status == 2

@@ -104,7 +104,9 @@ def left_aside(weights_file: Path) -> dict[str, str]:
 
 
 def is_of_model_directory(path: Path) -> bool:
-    """Tell whether what stands beside a file is about it, by the file's name."""
+    """Tell whether what stands beside a file is about it: by its name, or as the only weights."""
     if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
         return True
-    return path.name.endswith(KERAS_SUFFIX) and list(path.parent.glob(f"*{KERAS_SUFFIX}")) == [path]
+    if path.name.endswith(KERAS_SUFFIX):
+        return list(path.parent.glob(f"*{KERAS_SUFFIX}")) == [path]
+    return [p for p in path.parent.iterdir() if p.suffix in OTHER_SUFFIXES] == [path]

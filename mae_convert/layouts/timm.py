@@ -37,10 +37,11 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": arguments.get("img_size") or list(pretrained.get("input_size", ()))[1:],
         "hidden_act": ACTIVATIONS.get(arguments.get("act_layer", "gelu")),
         "layer_norm_eps": EPSILON,
+        "mask_ratio": stored.get("mask_ratio"),
         "image_mean": pretrained.get("mean"),
         "image_std": pretrained.get("std"),
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in told.items() if value is not None and value != []}
 
 
 def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,
+        # timm does not mask and passes over this; a conversion back needs it.
+        "mask_ratio": config.mask_ratio,
         "global_pool": config.global_pool if classifies else "token",
         "model_args": {
             "img_size": [height, width],

@@ -139,8 +139,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
     if task == "classify" and config.global_pool == "avg":
         return (
             "ViTForImageClassification reads the class token and has no place for a globally"
-            " pooled model (fc_norm); convert it to timm, facebook or keras, which have, or its"
-            " encoder's blocks cannot be kept apart from the pooling they were tuned with"
+            " pooled model (fc_norm); convert it to timm, facebook or keras, which have one"
         )
     return None
 

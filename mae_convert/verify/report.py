@@ -26,15 +26,18 @@ def environment() -> dict[str, str]:
     return {**found, "platform": platform.platform()}
 
 
-def check_report_names(paths: Sequence[Path]) -> None:
+def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
     """Refuse a report that could not be written, before any work is done.
 
     Raises:
-        OutputError: an unknown suffix, or no such directory.
+        OutputError: an unknown suffix, no such directory, or a file of one of the models.
     """
+    own = {model.resolve() for model in models}
     for path in paths:
         if path.suffix not in SUFFIXES:
             raise OutputError(f"a report is written as {' or '.join(SUFFIXES)}, not as {path.name}")
+        if own & {path.resolve(), path.resolve().parent}:
+            raise OutputError(f"{path} is part of a model; write the report elsewhere")
         if not path.resolve().parent.is_dir():
             raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
 

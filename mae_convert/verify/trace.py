@@ -49,6 +49,8 @@ INSTALL = {
     "tensorflow": "pip install 'mae-convert[tensorflow]'",
     "jax": "pip install 'mae-convert[jax]'",
 }
+DESCRIBED = ("checkpoint", "task", "config", "inputs", "dtypes", "tensors", "steps", "native",
+             "image_mean", "image_std")  # fmt: skip
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -84,8 +86,10 @@ class Trace:
         try:
             with safe_open(path, "numpy") as file:
                 description = json.loads((file.metadata() or {})["trace"])
+                if missing := [key for key in DESCRIBED if key not in description]:
+                    raise KeyError(missing[0])
                 return cls(description, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is not a trace; make one with `mae-convert trace CKPT {path}`"
             ) from error
@@ -234,6 +238,8 @@ def trace_to_file(
     """
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    if output.exists() and not _is_trace(output):
+        raise OutputError(f"{output} is not a trace and is not replaced; choose another name")
     if not output.resolve().parent.is_dir():
         raise OutputError(f"there is no directory {output.parent} to write {output.name} into")
     model = checkpoint.configuration.model
@@ -244,6 +250,14 @@ def trace_to_file(
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        Trace.load(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def start_worker(side: Side, job: Path) -> subprocess.Popen[str]:
@@ -291,8 +305,10 @@ class Running:
             _, errors = self.process.communicate()
         finally:
             self.stop()
-        if self.process.returncode == 0:
+        if self.process.returncode == 0 and self.output.exists():
             return Trace.load(self.output)
+        if self.process.returncode == 0:
+            raise MaeConvertError(f"{self.side.python} ran and wrote nothing; is it a Python?")
         said = [line for line in errors.strip().splitlines() if line.strip()]
         last = said[-1].removeprefix("worker: ") if said else f"signal {-self.process.returncode}"
         kind = MissingRequirementError if self.process.returncode == 3 else MaeConvertError
@@ -310,14 +326,16 @@ def stage(
     table. Others are converted by the tables.
     """
     loader = NATIVE_LOADERS.get((checkpoint.table.name, framework))
-    if loader is not None and as_stored and _is_plain(checkpoint):
+    # Only PyTorch reads its own container; the other frameworks are not to import it.
+    foreign = framework != "torch" and checkpoint.container.kind == "pth"
+    if loader is not None and as_stored and _is_plain(checkpoint) and not foreign:
         return checkpoint.container.weights_file, loader
     if loader is not None:
         kind = checkpoint.container.kind
         kind, suffix = (kind, HDF5[kind]) if kind in HDF5 else ("safetensors", ".safetensors")
         staged = work / f"weights{suffix}"
         tensors = checkpoint.container.tensors.values()
-        write_file(staged, kind, [_for_hdf5(t) for t in tensors] if kind in HDF5 else tensors)
+        write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
         return staged, loader
     layout, suffix = STAGED_AS[framework]
     staged = work / f"weights{suffix}"
@@ -336,8 +354,8 @@ def _is_plain(checkpoint: Checkpoint) -> bool:
     )
 
 
-def _for_hdf5(tensor: LazyTensor) -> LazyTensor:
-    """Return a tensor as HDF5 can hold it: float32 has every value of bfloat16."""
+def _widened(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor as HDF5 and NumPy can hold it: float32 has every value of bfloat16."""
     if tensor.dtype != DTYPES["bfloat16"]:
         return tensor
     wide = DTYPES["float32"]
