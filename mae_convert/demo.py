@@ -17,6 +17,7 @@ from mae_convert.verify.trace import Side, choose_side
 from mae_convert.verify.verification import Run, run_together
 
 TARGETS = ("transformers", "transformers-tf")
+FULL_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 PICTURE = "reconstruction.png"
 
 
@@ -76,8 +77,8 @@ def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
     for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
         first, second = verdict.witnesses
         out.print(
-            f"\n[bold]facebook ({first['framework']}) against {layout}"
-            f" ({second['framework']})[/bold]"
+            f"\n[bold]A: the original in {FULL_NAMES[first['framework']]};"
+            f" B: {layout} in {FULL_NAMES[second['framework']]}[/bold]"
         )
         out.print(show.checks_table(verdict.checks))
         bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
