@@ -16,6 +16,9 @@ from reference_models.configuration import ViTMAEConfig
 Shape = tuple[int, ...]
 Schema = dict[str, Shape]
 
+# A linear probe's batch norm before its head: read, and folded into the head (see ``folding``).
+BATCH_NORM = "head.batch_norm."
+
 TASKS = ("pretrain", "encoder", "classify")
 
 
@@ -33,6 +36,15 @@ def schema(config: ViTMAEConfig, task: str) -> Schema:
     if task == "classify":
         shapes |= dict(_head(config, with_norm=pooled))
     return shapes
+
+
+def batch_norm_schema(width: int) -> Schema:
+    """Return the tensors that a linear probe has besides those of a classifier."""
+    return {
+        f"{BATCH_NORM}mean": (width,),
+        f"{BATCH_NORM}variance": (width,),
+        f"{BATCH_NORM}count": (),
+    }
 
 
 def _encoder(config: ViTMAEConfig, *, with_norm: bool) -> Iterator[tuple[str, Shape]]:

@@ -10,7 +10,8 @@ from mae_convert.configuration import Configuration, Evidence, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
-from mae_convert.errors import LayoutError
+from mae_convert.errors import CheckpointError, LayoutError
+from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
 from mae_convert.prefixes import Stripped, as_stored, strippings
@@ -129,6 +130,24 @@ def _recognise(container: Container, preferred: str | None) -> tuple[Recognised,
     raise LayoutError(misfit)
 
 
+def _after(container: Container, step: Mapping[str, Any]) -> Container:
+    """Return the container with a step in its record that was taken when it was opened."""
+    record = container.conversion or {}
+    return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
+
+
+def _check_steps(container: Container) -> None:
+    """Raise CheckpointError if the conversion record, which one may edit, has no list of steps."""
+    steps = (container.conversion or {}).get("steps", [])
+    if not isinstance(steps, list) or not all(
+        isinstance(step, Mapping) and isinstance(step.get("step"), str) for step in steps
+    ):
+        raise CheckpointError(
+            f"{container.path}: the steps of its conversion record are {steps!r}, which is no list"
+            " of steps; mend or remove the record (conversion.json)"
+        )
+
+
 def _renamed(container: Container, way: Stripped) -> Container:
     tensors = {name: container.tensors[old].renamed(name) for name, old in way.stored.items()}
     return replace(container, tensors=tensors)
@@ -157,6 +176,7 @@ def open_checkpoint(
         ConfigurationError: something is missing or contradicted.
     """
     container = _open(path, state_key, optional=fill_only)
+    _check_steps(container)
     stated = container.config or {}
     (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
     container = _renamed(container, prefix)
@@ -174,6 +194,13 @@ def open_checkpoint(
     )
     configuration = resolve(reading.task, evidence)
     canonical = read_tensors(container.tensors, reading.rules)
+    dropped, rules = dict(reading.dropped), reading.rules
+    if has_batch_norm(canonical):
+        canonical = fold_batch_norm(canonical)
+        container = _after(container, STEP)
+        gone = [rule for rule in rules if not canonical.keys() & set(rule.canonicals)]
+        dropped |= {rule.external: REASON for rule in gone}
+        rules = tuple(rule for rule in rules if rule not in gone)
     order = schema(configuration.model, reading.task)
     return Checkpoint(
         container=container,
@@ -183,7 +210,7 @@ def open_checkpoint(
         task=reading.task,
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
-        rules=reading.rules,
-        dropped={prefix.stored[name]: reason for name, reason in reading.dropped.items()},
+        rules=rules,
+        dropped={prefix.stored[name]: reason for name, reason in dropped.items()},
         prefix=prefix,
     )

@@ -71,12 +71,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A complete configuration, and where each field that tensors cannot tell came from."""
+    """A complete configuration, and where each field that tensors cannot tell came from.
+
+    ``labels`` are the names of a classifier's classes, or None where nothing names them.
+    """
 
     model: ViTMAEConfig
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     sources: Mapping[str, str]
+    labels: tuple[str, ...] | None = None
 
     def value(self, name: str) -> Any:
         """Return a field of the model or of the preprocessing."""
@@ -125,7 +129,26 @@ def resolve(task: str, evidence: Evidence) -> Configuration:
         model = ViTMAEConfig(**values)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"impossible configuration: {error}") from error
-    return Configuration(model, **preprocessing, sources=sources)
+    labels = _labels(evidence) if task == "classify" else None
+    return Configuration(model, **preprocessing, sources=sources, labels=labels)
+
+
+def _labels(evidence: Evidence) -> tuple[str, ...] | None:
+    """Return the names of a classifier's classes, if the configuration tells them."""
+    named = evidence.stated.get("id2label")
+    if named is None:
+        return None
+    count = evidence.geometry["num_labels"]
+    try:
+        by_number = {int(number): str(name) for number, name in named.items()}
+    except (AttributeError, TypeError, ValueError):
+        by_number = {}
+    if sorted(by_number) != list(range(count)):
+        raise ConfigurationError(
+            f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has"
+            f" {count}; this configuration belongs to other weights"
+        )
+    return tuple(by_number[number] for number in range(count))
 
 
 def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:

@@ -313,7 +313,7 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
         return {**record, "sha256": hashes}
     json_files: dict[str, JsonFile] = {
         "config.json": plan.layout.write_config(carried),
-        "preprocessor_config.json": preprocessor_config(plan.configuration),
+        "preprocessor_config.json": preprocessor_config(plan),
         "conversion.json": lambda hashes: {**record, "sha256": hashes},
     }
     hashes = write_directory(
@@ -371,7 +371,11 @@ def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
 
 def carried_config(plan: Plan) -> dict[str, Any]:
     """Return the configuration that a file carries inside: nothing else needs to be known of it."""
+    labels, preprocessor = plan.configuration.labels, _their_preprocessor(plan.source)
+    named = {str(number): name for number, name in enumerate(labels or ())}
     return {
+        **({"id2label": named} if named and plan.task == "classify" else {}),
+        **({"preprocessor": preprocessor} if preprocessor else {}),
         **plan.configuration.model.to_dict(),
         **_image_statistics(plan.configuration),
         "task": plan.task,
@@ -379,19 +383,35 @@ def carried_config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def preprocessor_config(configuration: Configuration) -> dict[str, Any]:
-    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor."""
-    height, width = configuration.model.image_hw
+def preprocessor_config(plan: Plan) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
+
+    What the source says about preprocessing stays, but for the size of other pictures.
+    """
+    height, width = plan.configuration.model.image_hw
+    theirs = dict(_their_preprocessor(plan.source))
+    if plan.configuration.model.image_hw != plan.source.configuration.model.image_hw:
+        theirs = {name: value for name, value in theirs.items() if "size" not in name}
     return {
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
         "image_processor_type": "ViTImageProcessor",
-        **_image_statistics(configuration),
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"height": height, "width": width},
+        **theirs,
+        **_image_statistics(plan.configuration),
     }
+
+
+def _their_preprocessor(source: Checkpoint) -> Mapping[str, Any]:
+    """Return what the source says about preprocessing beyond mean and deviation, if anything."""
+    beside = source.container.preprocessor or {}
+    if set(beside) - {"image_mean", "image_std"}:
+        return beside
+    inside = (source.container.config or {}).get("preprocessor")
+    return inside if isinstance(inside, Mapping) else {}
 
 
 def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:

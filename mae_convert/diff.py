@@ -92,5 +92,7 @@ def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[An
         left, right = a.configuration.value(name), b.configuration.value(name)
         if left != right:
             yield name, (left, right)
+    if a.task == b.task and a.configuration.labels != b.configuration.labels:
+        yield "labels", (a.configuration.labels, b.configuration.labels)
     if a.task != b.task:
         yield "task", (a.task, b.task)

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert import families
-from mae_convert.canonical import Shape, geometry, schema, task_of
+from mae_convert.canonical import (
+    BATCH_NORM,
+    Shape,
+    batch_norm_schema,
+    geometry,
+    schema,
+    task_of,
+)
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, SplitHeads, Table, external_shapes, listed
@@ -102,6 +109,8 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
         try:
             known = geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
             expected = _schema(known, task)
+            if any(name.startswith(BATCH_NORM) for name in canonical):
+                expected |= batch_norm_schema(known["hidden_size"])
         except (LayoutError, ValueError) as error:
             problems.append(str(error))
     if task not in table.tasks:

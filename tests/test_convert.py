@@ -14,7 +14,9 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import open_container, write_file
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.convert import execute, plan_conversion
+from mae_convert.diff import diff
 from mae_convert.errors import (
+    CheckpointError,
     ConfigurationError,
     LayoutError,
     MaeConvertError,
@@ -319,3 +321,43 @@ def assert_same_config(theirs, ours):
         "pooler_act",
         "pooler_output_size",
     }
+
+
+@pytest.mark.parametrize("steps", [None, "x", [1], [{}], [{"step": 3}]])
+def test_a_spoilt_conversion_record_is_one_sentence(golden, tmp_path, steps):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "transformers_tf_pretrain_tiny_v4pt", folder)
+    (folder / "conversion.json").write_text(json.dumps({"steps": steps}))
+    with pytest.raises(CheckpointError, match="steps"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("layout", ["transformers-tf", "timm", "keras", "torchvision"])
+def test_names_of_classes_and_preprocessing_survive_the_way(golden, tmp_path, layout):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "transformers_tf_classifier_tiny_v4pt", folder)
+    names = ["tench", "goldfish", "shark", "ray", "cock", "hen", "ostrich", "finch", "junco", "jay"]
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(number): name for number, name in enumerate(names)}
+    config["label2id"] = {name: number for number, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = {"do_normalize": False, "rescale_factor": 1 / 127.5, "size": {"shortest_edge": 36}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(theirs))
+    source, there = open_checkpoint(folder), target_for(layout, tmp_path)
+    execute(plan_conversion(source, there, layout))
+    execute(plan_conversion(open_checkpoint(there), tmp_path / "back", "transformers"))
+    after = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (after["id2label"], after["label2id"]) == (config["id2label"], config["label2id"])
+    processing = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
+    assert theirs.items() <= processing.items()
+    assert diff(source, open_checkpoint(tmp_path / "back")).same
+
+
+def test_names_of_more_classes_than_the_head_has_are_refused(golden, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "transformers_tf_classifier_tiny_v4pt", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "cat", "1": "dog"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="names 2 classes"):
+        open_checkpoint(folder)

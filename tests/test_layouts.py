@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import open_container
+from mae_convert.containers import LazyTensor, open_container, write_file
 from mae_convert.convert import execute, plan_conversion
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
@@ -152,3 +152,48 @@ class TestSynonyms:
         assert again.configuration.model.num_attention_heads == 4
         assert again.configuration.sources["num_attention_heads"] == "config.json"
         assert again.configuration.image_mean == (0.485, 0.456, 0.406)
+
+
+class TestLinearProbe:
+    """``golden/linprobe_tiny``: the original's linear probe, a batch norm before its head."""
+
+    @pytest.fixture
+    def probe(self, case):
+        return open_checkpoint(case("linprobe_tiny").checkpoint, FLAGS)
+
+    def test_the_folded_head_computes_what_the_probe_did(self, probe, case, tmp_path):
+        golden = case("linprobe_tiny").arrays
+        execute(plan_conversion(probe, tmp_path / "folded.pth", "facebook"))
+        state = torch.load(tmp_path / "folded.pth", weights_only=True)["model"]
+        model = ViTForImageClassification(probe.configuration.model).double().eval()
+        model.load_state_dict({n: t.double() for n, t in state.items()}, strict=True)
+        logits = model(torch.from_numpy(golden["imgs"]).double()).logits
+        assert relative(logits, golden["f64/logits"]) < 1e-6  # the head was rounded to float32
+
+    def test_in_float64_the_folding_is_exact_to_rounding(self, probe, case, tmp_path):
+        """The same probe stored in float64 is folded without any rounding to float32."""
+        golden, stored = case("linprobe_tiny").arrays, open_container(probe.path).tensors
+
+        def wide(tensor):
+            array = tensor.load()
+            wider = array.astype(np.float64) if array.ndim else array
+            return LazyTensor.from_array(tensor.name, wider)
+
+        write_file(tmp_path / "wide.pth", "pth", [wide(t) for t in stored.values()])
+        source = open_checkpoint(tmp_path / "wide.pth", FLAGS)
+        head = {n: torch.from_numpy(t.load().copy()) for n, t in source.tensors.items()}
+        features = torch.from_numpy(golden["f64/features"])
+        logits = features @ head["head.weight"].T + head["head.bias"]
+        assert relative(logits, golden["f64/logits"]) < 1e-12
+
+    def test_the_step_is_declared_and_verified(self, probe, run, tmp_path):
+        report = execute(plan_conversion(probe, tmp_path / "model", "transformers"))
+        assert [step["step"] for step in report["steps"]] == ["batch_norm"]
+        assert set(report["dropped"]) == {
+            "head.0.running_mean",
+            "head.0.running_var",
+            "head.0.num_batches_tracked",
+        }
+        result = run("verify", probe.path, tmp_path / "model", "--num-heads", 4, "--json")
+        assert result.status == 0, result.out + result.err
+        assert (result.json["passed"], result.json["proven"]) == (True, False)

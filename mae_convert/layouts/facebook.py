@@ -48,10 +48,25 @@ ENCODER_AND_CLASSIFIER = Table(
     ),
 )
 
+LINEAR_PROBE = Table(
+    "facebook, linear probe",
+    ("classify",),
+    (
+        *TOKENS,
+        *PATCHES_AND_BLOCKS,
+        Row("encoder.norm.{weight,bias}", "norm.{weight,bias}"),
+        Row(
+            "head.batch_norm.{mean,variance,count}",
+            "head.0.{running_mean,running_var,num_batches_tracked}",
+        ),
+        Row("head.{weight,bias}", "head.1.{weight,bias}"),
+    ),
+)
+
 FACEBOOK = Layout(
     name="facebook",
     title="facebookresearch/mae, the original code (PyTorch)",
-    tables=(PRETRAIN, ENCODER_AND_CLASSIFIER),
+    tables=(PRETRAIN, ENCODER_AND_CLASSIFIER, LINEAR_PROBE),
     containers=("pth", "safetensors", "npz"),
     conventions={
         "layer_norm_eps": 1e-6,

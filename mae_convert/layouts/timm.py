@@ -41,6 +41,8 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         "image_mean": pretrained.get("mean"),
         "image_std": pretrained.get("std"),
     }
+    if isinstance(names := stored.get("label_names"), list):
+        told["id2label"] = dict(enumerate(names))
     return {name: value for name, value in told.items() if value is not None and value != []}
 
 
@@ -52,7 +54,9 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     size = next((name for name, known in SIZES.items() if known == sizes), "base")
     classifies = carried["task"] == "classify"
     labels = config.num_labels if classifies else 0
+    named = carried.get("id2label")
     return {
+        **({"label_names": list(named.values())} if named else {}),
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,

@@ -121,10 +121,20 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     written["architectures"] = [ARCHITECTURES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":
-        labels = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
+        unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
+        labels = carried.get("id2label", unnamed)
         written["id2label"] = labels
         written["label2id"] = {label: int(index) for index, label in labels.items()}
     return dict(sorted(written.items()))
+
+
+def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``config.json`` tells; transformers' ``LABEL_0`` and so on name no class."""
+    named = stored.get("id2label")
+    unnamed = isinstance(named, Mapping) and all(
+        name == f"LABEL_{number}" for number, name in named.items()
+    )
+    return {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
 
 
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
@@ -160,6 +170,7 @@ TRANSFORMERS = Layout(
     containers=("safetensors", "pth"),
     weights_name="model.safetensors",
     conventions=CONVENTIONS,
+    read_config=read_config,
     write_config=write_config,
     refusal=refusal,
 )

@@ -6,7 +6,7 @@ Fixed position embeddings come last in their layer, because Keras lists frozen w
 """
 
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.transformers import CONVENTIONS, refusal, write_config
+from mae_convert.layouts.transformers import CONVENTIONS, read_config, refusal, write_config
 from mae_convert.mapping import TRANSPOSE, Permute, Repeat, Row, Table
 
 # PyTorch's (out, channels, height, width) becomes TensorFlow's (height, width, channels, out).
@@ -93,6 +93,7 @@ TRANSFORMERS_TF = Layout(
     containers=("tf_h5",),
     weights_name="tf_model.h5",
     conventions=CONVENTIONS,
+    read_config=read_config,
     write_config=write_config,
     refusal=refusal,
 )

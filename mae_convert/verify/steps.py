@@ -83,6 +83,8 @@ def _is_size(value: Any) -> bool:
 
 COMPLETE: Mapping[str, Callable[[Step], bool]] = {
     "task": lambda step: True,  # noqa: ARG005
+    # A linear probe is folded when it is opened: there is nothing more to apply.
+    "batch_norm": lambda step: True,  # noqa: ARG005
     "dtype": lambda step: step.get("to") in DTYPES,
     "image_size": lambda step: (
         _is_size(step.get("from"))
