@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from mae_convert.cli import cli
+from mae_convert.layouts import LAYOUTS
+from reference_models.configuration import ViTMAEConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MARKED = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -30,7 +32,35 @@ def help_of_every_command() -> str:
     return "\n".join(f"```\n{text}\n```\n" for text in texts)
 
 
-GENERATORS = {"help": help_of_every_command}
+MODELS = {
+    "pre-training model": ("pretrain", {}),
+    "pre-training model, rectangular": ("pretrain", {"image_size": (224, 448)}),
+    "encoder": ("encoder", {}),
+    "encoder, rectangular": ("encoder", {"image_size": (224, 448)}),
+    "classifier, class token": ("classify", {}),
+    "classifier, mean of patches": ("classify", {"global_pool": "avg"}),
+}
+
+
+def which_layout_holds_what() -> str:
+    """Return a table of models and the layouts that can hold them, and the number of pairs."""
+    lines = ["| model | " + " | ".join(f"`{name}`" for name in LAYOUTS) + " | pairs |"]
+    lines.append("|---|" + "---|" * (len(LAYOUTS) + 1))
+    pairs = 0
+    for title, (task, fields) in MODELS.items():
+        config = ViTMAEConfig(**fields)
+        held = [
+            any(task in table.tasks for table in layout.tables)
+            and layout.refusal(config, task) is None
+            for layout in LAYOUTS.values()
+        ]
+        pairs += sum(held) ** 2
+        cells = ["yes" if yes else "no" for yes in held]
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {sum(held) ** 2} |")
+    return "\n".join(lines) + f"\n\nThat is {pairs} pairs of source and target.\n"
+
+
+GENERATORS = {"help": help_of_every_command, "matrix": which_layout_holds_what}
 
 
 def generated(text: str) -> str:

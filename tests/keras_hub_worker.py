@@ -1,0 +1,42 @@
+"""Runs KerasHub's own classes in a process of their own: python keras_hub_worker.py FOLDER.
+
+``encoder.weights.h5`` and ``classify.weights.h5`` in FOLDER are loaded into ViTBackbone and
+ViTImageClassifier; their outputs for ``images.npy`` (N, C, H, W) go to ``outputs.npz`` and what the
+classes save again to ``again-*.weights.h5``.
+"""
+
+import sys
+from pathlib import Path
+
+import keras_hub
+import numpy as np
+
+
+def backbone():
+    return keras_hub.models.ViTBackbone(
+        image_shape=(32, 32, 3),
+        patch_size=8,
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=32,
+        mlp_dim=128,
+    )
+
+
+def main(folder: Path) -> None:
+    images = np.load(folder / "images.npy").transpose(0, 2, 3, 1)
+    models = {
+        "encoder": backbone(),
+        "classify": keras_hub.models.ViTImageClassifier(
+            backbone=backbone(), num_classes=10, preprocessor=None
+        ),
+    }
+    outputs = {}
+    for name, model in models.items():
+        model.load_weights(folder / f"{name}.weights.h5")
+        outputs[name] = np.asarray(model(images))
+        model.save_weights(folder / f"again-{name}.weights.h5")
+    np.savez(folder / "outputs.npz", **outputs)
+
+
+main(Path(sys.argv[1]))
