@@ -164,6 +164,11 @@ def inspect(
     help="With --image-size: make fixed sine-cosine position embeddings anew instead.",
 )
 @click.option(
+    "--num-labels",
+    type=click.IntRange(min=1),
+    help="Put a new classifier head of zeros on the encoder, to fine-tune.",
+)
+@click.option(
     "--in-channels",
     type=click.IntRange(min=1),
     help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
@@ -194,6 +199,7 @@ def convert(
     image_size: tuple[int, int] | None,
     sincos_positions: bool,
     in_channels: int | None,
+    num_labels: int | None,
     max_shard_size: int | None,
     pickled: bool,
     prefix: str,
@@ -212,6 +218,7 @@ def convert(
     from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.convert import execute_all, parse_targets, plan_conversion
+    from mae_convert.heads import with_new_head
     from mae_convert.packing import Packing
     from mae_convert.steps import Geometry
 
@@ -222,6 +229,7 @@ def convert(
         "packing": Packing(prefix, pickled, max_shard_size),
     }
     source = open_checkpoint(src, flags, state_key=state_key)
+    source = with_new_head(source, num_labels) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)

@@ -17,6 +17,7 @@ from mae_convert.containers import write_directory, write_file
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.write import JsonFile
 from mae_convert.errors import LayoutError, MaeConvertError, OutputError
+from mae_convert.heads import CREATED
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.mapping import Rule, Table, write_tensors
 from mae_convert.packing import BIN, Packing
@@ -350,14 +351,19 @@ def conversion_record(plan: Plan) -> dict[str, Any]:
         "steps": list(plan.steps),
         "tensors": {
             rule.external: {
-                "from": list(dict.fromkeys(origin[name] for name in rule.canonicals)),
+                "from": list(dict.fromkeys(origin[n] for n in rule.canonicals if n in origin)),
                 "canonical": list(rule.canonicals),
                 **_rounding([source.tensors[name] for name in rule.canonicals], plan.dtype),
             }
             for rule in plan.rules
         },
         "dropped": dict(plan.dropped),
-        "created": dict(plan.created),
+        "created": {
+            **{
+                rule.external: CREATED for rule in plan.rules if not origin.keys() & rule.canonicals
+            },
+            **plan.created,
+        },
     }
 
 

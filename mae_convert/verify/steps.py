@@ -85,6 +85,8 @@ COMPLETE: Mapping[str, Callable[[Step], bool]] = {
     "task": lambda step: True,  # noqa: ARG005
     # A linear probe is folded when it is opened: there is nothing more to apply.
     "batch_norm": lambda step: True,  # noqa: ARG005
+    # A head that is new is no part of the source: the encoders are compared.
+    "new_head": lambda step: _is_count(step.get("to")),
     "dtype": lambda step: step.get("to") in DTYPES,
     "image_size": lambda step: (
         _is_size(step.get("from"))

@@ -1,0 +1,49 @@
+"""A new classifier head on an encoder, for fine-tuning: zeros, and reported as created."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mae_convert.canonical import schema
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import ConfigurationError
+
+CREATED = "zeros: a new head, asked for by --num-labels"
+
+
+def with_new_head(source: Checkpoint, num_labels: int) -> Checkpoint:
+    """Return a checkpoint as a classifier by the class token, with a head (num_labels, D) of zeros.
+
+    The decoder of a pre-training model is left behind. The head is declared as a step.
+
+    Raises:
+        ConfigurationError: the checkpoint has a head already.
+    """
+    if source.task == "classify":
+        raise ConfigurationError(
+            "this checkpoint has a classifier head already; --num-labels makes one on an encoder"
+            " (drop the old head first: --task encoder)"
+        )
+    model = replace(source.configuration.model, num_labels=num_labels, global_pool="token")
+    dtype = source.tensors["encoder.norm.weight"].dtype
+    tensors = {
+        name: source.tensors.get(name) or _zeros(name, shape, dtype)
+        for name, shape in schema(model, "classify").items()
+    }
+    record = source.container.conversion or {}
+    step = {"step": "new_head", "from": source.task, "to": num_labels}
+    container = replace(
+        source.container, conversion={**record, "steps": [*record.get("steps", []), step]}
+    )
+    return replace(
+        source,
+        container=container,
+        task="classify",
+        configuration=replace(source.configuration, model=model),
+        tensors=tensors,
+    )
+
+
+def _zeros(name: str, shape: tuple[int, ...], dtype: np.dtype) -> LazyTensor:
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
