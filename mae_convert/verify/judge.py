@@ -290,8 +290,10 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
         alone = [tensor for tensor in own if tensor not in others]
         if alone and one.description["task"] != other.description["task"]:
             task = other.description["task"]
+            # Left behind by the other's conversion, or made by one's own.
             declared = any(
-                step.get("step") == "task" and step.get("to") == task
+                (step.get("step"), step.get("to")) == ("task", task)
+                or (step.get("step") == "new_head" and task == "classify")
                 for step in other.description["steps"]
             ) or any(step.get("step") == "new_head" for step in one.description["steps"])
             said.append(
