@@ -345,10 +345,11 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
     """
     from mae_convert import show
     from mae_convert.verify.judge import judge
+    from mae_convert.verify.report import verdict_json
     from mae_convert.verify.trace import Trace
 
     verdict = judge(Trace.load(a), Trace.load(b))
-    show.as_json(show.verdict_json(verdict)) if as_json else show.verdict(verdict)
+    show.as_json(verdict_json(verdict)) if as_json else show.verdict(verdict)
     return 0 if verdict.passed else 1
 
 
@@ -403,7 +404,7 @@ def verify(
     """
     from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
-    from mae_convert.verify.report import check_report_names, write_reports
+    from mae_convert.verify.report import check_report_names, verdict_json, write_reports
     from mae_convert.verify.trace import Side
     from mae_convert.verify.verification import verify as verify_pair
 
@@ -421,7 +422,7 @@ def verify(
         require_proof=require_proof,
     )
     write_reports(verdict, reports)
-    show.as_json(show.verdict_json(verdict)) if as_json else show.verdict(verdict)
+    show.as_json(verdict_json(verdict)) if as_json else show.verdict(verdict)
     return 0 if verdict.passed else 1
 
 

@@ -17,6 +17,7 @@ from mae_convert.convert import Plan
 from mae_convert.diff import Difference
 from mae_convert.layouts import Layout
 from mae_convert.mapping import Repeat, Row, listed
+from mae_convert.plain import plain
 from mae_convert.rounding import DTYPES
 from mae_convert.verify.judge import UNIT_ROUNDOFF, Check, Verdict
 
@@ -49,19 +50,6 @@ def as_json(value: Any) -> None:
         print(json.dumps(plain(value), indent=2), flush=True)
     except BrokenPipeError:
         discard_output()
-
-
-def plain(value: Any) -> Any:
-    """Return a value as plain data that JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def number(value: Any) -> str:
@@ -262,13 +250,6 @@ def difference(result: Difference) -> None:
         out.print(grid)
     for name, (a, b) in result.configuration.items():
         out.print(f"configuration: {name} is {escape(str(a))} in A and {escape(str(b))} in B")
-
-
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain data."""
-    from mae_convert.verify.report import environment
-
-    return {**asdict(verdict), "environment": environment()}
 
 
 def verdict(result: Verdict) -> None:

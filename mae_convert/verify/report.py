@@ -4,11 +4,14 @@ import json
 import platform
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mae_convert import __version__
 from mae_convert.errors import OutputError
+from mae_convert.plain import plain
 from mae_convert.verify.judge import Verdict
 
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "transformers", "timm", "safetensors")
@@ -24,6 +27,11 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {**found, "platform": platform.platform()}
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain data."""
+    return {**asdict(verdict), "environment": environment()}
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
@@ -44,8 +52,6 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
 
 def write_reports(verdict: Verdict, paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format that its suffix names."""
-    from mae_convert.show import plain, verdict_json
-
     for path in paths:
         if path.suffix == ".json":
             path.write_text(json.dumps(plain(verdict_json(verdict)), indent=2) + "\n")
