@@ -22,9 +22,9 @@ MARKED = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", r
 def help_of_every_command() -> str:
     """Return the help of the group and of each command as Markdown."""
     texts = []
-    with click.Context(
-        cli, info_name="mae-convert", max_content_width=100, terminal_width=100
-    ) as top:
+    # With the group's own settings, so that this is what the program prints.
+    settings = {**cli.context_settings, "terminal_width": 100}
+    with click.Context(cli, info_name="mae-convert", **settings) as top:
         texts.append(cli.get_help(top))
         for name, command in cli.commands.items():
             with click.Context(command, info_name=name, parent=top, terminal_width=100) as context:
