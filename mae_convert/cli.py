@@ -4,10 +4,8 @@ Imports that cost time stand inside the commands, so that ``--help`` answers at 
 """
 
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,98 +13,18 @@ import click
 
 from mae_convert import __version__
 from mae_convert.errors import MaeConvertError
+from mae_convert.options import (
+    DEVICE,
+    DTYPE,
+    FRAMEWORK,
+    ByteSize,
+    ImageSize,
+    checkpoint_options,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
-
-Command = Callable[..., Any]
-DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
-FRAMEWORK = click.Choice(["torch", "tensorflow", "jax"])
-DEVICE = click.Choice(["cpu", "cuda"])
-
-
-class ImageSize(click.ParamType):
-    """An image's size: one number for a square, or HxW."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Return (height, width)."""
-        if isinstance(value, tuple):
-            return value
-        sides = str(value).lower().split("x")
-        if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            self.fail(f"{value!r} is no size; write 224 or 224x192 (height x width)", param, ctx)
-        return int(sides[0]), int(sides[-1])
-
-
-class ByteSize(click.ParamType):
-    """A number of bytes, as 500MB, 2GB or 2GiB."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Return the number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([1-9]\d*)([KMGT]?)(i?)B", str(value), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is no size; write 500MB or 2GB", param, ctx)
-        power = " KMGT".index(match[2].upper() or " ")
-        return int(match[1]) * (1024 if match[3] else 1000) ** power
-
-
-def checkpoint_options(command: Command) -> Command:
-    """Add the options that say what a checkpoint's file does not.
-
-    They arrive as ``flags``, and ``--state-key``, which is about the file itself, by its name.
-    """
-
-    def with_flags(**options: Any) -> Any:
-        from mae_convert.checkpoint import Flags
-
-        size = options.pop("source_image_size")
-        flags = Flags(
-            num_attention_heads=options.pop("num_heads"),
-            decoder_num_attention_heads=options.pop("decoder_num_heads"),
-            layer_norm_eps=options.pop("layer_norm_eps"),
-            norm_pix_loss=options.pop("norm_pix_loss"),
-            mask_ratio=options.pop("mask_ratio"),
-            image_size=size[0] if size and size[0] == size[1] else size,
-        )
-        return command(flags=flags, **options)
-
-    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
-    with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    options = [
-        click.option(
-            "--state-key",
-            metavar="KEY",
-            help="Key of the weights, where a PyTorch checkpoint has several (teacher, model_ema).",
-        ),
-        click.option("--num-heads", type=int, help="Attention heads of the encoder."),
-        click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
-        click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
-        click.option(
-            "--norm-pix-loss/--no-norm-pix-loss",
-            default=None,
-            help="Trained to predict patches normalised one by one.",
-        ),
-        click.option("--mask-ratio", type=float, help="Share of patches that is removed."),
-        click.option(
-            "--source-image-size",
-            type=ImageSize(),
-            help="Image size of the position embeddings, where the grid is not square.",
-        ),
-    ]
-    for option in reversed(options):
-        with_flags = option(with_flags)
-    return with_flags
-
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,13 +49,14 @@ def inspect(
     \b
         mae-convert inspect mae_pretrain_vit_base.pth
     """
-    from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.inspection import inspect as look
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.inspection import inspection as show
 
     checkpoint = open_checkpoint(src, flags, state_key=state_key)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
-    show.as_json(report) if as_json else show.inspection(report)
+    print_json(report) if as_json else show(report)
 
 
 @cli.command()
@@ -215,11 +134,13 @@ def convert(
     \b
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
-    from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
-    from mae_convert.convert import execute_all, parse_targets, plan_conversion
+    from mae_convert.convert import execute_all
     from mae_convert.heads import with_new_head
     from mae_convert.packing import Packing
+    from mae_convert.planning import parse_targets, plan_conversion
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.conversion import conversion as show
     from mae_convert.steps import Geometry
 
     wanted: dict[str, Any] = {
@@ -236,10 +157,10 @@ def convert(
     ]
     reports = execute_all(plans, overwrite=overwrite)
     if as_json:
-        show.as_json(reports[0] if len(reports) == 1 else {"conversions": reports})
+        print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:
         for plan, report in zip(plans, reports, strict=True):
-            show.conversion(plan, report)
+            show(plan, report)
 
 
 @cli.command()
@@ -257,13 +178,15 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
     \b
         mae-convert diff checkpoint.pth my-mae --num-heads 12
     """
-    from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.diff import diff as compare_tensors
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.conversion import difference as show
+    from mae_convert.show.conversion import difference_json
 
     opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
     difference = compare_tensors(*opened)
-    show.as_json(show.difference_json(difference)) if as_json else show.difference(difference)
+    print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
 
 
@@ -343,13 +266,14 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
     \b
         mae-convert compare a.safetensors b.safetensors
     """
-    from mae_convert import show
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.verdict import verdict as show
     from mae_convert.verify.judge import judge
     from mae_convert.verify.report import verdict_json
     from mae_convert.verify.trace import Trace
 
     verdict = judge(Trace.load(a), Trace.load(b))
-    show.as_json(verdict_json(verdict)) if as_json else show.verdict(verdict)
+    print_json(verdict_json(verdict)) if as_json else show(verdict)
     return 0 if verdict.passed else 1
 
 
@@ -402,8 +326,9 @@ def verify(
     \b
         mae-convert verify checkpoint.pth my-mae --num-heads 12
     """
-    from mae_convert import show
     from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.verdict import verdict as show
     from mae_convert.verify.report import check_report_names, verdict_json, write_reports
     from mae_convert.verify.trace import Side
     from mae_convert.verify.verification import verify as verify_pair
@@ -422,7 +347,7 @@ def verify(
         require_proof=require_proof,
     )
     write_reports(verdict, reports)
-    show.as_json(verdict_json(verdict)) if as_json else show.verdict(verdict)
+    print_json(verdict_json(verdict)) if as_json else show(verdict)
     return 0 if verdict.passed else 1
 
 
@@ -436,8 +361,8 @@ def layouts(name: str | None) -> None:
     \b
         mae-convert layouts transformers-tf
     """
-    from mae_convert import show
     from mae_convert.layouts import LAYOUTS, layout_named
+    from mae_convert.show import layouts as show
 
     show.layout(layout_named(name)) if name else show.layouts(LAYOUTS.values())
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from mae_convert import show
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.pictures import load_pictures, reconstruction_panel
+from mae_convert.planning import plan_conversion
+from mae_convert.show.console import console
+from mae_convert.show.verdict import answer, checks_table
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.judge import Check, Verdict, judge
 from mae_convert.verify.trace import Side, choose_side
@@ -31,7 +33,7 @@ def run_demo(output: Path) -> bool:
         Whether everything was equal.
     """
     started = time.monotonic()
-    out = show.console()
+    out = console()
     data = Path(str(resources.files("mae_convert") / "data" / "demo"))
     source = open_checkpoint(data / "checkpoint.pth")
     out.print(f"The embedded checkpoint, in the original layout: {source.path}")
@@ -73,15 +75,15 @@ def round_trip(source: Checkpoint, converted: Path) -> Check:
 
 def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
     """Print a table for each verdict and the round trips; return whether all passed."""
-    out = show.console()
+    out = console()
     for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
         first, second = verdict.witnesses
         out.print(
             f"\n[bold]A: the original in {FULL_NAMES[first['framework']]};"
             f" B: {layout} in {FULL_NAMES[second['framework']]}[/bold]"
         )
-        out.print(show.checks_table(verdict.checks))
+        out.print(checks_table(verdict.checks))
         bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
         out.print(f"converted back to the original layout: {bits}")
-        out.print(show.answer(verdict))
+        out.print(answer(verdict))
     return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

@@ -13,7 +13,7 @@ from mae_convert.canonical import schema
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import open_container, write_file
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.errors import (
     CheckpointError,
@@ -24,6 +24,7 @@ from mae_convert.errors import (
 )
 from mae_convert.layouts import LAYOUTS
 from mae_convert.mapping import write_tensors
+from mae_convert.planning import plan_conversion
 from reference_models.configuration import ViTMAEConfig
 
 CASES = ["pretrain_tiny", "encoder_tiny", "finetune_cls_tiny", "finetune_gap_tiny"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
+from mae_convert.planning import plan_conversion
 from reference_models.pytorch import ViTMAEModel
 
 WORKER = Path(__file__).with_name("keras_hub_worker.py")

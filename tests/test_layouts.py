@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import LazyTensor, open_container, write_file
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
+from mae_convert.planning import plan_conversion
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 CASES = {

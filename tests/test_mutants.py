@@ -18,10 +18,11 @@ import torch
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import Plan, execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.layouts import transformers, transformers_tf
 from mae_convert.layouts.transformers import TRANSFORMERS
 from mae_convert.mapping import SAME, Permute, Repeat, Table, write_tensors
+from mae_convert.planning import Plan, plan_conversion
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.job import Job

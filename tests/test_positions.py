@@ -8,9 +8,10 @@ import torch
 
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.errors import ConfigurationError
 from mae_convert.layouts import LAYOUTS
+from mae_convert.planning import plan_conversion
 from mae_convert.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
 from mae_convert.rounding import DTYPES, rounded
 from mae_convert.steps import Geometry

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
+from mae_convert.planning import plan_conversion
 from mae_convert.rounding import DTYPES, rounded, rounding_error
 from mae_convert.steps import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
 from mae_convert.verify.arithmetic import mixed_channels, round_half_even
@@ -325,7 +326,7 @@ FAULTS = {
         {"in_channels": 4},
     ),
     "cut off instead of rounded": (
-        "mae_convert.convert.rounded",
+        "mae_convert.planning.rounded",
         lambda array, dtype: (array.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(dtype),
         {"dtype": "bfloat16"},
     ),

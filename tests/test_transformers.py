@@ -6,7 +6,8 @@ import torch
 import transformers
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
+from mae_convert.planning import plan_conversion
 
 CLASSES = {
     "pretrain_tiny": transformers.ViTMAEForPreTraining,

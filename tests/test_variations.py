@@ -14,10 +14,11 @@ import torch.distributed.checkpoint as dcp
 import transformers
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.errors import CheckpointError, LayoutError, OutputError
 from mae_convert.packing import Packing
+from mae_convert.planning import plan_conversion
 from mae_convert.prefixes import LEADING, as_stored, is_readable, strippings
 from mae_convert.verify.loaders import pytorch_state_dict
 from mae_convert.verify.trace import stage

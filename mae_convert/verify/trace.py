@@ -18,13 +18,15 @@ from safetensors import SafetensorError, safe_open
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute, files_sha256, plan_conversion
+from mae_convert.convert import execute
 from mae_convert.errors import (
     CheckpointError,
     MaeConvertError,
     MissingRequirementError,
     OutputError,
 )
+from mae_convert.planning import plan_conversion
+from mae_convert.record import files_sha256
 from mae_convert.rounding import DTYPES
 from mae_convert.verify.inputs import inputs_sha256, load_inputs, random_inputs
 from mae_convert.verify.job import FRAMEWORKS, Job

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the types of their values."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
+
+
+FRAMEWORK = click.Choice(["torch", "tensorflow", "jax"])
+
+
+DEVICE = click.Choice(["cpu", "cuda"])
+
+
+class ImageSize(click.ParamType):
+    """An image's size: one number for a square, or HxW."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Return (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        sides = str(value).lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            self.fail(f"{value!r} is no size; write 224 or 224x192 (height x width)", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes, as 500MB, 2GB or 2GiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)([KMGT]?)(i?)B", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is no size; write 500MB or 2GB", param, ctx)
+        power = " KMGT".index(match[2].upper() or " ")
+        return int(match[1]) * (1024 if match[3] else 1000) ** power
+
+
+def checkpoint_options(command: Command) -> Command:
+    """Add the options that say what a checkpoint's file does not.
+
+    They arrive as ``flags``, and ``--state-key``, which is about the file itself, by its name.
+    """
+
+    def with_flags(**options: Any) -> Any:
+        from mae_convert.checkpoint import Flags
+
+        size = options.pop("source_image_size")
+        flags = Flags(
+            num_attention_heads=options.pop("num_heads"),
+            decoder_num_attention_heads=options.pop("decoder_num_heads"),
+            layer_norm_eps=options.pop("layer_norm_eps"),
+            norm_pix_loss=options.pop("norm_pix_loss"),
+            mask_ratio=options.pop("mask_ratio"),
+            image_size=size[0] if size and size[0] == size[1] else size,
+        )
+        return command(flags=flags, **options)
+
+    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
+    with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    options = [
+        click.option(
+            "--state-key",
+            metavar="KEY",
+            help="Key of the weights, where a PyTorch checkpoint has several (teacher, model_ema).",
+        ),
+        click.option("--num-heads", type=int, help="Attention heads of the encoder."),
+        click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
+        click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
+        click.option(
+            "--norm-pix-loss/--no-norm-pix-loss",
+            default=None,
+            help="Trained to predict patches normalised one by one.",
+        ),
+        click.option("--mask-ratio", type=float, help="Share of patches that is removed."),
+        click.option(
+            "--source-image-size",
+            type=ImageSize(),
+            help="Image size of the position embeddings, where the grid is not square.",
+        ),
+    ]
+    for option in reversed(options):
+        with_flags = option(with_flags)
+    return with_flags
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)

@@ -1,0 +1,249 @@
+"""Plan a conversion: which tensor comes from where; nothing is read or written yet."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.canonical import check_task, schema
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.configuration import Configuration
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import LayoutError, MaeConvertError, OutputError
+from mae_convert.layouts import Layout, layout_named
+from mae_convert.mapping import Rule, Table, write_tensors
+from mae_convert.packing import Packing
+from mae_convert.rounding import DTYPES, rounded
+from mae_convert.steps import Geometry, Step, with_geometry
+
+SUFFIX_KINDS = {
+    ".weights.h5": "keras_h5",
+    ".safetensors": "safetensors",
+    ".pth": "pth",
+    ".pt": "pth",
+    ".bin": "pth",
+    ".npz": "npz",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that can be carried out: nothing was read or written yet.
+
+    Attributes:
+        source: the checkpoint, as a model for the pictures that the target takes.
+        tensors: lazy external tensors of the target, in its native order.
+        rules: how each target tensor is made of canonical ones.
+        steps: what the conversion changes on purpose, each with ``step`` and its parameters.
+        dropped: source tensors that the target does not hold, with the reason.
+        dtype: what tensors are rounded to, or None where each keeps its own.
+        packing: how the tensors are put into files.
+    """
+
+    source: Checkpoint
+    target: Path
+    layout: Layout
+    table: Table
+    task: str
+    configuration: Configuration
+    tensors: Sequence[LazyTensor]
+    rules: Sequence[Rule]
+    steps: Sequence[Mapping[str, Any]]
+    dropped: Mapping[str, str]
+    created: Mapping[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+    packing: Packing = field(default_factory=Packing)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the target is a model directory."""
+        return is_directory(self.layout, self.target)
+
+
+def plan_conversion(
+    source: Checkpoint,
+    target: Path,
+    layout_name: str,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    geometry: Geometry | None = None,
+    packing: Packing | None = None,
+) -> Plan:
+    """Work out a conversion and refuse what the target cannot hold.
+
+    Args:
+        source: an opened checkpoint.
+        target: the directory or file to write.
+        layout_name: the layout to write.
+        task: what to keep: "encoder" drops the decoder or the head; default: everything.
+        dtype: round every tensor to this dtype; default: dtypes are untouched.
+        geometry: the pictures that the target is to take; default: those of the source.
+        packing: how the tensors are put into files; default: as the layout's own programs do.
+
+    Raises:
+        LayoutError: the layout cannot hold the model.
+        ConfigurationError: the task is not in the checkpoint, or the model cannot take pictures
+            of such a geometry.
+        OutputError: the target's name or the packing does not fit the layout.
+    """
+    layout, packing = layout_named(layout_name), packing or Packing()
+    task = task or source.task
+    check_task(task, source.task)
+    source, changes = with_geometry(source, task, geometry or Geometry())
+    model = source.configuration.model
+    if reason := layout.refusal(model, task):
+        raise LayoutError(f"cannot write {layout.name}: {reason}")
+    table = layout.table_for(task)
+    names = schema(_token_pooled(model, task), task)
+    if missing := [name for name in names if name not in source.tensors]:
+        raise LayoutError(
+            f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
+            " classifier has no final norm of its own, so its encoder cannot stand alone"
+        )
+    packing.check(layout, is_directory=is_directory(layout, target))
+    rules = [
+        replace(rule, external=packing.prefix + rule.external).bound(model.num_attention_heads)
+        for rule in table.expand(names)
+    ]
+    container_kind(layout, target)
+    kept = {name: _in_dtype(source.tensors[name], dtype) for name in names}
+    created = _created(table, kept, packing.prefix)
+    return Plan(
+        source=source,
+        target=target,
+        layout=layout,
+        table=table,
+        task=task,
+        configuration=source.configuration,
+        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)] + list(created),
+        rules=rules,
+        steps=_steps(source, names, task, changes, dtype),
+        dropped=_dropped(source, set(names), task),
+        created={tensor.name: reason for tensor, reason in created.items()},
+        dtype=dtype,
+        packing=packing,
+    )
+
+
+def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
+    """Return tensors of zeros that the layout's own class insists on, with the reason."""
+    return {
+        LazyTensor(
+            prefix + drop.external,
+            like.shape,
+            like.dtype,
+            lambda like=like: np.zeros(like.shape, like.dtype),  # type: ignore[misc]
+        ): f"zeros: {drop.why}"
+        for drop in table.drops
+        if drop.zeros_like is not None
+        for like in [kept[drop.zeros_like]]
+    }
+
+
+def is_directory(layout: Layout, target: Path) -> bool:
+    """Return whether a layout is written to such a target as a model directory."""
+    return layout.weights_name is not None and not (layout.also_file and _suffix(target))
+
+
+def _suffix(target: Path) -> str | None:
+    """Return the suffix that names a container, or None."""
+    return next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
+
+
+def _token_pooled(model: Any, task: str) -> Any:
+    """Return the configuration whose schema the task has: only classifiers pool."""
+    return model if task == "classify" else replace(model, global_pool="token")
+
+
+def container_kind(layout: Layout, target: Path) -> str:
+    """Return the kind of container that the target's name asks for."""
+    suffix = _suffix(target)
+    if is_directory(layout, target):
+        if suffix is not None:
+            raise OutputError(
+                f"{layout.name} is written as a directory; name one instead of {target.name}"
+            )
+        return layout.containers[0]
+    kind = SUFFIX_KINDS.get(suffix or "")
+    if kind not in layout.containers:
+        suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
+        raise OutputError(
+            f"{layout.name} is written as a file whose name ends in {' or '.join(suffixes)}, not as"
+            f" {target.name}"
+        )
+    return kind
+
+
+def _in_dtype(tensor: LazyTensor, dtype: str | None) -> LazyTensor:
+    if dtype is None or tensor.dtype == DTYPES[dtype]:
+        return tensor
+    wanted = DTYPES[dtype]
+    return replace(tensor, dtype=wanted, load=lambda: rounded(tensor.load(), wanted))
+
+
+def _finite(tensor: LazyTensor) -> LazyTensor:
+    """Return the tensor with a guard: weights that are not numbers are never written."""
+
+    def load() -> np.ndarray:
+        array = tensor.load()
+        if array.dtype.kind in "fV" and not np.isfinite(array).all():
+            count = int(array.size - np.isfinite(array).sum())
+            raise MaeConvertError(
+                f"{tensor.name} would hold {count} values that are NaN or infinite; the checkpoint"
+                " is broken, or --dtype overflows: nothing was written"
+            )
+        return array
+
+    return replace(tensor, load=load)
+
+
+def _steps(
+    source: Checkpoint,
+    kept: Iterable[str],
+    task: str,
+    changes: Iterable[Step],
+    dtype: str | None,
+) -> list[Step]:
+    """Return the steps that the source declares, and after them those of this conversion."""
+    steps = list((source.container.conversion or {}).get("steps", []))
+    if task != source.task:
+        steps.append({"step": "task", "from": source.task, "to": task})
+    steps += changes
+    rounded_from = {str(source.tensors[name].dtype) for name in kept} - {dtype}
+    if dtype and rounded_from:
+        steps.append({"step": "dtype", "from": sorted(rounded_from), "to": dtype})
+    return steps
+
+
+def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
+    reason = f"not part of a model whose task is {task}"
+    unused = {
+        source.prefix.stored[rule.external]: reason
+        for rule in source.rules
+        if not kept & set(rule.canonicals)
+    }
+    return {**source.dropped, **unused, **source.container.ignored}
+
+
+def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return layout and path of each ``--to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
+
+    Raises:
+        OutputError: not exactly one layout is without a path of its own, or two paths are the same.
+    """
+    parsed = []
+    for text in wanted:
+        layout, equals, path = text.partition("=")
+        parsed.append((layout, Path(path) if equals else target))
+    plain = sum("=" not in text for text in wanted)
+    if plain != 1:
+        raise OutputError(
+            f"{plain} of the --to options name no path of their own; write one as --to LAYOUT, for"
+            f" {target}, and every other as --to LAYOUT=PATH"
+        )
+    if len({path.resolve() for _, path in parsed}) < len(parsed):
+        raise OutputError("two --to options name the same path; give each its own")
+    return parsed

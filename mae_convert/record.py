@@ -1,0 +1,132 @@
+"""What a conversion says about itself: record, configuration, preprocessing, hashes."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_convert import __version__
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.configuration import Configuration
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.heads import CREATED
+from mae_convert.planning import Plan
+from mae_convert.rounding import DTYPES, rounding_error
+
+
+def conversion_record(plan: Plan) -> dict[str, Any]:
+    """Return what a conversion does: source, account of every tensor, declared steps."""
+    source = plan.source
+    stored = source.prefix.stored
+    origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
+    return {
+        "mae_convert": __version__,
+        "source": {
+            **files_sha256(source.container.files),
+            "container": source.container.kind,
+            "wrapper": source.container.wrapper,
+            "prefix": source.prefix.said(),
+            "layout": source.layout.name,
+            "task": source.task,
+        },
+        "layout": plan.layout.name,
+        "task": plan.task,
+        "assumed": source.configuration.assumed(),
+        "steps": list(plan.steps),
+        "tensors": {
+            rule.external: {
+                "from": list(dict.fromkeys(origin[n] for n in rule.canonicals if n in origin)),
+                "canonical": list(rule.canonicals),
+                **_rounding([source.tensors[name] for name in rule.canonicals], plan.dtype),
+            }
+            for rule in plan.rules
+        },
+        "dropped": dict(plan.dropped),
+        "created": {
+            **{
+                rule.external: CREATED for rule in plan.rules if not origin.keys() & rule.canonicals
+            },
+            **plan.created,
+        },
+    }
+
+
+def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
+    """Return the largest rounding error of what is joined to one tensor, where it is rounded."""
+    if dtype is None or all(part.dtype == DTYPES[dtype] for part in parts):
+        return {}
+    errors = [rounding_error(part.load(), DTYPES[dtype]) for part in parts]
+    return {"rounding": {kind: max(e[kind] for e in errors) for kind in errors[0]}}
+
+
+def carried_config(plan: Plan) -> dict[str, Any]:
+    """Return the configuration that a file carries inside: nothing else needs to be known of it."""
+    labels, preprocessor = plan.configuration.labels, _their_preprocessor(plan.source)
+    named = {str(number): name for number, name in enumerate(labels or ())}
+    return {
+        **({"id2label": named} if named and plan.task == "classify" else {}),
+        **({"preprocessor": preprocessor} if preprocessor else {}),
+        **plan.configuration.model.to_dict(),
+        **_image_statistics(plan.configuration),
+        "task": plan.task,
+        "layout": plan.layout.name,
+    }
+
+
+def preprocessor_config(plan: Plan) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
+
+    What the source says about preprocessing stays, but for the size of other pictures.
+    """
+    height, width = plan.configuration.model.image_hw
+    theirs = dict(_their_preprocessor(plan.source))
+    if plan.configuration.model.image_hw != plan.source.configuration.model.image_hw:
+        theirs = {name: value for name, value in theirs.items() if "size" not in name}
+    return {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_processor_type": "ViTImageProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": height, "width": width},
+        **theirs,
+        **_image_statistics(plan.configuration),
+    }
+
+
+def _their_preprocessor(source: Checkpoint) -> Mapping[str, Any]:
+    """Return what the source says about preprocessing beyond mean and deviation, if anything."""
+    beside = source.container.preprocessor or {}
+    if set(beside) - {"image_mean", "image_std"}:
+        return beside
+    inside = (source.container.config or {}).get("preprocessor")
+    return inside if isinstance(inside, Mapping) else {}
+
+
+def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
+    return {
+        "image_mean": list(configuration.image_mean),
+        "image_std": list(configuration.image_std),
+    }
+
+
+def files_sha256(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the name and the SHA-256 of what tensors are read from.
+
+    Where that is several files, the name is the first one's in its directory, ``files`` has the
+    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    """
+    hashes = {path.name: file_sha256(path) for path in files}
+    if len(files) == 1:
+        return {"name": files[0].name, "sha256": hashes[files[0].name]}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    whole = hashlib.sha256(lines.encode()).hexdigest()
+    folder = files[0].resolve().parent.name
+    return {"name": f"{folder}/{files[0].name}", "sha256": whole, "files": hashes}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""Print what a conversion did, and how two checkpoints differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from mae_convert.diff import Difference
+from mae_convert.mapping import listed
+from mae_convert.planning import Plan
+from mae_convert.rounding import DTYPES
+from mae_convert.show.console import assumptions, console, number, pairs
+from mae_convert.show.inspection import size_of
+
+
+def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
+    """Print what a conversion did."""
+    out, source = console(), plan.source
+    rows = [
+        ("read", f"{source.path}  ({source.layout.name}, {source.task}, {source.container.kind})"),
+        ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
+        ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
+    ]
+    if prefix := source.prefix.said():
+        undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
+        rows.append(("prefix", f"{prefix} was taken off the names{undone}"))
+    for step in report["steps"]:
+        undone = "can be undone" if _is_exact(step) else "cannot be undone"
+        rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
+    rows += [("rounded", line) for line in _worst_rounding(report["tensors"])]
+    rows += [("not taken", line) for line in _by_reason(report["dropped"])]
+    out.print(pairs(rows))
+    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print(assumptions(report["assumed"]))
+
+
+def _by_reason(dropped: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each reason, with the names that it is the reason for."""
+    reasons = dict.fromkeys(dropped.values())
+    for reason in reasons:
+        names = [name for name, why in dropped.items() if why == reason]
+        yield f"{listed(names, 3)}: {reason}"
+
+
+def step_in_words(step: Mapping[str, Any]) -> str:
+    """Return a declared step in words."""
+    before, after = (_sides(step["step"], step[key]) for key in ("from", "to"))
+    how = f", positions {step['positions']}" if "positions" in step else ""
+    return f"{step['step']}: {before} to {after}{how}"
+
+
+def _is_exact(step: Mapping[str, Any]) -> bool:
+    """Return whether a step only widened dtypes."""
+    return step["step"] == "dtype" and all(
+        np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
+    )
+
+
+def _sides(kind: str, value: Any) -> str:
+    if kind == "image_size":
+        return size_of(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the tensor that rounding moved most, if any was rounded."""
+    rounded = {name: t["rounding"] for name, t in tensors.items() if "rounding" in t}
+    if not rounded:
+        return
+    if not any(error["absolute"] for error in rounded.values()):
+        yield "every value is exact in the new dtype"
+        return
+    for kind in ("relative", "absolute"):
+        worst = max(rounded, key=lambda name: rounded[name][kind])
+        yield f"largest {kind} error {number(rounded[worst][kind])}, in {worst}"
+
+
+def difference_json(difference: Difference) -> dict[str, Any]:
+    """Return a difference as plain data."""
+    return {
+        "same": difference.same,
+        "equal": difference.equal,
+        "tensors": [asdict(tensor) for tensor in difference.tensors],
+        "configuration": {
+            name: {"a": a, "b": b} for name, (a, b) in difference.configuration.items()
+        },
+    }
+
+
+def difference(result: Difference) -> None:
+    """Print which tensors and fields differ."""
+    out = console()
+    out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("tensor", "shape and dtype", "values that differ", "relative L2", "largest"):
+        grid.add_column(column)
+    for t in result.tensors:
+        a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
+        kind = a if a == b else f"{a} | {b}"
+        grid.add_row(t.name, kind, str(t.elements), number(t.relative_l2), number(t.max_abs))
+    if result.tensors:
+        out.print(grid)
+    for name, (a, b) in result.configuration.items():
+        out.print(f"configuration: {name} is {escape(str(a))} in A and {escape(str(b))} in B")

@@ -1,0 +1,97 @@
+"""Print what ``inspect`` found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table as Grid
+
+from mae_convert.show.console import assumptions, console, pairs
+
+
+def inspection(report: Mapping[str, Any]) -> None:
+    """Print what ``inspect`` found, on one screen."""
+    config, out = report["config"], console()
+    size = config["image_size"]
+    rows = [
+        ("checkpoint", report["path"]),
+        ("layout", _with_synonyms(report)),
+        ("container", _container(report)),
+        ("task", report["task"]),
+        ("image", f"{size_of(size)}, {config['num_channels']} channels"),
+        ("patch", size_of(config["patch_size"])),
+        ("encoder", _stack(config, "")),
+    ]
+    if report["task"] == "pretrain":
+        rows.append(("decoder", _stack(config, "decoder_")))
+    if report["task"] == "classify":
+        pooling = (
+            "the class token" if config["global_pool"] == "token" else "the mean of all patches"
+        )
+        rows.append(("head", f"{config['num_labels']} classes, reads {pooling}"))
+    dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
+    rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
+    millions = report["parameters"] / 1e6
+    rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
+    rows.append(("official", _official(report["official"])))
+    for name, what in {**report["ignored"], **report["dropped"]}.items():
+        rows.append(("not used", f"{name}: {what}"))
+    out.print(pairs(rows))
+    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print(assumptions(report["assumed"]))
+    out.print("\n[bold]Can be converted to[/bold]")
+    out.print(pairs(("  " + name, answer) for name, answer in report["becomes"].items()))
+    if "stats" in report:
+        out.print("\n[bold]Values[/bold]")
+        out.print(_statistics(report["stats"]))
+
+
+def _container(report: Mapping[str, Any]) -> str:
+    """Return the container, and what stood around the tensors and before their names."""
+    files = f", {report['files']} files" if report["files"] > 1 else ""
+    wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
+    prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
+    return report["container"] + files + wrapper + prefix
+
+
+def _with_synonyms(report: Mapping[str, Any]) -> str:
+    same = f" (the same as {', '.join(report['synonyms'])} here)" if report["synonyms"] else ""
+    spelling = "" if report["spelling"] == report["layout"] else f" ({report['spelling']})"
+    return report["layout"] + spelling + same
+
+
+def size_of(size: Any) -> str:
+    """Return a size, one number or two, as height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"
+
+
+def _stack(config: Mapping[str, Any], prefix: str) -> str:
+    return (
+        f"{config[prefix + 'num_hidden_layers']} blocks, width {config[prefix + 'hidden_size']},"
+        f" MLP {config[prefix + 'intermediate_size']},"
+        f" {config[prefix + 'num_attention_heads']} heads"
+    )
+
+
+def _official(official: Mapping[str, Any] | None) -> str:
+    if official is None:
+        return "none that is known by these names and shapes"
+    if "md5" not in official:
+        return f"same names and shapes as {official['probable']} (--hash tells more)"
+    known = {
+        True: "the digits of the MD5 that its publisher names fit",
+        False: "but its MD5 is another: other weights",
+        None: "whose publisher names no hash",
+    }[official["confirmed"]]
+    return f"{official['probable']}, {known} (md5 {official['md5']})"
+
+
+def _statistics(stats: Mapping[str, Mapping[str, float]]) -> Grid:
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
+    grid.add_column("tensor")
+    for column in ("min", "max", "mean", "std", "zeros", "not finite"):
+        grid.add_column(column, justify="right")
+    for name, s in stats.items():
+        values = [f"{s[key]:.4g}" for key in ("min", "max", "mean", "std")]
+        grid.add_row(name, *values, str(s["zeros"]), str(s["not_finite"]))
+    return grid
