@@ -17,14 +17,19 @@ from mae_convert.options import (
     DEVICE,
     DTYPE,
     FRAMEWORK,
+    MODE,
+    RUN_DTYPE,
     ByteSize,
     ImageSize,
     checkpoint_options,
+    input_options,
     json_option,
+    side_options,
 )
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
+    from mae_convert.verify.sides import Side
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -195,40 +200,42 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--python", help="Interpreter of the environment that has the framework.")
+@click.option(
+    "--mode",
+    type=MODE,
+    default="eager",
+    show_default=True,
+    help="Run the model as it is, compiled, or as in training with dropout 0.",
+)
 @click.option(
     "--dtype",
     "dtypes",
-    type=DTYPE,
+    type=RUN_DTYPE,
     multiple=True,
     help="Precision of a run; may be given several times.  [default: float64, float32]",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help=".npz with pixel_values and noise.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of random inputs.",
-)
-@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
-@click.option("--python", help="Interpreter of the environment that has the framework.")
+@click.option(
+    "--as-converted",
+    type=click.Path(path_type=Path),
+    metavar="CONVERTED",
+    help="First apply the lossy steps that a checkpoint made of this one declares.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@input_options
 @checkpoint_options
 def trace(
     ckpt: Path,
     out: Path,
     framework: str | None,
     device: str,
-    dtypes: tuple[str, ...],
-    inputs: Path | None,
-    seed: int,
-    batch: int,
-    taps: bool,
     python: str | None,
-    overwrite: bool,
+    mode: str,
+    dtypes: tuple[str, ...],
     state_key: str | None,
     flags: "Flags",
+    **options: Any,
 ) -> None:
     """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
 
@@ -238,18 +245,15 @@ def trace(
         mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
     """
     from mae_convert.checkpoint import open_checkpoint
-    from mae_convert.verify.trace import Side, trace_to_file
+    from mae_convert.verify.running import DEFAULT_DTYPES
+    from mae_convert.verify.sides import Side
+    from mae_convert.verify.tracing import TraceOptions, trace_to_file
 
     trace_to_file(
         open_checkpoint(ckpt, flags, state_key=state_key),
-        Side(framework, device, python),
+        Side(framework, device, python, mode),
         out,
-        inputs=inputs,
-        seed=seed,
-        batch=batch,
-        dtypes=dtypes or ("float64", "float32"),
-        taps=taps,
-        overwrite=overwrite,
+        TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, **options),
     )
     click.echo(f"wrote {out}")
 
@@ -279,47 +283,59 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--framework-a", type=FRAMEWORK, help="Default: the one that reads A natively.")
-@click.option("--framework-b", type=FRAMEWORK, help="Default: the one that reads B natively.")
-@click.option("--device-a", type=DEVICE, default="cpu", show_default=True)
-@click.option("--device-b", type=DEVICE, default="cpu", show_default=True)
-@click.option("--python-a", help="Interpreter of the environment that has A's framework.")
-@click.option("--python-b", help="Interpreter of the environment that has B's framework.")
+@click.argument("b", type=click.Path(path_type=Path), required=False)
+@side_options
 @click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random inputs.",
+    "--against",
+    multiple=True,
+    metavar="FRAMEWORK[=PYTHON]",
+    help="Have B run once more, by transformers' or timm's own classes.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=RUN_DTYPE,
+    multiple=True,
+    help="Precision to judge besides float64; may be given several times.  [default: float32]",
+)
+@click.option(
+    "--at-mask-ratio",
+    "mask_ratio_of_run",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Run with this mask ratio instead of the configured one.",
+)
+@input_options
 @click.option("--require-proof", is_flag=True, help="Fail unless both sides are native witnesses.")
+@click.option(
+    "--certify",
+    is_flag=True,
+    help="If it passes, put a certificate beside B, which `verify B` replays without A.",
+)
 @click.option(
     "--report",
     "reports",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Also write the verdict to FILE.json or FILE.xml (JUnit).",
+    metavar="FILE",
+    help="Also write the verdict to FILE.json, FILE.xml (JUnit), FILE.html or FILE.md.",
 )
 @json_option
 @checkpoint_options
 def verify(
     a: Path,
-    b: Path,
-    seed: int,
-    batch: int,
-    require_proof: bool,
+    b: Path | None,
+    sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
+    certify: bool,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
-    **sides: str | None,
+    **options: Any,
 ) -> int:
     """Prove that two checkpoints are the same function, or say where they part and why.
 
-    Both are run in child processes on the same pictures with the same noise. Exit status 1 if they
-    differ.
+    Both are run in child processes on the same pictures with the same noise. With A alone, its
+    certificate is replayed. Exit status 1 if they differ.
 
     Example:
 
@@ -329,26 +345,23 @@ def verify(
     from mae_convert.checkpoint import open_checkpoint
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
+    from mae_convert.verify.certificate import replay, write_certificate
     from mae_convert.verify.report import check_report_names, verdict_json, write_reports
-    from mae_convert.verify.trace import Side
-    from mae_convert.verify.verification import verify as verify_pair
+    from mae_convert.verify.verification import parse_options, run_verification
 
-    check_report_names(reports, models=(a, b))
-    opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
-    verdict = verify_pair(
-        opened[0],
-        opened[1],
-        *(
-            Side(sides[f"framework_{s}"], sides[f"device_{s}"] or "cpu", sides[f"python_{s}"])
-            for s in "ab"
-        ),
-        seed=seed,
-        batch=batch,
-        require_proof=require_proof,
-    )
-    write_reports(verdict, reports)
-    print_json(verdict_json(verdict)) if as_json else show(verdict)
-    return 0 if verdict.passed else 1
+    check_report_names(reports, models=(a, b or a))
+    if b is None:
+        done = replay(a, sides[0], parse_options(**options), flags)
+    else:
+        first, second = (
+            open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)
+        )
+        done = run_verification(first, second, *sides, parse_options(**options))
+        if certify and done.verdict.passed:
+            write_certificate(done, second)
+    write_reports(done, reports)
+    print_json(verdict_json(done.verdict)) if as_json else show(done.verdict)
+    return 0 if done.verdict.passed else 1
 
 
 @cli.command()

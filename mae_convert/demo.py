@@ -15,8 +15,8 @@ from mae_convert.show.console import console
 from mae_convert.show.verdict import answer, checks_table
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.judge import Check, Verdict, judge
-from mae_convert.verify.trace import Side, choose_side
-from mae_convert.verify.verification import Run, run_together
+from mae_convert.verify.running import Run, run_together
+from mae_convert.verify.sides import Side, choose_side
 
 TARGETS = ("transformers", "transformers-tf")
 FULL_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}

@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 Command = Callable[..., Any]
 
-
 DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
-
-
-FRAMEWORK = click.Choice(["torch", "tensorflow", "jax"])
-
-
+RUN_DTYPE = click.Choice(["float64", "float32", "tf32", "float16", "bfloat16"])
+FRAMEWORK = click.Choice(["torch", "tensorflow", "jax", "transformers", "timm"])
 DEVICE = click.Choice(["cpu", "cuda"])
+MODE = click.Choice(["eager", "compiled", "xla", "train"])
 
 
 class ImageSize(click.ParamType):
@@ -69,8 +67,6 @@ def checkpoint_options(command: Command) -> Command:
         )
         return command(flags=flags, **options)
 
-    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
-    with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
         click.option(
             "--state-key",
@@ -92,11 +88,106 @@ def checkpoint_options(command: Command) -> Command:
             help="Image size of the position embeddings, where the grid is not square.",
         ),
     ]
-    for option in reversed(options):
-        with_flags = option(with_flags)
-    return with_flags
+    return with_options(command, with_flags, options)
 
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
+
+
+def with_options(command: Command, wrapper: Command, options: list[Command]) -> Command:
+    """Return a wrapper of a command with the command's own options and these before them."""
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(options):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def input_options(command: Command) -> Command:
+    """Add the options that say what pictures and noise a model is run on, as ``inputs``."""
+
+    def with_inputs(**options: Any) -> Any:
+        from mae_convert.verify.inputs import InputChoice
+
+        file, images = options.pop("inputs"), options.pop("images")
+        if file is not None and images is not None:
+            raise click.UsageError("--inputs and --images both name pictures; give one of them")
+        choice = InputChoice(file, images, options.pop("seed"), options.pop("batch"))
+        return command(inputs=choice, **options)
+
+    path = click.Path(path_type=Path)
+    return with_options(
+        command,
+        with_inputs,
+        [
+            click.option("--inputs", type=path, help=".npz with pixel_values and noise."),
+            click.option(
+                "--images",
+                type=path,
+                metavar="DIR",
+                help="Pictures, put through the model's own preprocessing.",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="Seed of random pictures and of the noise.",
+            ),
+            click.option(
+                "--batch",
+                type=click.IntRange(min=1),
+                help="Number of random pictures, or at most so many of --images.  [default: 2; 16]",
+            ),
+            click.option(
+                "--unmasked",
+                is_flag=True,
+                help="Leave no patch out and keep their order, as classifiers and timm do.",
+            ),
+            click.option(
+                "--gradients",
+                is_flag=True,
+                help="Also the gradient of the loss for every trainable parameter.",
+            ),
+        ],
+    )
+
+
+def side_options(command: Command) -> Command:
+    """Add the options that say how two checkpoints are run, as ``sides``, one for each."""
+
+    def with_sides(**options: Any) -> Any:
+        from mae_convert.verify.sides import Side
+
+        sides = tuple(
+            Side(*(options.pop(f"{name}_{side}") for name in ("framework", "device", "python",
+                                                              "mode")))
+            for side in "ab"
+        )  # fmt: skip
+        return command(sides=sides, **options)
+
+    options = []
+    for side in "ab":
+        what = side.upper()
+        options += [
+            click.option(
+                f"--framework-{side}",
+                type=FRAMEWORK,
+                help=f"Default: the one that reads {what} natively.",
+            ),
+            click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),
+            click.option(
+                f"--python-{side}",
+                help=f"Interpreter of the environment that has {what}'s framework.",
+            ),
+            click.option(
+                f"--mode-{side}",
+                type=MODE,
+                default="eager",
+                show_default=True,
+                help=f"Run {what} as it is, compiled, or as in training with dropout 0.",
+            ),
+        ]
+    return with_options(command, with_sides, options)

@@ -13,6 +13,23 @@ GAP = 4  # white pixels between the pictures of a panel
 GREY = 0.5  # shows removed patches
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, by name.
+
+    Raises:
+        MaeConvertError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise MaeConvertError(f"{folder} is not a folder; name one that holds pictures")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise MaeConvertError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    return found
+
+
 def load_pictures(paths: Sequence[Path], configuration: Configuration) -> np.ndarray:
     """Read pictures, resize them (bicubic), scale them to [0, 1] and normalise them.
 

@@ -27,7 +27,8 @@ from mae_convert.verify import run_pytorch
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.job import Job
 from mae_convert.verify.judge import judge
-from mae_convert.verify.trace import Side, Trace, describe
+from mae_convert.verify.sides import Side, loader_for
+from mae_convert.verify.trace import Trace, describe
 
 WIDTH, HEADS = 32, 4
 
@@ -251,8 +252,15 @@ class Bench:
             inputs=str(self.folder / "inputs.npz"),
             output=str(output),
             taps=True,
+            gradients=False,
+            mode="eager",
             description={
-                **describe(checkpoint, side, self.inputs),
+                **describe(
+                    checkpoint,
+                    side,
+                    self.inputs,
+                    native=loader_for(checkpoint, side.framework) is not None,
+                ),
                 "dtypes": ["float64", "float32"],
             },
         )

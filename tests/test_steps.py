@@ -20,9 +20,9 @@ from mae_convert.planning import plan_conversion
 from mae_convert.rounding import DTYPES, rounded, rounding_error
 from mae_convert.steps import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
 from mae_convert.verify.arithmetic import mixed_channels, round_half_even
+from mae_convert.verify.sides import Side
 from mae_convert.verify.steps import apply_steps, declared_steps, steps_between
-from mae_convert.verify.trace import Side
-from mae_convert.verify.verification import verify
+from mae_convert.verify.verification import Options, verify
 
 HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 TORCH = (Side("torch"), Side("torch"))
@@ -335,7 +335,7 @@ FAULTS = {
 
 class TestVerdict:
     def verdict(self, a, b, sides=TORCH):
-        return verify(a, b, *sides, dtypes=("float64",))
+        return verify(a, b, *sides, Options(dtypes=("float64",)))
 
     def test_sizes_channels_and_dtype_together_are_proven(self, case, tmp_path):
         source = open_checkpoint(case("finetune_gap_tiny").checkpoint, HEADS)

@@ -21,7 +21,7 @@ from mae_convert.packing import Packing
 from mae_convert.planning import plan_conversion
 from mae_convert.prefixes import LEADING, as_stored, is_readable, strippings
 from mae_convert.verify.loaders import pytorch_state_dict
-from mae_convert.verify.trace import stage
+from mae_convert.verify.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 FSDP = "_fsdp_wrapped_module."
@@ -284,7 +284,7 @@ def test_the_reference_model_gets_the_tensors_by_their_own_names(tmp_path, state
     path, key = VARIATIONS[name](tmp_path, state)
     checkpoint = open_checkpoint(path, FLAGS, state_key=key)
     (tmp_path / "work").mkdir()
-    staged, loader = stage(checkpoint, "torch", tmp_path / "work")
+    staged, loader, _ = stage(checkpoint, "torch", tmp_path / "work")
     assert loader == "facebook"
     loaded = pytorch_state_dict(str(staged))
     assert set(loaded) == set(state)
@@ -298,7 +298,7 @@ def test_a_model_in_parts_is_staged_for_the_keras_reference(tmp_path, plain, pic
     packing = Packing(pickled=pickled, max_shard_size=100_000)
     execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     source = open_checkpoint(tmp_path / "m")
-    staged, loader = stage(source, "tensorflow", tmp_path)
+    staged, loader, _ = stage(source, "tensorflow", tmp_path)
     assert (staged.name, loader) == ("weights.safetensors", "transformers")
     loaded = safetensors.torch.load_file(staged)
     for name, tensor in source.container.tensors.items():

@@ -38,7 +38,8 @@ DTYPES: Mapping[str, frozenset] = {
     "keras_h5": NUMPY_DTYPES,
 }
 RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
-OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, "README.md"))
+CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
+OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
 SHARDED_KINDS = ("safetensors", "bin")
 RECORD = "conversion.json"
 

@@ -17,6 +17,9 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
     """Return a sort key that puts taps and outputs in the order of the computation."""
     if name in ("mask", "ids_restore"):
         return (-1, 0, 0, 0)
+    if name.startswith("grad/"):  # backward, after everything else
+        part, kind, block, step = execution_order(name.removeprefix("grad/"))
+        return (10 - part, -kind, -block, -step)
     if match := BLOCK_TAP.fullmatch(name):
         part = 0 if match[1] == "encoder" else 1
         return (part, 1, int(match[2]), BLOCK_STEPS.index(match[3]))

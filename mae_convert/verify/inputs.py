@@ -2,14 +2,55 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mae_convert.configuration import Configuration
 from mae_convert.errors import MaeConvertError
+from mae_convert.pictures import load_pictures, pictures_in
 from reference_models.configuration import ViTMAEConfig
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """Where the pictures and the noise come from.
+
+    Attributes:
+        file: an .npz with ``pixel_values`` and ``noise``, which then are the inputs.
+        images: a folder of pictures, which go through the model's own preprocessing.
+        seed: of random pictures, and of the noise.
+        batch: number of random pictures, or at most this many of the folder's where it is given.
+    """
+
+    file: Path | None = None
+    images: Path | None = None
+    seed: int = 0
+    batch: int | None = None
+
+
+RANDOM_BATCH = 2
+MOST_IMAGES = 16
+
+
+def make_inputs(choice: InputChoice, configuration: Configuration) -> dict[str, np.ndarray]:
+    """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
+
+    Raises:
+        MaeConvertError: the file or the folder cannot be used for this model.
+    """
+    if choice.file is not None:
+        return load_inputs(choice.file, configuration.model)
+    if choice.images is None:
+        batch = choice.batch or RANDOM_BATCH
+        return random_inputs(configuration.model, batch=batch, seed=choice.seed)
+    paths = pictures_in(choice.images)[: choice.batch or MOST_IMAGES]
+    pixels = load_pictures(paths, configuration)
+    made_up = random_inputs(configuration.model, batch=len(pixels), seed=choice.seed)
+    return {"pixel_values": pixels, "noise": made_up["noise"]}
 
 
 def random_inputs(config: ViTMAEConfig, *, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FRAMEWORKS = ("torch", "tensorflow", "jax")
-RUN_DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Our reference models on three backends, and two libraries whose own classes are further witnesses.
+FRAMEWORKS = ("torch", "tensorflow", "jax", "transformers", "timm")
+# "tf32" is float32 whose matrix products are rounded to 10 bits on the way, as CUDA devices offer.
+RUN_DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
+MODES = ("eager", "compiled", "xla", "train")
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Job:
     """One side of a comparison.
 
     Attributes:
-        framework: "torch", "tensorflow" or "jax".
+        framework: one of ``FRAMEWORKS``.
         device: "cpu" or "cuda"; float64 always runs on the CPU, as the proof asks.
         dtypes: the runs to make, in order.
         task: "pretrain", "encoder" or "classify".
@@ -25,6 +28,9 @@ class Job:
         inputs: .npz with pixel_values and noise.
         output: the trace to write.
         taps: whether to keep every step between.
+        gradients: whether to keep the gradient of the objective for every trainable parameter.
+        mode: "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
+            XLA compiler; "train" as in training, with dropout 0.
         description: metadata that is copied into the trace.
     """
 
@@ -38,6 +44,8 @@ class Job:
     inputs: str
     output: str
     taps: bool
+    gradients: bool
+    mode: str
     description: Mapping[str, Any]
 
     def save(self, path: Path) -> None:

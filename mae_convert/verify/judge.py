@@ -20,7 +20,7 @@ from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.trace import Trace
 
 FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's own error may be this many times the other's ...
 PEER_FACTOR = 8.0
 # ... where an error below this many units of roundoff counts as this many, and in no case more
@@ -30,12 +30,22 @@ CEILING_UNITS = 64.0
 # ... raised for large attention logits, but never to what TF32 would do (8192 units of float32).
 UNITS_PER_LOGIT = 8.0
 LARGEST_CEILING_UNITS = 2048.0
+LIMITS = {
+    "function": FUNCTION_LIMIT,
+    "peer_factor": PEER_FACTOR,
+    "floor_units": FLOOR_UNITS,
+    "ceiling_units": CEILING_UNITS,
+    "units_per_logit": UNITS_PER_LOGIT,
+    "largest_ceiling_units": LARGEST_CEILING_UNITS,
+}
 
 RESULTS = {
     "pretrain": ("mask", "ids_restore", "last_hidden_state", "logits", "reconstruction"),
     "encoder": ("mask", "ids_restore", "last_hidden_state"),
     "classify": ("logits",),
 }
+GRADIENT = "grad/"
+Results = Mapping[str, np.ndarray]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
 GEOMETRY = (
     "hidden_size",
@@ -153,8 +163,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
     """Return how far the results of one trace are from another's, in float64, by name."""
+    old, new = before.results("float64"), after.results("float64")
     return {
-        name: relative_error(_array(after, "float64", name), _array(before, "float64", name))
+        name: relative_error(new[name], old[name])
         for name in _common_results(before, after)
         if name in LAST_STEPS
     }
@@ -185,17 +196,26 @@ def _check_comparable(a: Trace, b: Trace) -> None:
 
 
 def _common_results(a: Trace, b: Trace) -> list[str]:
-    prefix = "float64/"
-    common = [n.removeprefix(prefix) for n in a.arrays if n.startswith(prefix) and n in b.arrays]
+    others = b.results("float64")
+    common = [name for name in a.results("float64") if name in others]
     if a.description["task"] != b.description["task"]:
-        # Pixels that a decoder predicts and classes that a head does have only the name in common.
-        common = [name for name in common if name not in RESULTS_OF_ONE_TASK]
-    return sorted((name.removeprefix("tap/") for name in common), key=execution_order)
+        # Pixels that a decoder predicts and classes that a head does have only the name in common,
+        # and so have the gradients of their losses.
+        common = [n for n in common if n not in RESULTS_OF_ONE_TASK and not n.startswith(GRADIENT)]
+    return sorted(common, key=execution_order)
 
 
-def _array(trace: Trace, dtype: str, name: str) -> np.ndarray:
-    key = f"{dtype}/{name}"
-    return trace.arrays[key if key in trace.arrays else f"{dtype}/tap/{name}"]
+def _missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
+    """Yield results, steps between left aside, that one side has and the other has not."""
+    if a.description["task"] != b.description["task"]:
+        return
+    for name, side, other in (("B", a, b), ("A", b, a)):
+        known = other.results("float64").keys() | other.description.get("settings", {}).get(
+            "omits", ()
+        )
+        for result in side.results("float64"):
+            if result in LAST_STEPS and result not in known:
+                yield result, name
 
 
 def _function(a: Trace, b: Trace) -> Iterator[Check]:
@@ -203,9 +223,40 @@ def _function(a: Trace, b: Trace) -> Iterator[Check]:
         if name in a.arrays and name in b.arrays:
             differing = _count_differing(a.arrays[name], b.arrays[name])
             yield Check(f"function/{name}", differing == 0, differing, 0)
+    left, right = a.results("float64"), b.results("float64")
     for name in _common_results(a, b):
-        error = relative_error(_array(b, "float64", name), _array(a, "float64", name))
+        error = _distance(right, left, name)
         yield Check(f"function/{name}", error <= FUNCTION_LIMIT, error, FUNCTION_LIMIT)
+    for name, side in _missing_results(a, b):
+        yield Check(f"function/{name}", False, f"missing in {side}", FUNCTION_LIMIT)
+
+
+def _distance(found: Results, exact: Results, name: str) -> float:
+    """Return the relative error of a result.
+
+    The gradient for a key bias is zero, because softmax cancels the bias: what is computed is what
+    rounding leaves of the sum that the gradient of the key weight is made of, and is held against
+    that.
+    """
+    if name.startswith(GRADIENT) and name.endswith(".k.bias"):
+        weight = exact.get(name.replace(".k.bias", ".k.weight"))
+        if weight is not None and found[name].shape == exact[name].shape:
+            away = found[name].astype(np.float64) - exact[name].astype(np.float64)
+            size = max(np.linalg.norm(exact[name]), np.linalg.norm(weight))
+            return float(np.linalg.norm(away) / size) if size else relative_error(away, away * 0)
+    return relative_error(found[name], exact[name])
+
+
+def own_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
+    """Return how far a run in a lower precision is from the same side's float64 run, by result.
+
+    A certificate holds these figures in place of the run.
+    """
+    kept = trace.description.get("own_errors")
+    if kept is not None:
+        return kept.get(dtype, {})
+    found, exact = trace.results(dtype), trace.results("float64")
+    return {name: _distance(found, exact, name) for name in found if name in exact}
 
 
 def _count_differing(a: np.ndarray, b: np.ndarray) -> int:
@@ -217,11 +268,9 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
     ceiling = ceiling_units(a)
     for dtype in dtypes:
         unit = UNIT_ROUNDOFF[dtype]
+        errors_a, errors_b = own_errors(a, dtype), own_errors(b, dtype)
         for name in _common_results(a, b):
-            error_a, error_b = (
-                relative_error(_array(side, dtype, name), _array(side, "float64", name))
-                for side in (a, b)
-            )
+            error_a, error_b = errors_a.get(name, math.inf), errors_b.get(name, math.inf)
             for side, own, other in (("A", error_a, error_b), ("B", error_b, error_a)):
                 limit = min(PEER_FACTOR * max(other, FLOOR_UNITS * unit), ceiling * unit)
                 yield Check(f"{dtype}/{side}/{name}", own <= limit, own, limit)
@@ -233,6 +282,8 @@ def ceiling_units(trace: Trace) -> float:
     The exponential of a logit of size m has a relative error of m units whoever computes it, so
     that attention which is sure of itself allows more. The logits follow from the taps of q and k.
     """
+    if (kept := trace.description.get("ceiling_units")) is not None:
+        return float(kept)
     config = trace.description["config"]
     largest = 0.0
     for name, q in trace.arrays.items():
@@ -322,5 +373,6 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _witness(side: str, trace: Trace) -> dict[str, Any]:
-    keys = ("framework", "device", "native", "versions", "layout", "task", "checkpoint", "assumed")
+    keys = ("framework", "device", "mode", "native", "versions", "settings", "layout", "task",
+            "checkpoint", "assumed")  # fmt: skip
     return {"side": side, **{key: trace.description.get(key) for key in keys}}

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mae_convert import __version__
 from mae_convert.errors import OutputError
 from mae_convert.plain import plain
 from mae_convert.verify.judge import Verdict
+
+if TYPE_CHECKING:
+    from mae_convert.verify.verification import Verification
 
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "transformers", "timm", "safetensors")
 SUFFIXES = (".json", ".xml")
@@ -50,8 +53,9 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
             raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
 
 
-def write_reports(verdict: Verdict, paths: Sequence[Path]) -> None:
+def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format that its suffix names."""
+    verdict = done.verdict
     for path in paths:
         if path.suffix == ".json":
             path.write_text(json.dumps(plain(verdict_json(verdict)), indent=2) + "\n")

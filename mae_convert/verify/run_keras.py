@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from mae_convert.verify import keras_backend as backend
+from mae_convert.verify import objective
 from mae_convert.verify.job import Job
 from mae_convert.verify.loaders import (
     LoadError,
@@ -21,6 +23,7 @@ from reference_models.keras import (
     TFViTMAEForPreTraining,
     TFViTMAEModel,
 )
+from reference_models.keras.classifier import cross_entropy
 
 MODELS = {
     "pretrain": TFViTMAEForPreTraining,
@@ -31,40 +34,66 @@ MODELS = {
 
 def versions() -> dict[str, str]:
     """Return the versions that matter for a result of this framework."""
-    backend = __import__(keras.backend.backend())
+    module = __import__(keras.backend.backend())
     return {
-        backend.__name__: backend.__version__,
+        module.__name__: module.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
 
 
-def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each dtype and its results, NumPy arrays by name.
-
-    Raises:
-        LoadError: the file's tensors are not exactly the model's.
-    """
-    for dtype in job.dtypes:
-        with _device("cpu" if dtype == "float64" else job.device):
-            results = forward(build(job, dtype), job, inputs, dtype)
-        yield dtype, {name: _as_numpy(name, value, dtype) for name, value in results.items()}
-
-
-def _device(device: str) -> Any:
+def settings() -> dict[str, Any]:
+    """Return what else matters for a result: how float32 is computed, and that it is repeatable."""
     if keras.backend.backend() == "jax":
         import jax
 
-        return jax.default_device(jax.devices({"cuda": "gpu"}.get(device, device))[0])
+        return {"tf32": jax.config.jax_default_matmul_precision != "highest"}
     import tensorflow
 
-    if device == "cpu":
-        return tensorflow.device("/CPU:0")
-    if not tensorflow.config.list_physical_devices("GPU"):
-        raise LoadError("this TensorFlow sees no CUDA device; pass --device cpu")
-    # TF32 would make float32 on a GPU something else than float32.
-    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
-    return tensorflow.device("/GPU:0")
+    return {
+        "deterministic_algorithms": True,  # by keras_backend.set_precision
+        "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
+    }
+
+
+def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Raises:
+        LoadError: the file's tensors are not exactly the model's, or a result has another dtype
+            than was asked for.
+    """
+    for dtype in job.dtypes:
+        backend.set_precision(dtype, job.device)
+        kind = "float32" if dtype == "tf32" else dtype
+        with backend.device("cpu" if dtype == "float64" else job.device):
+            model = build(job, kind)
+            results = _results(model, job, inputs, kind)
+        yield dtype, {name: _as_numpy(name, value, kind) for name, value in results.items()}
+
+
+def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    pixels = ops.convert_to_tensor(inputs["pixel_values"], dtype=dtype)
+    noise = () if job.task == "classify" else (ops.convert_to_tensor(inputs["noise"]),)
+    training = job.mode == "train"
+
+    def run(pixels: Any, *noise: Any) -> dict[str, Any]:
+        return forward(model, training, pixels, *noise)
+
+    def scalar(pixels: Any, *noise: Any) -> Any:
+        return _objective(run(pixels, *noise), job.task)
+
+    found = backend.compiled(run, model, job.mode)(pixels, *noise)
+    results = {n: value for n, value in found.items() if job.taps or not n.startswith("tap/")}
+    if job.gradients:
+        variables = model.trainable_variables
+        gradients = backend.gradients(scalar, variables, job.mode)(pixels, *noise)
+        results |= {
+            f"grad/{variable.path.removeprefix(f'{model.name}/')}": gradient
+            for variable, gradient in zip(variables, gradients, strict=True)
+            if gradient is not None
+        }
+    return results
 
 
 def build(job: Job, dtype: str) -> Any:
@@ -108,37 +137,50 @@ def _without_root(model: Any) -> list[Variable]:
     return [Variable(variable, model.name) for variable in model.weights]
 
 
-def forward(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
-    """Return the outputs that the job's task has, and the taps if they are asked for."""
-    pixels = ops.convert_to_tensor(inputs["pixel_values"], dtype=dtype)
-    if job.task == "classify":
-        outputs = model(pixels, output_taps=True)
+def forward(model: Any, training: bool, pixels: Any, noise: Any = None) -> dict[str, Any]:
+    """Return the outputs that the model has, and the taps."""
+    if noise is None:
+        outputs = model(pixels, output_taps=True, training=training)
         results = {"logits": outputs.logits}
         if "encoder.norm" in outputs.taps:
             results["last_hidden_state"] = outputs.taps["encoder.norm"]
     else:
-        noise = ops.convert_to_tensor(inputs["noise"])
-        outputs = model(pixels, noise=noise, output_taps=True)
+        outputs = model(pixels, noise=noise, output_taps=True, training=training)
         results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
         results["last_hidden_state"] = outputs.taps["encoder.norm"]
-    if job.task == "pretrain":
-        results |= pretraining_results(model, pixels, outputs)
-    taps = outputs.taps if job.taps else {}
-    return results | {f"tap/{name}": value for name, value in taps.items()}
+    if isinstance(model, TFViTMAEForPreTraining):
+        results |= _pretraining_results(model, pixels, outputs)
+    return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
 
 
-def pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
+def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
     """Return logits, reconstruction and both losses (neither where nothing is removed)."""
     results = {
         "logits": outputs.logits,
         "reconstruction": model.unpatchify(outputs.logits),
     }
-    if np.any(ops.convert_to_numpy(outputs.mask)):
+    if model.config.num_kept < model.config.num_patches:
         for name, normalised in (("loss", False), ("loss_norm_pix", True)):
             results[name] = model.forward_loss(
                 pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
             )
     return results
+
+
+def _objective(results: Mapping[str, Any], task: str) -> Any:
+    """Return the scalar whose gradient is compared; see ``objective``."""
+    if task == "pretrain":
+        if "loss" not in results:
+            raise LoadError("where nothing is masked there is no loss and so no gradient")
+        return results["loss"]
+    if task == "classify":
+        logits = results["logits"]
+        wanted = ops.convert_to_tensor(objective.labels(*map(int, logits.shape)))
+        return cross_entropy(logits, wanted)
+    hidden = results["last_hidden_state"]
+    shape = tuple(map(int, hidden.shape))
+    weights = ops.convert_to_tensor(objective.cotangent(shape), dtype=hidden.dtype)
+    return ops.sum(hidden * weights) / shape[0]
 
 
 def _as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:

@@ -1,21 +1,87 @@
-"""Verify a pair of checkpoints: trace both at the same time, judge, explain."""
+"""Verify a pair of checkpoints: run both at the same time, judge, explain."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.errors import MaeConvertError
 from mae_convert.verify.causes import explain
-from mae_convert.verify.inputs import in_order, random_inputs
+from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
+from mae_convert.verify.job import FRAMEWORKS
 from mae_convert.verify.judge import Check, Verdict, differing_tensors, effects, judge
+from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.verify.sides import UNMASKED, Side, choose_side, loader_for
+from mae_convert.verify.staging import as_encoder
 from mae_convert.verify.steps import apply_steps, steps_between
-from mae_convert.verify.trace import Running, Side, Trace, choose_side, trace
+from mae_convert.verify.trace import Trace
 
-DEFAULT_DTYPES = ("float64", "float32")
+
+@dataclass(frozen=True)
+class Witness:
+    """A library that runs one of the checkpoints once more: ``--against``."""
+
+    framework: str
+    python: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a verification.
+
+    Attributes:
+        inputs: pictures and noise that both sides are given.
+        dtypes: precisions to run; float64, the proof, is always among them.
+        gradients: compare the gradient of the loss for every parameter too.
+        mask_ratio: run with this ratio instead of the configured one.
+        unmasked: leave no patch out and keep their order, as a classifier does.
+        against: libraries whose own classes run a side once more.
+        require_proof: fail unless both sides are loaded without our mapping tables.
+    """
+
+    inputs: InputChoice = field(default_factory=InputChoice)
+    dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    gradients: bool = False
+    mask_ratio: float | None = None
+    unmasked: bool = False
+    against: tuple[Witness, ...] = ()
+    require_proof: bool = False
+
+
+def parse_options(
+    against: Sequence[str] = (), mask_ratio_of_run: float | None = None, **options: Any
+) -> Options:
+    """Return the options that the command line was given.
+
+    Raises:
+        MaeConvertError: a further witness is none.
+    """
+    witnesses = []
+    for text in against:
+        framework, _, python = text.partition("=")
+        if framework not in FRAMEWORKS:
+            raise MaeConvertError(
+                f"--against {framework} is no witness; choose {', '.join(FRAMEWORKS)}"
+            )
+        witnesses.append(Witness(framework, python or None))
+    options["dtypes"] = options.get("dtypes") or DEFAULT_DTYPES
+    return Options(mask_ratio=mask_ratio_of_run, against=tuple(witnesses), **options)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict, and what it was reached by.
+
+    ``traces`` are those of the source, of the target and of each further witness; they are empty
+    where the shapes alone told the answer.
+    """
+
+    verdict: Verdict
+    inputs: Arrays = field(repr=False)
+    traces: tuple[Trace, ...] = field(default=(), repr=False)
 
 
 def verify(
@@ -23,103 +89,145 @@ def verify(
     b: Checkpoint,
     side_a: Side | None = None,
     side_b: Side | None = None,
-    *,
-    seed: int = 0,
-    batch: int = 2,
-    dtypes: Sequence[str] = DEFAULT_DTYPES,
-    require_proof: bool = False,
+    options: Options | None = None,
 ) -> Verdict:
     """Return whether two checkpoints are the same function with the same weights.
+
+    Args and errors are those of ``run_verification``.
+    """
+    return run_verification(a, b, side_a, side_b, options).verdict
+
+
+def run_verification(
+    a: Checkpoint,
+    b: Checkpoint,
+    side_a: Side | None = None,
+    side_b: Side | None = None,
+    options: Options | None = None,
+) -> Verification:
+    """Run two checkpoints on the same inputs and judge whether they are the same function.
 
     Args:
         a: the source.
         b: the target; steps that its conversion declares are applied to the source first.
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
-        seed: seed of the random inputs.
-        batch: pictures in the inputs.
-        dtypes: precisions to run; float64 is the proof.
-        require_proof: fail unless both sides are loaded without our mapping tables.
+        options: what to run and to compare.
 
     Raises:
         MissingRequirementError: no framework to run a side with.
         MaeConvertError: a run failed.
     """
+    options = options or Options()
     steps = tuple(step for step in steps_between(a, b) if step["step"] != "task")
     after = apply_steps(a, steps, b)
     if mismatch := _shape_mismatch(after, b):
-        return replace(mismatch, steps=steps)
+        return Verification(replace(mismatch, steps=steps), {})
     side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
-    inputs, mask_ratio = common_inputs(after, b, seed=seed, batch=batch)
-    runs = [Run(after, side_a, tuple(dtypes), after is a), Run(b, side_b, tuple(dtypes))]
+    for witness in options.against:
+        choose_side(b, Side(witness.framework, python=witness.python))  # missing: say so first
+    unmasked = (
+        options.unmasked
+        or "classify" in (a.task, b.task)
+        or bool({side_a.framework, side_b.framework} & set(UNMASKED))
+    )
+    inputs, request = common_request(after, options, unmasked=unmasked)
+    runs = [Run(_runnable(after, side_a), side_a, request, after is a),
+            Run(_runnable(b, side_b), side_b, request)]  # fmt: skip
     # What rounding does to the results is told beside the verdict; other pictures have others.
     exact = tuple(step for step in steps if step["step"] != "dtype")
     if exact != steps:
         unrounded = apply_steps(a, exact, b)
-        runs.append(Run(unrounded, side_a, ("float64",), unrounded is a))
-    trace_a, trace_b, *plain = run_together(runs, inputs, mask_ratio=mask_ratio)
+        alone = replace(request, dtypes=("float64",), gradients=False)
+        runs.append(Run(_runnable(unrounded, side_a), side_a, alone, unrounded is a))
+    trace_a, trace_b, *plain = run_together(runs, inputs)
     verdict = replace(judge(trace_a, trace_b), steps=steps)
     if plain:
         verdict = replace(verdict, effects=effects(plain[0], trace_a))
-    if require_proof:
+    traces = [trace_a, trace_b]
+    for witness in options.against:
+        run = _witness_run(witness, after, b, as_stored=after is a)
+        verdict, trace = _with_witness(verdict, run, runs[0], (trace_a, inputs), options)
+        traces.append(trace)
+    if options.require_proof:
         check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
-        verdict = replace(
-            verdict, passed=verdict.passed and check.passed, checks=(*verdict.checks, check)
-        )
-    if verdict.passed:
-        return verdict
-    # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
-    different = set(differing_tensors(trace_a, trace_b))
-    tensors = [name for name in verdict.suspects if name in different]
-    return replace(verdict, causes=verdict.causes + tuple(explain(after, b, tensors)))
+        verdict = _with_checks(verdict, (check,))
+    if not verdict.passed:
+        # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
+        different = set(differing_tensors(trace_a, trace_b))
+        tensors = [name for name in verdict.suspects if name in different]
+        causes = verdict.causes + tuple(explain(after, b, tensors))
+        verdict = replace(verdict, causes=causes)
+    return Verification(verdict, inputs, tuple(traces))
 
 
-def common_inputs(
-    a: Checkpoint, b: Checkpoint, *, seed: int, batch: int
-) -> tuple[dict[str, np.ndarray], float]:
-    """Return random inputs and the mask ratio at which both sides are run.
+def common_request(
+    a: Checkpoint, options: Options, *, unmasked: bool
+) -> tuple[dict[str, np.ndarray], Request]:
+    """Return the inputs of both sides and what is to be run on them.
 
-    A classifier does not mask, so that an encoder beside one runs unmasked, patches in order. Both
-    are masked alike even where the configurations differ, which is a check of its own.
+    Both are masked alike even where the configurations differ, which is a check of its own.
     """
-    inputs = random_inputs(a.configuration.model, batch=batch, seed=seed)
-    if "classify" in (a.task, b.task):
-        return in_order(inputs), 0.0
-    return inputs, a.configuration.model.mask_ratio
+    inputs = make_inputs(options.inputs, a.configuration)
+    ratio = options.mask_ratio
+    if ratio is None:
+        ratio = a.configuration.model.mask_ratio
+    if unmasked:
+        inputs, ratio = in_order(inputs), 0.0
+    dtypes = ("float64", *(dtype for dtype in options.dtypes if dtype != "float64"))
+    return inputs, Request(dtypes, True, options.gradients, ratio)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One checkpoint to be run: with what, in which precisions, and if its file is as it is."""
-
-    checkpoint: Checkpoint
-    side: Side
-    dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    as_stored: bool = True
+def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
+    """Return what of a checkpoint a framework can run: timm has no decoder."""
+    bare = side.framework in UNMASKED and checkpoint.task == "pretrain"
+    return as_encoder(checkpoint) if bare else checkpoint
 
 
-def run_together(
-    runs: Sequence[Run], inputs: Mapping[str, np.ndarray], *, mask_ratio: float | None = None
-) -> list[Trace]:
-    """Run several checkpoints at the same time on the same inputs and return their traces."""
-    running: list[Running] = []
-    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
-        try:
-            for number, run in enumerate(runs):
-                started = trace(
-                    run.checkpoint,
-                    run.side,
-                    inputs,
-                    Path(folder) / f"{number}.safetensors",
-                    dtypes=run.dtypes,
-                    mask_ratio=mask_ratio,
-                    as_stored=run.as_stored,
-                )
-                running.append(started)
-            return [process.result() for process in running]
-        finally:
-            for process in running:
-                process.stop()
+def _witness_run(witness: Witness, a: Checkpoint, b: Checkpoint, *, as_stored: bool) -> Run:
+    """Return the run of a further witness: of a side that it reads natively, else of the target."""
+    side = Side(witness.framework, python=witness.python)
+    if not loader_for(b, witness.framework) and loader_for(a, witness.framework) and as_stored:
+        return Run(_runnable(a, side), side)
+    return Run(_runnable(b, side), side)
+
+
+def _with_witness(
+    verdict: Verdict,
+    run: Run,
+    source: Run,
+    known: tuple[Trace, Arrays],
+    options: Options,
+) -> tuple[Verdict, Trace]:
+    """Return the verdict with the checks of a further witness against the source, and its trace."""
+    trace_a, inputs = known
+    request = source.request
+    if run.side.framework in UNMASKED and request.mask_ratio:
+        inputs = in_order(inputs)
+        request = replace(request, mask_ratio=0.0, gradients=False)
+        trace_a, trace = run_together(
+            [replace(source, request=request), replace(run, request=request)], inputs
+        )
+    else:
+        gradients = request.gradients and run.side.framework != "transformers"
+        request = replace(request, gradients=gradients and options.gradients)
+        (trace,) = run_together([replace(run, request=request)], inputs)
+    other = judge(trace_a, trace, compare_weights=False)
+    name = f"against {run.side.framework}"
+    checks = tuple(
+        replace(check, name=f"{name}/{check.name}")
+        for check in other.checks
+        if not check.name.startswith("configuration/")
+    )
+    if not checks:
+        raise MaeConvertError(f"{run.side.framework} gave nothing that could be compared")
+    witnesses = (*verdict.witnesses, {**other.witnesses[1], "side": name})
+    return replace(_with_checks(verdict, checks), witnesses=witnesses), trace
+
+
+def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:
+    passed = verdict.passed and all(check.passed for check in checks)
+    return replace(verdict, passed=passed, checks=(*verdict.checks, *checks))
 
 
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:

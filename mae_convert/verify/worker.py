@@ -5,6 +5,7 @@ that has NumPy, safetensors and the framework and nothing of ours, so the packag
 made importable from the folders beside this file, and no others are.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -29,16 +30,31 @@ def expose(package: str) -> ModuleType:
     return module
 
 
+TF_CLASSES = ("transformers", "transformers-tf")
+RUNNERS = {
+    "torch": "run_pytorch",
+    "tensorflow": "run_keras",
+    "jax": "run_keras",
+    "transformers": "run_transformers",
+    "timm": "run_timm",
+}
+
+
+def import_runner(framework: str, loader: str) -> ModuleType:
+    """Import the one module that runs a framework's model, and with it that framework."""
+    if framework in ("tensorflow", "jax"):
+        os.environ["KERAS_BACKEND"] = framework
+    # transformers had classes for two frameworks, which are not to meet in one process.
+    name = "run_transformers_tf" if (framework, loader) == TF_CLASSES else RUNNERS[framework]
+    return importlib.import_module(f"mae_convert.verify.{name}")
+
+
 def run(job_path: Path) -> None:
     """Run the job and write its trace."""
     from mae_convert.verify.job import Job
 
     job = Job.load(job_path)
-    if job.framework == "torch":
-        from mae_convert.verify import run_pytorch as runner
-    else:
-        os.environ["KERAS_BACKEND"] = job.framework
-        from mae_convert.verify import run_keras as runner  # type: ignore[no-redef]
+    runner = import_runner(job.framework, job.loader)
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -52,7 +68,11 @@ def run(job_path: Path) -> None:
             if key in arrays and not np.array_equal(arrays[key], array):
                 raise RuntimeError(f"{name} differs between the runs")
             arrays[key] = np.asarray(array, order="C")
-    description = {**job.description, "versions": runner.versions()}
+    description = {
+        **job.description,
+        "versions": runner.versions(),
+        "settings": runner.settings(),
+    }
     save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
 
 

@@ -1,0 +1,95 @@
+"""The ``trace`` command: one checkpoint, one file of results, to be compared here or elsewhere."""
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.verify.inputs import InputChoice, in_order, make_inputs
+from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.verify.sides import UNMASKED, Side, choose_side
+from mae_convert.verify.staging import as_encoder
+from mae_convert.verify.steps import apply_steps, steps_between
+from mae_convert.verify.trace import Trace
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """What of a checkpoint is traced.
+
+    Attributes:
+        inputs: pictures and noise.
+        dtypes: precisions, in order.
+        taps: keep every step between.
+        gradients: keep the gradient of the loss for every parameter.
+        unmasked: leave no patch out and keep their order.
+        as_converted: a checkpoint made of this one: the steps that it declares are applied first.
+        overwrite: replace an older trace.
+    """
+
+    inputs: InputChoice = field(default_factory=InputChoice)
+    dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    taps: bool = False
+    gradients: bool = False
+    unmasked: bool = False
+    as_converted: Path | None = None
+    overwrite: bool = False
+
+
+def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: TraceOptions) -> None:
+    """Trace a checkpoint and write the trace.
+
+    Raises:
+        OutputError: the output exists, or there is no such directory.
+        MissingRequirementError: the framework is not there.
+        MaeConvertError: the inputs do not fit, or the run failed.
+    """
+    _check_output(output, overwrite=options.overwrite)
+    side = choose_side(checkpoint, side)
+    after = checkpoint
+    if options.as_converted is not None:
+        target = open_checkpoint(options.as_converted)
+        after = apply_steps(checkpoint, steps_between(checkpoint, target), target)
+    stored = after is checkpoint
+    if side.framework in UNMASKED and after.task == "pretrain":
+        after = as_encoder(after)
+    inputs = make_inputs(options.inputs, after.configuration)
+    ratio = after.configuration.model.mask_ratio
+    if options.unmasked or side.framework in UNMASKED:
+        inputs, ratio = in_order(inputs), 0.0
+    request = Request(options.dtypes, options.taps, options.gradients, ratio)
+    (trace,) = run_together([Run(after, side, request, stored)], inputs)
+    save_trace(trace, output)
+
+
+def save_trace(trace: Trace, output: Path) -> None:
+    """Write a trace; it appears under its name when it is whole."""
+    partial = output.with_name(f".{output.name}.{secrets.token_hex(8)}.partial")
+    metadata: dict[str, Any] = {"trace": json.dumps(trace.description)}
+    try:
+        save_file(dict(trace.arrays), partial, metadata=metadata)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    if output.exists() and not _is_trace(output):
+        raise OutputError(f"{output} is not a trace and is not replaced; choose another name")
+    if not output.resolve().parent.is_dir():
+        raise OutputError(f"there is no directory {output.parent} to write {output.name} into")
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        Trace.load(path)
+    except CheckpointError:
+        return False
+    return True
