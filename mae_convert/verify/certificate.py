@@ -99,7 +99,7 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
         **{f"float64/{name}": array for name, array in results.items()},
         **{name: source.arrays[name] for name in ("mask", "ids_restore") if name in source.arrays},
     }
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     with replacing_file(folder / arrays_name, overwrite=True) as temporary:
         temporary.write_bytes(data)
     document = _document(verification, target, hashlib.sha256(data).hexdigest())

@@ -41,7 +41,7 @@ def with_canonical_gradients(trace: Trace) -> Trace:
 
 
 def _rule_for(framework: str, name: str) -> Rule:
-    if framework in LAYOUT_OF:
+    if framework in LAYOUT_OF and "/" not in name:
         tables: Iterable[Table] = LAYOUTS[LAYOUT_OF[framework]].tables
         external = name
     else:

@@ -209,8 +209,9 @@ def _with_witness(
             [replace(source, request=request), replace(run, request=request)], inputs
         )
     else:
-        gradients = request.gradients and run.side.framework != "transformers"
-        request = replace(request, gradients=gradients and options.gradients)
+        # The TensorFlow classes of transformers are run forward only.
+        forward_only = loader_for(run.checkpoint, run.side.framework) == "transformers-tf"
+        request = replace(request, gradients=request.gradients and not forward_only)
         (trace,) = run_together([replace(run, request=request)], inputs)
     other = judge(trace_a, trace, compare_weights=False)
     name = f"against {run.side.framework}"

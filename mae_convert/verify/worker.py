@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -95,6 +96,11 @@ def main() -> int:
     except ImportError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 3
+    except Exception as error:
+        traceback.print_exc()
+        words = next(iter(str(error).strip().splitlines()), "")
+        print(f"worker: {type(error).__name__}: {words[:400]}", file=sys.stderr)
+        return 1
     return 0
 
 
