@@ -62,6 +62,15 @@ class Checkpoint:
         """The file or directory that the user named."""
         return self.container.path
 
+    @property
+    def preprocessor(self) -> Mapping[str, Any]:
+        """What it says about preprocessing beyond mean and deviation; empty if that is nothing."""
+        beside = self.container.preprocessor or {}
+        if set(beside) - {"image_mean", "image_std"}:
+            return beside
+        inside = (self.container.config or {}).get("preprocessor")
+        return inside if isinstance(inside, Mapping) else {}
+
 
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     """Return the layout that decides where several are the same for the tensors.

@@ -9,10 +9,11 @@ from pathlib import Path
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.diff import diff
-from mae_convert.pictures import load_pictures, reconstruction_panel
+from mae_convert.pictures import reconstruction_panel
 from mae_convert.planning import plan_conversion
+from mae_convert.preprocessing import load_pictures
 from mae_convert.show.console import console
-from mae_convert.show.verdict import answer, checks_table
+from mae_convert.show.verdict import answer_line, checks_table
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.judge import Check, Verdict, judge
 from mae_convert.verify.running import Run, run_together
@@ -43,7 +44,7 @@ def run_demo(output: Path) -> bool:
         execute(plan_conversion(source, target, layout), overwrite=True)
         out.print(f"  converted to {layout}: {target}")
     out.print("  running PyTorch and TensorFlow on the same pictures with the same noise ...")
-    pixels = load_pictures(sorted(data.glob("*.jpg")), source.configuration)
+    pixels = load_pictures(sorted(data.glob("*.jpg")), source)
     noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
     inputs = {"pixel_values": pixels, "noise": noise}
     checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
@@ -85,5 +86,5 @@ def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
         out.print(checks_table(verdict.checks))
         bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
         out.print(f"converted back to the original layout: {bits}")
-        out.print(answer(verdict))
+        out.print(answer_line(verdict))
     return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

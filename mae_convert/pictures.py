@@ -1,59 +1,16 @@
-"""Pictures in and out: pixels as the models take them, and panels that a person can look at."""
+"""Pixels as pictures again, and panels that a person can look at."""
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mae_convert.configuration import Configuration
-from mae_convert.errors import MaeConvertError
 
 GAP = 4  # white pixels between the pictures of a panel
-GREY = 0.5  # shows removed patches
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, by name.
-
-    Raises:
-        MaeConvertError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise MaeConvertError(f"{folder} is not a folder; name one that holds pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise MaeConvertError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    return found
-
-
-def load_pictures(paths: Sequence[Path], configuration: Configuration) -> np.ndarray:
-    """Read pictures, resize them (bicubic), scale them to [0, 1] and normalise them.
-
-    Returns:
-        ``pixel_values`` (N, 3, H, W), float32.
-
-    Raises:
-        MaeConvertError: a file is no picture, or the model does not take three channels.
-    """
-    if configuration.model.num_channels != 3:
-        raise MaeConvertError(
-            f"pictures have 3 channels, and this model takes {configuration.model.num_channels}"
-        )
-    height, width = configuration.model.image_hw
-    pixels = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        except (OSError, UnidentifiedImageError) as error:
-            raise MaeConvertError(f"{path} is not a picture that can be read: {error}") from error
-        pixels.append(np.asarray(resized, dtype=np.float32) / 255)  # (H, W, 3)
-    mean, std = (np.float32(configuration.value(name)) for name in ("image_mean", "image_std"))
-    return ((np.stack(pixels) - mean) / std).transpose(0, 3, 1, 2)
+GREY = 0.5  # shows removed patches, and no difference
+VARIANCE_FLOOR = 1e-6  # the original's, where a patch is normalised
 
 
 def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.ndarray:
@@ -62,12 +19,53 @@ def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.nda
     return np.clip(pixel_values.transpose(0, 2, 3, 1) * std + mean, 0, 1)
 
 
+def in_pixels(
+    reconstruction: np.ndarray, pixel_values: np.ndarray, configuration: Configuration
+) -> np.ndarray:
+    """Return a reconstruction (N, C, H, W) in the scale of the pixels that it is held against.
+
+    A model with ``norm_pix_loss`` predicts each patch normalised; it gets the mean and the
+    deviation of the original's patch, which it cannot know.
+    """
+    if not configuration.model.norm_pix_loss:
+        return reconstruction
+    (rows, columns), (height, width) = configuration.model.grid_hw, configuration.model.patch_hw
+    images, channels = pixel_values.shape[:2]
+    shape = (images, channels, rows, height, columns, width)
+    patches = pixel_values.astype(np.float64).reshape(shape)
+    axes = (1, 3, 5)
+    mean = patches.mean(axis=axes, keepdims=True)
+    deviation = np.sqrt(patches.var(axis=axes, ddof=1, keepdims=True) + VARIANCE_FLOOR)
+    return (reconstruction.reshape(shape) * deviation + mean).reshape(pixel_values.shape)
+
+
 def mask_of_pixels(mask: np.ndarray, configuration: Configuration) -> np.ndarray:
     """Return a mask of patches (N, L) as a mask of pixels (N, H, W, 1)."""
     rows, columns = configuration.model.grid_hw
     height, width = configuration.model.patch_hw
     grid = mask.reshape(len(mask), rows, columns)
     return grid.repeat(height, axis=1).repeat(width, axis=2)[..., None]
+
+
+def pasted(
+    original: np.ndarray, painted: np.ndarray, mask: np.ndarray, configuration: Configuration
+) -> np.ndarray:
+    """Return colours (N, H, W, 3): the original, and where a patch is removed the painted one."""
+    return np.where(mask_of_pixels(mask, configuration) > 0, painted, original)
+
+
+def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return b - a as colours (N, H, W, C) around grey, and the factor that makes it visible.
+
+    The factor is infinite where there is no difference at all, and NaN is shown as the largest.
+    """
+    away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
+    finite = np.abs(away[np.isfinite(away)])
+    largest = float(finite.max(initial=0.0))
+    factor = GREY / largest if largest else math.inf
+    with np.errstate(invalid="ignore"):
+        shown = GREY + (away * factor if largest else np.where(np.isfinite(away), 0.0, away))
+    return np.clip(shown, 0, 1).transpose(0, 2, 3, 1), factor
 
 
 def reconstruction_panel(
@@ -90,16 +88,18 @@ def reconstruction_panel(
         configuration: the model's, for patches and normalisation.
         scale: pixels on the screen for each of the model's.
     """
-    original, painted = (as_colours(x, configuration) for x in (pixel_values, reconstruction))
-    removed = mask_of_pixels(mask, configuration)
-    masked = np.where(removed > 0, GREY, original)
-    pasted = np.where(removed > 0, painted, original)
-    rows = [
-        _joined(list(row), axis=1) for row in zip(original, masked, painted, pasted, strict=True)
-    ]
-    colours = np.rint(_joined(rows, axis=0) * 255).astype(np.uint8)
-    panel = Image.fromarray(colours)
+    original = as_colours(pixel_values, configuration)
+    painted = as_colours(in_pixels(reconstruction, pixel_values, configuration), configuration)
+    masked = pasted(original, np.full_like(original, GREY), mask, configuration)
+    whole = pasted(original, painted, mask, configuration)
+    panel = Image.fromarray(tiles([original, masked, painted, whole]))
     return panel.resize((panel.width * scale, panel.height * scale), Image.Resampling.NEAREST)
+
+
+def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return columns of colours (N, H, W, 3) beside each other, 8-bit, with a row for each N."""
+    rows = [_joined(list(row), axis=1) for row in zip(*columns, strict=True)]
+    return np.rint(_joined(rows, axis=0) * 255).astype(np.uint8)
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

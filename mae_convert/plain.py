@@ -1,4 +1,4 @@
-"""Values as plain data that JSON can hold."""
+"""Values as plain data that JSON can hold, and numbers as a person reads them."""
 
 import math
 from collections.abc import Mapping
@@ -18,3 +18,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def number(value: Any) -> str:
+    """Return a number as a person reads it."""
+    return f"{value:.1e}" if isinstance(value, float) and value != 0 else str(value)

@@ -1,12 +1,11 @@
 """What a conversion says about itself: record, configuration, preprocessing, hashes."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mae_convert import __version__
-from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.heads import CREATED
@@ -61,7 +60,7 @@ def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
 
 def carried_config(plan: Plan) -> dict[str, Any]:
     """Return the configuration that a file carries inside: nothing else needs to be known of it."""
-    labels, preprocessor = plan.configuration.labels, _their_preprocessor(plan.source)
+    labels, preprocessor = plan.configuration.labels, plan.source.preprocessor
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
         **({"id2label": named} if named and plan.task == "classify" else {}),
@@ -79,7 +78,7 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
     What the source says about preprocessing stays, but for the size of other pictures.
     """
     height, width = plan.configuration.model.image_hw
-    theirs = dict(_their_preprocessor(plan.source))
+    theirs = dict(plan.source.preprocessor)
     if plan.configuration.model.image_hw != plan.source.configuration.model.image_hw:
         theirs = {name: value for name, value in theirs.items() if "size" not in name}
     return {
@@ -93,15 +92,6 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
         **theirs,
         **_image_statistics(plan.configuration),
     }
-
-
-def _their_preprocessor(source: Checkpoint) -> Mapping[str, Any]:
-    """Return what the source says about preprocessing beyond mean and deviation, if anything."""
-    beside = source.container.preprocessor or {}
-    if set(beside) - {"image_mean", "image_std"}:
-        return beside
-    inside = (source.container.config or {}).get("preprocessor")
-    return inside if isinstance(inside, Mapping) else {}
 
 
 def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:

@@ -42,11 +42,6 @@ def as_json(value: Any) -> None:
         discard_output()
 
 
-def number(value: Any) -> str:
-    """Return a number as a person reads it."""
-    return f"{value:.1e}" if isinstance(value, float) and value != 0 else str(value)
-
-
 def pairs(rows: Iterable[tuple[str, str]]) -> Grid:
     """Return names and values in two columns."""
     grid = Grid.grid(padding=(0, 2))

@@ -10,9 +10,10 @@ from rich.table import Table as Grid
 
 from mae_convert.diff import Difference
 from mae_convert.mapping import listed
+from mae_convert.plain import number
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES
-from mae_convert.show.console import assumptions, console, number, pairs
+from mae_convert.show.console import assumptions, console, pairs
 from mae_convert.show.inspection import size_of
 
 

@@ -7,24 +7,23 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from mae_convert.plain import plain
-from mae_convert.show.console import console, number
+from mae_convert.plain import number, plain
+from mae_convert.show.console import console
 from mae_convert.show.conversion import step_in_words
-from mae_convert.verify.judge import UNIT_ROUNDOFF, Check, Verdict
+from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
+from mae_convert.verify.summary import answer, by_depth, summary
 
 MOST_ROWS = 20
+MOST_BARS = 24
+BAR = 30  # characters of the longest bar
+COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
 
 
 def verdict(result: Verdict) -> None:
     """Print a verdict: what was compared, how far apart, what the limit was."""
     out = console()
     for witness in result.witnesses:
-        how = "its own names" if witness["native"] else "our mapping tables"
-        out.print(
-            f"{witness['side']}  {escape(witness['checkpoint']['name'])}  ({witness['layout']},"
-            f" {witness['task']}), run by {witness['framework']} on {witness['device']},"
-            f" loaded by {how}"
-        )
+        out.print(_witness(witness))
         for line in _assumed_by(witness):
             out.print(f"   {escape(line)}")
     for step in result.steps:
@@ -33,23 +32,48 @@ def verdict(result: Verdict) -> None:
     for check in result.failed()[:MOST_ROWS]:
         measured = f"{number(check.measured)}, limit {number(check.limit)}"
         out.print(f"[red]failed[/red]  {check.name}: {escape(measured)}")
+    for line in _explanation(result):
+        out.print(line)
+    out.print(answer_line(result))
+
+
+def _explanation(result: Verdict) -> Iterator[str]:
     if result.first_divergence:
-        out.print(f"first divergence: [bold]{result.first_divergence}[/bold]")
+        yield f"first divergence: [bold]{result.first_divergence}[/bold]"
+        yield from map(escape, depth_chart(result))
     if result.suspects and not result.passed:
-        out.print("suspects: " + ", ".join(result.suspects[:6]))
+        yield "suspects: " + ", ".join(result.suspects[:6])
     for cause in result.causes:
-        out.print(f"cause: {escape(cause)}")
+        yield f"cause: {escape(cause)}"
     for what in result.not_compared:
-        out.print(f"[yellow]not compared[/yellow]: {escape(what)}")
+        yield f"[yellow]not compared[/yellow]: {escape(what)}"
     for name, effect in result.effects.items():
-        out.print(
-            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
-        )
-    out.print(answer(result))
+        yield f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+
+
+def answer_line(result: Verdict) -> str:
+    """Return the verdict in one line."""
+    word, meaning = answer(result)
+    return f"[bold {COLOURS.get(word, 'red')}]{word}[/]: {meaning}"
+
+
+def _witness(witness: Mapping[str, Any]) -> str:
+    how = "its own names" if witness["native"] else "our mapping tables"
+    versions = witness["versions"] or {}
+    version = versions.get(witness["framework"], "")
+    place = witness["device"]
+    if witness.get("mode") not in (None, "eager"):
+        place += f", {witness['mode']}"
+    return (
+        f"{witness['side']}  {escape(witness['checkpoint']['name'])}  ({witness['layout']},"
+        f" {witness['task']}), run by {witness['framework']} {version} on {place}, loaded by {how}"
+    )
 
 
 def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each source of what no tensor and no configuration of the file tells."""
+    if witness["side"].startswith("against"):  # one of the two, whose assumptions were told
+        return
     by_source: dict[str, list[str]] = {}
     for name, entry in (witness["assumed"] or {}).items():
         if entry["source"].startswith(("flag", "training", "preset", "square", "convention")):
@@ -58,79 +82,29 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
         yield f"assumed by {source}: {', '.join(fields)}"
 
 
-def answer(result: Verdict) -> str:
-    """Return the verdict in one line."""
-    failed = result.failed()
-    if failed and all(check.name.split("/")[0] in UNIT_ROUNDOFF for check in failed):
-        return (
-            "[bold red]IMPRECISE[/bold red]: the same function in float64 and the same weights, but"
-            " a side computes it less precisely than it could"
-        )
-    if not result.passed:
-        return (
-            "[bold red]DIFFERENT[/bold red]: these are not the same function with the same weights"
-        )
-    if result.proven:
-        common = ", in the part that both have" if result.not_compared else ""
-        return (
-            "[bold green]PASSED and proven[/bold green]: the same function, the same weights"
-            + common
-        )
-    return (
-        "[bold green]PASSED[/bold green], not proven: a side was loaded through our own mapping"
-        " tables, so a mistake in them would not show"
-    )
-
-
-GROUPS = (
-    ("configuration/", "configuration fields that change the function"),
-    ("weights/", "tensors that differ in any bit"),
-    ("shape/", "shapes"),
-    ("proof/", "both sides read without our mapping tables"),
-)
-
-
 def checks_table(checks: Iterable[Check]) -> Grid:
-    """Return the checks grouped as a person reads them: results by name, steps by their worst."""
+    """Return the checks grouped as a person reads them."""
     grid = Grid(box=None, pad_edge=False, padding=(0, 2))
     for column in ("compared", "how far apart", "limit", "verdict"):
         grid.add_column(column)
-    for title, group in _grouped(checks).items():
-        worst = max(group, key=_badness)
-        failed = sum(not check.passed for check in group)
-        answer = "[red]FAILED[/red]" if failed else "[green]ok[/green]"
-        distance, limit = number(worst.measured), number(worst.limit)
-        if not isinstance(worst.measured, (int, float)) or worst.name.startswith("configuration/"):
-            distance, limit = f"{failed} differ", "0"
-        grid.add_row(title, distance, limit, answer)
+    for line in summary(checks):
+        said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
+        grid.add_row(escape(line.title), line.measured, line.limit, said)
     return grid
 
 
-def _badness(check: Check) -> float:
-    if not check.passed:
-        return math.inf
-    if isinstance(check.measured, (int, float)) and isinstance(check.limit, (int, float)):
-        return check.measured / check.limit if check.limit else 0.0
-    return 0.0
+def depth_chart(result: Verdict) -> Iterator[str]:
+    """Yield lines of bars: how far apart the sides are after each block, on a logarithmic scale.
 
-
-def _grouped(checks: Iterable[Check]) -> dict[str, list[Check]]:
-    groups: dict[str, list[Check]] = {}
-    for check in checks:
-        groups.setdefault(_group_title(check.name), []).append(check)
-    return {
-        f"{title} ({len(group)})" if len(group) > 1 else title: group
-        for title, group in groups.items()
-    }
-
-
-def _group_title(name: str) -> str:
-    for prefix, title in GROUPS:
-        if name.startswith(prefix):
-            return title
-    kind, _, rest = name.partition("/")
-    if kind == "function":
-        return "float64: " + ("every step between" if "." in rest else rest)
-    side, _, rest = rest.partition("/")
-    what = "every step between" if "." in rest else "results"
-    return f"{kind}: own error of {side}, {what}"
+    The scale goes from rounding, 1e-16, to 1.
+    """
+    depths = by_depth(result)
+    if len(depths) > MOST_BARS:  # every second block, or third, of a deep model
+        step = math.ceil(len(depths) / MOST_BARS)
+        depths = [*depths[:-1:step], depths[-1]]
+    width = max((len(name) for name, _ in depths), default=0)
+    for name, error in depths:
+        filled = 1.0 if math.isinf(error) else (math.log10(max(error, 1e-16)) + 16) / 16
+        bar = "█" * round(BAR * min(max(filled, 0.0), 1.0))
+        mark = " " if error <= FUNCTION_LIMIT else "!"
+        yield f"  {name:{width}} {mark} {bar:{BAR}} {number(error)}"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.configuration import Configuration
+from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.pictures import load_pictures, pictures_in
+from mae_convert.preprocessing import load_pictures, pictures_in
 from reference_models.configuration import ViTMAEConfig
 
 Arrays = Mapping[str, np.ndarray]
@@ -36,20 +36,21 @@ RANDOM_BATCH = 2
 MOST_IMAGES = 16
 
 
-def make_inputs(choice: InputChoice, configuration: Configuration) -> dict[str, np.ndarray]:
+def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
 
     Raises:
         MaeConvertError: the file or the folder cannot be used for this model.
     """
+    model = checkpoint.configuration.model
     if choice.file is not None:
-        return load_inputs(choice.file, configuration.model)
+        return load_inputs(choice.file, model)
     if choice.images is None:
         batch = choice.batch or RANDOM_BATCH
-        return random_inputs(configuration.model, batch=batch, seed=choice.seed)
+        return random_inputs(model, batch=batch, seed=choice.seed)
     paths = pictures_in(choice.images)[: choice.batch or MOST_IMAGES]
-    pixels = load_pictures(paths, configuration)
-    made_up = random_inputs(configuration.model, batch=len(pixels), seed=choice.seed)
+    pixels = load_pictures(paths, checkpoint)
+    made_up = random_inputs(model, batch=len(pixels), seed=choice.seed)
     return {"pixel_values": pixels, "noise": made_up["noise"]}
 
 

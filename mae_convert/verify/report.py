@@ -1,9 +1,12 @@
-"""Write a verdict to a file: JSON for programs, JUnit XML for CI."""
+"""Write a verdict to a file: JSON for programs, JUnit XML and Markdown for CI, HTML for people.
+
+The same verification gives the same bytes: nothing in a report tells when it was made.
+"""
 
 import json
 import platform
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -11,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert import __version__
 from mae_convert.errors import OutputError
-from mae_convert.plain import plain
+from mae_convert.plain import number, plain
 from mae_convert.verify.judge import Verdict
+from mae_convert.verify.summary import answer, summary
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
+FORMAT = 1  # of the JSON object, whose schema is in verdict.schema.json
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "transformers", "timm", "safetensors")
-SUFFIXES = (".json", ".xml")
 
 
 def environment() -> dict[str, str]:
@@ -33,8 +37,8 @@ def environment() -> dict[str, str]:
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain data."""
-    return {**asdict(verdict), "environment": environment()}
+    """Return a verdict as plain data, as ``verdict.schema.json`` describes it."""
+    return {"format": FORMAT, **asdict(verdict), "environment": environment()}
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
@@ -45,8 +49,10 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
     """
     own = {model.resolve() for model in models}
     for path in paths:
-        if path.suffix not in SUFFIXES:
-            raise OutputError(f"a report is written as {' or '.join(SUFFIXES)}, not as {path.name}")
+        if path.suffix not in WRITERS:
+            raise OutputError(
+                f"a report is written as {', '.join(WRITERS)}, not as {path.name}; rename it"
+            )
         if own & {path.resolve(), path.resolve().parent}:
             raise OutputError(f"{path} is part of a model; write the report elsewhere")
         if not path.resolve().parent.is_dir():
@@ -55,21 +61,24 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
 
 def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format that its suffix names."""
-    verdict = done.verdict
     for path in paths:
-        if path.suffix == ".json":
-            path.write_text(json.dumps(plain(verdict_json(verdict)), indent=2) + "\n")
-        else:
-            path.write_text(junit(verdict), encoding="utf-8")
+        path.write_text(WRITERS[path.suffix](done), encoding="utf-8")
 
 
-def junit(verdict: Verdict) -> str:
+def _as_json(done: "Verification") -> str:
+    return json.dumps(plain(verdict_json(done.verdict)), indent=2) + "\n"
+
+
+def junit(done: "Verification") -> str:
     """Return the verdict as JUnit XML: a test case for each check."""
+    verdict = done.verdict
     suite = ET.Element(
         "testsuite",
         name="mae-convert verify",
         tests=str(len(verdict.checks)),
         failures=str(len(verdict.failed())),
+        errors="0",
+        skipped="0",
     )
     for check in verdict.checks:
         case = ET.SubElement(suite, "testcase", classname="mae_convert.verify", name=check.name)
@@ -78,3 +87,62 @@ def junit(verdict: Verdict) -> str:
             ET.SubElement(case, "failure", message=words).text = "\n".join(verdict.causes)
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(done: "Verification") -> str:
+    """Return the verdict as Markdown, for a pull request or a CI job's summary."""
+    verdict = done.verdict
+    word, meaning = answer(verdict)
+    lines = [
+        f"## {'✅' if verdict.passed else '❌'} {word}",
+        "",
+        f"{meaning[0].upper()}{meaning[1:]}.",
+        "",
+    ]
+    for witness in verdict.witnesses:
+        lines.append(f"- {_witness(witness)}")
+    lines += ["", "| compared | how far apart | limit | |", "|---|---|---|---|"]
+    for line in summary(verdict.checks):
+        mark = "ok" if line.passed else "**FAILED**"
+        lines.append(f"| {_cell(line.title)} | {_cell(line.measured)} | {line.limit} | {mark} |")
+    lines.append("")
+    if verdict.first_divergence:
+        lines.append(f"First divergence: `{verdict.first_divergence}`")
+    if verdict.suspects and not verdict.passed:
+        lines.append("Suspects: " + ", ".join(f"`{name}`" for name in verdict.suspects[:6]))
+    lines += [f"- cause: {_cell(cause)}" for cause in verdict.causes]
+    lines += [f"- not compared: {_cell(what)}" for what in verdict.not_compared]
+    lines += [
+        f"- the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        for name, effect in verdict.effects.items()
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _witness(witness: Mapping[str, Any]) -> str:
+    how = "its own names" if witness["native"] else "our mapping tables"
+    version = (witness["versions"] or {}).get(witness["framework"], "")
+    name = Path(witness["checkpoint"]["name"]).name
+    return (
+        f"**{witness['side']}** `{name}` ({witness['layout']}, {witness['task']}), run by"
+        f" {witness['framework']} {version} on {witness['device']}, loaded by {how}"
+    )
+
+
+def _cell(text: str) -> str:
+    """Return text that cannot end a table's cell or begin a tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _as_html(done: "Verification") -> str:
+    from mae_convert.verify.page import page
+
+    return page(done, environment())
+
+
+WRITERS: Mapping[str, Callable[["Verification"], str]] = {
+    ".json": _as_json,
+    ".xml": junit,
+    ".html": _as_html,
+    ".md": markdown,
+}

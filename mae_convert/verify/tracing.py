@@ -58,7 +58,7 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
     stored = after is checkpoint
     if side.framework in UNMASKED and after.task == "pretrain":
         after = as_encoder(after)
-    inputs = make_inputs(options.inputs, after.configuration)
+    inputs = make_inputs(options.inputs, after)
     ratio = after.configuration.model.mask_ratio
     if options.unmasked or side.framework in UNMASKED:
         inputs, ratio = in_order(inputs), 0.0

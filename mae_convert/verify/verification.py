@@ -147,7 +147,7 @@ def run_verification(
     traces = [trace_a, trace_b]
     for witness in options.against:
         run = _witness_run(witness, after, b, as_stored=after is a)
-        verdict, trace = _with_witness(verdict, run, runs[0], (trace_a, inputs), options)
+        verdict, trace = _with_witness(verdict, run, runs[0], (trace_a, inputs))
         traces.append(trace)
     if options.require_proof:
         check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
@@ -168,7 +168,7 @@ def common_request(
 
     Both are masked alike even where the configurations differ, which is a check of its own.
     """
-    inputs = make_inputs(options.inputs, a.configuration)
+    inputs = make_inputs(options.inputs, a)
     ratio = options.mask_ratio
     if ratio is None:
         ratio = a.configuration.model.mask_ratio
@@ -197,12 +197,11 @@ def _with_witness(
     run: Run,
     source: Run,
     known: tuple[Trace, Arrays],
-    options: Options,
 ) -> tuple[Verdict, Trace]:
     """Return the verdict with the checks of a further witness against the source, and its trace."""
     trace_a, inputs = known
-    request = source.request
-    if run.side.framework in UNMASKED and request.mask_ratio:
+    witness, request = run.side.framework or "", source.request
+    if witness in UNMASKED and request.mask_ratio:
         inputs = in_order(inputs)
         request = replace(request, mask_ratio=0.0, gradients=False)
         trace_a, trace = run_together(
@@ -210,18 +209,18 @@ def _with_witness(
         )
     else:
         # The TensorFlow classes of transformers are run forward only.
-        forward_only = loader_for(run.checkpoint, run.side.framework) == "transformers-tf"
+        forward_only = loader_for(run.checkpoint, witness) == "transformers-tf"
         request = replace(request, gradients=request.gradients and not forward_only)
         (trace,) = run_together([replace(run, request=request)], inputs)
     other = judge(trace_a, trace, compare_weights=False)
-    name = f"against {run.side.framework}"
+    name = f"against {witness}"
     checks = tuple(
         replace(check, name=f"{name}/{check.name}")
         for check in other.checks
         if not check.name.startswith("configuration/")
     )
     if not checks:
-        raise MaeConvertError(f"{run.side.framework} gave nothing that could be compared")
+        raise MaeConvertError(f"{witness} gave nothing that could be compared")
     witnesses = (*verdict.witnesses, {**other.witnesses[1], "side": name})
     return replace(_with_checks(verdict, checks), witnesses=witnesses), trace
 

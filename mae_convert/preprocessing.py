@@ -1,0 +1,196 @@
+"""From a picture to the pixels that a model takes, as transformers' ViTImageProcessor does it.
+
+Pillow resizes 8-bit pixels, which are then scaled, and normalised in float32. The results are those
+of that class (its Pillow backend) to the bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.errors import MaeConvertError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
+BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a picture, in this order.
+
+    Attributes:
+        channels: channels of the model; pictures are converted to so many.
+        resize: height and width, or None to leave it.
+        shortest_edge: resize so that the shorter side has this many pixels, or None.
+        resample: Pillow's number of the filter.
+        crop: height and width of the middle that is kept, or None.
+        rescale: what pixels from 0 to 255 are multiplied with, or 1.
+        mean: taken off each channel.
+        std: what each channel is then divided by.
+    """
+
+    channels: int
+    resize: Size | None
+    shortest_edge: int | None
+    resample: int
+    crop: Size | None
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """Return a picture as pixels (C, H, W), float32."""
+        picture = _in_channels(picture, self.channels)
+        if size := self._size_for(picture):
+            picture = picture.resize(size[::-1], Image.Resampling(self.resample))
+        if self.crop is not None:
+            picture = _middle(picture, self.crop)
+        pixels = np.asarray(picture)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
+        scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
+        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+    def _size_for(self, picture: Image.Image) -> Size | None:
+        if self.shortest_edge is None:
+            return self.resize
+        short, long = sorted((picture.height, picture.width))
+        other = int(self.shortest_edge * long / short)
+        tall = picture.height > picture.width
+        return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
+
+
+def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
+    """Return a checkpoint's preprocessing: as its configuration says, else to its size, bicubic.
+
+    Raises:
+        MaeConvertError: what is stated is impossible, or gives pictures of another size than the
+            model takes.
+    """
+    stated, configuration = checkpoint.preprocessor, checkpoint.configuration
+    model = configuration.model
+    if model.num_channels not in MODES:
+        raise MaeConvertError(
+            f"this model takes {model.num_channels} channels, which no picture file has; give the"
+            " pixels as an .npz file with --inputs"
+        )
+    resize, edge = _stated_size(stated, model.image_hw)
+    crop = _pair(stated.get("crop_size")) if stated.get("do_center_crop") else None
+    normalised = stated.get("do_normalize") is not False
+    count = model.num_channels
+    return Preprocessing(
+        channels=count,
+        resize=resize if stated.get("do_resize") is not False else None,
+        shortest_edge=edge if stated.get("do_resize") is not False else None,
+        resample=_resample(stated),
+        crop=crop,
+        rescale=_rescale(stated),
+        mean=configuration.image_mean if normalised else (0.0,) * count,
+        std=configuration.image_std if normalised else (1.0,) * count,
+    )
+
+
+def _stated_size(stated: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
+    """Return the size to resize to, or the length of the shorter side."""
+    size = stated.get("size", {"height": default[0], "width": default[1]})
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        edge = size["shortest_edge"]
+        if type(edge) is int and edge > 0:
+            return None, edge
+    return _pair(size), None
+
+
+def _pair(size: Any) -> Size:
+    sides = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
+    if not all(type(side) is int and side > 0 for side in sides):
+        raise MaeConvertError(
+            f"preprocessor_config.json has the size {size!r}, which is none; mend it"
+        )
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def _resample(stated: Mapping[str, Any]) -> int:
+    """Return the filter; transformers takes bilinear where its file does not say."""
+    number = stated.get("resample", BILINEAR if stated else BICUBIC)
+    if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
+        raise MaeConvertError(
+            f"preprocessor_config.json has resample {number!r}, which Pillow does not know; mend it"
+        )
+    return number
+
+
+def _rescale(stated: Mapping[str, Any]) -> float:
+    if stated.get("do_rescale") is False:
+        return 1.0
+    factor = stated.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float | int) or isinstance(factor, bool):
+        raise MaeConvertError(
+            f"preprocessor_config.json has rescale_factor {factor!r}, which is no number; mend it"
+        )
+    return float(factor)
+
+
+def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+
+
+def _middle(picture: Image.Image, crop: Size) -> Image.Image:
+    """Return the middle of a picture; what lies outside of it is black."""
+    top, left = ((have - want) // 2 for have, want in zip(picture.size[::-1], crop, strict=True))
+    return picture.crop((left, top, left + crop[1], top + crop[0]))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Return a picture as it is meant to be seen, turned as its camera noted.
+
+    Raises:
+        MaeConvertError: the file is no picture that Pillow can read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise MaeConvertError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, by name.
+
+    Raises:
+        MaeConvertError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise MaeConvertError(f"{folder} is not a folder; name one that holds pictures")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise MaeConvertError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    return found
+
+
+def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
+    """Return pictures as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
+
+    Raises:
+        MaeConvertError: a file is no picture, or does not come out in the model's size.
+    """
+    prepare, wanted = preprocessing_of(checkpoint), checkpoint.configuration.model.image_hw
+    pixels = []
+    for path in paths:
+        array = prepare(open_picture(path))
+        if array.shape[1:] != wanted:
+            raise MaeConvertError(
+                f"{path} has {array.shape[1]}x{array.shape[2]} pixels after the preprocessing that"
+                f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]};"
+                " mend its size, or resize the picture"
+            )
+        pixels.append(array)
+    return np.stack(pixels)

@@ -1,0 +1,128 @@
+"""The checks of a verdict as a person reads them: results by name, steps between by their worst."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mae_convert.plain import number
+from mae_convert.verify.blame import execution_order
+from mae_convert.verify.judge import UNIT_ROUNDOFF, Check, Verdict
+
+GROUPS = (
+    ("configuration/", "configuration fields that change the function"),
+    ("weights/", "tensors that differ in any bit"),
+    ("shape/", "shapes"),
+    ("file/", "files that are not those that were verified"),
+    ("proof/", "both sides read without our mapping tables"),
+    ("certificate/", "the certificate says that it passed"),
+)
+FUNCTION = "function/"
+DEPTH = re.compile(
+    r"(encoder|decoder)\.(embedding|norm|blocks\.\d+\.output)|head\.norm|last_hidden_state|logits"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a summary: what was compared, the worst of it, and whether all of it passed."""
+
+    title: str
+    measured: str
+    limit: str
+    passed: bool
+
+
+def summary(checks: Iterable[Check]) -> list[Line]:
+    """Return the checks, grouped."""
+    groups: dict[str, list[Check]] = {}
+    for check in checks:
+        groups.setdefault(_title(check.name), []).append(check)
+    return [_line(title, group) for title, group in groups.items()]
+
+
+def _line(title: str, group: Sequence[Check]) -> Line:
+    worst = max(group, key=_badness)
+    failed = sum(not check.passed for check in group)
+    measured, limit = number(worst.measured), number(worst.limit)
+    if worst.name.startswith("configuration/") or (
+        len(group) > 1 and not isinstance(worst.measured, int | float)
+    ):
+        measured, limit = f"{failed} differ", "0"
+    many = f" ({len(group)})" if len(group) > 1 else ""
+    return Line(title + many, measured, limit, failed == 0)
+
+
+def _badness(check: Check) -> float:
+    if not check.passed:
+        large = isinstance(check.measured, float) and math.isfinite(check.measured)
+        return 1e300 if large else math.inf
+    if isinstance(check.measured, int | float) and isinstance(check.limit, int | float):
+        return check.measured / check.limit if check.limit else 0.0
+    return 0.0
+
+
+def _title(name: str) -> str:
+    if name.startswith("against "):
+        witness, _, rest = name.partition("/")
+        own = f"own error of {witness.removeprefix('against ')},"
+        return f"{witness}, {_title(rest).replace('own error of B,', own)}"
+    for prefix, title in GROUPS:
+        if name.startswith(prefix):
+            return title
+    kind, _, rest = name.partition("/")
+    if kind == "function":
+        return f"float64: {_steps(rest) or rest}"
+    side, _, rest = rest.partition("/")
+    return f"{kind}: own error of {side}, {_steps(rest) or 'results'}"
+
+
+def _steps(name: str) -> str | None:
+    """Return what a name that is one of many is summed up as."""
+    if name.startswith("grad/"):
+        return "gradients"
+    return "every step between" if "." in name else None
+
+
+def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
+    """Return how far the sides are apart in float64, relative L2, after each block and at the end.
+
+    In the order of the computation. NaN and other shapes are infinitely far apart.
+    """
+    found = [
+        (check.name.removeprefix(FUNCTION), check.measured)
+        for check in verdict.checks
+        if check.name.startswith(FUNCTION) and isinstance(check.measured, int | float)
+    ]
+    depths = [(n, float(e)) for n, e in found if DEPTH.fullmatch(n)]
+    ordered = sorted(depths, key=lambda item: execution_order(item[0]))
+    return [(name, math.inf if math.isnan(error) else error) for name, error in ordered]
+
+
+def answer(verdict: Verdict) -> tuple[str, str]:
+    """Return the verdict in one word or two, and what it means in a sentence."""
+    failed = verdict.failed()
+    if failed and all(_is_numeric(check) for check in failed):
+        return "IMPRECISE", (
+            "the same function in float64 and the same weights, but a side computes it less"
+            " precisely than it could"
+        )
+    if failed and all(check.name.startswith("proof/") for check in failed):
+        return "NOT PROVEN", (
+            "nothing differs, but a side was loaded through our own mapping tables, so a mistake in"
+            " them would not show"
+        )
+    if not verdict.passed:
+        return "DIFFERENT", "these are not the same function with the same weights"
+    if verdict.proven:
+        common = ", in the part that both have" if verdict.not_compared else ""
+        return "PASSED and proven", f"the same function, the same weights{common}"
+    return "PASSED", (
+        "not proven: a side was loaded through our own mapping tables, so a mistake in them would"
+        " not show"
+    )
+
+
+def _is_numeric(check: Check) -> bool:
+    parts = check.name.split("/")
+    return (parts[1] if check.name.startswith("against ") else parts[0]) in UNIT_ROUNDOFF

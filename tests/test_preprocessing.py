@@ -1,0 +1,109 @@
+"""Pictures become the pixels that transformers' own image processor makes of them, to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.convert import execute
+from mae_convert.errors import MaeConvertError
+from mae_convert.planning import plan_conversion
+from mae_convert.preprocessing import load_pictures, open_picture
+
+STATED = {
+    "as written": {},
+    "bilinear": {"resample": 2},
+    "nearest": {"resample": 0},
+    "not resized": {"do_resize": False},
+    "not normalised": {"do_normalize": False},
+    "not rescaled": {"do_rescale": False},
+    "another scale": {"rescale_factor": 1 / 128},
+    "other statistics": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]},
+}
+
+
+@pytest.fixture(scope="module")
+def model(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preprocessing") / "model"
+    flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+    source = open_checkpoint(case("pretrain_tiny").checkpoint, flags)
+    execute(plan_conversion(source, folder, "transformers"))
+    return folder
+
+
+def with_stated(model, folder, stated):
+    """Return a copy of a model directory whose preprocessor_config.json says something else."""
+    copy = folder / "model"
+    copy.mkdir()
+    for path in model.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    written = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").write_text(json.dumps({**written, **stated}))
+    return copy
+
+
+def pictures(folder, size=None):
+    random = np.random.default_rng(0)
+    kinds = {"RGB": 3, "L": 1, "RGBA": 4}
+    paths = []
+    for mode, channels in kinds.items():
+        height, width = size or (41 + channels, 67)
+        pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        paths.append(folder / f"{mode}.png")
+        Image.fromarray(pixels.squeeze(), mode=mode).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
+    stated = STATED[name]
+    folder = with_stated(model, tmp_path, stated)
+    paths = pictures(tmp_path, (32, 32) if stated.get("do_resize") is False else None)
+    ours = load_pictures(paths, open_checkpoint(folder))
+    real = ViTImageProcessorPil.from_pretrained(folder)
+    theirs = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
+    assert ours.dtype == np.float32
+    assert np.array_equal(ours, theirs["pixel_values"])
+
+
+def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
+    picture = Image.new("RGB", (4, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg").size == (2, 4)
+
+
+def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((ramp / 257).astype(np.uint8)).save(tmp_path / "flat.png")
+    deep, flat = load_pictures(
+        [tmp_path / "deep.png", tmp_path / "flat.png"], open_checkpoint(model)
+    )
+    assert np.abs(deep - flat).max() <= 1 / 255 / 0.2
+
+
+BAD = {
+    "size": ({"size": {"height": 40, "width": 40}}, "the model takes 32x32"),
+    "no size": ({"size": {"height": -1}}, "mend it"),
+    "filter": ({"resample": 17}, "Pillow does not know"),
+    "factor": ({"rescale_factor": "big"}, "no number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
+    stated, words = BAD[name]
+    checkpoint = open_checkpoint(with_stated(model, tmp_path, stated))
+    with pytest.raises(MaeConvertError, match=words):
+        load_pictures(pictures(tmp_path), checkpoint)
+
+
+def test_what_is_no_picture_is_refused(model, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(MaeConvertError, match="not a picture"):
+        load_pictures([tmp_path / "text.png"], open_checkpoint(model))
