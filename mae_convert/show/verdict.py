@@ -13,7 +13,7 @@ from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary
 
-MOST_ROWS = 20
+MOST_ROWS = 8
 MOST_BARS = 24
 BAR = 30  # characters of the longest bar
 COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
@@ -29,9 +29,12 @@ def verdict(result: Verdict) -> None:
     for step in result.steps:
         out.print(f"declared by B and applied to A: {escape(step_in_words(step))}")
     out.print(checks_table(result.checks))
-    for check in result.failed()[:MOST_ROWS]:
+    failed = result.failed()
+    for check in failed[:MOST_ROWS]:
         measured = f"{number(check.measured)}, limit {number(check.limit)}"
         out.print(f"[red]failed[/red]  {check.name}: {escape(measured)}")
+    if len(failed) > MOST_ROWS:
+        out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json has them all")
     for line in _explanation(result):
         out.print(line)
     out.print(answer_line(result))

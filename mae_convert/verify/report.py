@@ -119,6 +119,23 @@ def markdown(done: "Verification") -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def text(verdict: Verdict) -> str:
+    """Return the verdict as plain lines: the answer, what failed, and why."""
+    word, meaning = answer(verdict)
+    lines = [f"{word}: {meaning}"]
+    lines += [
+        f"  {line.title}: {line.measured}, limit {line.limit}"
+        for line in summary(verdict.checks)
+        if not line.passed
+    ]
+    if verdict.first_divergence:
+        lines.append(f"first divergence: {verdict.first_divergence}")
+    if verdict.suspects and not verdict.passed:
+        lines.append("suspects: " + ", ".join(verdict.suspects[:6]))
+    lines += [f"cause: {cause}" for cause in verdict.causes]
+    return "\n".join(lines)
+
+
 def _witness(witness: Mapping[str, Any]) -> str:
     how = "its own names" if witness["native"] else "our mapping tables"
     version = (witness["versions"] or {}).get(witness["framework"], "")

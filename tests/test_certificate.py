@@ -1,0 +1,125 @@
+"""A certificate is replayed without the source, and fails when anything has changed since."""
+
+import json
+import shutil
+
+import pytest
+
+from mae_convert.verify.certificate import ARRAYS, DOCUMENT, read_certificate
+
+
+@pytest.fixture(scope="module")
+def certified(run, case, tmp_path_factory):
+    folder, pretrain = tmp_path_factory.mktemp("certificate"), case("pretrain_tiny")
+    target = folder / "pt"
+    run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    result = run(
+        "verify", pretrain.checkpoint, target, "--certify", "--require-proof", *pretrain.heads
+    )
+    assert result.status == 0, result.out + result.err
+    return target
+
+
+@pytest.fixture
+def copy(certified, tmp_path):
+    shutil.copytree(certified, tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
+
+
+def test_the_certificate_tells_what_was_verified(certified):
+    document = json.loads((certified / DOCUMENT).read_text())
+    assert (document["passed"], document["proven"]) == (True, True)
+    assert document["source"]["name"] == "checkpoint.pth"
+    assert set(document["files"]) == {
+        "model.safetensors", "config.json", "preprocessor_config.json", "conversion.json",
+    }  # fmt: skip
+    assert str(certified.parent) not in (certified / DOCUMENT).read_text()
+    assert not read_certificate(certified).changed_files()
+
+
+def test_it_is_replayed_elsewhere_without_the_source(run, copy):
+    result = run("verify", copy, "--json", "--require-proof")
+    assert result.status == 0, result.out + result.err
+    names = {check["name"] for check in result.json["checks"]}
+    assert {"function/logits", "function/loss", "float32/A/logits", "float32/B/logits"} <= names
+    assert (result.json["passed"], result.json["proven"]) == (True, True)
+
+
+def changed_weight(folder):
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def changed_field(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_norm_eps": 1e-5}))
+
+
+def changed_figures(folder):
+    data = bytearray((folder / ARRAYS).read_bytes())
+    data[-3] ^= 64
+    (folder / ARRAYS).write_bytes(data)
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+CHANGES = {
+    "model.safetensors": changed_weight,
+    "config.json": changed_field,
+    ARRAYS: changed_figures,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_that_has_changed_since_fails_and_is_named(run, copy, name):
+    CHANGES[name](copy)
+    result = run("verify", copy, "--json", "--framework-a", "torch")
+    assert result.status == 1
+    assert f"file/{name}" in {c["name"] for c in result.json["checks"] if not c["passed"]}
+
+
+def test_a_file_that_is_gone_fails_and_is_named(run, copy):
+    no_weights(copy)
+    result = run("verify", copy, "--json")
+    assert result.status == 1
+    assert [c["name"] for c in result.json["checks"]] == ["file/model.safetensors"]
+
+
+def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(run, copy):
+    (copy / DOCUMENT).write_text('{"format": 1}')
+    result = run("verify", copy)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    (copy / DOCUMENT).unlink()
+    result = run("verify", copy)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "--certify" in result.err
+
+
+def test_what_fails_is_not_certified(run, case, copy, tmp_path):
+    (copy / DOCUMENT).unlink()
+    changed_weight(copy)
+    pretrain = case("pretrain_tiny")
+    result = run("verify", pretrain.checkpoint, copy, "--certify", *pretrain.heads)
+    assert result.status == 1
+    assert not (copy / DOCUMENT).exists()
+
+
+def test_a_certified_directory_can_be_converted_anew(run, case, copy):
+    pretrain = case("pretrain_tiny")
+    again = ["convert", pretrain.checkpoint, copy, "--to", "transformers", *pretrain.heads]
+    assert run(*again, "--overwrite").status == 0
+    assert not (copy / DOCUMENT).exists()
+
+
+def test_a_single_file_has_its_certificate_beside_it(run, case, tmp_path):
+    source = case("encoder_tiny")
+    target = tmp_path / "encoder.safetensors"
+    run("convert", source.checkpoint, target, "--to", "facebook", *source.heads)
+    sides = ["--framework-a", "torch"]
+    result = run("verify", source.checkpoint, target, *sides, "--certify", *source.heads)
+    assert result.status == 0, result.err
+    assert (tmp_path / "encoder.safetensors.verification.json").is_file()
+    assert run("verify", target, *sides).status == 0

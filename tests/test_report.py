@@ -1,0 +1,123 @@
+"""Reports: JSON by its schema, JUnit, Markdown, one HTML page; the same inputs, the same bytes."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from importlib import resources
+
+import jsonschema
+import numpy as np
+import pytest
+
+from mae_convert.pictures import amplified_difference
+from mae_convert.verify.judge import Check, Verdict
+from mae_convert.verify.page import depth_plot
+from mae_convert.verify.summary import answer, by_depth, summary
+
+SUFFIXES = ("json", "xml", "html", "md")
+
+
+@pytest.fixture(scope="module")
+def schema():
+    text = (resources.files("mae_convert") / "verify" / "verdict.schema.json").read_text()
+    jsonschema.Draft202012Validator.check_schema(json.loads(text))
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def reports(run, case, tmp_path_factory):
+    """Reports of a pair that passes, made twice, and of one that does not pass."""
+    folder, pretrain = tmp_path_factory.mktemp("reports"), case("pretrain_tiny")
+    run("convert", pretrain.checkpoint, folder / "pt", "--to", "transformers", *pretrain.heads)
+    sides = ["--framework-a", "torch", "--framework-b", "torch", *pretrain.heads]
+    made = {}
+    for name, more in (("good", []), ("again", []), ("bad", ["--require-proof"])):
+        options = [w for s in SUFFIXES for w in ("--report", folder / f"{name}.{s}")]
+        run("verify", pretrain.checkpoint, folder / "pt", *sides, *options, *more)
+        made[name] = {s: (folder / f"{name}.{s}").read_text() for s in SUFFIXES}
+    return made
+
+
+def test_the_json_is_as_its_schema_says(reports, schema):
+    for report in reports.values():
+        jsonschema.validate(json.loads(report["json"]), schema)
+
+
+def test_the_same_inputs_give_the_same_bytes(reports):
+    assert reports["good"] == reports["again"]
+
+
+def test_junit_has_a_case_for_every_check(reports):
+    for name in ("good", "bad"):
+        suite, checks = ET.fromstring(reports[name]["xml"]), json.loads(reports[name]["json"])
+        assert len(suite.findall("testcase")) == len(checks["checks"]) == int(suite.get("tests"))
+        failed = [c for c in checks["checks"] if not c["passed"]]
+        assert len(suite.findall(".//failure")) == len(failed) == int(suite.get("failures"))
+    assert failed
+
+
+def test_the_page_is_one_file_with_verdict_plot_and_pictures(reports):
+    page = reports["good"]["html"]
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("<svg") == 1
+    assert page.count('<img alt="original') == 1
+    assert "PASSED" in page
+    assert "NOT PROVEN" in reports["bad"]["html"]
+
+
+def test_markdown_tells_the_answer_first(reports):
+    assert reports["good"]["md"].startswith("## ✅ PASSED")
+    assert reports["bad"]["md"].startswith("## ❌ NOT PROVEN")
+    assert "| float64: logits |" in reports["good"]["md"]
+
+
+def made_up(*checks, **fields):
+    passed = all(check.passed for check in checks)
+    known = {"first_divergence": None, "suspects": (), "causes": (), "witnesses": (), **fields}
+    return Verdict(passed, True, checks, **known)
+
+
+def test_what_is_not_a_number_is_the_worst_of_its_group():
+    lines = summary(
+        [
+            Check("function/encoder.blocks.0.q", True, 1e-16, 1e-10),
+            Check("function/encoder.blocks.0.k", False, float("nan"), 1e-10),
+        ]
+    )
+    assert [(line.measured, line.passed) for line in lines] == [("nan", False)]
+
+
+def test_the_depth_of_an_error_is_told_in_the_order_of_the_computation():
+    names = ["logits", "decoder.norm", "encoder.blocks.10.output", "encoder.blocks.9.output",
+             "encoder.embedding", "encoder.blocks.9.q"]  # fmt: skip
+    verdict = made_up(*(Check(f"function/{n}", False, float("nan"), 1e-10) for n in names))
+    assert [name for name, _ in by_depth(verdict)] == [
+        "encoder.embedding", "encoder.blocks.9.output", "encoder.blocks.10.output",
+        "decoder.norm", "logits",
+    ]  # fmt: skip
+    assert "inf" in depth_plot(by_depth(verdict))
+
+
+def test_the_answer_fits_what_failed():
+    failed = {
+        "IMPRECISE": "float32/B/logits",
+        "NOT PROVEN": "proof/both sides read natively",
+        "DIFFERENT": "function/logits",
+    }
+    for word, name in failed.items():
+        assert answer(made_up(Check(name, False, 1.0, 0.0)))[0] == word
+    assert answer(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[0] == (
+        "IMPRECISE"
+    )
+
+
+def test_a_difference_is_made_visible_and_nan_stands_out():
+    a = np.zeros((1, 3, 2, 2))
+    b = a.copy()
+    b[0, 0, 0, 0], b[0, 1, 1, 1] = 1e-12, np.nan
+    shown, factor = amplified_difference(a, b)
+    assert factor == pytest.approx(5e11)
+    assert (shown[0, 0, 0, 0], shown[0, 1, 1, 1], shown[0, 0, 1, 0]) == (1.0, 1.0, 0.5)
+    same, factor = amplified_difference(a, a)
+    assert np.isinf(factor)
+    assert (same == 0.5).all()

@@ -1,0 +1,217 @@
+"""Libraries' own classes as witnesses, other modes, other masks: one function all the same."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.errors import MissingRequirementError
+from mae_convert.verify.inputs import InputChoice
+from mae_convert.verify.sides import Side, choose_side
+from mae_convert.verify.verification import Options, Witness, run_verification, verify
+
+FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+TORCH, TENSORFLOW = Side("torch"), Side("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def work(run, case, tmp_path_factory):
+    folder, pretrain = tmp_path_factory.mktemp("witnesses"), case("pretrain_tiny")
+    more = ["--to", f"transformers-tf={folder / 'tf'}"]
+    run(
+        "convert", pretrain.checkpoint, folder / "pt", "--to", "transformers", *more,
+        *pretrain.heads,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(case):
+    return open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS)
+
+
+def test_the_classes_of_transformers_are_a_further_witness(source, work):
+    """They load the directory themselves, and agree in every step, in losses and in gradients."""
+    target = open_checkpoint(work / "pt")
+    options = Options(against=(Witness("transformers"),), gradients=True)
+    done = run_verification(source, target, TORCH, TORCH, options)
+    assert done.verdict.passed, done.verdict.failed()
+    names = {check.name for check in done.verdict.checks}
+    for result in ("loss_norm_pix", "reconstruction", "encoder.blocks.1.v", "decoder.norm",
+                   "grad/decoder.blocks.0.attention.k.weight"):  # fmt: skip
+        assert f"against transformers/function/{result}" in names
+    assert [w["side"] for w in done.verdict.witnesses] == ["A", "B", "against transformers"]
+
+
+def test_a_directory_that_only_the_library_reads_differently_is_found_out(source, work, tmp_path):
+    """The witness goes by the directory's own config.json, whatever our reader makes of it."""
+    import json
+    import shutil
+
+    shutil.copytree(work / "pt", tmp_path / "pt")
+    path = tmp_path / "pt" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_norm_eps": 1e-3}))
+    target = open_checkpoint(tmp_path / "pt")
+    options = Options(dtypes=("float64",), against=(Witness("transformers"),))
+    verdict = verify(source, target, TORCH, TORCH, options)
+    failed = {check.name for check in verdict.failed()}
+    assert {"function/logits", "against transformers/function/logits"} <= failed
+
+
+@pytest.mark.parametrize(
+    "name", ["finetune_cls_tiny", pytest.param("encoder_tiny", marks=pytest.mark.slow)]
+)
+def test_every_task_has_transformers_as_a_witness(case, tmp_path, run, name):
+    source = case(name)
+    run("convert", source.checkpoint, tmp_path / "pt", "--to", "transformers", *source.heads)
+    result = run(
+        "verify", source.checkpoint, tmp_path / "pt", "--framework-b", "transformers",
+        "--require-proof", "--json", *source.heads,
+    )  # fmt: skip
+    assert result.status == 0, result.out + result.err
+    assert result.json["witnesses"][1]["framework"] == "transformers"
+
+
+def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, work):
+    pretrain = case("pretrain_tiny")
+    result = run("verify", pretrain.checkpoint, work / "pt", "--against", "timm", *pretrain.heads)
+    assert (result.status, result.out) == (3, "")
+    assert "pip install timm" in result.err
+    result = run("verify", pretrain.checkpoint, work / "pt", "--against", "mxnet", *pretrain.heads)
+    assert result.status == 2
+
+
+def test_a_missing_interpreter_is_named(source):
+    with pytest.raises(MissingRequirementError, match="torch"):
+        choose_side(source, Side("torch", python="/bin/false"))
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "compiled",
+        pytest.param("xla", marks=pytest.mark.slow),
+        pytest.param("train", marks=pytest.mark.slow),
+    ],
+)
+def test_tensorflow_is_the_same_function_in_every_mode(source, work, mode):
+    target = open_checkpoint(work / "tf")
+    side = Side("tensorflow", mode=mode)
+    verdict = verify(source, target, TORCH, side, Options(gradients=mode == "xla"))
+    assert verdict.passed, verdict.failed()
+    assert verdict.witnesses[1]["mode"] == mode
+
+
+def test_training_mode_of_pytorch_is_the_same_function(source, work):
+    target = open_checkpoint(work / "pt")
+    verdict = verify(source, target, Side("torch", mode="train"), TORCH)
+    assert verdict.passed, verdict.failed()
+
+
+@pytest.mark.slow
+def test_what_torch_compile_makes_is_the_same_function(source, work):
+    target = open_checkpoint(work / "pt")
+    options = Options(gradients=True)
+    verdict = verify(source, target, Side("torch", mode="compiled"), TORCH, options)
+    assert verdict.passed, verdict.failed()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_other_mask_ratios_are_compared_too(source, work, ratio):
+    target = open_checkpoint(work / "pt")
+    options = Options(InputChoice(batch=1), dtypes=("float64",), mask_ratio=ratio)
+    verdict = verify(source, target, TORCH, TORCH, options)
+    assert verdict.passed, verdict.failed()
+    names = {check.name for check in verdict.checks}
+    assert ("function/loss" in names) == (ratio > 0)
+
+
+def test_gradients_are_those_of_the_original_model_under_canonical_names(run, case, tmp_path):
+    import torch
+
+    from reference_models.configuration import ViTMAEConfig
+    from reference_models.pytorch import ViTMAEForPreTraining
+
+    pretrain, out = case("pretrain_tiny"), tmp_path / "trace.safetensors"
+    golden = pretrain.arrays
+    np.savez(tmp_path / "in.npz", pixel_values=golden["imgs"], noise=golden["noise"])
+    run(
+        "trace", pretrain.checkpoint, out, "--inputs", tmp_path / "in.npz", "--gradients",
+        "--dtype", "float64", *pretrain.heads,
+    )  # fmt: skip
+    trace = load_file(out)
+    config = open_checkpoint(pretrain.checkpoint, FLAGS).configuration.model
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(config.to_dict()))
+    model.load_state_dict(torch.load(pretrain.checkpoint, weights_only=True)["model"])
+    model.double()
+    pixels, noise = (torch.from_numpy(golden[name]) for name in ("imgs", "noise"))
+    model(pixels.double(), noise).loss.backward()
+    fused = model.blocks[1].attn.qkv.weight.grad.numpy()
+    for part, expected in zip("qkv", np.split(fused, 3), strict=True):
+        ours = trace[f"float64/grad/encoder.blocks.1.attention.{part}.weight"]
+        assert np.allclose(ours, expected, rtol=1e-12, atol=0)
+    assert "float64/grad/encoder.position_embedding" not in trace  # it is not trained
+
+
+def test_a_gradient_that_does_not_flow_is_caught_though_the_results_agree(source):
+    """The same numbers forward, but the target's mask token learns nothing."""
+    from mae_convert.verify import judge
+    from mae_convert.verify.running import Run, run_together
+    from mae_convert.verify.verification import common_request
+
+    inputs, request = common_request(source, Options(gradients=True), unmasked=False)
+    (trace,) = run_together([Run(source, TORCH, request)], inputs)
+    name = "float64/grad/decoder.mask_token"
+    arrays = {**trace.arrays, name: trace.arrays[name] * 0}
+    verdict = judge.judge(trace, type(trace)(trace.description, arrays))
+    assert {check.name.split("/", 1)[1].removeprefix("B/") for check in verdict.failed()} == {
+        "grad/decoder.mask_token"
+    }
+    assert verdict.first_divergence == "grad/decoder.mask_token"
+
+
+def test_pictures_go_through_the_preprocessing_of_the_source(run, case, work, tmp_path):
+    from PIL import Image
+
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    out = tmp_path / "trace.safetensors"
+    result = run("trace", work / "pt", out, "--images", tmp_path, "--dtype", "float64")
+    assert result.status == 0, result.err
+    assert load_file(out)["mask"].shape[0] == 3
+    result = run("verify", work / "pt", work / "pt", "--images", work / "nothing")
+    assert result.status == 2
+    assert "not a folder" in result.err
+
+
+def test_traces_that_apply_the_declared_steps_compare_as_verify_does(run, case, work, tmp_path):
+    """The source's machine has no target but its conversion record and weights."""
+    pretrain = case("pretrain_tiny")
+    run("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16",
+        "--image-size", "48")  # fmt: skip
+    run("trace", pretrain.checkpoint, tmp_path / "a.safetensors", "--taps", "--as-converted",
+        tmp_path / "half", *pretrain.heads)  # fmt: skip
+    run("trace", tmp_path / "half", tmp_path / "b.safetensors", "--taps", "--framework", "torch")
+    result = run("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert result.status == 0, result.out + result.err
+
+
+def test_a_child_that_dies_says_why(source, work):
+    from mae_convert.errors import MaeConvertError
+
+    target = open_checkpoint(work / "pt")
+    with pytest.raises(MaeConvertError, match="TF32 exists on CUDA devices only"):
+        verify(source, target, TORCH, TORCH, Options(dtypes=("tf32",)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
+def test_a_gpu_computes_the_same_function(source, work, dtype):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    target = open_checkpoint(work / "pt")
+    side = Side("torch", device="cuda")
+    verdict = verify(source, target, side, side, Options(dtypes=(dtype,)))
+    assert verdict.passed, verdict.failed()
