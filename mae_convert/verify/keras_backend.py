@@ -1,7 +1,9 @@
 """What Keras leaves to the backend: devices, precision, compilation, gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import keras
 
@@ -51,6 +53,24 @@ def set_precision(dtype: str, device: str) -> None:
     tensorflow.config.experimental.enable_tensor_float_32_execution(dtype == "tf32")
     keras.utils.set_random_seed(0)  # determinism refuses to draw without a seed
     tensorflow.config.experimental.enable_op_determinism()
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Let variables begin as zeros: drawing what weights then replace takes seconds."""
+    random = (
+        keras.initializers.RandomNormal,
+        keras.initializers.RandomUniform,
+        keras.initializers.VarianceScaling,
+    )
+
+    def zeros(_: Any, shape: Any, dtype: Any = None) -> Any:
+        return keras.ops.zeros(shape, dtype)
+
+    with ExitStack() as stack:
+        for kind in random:
+            stack.enter_context(mock.patch.object(kind, "__call__", zeros))
+        yield
 
 
 def compiled(function: Function, model: Any, mode: str) -> Function:

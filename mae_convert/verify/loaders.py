@@ -10,8 +10,10 @@ bias, and kernels are transposed. Files are opened with the frameworks' own read
 
 import argparse
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +41,9 @@ def pytorch_state_dict(path: str) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return {n: torch.from_numpy(archive[n]) for n in archive if not n.startswith("__")}
     with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that two processes on one machine do not each hold a copy of a large file.
+        mapped = zipfile.is_zipfile(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     parts = [part for key in WRAPPERS if isinstance(part := stored.get(key), Mapping)]
     found = (_tensors(part, torch.Tensor) for part in (*parts, stored))
     return next(filter(None, found), {})
@@ -54,29 +58,34 @@ def _numpy_scalar_globals() -> list[Any]:
     return [scalar, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 
 
-def tensorflow_arrays(path: str) -> dict[str, np.ndarray]:
+class Stored(NamedTuple):
+    """An array that is still in its file."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+def tensorflow_arrays(path: str) -> dict[str, Stored]:
     """Return the arrays of a ``tf_model.h5`` by variable path, layer and name scope taken off."""
     import h5py
 
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Stored] = {}
+    file = h5py.File(path)
 
     def collect(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             variable = name.split("/", 2)[2].removesuffix(":0")
             if variable in arrays:
                 raise LoadError(f"two datasets are named {variable} once their scope is taken off")
-            arrays[variable] = item[()]
+            arrays[variable] = Stored(item.shape, lambda: item[()])
 
-    with h5py.File(path) as file:
-        file.visititems(collect)
+    file.visititems(collect)
     return arrays
 
 
-def transformers_arrays(path: str, variables: Iterable[Any]) -> dict[str, np.ndarray]:
+def transformers_arrays(path: str, variables: Iterable[Any]) -> dict[str, Stored]:
     """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
-    from safetensors.numpy import load_file
-
-    state = load_file(path) if path.endswith(".safetensors") else _pytorch_as_numpy(path)
+    state = _safetensors(path) if path.endswith(".safetensors") else _pytorch_as_numpy(path)
     arrays = {}
     for variable in variables:
         name, transposed = transformers_name(variable.path)
@@ -91,8 +100,21 @@ def transformers_arrays(path: str, variables: Iterable[Any]) -> dict[str, np.nda
     return arrays
 
 
-def _pytorch_as_numpy(path: str) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in pytorch_state_dict(path).items()}
+def _safetensors(path: str) -> dict[str, Stored]:
+    from safetensors import safe_open
+
+    file = safe_open(path, "numpy")
+    return {
+        name: Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+        for name in file.keys()  # noqa: SIM118
+    }
+
+
+def _pytorch_as_numpy(path: str) -> dict[str, Stored]:
+    return {
+        name: Stored(tuple(tensor.shape), tensor.numpy)
+        for name, tensor in pytorch_state_dict(path).items()
+    }
 
 
 def transformers_name(variable_path: str) -> tuple[str, bool]:
@@ -102,22 +124,27 @@ def transformers_name(variable_path: str) -> tuple[str, bool]:
     return ".".join([*modules, leaf_name]), leaf == "kernel"
 
 
-def _as_kernel(weight: np.ndarray) -> np.ndarray:
-    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+def _as_kernel(weight: Stored) -> Stored:
+    axes = (2, 3, 1, 0) if len(weight.shape) == 4 else tuple(range(len(weight.shape)))[::-1]
+    shape = tuple(weight.shape[axis] for axis in axes)
+    return Stored(shape, lambda: np.ascontiguousarray(weight.load().transpose(axes)))
 
 
-def assign_keras(variables: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Assign every variable exactly once; nothing may be missing, left over or misshapen."""
+def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None:
+    """Assign every variable exactly once; nothing may be missing, left over or misshapen.
+
+    One array at a time is read, so that a large model is in memory once.
+    """
     remaining = dict(arrays)
     for variable in variables:
-        array = remaining.pop(variable.path, None)
-        if array is None:
+        stored = remaining.pop(variable.path, None)
+        if stored is None:
             raise LoadError(f"the file holds no {variable.path}")
-        if tuple(array.shape) != tuple(variable.shape):
+        if stored.shape != tuple(variable.shape):
             raise LoadError(
-                f"{variable.path} has shape {array.shape} in the file and {variable.shape} in the"
+                f"{variable.path} has shape {stored.shape} in the file and {variable.shape} in the"
                 " model"
             )
-        variable.assign(array)
+        variable.assign(stored.load())
     if remaining:
         raise LoadError(f"the file holds what the model has not: {sorted(remaining)[:4]}")

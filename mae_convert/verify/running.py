@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from mae_convert.verify.gradients import with_canonical_gradients
 from mae_convert.verify.job import Job
 from mae_convert.verify.sides import Side
 from mae_convert.verify.staging import stage
-from mae_convert.verify.trace import Trace, describe
+from mae_convert.verify.trace import Trace, describe, read_trace
 
 WORKER = Path(__file__).with_name("worker.py")
 DEFAULT_DTYPES = ("float64", "float32")
@@ -60,7 +62,8 @@ class Run:
 class Running:
     """A child process at work."""
 
-    side: Side
+    run: Run
+    description: Callable[[], Mapping[str, Any]]
     folder: tempfile.TemporaryDirectory[str]
     process: subprocess.Popen[str]
     output: Path
@@ -73,24 +76,27 @@ class Running:
         self.folder.cleanup()
 
     def result(self) -> Trace:
-        """Wait for the child and return its trace.
+        """Describe what runs while it does, wait for the child, and return its trace.
 
         Raises:
             MissingRequirementError: the child could not import its framework.
             MaeConvertError: the child failed; its last words are in the message.
         """
         try:
+            description = self.description()
             _, errors = self.process.communicate()
             if self.process.returncode == 0 and self.output.exists():
-                return with_canonical_gradients(Trace.load(self.output))
+                metadata, arrays = read_trace(self.output)
+                return with_canonical_gradients(Trace({**description, **metadata}, arrays))
         finally:
             self.stop()
+        side = self.run.side
         if self.process.returncode == 0:
-            raise MaeConvertError(f"{self.side.python} ran and wrote nothing; is it a Python?")
+            raise MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
         said = [line for line in errors.strip().splitlines() if line.strip()]
         last = said[-1].removeprefix("worker: ") if said else f"signal {-self.process.returncode}"
         kind = MissingRequirementError if self.process.returncode == 3 else MaeConvertError
-        raise kind(f"the {self.side.framework} run failed: {last}")
+        raise kind(f"the {side.framework} run failed: {last}")
 
 
 def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
@@ -118,7 +124,6 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
         gradients=request.gradients,
         mode=side.mode,
         description={
-            **describe(run.checkpoint, side, inputs, native=native),
             "dtypes": list(request.dtypes),
             "taps": request.taps,
             "run_mask_ratio": config.mask_ratio,
@@ -126,7 +131,9 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
     )
     job.save(work / "job.json")
     process = _start_worker(side, work / "job.json")
-    return Running(side, folder, process, work / "trace.safetensors")
+    # Hashing takes its time, which the child does not wait for.
+    description = partial(describe, run.checkpoint, side, inputs, native=native)
+    return Running(run, description, folder, process, work / "trace.safetensors")
 
 
 def _start_worker(side: Side, job: Path) -> subprocess.Popen[str]:

@@ -43,11 +43,10 @@ class Trace:
             CheckpointError: the file is not a trace.
         """
         try:
-            with safe_open(path, "numpy") as file:
-                description = json.loads((file.metadata() or {})["trace"])
-                if missing := [key for key in DESCRIBED if key not in description]:
-                    raise KeyError(missing[0])
-                return cls(description, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            description, arrays = read_trace(path)
+            if missing := [key for key in DESCRIBED if key not in description]:
+                raise KeyError(missing[0])
+            return cls(description, arrays)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is not a trace; make one with `mae-convert trace CKPT {path}`"
@@ -61,6 +60,13 @@ class Trace:
             for name, array in self.arrays.items()
             if name.startswith(prefix)
         }
+
+
+def read_trace(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what a trace file says of itself, and its arrays; errors are those of the reader."""
+    with safe_open(path, "numpy") as file:
+        description = json.loads((file.metadata() or {})["trace"])
+        return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def describe(
