@@ -73,6 +73,8 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
             "mlp_ratio": config.intermediate_size / config.hidden_size,
             "qkv_bias": config.qkv_bias,
             "act_layer": ACTIVATION_NAMES[config.hidden_act],
+            # timm passes over the field of this name above when it makes the model.
+            "global_pool": config.global_pool if classifies else "token",
         },
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
