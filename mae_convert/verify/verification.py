@@ -140,25 +140,28 @@ def run_verification(
         unrounded = apply_steps(a, exact, b)
         alone = replace(request, dtypes=("float64",), gradients=False)
         runs.append(Run(_runnable(unrounded, side_a), side_a, alone, unrounded is a))
-    trace_a, trace_b, *plain = run_together(runs, inputs)
-    verdict = replace(judge(trace_a, trace_b), steps=steps)
-    if plain:
-        verdict = replace(verdict, effects=effects(plain[0], trace_a))
-    traces = [trace_a, trace_b]
+    traces = run_together(runs, inputs)
+    verdict = replace(judge(*traces[:2]), steps=steps)
+    if len(traces) > 2:
+        verdict = replace(verdict, effects=effects(traces[2], traces[0]))
+    done = Verification(verdict, inputs, tuple(traces[:2]))
     for witness in options.against:
-        run = _witness_run(witness, after, b, as_stored=after is a)
-        verdict, trace = _with_witness(verdict, run, runs[0], (trace_a, inputs))
-        traces.append(trace)
+        done = _with_witness(done, _witness_run(witness, after, b, as_stored=after is a), runs[0])
     if options.require_proof:
-        check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
-        verdict = _with_checks(verdict, (check,))
-    if not verdict.passed:
-        # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
-        different = set(differing_tensors(trace_a, trace_b))
-        tensors = [name for name in verdict.suspects if name in different]
-        causes = verdict.causes + tuple(explain(after, b, tensors))
-        verdict = replace(verdict, causes=causes)
-    return Verification(verdict, inputs, tuple(traces))
+        proven = done.verdict.proven
+        check = Check("proof/both sides read natively", proven, proven, True)
+        done = replace(done, verdict=_with_checks(done.verdict, (check,)))
+    return done if done.verdict.passed else _explained(done, after, b)
+
+
+def _explained(done: Verification, a: Checkpoint, b: Checkpoint) -> Verification:
+    """Return a verification that failed with the causes that were tested."""
+    verdict = done.verdict
+    # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
+    different = set(differing_tensors(*done.traces[:2]))
+    tensors = [name for name in verdict.suspects if name in different]
+    causes = verdict.causes + tuple(explain(a, b, tensors))
+    return replace(done, verdict=replace(verdict, causes=causes))
 
 
 def common_request(
@@ -192,15 +195,10 @@ def _witness_run(witness: Witness, a: Checkpoint, b: Checkpoint, *, as_stored: b
     return Run(_runnable(b, side), side)
 
 
-def _with_witness(
-    verdict: Verdict,
-    run: Run,
-    source: Run,
-    known: tuple[Trace, Arrays],
-) -> tuple[Verdict, Trace]:
-    """Return the verdict with the checks of a further witness against the source, and its trace."""
-    trace_a, inputs = known
+def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
+    """Return the verification with a further run, judged against the source."""
     witness, request = run.side.framework or "", source.request
+    inputs, trace_a = done.inputs, done.traces[0]
     if witness in UNMASKED and request.mask_ratio:
         inputs = in_order(inputs)
         request = replace(request, mask_ratio=0.0, gradients=False)
@@ -219,10 +217,9 @@ def _with_witness(
         for check in other.checks
         if not check.name.startswith("configuration/")
     )
-    if not checks:
-        raise MaeConvertError(f"{witness} gave nothing that could be compared")
-    witnesses = (*verdict.witnesses, {**other.witnesses[1], "side": name})
-    return replace(_with_checks(verdict, checks), witnesses=witnesses), trace
+    witnesses = (*done.verdict.witnesses, {**other.witnesses[1], "side": name})
+    verdict = replace(_with_checks(done.verdict, checks), witnesses=witnesses)
+    return replace(done, verdict=verdict, traces=(*done.traces, trace))
 
 
 def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:
