@@ -24,7 +24,8 @@ class Container:
     Attributes:
         path: what the user named.
         kind: "pth", "safetensors", "tf_h5" (legacy Keras, as `tf_model.h5`), "keras_h5" (Keras 3's
-            `.weights.h5`), "npz", or "dcp" (PyTorch's distributed checkpoints).
+            `.weights.h5`), "keras_archive" (its `.keras`), "npz", or "dcp" (PyTorch's distributed
+            checkpoints).
         weights_file: the file that holds the tensors, or says which others do.
         files: all files that it takes to read the tensors.
         tensors: by name, in stored order.

@@ -55,6 +55,20 @@ class Fields(dict):
         self.update(state)
 
 
+class Ordered(dict):
+    """An OrderedDict, which may have attributes: a state dict has its `_metadata` there."""
+
+    def __init__(self, items: Any = ()) -> None:
+        super().__init__(items)
+        self.attributes: Mapping[str, Any] = {}
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes."""
+        if not isinstance(state, dict):
+            raise TypeError("attributes without names")
+        self.attributes = state
+
+
 class NumpyDtype:
     """A NumPy dtype of numbers or text; a pickle states its byte order afterwards."""
 
@@ -139,6 +153,10 @@ def _make_dict(pairs: Any = ()) -> dict:
     return {check_hashable(key): value for key, value in items}
 
 
+def _make_ordered(pairs: Any = ()) -> Ordered:
+    return Ordered(_make_dict(pairs))
+
+
 def _make_fields() -> Fields:
     return Fields()
 
@@ -210,7 +228,7 @@ def _library_makers() -> dict[str, Callable[..., object]]:
         **paths,
         "argparse.Namespace": _make_fields,
         "types.SimpleNamespace": _make_fields,
-        "collections.OrderedDict": _make_dict,
+        "collections.OrderedDict": _make_ordered,
         "collections.defaultdict": _make_default_dict,
         "collections.Counter": _make_dict,
         "_codecs.encode": _make_bytes,

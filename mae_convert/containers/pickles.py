@@ -210,7 +210,7 @@ def _build(reader: PickleReader, _: object) -> None:
     target, state = reader.pop_last(2)
     if isinstance(target, Stateful):
         target.set_state(state)
-    elif type(target) is not dict:  # the attributes of an OrderedDict (`_metadata`) are not data
+    elif type(target) is not dict:
         raise TypeError("a state for what has none")
     reader.push(target)
 

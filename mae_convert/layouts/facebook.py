@@ -68,6 +68,7 @@ FACEBOOK = Layout(
     title="facebookresearch/mae, the original code (PyTorch)",
     tables=(PRETRAIN, ENCODER_AND_CLASSIFIER, LINEAR_PROBE),
     containers=("pth", "safetensors", "npz"),
+    state_key="model",
     conventions={
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",
