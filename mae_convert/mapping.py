@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,12 @@ import numpy as np
 from mae_convert.canonical import Schema, Shape
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
+
+
+DIGITS = "[0-9]{0,3}"
+"""Those that follow the first one of a block's index: no model has more blocks than 9999."""
+
+NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 
 
 class Transform(Protocol):
@@ -274,19 +281,20 @@ class Table:
     rows: tuple[Row | Repeat, ...]
     drops: tuple[Drop, ...] = ()
     groups: tuple[tuple[Rule, ...], ...] = field(init=False, repr=False, compare=False)
-    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(
-        init=False, repr=False, compare=False
-    )
+    _by_template: Mapping[str, Rule] = field(init=False, repr=False, compare=False)
+    _by_pattern: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(_rules(row)) for row in self.rows)
         rules = list(itertools.chain.from_iterable(groups))
         _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
         _refuse_duplicates(self.name, (rule.external for rule in rules))
+        # Most names are found by a look-up, so that the many tables that do not fit cost nothing.
+        patterns = tuple(rule for rule in rules if set(rule.external) & set("[*"))
+        templates = {rule.external: rule for rule in rules if rule not in patterns}
         object.__setattr__(self, "groups", groups)
-        object.__setattr__(
-            self, "_patterns", tuple((_regex(rule.external), rule) for rule in rules)
-        )
+        object.__setattr__(self, "_by_template", templates)
+        object.__setattr__(self, "_by_pattern", patterns)
 
     def expand(self, names: Iterable[str]) -> list[Rule]:
         """Return the rules for a set of canonical names, in the external layout's order.
@@ -314,11 +322,18 @@ class Table:
 
     def rule_for(self, external: str) -> Rule | None:
         """Return the rule for an external name, with block index and name filled in."""
-        for pattern, rule in self._patterns:
-            if match := pattern.fullmatch(external):
+        for template, index in _templates(external):
+            if rule := self._by_template.get(template):
+                return replace(rule if index is None else rule.at(index), external=external)
+        for rule in self._by_pattern:
+            if match := _regex(rule.external).fullmatch(external):
                 found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
         return None
+
+    def knows(self, external: str) -> bool:
+        """Return whether there is a row or a Drop for an external name."""
+        return self.rule_for(external) is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
         """Return the Drop that names an external tensor as unused."""
@@ -357,13 +372,22 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
+def _templates(external: str) -> Iterator[tuple[str, int | None]]:
+    """Yield a name as it is, and with each number in it as the index ``#`` of a block."""
+    if "#" not in external:
+        yield external, None
+    for number in NUMBER.finditer(external):
+        yield f"{external[: number.start()]}#{external[number.end() :]}", int(number[0])
+
+
+@cache
 def _regex(external: str) -> re.Pattern[str]:
     """Return the pattern of an external name.
 
     ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
     """
-    quoted = re.escape(external).replace(r"\[_\#\]", "(?:_([1-9][0-9]*))?")
-    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", "(0|[1-9][0-9]*)", 1)
+    quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
+    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)
     return re.compile(quoted)
 
 

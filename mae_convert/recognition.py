@@ -63,13 +63,14 @@ def recognise(
             that differ do.
     """
     family, kept, decoder = families.without_decoder(shapes)
-    readings = [
-        read_as(layout, table, kept) for layout in LAYOUTS.values() for table in layout.tables
-    ]
+    tables = [(layout, table) for layout in LAYOUTS.values() for table in layout.tables]
+    possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
+    readings = [read_as(layout, table, kept) for layout, table in possible]
     fitting = _first_of_each_layout(r for r in readings if not r.problems)
     if not fitting:
         said = f"the encoder of {family[0].name} (it has {family[1]}): " if family else ""
-        raise LayoutError(said + _explain_misfit(readings, kept))
+        every = [read_as(layout, table, kept) for layout, table in tables]
+        raise LayoutError(said + _explain_misfit(every, kept))
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
     for other in fitting:
         if _canonical_names(other) != _canonical_names(chosen):
