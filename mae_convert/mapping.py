@@ -19,9 +19,8 @@ from mae_convert.canonical import Schema, Shape
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
 
-
-DIGITS = "[0-9]{0,3}"
-"""Those that follow the first one of a block's index: no model has more blocks than 9999."""
+DIGITS = "[0-9]{0,2}"
+"""Those that follow the first one of a block's index: no model has a thousand blocks."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 
