@@ -1,6 +1,7 @@
 """Open a checkpoint: container, layout, configuration and lazy canonical tensors in one value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from mae_convert.configuration import Configuration, Evidence, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
-from mae_convert.errors import CheckpointError, LayoutError
+from mae_convert.errors import CheckpointError, LayoutError, MaeConvertError
 from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
@@ -194,9 +195,11 @@ def open_checkpoint(
     stated = container.config or {}
     (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
     container = _renamed(container, prefix)
-    family = _family(container, reading)
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
-    configuration = resolve(reading.task, _evidence(container, reading, family, said, fill_only))
+    with _naming(container.path):
+        family = _family(container, reading)
+        evidence = _evidence(container, reading, family, said, fill_only)
+        configuration = resolve(reading.task, evidence)
     canonical = read_tensors(container.tensors, reading.rules)
     dropped, rules = dict(reading.dropped), reading.rules
     if has_batch_norm(canonical):
@@ -219,6 +222,15 @@ def open_checkpoint(
         prefix=prefix,
         family=family,
     )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before an error's sentence: of two files that are compared, either may be it."""
+    try:
+        yield
+    except MaeConvertError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _family(container: Container, reading: Reading) -> Membership | None:

@@ -102,8 +102,9 @@ def plan_conversion(
     names = schema(_token_pooled(model, task), task)
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
-            f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
-            " classifier has no final norm of its own, so its encoder cannot stand alone"
+            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
+            " pooled classifier has no final norm of its own, so that its encoder cannot stand"
+            " alone; convert it whole, to timm, facebook or keras"
         )
     packing.check(layout, is_directory=is_directory(layout, target))
     rules = [

@@ -98,8 +98,8 @@ def left_aside(weights_file: Path) -> dict[str, str]:
     if not states:
         return {}
     return {
-        "*_optim_states.pt": f"{len(states)} files of DeepSpeed's optimizer; if training was in "
-        "half precision, they have the weights in float32, which zero_to_fp32.py writes"
+        "*_optim_states.pt": f"{len(states)} of DeepSpeed's files of the optimizer; if training "
+        "was in half precision, they have the weights in float32, which zero_to_fp32.py writes"
     }
 
 

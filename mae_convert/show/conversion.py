@@ -36,6 +36,10 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
     rows += [("rounded", line) for line in _worst_rounding(report["tensors"])]
     rows += [
+        ("created", f"{listed(names, 3)}: {reason}")
+        for reason, names in by_reason(report["created"]).items()
+    ]
+    rows += [
         ("not taken", f"{listed(names, 3)}: {reason}")
         for reason, names in by_reason(report["dropped"]).items()
     ]
