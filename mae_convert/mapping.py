@@ -324,7 +324,10 @@ class Table:
         for template, index in _templates(external):
             if rule := self._by_template.get(template):
                 return replace(rule if index is None else rule.at(index), external=external)
+        depth = external.count("/")
         for rule in self._by_pattern:
+            if rule.external.count("/") != depth:
+                continue
             if match := _regex(rule.external).fullmatch(external):
                 found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
