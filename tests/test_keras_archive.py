@@ -116,7 +116,7 @@ class TestKerasItself:
 @pytest.mark.parametrize("suffix", ["keras", "weights.h5"])
 def test_the_state_of_an_optimizer_is_dropped(run, work, suffix):
     trained = open_checkpoint(work / f"trained.{suffix}", FLAGS)
-    assert set(trained.dropped.values()) == {"state of the optimizer"}
+    assert set(trained.dropped.values()) == {"the optimizer's state"}
     assert len(trained.dropped) > len(trained.rules)
     assert diff(open_checkpoint(work / "pretrain.keras", FLAGS), trained).equal == 94
     if suffix == "keras":
@@ -161,8 +161,8 @@ def test_mixed_dtypes_get_a_model_that_holds_them_all(case, tmp_path):
 
 
 def foreign(contents):
-    stated = {**json.loads(contents[CONFIG]), "registered_name": "keras_hub>ViTBackbone"}
-    return {**contents, CONFIG: json.dumps({**stated, "class_name": "ViTBackbone"})}
+    stated = {**json.loads(contents[CONFIG]), "registered_name": "acme>Transformer"}
+    return {**contents, CONFIG: json.dumps({**stated, "class_name": "Transformer"})}
 
 
 SPOILT = {
@@ -172,7 +172,7 @@ SPOILT = {
         lambda c: {METADATA: c[METADATA], CONFIG: c[CONFIG], "model.weights.npz": b""},
         "without model.weights.h5",
     ),
-    "another's model": (foreign, "class ViTBackbone, .*save_weights"),
+    "another's model": (foreign, "class Transformer, .*save_weights"),
     "a lambda": (
         lambda c: {**c, CONFIG: json.dumps({"class_name": "Lambda", "config": {"function": "os"}})},
         "class Lambda",
@@ -213,6 +213,24 @@ def test_what_is_small_in_the_archive_and_huge_unpacked_is_not_unpacked(archive,
 
 def test_a_directory_with_one_archive_is_that_archive(archive):
     assert open_checkpoint(archive.parent).layout.name == "keras"
+
+
+def test_an_archive_that_was_unpacked_is_the_same_model(archive, tmp_path):
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "unpacked")
+    packed_model, unpacked = open_checkpoint(archive), open_checkpoint(tmp_path / "unpacked")
+    assert diff(packed_model, unpacked).same
+    assert unpacked.configuration.model == packed_model.configuration.model
+    assert unpacked.configuration.sources["layer_norm_eps"] == "config.json"
+
+
+@pytest.mark.parametrize("spoil", [None, [], {"config": 3}, {}])
+def test_a_configuration_of_no_known_form_is_one_sentence(archive, spoil):
+    contents = members(archive)
+    stated = {**json.loads(contents[CONFIG]), "config": spoil}
+    packed(archive, {**contents, CONFIG: json.dumps(stated)})
+    with pytest.raises(ConfigurationError, match=r"has nothing at config\.config"):
+        open_checkpoint(archive)
 
 
 def test_a_full_disk_leaves_nothing_behind(case, tmp_path, monkeypatch):

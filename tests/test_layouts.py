@@ -4,6 +4,7 @@
 dict for the weights of another golden case, and what the library computed with it.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import LazyTensor, open_container, write_file
 from mae_convert.convert import execute
+from mae_convert.errors import ConfigurationError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.planning import plan_conversion
 from reference_models.configuration import ViTMAEConfig
@@ -215,6 +217,18 @@ class TestSynonyms:
         assert again.configuration.model.num_attention_heads == 4
         assert again.configuration.sources["num_attention_heads"] == "config.json"
         assert again.configuration.image_mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map"])
+def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, tmp_path, pooling):
+    source = open_checkpoint(case("finetune_cls_tiny").checkpoint, FLAGS)
+    execute(plan_conversion(source, tmp_path / "model", "timm"))
+    config = tmp_path / "model" / "config.json"
+    stored = json.loads(config.read_text())
+    assert stored["global_pool"] == "token"
+    config.write_text(json.dumps({**stored, "global_pool": pooling}))
+    with pytest.raises(ConfigurationError, match=f"global_pool is {pooling}, but the tensors say"):
+        open_checkpoint(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

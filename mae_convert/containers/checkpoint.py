@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.containers.contents import reading
+from mae_convert.containers.contents import KERAS, reading
 from mae_convert.containers.directory import find_weights, is_of_model_directory, left_aside
 from mae_convert.containers.identify import read_contents
 from mae_convert.containers.tensor import LazyTensor
@@ -84,6 +84,8 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         _read_json(weights_file.with_name(name)) if belongs else None for name in JSON_NAMES
     )
     config = contents.config if beside is None else beside
+    if beside is not None and "registered_name" in beside:  # Keras's own, as in its archives
+        config = {**(contents.config or {}), KERAS: beside}
     inside = f"{contents.config_place} of {weights_file.name}"
     return Container(
         path=path,

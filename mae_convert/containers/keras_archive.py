@@ -2,7 +2,7 @@
 
 Keras makes a model of such a file by importing what `config.json` names. Here nothing is made:
 the configuration is read as JSON, the weights as tensors, and only files of this project's models
-are taken, whose configuration is understood.
+and KerasHub's are taken, whose configuration is understood.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mae_convert.containers.archive import Archive, ArchiveWriter
-from mae_convert.containers.contents import Contents
+from mae_convert.containers.contents import KERAS, Contents
 from mae_convert.containers.hdf5 import read_hdf5
 from mae_convert.containers.hdf5_write import write_keras_h5
 from mae_convert.containers.messages import damaged, shown
@@ -21,18 +21,15 @@ from mae_convert.errors import CheckpointError, OutputError
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24
-PACKAGE = "reference_models>"
-"""How Keras begins the name under which our models are registered."""
+PACKAGES = ("reference_models>", "keras_hub>")
+"""How the names begin under which models are registered whose configuration is understood."""
 
 KERAS_VERSION = "3.15.1"
 """The version whose form is written; see `tests/test_keras_archive.py`."""
 
-KERAS = "keras"
-"""The key of what `config.json` says, in the configuration that such a file carries."""
-
 
 def read_keras_archive(archive: Archive) -> Contents:
-    """Read a `.keras` file of one of this project's models.
+    """Read a `.keras` file of one of this project's models, or of KerasHub's.
 
     The configuration is the one that we keep in the weights, if we wrote them, and under "keras"
     what Keras's `config.json` says.
@@ -79,11 +76,11 @@ def _read_config(archive: Archive) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise damaged(archive.path, f"{CONFIG} is not JSON") from error
     name = stated.get("registered_name") if isinstance(stated, dict) else None
-    if not isinstance(name, str) or not name.startswith(PACKAGE):
+    if not isinstance(name, str) or not name.startswith(PACKAGES):
         of = stated.get("class_name") if isinstance(stated, dict) else None
         raise CheckpointError(
             f"{archive.path} holds a Keras model of class {shown(of)}, and of .keras files only"
-            " those of reference_models are read; write its weights with"
+            " those of reference_models and KerasHub are read; write its weights with"
             " model.save_weights('model.weights.h5')"
         )
     return stated

@@ -90,21 +90,31 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "keras" not in stated:
         return dict(stated)
-    theirs = stated["keras"].get("config")
-    theirs = theirs.get("config") if isinstance(theirs, Mapping) else None
-    if not isinstance(theirs, Mapping):
-        raise ConfigurationError(
-            "the archive's config.json has no configuration of a model of reference_models; write"
-            " the file again with model.save"
-        )
+    theirs = archived(stated["keras"], "config", "config")
     ours = {name: value for name, value in stated.items() if name != "keras"}
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
             raise ConfigurationError(
-                f"the archive's config.json says {name} is {value}, but its weights carry"
+                f"Keras's config.json says {name} is {value}, but its weights carry"
                 f" {ours[name]}; write the file again with model.save"
             )
     return {**ours, **theirs}
+
+
+def archived(stated: Any, *keys: str) -> Mapping[str, Any]:
+    """Return the mapping at some keys of what Keras wrote as ``config.json``.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    for key in keys:
+        stated = stated.get(key) if isinstance(stated, Mapping) else None
+    if not isinstance(stated, Mapping):
+        raise ConfigurationError(
+            f"Keras's config.json has nothing at {'.'.join(keys)}; write the file again with"
+            " model.save"
+        )
+    return stated
 
 
 KERAS = Layout(
@@ -134,7 +144,7 @@ KERAS = Layout(
                 norm("head.norm", "fc_norm"),
                 *dense("head", "classifier"),
             ),
-            (Drop("optimizer/vars/#", "state of the optimizer"),),
+            (Drop("optimizer/vars/#", "the optimizer's state"),),
         ),
     ),
     containers=("keras_h5", "keras_archive"),
