@@ -226,7 +226,8 @@ def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, 
     config = tmp_path / "model" / "config.json"
     stored = json.loads(config.read_text())
     assert stored["global_pool"] == "token"
-    config.write_text(json.dumps({**stored, "global_pool": pooling}))
+    stored["model_args"]["global_pool"] = pooling
+    config.write_text(json.dumps(stored))
     with pytest.raises(ConfigurationError, match=f"global_pool is {pooling}, but the tensors say"):
         open_checkpoint(tmp_path / "model")
 
