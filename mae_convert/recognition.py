@@ -21,7 +21,8 @@ from mae_convert.canonical import (
 )
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
-from mae_convert.mapping import Rule, SplitHeads, Table, external_shapes, listed
+from mae_convert.mapping import Rule, Table, external_shapes, listed
+from mae_convert.transforms import SplitHeads
 from reference_models.configuration import ViTMAEConfig
 
 

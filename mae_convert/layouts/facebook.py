@@ -1,7 +1,8 @@
 """The layout of the original code, facebookresearch/mae (timm's names, query, key, value fused)."""
 
 from mae_convert.layouts.layout import IMAGENET, Layout
-from mae_convert.mapping import Fuse, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import Fuse
 
 BLOCK = (
     Row(".norm1.{weight,bias}", ".norm1.{weight,bias}"),

@@ -12,7 +12,8 @@ from typing import Any
 from mae_convert.errors import ConfigurationError
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.transformers_tf import KERNEL
-from mae_convert.mapping import TRANSPOSE, Drop, Repeat, Row, Table
+from mae_convert.mapping import Drop, Repeat, Row, Table
+from mae_convert.transforms import TRANSPOSE
 from reference_models.configuration import ViTMAEConfig
 
 # The class that holds a task, and its module; a test holds them against the classes themselves.

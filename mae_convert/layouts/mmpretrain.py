@@ -2,7 +2,8 @@
 
 from mae_convert.layouts.facebook import FACEBOOK
 from mae_convert.layouts.layout import Layout
-from mae_convert.mapping import Fuse, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import Fuse
 from reference_models.configuration import ViTMAEConfig
 
 BLOCK = (
