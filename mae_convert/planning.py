@@ -182,7 +182,7 @@ def container_kind(layout: Layout, target: Path) -> str:
         suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
         raise OutputError(
             f"{layout.name} is written as a file whose name ends in {' or '.join(suffixes)}, not as"
-            f" {target.name}"
+            f" {target.name or target}"
         )
     return kind
 

@@ -10,7 +10,7 @@ from mae_convert.errors import CheckpointError
 
 WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
 KERAS_SUFFIX = ".weights.h5"
-OTHER_SUFFIXES = (".pth", ".pt", ".safetensors", ".h5", ".bin", ".keras")
+OTHER_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".h5", ".bin", ".keras")
 DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 

@@ -37,6 +37,10 @@ class Maker:
     make: Callable[..., object]
 
 
+class WouldRunCodeError(Exception):
+    """A call that is no data, whatever its arguments may be."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A value that a pickle completes after it has made it."""
@@ -196,6 +200,17 @@ def _make_windows_path(*parts: str) -> str:
     return str(pathlib.PureWindowsPath(*parts))
 
 
+def _make_history(*_: object) -> Record:
+    return Record("a history of values")
+
+
+def _make_attribute(owner: Any, name: Any) -> str:
+    """Return the name of a function of mmengine's history, which its checkpoints look up."""
+    if not isinstance(owner, Maker) or owner.make is not _make_history:
+        raise WouldRunCodeError
+    return _make_text(name)
+
+
 def _rebuild_from_type(function: Any, _type: object, arguments: Any, _state: object) -> object:
     tensor = function.make(*_listed(arguments))
     if not isinstance(tensor, StoredTensor):
@@ -213,6 +228,7 @@ def _builtin_makers() -> dict[str, Callable[..., object]]:
         "slice": _make_slice,
         "bytes": _make_bytes,
         "bytearray": _make_bytes,
+        "getattr": _make_attribute,
     }
     return {f"{module}.{name}": make for module in BUILTINS for name, make in makers.items()}
 
@@ -232,6 +248,7 @@ def _library_makers() -> dict[str, Callable[..., object]]:
         "collections.defaultdict": _make_default_dict,
         "collections.Counter": _make_dict,
         "_codecs.encode": _make_bytes,
+        "mmengine.logging.history_buffer.HistoryBuffer": _make_history,
     }
 
 
