@@ -1,6 +1,7 @@
 """Open a checkpoint: container, layout, configuration and lazy canonical tensors in one value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from mae_convert.configuration import Configuration, Evidence, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
-from mae_convert.errors import CheckpointError, LayoutError
+from mae_convert.errors import CheckpointError, LayoutError, MaeConvertError
+from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
@@ -44,6 +46,7 @@ class Checkpoint:
         dropped: external tensors that MAE does not use, by stored name, with the reason.
         synonyms: other layouts that are the same for these tensors.
         prefix: what was taken off the names; `container.tensors` and `rules` are without it.
+        family: the family of models that it belongs to, or None where nothing tells one.
     """
 
     container: Container
@@ -56,6 +59,7 @@ class Checkpoint:
     rules: tuple[Rule, ...] = field(repr=False)
     dropped: Mapping[str, str]
     prefix: Stripped
+    family: Membership | None = None
 
     @property
     def path(self) -> Path:
@@ -69,7 +73,9 @@ class Checkpoint:
         if set(beside) - {"image_mean", "image_std"}:
             return beside
         inside = (self.container.config or {}).get("preprocessor")
-        return inside if isinstance(inside, Mapping) else {}
+        if isinstance(inside, Mapping):
+            return inside
+        return self.family.family.preprocessing if self.family and self.family.certain else {}
 
 
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
@@ -189,19 +195,11 @@ def open_checkpoint(
     stated = container.config or {}
     (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
     container = _renamed(container, prefix)
-    stated = reading.layout.read_config(stated)
-    evidence = Evidence(
-        geometry=reading.geometry,
-        flags=_said((flags or Flags()).given(), container, fill_only=fill_only),
-        stated=stated,
-        stated_where=container.config_source or "the file",
-        preprocessor=container.preprocessor or {},
-        training_args=container.training_args or {},
-        conventions=reading.layout.conventions,
-        layout=reading.layout.name,
-        fill_only=fill_only,
-    )
-    configuration = resolve(reading.task, evidence)
+    said = _said((flags or Flags()).given(), container, fill_only=fill_only)
+    with _naming(container.path):
+        family = _family(container, reading)
+        evidence = _evidence(container, reading, family, said, fill_only)
+        configuration = resolve(reading.task, evidence)
     canonical = read_tensors(container.tensors, reading.rules)
     dropped, rules = dict(reading.dropped), reading.rules
     if has_batch_norm(canonical):
@@ -222,4 +220,48 @@ def open_checkpoint(
         rules=rules,
         dropped={prefix.stored[name]: reason for name, reason in dropped.items()},
         prefix=prefix,
+        family=family,
+    )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before an error's sentence: of two files that are compared, either may be it."""
+    try:
+        yield
+    except MaeConvertError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _family(container: Container, reading: Reading) -> Membership | None:
+    return name_family(
+        reading.family,
+        container.training_args or {},
+        (container.conversion or {}).get("family"),
+        {**reading.geometry, "task": reading.task},
+    )
+
+
+def _evidence(
+    container: Container,
+    reading: Reading,
+    family: Membership | None,
+    flags: Mapping[str, Any],
+    fill_only: bool,
+) -> Evidence:
+    """Return everything that may tell what no tensor tells."""
+    patches = reading.geometry["num_patches"]
+    return Evidence(
+        geometry=reading.geometry,
+        flags=flags,
+        stated=reading.layout.read_config(container.config or {}),
+        stated_where=container.config_source or "the file",
+        preprocessor=container.preprocessor or {},
+        training_args=container.training_args or {},
+        conventions=reading.layout.conventions,
+        layout=reading.layout.name,
+        family=family.conventions(patches) if family else {},
+        family_name=family.family.name if family else "",
+        size_hint=family.size_hint(patches) if family else "",
+        fill_only=fill_only,
     )

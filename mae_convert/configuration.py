@@ -1,14 +1,14 @@
 """Resolve what tensors cannot tell: each field is taken from a named source, never guessed.
 
 The order is: a flag, a configuration beside or inside the file, the training arguments stored in
-the checkpoint, a known preset of the same widths, the layout's own convention. The number of heads
-has no convention.
+the checkpoint, a known preset of the same widths, what the model's family takes for granted, the
+layout's own convention. The number of heads has no convention.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mae_convert.canonical import square_grid
@@ -41,7 +41,7 @@ FLAGS = {
 # One function under two names.
 ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 PREPROCESSING = ("image_mean", "image_std")
-CONFIG_FIELDS = tuple(field.name for field in fields(ViTMAEConfig))
+CONFIG_FIELDS = tuple(f.name for f in fields(ViTMAEConfig))
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Evidence:
         preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
         training_args: arguments of the training run that wrote the checkpoint.
         conventions: what the layout takes for granted, and the layout's name.
+        family: what the family of models takes for granted that the checkpoint is known to belong
+            to, and the family's name.
+        size_hint: the image size of a family that the shapes suggest, for a message.
         fill_only: a flag may fill what the file does not state, but not contradict it.
     """
 
@@ -66,6 +69,9 @@ class Evidence:
     training_args: Mapping[str, Any]
     conventions: Mapping[str, Any]
     layout: str
+    family: Mapping[str, Any] = field(default_factory=dict)
+    family_name: str = ""
+    size_hint: str = ""
     fill_only: bool = False
 
 
@@ -169,7 +175,7 @@ def _first(name: str, evidence: Evidence) -> tuple[Any, str]:
     if name == "image_size":
         raise ConfigurationError(
             f"{evidence.geometry['num_patches']} patches are no square grid; say the image's size"
-            " with --source-image-size HxW"
+            f" with --source-image-size HxW{evidence.size_hint}"
         )
     width_field = "decoder_hidden_size" if name.startswith("decoder") else "hidden_size"
     width = evidence.geometry[width_field]
@@ -187,6 +193,7 @@ def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
     yield _stated(name, evidence), evidence.stated_where
     if name in PREPROCESSING:
         yield evidence.preprocessor.get(name), "preprocessor_config.json"
+        yield evidence.family.get(name), f"convention of {evidence.family_name}"
         channels = evidence.geometry["num_channels"]
         convention = evidence.conventions.get(name)
         if convention is not None and len(convention) != channels:
@@ -196,6 +203,7 @@ def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
         return
     yield _from_training_args(name, evidence), "training arguments"
     yield from _presets(name, evidence.geometry)
+    yield evidence.family.get(name), f"convention of {evidence.family_name}"
     if name == "image_size":
         yield _square_image(evidence.geometry), "square grid"
     yield evidence.conventions.get(name), f"convention of the {evidence.layout} layout"

@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.containers import write_directory, write_file
+from mae_convert.containers.limits import HDF5_KINDS
 from mae_convert.containers.write import JsonFile
 from mae_convert.errors import OutputError
 from mae_convert.packing import BIN
 from mae_convert.planning import Plan, container_kind
-from mae_convert.record import carried_config, conversion_record, preprocessor_config
+from mae_convert.record import (
+    archived_config,
+    carried_config,
+    conversion_record,
+    preprocessor_config,
+    record_in_file,
+)
 from mae_convert.rounding import DTYPES
 
 
@@ -41,7 +48,7 @@ def _check_writable(plan: Plan) -> None:
         raise OutputError(f"there is no directory {plan.target.parent} to write {plan.target} in")
     kind = container_kind(plan.layout, plan.target)
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
-    if narrow and kind in ("tf_h5", "keras_h5", "npz"):
+    if narrow and kind in (*HDF5_KINDS, "npz"):
         raise OutputError(
             f"{plan.target} cannot hold bfloat16; choose a type that it can hold, for instance"
             " --dtype float32"
@@ -66,9 +73,10 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
             plan.target,
             kind,
             plan.tensors,
-            config=carried,
-            conversion={k: record[k] for k in ("mae_convert", "source", "task", "steps")},
+            config=archived_config(plan) if kind == "keras_archive" else carried,
+            conversion=record_in_file(record),
             overwrite=overwrite,
+            state_key=plan.layout.state_key,
         )
         return {**record, "sha256": hashes}
     json_files: dict[str, JsonFile] = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.layouts import LAYOUTS
+from mae_convert.oddities import in_names, in_values
 from mae_convert.official import identify
 
 
@@ -32,6 +33,7 @@ def inspect(
         "spelling": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),
         "task": checkpoint.task,
+        "family": checkpoint.family.to_dict() if checkpoint.family else None,
         "config": checkpoint.configuration.model.to_dict(),
         "assumed": checkpoint.configuration.assumed(),
         "tensors": len(container.tensors),
@@ -41,11 +43,28 @@ def inspect(
         "official": identify(checkpoint, with_hash=with_hash),
         "ignored": dict(container.ignored),
         "dropped": dict(checkpoint.dropped),
+        "reconstruction": reconstruction(checkpoint),
         "becomes": becomes(checkpoint),
+        "odd": in_names(checkpoint),
     }
     if stats:
-        report["stats"] = {name: statistics(t.load()) for name, t in checkpoint.tensors.items()}
+        values = {name: statistics(t.load()) for name, t in checkpoint.tensors.items()}
+        report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
     return report
+
+
+def reconstruction(checkpoint: Checkpoint) -> str | None:
+    """Return what it takes to make a picture of a predicted patch; None for other tasks."""
+    if checkpoint.task != "pretrain":
+        return None
+    pixels = "image_std and image_mean then give pixels"
+    if not checkpoint.configuration.model.norm_pix_loss:
+        return f"patches are predicted as they are; {pixels}"
+    return (
+        "patches are predicted normalised one by one: to show one, multiply it by the deviation of"
+        " that patch of the original, sqrt(unbiased variance + 1e-6), and add its mean, which the"
+        f" model does not predict; {pixels}"
+    )
 
 
 def becomes(checkpoint: Checkpoint) -> dict[str, str]:

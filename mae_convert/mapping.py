@@ -10,196 +10,19 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import cache
 
 import numpy as np
 
 from mae_convert.canonical import Schema, Shape
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
+from mae_convert.transforms import SAME, SplitHeads, Transform
 
+DIGITS = "[0-9]{0,2}"
+"""Those that follow the first one of a block's index: no model has a thousand blocks."""
 
-class Transform(Protocol):
-    """An invertible map from canonical arrays to one external array."""
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the external array made of canonical ones."""
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical arrays that an external one holds."""
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the external shape for canonical shapes."""
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
-
-
-@dataclass(frozen=True)
-class Same:
-    """The external tensor is the canonical one."""
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the one array."""
-        return arrays[0]
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the one array."""
-        return [array]
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the one shape."""
-        return shapes[0]
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the one shape."""
-        return [shape]
-
-    def __str__(self) -> str:
-        return ""
-
-
-@dataclass(frozen=True)
-class Permute:
-    """Reorder the axes: external axis ``i`` is canonical axis ``axes[i]``."""
-
-    axes: tuple[int, ...]
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the transposed view."""
-        return arrays[0].transpose(self.axes)
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the view transposed back."""
-        return [array.transpose(self._inverse())]
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the canonical shape with its axes reordered."""
-        return tuple(shapes[0][axis] for axis in self.axes)
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the external shape with its axes put back."""
-        if len(shape) != len(self.axes):
-            raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
-        return [tuple(shape[axis] for axis in self._inverse())]
-
-    def _inverse(self) -> tuple[int, ...]:
-        return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
-
-    def __str__(self) -> str:
-        return "transpose" if self.axes == (1, 0) else f"permute{self.axes}"
-
-
-@dataclass(frozen=True)
-class Fuse:
-    """Join ``parts`` canonical tensors of equal shape along the first axis."""
-
-    parts: int
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the parts, one after the other."""
-        return np.concatenate(arrays)
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return equal views, in order."""
-        size = array.shape[0] // self.parts
-        return [array[index * size : (index + 1) * size] for index in range(self.parts)]
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape of the joined tensor."""
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shapes of the parts."""
-        if not shape or shape[0] % self.parts:
-            raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
-        return [(shape[0] // self.parts, *shape[1:])] * self.parts
-
-    def __str__(self) -> str:
-        return f"fuse {self.parts}"
-
-
-@dataclass(frozen=True)
-class SplitHeads:
-    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
-
-    Attributes:
-        kind: "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
-            (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as
-            (heads, d, width).
-        heads: number of heads; 0 until the table is bound to a model.
-    """
-
-    kind: str
-    heads: int = 0
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the array with its heads apart."""
-        turned = arrays[0] if self.kind == "bias" else arrays[0].T
-        return turned.reshape(self.write_shape([arrays[0].shape]))
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the array with its heads joined."""
-        (shape,) = self.read_shapes(array.shape)
-        return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape with the heads apart; LayoutError if they do not divide it."""
-        joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
-        if not self.heads or joined % self.heads:
-            raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")
-        apart = (self.heads, joined // self.heads)
-        return {
-            "kernel": (*shapes[0][1:], *apart),
-            "bias": apart,
-            "output": (*apart, *shapes[0][:-1]),
-        }[self.kind]
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape with the heads joined."""
-        rank = 2 if self.kind == "bias" else 3
-        if len(shape) != rank:
-            raise LayoutError(f"{rank} dimensions are needed, not shape {shape}")
-        if self.kind == "bias":
-            return [(shape[0] * shape[1],)]
-        if self.kind == "kernel":
-            return [(shape[1] * shape[2], shape[0])]
-        return [(shape[2], shape[0] * shape[1])]
-
-    def heads_in(self, shape: Shape) -> int:
-        """Return the number of heads that an external shape tells."""
-        return shape[1] if self.kind == "kernel" else shape[0]
-
-    def __str__(self) -> str:
-        return f"heads apart ({self.kind})"
-
-
-@dataclass(frozen=True)
-class WithoutBatch:
-    """The external tensor lacks the canonical one's first axis, which is 1."""
-
-    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the array without its first axis."""
-        return arrays[0][0]
-
-    def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the array with an axis of one before the others."""
-        return [array[None]]
-
-    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape without its first axis."""
-        return shapes[0][1:]
-
-    def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape with an axis of one before the others."""
-        return [(1, *shape)]
-
-    def __str__(self) -> str:
-        return "without the first axis"
-
-
-SAME = Same()
-TRANSPOSE = Permute((1, 0))
+NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -274,19 +97,20 @@ class Table:
     rows: tuple[Row | Repeat, ...]
     drops: tuple[Drop, ...] = ()
     groups: tuple[tuple[Rule, ...], ...] = field(init=False, repr=False, compare=False)
-    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(
-        init=False, repr=False, compare=False
-    )
+    _by_template: Mapping[str, Rule] = field(init=False, repr=False, compare=False)
+    _by_pattern: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(_rules(row)) for row in self.rows)
         rules = list(itertools.chain.from_iterable(groups))
         _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
         _refuse_duplicates(self.name, (rule.external for rule in rules))
+        # Most names are found by a look-up, so that the many tables that do not fit cost nothing.
+        patterns = tuple(rule for rule in rules if set(rule.external) & set("[*"))
+        templates = {rule.external: rule for rule in rules if rule not in patterns}
         object.__setattr__(self, "groups", groups)
-        object.__setattr__(
-            self, "_patterns", tuple((_regex(rule.external), rule) for rule in rules)
-        )
+        object.__setattr__(self, "_by_template", templates)
+        object.__setattr__(self, "_by_pattern", patterns)
 
     def expand(self, names: Iterable[str]) -> list[Rule]:
         """Return the rules for a set of canonical names, in the external layout's order.
@@ -314,11 +138,21 @@ class Table:
 
     def rule_for(self, external: str) -> Rule | None:
         """Return the rule for an external name, with block index and name filled in."""
-        for pattern, rule in self._patterns:
-            if match := pattern.fullmatch(external):
+        for template, index in _templates(external):
+            if rule := self._by_template.get(template):
+                return replace(rule if index is None else rule.at(index), external=external)
+        depth = external.count("/")
+        for rule in self._by_pattern:
+            if rule.external.count("/") != depth:
+                continue
+            if match := _regex(rule.external).fullmatch(external):
                 found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
         return None
+
+    def knows(self, external: str) -> bool:
+        """Return whether there is a row or a Drop for an external name."""
+        return self.rule_for(external) is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
         """Return the Drop that names an external tensor as unused."""
@@ -357,13 +191,22 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
+def _templates(external: str) -> Iterator[tuple[str, int | None]]:
+    """Yield a name as it is, and with each number in it as the index ``#`` of a block."""
+    if "#" not in external:
+        yield external, None
+    for number in NUMBER.finditer(external):
+        yield f"{external[: number.start()]}#{external[number.end() :]}", int(number[0])
+
+
+@cache
 def _regex(external: str) -> re.Pattern[str]:
     """Return the pattern of an external name.
 
     ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
     """
-    quoted = re.escape(external).replace(r"\[_\#\]", "(?:_([1-9][0-9]*))?")
-    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", "(0|[1-9][0-9]*)", 1)
+    quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
+    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)
     return re.compile(quoted)
 
 

@@ -41,6 +41,8 @@ OFFICIAL = tuple(
 
 def probable(checkpoint: Checkpoint) -> Official | None:
     """Return the published file whose tensors have the same names and shapes, if there is one."""
+    if checkpoint.family and checkpoint.family.certain:
+        return None  # of another family, whatever the shapes
     model = checkpoint.configuration.model
     pooled = checkpoint.task != "classify" or (model.global_pool, model.num_labels) == ("avg", 1000)
     decoder = (model.decoder_hidden_size, model.decoder_num_hidden_layers) == (512, 8)

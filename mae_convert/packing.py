@@ -34,6 +34,10 @@ class Packing:
                 f"{layout.name} is written as a directory, whose readers know no prefixes; leave"
                 " --prefix out"
             )
+        if self.prefix and "pth" not in layout.containers:
+            raise OutputError(
+                f"prefixes are of PyTorch's names, and {layout.name} has others; leave --prefix out"
+            )
         if self.prefix and not is_readable(self.prefix):
             raise OutputError(
                 f"the prefix {self.prefix!r} would not be known when the file is read; it can be"

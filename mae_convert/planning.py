@@ -11,7 +11,7 @@ from mae_convert.canonical import check_task, schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.errors import LayoutError, MaeConvertError, OutputError
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.mapping import Rule, Table, write_tensors
 from mae_convert.packing import Packing
@@ -20,6 +20,7 @@ from mae_convert.steps import Geometry, Step, with_geometry
 
 SUFFIX_KINDS = {
     ".weights.h5": "keras_h5",
+    ".keras": "keras_archive",
     ".safetensors": "safetensors",
     ".pth": "pth",
     ".pt": "pth",
@@ -91,6 +92,7 @@ def plan_conversion(
     """
     layout, packing = layout_named(layout_name), packing or Packing()
     task = task or source.task
+    _check_decoder(source, task)
     check_task(task, source.task)
     source, changes = with_geometry(source, task, geometry or Geometry())
     model = source.configuration.model
@@ -100,8 +102,9 @@ def plan_conversion(
     names = schema(_token_pooled(model, task), task)
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
-            f"the checkpoint has no {missing[0]}, which a {task} model needs: a globally pooled"
-            " classifier has no final norm of its own, so its encoder cannot stand alone"
+            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
+            " pooled classifier has no final norm of its own, so that its encoder cannot stand"
+            " alone; convert it whole, to timm, facebook or keras"
         )
     packing.check(layout, is_directory=is_directory(layout, target))
     rules = [
@@ -126,6 +129,13 @@ def plan_conversion(
         dtype=dtype,
         packing=packing,
     )
+
+
+def _check_decoder(source: Checkpoint, task: str) -> None:
+    """Refuse a decoder that was in the file and is none of MAE's, with the reason."""
+    why = source.family.family.why_dropped if source.family else ""
+    if task == "pretrain" and why in source.dropped.values():
+        raise ConfigurationError(f"{why}; pass --task encoder")
 
 
 def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
@@ -172,7 +182,7 @@ def container_kind(layout: Layout, target: Path) -> str:
         suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
         raise OutputError(
             f"{layout.name} is written as a file whose name ends in {' or '.join(suffixes)}, not as"
-            f" {target.name}"
+            f" {target.name or target}"
         )
     return kind
 

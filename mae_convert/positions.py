@@ -75,7 +75,15 @@ def regenerated(tensor: LazyTensor, grid: Grid, new_grid: Grid) -> LazyTensor:
     Raises:
         ConfigurationError: the tensor is not the fixed embedding, so that it would be lost.
     """
-    precision = _precision(tensor, grid)
+    precision = fixed_precision(tensor, grid)
+    if precision is None:
+        table = sincos_position_embedding(tensor.shape[-1], grid)
+        away = np.abs(tensor.load().astype(np.float64) - table).max()
+        raise ConfigurationError(
+            f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away),"
+            " so --sincos-positions would lose what was learned; leave it out to resample the"
+            " embedding"
+        )
 
     def load() -> np.ndarray:
         return _fixed(tensor, new_grid, precision)
@@ -83,21 +91,17 @@ def regenerated(tensor: LazyTensor, grid: Grid, new_grid: Grid) -> LazyTensor:
     return _on_grid(tensor, new_grid, load)
 
 
-def _precision(tensor: LazyTensor, grid: Grid) -> np.dtype:
+def fixed_precision(tensor: LazyTensor, grid: Grid) -> np.dtype | None:
     """Return the dtype to which a fixed embedding was rounded before it got that of the tensor.
 
-    The original computes in float64 and stores float32, whatever became of it later.
+    The original computes in float64 and stores float32, whatever became of it later. None where the
+    tensor, which is read, is not exactly the fixed embedding of the grid.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):
         if np.array_equal(_fixed(tensor, grid, precision), stored):
             return precision
-    table = sincos_position_embedding(tensor.shape[-1], grid)
-    away = np.abs(stored.astype(np.float64) - table).max()
-    raise ConfigurationError(
-        f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away), so"
-        " --sincos-positions would lose what was learned; leave it out to resample the embedding"
-    )
+    return None
 
 
 def _fixed(tensor: LazyTensor, grid: Grid, precision: np.dtype) -> np.ndarray:

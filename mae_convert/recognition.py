@@ -7,7 +7,7 @@ anything over, or misses anything, does not fit.
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mae_convert import families
@@ -21,7 +21,8 @@ from mae_convert.canonical import (
 )
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
-from mae_convert.mapping import Rule, SplitHeads, Table, external_shapes, listed
+from mae_convert.mapping import Rule, Table, external_shapes, listed
+from mae_convert.transforms import SplitHeads
 from reference_models.configuration import ViTMAEConfig
 
 
@@ -35,6 +36,7 @@ class Reading:
         geometry: configuration fields that the shapes tell.
         dropped: external names that the table declares unused, with the reason.
         problems: what does not fit, in sentences; empty when the table fits.
+        family: a family of which only the encoder is read, and the tensor that gave it away.
     """
 
     layout: Layout
@@ -44,6 +46,7 @@ class Reading:
     geometry: Mapping[str, Any]
     dropped: Mapping[str, str]
     problems: tuple[str, ...]
+    family: tuple[families.Family, str] | None = None
 
 
 def recognise(
@@ -60,12 +63,15 @@ def recognise(
         LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
             that differ do.
     """
-    readings = [
-        read_as(layout, table, shapes) for layout in LAYOUTS.values() for table in layout.tables
-    ]
+    family, kept, decoder = families.without_decoder(shapes)
+    tables = [(layout, table) for layout in LAYOUTS.values() for table in layout.tables]
+    possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
+    readings = [read_as(layout, table, kept) for layout, table in possible]
     fitting = _first_of_each_layout(r for r in readings if not r.problems)
     if not fitting:
-        raise LayoutError(_explain_misfit(readings, shapes))
+        said = f"the encoder of {family[0].name} (it has {family[1]}): " if family else ""
+        every = [read_as(layout, table, kept) for layout, table in tables]
+        raise LayoutError(said + _explain_misfit(every, kept))
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
     for other in fitting:
         if _canonical_names(other) != _canonical_names(chosen):
@@ -73,7 +79,8 @@ def recognise(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
                 " them differently; put a config.json beside the file that says which"
             )
-    return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
+    read = replace(chosen, family=family, dropped={**chosen.dropped, **decoder})
+    return read, tuple(r.layout.name for r in fitting if r is not chosen)
 
 
 def _first_of_each_layout(readings: Iterator[Reading]) -> list[Reading]:

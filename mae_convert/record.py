@@ -1,9 +1,11 @@
 """What a conversion says about itself: record, configuration, preprocessing, hashes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mae_convert import __version__
 from mae_convert.configuration import Configuration
@@ -28,6 +30,7 @@ def conversion_record(plan: Plan) -> dict[str, Any]:
             "layout": source.layout.name,
             "task": source.task,
         },
+        "family": source.family.to_dict() if source.family else None,
         "layout": plan.layout.name,
         "task": plan.task,
         "assumed": source.configuration.assumed(),
@@ -58,6 +61,13 @@ def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
     return {"rounding": {kind: max(e[kind] for e in errors) for kind in errors[0]}}
 
 
+def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a record that a single file keeps inside; what shapes tell is left out."""
+    kept = {name: record[name] for name in ("mae_convert", "source", "task", "steps")}
+    family = record["family"]
+    return {**kept, "family": family} if family and family["certainty"] == "known" else kept
+
+
 def carried_config(plan: Plan) -> dict[str, Any]:
     """Return the configuration that a file carries inside: nothing else needs to be known of it."""
     labels, preprocessor = plan.configuration.labels, plan.source.preprocessor
@@ -70,6 +80,16 @@ def carried_config(plan: Plan) -> dict[str, Any]:
         "task": plan.task,
         "layout": plan.layout.name,
     }
+
+
+def archived_config(plan: Plan) -> dict[str, Any]:
+    """Return the carried configuration and, under "keras", what Keras makes the model of.
+
+    The model gets the dtype of its weights; where these differ, one that holds all of them.
+    """
+    carried = carried_config(plan)
+    dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
+    return {**carried, "keras": plan.layout.write_config({**carried, "dtype": dtype})}
 
 
 def preprocessor_config(plan: Plan) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 ``encoder.weights.h5`` and ``classify.weights.h5`` in FOLDER are loaded into ViTBackbone and
 ViTImageClassifier; their outputs for ``images.npy`` (N, C, H, W) go to ``outputs.npz`` and what the
-classes save again to ``again-*.weights.h5``.
+classes save again to ``again-*.weights.h5`` and ``again-*.keras``. A backbone for other pictures
+is saved as ``preset``, and a classifier that pools as ``pooled.keras``.
 """
 
 import sys
@@ -12,15 +13,16 @@ import keras_hub
 import numpy as np
 
 
-def backbone():
-    return keras_hub.models.ViTBackbone(
-        image_shape=(32, 32, 3),
-        patch_size=8,
-        num_layers=3,
-        num_heads=4,
-        hidden_dim=32,
-        mlp_dim=128,
-    )
+def backbone(**changes):
+    settings = {
+        "image_shape": (32, 32, 3),
+        "patch_size": 8,
+        "num_layers": 3,
+        "num_heads": 4,
+        "hidden_dim": 32,
+        "mlp_dim": 128,
+    }
+    return keras_hub.models.ViTBackbone(**settings | changes)
 
 
 def main(folder: Path) -> None:
@@ -36,6 +38,11 @@ def main(folder: Path) -> None:
         model.load_weights(folder / f"{name}.weights.h5")
         outputs[name] = np.asarray(model(images))
         model.save_weights(folder / f"again-{name}.weights.h5")
+        model.save(folder / f"again-{name}.keras")
+    backbone(image_shape=(16, 48, 3), layer_norm_epsilon=1e-4).save_to_preset(folder / "preset")
+    keras_hub.models.ViTImageClassifier(
+        backbone=backbone(), num_classes=10, preprocessor=None, pooling="gap"
+    ).save(folder / "pooled.keras")
     np.savez(folder / "outputs.npz", **outputs)
 
 

@@ -79,6 +79,36 @@ def test_what_would_run_code_is_refused_by_name(tmp_path: Path, name: str, proto
     assert not flag.exists()
 
 
+def history_buffer() -> type:
+    """mmengine's class as its checkpoints name it; it keeps functions of its own in its state."""
+
+    class HistoryBuffer:
+        def __getstate__(self) -> dict:
+            return {"_log_history": np.ones(3), "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+        def mean(self) -> float:
+            return 1.0
+
+    HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+    HistoryBuffer.__qualname__ = "HistoryBuffer"
+    HistoryBuffer.mean.__module__ = HistoryBuffer.__module__
+    HistoryBuffer.mean.__qualname__ = "HistoryBuffer.mean"
+    return HistoryBuffer
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_history_in_a_checkpoint_of_mmengine_is_inert(tmp_path, monkeypatch, legacy) -> None:
+    buffer = history_buffer()
+    for name in ("mmengine", "mmengine.logging", buffer.__module__):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[buffer.__module__].HistoryBuffer = buffer
+    value = {"state_dict": TENSOR, "message_hub": {"log_scalars": {"loss": buffer()}}}
+    torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    opened = open_container(tmp_path / "x.pth")
+    assert list(opened.tensors) == list(TENSOR)
+    assert list(opened.ignored) == ["message_hub"]
+
+
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_bare_pickle_that_would_run_code(tmp_path: Path, protocol: int) -> None:
     flag = tmp_path / "flag"

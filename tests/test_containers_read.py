@@ -365,7 +365,7 @@ NOT_CHECKPOINTS = {
     "json": (b'{\n "hidden_size": 4}', "JSON file"),
     "gzip": (b"\x1f\x8b\x08\x00", "gunzip"),
     "tar": (b"\0" * 257 + b"ustar", "tar archive"),
-    "keras": (packed_keras_model(), "whole Keras model"),
+    "keras": (packed_keras_model(), "Keras archive without config.json"),
     "no_header": (b"\x00" * 4 + b"\x00" * 4 + b"{", "header"),
 }
 

@@ -12,6 +12,7 @@ import torch
 
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
+from mae_convert.errors import ConfigurationError
 from mae_convert.planning import plan_conversion
 from reference_models.pytorch import ViTMAEModel
 
@@ -54,12 +55,26 @@ def test_the_backbone_computes_what_the_reference_does(work, tmp_path):
     np.testing.assert_allclose(outputs["encoder"], tokens.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["weights.h5", "keras"])
 @pytest.mark.parametrize("task", ["encoder", "classify"])
-def test_what_the_classes_save_again_is_read_back_to_the_same_bits(work, task):
+def test_what_the_classes_save_again_is_read_back_to_the_same_bits(work, task, suffix):
     folder, source, _, _ = work
-    again = open_checkpoint(folder / f"again-{task}.weights.h5")
+    again = open_checkpoint(folder / f"again-{task}.{suffix}")
     assert (again.layout.name, again.task) == ("keras-hub", task)
     # The heads stand in the shapes here: no configuration has to tell them.
     assert again.configuration.model.num_attention_heads == 4
     for name, tensor in again.tensors.items():
         assert np.array_equal(tensor.load(), source.tensors[name].load()), name
+
+
+def test_a_preset_s_configuration_is_read(work):
+    preset = open_checkpoint(work[0] / "preset")
+    assert (preset.layout.name, preset.task) == ("keras-hub", "encoder")
+    assert preset.configuration.model.image_size == (16, 48)
+    assert preset.configuration.model.layer_norm_eps == 1e-4
+    assert preset.configuration.sources["layer_norm_eps"] == "config.json"
+
+
+def test_a_classifier_that_pools_after_its_norm_is_refused(work):
+    with pytest.raises(ConfigurationError, match="pooling 'gap': it normalises before it pools"):
+        open_checkpoint(work[0] / "pooled.keras")

@@ -4,6 +4,7 @@
 dict for the weights of another golden case, and what the library computed with it.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,10 @@ from safetensors.numpy import load_file
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers import LazyTensor, open_container, write_file
 from mae_convert.convert import execute
+from mae_convert.errors import ConfigurationError
+from mae_convert.layouts import LAYOUTS
 from mae_convert.planning import plan_conversion
+from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 CASES = {
@@ -130,6 +134,66 @@ def test_the_older_names_of_torchvision_are_read(golden, tmp_path):
     assert open_checkpoint(tmp_path / "old.safetensors", FLAGS).layout.name == "torchvision"
 
 
+@pytest.mark.parametrize(
+    ("layout", "origin", "key"),
+    [
+        ("facebook", "pretrain_tiny", "model"),
+        ("mmpretrain", "pretrain_tiny", "state_dict"),
+        ("lightly", "pretrain_tiny", None),
+        ("timm", "finetune_cls_tiny", None),
+        ("torchvision", "finetune_cls_tiny", None),
+    ],
+)
+class TestFormOfPth:
+    """Each library's own loader finds the tensors where it looks for them.
+
+    mmengine's ``load_checkpoint`` takes ``state_dict``; ``Module.load_state_dict(strict=True)``, by
+    which torchvision and lightly load, and timm's ``load_checkpoint`` take a plain state dict.
+    """
+
+    @pytest.fixture
+    def written(self, case, tmp_path, layout, origin, key):
+        source = open_checkpoint(case(origin).checkpoint, replace(FLAGS, layer_norm_eps=1e-6))
+        execute(plan_conversion(source, tmp_path / "x.pth", layout))
+        return source, tmp_path / "x.pth"
+
+    def test_the_tensors_stand_where_the_library_looks(self, written, key):
+        source, path = written
+        stored = torch.load(path, weights_only=True)
+        state = stored[key] if key else stored
+        assert len(state) >= len(source.rules)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+
+    def test_a_module_takes_them_strictly(self, written, key):
+        stored = torch.load(written[1], weights_only=True)
+        state = stored[key] if key else stored
+        module = torch.nn.Module()
+        for name, tensor in state.items():
+            *path, leaf = name.split(".")
+            parent = module
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, torch.nn.Module())
+                parent = getattr(parent, part)
+            parent.register_buffer(leaf, torch.zeros_like(tensor))
+        module.load_state_dict(state, strict=True)
+
+    def test_the_file_keeps_its_configuration(self, written, layout):
+        source, path = written
+        again = open_checkpoint(path)  # without any flag
+        assert again.layout.name == layout
+        assert again.configuration.model == source.configuration.model
+        assert again.container.conversion["source"]["layout"] == "facebook"
+        assert again.container.ignored == {}
+
+    def test_it_keeps_it_when_it_is_loaded_and_saved_again(self, written, tmp_path, key):
+        stored = torch.load(written[1], weights_only=True)
+        value = stored if key else {"model": stored, "epoch": 4}
+        torch.save(value, tmp_path / "again.pth")
+        again = open_checkpoint(tmp_path / "again.pth")
+        assert again.configuration.model == written[0].configuration.model
+
+
 class TestSynonyms:
     """The original's encoder and timm's have the same names: something else tells them apart."""
 
@@ -153,6 +217,32 @@ class TestSynonyms:
         assert again.configuration.model.num_attention_heads == 4
         assert again.configuration.sources["num_attention_heads"] == "config.json"
         assert again.configuration.image_mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map"])
+def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, tmp_path, pooling):
+    source = open_checkpoint(case("finetune_cls_tiny").checkpoint, FLAGS)
+    execute(plan_conversion(source, tmp_path / "model", "timm"))
+    config = tmp_path / "model" / "config.json"
+    stored = json.loads(config.read_text())
+    assert stored["global_pool"] == "token"
+    stored["model_args"]["global_pool"] = pooling
+    config.write_text(json.dumps(stored))
+    with pytest.raises(ConfigurationError, match=f"global_pool is {pooling}, but the tensors say"):
+        open_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_size": (32, 16)}, {"patch_size": (8, 4)}, {"num_channels": 4}, {"qkv_bias": False},
+     {"hidden_act": "relu"}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_mmpretrain_holds_only_what_its_decoder_and_head_take(changes):
+    """Tried with its own classes: ``MAEPretrainHead`` asserts square pictures, for instance."""
+    config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
+    assert "mmpretrain's" in LAYOUTS["mmpretrain"].refusal(config, "pretrain")
+    assert LAYOUTS["mmpretrain"].refusal(config, "encoder") is None
 
 
 class TestLinearProbe:

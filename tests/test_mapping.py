@@ -13,21 +13,16 @@ from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.mapping import (
-    SAME,
-    TRANSPOSE,
-    Fuse,
-    Permute,
     Repeat,
     Row,
-    SplitHeads,
     Table,
-    WithoutBatch,
     braces,
     external_shapes,
     read_tensors,
     write_tensors,
 )
 from mae_convert.recognition import recognise
+from mae_convert.transforms import SAME, TRANSPOSE, Fuse, Permute, SplitHeads, WithoutBatch
 from reference_models.configuration import ViTMAEConfig
 
 TABLES = [

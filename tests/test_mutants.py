@@ -21,8 +21,9 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.layouts import transformers, transformers_tf
 from mae_convert.layouts.transformers import TRANSFORMERS
-from mae_convert.mapping import SAME, Permute, Repeat, Table, write_tensors
+from mae_convert.mapping import Repeat, Table, write_tensors
 from mae_convert.planning import Plan, plan_conversion
+from mae_convert.transforms import SAME, Permute
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.job import Job

@@ -16,6 +16,7 @@ import numpy as np
 from mae_convert.containers.contents import reading
 from mae_convert.containers.mapped import MappedFile, Window
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.errors import CheckpointError
 
 ALIGNMENT = 64
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -85,6 +86,20 @@ class Archive:
         if name not in self.records:
             raise damaged(self.path, f"the record {shown(name)} is missing")
         return self.records[name].size
+
+    def part(self, name: str) -> MappedFile:
+        """Return a record that is stored uncompressed as a file of its own.
+
+        Raises:
+            CheckpointError: there is no such record, or it is compressed.
+        """
+        size = self.size(name)
+        if not self.records[name].stored:
+            raise CheckpointError(
+                f"{self.path} has {shown(name)} compressed, as its own program does not write it;"
+                " unpack the archive and pack it again with `zip -0`"
+            )
+        return self.mapped.part(self.records[name].offset, size)
 
     def raw(self, name: str, limit: int) -> bytes:
         """Return the first bytes of a record, at most `limit`.

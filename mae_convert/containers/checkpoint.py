@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.containers.contents import reading
+from mae_convert.containers.contents import KERAS, reading
 from mae_convert.containers.directory import find_weights, is_of_model_directory, left_aside
 from mae_convert.containers.identify import read_contents
 from mae_convert.containers.tensor import LazyTensor
@@ -24,7 +24,8 @@ class Container:
     Attributes:
         path: what the user named.
         kind: "pth", "safetensors", "tf_h5" (legacy Keras, as `tf_model.h5`), "keras_h5" (Keras 3's
-            `.weights.h5`), "npz", or "dcp" (PyTorch's distributed checkpoints).
+            `.weights.h5`), "keras_archive" (its `.keras`), "npz", or "dcp" (PyTorch's distributed
+            checkpoints).
         weights_file: the file that holds the tensors, or says which others do.
         files: all files that it takes to read the tensors.
         tensors: by name, in stored order.
@@ -83,6 +84,8 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         _read_json(weights_file.with_name(name)) if belongs else None for name in JSON_NAMES
     )
     config = contents.config if beside is None else beside
+    if beside is not None and "registered_name" in beside:  # Keras's own, as in its archives
+        config = {**(contents.config or {}), KERAS: beside}
     inside = f"{contents.config_place} of {weights_file.name}"
     return Container(
         path=path,

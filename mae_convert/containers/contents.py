@@ -12,6 +12,9 @@ from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
 
+KERAS = "keras"
+"""The key of what Keras's own `config.json` says, in a configuration."""
+
 
 @dataclass(frozen=True)
 class Contents:

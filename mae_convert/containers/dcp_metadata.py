@@ -169,7 +169,7 @@ def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
         mapping = whole
         for parent in parents:
             mapping = mapping.setdefault(parent, {})
-            if type(mapping) is not dict:
+            if not isinstance(mapping, dict):
                 raise ValueError(f"{name} stands below a value")
         if mapping.setdefault(last, item) is not item:
             raise ValueError(f"two entries at {name}")

@@ -10,7 +10,7 @@ from mae_convert.errors import CheckpointError
 
 WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
 KERAS_SUFFIX = ".weights.h5"
-OTHER_SUFFIXES = (".pth", ".pt", ".safetensors", ".h5", ".bin")
+OTHER_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".h5", ".bin", ".keras")
 DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 
@@ -98,8 +98,8 @@ def left_aside(weights_file: Path) -> dict[str, str]:
     if not states:
         return {}
     return {
-        "*_optim_states.pt": f"{len(states)} files of DeepSpeed's optimizer; if training was in "
-        "half precision, they have the weights in float32, which zero_to_fp32.py writes"
+        "*_optim_states.pt": f"{len(states)} of DeepSpeed's files of the optimizer; if training "
+        "was in half precision, they have the weights in float32, which zero_to_fp32.py writes"
     }
 
 

@@ -16,7 +16,8 @@ from mae_convert.errors import CheckpointError
 
 HEAD_BYTES = 512
 PICKLE = re.compile(rb"\x80[\x00-\x05]|[(\]}]{0,2}c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
-NAMED = "name a .pth, .safetensors, .h5, .weights.h5 or .npz file, or a model directory"
+OF_KERAS = ("metadata.json", "model.weights.h5", "model.weights.npz")
+NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
 
 LOOKALIKES = (
     (re.compile(rb"version https://git-lfs"), "a git-lfs pointer and not the file itself; "
@@ -52,7 +53,7 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
         # Imported here, so that what needs no HDF5 does not wait for it.
         from mae_convert.containers.hdf5 import read_hdf5
 
-        return read_hdf5(path)
+        return read_hdf5(MappedFile(path))
     if head[8:9] == b"{" and head[4:8] == bytes(4):
         return read_safetensors(path)
     for pattern, what in LOOKALIKES:
@@ -78,12 +79,11 @@ def _head(path: Path) -> bytes:
 def _read_zip(path: Path, state_key: str | None) -> Contents:
     archive = Archive(MappedFile(path))
     folder = folder_of(archive)
+    if folder is None and _is_of_keras(archive):
+        from mae_convert.containers.keras_archive import read_keras_archive
+
+        return read_keras_archive(archive)
     if folder is None:
-        if "model.weights.h5" in archive.records:
-            raise CheckpointError(
-                f"{path} is a whole Keras model; write its weights with "
-                "model.save_weights('model.weights.h5')"
-            )
         return read_npz(archive)
     if f"{folder}constants.pkl" in archive.records:
         raise CheckpointError(
@@ -91,3 +91,8 @@ def _read_zip(path: Path, state_key: str | None) -> Contents:
             "torch.save({'model': model.state_dict()}, ...)"
         )
     return read_pth(archive, folder, state_key)
+
+
+def _is_of_keras(archive: Archive) -> bool:
+    """Tell whether a zip archive is meant as a Keras model, even where a member is missing."""
+    return archive.path.suffix == ".keras" or not archive.records.keys().isdisjoint(OF_KERAS)

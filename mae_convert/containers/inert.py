@@ -37,6 +37,10 @@ class Maker:
     make: Callable[..., object]
 
 
+class WouldRunCodeError(Exception):
+    """A call that is no data, whatever its arguments may be."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A value that a pickle completes after it has made it."""
@@ -53,6 +57,20 @@ class Fields(dict):
         if not isinstance(state, dict):
             raise TypeError("a Namespace without names")
         self.update(state)
+
+
+class Ordered(dict):
+    """An OrderedDict, which may have attributes: a state dict has its `_metadata` there."""
+
+    def __init__(self, items: Any = ()) -> None:
+        super().__init__(items)
+        self.attributes: Mapping[str, Any] = {}
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes."""
+        if not isinstance(state, dict):
+            raise TypeError("attributes without names")
+        self.attributes = state
 
 
 class NumpyDtype:
@@ -139,6 +157,10 @@ def _make_dict(pairs: Any = ()) -> dict:
     return {check_hashable(key): value for key, value in items}
 
 
+def _make_ordered(pairs: Any = ()) -> Ordered:
+    return Ordered(_make_dict(pairs))
+
+
 def _make_fields() -> Fields:
     return Fields()
 
@@ -178,6 +200,17 @@ def _make_windows_path(*parts: str) -> str:
     return str(pathlib.PureWindowsPath(*parts))
 
 
+def _make_history(*_: object) -> Record:
+    return Record("a history of values")
+
+
+def _make_attribute(owner: Any, name: Any) -> str:
+    """Return the name of a function of mmengine's history, which its checkpoints look up."""
+    if not isinstance(owner, Maker) or owner.make is not _make_history:
+        raise WouldRunCodeError
+    return _make_text(name)
+
+
 def _rebuild_from_type(function: Any, _type: object, arguments: Any, _state: object) -> object:
     tensor = function.make(*_listed(arguments))
     if not isinstance(tensor, StoredTensor):
@@ -195,6 +228,7 @@ def _builtin_makers() -> dict[str, Callable[..., object]]:
         "slice": _make_slice,
         "bytes": _make_bytes,
         "bytearray": _make_bytes,
+        "getattr": _make_attribute,
     }
     return {f"{module}.{name}": make for module in BUILTINS for name, make in makers.items()}
 
@@ -210,10 +244,11 @@ def _library_makers() -> dict[str, Callable[..., object]]:
         **paths,
         "argparse.Namespace": _make_fields,
         "types.SimpleNamespace": _make_fields,
-        "collections.OrderedDict": _make_dict,
+        "collections.OrderedDict": _make_ordered,
         "collections.defaultdict": _make_default_dict,
         "collections.Counter": _make_dict,
         "_codecs.encode": _make_bytes,
+        "mmengine.logging.history_buffer.HistoryBuffer": _make_history,
     }
 
 

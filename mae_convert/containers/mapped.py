@@ -26,6 +26,11 @@ class MappedFile:
             self.stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.start, self.size = 0, len(self.stream)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is all of the file, and not a part of it."""
+        return self.size == len(self.stream)
+
     def part(self, offset: int, size: int) -> "MappedFile":
         """Return some of the bytes as a file of their own, on the same map.
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from mae_convert.containers.inert import INERT, Maker, Stateful, check_hashable
+from mae_convert.containers.inert import (
+    INERT,
+    Maker,
+    Stateful,
+    WouldRunCodeError,
+    check_hashable,
+)
 from mae_convert.containers.messages import GATHER, damaged, shown
 from mae_convert.errors import CheckpointError, MaeConvertError
 
@@ -125,7 +131,10 @@ class PickleReader:
         """Push the plain value that an inert type makes of its arguments."""
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
             raise TypeError("a call of what cannot be called")
-        self.push(maker.make(*arguments))
+        try:
+            self.push(maker.make(*arguments))
+        except WouldRunCodeError:
+            raise self._refusal(maker.name) from None
 
 
 def _skip(_reader: PickleReader, _: object) -> None:
@@ -210,7 +219,7 @@ def _build(reader: PickleReader, _: object) -> None:
     target, state = reader.pop_last(2)
     if isinstance(target, Stateful):
         target.set_state(state)
-    elif type(target) is not dict:  # the attributes of an OrderedDict (`_metadata`) are not data
+    elif type(target) is not dict:
         raise TypeError("a state for what has none")
     reader.push(target)
 

@@ -1,7 +1,7 @@
 """What a PyTorch checkpoint holds, once its pickle is read: the model, its settings, the rest."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe, plain_mapping
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import Storage, StoredTensor
-from mae_convert.containers.wrappers import select_model
+from mae_convert.containers.wrappers import Selection, select_model
 from mae_convert.errors import CheckpointError
 
 SETTINGS = ("config", "conversion", "args")
+ATTRIBUTE = "mae_convert"
+"""The attribute of a plain state dict, an OrderedDict, in which we keep its settings."""
 
 LARGEST_OVERLAP = 1 << 24
 """Elements that a tensor may have beyond those of its storage, as an expanded view has."""
@@ -42,6 +44,7 @@ def pth_contents(
     keys = selection.settings(SETTINGS)
     settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
+    settings = {**_carried(selection), **settings}
     return Contents(
         kind="pth",
         tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
@@ -55,6 +58,14 @@ def pth_contents(
         },
         wrapper=selection.wrapper,
     )
+
+
+def _carried(selection: Selection) -> dict[str, dict | None]:
+    """Return the settings that a state dict carries as an attribute of its own."""
+    carried = selection.attributes.get(ATTRIBUTE)
+    if not isinstance(carried, Mapping):
+        return {}
+    return {name: plain_mapping(carried.get(name)) for name in ("config", "conversion")}
 
 
 def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> LazyTensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.containers.archive import ArchiveWriter
+from mae_convert.containers.pth import ATTRIBUTE
 from mae_convert.containers.tensor import Digests, LazyTensor
 from mae_convert.containers.torch_types import STORAGES, TORCH_DTYPES
 from mae_convert.errors import OutputError
@@ -25,18 +26,23 @@ def write_pth(
     tensors: Sequence[LazyTensor],
     config: Mapping | None,
     conversion: Mapping | None,
+    state_key: str | None = "model",
 ) -> dict[str, str]:
-    """Write a checkpoint with the tensors under 'model', and the settings beside them.
+    """Write a checkpoint with the tensors under a key, and the settings beside them.
+
+    Without a key it is a plain state dict: an OrderedDict, as `state_dict()` returns one, that
+    `load_state_dict` takes as it is. The settings are then an attribute of it, as PyTorch's own
+    `_metadata` is, which neither is in the way nor gets lost when it is saved again.
 
     Returns:
         The SHA-256 of each tensor.
     """
-    settings = {"config": config, "conversion": conversion}
-    parts = {
-        "model": _model(tensors),
-        **{name: _value(value) for name, value in settings.items() if value is not None},
-    }
-    return _write(path, _mapping(parts), tensors)
+    stated = {"config": config, "conversion": conversion}
+    settings = {name: value for name, value in stated.items() if value is not None}
+    if state_key is not None:
+        parts = {name: _value(value) for name, value in settings.items()}
+        return _write(path, _mapping({state_key: _model(tensors), **parts}), tensors)
+    return _write(path, _state_dict(tensors, {ATTRIBUTE: settings} if settings else {}), tensors)
 
 
 def write_bin(
@@ -72,7 +78,17 @@ def _write(path: Path, value: bytes, tensors: Sequence[LazyTensor]) -> dict[str,
 
 
 def _model(tensors: Sequence[LazyTensor]) -> bytes:
-    return _mapping({tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)})
+    return _mapping(_items(tensors))
+
+
+def _items(tensors: Sequence[LazyTensor]) -> dict[str, bytes]:
+    return {tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)}
+
+
+def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) -> bytes:
+    """Return the opcodes of an OrderedDict with attributes."""
+    made = _call("collections", "OrderedDict", []) + _filled(_items(tensors))
+    return made + (_value(attributes) + pickle.BUILD if attributes else b"")
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
@@ -110,8 +126,12 @@ def _tuple(items: Iterable[bytes]) -> bytes:
 
 
 def _mapping(items: Mapping[str, bytes]) -> bytes:
+    return pickle.EMPTY_DICT + _filled(items)
+
+
+def _filled(items: Mapping[str, bytes]) -> bytes:
     pairs = (_value(name) + item for name, item in items.items())
-    return b"".join((pickle.EMPTY_DICT, pickle.MARK, *pairs, pickle.SETITEMS))
+    return b"".join((pickle.MARK, *pairs, pickle.SETITEMS))
 
 
 def _value(value: Any) -> bytes:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mae_convert.containers.inert import Ordered
 from mae_convert.containers.messages import GATHER, shown
 from mae_convert.containers.plain import describe
 from mae_convert.containers.torch_types import TensorPlace
@@ -36,11 +37,13 @@ class Selection:
         tensors: the model's tensors by name, each as the file describes it (a `TensorPlace`).
         wrapper: the key under which they stand, dotted where it is deeper, or None.
         beside: everything else, by dotted key.
+        attributes: those of the mapping itself, where it is an OrderedDict.
     """
 
     tensors: Mapping[str, Any]
     wrapper: str | None
     beside: Mapping[str, object]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
         """Return the keys in `beside` of what stands next to the model, or else at the top."""
@@ -75,7 +78,8 @@ def select_model(path: Path, value: object, state_key: str | None) -> Selection:
     if not all(isinstance(name, str) for name in model):
         raise CheckpointError(f"{path} names some of its tensors by what is not text")
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
-    return Selection(tensors, ".".join(place) or None, dict(_beside(value, place)))
+    attributes = model.attributes if isinstance(model, Ordered) else {}
+    return Selection(tensors, ".".join(place) or None, dict(_beside(value, place)), attributes)
 
 
 def check_not_flat(path: Path, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from mae_convert.containers.atomic import replacing_directory, replacing_file
 from mae_convert.containers.checkpoint import JSON_NAMES
 from mae_convert.containers.directory import WEIGHTS_NAMES
 from mae_convert.containers.identify import read_contents
-from mae_convert.containers.npz import SETTINGS as NPZ_SETTINGS
+from mae_convert.containers.limits import HDF5_KINDS, check_limits
 from mae_convert.containers.npz import write_npz
 from mae_convert.containers.pth_write import write_bin, write_pth
-from mae_convert.containers.safetensors_file import CODES, METADATA, write_safetensors
+from mae_convert.containers.safetensors_file import write_safetensors
 from mae_convert.containers.shards import (
     INDEX_NAMES,
     INDEX_SUFFIX,
@@ -22,22 +23,11 @@ from mae_convert.containers.shards import (
     split,
 )
 from mae_convert.containers.tensor import LazyTensor, sha256
-from mae_convert.containers.torch_types import NUMPY_DTYPES, TORCH_DTYPES
 from mae_convert.errors import OutputError
 
 JsonFile = Mapping | Callable[[Mapping[str, str]], Mapping]
 Writer = Callable[[Path, Sequence[LazyTensor], Mapping | None, Mapping | None], dict[str, str]]
 
-LONGEST_NAME = 1000
-DTYPES: Mapping[str, frozenset] = {
-    "pth": frozenset(TORCH_DTYPES.values()),
-    "bin": frozenset(TORCH_DTYPES.values()),
-    "safetensors": frozenset(CODES.values()),
-    "npz": NUMPY_DTYPES,
-    "tf_h5": NUMPY_DTYPES,
-    "keras_h5": NUMPY_DTYPES,
-}
-RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
 CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
 OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
 SHARDED_KINDS = ("safetensors", "bin")
@@ -52,17 +42,19 @@ def write_file(
     config: Mapping | None = None,
     conversion: Mapping | None = None,
     overwrite: bool = False,
+    state_key: str | None = "model",
 ) -> dict[str, str]:
     """Write tensors to one file, one at a time, and read it again before it gets its name.
 
     Args:
         path: where the file is to stand.
-        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5" or
-            "npz".
+        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5",
+            "keras_archive" (a `.keras` file) or "npz".
         tensors: in the order in which they are to stand in the file.
         config: the model configuration, kept inside the file; what JSON can hold.
         conversion: the record of the conversion, likewise.
         overwrite: replace an existing file.
+        state_key: the key of the tensors in a "pth"; None makes it a plain state dict.
 
     Returns:
         The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
@@ -73,7 +65,7 @@ def write_file(
     """
     path = Path(path)
     with replacing_file(path, overwrite=overwrite) as temporary:
-        return _write_weights(temporary, path, kind, tensors, config, conversion)
+        return _write_weights(temporary, path, kind, tensors, config, conversion, state_key)
 
 
 def write_directory(
@@ -165,17 +157,12 @@ def _write_weights(
     tensors: Iterable[LazyTensor],
     config: Mapping | None,
     conversion: Mapping | None,
+    state_key: str | None = "model",
 ) -> dict[str, str]:
     listed = list(tensors)
-    _check_names(target, kind, [tensor.name for tensor in listed])
-    for tensor in listed:
-        if tensor.dtype not in DTYPES[kind]:
-            raise OutputError(
-                f"{target} cannot hold {tensor.name} as {tensor.dtype}; "
-                "choose a type that it can hold, for instance --dtype float32"
-            )
+    check_limits(target, kind, listed)
     config, conversion = _through_json(config), _through_json(conversion)
-    digests = _writer(kind)(temporary, listed, config, conversion)
+    digests = _writer(kind, state_key)(temporary, listed, config, conversion)
     _require_read_back(
         temporary, target, listed, digests, {"config": config, "conversion": conversion}
     )
@@ -187,53 +174,23 @@ def _through_json(value: Mapping | None) -> Any:
     return None if value is None else json.loads(json.dumps(value))
 
 
-def _writer(kind: str) -> Writer:
-    if kind in ("tf_h5", "keras_h5"):
+def _writer(kind: str, state_key: str | None) -> Writer:
+    if kind in HDF5_KINDS:
         # Imported here, so that what needs no HDF5 does not wait for it.
-        from mae_convert.containers import hdf5_write
+        from mae_convert.containers import hdf5_write, keras_archive
 
-        return hdf5_write.write_tf_h5 if kind == "tf_h5" else hdf5_write.write_keras_h5
+        return {
+            "tf_h5": hdf5_write.write_tf_h5,
+            "keras_h5": hdf5_write.write_keras_h5,
+            "keras_archive": keras_archive.write_keras_archive,
+        }[kind]
     writers: Mapping[str, Writer] = {
-        "pth": write_pth,
+        "pth": partial(write_pth, state_key=state_key),
         "bin": write_bin,
         "safetensors": write_safetensors,
         "npz": write_npz,
     }
     return writers[kind]
-
-
-def _check_names(target: Path, kind: str, names: Sequence[str]) -> None:
-    """Raise OutputError if the container cannot hold one of the names."""
-    for name in names:
-        impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
-        if impossible or name in RESERVED.get(kind, ()):
-            raise OutputError(f"{target} cannot hold a tensor named {name[:100]!r}; rename it")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise OutputError(f"{target} cannot hold two tensors named {twice}; rename one")
-    if kind.endswith("_h5"):
-        _check_paths(target, kind, names)
-
-
-def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
-    groups: set[str] = set()
-    for name in names:
-        parts = name.split("/")
-        if any(part in ("", ".") for part in parts) or (kind == "tf_h5" and len(parts) < 2):
-            raise OutputError(f"{target} cannot hold a tensor named {name!r}; rename it")
-        groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
-    both = groups.intersection(names)
-    if both or (kind == "tf_h5" and "top_level_model_weights" in groups):
-        name = min(both, default="top_level_model_weights")
-        raise OutputError(f"{target} cannot hold {name} as a tensor and as a group; rename one")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _require_read_back(
@@ -251,7 +208,7 @@ def _require_read_back(
     read = read_contents(temporary)
     names = [tensor.name for tensor in written]
     # HDF5 keeps the order within each group only.
-    ordered = not read.kind.endswith("_h5")
+    ordered = read.kind not in HDF5_KINDS
     same = (
         (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
         and {"config": read.config, "conversion": read.conversion} == settings

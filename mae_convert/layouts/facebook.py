@@ -1,7 +1,8 @@
 """The layout of the original code, facebookresearch/mae (timm's names, query, key, value fused)."""
 
 from mae_convert.layouts.layout import IMAGENET, Layout
-from mae_convert.mapping import Fuse, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import Fuse
 
 BLOCK = (
     Row(".norm1.{weight,bias}", ".norm1.{weight,bias}"),
@@ -68,6 +69,7 @@ FACEBOOK = Layout(
     title="facebookresearch/mae, the original code (PyTorch)",
     tables=(PRETRAIN, ENCODER_AND_CLASSIFIER, LINEAR_PROBE),
     containers=("pth", "safetensors", "npz"),
+    state_key="model",
     conventions={
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",

@@ -1,13 +1,22 @@
 """KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, as ``save_weights`` writes them.
 
+Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration.
+
 The number of heads stands in the shapes here. The first block's name has no number.
 """
 
-from mae_convert.layouts.keras import dense, norm
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.layouts.keras import archived, dense, norm
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.transformers_tf import KERNEL
-from mae_convert.mapping import Drop, Repeat, Row, SplitHeads, Table, WithoutBatch
+from mae_convert.mapping import Drop, Repeat, Row, Table
+from mae_convert.transforms import SplitHeads, WithoutBatch
 from reference_models.configuration import ViTMAEConfig
+
+OPTIMIZER = (Drop("optimizer/vars/#", "the optimizer's state"),)
 
 
 def _heads(canonical: str, external: str, kind: str) -> tuple[Row, Row]:
@@ -41,6 +50,35 @@ def _backbone(prefix: str) -> tuple[Row | Repeat, ...]:
     )
 
 
+def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration tells; of a preset or a ``.keras`` file, what KerasHub says.
+
+    Raises:
+        ConfigurationError: it is not of the form of these classes, or of a model that is pooled.
+    """
+    if "keras" not in stated:
+        return dict(stated)
+    theirs = stated["keras"]
+    task = archived(theirs, "config")
+    if "backbone" in task:
+        if task.get("pooling") != "token":
+            raise ConfigurationError(
+                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it normalises"
+                " before it pools, as no model here does; only pooling 'token' is read"
+            )
+        theirs = task["backbone"]
+    backbone = archived(theirs, "config")
+    shape = backbone.get("image_shape")
+    told = {
+        "num_attention_heads": backbone.get("num_heads"),
+        "layer_norm_eps": backbone.get("layer_norm_epsilon"),
+        "image_size": shape[:2] if isinstance(shape, list) else None,
+        "hidden_dropout_prob": backbone.get("dropout_rate"),
+        "attention_probs_dropout_prob": backbone.get("attention_dropout"),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
     """Return why KerasHub's classes cannot hold a model, or None."""
     if task == "pretrain":
@@ -61,15 +99,16 @@ KERAS_HUB = Layout(
     name="keras-hub",
     title="KerasHub's ViTBackbone and ViTImageClassifier",
     tables=(
-        Table("keras-hub", ("encoder",), _backbone("layers/")),
+        Table("keras-hub", ("encoder",), _backbone("layers/"), OPTIMIZER),
         Table(
             "keras-hub",
             ("classify",),
             (*_backbone("layers/vi_t_backbone/layers/"), *dense("head", "layers/dense")),
-            (Drop("optimizer/vars/#", "the optimizer's state"),),
+            OPTIMIZER,
         ),
     ),
     containers=("keras_h5",),
     conventions={"layer_norm_eps": 1e-6, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    read_config=read_config,
     refusal=refusal,
 )

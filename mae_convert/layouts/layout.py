@@ -30,12 +30,15 @@ class Layout:
         containers: kinds of file that hold this layout; the first is used for a directory.
         weights_name: name of the weights file when the layout is written as a directory, or None
             when it is written as a single file.
+        state_key: the key under which the layout's own programs look for the tensors in a
+            ``.pth``; None where they want a plain state dict.
         conventions: configuration fields that the layout implies where nothing else tells them,
             and ``image_mean``, ``image_std``.
         also_file: whether a layout with a directory is also written as a single file.
         read_config: the fields that a configuration beside or inside the weights tells.
-        write_config: ``config.json`` of a directory, made of the configuration as files carry it:
-            the fields of ViTMAEConfig, ``image_mean``, ``image_std`` and ``task``.
+        write_config: ``config.json`` of a directory or of a Keras archive, made of the
+            configuration as files carry it: the fields of ViTMAEConfig, ``image_mean``,
+            ``image_std`` and ``task``.
         owns_config: whether a configuration can only be this layout's.
         refusal: why a model cannot be written in this layout, or None.
     """
@@ -45,6 +48,7 @@ class Layout:
     tables: tuple[Table, ...]
     containers: tuple[str, ...]
     weights_name: str | None = None
+    state_key: str | None = None
     conventions: Mapping[str, Any] = field(default_factory=dict)
     also_file: bool = False
     read_config: ConfigReader = dict

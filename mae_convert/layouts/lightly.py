@@ -64,10 +64,14 @@ SINCE_1_6 = Table(
 
 
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
-    """Return why lightly's classes cannot hold a model, or None."""
+    """Return why lightly's classes cannot hold a model, or None.
+
+    A rectangular model they hold, if they are told not to make positions of their own
+    (``pos_embed_initialization="skip"``, ``initialize_weights=False``).
+    """
     square = config.patch_hw[0] == config.patch_hw[1]
-    if task == "pretrain" and not (square and config.qkv_bias):
-        return "lightly's decoder has square patches and biases; convert to facebook or keras"
+    if task == "pretrain" and not (square and config.qkv_bias and config.hidden_act == "gelu"):
+        return "lightly's decoder has square patches, biases and GELU; convert to facebook or keras"
     return None
 
 

@@ -2,7 +2,9 @@
 
 from mae_convert.layouts.facebook import FACEBOOK
 from mae_convert.layouts.layout import Layout
-from mae_convert.mapping import Fuse, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import Fuse
+from reference_models.configuration import ViTMAEConfig
 
 BLOCK = (
     Row(".norm1.{weight,bias}", ".ln1.{weight,bias}"),
@@ -28,6 +30,26 @@ DECODER = (
     Row("decoder.prediction.{weight,bias}", "neck.decoder_pred.{weight,bias}"),
 )
 
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why mmpretrain's classes cannot hold a model, or None.
+
+    The encoder takes any picture. The decoder's class makes square patches and has biases and GELU
+    always; its head, which cuts pictures into patches, takes square ones of three channels only.
+    """
+    if task != "pretrain":
+        return None
+    square = config.image_hw[0] == config.image_hw[1] and config.patch_hw[0] == config.patch_hw[1]
+    if not square or config.num_channels != 3:
+        return (
+            "mmpretrain's MAE pre-trains on square pictures of three channels in square patches;"
+            " convert to facebook or keras, or the encoder with --task encoder"
+        )
+    if not config.qkv_bias or config.hidden_act != "gelu":
+        return "mmpretrain's decoder has biases and GELU; convert to facebook or keras"
+    return None
+
+
 MMPRETRAIN = Layout(
     name="mmpretrain",
     title="OpenMMLab mmpretrain, MAE (PyTorch)",
@@ -36,5 +58,7 @@ MMPRETRAIN = Layout(
         Table("mmpretrain", ("encoder",), ENCODER),
     ),
     containers=("pth", "safetensors"),
+    state_key="state_dict",
     conventions=FACEBOOK.conventions,
+    refusal=refusal,
 )

@@ -41,6 +41,9 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         "image_mean": pretrained.get("mean"),
         "image_std": pretrained.get("std"),
     }
+    if stored.get("num_classes"):
+        # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
+        told["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
     if isinstance(names := stored.get("label_names"), list):
         told["id2label"] = dict(enumerate(names))
     return {name: value for name, value in told.items() if value is not None and value != []}

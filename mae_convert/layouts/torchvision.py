@@ -1,7 +1,8 @@
 """torchvision's ``vit_*`` models; the MLP's older names ``linear_1``, ``linear_2`` are read."""
 
 from mae_convert.layouts.layout import IMAGENET, Layout
-from mae_convert.mapping import Fuse, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import Fuse
 from reference_models.configuration import ViTMAEConfig
 
 EPSILON = 1e-6

@@ -7,7 +7,8 @@ Fixed position embeddings come last in their layer, because Keras lists frozen w
 
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.transformers import CONVENTIONS, read_config, refusal, write_config
-from mae_convert.mapping import TRANSPOSE, Permute, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
+from mae_convert.transforms import TRANSPOSE, Permute
 
 # PyTorch's (out, channels, height, width) becomes TensorFlow's (height, width, channels, out).
 KERNEL = Permute((2, 3, 1, 0))

@@ -10,11 +10,12 @@ from rich.table import Table as Grid
 
 from mae_convert.diff import Difference
 from mae_convert.mapping import listed
+from mae_convert.oddities import by_reason
 from mae_convert.plain import number
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES
 from mae_convert.show.console import assumptions, console, pairs
-from mae_convert.show.inspection import size_of
+from mae_convert.show.inspection import family_rows, size_of
 
 
 def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
@@ -25,6 +26,8 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
         ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
     ]
+    if source.family and source.family.certain:
+        rows += family_rows(report["family"])
     if prefix := source.prefix.said():
         undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
         rows.append(("prefix", f"{prefix} was taken off the names{undone}"))
@@ -32,18 +35,17 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         undone = "can be undone" if _is_exact(step) else "cannot be undone"
         rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
     rows += [("rounded", line) for line in _worst_rounding(report["tensors"])]
-    rows += [("not taken", line) for line in _by_reason(report["dropped"])]
+    rows += [
+        ("created", f"{listed(names, 3)}: {reason}")
+        for reason, names in by_reason(report["created"]).items()
+    ]
+    rows += [
+        ("not taken", f"{listed(names, 3)}: {reason}")
+        for reason, names in by_reason(report["dropped"]).items()
+    ]
     out.print(pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
     out.print(assumptions(report["assumed"]))
-
-
-def _by_reason(dropped: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each reason, with the names that it is the reason for."""
-    reasons = dict.fromkeys(dropped.values())
-    for reason in reasons:
-        names = [name for name, why in dropped.items() if why == reason]
-        yield f"{listed(names, 3)}: {reason}"
 
 
 def step_in_words(step: Mapping[str, Any]) -> str:

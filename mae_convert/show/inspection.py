@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
+from mae_convert.mapping import listed
 from mae_convert.show.console import assumptions, console, pairs
 
 
@@ -17,12 +18,18 @@ def inspection(report: Mapping[str, Any]) -> None:
         ("layout", _with_synonyms(report)),
         ("container", _container(report)),
         ("task", report["task"]),
-        ("image", f"{size_of(size)}, {config['num_channels']} channels"),
+        *family_rows(report["family"]),
+        (
+            "image",
+            f"{size_of(size)}, {config['num_channels']} channel"
+            + "s" * (config["num_channels"] > 1),
+        ),
         ("patch", size_of(config["patch_size"])),
         ("encoder", _stack(config, "")),
     ]
     if report["task"] == "pretrain":
         rows.append(("decoder", _stack(config, "decoder_")))
+        rows.append(("reconstruction", report["reconstruction"]))
     if report["task"] == "classify":
         pooling = (
             "the class token" if config["global_pool"] == "token" else "the mean of all patches"
@@ -33,8 +40,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     millions = report["parameters"] / 1e6
     rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
     rows.append(("official", _official(report["official"])))
-    for name, what in {**report["ignored"], **report["dropped"]}.items():
-        rows.append(("not used", f"{name}: {what}"))
+    rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
     out.print(pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
     out.print(assumptions(report["assumed"]))
@@ -43,6 +49,24 @@ def inspection(report: Mapping[str, Any]) -> None:
     if "stats" in report:
         out.print("\n[bold]Values[/bold]")
         out.print(_statistics(report["stats"]))
+    if report["odd"]:
+        out.print("\n[bold]Odd, or worth a look[/bold]")
+        out.print(pairs(("  -", what) for what in report["odd"]))
+
+
+def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the family, how it is known, and what is to be known about it."""
+    if family is None:
+        return []
+    if family["certainty"] == "known":
+        rows = [("family", f"{family['name']}: {family['because']}")]
+    else:
+        others = [*family["also"], "any ViT of this size"]
+        rows = [("family", f"{family['name']}, probable: by its shapes, as {listed(others)}")]
+    if family["caveat"]:
+        about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
+        rows.append(("caveat", about + family["caveat"]))
+    return rows
 
 
 def _container(report: Mapping[str, Any]) -> str:

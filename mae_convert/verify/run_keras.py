@@ -1,5 +1,7 @@
 """Run the Keras reference model for a job, on TensorFlow or JAX."""
 
+import contextlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -111,14 +113,18 @@ def build(job: Job, dtype: str) -> Any:
 
 
 def load_weights_file(model: Any, path: str) -> None:
-    """Load ``.weights.h5`` by Keras itself, which accepts surplus tensors silently: count them."""
+    """Load ``.weights.h5`` or ``.keras`` by Keras itself, which accepts surplus tensors: count."""
     try:
         model.load_weights(path)
     except (ValueError, KeyError) as error:
         raise LoadError(f"{path}: {error}") from error
     stored = []
-    with h5py.File(path) as file:
-        file.visititems(
+    with contextlib.ExitStack() as opened:
+        weights: Any = path
+        if path.endswith(".keras"):
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            weights = opened.enter_context(archive.open("model.weights.h5"))
+        opened.enter_context(h5py.File(weights, "r")).visititems(
             lambda n, item: stored.append(n) if isinstance(item, h5py.Dataset) else None
         )
     if len(stored) != len(model.weights):

@@ -19,7 +19,12 @@ STAGED_AS = {
     "transformers": ("transformers", ""),
     "timm": ("timm", ""),
 }
-HDF5 = {"tf_h5": ".h5", "keras_h5": ".weights.h5"}
+# What tensors that were in a kind of HDF5 file are put into, and its suffix.
+HDF5 = {
+    "tf_h5": ("tf_h5", ".h5"),
+    "keras_h5": ("keras_h5", ".weights.h5"),
+    "keras_archive": ("keras_h5", ".weights.h5"),
+}
 
 
 def stage(
@@ -29,8 +34,8 @@ def stage(
 
     A file whose names are the framework's own is given as it is, so that no code of ours stands
     between the bytes and the model. Where the names are so, but have a prefix, or the tensors are
-    spread over several files, the tensors are put into one file under these names, without a
-    table. Others are converted by the tables.
+    spread over several files, or are not all used, the tensors are put into one file under these
+    names, without a table. Others are converted by the tables.
 
     Args:
         checkpoint: what is to be run.
@@ -58,10 +63,9 @@ def _is_readable(checkpoint: Checkpoint, framework: str) -> bool:
 
 
 def _under_its_own_names(checkpoint: Checkpoint, framework: str, work: Path) -> Path:
-    kind = checkpoint.container.kind
-    kind, suffix = (kind, HDF5[kind]) if kind in HDF5 else ("safetensors", ".safetensors")
+    kind, suffix = HDF5.get(checkpoint.container.kind, ("safetensors", ".safetensors"))
     staged = work / f"weights{suffix}"
-    tensors = checkpoint.container.tensors.values()
+    tensors = _used(checkpoint)
     write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
     return staged
 
@@ -74,7 +78,14 @@ def _is_plain(checkpoint: Checkpoint) -> bool:
         and container.state_key is None
         and "." not in (container.wrapper or "")
         and not checkpoint.prefix.removed
+        and len(_used(checkpoint)) == len(container.tensors)
     )
+
+
+def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
+    """Return the tensors by their own names, without those that MAE does not use."""
+    used = {rule.external for rule in checkpoint.rules}
+    return [tensor for name, tensor in checkpoint.container.tensors.items() if name in used]
 
 
 def _widened(tensor: LazyTensor) -> LazyTensor:

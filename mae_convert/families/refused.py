@@ -12,7 +12,7 @@ from mae_convert.canonical import Shape
 
 
 @dataclass(frozen=True)
-class Family:
+class Refused:
     """A family of models that this project does not convert.
 
     Attributes:
@@ -29,65 +29,65 @@ class Family:
 
 
 # Where two patterns meet, the more special one stands first.
-FAMILIES = (
-    Family(
+REFUSED = (
+    Refused(
         "Swin Transformer",
         r"(.*\.)?layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table",
         "transformers has SwinModel, timm has swin_*",
     ),
-    Family(
+    Refused(
         "BEiT",
         r"(.*\.)?(rel_pos_bias|attn)\.relative_position_bias_table|(.*\.)?blocks\.0\.gamma_1",
         "transformers has BeitModel, timm has beit_*",
     ),
-    Family(
+    Refused(
         "VideoMAE",
         r"(encoder\.)?blocks\.0\.attn\.q_bias|videomae\..*",
         "transformers has VideoMAEModel and VideoMAEForPreTraining",
     ),
-    Family(
+    Refused(
         "MAE-ST (video)",
         r"(decoder_)?pos_embed_(spatial|temporal|class)",
         "the authors' code, facebookresearch/mae_st",
     ),
-    Family(
+    Refused(
         "MultiMAE",
         r"(input|output)_adapters\..*|global_tokens",
         "the authors publish a converter to ViT names, which this project reads",
     ),
-    Family(
+    Refused(
         "SatMAE with grouped channels",
         r"patch_embed\.0\.proj\.weight|(decoder_)?channel_embed",
         "the authors' code, sustainlab-group/SatMAE",
     ),
-    Family(
+    Refused(
         "Hiera",
         r"multi_scale_fusion_heads\..*|hiera\..*|encoder_norm\.weight",
         "transformers has HieraForPreTraining, timm has hiera_*",
     ),
-    Family(
+    Refused(
         "ConvMAE",
         r"patch_embed1\.proj\.weight|stage1_output_decode\.weight",
         "the authors' code, Alpha-VL/ConvMAE",
     ),
-    Family(
+    Refused(
         "DINOv2",
         r"(.*\.)?blocks\.(\d+\.)?\d+\.ls1\.gamma|register_tokens|.*layer_scale1\.lambda1",
         "transformers has Dinov2Model, timm has vit_*_dinov2",
     ),
-    Family(
+    Refused(
         "Prithvi or another model on several frames",
         r"(.*\.)?patch_embed\.proj\.weight",
         "its own code: its patches have a third axis, time",
         rank=5,
     ),
-    Family(
+    Refused(
         "a language model",
         r"(transformer\.)?h\.0\.(attn|ln_1)\..*|(model\.)?layers\.0\.self_attn\.[qkv]_proj\..*"
         r"|(bert\.)?embeddings\.word_embeddings\.weight|(model\.)?embed_tokens\.weight",
         "transformers' AutoModel",
     ),
-    Family(
+    Refused(
         "an optimizer's state",
         r"(optimizer\.)?(state\.)?\d+\.(exp_avg|exp_avg_sq|momentum_buffer)|param_groups.*",
         "the file with the model's weights",
@@ -95,9 +95,9 @@ FAMILIES = (
 )
 
 
-def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Family, str] | None:
+def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
     """Return the family that a tensor's name gives away, and that name, or None."""
-    for family in FAMILIES:
+    for family in REFUSED:
         pattern = re.compile(family.key)
         for name, shape in shapes.items():
             if pattern.fullmatch(name) and family.rank in (None, len(shape)):

@@ -1,0 +1,158 @@
+"""Families of models that have MAE's shape, as data: how each is told, and what is to be known.
+
+A family is told by a tensor that only it has, by what its training program keeps in its checkpoints
+or, where nothing else tells it, by shapes: then it is probable and never more, because others have
+the same shapes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models that this project converts, wholly or in part.
+
+    Attributes:
+        name: as people call it.
+        key: pattern of a tensor's name that only this family has.
+        decoder: pattern of the names that are dropped where ``key`` is found, because the decoder
+            is none of MAE's; the encoder is read.
+        why_dropped: the reason, for the account of tensors.
+        arguments: training arguments that only this family's programs keep, each with a pattern of
+            its value as text; one of them is enough.
+        shapes: alternatives of fields (of the geometry, and ``task``) that all must be so for a
+            model to look like this family. Decoder fields count for pre-training models only.
+        by_patches: number of patches → what the family takes for granted at this size, by
+            configuration field.
+        preprocessing: what ``preprocessor_config.json`` must say for this family.
+        impossible: training argument → why a model that was trained with it cannot be read.
+        unresampled: why its position embeddings cannot be resampled for another size, or None.
+        caveat: what whoever uses the converted model has to know.
+    """
+
+    name: str
+    key: str | None = None
+    decoder: str | None = None
+    why_dropped: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    shapes: tuple[Fields, ...] = ()
+    by_patches: Mapping[int, Fields] = field(default_factory=dict)
+    preprocessing: Fields = field(default_factory=dict)
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    unresampled: str | None = None
+    caveat: str | None = None
+
+
+def _size(width: int, depth: int, patch: int, **more: Any) -> Fields:
+    """Return the fields of a ViT of three channels whose MLP is four times as wide."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "intermediate_size": 4 * width,
+        "patch_size": patch,
+        "num_channels": 3,
+        **more,
+    }
+
+
+def _decoder(width: int, depth: int) -> Fields:
+    return {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth}
+
+
+# He et al. 2021, section 3 and appendix A.1: the published decoder is 512 wide and 8 blocks deep.
+PUBLISHED_DECODER = _decoder(512, 8)
+SMALL, BASE = _size(384, 12, 16), _size(768, 12, 16)
+LARGE, HUGE = _size(1024, 24, 16), _size(1280, 32, 14)
+
+MAE = tuple(
+    Family(f"MAE {name}", shapes=({**size, **PUBLISHED_DECODER},))
+    for name, size in (("S/16", SMALL), ("B/16", BASE), ("L/16", LARGE), ("H/14", HUGE))
+)
+
+
+def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
+    """Return what AudioMAE takes for granted for a data set: Huang et al. 2022, section 4.1.
+
+    Pixels are log mel energies, less the mean, divided by twice the deviation.
+    """
+    return {
+        "image_size": (frames, 128),
+        "mask_ratio": 0.8,
+        "image_mean": (mean,),
+        "image_std": (2 * deviation,),
+    }
+
+
+AUDIO_MAE = Family(
+    name="AudioMAE",
+    key=r"decoder_blocks\.\d+\.attn\.(tau|meta_mlp\..+)",
+    decoder=r"mask_token|decoder_.+",
+    why_dropped="AudioMAE's decoder has Swin blocks, which MAE's has not; its encoder is read",
+    arguments={"audio_exp": "True"},
+    shapes=({"num_channels": 1, "patch_size": 16, "num_patches": 512},),
+    by_patches={
+        512: _spectrogram(1024, -4.2677393, 4.5689974),  # AudioSet
+        256: _spectrogram(512, -6.6268077, 5.358466),  # ESC-50
+        64: _spectrogram(128, -6.845978, 5.5654526),  # Speech Commands
+    },
+    preprocessing={"do_resize": False, "do_rescale": False, "do_convert_rgb": False},
+    impossible={"use_custom_patch": "its patches overlap, and those of a ViT do not"},
+    unresampled=(
+        "AudioMAE lays the positions of 8 x 64 patches over its 64 x 8, one after the other, so"
+        " that neighbours in the table are none in the picture"
+    ),
+    caveat=(
+        "its pictures are spectrograms of one channel, time x 128 log mel energies, from which the"
+        " mean is taken and which are divided by twice the deviation: preprocessing of photographs"
+        " does not apply"
+    ),
+)
+
+SCALE_MAE = Family(
+    name="Scale-MAE",
+    key=r"mask_token_decoder|fpn\.fpn\d\..+|fcn(_high|_low)?\.(proj|conv_blocks|pred)\..+",
+    decoder=r"mask_token(_decoder)?|decoder_.+|fpn\..+|fcn(_high|_low)?\..+|pos_emb_projection\..+",
+    why_dropped=(
+        "Scale-MAE's decoder predicts two frequency bands by convolutions, which MAE's does not;"
+        " its encoder is read"
+    ),
+    arguments={"base_resolution": r".+", "eval_base_resolution": r".+"},
+    shapes=({**LARGE, "task": "encoder"}, {**LARGE, "task": "classify"}),
+    caveat=(
+        "Scale-MAE computes its position embeddings anew for each picture from the ground sample"
+        " distance, and never reads those in the file: what is converted is the file's table, which"
+        " is that of a distance of 1, so that pictures of other distances are encoded as if they"
+        " had that one"
+    ),
+)
+
+RETFOUND = Family(
+    name="RETFound (MAE)",
+    arguments={"model": "RETFound_mae", "finetune": r"(?i)(.*/)?RETFound_(mae|cfp|oct).*"},
+    shapes=({**LARGE, **PUBLISHED_DECODER},),
+)
+
+MEDICAL_MAE = Family(
+    name="medical_mae (chest X-rays)",
+    arguments={
+        "datasets_names": r".*'(chexpert|chestxray_nih|mimic_cxr)'.*",
+        "dataset": "chestxray",
+    },
+    shapes=tuple(
+        {**size, **_decoder(width, depth)}
+        for size in (SMALL, BASE)
+        for width, depth in ((512, 8), (512, 2), (128, 2))
+    ),
+)
+
+MAWS = Family(
+    name="MAWS",
+    shapes=tuple({**size, "task": "encoder"} for size in (BASE, LARGE, HUGE, _size(2560, 24, 14))),
+)
+
+KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, RETFOUND, MEDICAL_MAE, MAWS)
+"""In the order in which families that look the same are named."""

@@ -1,0 +1,124 @@
+"""What `inspect` finds odd: without `--stats` in names and dtypes, with it in values too."""
+
+import numpy as np
+import pytest
+import torch
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers import LazyTensor
+from mae_convert.inspection import inspect
+from mae_convert.oddities import position_in_words
+from reference_models.positions import sincos_position_embedding
+
+FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+
+
+@pytest.fixture
+def state(case):
+    return torch.load(case("pretrain_tiny").checkpoint, weights_only=True)["model"]
+
+
+def odd(tmp_path, state, *, stats=True):
+    torch.save({"model": state}, tmp_path / "x.pth")
+    return inspect(open_checkpoint(tmp_path / "x.pth", FLAGS), stats=stats)["odd"]
+
+
+def test_a_model_as_it_should_be_has_only_its_positions_named(tmp_path, state):
+    fixed = "is exactly the fixed sine-cosine embedding of 4 x 4 patches"
+    assert odd(tmp_path, state) == [
+        f"encoder.position_embedding {fixed}",
+        f"decoder.position_embedding {fixed}",
+    ]
+    assert odd(tmp_path, state, stats=False) == []
+
+
+def test_values_that_are_no_numbers_are_counted(tmp_path, state):
+    state["blocks.1.mlp.fc1.bias"][3] = float("nan")
+    state["decoder_pred.weight"][:2, 0] = float("-inf")
+    found = odd(tmp_path, state)
+    assert "encoder.blocks.1.mlp.fc1.bias holds 1 values that are NaN or infinite" in found
+    assert "decoder.prediction.weight holds 2 values that are NaN or infinite" in found
+
+
+def test_what_is_all_zero_is_named(tmp_path, state):
+    for name in ("mask_token", "blocks.0.attn.proj.bias", "blocks.2.attn.qkv.bias"):
+        state[name].zero_()
+    (line,) = [line for line in odd(tmp_path, state) if line.startswith("all zero")]
+    assert line.startswith("all zero: encoder.blocks.0.attention.output.bias")
+    assert line.endswith("and 1 more")  # of q, k, v, output and the mask token
+
+
+def test_norms_as_before_any_training_are_named(tmp_path, state):
+    state["norm.bias"].zero_()
+    assert "as before any training: encoder.norm.bias" in odd(tmp_path, state)
+    for name, tensor in state.items():
+        if "norm" in name:
+            tensor.fill_(float(name.endswith("weight")))
+    assert "every norm has the weight 1 and the bias 0, as before any training" in odd(
+        tmp_path, state
+    )
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path, state):
+    state["cls_token"][0, 0, 0] = -1e6
+    assert "larger than float16 can hold: encoder.cls_token" in odd(tmp_path, state)
+
+
+def test_prefixes_dtypes_and_unused_tensors_need_no_values(tmp_path, state, golden):
+    mixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    mixed["module.norm.bias"] = mixed["module.norm.bias"].double()
+    assert odd(tmp_path, mixed, stats=False) == [
+        "the prefix module. was taken off the names",
+        "tensors are of several dtypes: float32, float64",
+    ]
+    lightly = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
+    (line,) = inspect(lightly)["odd"]
+    assert line.startswith("not used, 1 tensor: backbone.mask_token: ")
+
+
+FIXED = sincos_position_embedding(16, (2, 3))
+POSITIONS = {
+    "exact": (FIXED.astype(np.float32), "is exactly the fixed"),
+    "exact in float64": (FIXED, "is exactly the fixed"),
+    "stored in float16": (FIXED.astype(np.float32).astype(np.float16), "is exactly the fixed"),
+    "computed in float32": (FIXED.astype(np.float32) + np.float32(3e-7), "but for rounding"),
+    "halves exchanged": (
+        np.concatenate([FIXED[..., 8:], FIXED[..., :8]], -1),
+        "rows and columns exchanged",
+    ),
+    "other grid": (
+        sincos_position_embedding(16, (3, 2)),
+        "is that of 3 x 2 patches, one after the other laid over 2 x 3",
+    ),
+    "learned": (FIXED + 0.01, "but up to 0.01 away"),
+    "not finite": (FIXED * np.nan, "is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_position_embeddings_are_told_apart(name):
+    values, words = POSITIONS[name]
+    tensor = LazyTensor.from_array("encoder.position_embedding", values)
+    assert words in position_in_words(tensor, (2, 3))
+
+
+def test_the_screen_ends_with_them(run, case):
+    source = case("pretrain_tiny")
+    for options in ([], ["--stats"]):
+        result = run("inspect", source.checkpoint, *source.heads, *options)
+        assert result.status == 0, result.err
+        assert ("worth a look" in result.out) == bool(options)
+    assert "is exactly the fixed" in result.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_what_a_predicted_patch_needs_to_be_shown_is_told(run, case, normalised):
+    source = case("pretrain_tiny")
+    flag = "--norm-pix-loss" if normalised else "--no-norm-pix-loss"
+    printed = run("inspect", source.checkpoint, *source.heads, flag)
+    told = run("inspect", source.checkpoint, *source.heads, flag, "--json").json["reconstruction"]
+    assert ("deviation of that patch of the original" in told) == normalised
+    assert " ".join(told.split()) in " ".join(printed.out.split())
+    encoder = case("encoder_tiny")
+    report = run("inspect", encoder.checkpoint, *encoder.heads, "--json").json
+    assert report["reconstruction"] is None
