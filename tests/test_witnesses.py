@@ -72,9 +72,24 @@ def test_every_task_has_transformers_as_a_witness(case, tmp_path, run, name):
     assert result.json["witnesses"][1]["framework"] == "transformers"
 
 
+@pytest.mark.parametrize("name", ["encoder_tiny", "finetune_gap_tiny", "finetune_cls_tiny"])
+def test_timms_own_model_is_a_witness(case, tmp_path, run, name):
+    """Where timm is installed: it pulls a CUDA build of PyTorch, and is no part of the tests."""
+    pytest.importorskip("timm")
+    source = case(name)
+    run("convert", source.checkpoint, tmp_path / "timm", "--to", "timm", *source.heads)
+    result = run(
+        "verify", source.checkpoint, tmp_path / "timm", "--framework-b", "timm",
+        "--require-proof", "--gradients", "--json", *source.heads,
+    )  # fmt: skip
+    assert result.status == 0, result.out + result.err
+
+
 def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, work):
     pretrain = case("pretrain_tiny")
-    result = run("verify", pretrain.checkpoint, work / "pt", "--against", "timm", *pretrain.heads)
+    result = run(
+        "verify", pretrain.checkpoint, work / "pt", "--against", "timm=/bin/false", *pretrain.heads
+    )
     assert (result.status, result.out) == (3, "")
     assert "pip install timm" in result.err
     result = run("verify", pretrain.checkpoint, work / "pt", "--against", "mxnet", *pretrain.heads)
