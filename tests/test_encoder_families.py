@@ -395,3 +395,11 @@ def test_a_plain_vit_of_any_size_is_read(tmp_path):
     assert (model.hidden_size, model.num_channels, model.image_size) == (WIDTH, 4, 96)
     assert source.family is None
     assert len(open_container(tmp_path / "x.pth").tensors) == len(source.rules)
+
+
+def test_the_screen_says_that_shapes_make_it_only_probable(run, golden, tmp_path):
+    keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
+    state = {name: torch.zeros(1).expand(shape) for name, shape in keys.items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    result = run("inspect", tmp_path / "x.pth")
+    assert "MAE L/16 (probable: by its shapes; the same as of RETFound (MAE), any" in result.out
