@@ -187,8 +187,9 @@ def test_the_family_stays_with_a_single_file(run, tmp_path, name, target):
         assert getattr(after.configuration, field) == getattr(before.configuration, field)
 
 
-def test_source_and_target_are_proven_to_be_the_same_encoder(run, tmp_path, name):
-    source = saved(tmp_path / "x.pth", FAMILIES[name][0])
+def test_source_and_target_are_proven_to_be_the_same_encoder(run, tmp_path):
+    """The decoder, which the reference model has not, is left behind; no table is needed for it."""
+    source = saved(tmp_path / "x.pth", audio_mae(64))
     run("convert", source, tmp_path / "m.pth", "--to", "facebook", *HEADS)
     result = run(
         "verify", source, tmp_path / "m.pth", "--batch", 1, *HEADS, "--require-proof", "--json"
