@@ -145,6 +145,20 @@ def _recognise(container: Container, preferred: str | None) -> tuple[Recognised,
     raise LayoutError(misfit)
 
 
+def _folded(
+    container: Container, reading: Reading
+) -> tuple[Container, Reading, dict[str, LazyTensor]]:
+    """Return the canonical tensors; a linear probe's batch norm is folded, declared and dropped."""
+    canonical = read_tensors(container.tensors, reading.rules)
+    if not has_batch_norm(canonical):
+        return container, reading, canonical
+    canonical = fold_batch_norm(canonical)
+    gone = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
+    rules = tuple(rule for rule in reading.rules if rule not in gone)
+    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in gone), REASON)}
+    return _after(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
+
+
 def _after(container: Container, step: Mapping[str, Any]) -> Container:
     """Return the container with a step in its record that was taken when it was opened."""
     record = container.conversion or {}
@@ -200,14 +214,7 @@ def open_checkpoint(
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
         configuration = resolve(reading.task, evidence)
-    canonical = read_tensors(container.tensors, reading.rules)
-    dropped, rules = dict(reading.dropped), reading.rules
-    if has_batch_norm(canonical):
-        canonical = fold_batch_norm(canonical)
-        container = _after(container, STEP)
-        gone = [rule for rule in rules if not canonical.keys() & set(rule.canonicals)]
-        dropped |= {rule.external: REASON for rule in gone}
-        rules = tuple(rule for rule in rules if rule not in gone)
+    container, reading, canonical = _folded(container, reading)
     order = schema(configuration.model, reading.task)
     return Checkpoint(
         container=container,
@@ -217,8 +224,8 @@ def open_checkpoint(
         task=reading.task,
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
-        rules=rules,
-        dropped={prefix.stored[name]: reason for name, reason in dropped.items()},
+        rules=reading.rules,
+        dropped={prefix.stored[name]: reason for name, reason in reading.dropped.items()},
         prefix=prefix,
         family=family,
     )

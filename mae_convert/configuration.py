@@ -158,7 +158,8 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
 
 
 def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:
-    numbers = value if isinstance(value, (list, tuple)) else ()
+    """Return a number for each channel; one alone, as image processors allow, is for all."""
+    numbers = value if isinstance(value, (list, tuple)) else (value,) * channels
     if len(numbers) != channels or not all(
         type(number) in (int, float) and math.isfinite(number) for number in numbers
     ):

@@ -93,6 +93,7 @@ def test_the_commands_know_it(source, case, tmp_path, capsys):
     assert "layers.#.{up,down}.matrix" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_is_verified_through_its_table(source, tmp_path):
     execute(plan_conversion(source, tmp_path / "there.safetensors", "acme"))
     verdict = verify(source, open_checkpoint(tmp_path / "there.safetensors"))

@@ -68,7 +68,14 @@ def test_a_model_s_name_tells_the_heads_only_of_a_model_of_that_width():
     assert resolve("pretrain", evidence(**told)).sources["num_attention_heads"].startswith("preset")
 
 
-@pytest.mark.parametrize("value", [0.5, [0.5], ["a", "b", "c"], {"r": 1}, [0.1, 0.2, float("nan")]])
+def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
+    resolved = resolve("encoder", evidence(preprocessor={"image_mean": 0.5, "image_std": 2}))
+    assert (resolved.image_mean, resolved.image_std) == ((0.5,) * 3, (2,) * 3)
+
+
+@pytest.mark.parametrize(
+    "value", [True, "0.5", [0.5], ["a", "b", "c"], {"r": 1}, [0.1, 0.2, float("nan")]]
+)
 def test_a_mean_colour_is_a_number_for_each_channel(value):
     with pytest.raises(ConfigurationError, match="image_mean"):
         resolve("encoder", evidence(preprocessor={"image_mean": value}))

@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.mapping import listed
 from mae_convert.show.console import assumptions, console, pairs
 
 
@@ -61,8 +60,8 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if family["certainty"] == "known":
         rows = [("family", f"{family['name']}: {family['because']}")]
     else:
-        others = [*family["also"], "any ViT of this size"]
-        rows = [("family", f"{family['name']}, probable: by its shapes, as {listed(others)}")]
+        alike = ", ".join((*family["also"], "any other ViT of its size"))
+        rows = [("family", f"{family['name']} (probable: by its shapes; the same as of {alike})")]
     if family["caveat"]:
         about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
         rows.append(("caveat", about + family["caveat"]))
