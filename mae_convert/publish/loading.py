@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mae_convert.containers.directory import KERAS_SUFFIX
 from mae_convert.layouts import LAYOUTS
 from mae_convert.publish.parts import Part
 
@@ -64,24 +65,28 @@ def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
             f'model = {name}.from_pretrained("{repo_id}")',
         ]
         return _code("TensorFlow", "python", lines)
-    file, fetch = (
-        "my-mae.weights.h5",
-        [f"mae-convert convert hf://{repo_id} my-mae.weights.h5 --to keras"],
-    )
-    if part := _first(parts, "keras"):
-        file = part.weights[0].name
-        fetch = [f"hf download {repo_id} {file} --local-dir ."]
-    elif not _can_be(parts, "keras"):
+    part = _first(parts, "keras")
+    if part is None and not _can_be(parts, "keras"):
         return ""
+    file = part.weights[0].name if part else "my-mae.keras"
+    shell = f"mae-convert convert hf://{repo_id} {file} --to keras"
+    if part:
+        shell = f"hf download {repo_id} {file} --local-dir ."
+    known = "  # makes the models known to Keras 3, on TensorFlow or JAX"
     lines = [
-        "from mae_convert.checkpoint import open_checkpoint",
-        f"from reference_models.keras import {name}  # Keras 3, on TensorFlow or JAX",
+        "import keras",
+        f"import reference_models.keras{known}",
         "",
-        f'config = open_checkpoint("{file}").configuration.model',
-        f"model = {name}(config)",
-        f'model.load_weights("{file}")',
+        f'model = keras.models.load_model("{file}")',
     ]
-    shell = "\n".join(fetch)
+    if file.endswith(KERAS_SUFFIX):
+        lines = [
+            "from mae_convert.checkpoint import open_checkpoint",
+            f"from reference_models.keras import {name}  # Keras 3, on TensorFlow or JAX",
+            "",
+            f'model = {name}(open_checkpoint("{file}").configuration.model)',
+            f'model.load_weights("{file}")',
+        ]
     code = "\n".join(lines)
     return f"### TensorFlow\n\n```sh\n{shell}\n```\n\n```python\n{code}\n```"
 

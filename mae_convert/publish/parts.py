@@ -7,12 +7,11 @@ from typing import Any
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.containers.checkpoint import JSON_NAMES
-from mae_convert.containers.directory import KERAS_SUFFIX
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.sources.choosing import CERTIFICATE, PREFERENCE
+from mae_convert.sources.choosing import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
 from mae_convert.verify.certificate import Certificate, read_certificate
 
-PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5")
+PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5", "keras_archive")
 UNVERIFIED = "--unverified publishes it all the same, and the card says so in its first line"
 
 
@@ -39,6 +38,13 @@ class Part:
     def weights(self) -> list[Path]:
         """The files of the weights, an index first."""
         return list(self.checkpoint.container.files)
+
+    @property
+    def own_sha256(self) -> str | None:
+        """The hash of its weights, which another part may have been verified against."""
+        if self.certificate is None:
+            return None
+        return str(self.certificate.document["target"].get("sha256"))
 
     @property
     def source_sha256(self) -> str | None:
@@ -69,7 +75,7 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
             " not published; convert it with --to transformers, which writes model.safetensors"
         )
     name = checkpoint.container.weights_file.name
-    if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIX)):
+    if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIXES)):
         raise CheckpointError(
             f"{target} holds its weights as {name}, where nobody looks for them; convert it to a"
             " directory, which has them by the name that readers know"
@@ -112,7 +118,7 @@ def check_together(parts: Sequence[Part]) -> None:
     first, *others = parts
     names = {path.name for path in first.weights}
     for other in others:
-        if other.source_sha256 != first.source_sha256 or other.source_sha256 is None:
+        if other.source_sha256 not in {first.source_sha256, first.own_sha256} - {None}:
             raise MaeConvertError(
                 f"{other.target} and {first.target} were not made of, or verified against, the same"
                 " source; publish them to repositories of their own"

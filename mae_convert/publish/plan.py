@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.directory import KERAS_SUFFIX
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.hub import client, is_unreachable, patiently, speaking
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
@@ -16,7 +15,7 @@ from mae_convert.publish.picture import CREDIT, picture_of
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
 from mae_convert.publish.section import WARNING, Facts, section
 from mae_convert.publish.staging import Staged, stage, stage_parts, superseded
-from mae_convert.sources.choosing import PREFERENCE
+from mae_convert.sources.choosing import KERAS_SUFFIXES, PREFERENCE
 
 PICTURE = "reconstruction.png"
 
@@ -138,7 +137,7 @@ def _read_parts(wish: Wish) -> list[Part]:
 
 
 def _is_weights(path: str) -> bool:
-    return path in PREFERENCE or path.endswith(KERAS_SUFFIX)
+    return path in PREFERENCE or path.endswith(KERAS_SUFFIXES)
 
 
 def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:

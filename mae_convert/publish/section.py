@@ -133,6 +133,9 @@ def provenance(facts: Facts) -> str:
         rows.append(("SHA-256", f"`{source.get('sha256', 'unknown')}`"))
     if not rows:
         rows.append(("converted from", "unknown: there is no record of a conversion"))
+    if (family := part.checkpoint.family) and family.certain:
+        rows.append(("family", family.family.name))
+        rows += [("to be known", family.family.caveat)] if family.family.caveat else []
     licence = facts.licence
     name = licence.name
     if link := licence.fields.get("license_link"):

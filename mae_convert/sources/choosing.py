@@ -21,6 +21,7 @@ PREFERENCE = (
     "model.weights.h5",
 )
 CERTIFICATE = ("verification.json", "verification.safetensors")
+KERAS_SUFFIXES = (KERAS_SUFFIX, ".keras")
 # A repository that holds several layouts keeps the certificate of each further file in a folder.
 CERTIFICATES_FOLDER = "verification"
 
@@ -103,7 +104,7 @@ def _beside(
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
     """Return the files of weights in a folder, first the one to take."""
-    keras = sorted(name for name in names if name.endswith(KERAS_SUFFIX))
+    keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
     found = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
     found = found or [name for name in names if _is_weights(name)]
     where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
