@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mae_convert.origin import Origin
     from mae_convert.sources import Source
     from mae_convert.verify.sides import Side
+    from mae_convert.verify.verification import Options, Verification
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -358,8 +359,7 @@ def verify(
     """
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
-    from mae_convert.sources import locate
-    from mae_convert.verify.certificate import replay, write_certificate
+    from mae_convert.verify.certificate import write_certificate
     from mae_convert.verify.report import check_report_names, verdict_json, write_reports
     from mae_convert.verify.verification import parse_options, run_verification
 
@@ -373,9 +373,7 @@ def verify(
         raise click.UsageError("--certify puts a certificate beside B, a local path")
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     if b is None:
-        path, origin = locate(a, certificate=True)
-        _say_notes(origin)
-        done = replay(path, sides[0], parse_options(**options), flags, origin)
+        done = _replay(a, sides[0], parse_options(**options), flags)
     else:
         first, second = (_open(p, flags, fill_only=True, state_key=state_key) for p in (a, b))
         done = run_verification(first, second, *sides, parse_options(**options))
@@ -384,6 +382,22 @@ def verify(
     write_reports(done, reports)
     print_json(verdict_json(done.verdict)) if as_json else show(done.verdict)
     return 0 if done.verdict.passed else 1
+
+
+def _replay(source: "Source", side: "Side", options: "Options", flags: "Flags") -> "Verification":
+    """Judge a checkpoint by its certificate, downloaded if need be."""
+    from mae_convert.official import Official
+    from mae_convert.sources import locate
+    from mae_convert.verify.certificate import replay
+
+    if isinstance(source, Official):
+        raise click.UsageError(
+            f"an official checkpoint has no certificate; `verify --published {source.name}`"
+            " compares it with results that others published"
+        )
+    path, origin = locate(source, certificate=True)
+    _say_notes(origin)
+    return replay(path, side, options, flags, origin)
 
 
 def _verify_published(

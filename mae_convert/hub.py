@@ -6,6 +6,7 @@ the command line, where other users of the machine could read it.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -151,9 +152,12 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
         kind = MissingRequirementError if status_of(error) in BUSY else HubError
     elif is_unreachable(error):
         kind = MissingRequirementError
+        sentence = f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error)}"
+    elif isinstance(error, OSError) and error.filename:
+        kind = HubError
         sentence = (
-            f"{what}: {server} cannot be reached ({_in_short(error)}); check the network and"
-            " HF_ENDPOINT, unset HF_HUB_OFFLINE, and run the same command again"
+            f"{what}: {error.filename} cannot be used ({error.strerror}); make room there, or set"
+            " HF_HOME to another directory"
         )
     elif isinstance(error, JSONDecodeError):
         kind = MissingRequirementError
@@ -182,6 +186,19 @@ def is_unreachable(error: BaseException) -> bool:
         TimeoutError,
     )
     return isinstance(error, unreachable)
+
+
+def _way_out(error: BaseException) -> str:
+    """Return what to do about a network that is not there."""
+    from huggingface_hub import constants, errors
+
+    chain = (error, error.__cause__)
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
+        return "unset HF_HUB_OFFLINE, or use what is in the cache"
+    asked = (
+        f", and HF_ENDPOINT, which is {constants.ENDPOINT}" if "HF_ENDPOINT" in os.environ else ""
+    )
+    return f"check the network{asked}, and run the same command again"
 
 
 def _refused(error: BaseException, what: str, server: str) -> str:

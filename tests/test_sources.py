@@ -129,7 +129,7 @@ def test_what_is_in_the_cache_is_not_sent_again_and_is_enough_offline(
     assert len(hub.seen) == before
     other = command("inspect", "hf://someone/never-seen")
     assert (other.status, other.err.count("\n")) == (3, 1)
-    assert "HF_HUB_OFFLINE" in other.err
+    assert "unset HF_HUB_OFFLINE" in other.err
 
 
 def test_a_hub_that_is_away_is_said_and_the_cache_used(hub, command, repository):
@@ -162,6 +162,13 @@ def test_what_may_not_be_read_is_said_with_what_to_do(hub, command, repository, 
     assert result.status == 2
     assert word in result.err
     assert result.err.count("\n") == 1
+
+
+def test_what_is_no_checkpoint_is_said_by_its_place(hub, command, repository):
+    result = command("inspect", f"hf://{REPO}/config.json")
+    assert result.status == 2
+    assert f"hf://{REPO}@" in result.err
+    assert "/cache/" not in result.err
 
 
 def test_a_token_opens_private_and_gated_repositories_and_stays_on_the_hub(

@@ -25,7 +25,7 @@ class Target:
 
     Attributes:
         repo_id: ``owner/name``.
-        branch: the branch that gets the commit.
+        branch: the branch that gets the commit; or refs/pr/N, a pull request that is there.
         pull_request: propose the change instead.
         private: whether a repository that is not there yet is made a private one.
     """
@@ -89,7 +89,7 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
     revision, url, is_new = target.branch, None, False
     if target.pull_request and account and (ours := open_pull_request(api, repo_id, account)):
         revision, url = f"refs/pr/{ours.num}", ours.url
-    elif target.branch != MAIN:
+    elif target.branch != MAIN and not target.branch.startswith("refs/"):
         references = patiently(lambda: api.list_repo_refs(repo_id))
         is_new = target.branch not in {branch.name for branch in references.branches}
     looked_at = MAIN if is_new else revision

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.errors import MaeConvertError
 from mae_convert.official import Official, official_named
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
@@ -58,7 +59,13 @@ def open_source(
         MaeConvertError: as `locate` and `open_checkpoint`.
     """
     path, origin = locate(source)
-    return open_checkpoint(path, flags, fill_only=fill_only, state_key=state_key, origin=origin)
+    try:
+        return open_checkpoint(path, flags, fill_only=fill_only, state_key=state_key, origin=origin)
+    except MaeConvertError as error:
+        if origin is None:
+            raise
+        # The user knows where it is from, and not where it is kept.
+        raise type(error)(str(error).replace(str(path), origin.name)) from error
 
 
 __all__ = ["HubReference", "Source", "locate", "locate_file", "open_source", "parse_source"]
