@@ -16,6 +16,7 @@ from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
+from mae_convert.origin import Origin
 from mae_convert.prefixes import Stripped, as_stored, strippings
 from mae_convert.recognition import Reading, recognise
 
@@ -47,6 +48,7 @@ class Checkpoint:
         synonyms: other layouts that are the same for these tensors.
         prefix: what was taken off the names; `container.tensors` and `rules` are without it.
         family: the family of models that it belongs to, or None where nothing tells one.
+        origin: where it was downloaded from, or None.
     """
 
     container: Container
@@ -60,10 +62,11 @@ class Checkpoint:
     dropped: Mapping[str, str]
     prefix: Stripped
     family: Membership | None = None
+    origin: Origin | None = None
 
     @property
     def path(self) -> Path:
-        """The file or directory that the user named."""
+        """The file or directory that was opened."""
         return self.container.path
 
     @property
@@ -76,6 +79,11 @@ class Checkpoint:
         if isinstance(inside, Mapping):
             return inside
         return self.family.family.preprocessing if self.family and self.family.certain else {}
+
+    @property
+    def name(self) -> str:
+        """The checkpoint as a person knows it: where it was got from, or its path."""
+        return self.origin.name if self.origin else str(self.path)
 
 
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
@@ -109,6 +117,13 @@ def _open(path: Path | str, state_key: str | None, *, optional: bool) -> Contain
         if not optional:
             raise
         return open_container(path)
+
+
+def _with_known(container: Container, origin: Origin | None) -> Container:
+    """Return the container with what is known of where it comes from, if it states nothing."""
+    if container.config is not None or origin is None or not origin.config:
+        return container
+    return replace(container, config=origin.config, config_source=origin.config_source)
 
 
 Recognised = tuple[Reading, tuple[str, ...]]
@@ -188,6 +203,7 @@ def open_checkpoint(
     *,
     fill_only: bool = False,
     state_key: str | None = None,
+    origin: Origin | None = None,
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
 
@@ -198,19 +214,20 @@ def open_checkpoint(
         flags: what the user says that the file does not.
         fill_only: refuse a flag that contradicts the file.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        origin: where it was downloaded from, which tells what the file may not.
 
     Raises:
         CheckpointError: the file cannot be read.
         LayoutError: no known layout fits.
         ConfigurationError: something is missing or contradicted.
     """
-    container = _open(path, state_key, optional=fill_only)
+    container = _with_known(_open(path, state_key, optional=fill_only), origin)
     _check_steps(container)
     stated = container.config or {}
     (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
     container = _renamed(container, prefix)
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
-    with _naming(container.path):
+    with _naming(origin.name if origin else str(container.path)):
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
         configuration = resolve(reading.task, evidence)
@@ -228,16 +245,17 @@ def open_checkpoint(
         dropped={prefix.stored[name]: reason for name, reason in reading.dropped.items()},
         prefix=prefix,
         family=family,
+        origin=origin,
     )
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path before an error's sentence: of two files that are compared, either may be it."""
+def _naming(name: str) -> Iterator[None]:
+    """Put the name before an error's sentence: of two files that are compared, either may be it."""
     try:
         yield
     except MaeConvertError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _family(container: Container, reading: Reading) -> Membership | None:

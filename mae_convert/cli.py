@@ -21,6 +21,7 @@ from mae_convert.options import (
     RUN_DTYPE,
     ByteSize,
     ImageSize,
+    SourceType,
     checkpoint_options,
     input_options,
     json_option,
@@ -28,8 +29,11 @@ from mae_convert.options import (
 )
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint import Flags
+    from mae_convert.checkpoint import Checkpoint, Flags
+    from mae_convert.origin import Origin
+    from mae_convert.sources import Source
     from mae_convert.verify.sides import Side
+    from mae_convert.verify.verification import Options, Verification
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,13 +43,18 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src", type=SourceType())
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
 @click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
 @json_option
 @checkpoint_options
 def inspect(
-    src: Path, stats: bool, with_hash: bool, as_json: bool, state_key: str | None, flags: "Flags"
+    src: "Source",
+    stats: bool,
+    with_hash: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
 ) -> None:
     """Say what a checkpoint is: layout, task, geometry, and what was assumed.
 
@@ -54,18 +63,17 @@ def inspect(
     \b
         mae-convert inspect mae_pretrain_vit_base.pth
     """
-    from mae_convert.checkpoint import open_checkpoint
     from mae_convert.inspection import inspect as look
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.inspection import inspection as show
 
-    checkpoint = open_checkpoint(src, flags, state_key=state_key)
+    checkpoint = _open(src, flags, state_key=state_key)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
     print_json(report) if as_json else show(report)
 
 
 @cli.command()
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src", type=SourceType())
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -115,7 +123,7 @@ def inspect(
 @json_option
 @checkpoint_options
 def convert(
-    src: Path,
+    src: "Source",
     dst: Path,
     targets: tuple[str, ...],
     task: str | None,
@@ -139,7 +147,6 @@ def convert(
     \b
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
-    from mae_convert.checkpoint import open_checkpoint
     from mae_convert.convert import execute_all
     from mae_convert.heads import with_new_head
     from mae_convert.packing import Packing
@@ -154,7 +161,7 @@ def convert(
         "geometry": Geometry(image_size, sincos_positions, in_channels),
         "packing": Packing(prefix, pickled, max_shard_size),
     }
-    source = open_checkpoint(src, flags, state_key=state_key)
+    source = _open(src, flags, state_key=state_key)
     source = with_new_head(source, num_labels) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)
@@ -169,11 +176,11 @@ def convert(
 
 
 @cli.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
 @json_option
 @checkpoint_options
-def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags") -> int:
+def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
     """Compare two checkpoints tensor by tensor, across layouts.
 
     Exit status 1 if anything differs.
@@ -183,20 +190,19 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
     \b
         mae-convert diff checkpoint.pth my-mae --num-heads 12
     """
-    from mae_convert.checkpoint import open_checkpoint
     from mae_convert.diff import diff as compare_tensors
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.conversion import difference as show
     from mae_convert.show.conversion import difference_json
 
-    opened = [open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
+    opened = [_open(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
     difference = compare_tensors(*opened)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
 
 
 @cli.command()
-@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.argument("ckpt", type=SourceType())
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
@@ -218,7 +224,7 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
 @click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
 @click.option(
     "--as-converted",
-    type=click.Path(path_type=Path),
+    type=SourceType(),
     metavar="CONVERTED",
     help="First apply the lossy steps that a checkpoint made of this one declares.",
 )
@@ -226,7 +232,7 @@ def diff(a: Path, b: Path, as_json: bool, state_key: str | None, flags: "Flags")
 @input_options
 @checkpoint_options
 def trace(
-    ckpt: Path,
+    ckpt: "Source",
     out: Path,
     framework: str | None,
     device: str,
@@ -235,6 +241,7 @@ def trace(
     dtypes: tuple[str, ...],
     state_key: str | None,
     flags: "Flags",
+    as_converted: "Source | None",
     **options: Any,
 ) -> None:
     """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
@@ -244,25 +251,26 @@ def trace(
     \b
         mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
     """
-    from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.sources import locate
     from mae_convert.verify.running import DEFAULT_DTYPES
     from mae_convert.verify.sides import Side
     from mae_convert.verify.tracing import TraceOptions, trace_to_file
 
+    converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
-        open_checkpoint(ckpt, flags, state_key=state_key),
+        _open(ckpt, flags, state_key=state_key),
         Side(framework, device, python, mode),
         out,
-        TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, **options),
+        TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
     )
     click.echo(f"wrote {out}")
 
 
 @cli.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
 @json_option
-def compare(a: Path, b: Path, as_json: bool) -> int:
+def compare(a: "Source", b: "Source", as_json: bool) -> int:
     """Judge two traces, made here or on other machines. Exit status 1 if they differ.
 
     Example:
@@ -272,18 +280,24 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
     """
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
+    from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
     from mae_convert.verify.report import verdict_json
     from mae_convert.verify.trace import Trace
 
-    verdict = judge(Trace.load(a), Trace.load(b))
+    verdict = judge(Trace.load(locate_file(a)), Trace.load(locate_file(b)))
     print_json(verdict_json(verdict)) if as_json else show(verdict)
     return 0 if verdict.passed else 1
 
 
 @cli.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.argument("a", type=SourceType(), required=False)
+@click.argument("b", type=SourceType(), required=False)
+@click.option(
+    "--published",
+    metavar="NAME",
+    help="Compare A, or the checkpoint NAME itself, with results that others published for NAME.",
+)
 @side_options
 @click.option(
     "--against",
@@ -322,8 +336,9 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
 @json_option
 @checkpoint_options
 def verify(
-    a: Path,
-    b: Path | None,
+    a: "Source | None",
+    b: "Source | None",
+    published: str | None,
     sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
     certify: bool,
@@ -335,33 +350,190 @@ def verify(
     """Prove that two checkpoints are the same function, or say where they part and why.
 
     Both are run in child processes on the same pictures with the same noise. With A alone, its
-    certificate is replayed. Exit status 1 if they differ.
+    certificate is replayed; it may be on the Hub. Exit status 1 if they differ.
 
     Example:
 
     \b
         mae-convert verify checkpoint.pth my-mae --num-heads 12
     """
-    from mae_convert.checkpoint import open_checkpoint
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
-    from mae_convert.verify.certificate import replay, write_certificate
+    from mae_convert.verify.certificate import write_certificate
     from mae_convert.verify.report import check_report_names, verdict_json, write_reports
     from mae_convert.verify.verification import parse_options, run_verification
 
-    check_report_names(reports, models=(a, b or a))
+    if published is not None:
+        if b is not None or certify or reports:
+            raise click.UsageError("--published takes no B, no --certify and no --report")
+        return _verify_published(a, published, sides[0], flags, as_json=as_json)
+    if a is None:
+        raise click.UsageError("Missing argument 'A'.")
+    if certify and not isinstance(b, Path):
+        raise click.UsageError("--certify puts a certificate beside B, a local path")
+    check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     if b is None:
-        done = replay(a, sides[0], parse_options(**options), flags)
+        done = _replay(a, sides[0], parse_options(**options), flags)
     else:
-        first, second = (
-            open_checkpoint(p, flags, fill_only=True, state_key=state_key) for p in (a, b)
-        )
+        first, second = (_open(p, flags, fill_only=True, state_key=state_key) for p in (a, b))
         done = run_verification(first, second, *sides, parse_options(**options))
         if certify and done.verdict.passed:
             write_certificate(done, second)
     write_reports(done, reports)
     print_json(verdict_json(done.verdict)) if as_json else show(done.verdict)
     return 0 if done.verdict.passed else 1
+
+
+def _replay(source: "Source", side: "Side", options: "Options", flags: "Flags") -> "Verification":
+    """Judge a checkpoint by its certificate, downloaded if need be."""
+    from mae_convert.official import Official
+    from mae_convert.sources import locate
+    from mae_convert.verify.certificate import replay
+
+    if isinstance(source, Official):
+        raise click.UsageError(
+            f"an official checkpoint has no certificate; `verify --published {source.name}`"
+            " compares it with results that others published"
+        )
+    path, origin = locate(source, certificate=True)
+    _say_notes(origin)
+    return replay(path, side, options, flags, origin)
+
+
+def _verify_published(
+    source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
+) -> int:
+    """Compare a checkpoint with what others published of it."""
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.published import published as show
+    from mae_convert.sources import parse_source
+    from mae_convert.sources.published import get_picture
+    from mae_convert.verify.published import check_published, published_json, published_named
+
+    truth = published_named(name)
+    checkpoint = _open(source or parse_source(truth.source), flags)
+    result = check_published(checkpoint, truth, get_picture(truth.picture), side)
+    print_json(published_json(result)) if as_json else show(result)
+    return 0 if result.passed else 1
+
+
+@cli.command()
+@json_option
+def catalog(as_json: bool) -> None:
+    """List the official checkpoints: which has the decoder, what it predicts, which one to take.
+
+    Example:
+
+    \b
+        mae-convert catalog
+    """
+    from mae_convert.official import OFFICIAL
+    from mae_convert.show import catalog as show
+    from mae_convert.show.console import as_json as print_json
+
+    print_json(show.catalog_json(OFFICIAL)) if as_json else show.catalog(OFFICIAL)
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also copy the file here; without it, it stays in the cache alone.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file at --output if it is there.")
+@json_option
+def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Download an official checkpoint, check it, and say where it is.
+
+    Example:
+
+    \b
+        mae-convert download mae_visualize_vit_base
+    """
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.sources.published import download as fetch
+
+    report = fetch(name, output, overwrite=overwrite)
+    if as_json:
+        print_json(report)
+        return
+    for field, value in report.items():
+        if field != "path":
+            click.echo(f"{field:<10}{value}", err=True)
+    click.echo(report["path"])
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="The same model in another layout: a directory with tf_model.h5, or a .weights.h5 file.",
+)
+@click.option("--branch", default="main", show_default=True, help="Made if it is not there.")
+@click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
+@click.option("--private", is_flag=True, help="Make a new repository a private one.")
+@click.option("--license", "license_", metavar="ID", help="Where the source does not tell it.")
+@click.option("--license-name", metavar="TEXT", help="With --license other: its name.")
+@click.option("--license-link", metavar="URL", help="With --license other: where its text is.")
+@click.option("--base-model", metavar="REPO_ID", help="Repository that the model derives from.")
+@click.option("--unverified", is_flag=True, help="Go without a certificate; the card says so.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes and card, and send nothing.")
+@json_option
+def publish(
+    directory: Path,
+    repo_id: str,
+    also: tuple[Path, ...],
+    branch: str,
+    create_pr: bool,
+    private: bool,
+    license_: str | None,
+    license_name: str | None,
+    license_link: str | None,
+    base_model: str | None,
+    unverified: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Publish verified weights to the Hugging Face Hub, with a card that says how they are known.
+
+    DIR holds converted weights and the certificate of `verify --certify`. It is done by one commit;
+    what the Hub then serves is downloaded and compared. Exit status 1 if it differs.
+
+    Example:
+
+    \b
+        mae-convert publish my-mae someone/my-mae --dry-run
+    """
+    from mae_convert.publish import Target, Wish, plan_publication
+    from mae_convert.publish import publish as send
+    from mae_convert.show import publication as show
+    from mae_convert.show.console import as_json as print_json
+
+    if create_pr and branch != "main":
+        raise click.UsageError("--create-pr proposes a change to main; leave --branch out")
+    if (license_name or license_link) and license_ != "other":
+        raise click.UsageError("--license-name and --license-link go with --license other")
+    said = {"license": license_, "license_name": license_name, "license_link": license_link}
+    licence = {name: value for name, value in said.items() if value}
+    target = Target(repo_id, branch, create_pr, private)
+    wish = Wish(directory, target, also, unverified, licence, base_model)
+    if sys.stderr.isatty():
+        click.echo("reading the model, its proof and the repository ...", err=True)
+    publication = plan_publication(wish, dry_run=dry_run)
+    if not as_json:
+        show.plan(publication, with_card=dry_run)
+    if dry_run:
+        if as_json:
+            print_json(show.plan_json(publication))
+        return 0
+    published = send(publication)
+    print_json(show.published_json(published)) if as_json else show.published(published)
+    return 1 if published.wrong else 0
 
 
 @cli.command()
@@ -399,6 +571,20 @@ def demo(output: Path) -> int:
     from mae_convert.demo import run_demo
 
     return 0 if run_demo(output) else 1
+
+
+def _open(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
+    """Open a checkpoint, downloaded if need be, and say what is to be known of it."""
+    from mae_convert.sources import open_source
+
+    checkpoint = open_source(source, flags, **options)
+    _say_notes(checkpoint.origin)
+    return checkpoint
+
+
+def _say_notes(origin: "Origin | None") -> None:
+    for note in origin.notes if origin else ():
+        click.echo(f"note: {note}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,6 +23,10 @@ class OutputError(MaeConvertError):
     """The output exists already, cannot be written, or did not read back as written."""
 
 
+class HubError(MaeConvertError):
+    """The Hugging Face Hub refused what was asked, or gave something else than it promised."""
+
+
 class MissingRequirementError(MaeConvertError):
     """A framework, package or network that is needed is not there; exit status 3."""
 

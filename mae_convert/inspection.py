@@ -24,7 +24,7 @@ def inspect(
     container = checkpoint.container
     tensors = container.tensors.values()
     report: dict[str, Any] = {
-        "path": str(checkpoint.path),
+        "path": checkpoint.name,
         "container": container.kind,
         "files": len(container.files),
         "wrapper": container.wrapper,

@@ -1,77 +1,197 @@
-"""The published facebookresearch/mae checkpoints, as far as names, sizes and hashes tell them."""
+"""The catalog of the published facebookresearch/mae checkpoints: what each is, and what it is for.
+
+Names, sizes and hashes tell which of them a file may be. Six equal digits of a hash suggest, they
+do not prove.
+"""
 
 import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mae_convert.canonical import schema
 from mae_convert.checkpoint import Checkpoint
+from reference_models.configuration import ViTMAEConfig
+
+BASE_URL = "https://dl.fbaipublicfiles.com/mae"
+SUFFIX = ".pth"
+# The LICENSE of facebookresearch/mae; copies of the weights that say Apache-2.0 are wrong.
+LICENSE = "cc-by-nc-4.0"
+LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
+DATASET = "imagenet-1k"
 
 
 @dataclass(frozen=True)
 class Official:
-    """One published file; ``md5`` holds the six digits that its publisher names, where any."""
+    """One published file.
+
+    Attributes:
+        name: what it is called here: its file name without ``.pth``.
+        folder: where it is under `BASE_URL`.
+        task: "pretrain", "encoder" or "classify".
+        model: the configuration, as the original's factory functions make it.
+        normalised: the decoder predicts pixels that are normalised patch by patch; None where
+            there is no decoder.
+        purpose: what to take it for, in a line.
+        md5: the six digits that its publisher names, where any.
+        known: configuration fields that neither the file nor its layout's conventions tell.
+        on_the_hub: a repository on the Hugging Face Hub with the same weights, where one is known.
+    """
 
     name: str
+    folder: str
     task: str
-    hidden_size: int
-    num_hidden_layers: int
-    patch_size: int
-    md5: str | None
+    model: ViTMAEConfig
+    normalised: bool | None
+    purpose: str
+    md5: str | None = None
+    on_the_hub: str | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file's name at its publisher."""
+        return self.name + SUFFIX
+
+    @property
+    def path(self) -> str:
+        """The path of the file under `BASE_URL`."""
+        return f"{self.folder}/{self.file}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a conversion record says of where such a file is from."""
+        return {
+            "official": self.name,
+            "url": f"{BASE_URL}/{self.path}",
+            "license": LICENSE,
+            "datasets": [DATASET],
+            **({"on_the_hub": self.on_the_hub} if self.on_the_hub else {}),
+        }
+
+    @property
+    def parameters(self) -> int:
+        """The number of values in the file."""
+        return sum(math.prod(shape) for shape in schema(self.model, self.task).values())
 
 
-_SIZES = (("base", 768, 12, 16), ("large", 1024, 24, 16), ("huge", 1280, 32, 14))
+# Width, depth, heads and patch size.
+_SIZES = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}
 _MD5 = {
-    "mae_pretrain_vit_base.pth": "8cad7c",
-    "mae_pretrain_vit_large.pth": "b8b06e",
-    "mae_pretrain_vit_huge.pth": "9bdbb0",
-    "mae_finetuned_vit_base.pth": "1b25e9",
-    "mae_finetuned_vit_large.pth": "51f550",
-    "mae_finetuned_vit_huge.pth": "2541f2",
+    "mae_pretrain_vit_base": "8cad7c",
+    "mae_pretrain_vit_large": "b8b06e",
+    "mae_pretrain_vit_huge": "9bdbb0",
+    "mae_finetuned_vit_base": "1b25e9",
+    "mae_finetuned_vit_large": "51f550",
+    "mae_finetuned_vit_huge": "2541f2",
 }
-_TASKS = {"visualize": "pretrain", "pretrain": "encoder", "finetuned": "classify"}
+# Top-1 accuracy in percent that the publisher reports for the fine-tuned models.
+_ACCURACY = {"base": 83.664, "large": 85.952, "huge": 86.928}
+_HUB = {
+    "mae_visualize_vit_base": "facebook/vit-mae-base",
+    "mae_visualize_vit_large": "facebook/vit-mae-large",
+    "mae_visualize_vit_huge": "facebook/vit-mae-huge",
+    "mae_pretrain_vit_base": "timm/vit_base_patch16_224.mae",
+    "mae_pretrain_vit_large": "timm/vit_large_patch16_224.mae",
+    "mae_pretrain_vit_huge": "timm/vit_huge_patch14_224.mae",
+}
+_KINDS = (
+    # name, folder, task, normalised, purpose
+    ("mae_visualize_vit_{}", "visualize", "pretrain", False,
+     "to look at reconstructions: encoder and decoder, trained on plain pixels"),
+    ("mae_pretrain_vit_{}", "pretrain", "encoder", None,
+     "for features and fine-tuning: the encoder of the paper's models"),
+    ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
+     "to pre-train further: encoder and decoder, reported to be trained on normalised pixels"),
+    ("mae_finetuned_vit_{}", "finetune", "classify", None,
+     "to classify ImageNet-1k pictures: {accuracy} % top-1 as published"),
+)  # fmt: skip
 
-OFFICIAL = tuple(
-    Official(name, task, width, depth, patch, _MD5.get(name))
-    for kind, task in _TASKS.items()
-    for size, width, depth, patch in _SIZES
-    for name in [f"mae_{kind}_vit_{size}.pth"]
-)
+
+def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
+    width, depth, heads, patch = _SIZES[size]
+    return ViTMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        patch_size=patch,
+        norm_pix_loss=normalised,
+        global_pool="avg" if task == "classify" else "token",
+    )
 
 
-def probable(checkpoint: Checkpoint) -> Official | None:
-    """Return the published file whose tensors have the same names and shapes, if there is one."""
+def _catalog() -> Iterator[Official]:
+    for pattern, folder, task, normalised, purpose in _KINDS:
+        for size in _SIZES:
+            name = pattern.format(size)
+            yield Official(
+                name,
+                folder,
+                task,
+                _model(size, task, normalised=bool(normalised)),
+                normalised,
+                purpose.format(accuracy=_ACCURACY[size]),
+                _MD5.get(name),
+                _HUB.get(name),
+                {} if normalised is None else {"norm_pix_loss": normalised},
+            )
+
+
+OFFICIAL = tuple(_catalog())
+
+
+def official_named(text: str) -> Official | None:
+    """Return the published file of this name, or None."""
+    return next((official for official in OFFICIAL if official.name == text), None)
+
+
+def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
+    """Return the published files whose tensors have the names and shapes of such a model."""
+    wanted = schema(model, task)
+    return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
+
+
+def probable(checkpoint: Checkpoint) -> list[Official]:
+    """Return the published files that a checkpoint in the original layout may be, likeliest first.
+
+    Where several have the same names and shapes, the file's own name decides which is first.
+    """
+    if checkpoint.layout.name != "facebook":
+        return []
     if checkpoint.family and checkpoint.family.certain:
-        return None  # of another family, whatever the shapes
-    model = checkpoint.configuration.model
-    pooled = checkpoint.task != "classify" or (model.global_pool, model.num_labels) == ("avg", 1000)
-    decoder = (model.decoder_hidden_size, model.decoder_num_hidden_layers) == (512, 8)
-    if checkpoint.layout.name != "facebook" or not pooled or model.image_size != 224:
-        return None
-    if checkpoint.task == "pretrain" and not decoder:
-        return None
-    sizes = (model.hidden_size, model.num_hidden_layers, model.patch_size)
-    for official in OFFICIAL:
-        expected = (official.hidden_size, official.num_hidden_layers, official.patch_size)
-        if official.task == checkpoint.task and expected == sizes:
-            return official
-    return None
+        return []  # of another family, whatever the shapes
+    found = candidates(checkpoint.configuration.model, checkpoint.task)
+    return sorted(found, key=lambda official: official.file != checkpoint.path.name)
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
     """Return which published file a checkpoint probably is, and with its hash whether it can be.
 
-    ``confirmed`` is None where the publisher names no hash. Six equal digits suggest, they do not
-    prove.
+    ``confirmed`` is None where the publisher names no hash.
     """
-    official = probable(checkpoint)
-    if official is None:
+    found = probable(checkpoint)
+    if not found:
         return None
-    found: dict[str, Any] = {"probable": official.name}
+    report: dict[str, Any] = {"probable": found[0].file, "or": [other.file for other in found[1:]]}
     if with_hash and len(checkpoint.container.files) == 1:
-        found["md5"] = file_md5(checkpoint.container.weights_file)
-        found["confirmed"] = official.md5 and found["md5"].startswith(official.md5)
-    return found
+        report["md5"] = file_md5(checkpoint.container.weights_file)
+        report["confirmed"] = found[0].md5 and report["md5"].startswith(found[0].md5)
+    return report
+
+
+def confirmed(checkpoint: Checkpoint) -> Official | None:
+    """Return the published file that a checkpoint is, by names, shapes and its publisher's digits.
+
+    Reads the whole file where there is a hash to compare.
+    """
+    hashed: Sequence[Official] = [official for official in probable(checkpoint) if official.md5]
+    if not hashed or len(checkpoint.container.files) != 1:
+        return None
+    digest = file_md5(checkpoint.container.weights_file)
+    return next((o for o in hashed if digest.startswith(str(o.md5))), None)
 
 
 def file_md5(path: Path) -> str:

@@ -31,6 +31,21 @@ class ImageSize(click.ParamType):
         return int(sides[0]), int(sides[-1])
 
 
+class SourceType(click.ParamType):
+    """A checkpoint: a path, hf://owner/name[@revision][/file], or an official name.
+
+    Nothing is downloaded here; `mae_convert.sources` does that for every command.
+    """
+
+    name = "source"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ARG002
+        """Return a path, a place on the Hub, or an entry of the catalog."""
+        from mae_convert.sources.reference import parse_source
+
+        return parse_source(value) if isinstance(value, str) else value
+
+
 class ByteSize(click.ParamType):
     """A number of bytes, as 500MB, 2GB or 2GiB."""
 

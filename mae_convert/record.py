@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from mae_convert import __version__
+from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.heads import CREATED
+from mae_convert.official import confirmed
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES, rounding_error
 
@@ -24,6 +26,7 @@ def conversion_record(plan: Plan) -> dict[str, Any]:
         "mae_convert": __version__,
         "source": {
             **files_sha256(source.container.files),
+            **_whence(source),
             "container": source.container.kind,
             "wrapper": source.container.wrapper,
             "prefix": source.prefix.said(),
@@ -51,6 +54,15 @@ def conversion_record(plan: Plan) -> dict[str, Any]:
             **plan.created,
         },
     }
+
+
+def _whence(source: Checkpoint) -> dict[str, Any]:
+    """Return where a checkpoint was got from, and what it was made of, as far as that is known."""
+    known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
+    if source.origin is None and (official := confirmed(source)):
+        known = official.record
+    before = (source.container.conversion or {}).get("source")
+    return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
 
 
 def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:

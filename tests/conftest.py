@@ -80,3 +80,80 @@ def run():
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def certified(tmp_path_factory):
+    """A model directory with the certificate of its verification, and its source.
+
+    Both sides are run by PyTorch, which is quick: it is passed, and not proven.
+    """
+    from mae_convert.checkpoint import Flags, open_checkpoint
+    from mae_convert.convert import execute
+    from mae_convert.planning import plan_conversion
+    from mae_convert.verify.certificate import write_certificate
+    from mae_convert.verify.sides import Side
+    from mae_convert.verify.verification import run_verification
+
+    case = Case("pretrain_tiny")
+    flags = Flags(num_attention_heads=case.facts["num_heads"],
+                  decoder_num_attention_heads=case.facts["decoder_num_heads"])  # fmt: skip
+    target = tmp_path_factory.mktemp("certified") / "model"
+    source = open_checkpoint(case.checkpoint, flags)
+    execute(plan_conversion(source, target, "transformers"))
+    converted = open_checkpoint(target)
+    torch = Side("torch")
+    done = run_verification(source, converted, torch, torch)
+    assert done.verdict.passed
+    write_certificate(done, converted)
+    return target
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face Hub on the loopback interface, to which the client in this process goes.
+
+    The client reads its settings when it is imported, so they are set in its module.
+    """
+    import time
+
+    from hub_server import LocalHub
+    from huggingface_hub import constants
+
+    with LocalHub(tmp_path / "hub") as local:
+        template = local.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": local.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": str(tmp_path / "hf-cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+            "HF_STORED_TOKENS_PATH": str(tmp_path / "no-tokens"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("MAE_CONVERT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        # What waits for a busy server says how long, and does not wait.
+        local.waits = []
+        monkeypatch.setattr(time, "sleep", local.waits.append)
+        yield local
+
+
+@pytest.fixture
+def command(capfd, monkeypatch):
+    """Run the command line in this process, which has imported what it needs."""
+    import signal
+
+    from mae_convert.cli import main
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def command(*arguments: Any) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return Result(int(ended.value.code or 0), said.out, said.err)
+
+    return command

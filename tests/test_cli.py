@@ -41,7 +41,8 @@ try:
     main(sys.argv[1:])
 except SystemExit as end:
     assert not end.code, end.code
-loaded = {"torch", "tensorflow", "keras", "jax", "transformers"} & set(sys.modules)
+heavy = {"torch", "tensorflow", "keras", "jax", "transformers", "huggingface_hub"}
+loaded = heavy & set(sys.modules)
 assert not loaded, loaded
 """
     chain = [

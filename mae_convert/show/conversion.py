@@ -22,7 +22,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     """Print what a conversion did."""
     out, source = console(), plan.source
     rows = [
-        ("read", f"{source.path}  ({source.layout.name}, {source.task}, {source.container.kind})"),
+        ("read", f"{source.name}  ({source.layout.name}, {source.task}, {source.container.kind})"),
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
         ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
     ]

@@ -100,7 +100,8 @@ def _official(official: Mapping[str, Any] | None) -> str:
     if official is None:
         return "none that is known by these names and shapes"
     if "md5" not in official:
-        return f"same names and shapes as {official['probable']} (--hash tells more)"
+        names = " or ".join((official["probable"], *official["or"]))
+        return f"same names and shapes as {names} (--hash tells more)"
     known = {
         True: "the digits of the MD5 that its publisher names fit",
         False: "but its MD5 is another: other weights",

@@ -20,6 +20,7 @@ from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError
+from mae_convert.origin import Origin
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256
 from mae_convert.verify.inputs import inputs_sha256
@@ -205,6 +206,7 @@ def replay(
     side: Side | None = None,
     options: Options | None = None,
     flags: Flags | None = None,
+    origin: Origin | None = None,
 ) -> Verification:
     """Judge a certified checkpoint once more, against the results that its certificate keeps.
 
@@ -215,6 +217,7 @@ def replay(
         side: how to run it; by default the framework that reads it natively.
         options: of these ``dtypes`` and ``require_proof`` count.
         flags: what the user says that the checkpoint does not.
+        origin: where it was downloaded from.
 
     Raises:
         CheckpointError: there is no certificate, or it is damaged.
@@ -230,7 +233,8 @@ def replay(
         checks.append(Check("certificate/passed", False, False, True))
     source, inputs = _read_source(certificate)
     try:
-        trace = _run_again(target, side or Side(), source, inputs, options, flags)
+        checkpoint = open_checkpoint(target, flags, fill_only=True, origin=origin)
+        trace = _run_again(checkpoint, side or Side(), source, inputs, options)
     except MaeConvertError as error:
         if not checks or isinstance(error, MissingRequirementError):
             raise
@@ -248,14 +252,12 @@ def replay(
 
 
 def _run_again(
-    target: Path,
+    checkpoint: Checkpoint,
     side: Side,
     source: Trace,
     inputs: Mapping[str, np.ndarray],
     options: Options,
-    flags: Flags | None,
 ) -> Trace:
-    checkpoint = open_checkpoint(target, flags, fill_only=True)
     dtypes = tuple(d for d in source.description["dtypes"] if d in ("float64", *options.dtypes))
     request = Request(dtypes, mask_ratio=source.description["run_mask_ratio"])
     (trace,) = run_together([Run(checkpoint, choose_side(checkpoint, side), request)], inputs)

@@ -79,7 +79,7 @@ def describe(
     sha256 = files_sha256(checkpoint.container.files)["sha256"]
     return {
         "format": FORMAT,
-        "checkpoint": {"name": str(checkpoint.path), "sha256": sha256},
+        "checkpoint": {"name": checkpoint.name, "sha256": sha256},
         "layout": checkpoint.layout.name,
         "task": checkpoint.task,
         "framework": side.framework,

@@ -1,0 +1,242 @@
+"""The Hugging Face Hub as this program meets it: its client, patience, and errors in one sentence.
+
+The client is imported only here and where the Hub is asked, so that what needs no network does not
+wait for it. Tokens are the client's business (``hf auth login`` or ``HF_TOKEN``); none is taken on
+the command line, where other users of the machine could read it.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, TypeVar
+
+from mae_convert import __version__
+from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+LOGGER = logging.getLogger(__name__)
+
+WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, where the Hub names none
+WAITS_FOR_A_CONNECTION = (1, 2)
+LONGEST_WAIT = 300  # seconds; what asks for more is told to the user instead
+BUSY = (408, 429, 500, 502, 503, 504)
+TIMEOUT = 120.0  # seconds without a sign of life; the client itself would wait for ever
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def client() -> "HfApi":
+    """Return the Hub's client, which gives up on a server that has gone silent.
+
+    Where nobody watches, it draws no bars.
+    """
+    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub.utils import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()
+    get_session().timeout = TIMEOUT
+    return HfApi(library_name="mae-convert", library_version=__version__)
+
+
+def connection_errors() -> type[Exception]:
+    """Return what every failure of the client's HTTP library, and every refusal, derives from."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that the Hub refused with, or None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same request may succeed a little later."""
+    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionResolutionError
+
+    if isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OfflineModeIsEnabled) or not isinstance(error, connection_errors()):
+        return False
+    status = status_of(error)
+    return status is None or status in BUSY
+
+
+def wait_after(error: BaseException, attempt: int) -> float | None:
+    """Return for how many seconds to wait before the next attempt, or None to give up."""
+    waits = WAITS_FOR_A_CONNECTION if _never_began(error) else WAITS
+    if attempt >= len(waits):
+        return None
+    refused = error if status_of(error) else error.__cause__
+    asked = getattr(getattr(refused, "response", None), "headers", {}).get("Retry-After", "")
+    if asked.isdigit():
+        return float(asked) if int(asked) <= LONGEST_WAIT else None
+    return float(WAITS[attempt])
+
+
+def _never_began(error: BaseException) -> bool:
+    """Tell whether there was not even a connection: no network, rather than a busy server."""
+    chain = (error, error.__cause__)
+    return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what a call returns that may be repeated; wait and repeat it while the Hub is busy."""
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            wait = wait_after(error, attempt) if is_transient(error) else None
+            if wait is None:
+                raise
+            say_wait(error, wait)
+        time.sleep(wait)
+        attempt += 1
+
+
+def say_wait(error: BaseException, seconds: float) -> None:
+    """Tell a user who wonders why nothing happens."""
+    LOGGER.warning("%s; trying again in %g s", _in_short(error), seconds)
+
+
+@contextmanager
+def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
+    """Turn what the client raises into one sentence.
+
+    Args:
+        what: the repository or file that the conversation is about, as the user knows it.
+        server: who is spoken to.
+
+    Raises:
+        HubError: the Hub refused; the sentence says what to do.
+        MissingRequirementError: the Hub cannot be reached.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
+
+    try:
+        yield
+    except MaeConvertError:
+        raise
+    except (
+        connection_errors(),
+        EntryNotFoundError,
+        RevisionResolutionError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise explained(error, what, server) from error
+
+
+def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
+    """Return the error in a sentence that says what to do next."""
+    from huggingface_hub import errors, get_token
+
+    wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
+    if isinstance(error, wrapped) and error.__cause__ is not None:
+        return explained(error.__cause__, what, server)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HubError(f"{what}: nobody is logged in to the Hub; {LOG_IN}")
+    if isinstance(error, errors.HfHubHTTPError):
+        sentence = _refused(error, what, server)
+        kind = MissingRequirementError if status_of(error) in BUSY else HubError
+    elif is_unreachable(error):
+        kind = MissingRequirementError
+        sentence = f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error)}"
+    elif isinstance(error, OSError) and error.filename:
+        kind = HubError
+        sentence = (
+            f"{what}: {error.filename} cannot be used ({error.strerror}); make room there, or set"
+            " HF_HOME to another directory"
+        )
+    elif isinstance(error, JSONDecodeError):
+        kind = MissingRequirementError
+        sentence = (
+            f"{what}: {server} answers something else than it should; check HF_ENDPOINT, and"
+            " whether a proxy or a page to log in is in between"
+        )
+    else:
+        kind, sentence = HubError, f"{what}: {_in_short(error)}"
+    token = get_token()
+    return kind(sentence.replace(token, "<token>") if token else sentence)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether there was no answer, or none but that {server} is out of order."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return status_of(error) in BUSY
+    unreachable = (
+        connection_errors(),
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
+        ConnectionError,
+        TimeoutError,
+    )
+    return isinstance(error, unreachable)
+
+
+def _way_out(error: BaseException) -> str:
+    """Return what to do about a network that is not there."""
+    from huggingface_hub import constants, errors
+
+    chain = (error, error.__cause__)
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
+        return "unset HF_HUB_OFFLINE, or use what is in the cache"
+    asked = (
+        f", and HF_ENDPOINT, which is {constants.ENDPOINT}" if "HF_ENDPOINT" in os.environ else ""
+    )
+    return f"check the network{asked}, and run the same command again"
+
+
+def _refused(error: BaseException, what: str, server: str) -> str:
+    """Return a sentence for what the Hub answered with a status of 400 or more."""
+    from huggingface_hub import errors
+
+    said = _in_short(error)
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{what} is gated: accept its terms on its page on the Hub, then {LOG_IN}, with a token"
+            " of the same account that may read it"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{what} does not exist on the Hub, or it is private: check the name, and {LOG_IN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{what}: there is no such branch, tag, commit or refs/pr/N"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{what}: there is no such file"
+    status = status_of(error)
+    if status == 401:
+        return f"{what}: the Hub does not accept the token; {LOG_IN} with one that is valid"
+    if status == 403:
+        return (
+            f"{what}: the token is not allowed to do this ({said}); take one with write access to"
+            " this repository, or propose the change with --create-pr"
+        )
+    if status == 429:
+        return f"{what}: {server} asks to send less ({said}); run the same command again later"
+    if status in BUSY:
+        return f"{what}: {server} is out of order ({said}); run the same command again later"
+    return f"{what}: {server} refused: {said}"
+
+
+def _in_short(error: BaseException) -> str:
+    """Return what an error says, in one line and without addresses, which may hold signatures."""
+    said = str(getattr(error, "server_message", None) or error)
+    lines = [line.strip(" -") for line in said.splitlines() if line.strip()]
+    # The Hub's complaints about a card come as a list.
+    told = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
+    words = (word.split("?")[0] if "://" in word else word for word in told.split())
+    return (" ".join(words)[:300] or type(error).__name__).rstrip(".")

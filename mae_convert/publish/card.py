@@ -1,0 +1,144 @@
+"""The model card: our section of it, and how it is put into a card that someone else has written.
+
+Between two marks everything is written anew each time; outside of them not a byte is changed, but
+for metadata that is missing.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.errors import HubError
+
+BEGIN = (
+    "<!-- mae-convert: begin (from this line to the end mark, all is written anew when it is"
+    " published again) -->"
+)
+END = "<!-- mae-convert: end -->"
+SECTION = re.compile(
+    r"^[^\n]*<!-- mae-convert: begin.*?^[^\n]*<!-- mae-convert: end -->[^\n]*$",
+    re.DOTALL | re.MULTILINE,
+)
+MARK = re.compile(r"<!-- mae-convert: (begin|end)")
+
+
+def marked(lines: str, *, warning: str = "") -> str:
+    """Return a section between its marks; a warning comes before the mark, in the first line."""
+    first = f"{warning} {BEGIN}" if warning else BEGIN
+    return f"{first}\n\n{lines.strip()}\n\n{END}"
+
+
+def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: bool) -> str:
+    """Return a card for a repository that has none.
+
+    Args:
+        title: its heading.
+        section: our part, marked.
+        metadata: fields of the Hub's metadata.
+        on_top: the section comes before the title.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    parts = (section, f"# {title}") if on_top else (f"# {title}", section)
+    card = ModelCard("---\n{}\n---\n")
+    card.data = ModelCardData(**metadata)
+    card.text = "\n" + "\n\n".join(parts) + "\n"
+    return str(card)
+
+
+def merged_card(
+    existing: str, section: str, metadata: Mapping[str, Any], *, on_top: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return a card with our section in it, and which metadata was added.
+
+    Args:
+        existing: the card as it is.
+        section: our part, marked.
+        metadata: fields that are added where the card has none of that name.
+        on_top: the section becomes the first of the text, whatever was there.
+
+    Raises:
+        HubError: the card's metadata cannot be read, or its marks do not pair.
+    """
+    line_break = "\r\n" if "\r\n" in existing else "\n"
+    head, text = _split(existing)
+    head, added = _with_missing(head, metadata, line_break)
+    return head + _with_section(text, section.replace("\n", line_break), line_break, on_top), added
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    """Return a card's metadata.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    import logging
+
+    import yaml
+    from huggingface_hub import ModelCard
+
+    logger = logging.getLogger("huggingface_hub.repocard")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # that there is no metadata is no news
+        return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        said = str(error).splitlines()[0]
+        raise HubError(
+            f"the metadata of the repository's README.md cannot be read ({said}); mend it there,"
+            " then publish again"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _split(card: str) -> tuple[str, str]:
+    """Return the block of metadata with its marks, and the text after it."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    match = REGEX_YAML_BLOCK.search(card)
+    return (card[: match.end()], card[match.end() :]) if match else ("", card)
+
+
+def _with_missing(
+    head: str, metadata: Mapping[str, Any], line_break: str
+) -> tuple[str, dict[str, Any]]:
+    """Return the block with lines for the metadata that is missing; the other lines stay."""
+    from huggingface_hub import ModelCardData
+
+    before = metadata_of(head) if head else {}
+    named = {match[1] for match in re.finditer(r"^([\w-]+)[ \t]*:", head, re.MULTILINE)}
+    missing = {k: v for k, v in metadata.items() if k not in before and k not in named}
+    if "license" not in missing:  # name and link are about a licence that is not ours
+        missing = {k: v for k, v in missing.items() if not k.startswith("license")}
+    if not missing:
+        return head, {}
+    lines = ModelCardData(**missing).to_yaml(line_break=line_break)
+    if head:
+        # At the beginning: a text over several lines may be the last of the block.
+        start = head.index("---") + len("---" + line_break)
+        new = head[:start] + lines.rstrip() + line_break + head[start:]
+    else:
+        new = f"---{line_break}{lines.rstrip()}{line_break}---{line_break}{line_break}"
+    if metadata_of(new) != {**before, **missing}:
+        raise HubError(
+            f"{', '.join(missing)} cannot be added to the metadata of the repository's README.md;"
+            " add it there by hand, then publish again"
+        )
+    return new, missing
+
+
+def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str:
+    marks = [match[1] for match in MARK.finditer(text)]
+    if marks not in ([], ["begin", "end"]):
+        raise HubError(
+            f"the repository's README.md has the marks of mae-convert {len(marks)} times ("
+            f"{', '.join(marks)}) and not as one begin and one end; mend them there, then publish"
+            " again"
+        )
+    if marks and not on_top:
+        return SECTION.sub(lambda _: section, text, count=1)
+    rest = SECTION.sub("", text, count=1) if marks else text
+    if on_top:
+        return line_break + section + line_break * 2 + rest.lstrip("\r\n")
+    return rest.rstrip("\r\n") + line_break * 2 + section + line_break

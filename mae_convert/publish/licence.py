@@ -1,0 +1,96 @@
+"""Which licence weights are published under: that of their source, and never an invented one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.official import LICENSE, candidates
+from mae_convert.publish.parts import Part
+from mae_convert.sources.licence import FIELDS
+
+MORE = "https://huggingface.co/docs/hub/repositories-licenses"
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as a card's metadata has it, and who says that it is this one.
+
+    Attributes:
+        fields: ``license``, and for ``other`` its name and link.
+        said_by: who says so, for a person.
+        notes: what the user should know.
+    """
+
+    fields: Mapping[str, str]
+    said_by: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The licence in one word."""
+        return self.fields.get("license_name") or self.fields["license"]
+
+
+def sources_of(part: Part) -> Iterator[Mapping[str, Any]]:
+    """Yield what a part was made of, and what that was made of, as the records say."""
+    source = part.record.get("source")
+    while isinstance(source, Mapping):
+        yield source
+        source = source.get("made_from")
+
+
+def decide_licence(
+    part: Part, given: Mapping[str, str], existing_card: Mapping[str, Any]
+) -> Licence:
+    """Return the licence: the source's, else what the user says, else what the card says already.
+
+    Args:
+        part: what is published.
+        given: ``license`` and so on, as said on the command line.
+        existing_card: metadata of the card that the repository has.
+
+    Raises:
+        MaeConvertError: nobody says it, or the user contradicts the source.
+    """
+    for source in sources_of(part):
+        fields = {name: str(source[name]) for name in FIELDS if source.get(name)}
+        if "license" not in fields:
+            continue
+        whose = source.get("official") or source.get("repository") or source.get("name")
+        if given and given != fields:
+            raise MaeConvertError(
+                f"the weights come from {whose}, whose licence is {fields['license']}, and keep it;"
+                " leave --license out"
+            )
+        return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
+    if given:
+        return Licence(given, "as its publisher states", _conflict(given, existing_card))
+    fields = {name: str(existing_card[name]) for name in FIELDS if existing_card.get(name)}
+    if "license" in fields:
+        return Licence(fields, "as the card of the repository states")
+    raise MaeConvertError(_question(part))
+
+
+def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, ...]:
+    before = card.get("license")
+    if not before or before == fields["license"]:
+        return ()
+    return (
+        f"the card says license: {before}, and the weights are under {fields['license']}; the card"
+        " keeps its text, so correct it",
+    )
+
+
+def _question(part: Part) -> str:
+    asked = (
+        f"nothing tells the licence of {part.target}: say it with --license, as its source has it"
+        f" (identifiers: {MORE})"
+    )
+    model = part.checkpoint.configuration.model
+    if found := candidates(model, part.checkpoint.task):
+        return (
+            f"{asked}; if it was made of {' or '.join(o.file for o in found)}, whose names and"
+            f" shapes it has, that is --license {LICENSE}"
+        )
+    return asked

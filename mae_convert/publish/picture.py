@@ -1,0 +1,48 @@
+"""A picture of reconstructions for the card, where a framework is here to make it with."""
+
+import io
+from importlib import resources
+from pathlib import Path
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.errors import MaeConvertError
+from mae_convert.pictures import reconstruction_panel
+from mae_convert.preprocessing import load_pictures
+from mae_convert.verify.inputs import random_inputs
+from mae_convert.verify.running import Request, Run, run_together
+from mae_convert.verify.sides import Side, choose_side
+
+CREDIT = (
+    "Photographs: Aitzol Berasategi (CC BY 4.0), NASA (public domain), Stefan van der Walt (CC0),"
+    " Rachel Michetti, courtesy of Pikolo Espresso Bar (CC0)."
+)
+LARGEST_WIDTH = 1200  # pixels of a panel, above which it is not enlarged
+
+
+def picture_of(checkpoint: Checkpoint) -> bytes | None:
+    """Return a panel of the embedded photographs as PNG, or None where it cannot be made.
+
+    That is: of models without a decoder or for other than three channels, without a framework, or
+    where the model cannot be run.
+    """
+    configuration = checkpoint.configuration
+    if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:
+        return None
+    data = Path(str(resources.files("mae_convert") / "data" / "demo"))
+    try:
+        pixels = load_pictures(sorted(data.glob("*.jpg")), checkpoint)
+        side = choose_side(checkpoint, Side())
+        noise = random_inputs(configuration.model, batch=len(pixels), seed=1)["noise"]
+        request = Request(dtypes=("float32",), taps=False)
+        inputs = {"pixel_values": pixels, "noise": noise}
+        (trace,) = run_together([Run(checkpoint, side, request)], inputs)
+    except MaeConvertError:
+        return None
+    scale = max(1, LARGEST_WIDTH // (4 * configuration.model.image_hw[1]))
+    panel = reconstruction_panel(
+        pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"], configuration,
+        scale=scale,
+    )  # fmt: skip
+    stream = io.BytesIO()
+    panel.save(stream, "PNG")
+    return stream.getvalue()

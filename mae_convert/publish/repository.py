@@ -1,0 +1,176 @@
+"""The repository that is published to: how it is, and how it is made ready."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.errors import HubError
+from mae_convert.hub import patiently
+from mae_convert.sources.snapshot import Entry, entries_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+MAIN = "main"
+TITLE = "Add MAE weights that mae-convert has verified"
+UNVERIFIED_TITLE = "Add MAE weights, converted by mae-convert and not verified"
+TITLES = (TITLE, UNVERIFIED_TITLE)
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to publish.
+
+    Attributes:
+        repo_id: ``owner/name``.
+        branch: the branch that gets the commit; or refs/pr/N, a pull request that is there.
+        pull_request: propose the change instead.
+        private: whether a repository that is not there yet is made a private one.
+    """
+
+    repo_id: str
+    branch: str = MAIN
+    pull_request: bool = False
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Remote:
+    """How the repository is.
+
+    Attributes:
+        exists: there is such a repository.
+        private: it is a private one.
+        revision: what is looked at, and committed to: the branch, or a pull request of ours.
+        is_new_branch: the branch is not there yet.
+        head: the commit there now; None where there is nothing.
+        entries: its files.
+        card: the text of its card; None where it has none.
+        pull_request_url: of ours that is open, or None.
+    """
+
+    exists: bool
+    private: bool
+    revision: str
+    is_new_branch: bool = False
+    head: str | None = None
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    card: str | None = None
+    pull_request_url: str | None = None
+
+
+def look(api: "HfApi", target: Target, account: str | None) -> Remote:
+    """Return how the repository is, at the branch or at the pull request that gets the commit.
+
+    Raises:
+        HubError: a pull request to what is not there; or a public repository that is to be private.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    repo_id = target.repo_id
+    try:
+        info = patiently(lambda: api.model_info(repo_id))
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        if target.pull_request:
+            raise HubError(
+                f"{repo_id} does not exist on the Hub, or you may not see it, so there is nothing"
+                " to propose a change to; leave --create-pr out to make it"
+            ) from None
+        return Remote(False, target.private, target.branch)
+    if target.private and not info.private:
+        raise HubError(
+            f"{repo_id} is public already, and --private is for a repository that is new; leave it"
+            " out, or change the repository's visibility in its settings"
+        )
+    revision, url, is_new = target.branch, None, False
+    if target.pull_request and account and (ours := open_pull_request(api, repo_id, account)):
+        revision, url = f"refs/pr/{ours.num}", ours.url
+    elif target.branch != MAIN and not target.branch.startswith("refs/"):
+        references = patiently(lambda: api.list_repo_refs(repo_id))
+        is_new = target.branch not in {branch.name for branch in references.branches}
+    looked_at = MAIN if is_new else revision
+    state = patiently(lambda: api.model_info(repo_id, revision=looked_at, files_metadata=True))
+    entries = entries_of(state)
+    card = read_text(api, repo_id, str(state.sha), CARD) if CARD in entries else None
+    return Remote(
+        True, bool(info.private), revision, is_new, state.sha, entries, card, url
+    )  # fmt: skip
+
+
+def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
+    """Return the open pull request that an earlier run of this account has made, or None."""
+
+    def find() -> Any:
+        found = api.get_repo_discussions(repo_id, author=account, discussion_type="pull_request")
+        ours = (pr for pr in found if pr.is_pull_request and pr.title in TITLES)
+        return next((pr for pr in ours if pr.status in ("open", "draft")), None)
+
+    return patiently(find)
+
+
+def read_text(api: "HfApi", repo_id: str, revision: str, path: str) -> str:
+    """Return a text file of the repository, its line ends untouched."""
+    local = patiently(lambda: api.hf_hub_download(repo_id, path, revision=revision))
+    with open(local, encoding="utf-8", newline="") as stream:  # noqa: PTH123
+        try:
+            return stream.read().removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise HubError(f"{path} of {repo_id} is not text in UTF-8; mend it there") from error
+
+
+def check_card(card: str) -> None:
+    """Have the Hub check a card's metadata, before anything is made or sent.
+
+    Raises:
+        HubError: it would refuse them.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        patiently(ModelCard(card, ignore_metadata_errors=True).validate)
+    except ValueError as error:
+        raise HubError(f"the Hub refuses the card's metadata: {_complaints(error)}") from error
+
+
+def _complaints(error: ValueError) -> str:
+    """Return what the Hub says of a card, in one line; it comes as JSON."""
+    try:
+        return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
+    except (ValueError, KeyError, TypeError):
+        return str(error)
+
+
+def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
+    """Make the repository and the branch where they are not there, and return how it is then."""
+    if not remote.exists:
+        private = True if target.private else None  # None is what the account has by default
+        patiently(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))
+    elif not remote.is_new_branch:
+        return remote
+    if target.branch != MAIN:
+        patiently(lambda: api.create_branch(target.repo_id, branch=target.branch, exist_ok=True))
+    state = patiently(
+        lambda: api.model_info(target.repo_id, revision=target.branch, files_metadata=True)
+    )
+    entries = entries_of(state)
+    if remote.exists and entries != remote.entries:
+        raise changed_meanwhile(target, remote)
+    return Remote(True, remote.private, target.branch, False, state.sha, entries, remote.card)
+
+
+def commit_url(api: "HfApi", repo_id: str, commit_id: str) -> str:
+    """Return the page of a commit."""
+    return f"{api.endpoint}/{repo_id}/commit/{commit_id}"
+
+
+def changed_meanwhile(target: Target, remote: Remote) -> HubError:
+    """Return the error for a repository that is not as it was looked at."""
+    return HubError(
+        f"{target.repo_id} was changed by someone else since it was looked at (commit"
+        f" {remote.head}); nothing was published: look at the change, then run the same command"
+        " again"
+    )

@@ -1,0 +1,127 @@
+"""What is sent to the Hub: every file with its size and hashes, so that no two steps disagree."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mae_convert.containers.shards import INDEX_SUFFIX, SHARD
+from mae_convert.publish.parts import Part, beside
+from mae_convert.record import file_sha256
+from mae_convert.sources.choosing import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
+from mae_convert.sources.snapshot import Entry, git_oid
+
+# What is about one file of weights only.
+OWN_FILES = ("conversion.json", *CERTIFICATE)
+LARGEST_IN_GIT = 10_000_000  # bytes; the Hub keeps larger files by their SHA-256
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A file that is to be in the repository.
+
+    Attributes:
+        path: where, in the repository.
+        content: a large local file, or the bytes.
+        size: in bytes.
+        sha256: of its bytes.
+        git_oid: the name that git gives it; None for a large file.
+    """
+
+    path: str
+    content: Path | bytes
+    size: int
+    sha256: str
+    git_oid: str | None
+
+    def is_at(self, entry: Entry | None) -> bool:
+        """Tell whether the repository has these bytes there already."""
+        if entry is None:
+            return False
+        if entry.sha256 is not None:
+            return entry.sha256 == self.sha256
+        return self.git_oid is not None and entry.git_oid == self.git_oid
+
+
+def stage(path: str, content: Path | bytes) -> Staged:
+    """Return a file with its size and hashes; a small one with its bytes, as they are now."""
+    if isinstance(content, Path):
+        size = content.stat().st_size
+        if size >= LARGEST_IN_GIT:
+            return Staged(path, content, size, file_sha256(content), None)
+        content = content.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return Staged(path, content, len(content), digest, git_oid(content))
+
+
+def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, Staged]:
+    """Return the files of the parts, by their path in the repository.
+
+    The first part's record and certificate stand at the root, unless the repository has weights
+    there that readers take before them. Of a further directory the weights stand at the root, where
+    its framework looks for them; its record and certificate have a folder of their own, and so has
+    any other file that the root has with other contents. A single file's certificate is beside it.
+
+    Args:
+        parts: what is published.
+        there: what the repository holds.
+    """
+    staged: dict[str, Staged] = {}
+    at_root = not _is_taken(parts[0], there)
+    for number, part in enumerate(parts):
+        staged |= {path.name: stage(path.name, path) for path in part.weights}
+        folder = f"{CERTIFICATES_FOLDER}/{part.weights[0].name}"
+        for name in beside(part):
+            local = part.target / name if part.target.is_dir() else part.target.with_name(name)
+            place = stage(name, local)
+            if part.target.is_dir() and (number > 0 or not at_root):
+                own = name in OWN_FILES
+                if not own and _same(place, staged.get(name), there.get(name)):
+                    continue
+                if own or name in staged or name in there:
+                    place = replace(place, path=f"{folder}/{name}")
+            staged[place.path] = place
+    return staged
+
+
+def _is_taken(part: Part, there: Mapping[str, Entry]) -> bool:
+    """Tell whether readers of the repository would take other weights than the part's."""
+    ours = [path.name for path in part.weights]
+    first = next((name for name in PREFERENCE if name in there or name in ours), None)
+    return first is not None and first not in ours and not _is_in_place_of(first, ours)
+
+
+def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
+    """Tell whether weights are deleted because ours are the same in parts, or in one file."""
+    return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
+
+
+def _same(place: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
+    return ours.sha256 == place.sha256 if ours else place.is_at(theirs)
+
+
+def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list[str]:
+    """Return files of the repository that would contradict what is published, and are deleted.
+
+    Weights in one file and in parts exclude each other, since readers take the one or the other;
+    and a certificate that is not published again is about weights that are no longer there.
+    """
+    publishes = any(_is_safetensors(path) for path in staged)
+    gone = [path for path in there if publishes and _is_safetensors(path)]
+    gone += [path for path in there if _is_certificate_of(path, staged, there)]
+    return [path for path in gone if path not in staged]
+
+
+def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> bool:
+    """Tell whether a file of the repository is of the proof of weights that are published anew."""
+    if path in OWN_FILES:
+        first = next((name for name in PREFERENCE if name in there), None)
+        return "conversion.json" in staged or first in staged
+    if path.startswith(f"{CERTIFICATES_FOLDER}/"):
+        return path.split("/")[1] in staged
+    return any(path.removesuffix(f".{name}") in staged for name in CERTIFICATE)
+
+
+def _is_safetensors(path: str) -> bool:
+    parts = SHARD.fullmatch(path) and path.startswith("model-") and path.endswith(".safetensors")
+    return bool(parts) or path in ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}")

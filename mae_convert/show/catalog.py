@@ -1,0 +1,72 @@
+"""Print the official checkpoints: which is which, and which to take."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table as Grid
+
+from mae_convert.official import BASE_URL, LICENSE, LICENSE_URL, Official
+from mae_convert.show.console import console
+from mae_convert.verify.published import PUBLISHED, PublishedTruth
+
+DECODERS = {None: "none", False: "plain pixels", True: "normalised pixels"}
+WHICH = (
+    ("to look at reconstructions", "mae_visualize_vit_*: decoders that predict plain pixels"),
+    ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
+    ("to pre-train further", "mae_pretrain_vit_*_full: with decoder, normalised pixels"),
+    ("to classify ImageNet-1k", "mae_finetuned_vit_*: read the mean of the patches"),
+)
+
+
+def catalog(officials: Sequence[Official]) -> None:
+    """Print the table, and what to take for what."""
+    out = console()
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("name", "folder", "task", "decoder predicts", "parameters", "md5", "results"):
+        grid.add_column(column, justify="right" if column == "parameters" else "left")
+    for official in officials:
+        grid.add_row(
+            official.name,
+            official.folder,
+            official.task,
+            DECODERS[official.normalised],
+            f"{official.parameters / 1e6:.1f} M",
+            f"{official.md5}…" if official.md5 else "none",
+            "published" if official.name in PUBLISHED else "",
+        )
+    out.print(grid)
+    out.print("\n[bold]Which one?[/bold]")
+    for purpose, names in WHICH:
+        out.print(f"  {purpose:<28}{names}")
+    out.print(
+        "\nThe encoders of visualize and pretrain are not the same: a reconstruction with parts of"
+        " both is wrong.\nThat _full was trained on normalised pixels is reported, not documented."
+        "\nfacebook/vit-mae-* on the Hub are the visualize weights, timm's *.mae the pretrain ones."
+    )
+    out.print(f"\nlicence of all: {LICENSE}, {LICENSE_URL}")
+    out.print(f"address: {BASE_URL}/FOLDER/NAME.pth; md5: the digits that the publisher names")
+
+
+def catalog_json(officials: Sequence[Official]) -> dict[str, Any]:
+    """Return the catalog as plain data."""
+    rows = [
+        {
+            "name": official.name,
+            "url": f"{BASE_URL}/{official.path}",
+            "task": official.task,
+            "has_decoder": official.task == "pretrain",
+            "normalised_pixels": official.normalised,
+            "parameters": official.parameters,
+            "md5_begins_with": official.md5,
+            "license": LICENSE,
+            "purpose": official.purpose,
+            "on_the_hub": official.on_the_hub,
+        }
+        for official in officials
+    ]
+    return {"official": rows, "published": {n: _truth(t) for n, t in PUBLISHED.items()}}
+
+
+def _truth(truth: PublishedTruth) -> dict[str, Any]:
+    return asdict(truth)

@@ -1,0 +1,71 @@
+"""Where checkpoints come from: a path, the Hugging Face Hub, or the catalog of official ones."""
+
+from pathlib import Path
+
+from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.errors import MaeConvertError
+from mae_convert.official import Official, official_named
+from mae_convert.origin import Origin
+from mae_convert.sources.cache import cache_directory
+from mae_convert.sources.reference import HubReference, Source, parse_source
+
+
+def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin | None]:
+    """Return the path of a checkpoint, downloaded if need be, and where it was got from.
+
+    Args:
+        source: what the user named.
+        certificate: download the certificate of its verification too.
+
+    Raises:
+        HubError: there is no such thing, or it may not be read.
+        MissingRequirementError: the network that is needed is not there.
+        CheckpointError: what was downloaded is damaged.
+    """
+    if isinstance(source, HubReference):
+        from mae_convert.sources.hub import get_from_hub
+
+        return get_from_hub(source, certificate=certificate)
+    if isinstance(source, Path) and source.parent == cache_directory():
+        # What `download` has printed is what its name means.
+        source = official_named(source.stem) or source
+    if isinstance(source, Official):
+        from mae_convert.sources.published import get_official
+
+        path, origin, _ = get_official(source)
+        return path, origin
+    return source, None
+
+
+def locate_file(source: Source) -> Path:
+    """Return the path of a file that is no checkpoint, downloaded if need be."""
+    if isinstance(source, HubReference):
+        from mae_convert.sources.hub import get_file
+
+        return get_file(source)
+    return locate(source)[0]
+
+
+def open_source(
+    source: Source,
+    flags: Flags | None = None,
+    *,
+    fill_only: bool = False,
+    state_key: str | None = None,
+) -> Checkpoint:
+    """Open a checkpoint wherever it is, as `open_checkpoint` opens what is on the disk.
+
+    Raises:
+        MaeConvertError: as `locate` and `open_checkpoint`.
+    """
+    path, origin = locate(source)
+    try:
+        return open_checkpoint(path, flags, fill_only=fill_only, state_key=state_key, origin=origin)
+    except MaeConvertError as error:
+        if origin is None:
+            raise
+        # The user knows where it is from, and not where it is kept.
+        raise type(error)(str(error).replace(str(path), origin.name)) from error
+
+
+__all__ = ["HubReference", "Source", "locate", "locate_file", "open_source", "parse_source"]

@@ -1,0 +1,35 @@
+"""Where downloads are kept, besides what the Hub's client keeps in its own cache."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from mae_convert.errors import OutputError
+
+VARIABLE = "MAE_CONVERT_CACHE"
+
+
+def cache_directory() -> Path:
+    """Return the directory of downloads: ``$MAE_CONVERT_CACHE``, or one below the user's cache."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae-convert"
+
+
+def link_together(folder: Path, files: Mapping[str, Path]) -> None:
+    """Make a directory of links to files that are kept elsewhere.
+
+    Raises:
+        OutputError: the cache cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in files.items():
+            temporary = folder / f".{name}.{secrets.token_hex(4)}"
+            temporary.symlink_to(target.absolute())
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror}); set {VARIABLE} to a directory that can"
+        ) from error

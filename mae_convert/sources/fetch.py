@@ -1,0 +1,220 @@
+"""Download a file over HTTPS: resumed after a break, checked, and remembered by its hash.
+
+The transfer is `huggingface_hub`'s (it is needed anyway, resumes, retries and shows progress; pooch
+and the like begin again from nothing after a break, which at 1.3 GB is what matters most).
+
+Where a publisher names no hash, the first download is trusted and its hash recorded: from then on
+the file is what it was, or is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mae_convert.containers.atomic import replacing_file
+from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.hub import client, patiently, speaking
+from mae_convert.sources.cache import VARIABLE
+
+RECORDS = "downloads.json"
+PARTIAL = ".partial"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is remembered of a download.
+
+    Attributes:
+        url: where it came from.
+        sha256: of the whole file, in hexadecimal digits.
+        md5: likewise.
+        bytes: its size.
+        mtime_ns: when the file was last written, by which a file that was touched is known.
+        trusted: why the hash is believed.
+        first_used: when it was first downloaded.
+    """
+
+    url: str
+    sha256: str
+    md5: str
+    bytes: int
+    mtime_ns: int
+    trusted: str
+    first_used: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to download.
+
+    Attributes:
+        name: what it is called in the cache.
+        url: where it is.
+        md5: digits with which its MD5 begins as its publisher says; None where none says.
+        examine: raises MaeConvertError for a file that is not what it should be, whatever its hash.
+    """
+
+    name: str
+    url: str
+    md5: str | None
+    examine: Callable[[Path], None]
+
+
+def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
+    """Return the local path of a file and what is known of it; it is downloaded once.
+
+    Raises:
+        CheckpointError: it is not the file that its publisher named, or that was here before.
+        HubError: the server has no such file.
+        MissingRequirementError: the server cannot be reached.
+        OutputError: the cache cannot be written to.
+    """
+    from filelock import FileLock
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Two downloads at the same time would write into the same partial file.
+        with FileLock(cache / f".{wanted.name}.lock"):
+            return _fetch(wanted, cache)
+    except PermissionError as error:
+        raise OutputError(
+            f"{cache} cannot be written ({error.strerror}); set {VARIABLE} to a directory that can"
+        ) from error
+
+
+def _fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
+    path, known = cache / wanted.name, read_records(cache).get(wanted.name)
+    if known and path.is_file() and _is_untouched(path, known):
+        return path, known
+    if path.is_file():
+        record = _examined(path, wanted, known)  # touched by hand, or its record is lost
+    else:
+        partial = path.with_name(path.name + PARTIAL)
+        _transfer(wanted, partial)
+        try:
+            record = _examined(partial, wanted, known)
+        except MaeConvertError:
+            partial.unlink()
+            raise
+        partial.replace(path)
+    _remember(cache, wanted.name, record)
+    return path, record
+
+
+def _is_untouched(path: Path, known: Record) -> bool:
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) == (known.bytes, known.mtime_ns)
+
+
+def _transfer(wanted: Wanted, partial: Path) -> None:
+    """Write the file, or what is still missing of it; what has come stays when it breaks."""
+    from huggingface_hub.file_download import http_get
+
+    version = partial.with_name(partial.name + ".etag")
+
+    def attempt() -> None:
+        tag, size = _ask(wanted.url)
+        # Only of the same version is the rest what is missing.
+        same = tag and version.is_file() and version.read_text() == tag
+        with partial.open("ab" if same else "wb") as stream:
+            version.write_text(tag)
+            if stream.tell() > (size or 0):
+                stream.truncate(0)
+            start = stream.tell()
+            headers = {"If-Range": tag} if start else {}
+            http_get(wanted.url, stream, resume_size=start, headers=headers, expected_size=size,
+                     displayed_filename=wanted.name)  # fmt: skip
+
+    with speaking(wanted.url, server="its server"):
+        client()  # sets the time after which a silent server is given up
+        patiently(attempt)
+    version.unlink(missing_ok=True)
+
+
+def _ask(url: str) -> tuple[str, int | None]:
+    """Return the version of a file, as its server tells it by an ETag, and its size."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status
+
+    response = get_session().head(
+        url, follow_redirects=True, headers={"Accept-Encoding": "identity"}
+    )
+    hf_raise_for_status(response)
+    size = response.headers.get("Content-Length", "")
+    tag = response.headers.get("ETag", "")
+    # A weak tag promises the same meaning, not the same bytes.
+    return "" if tag.startswith("W/") else tag, int(size) if size.isdigit() else None
+
+
+def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
+    """Return what is to be remembered of a file.
+
+    Raises:
+        CheckpointError: it is not the one that is wanted.
+    """
+    sha256, md5 = hashes(path)
+    if wanted.md5 and not md5.startswith(wanted.md5):
+        raise CheckpointError(
+            f"{wanted.url} is not what its publisher named: its MD5 is {md5} and should begin with"
+            f" {wanted.md5}; try again later, or without a proxy or mirror"
+        )
+    if known and sha256 != known.sha256:
+        raise CheckpointError(
+            f"{wanted.name} is not the file that was downloaded on {known.first_used[:10]}: its"
+            f" SHA-256 is {sha256} and was {known.sha256}; if its publisher has replaced it, remove"
+            f" {wanted.name} from {path.with_name(RECORDS)}"
+        )
+    wanted.examine(path)
+    status = path.stat()
+    if known:
+        return replace(known, mtime_ns=status.st_mtime_ns)
+    trusted = (
+        f"its MD5 begins with {wanted.md5}, as its publisher says"
+        if wanted.md5
+        else "on first use: its publisher names no hash"
+    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(wanted.url, sha256, md5, status.st_size, status.st_mtime_ns, trusted, now)
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """Return SHA-256 and MD5 of a file, reading it once."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            sha256.update(chunk)
+            md5.update(chunk)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def read_records(cache: Path) -> dict[str, Record]:
+    """Return what is remembered of downloads, by name.
+
+    Raises:
+        CheckpointError: the file of records is damaged.
+    """
+    path = cache / RECORDS
+    if not path.is_file():
+        return {}
+    try:
+        stored: Mapping[str, Mapping] = json.loads(path.read_bytes())
+        return {name: Record(**fields) for name, fields in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); it holds the hashes of earlier downloads: mend it,"
+            " or remove it to trust what is downloaded next"
+        ) from error
+
+
+def _remember(cache: Path, name: str, record: Record) -> None:
+    from filelock import FileLock
+
+    with FileLock(cache / f".{RECORDS}.lock"):
+        records = {**read_records(cache), name: record}
+        text = json.dumps({n: asdict(r) for n, r in sorted(records.items())}, indent=2) + "\n"
+        with replacing_file(cache / RECORDS, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")

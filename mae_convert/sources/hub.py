@@ -1,0 +1,97 @@
+"""Get a checkpoint from the Hugging Face Hub: the files that it takes, each checked by hash."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.containers.messages import is_plain_name
+from mae_convert.containers.shards import INDEX_SUFFIX
+from mae_convert.errors import HubError
+from mae_convert.hub import client, speaking
+from mae_convert.origin import Origin
+from mae_convert.sources.cache import cache_directory, link_together
+from mae_convert.sources.choosing import Chosen, choose, folder_of, joined, name_of
+from mae_convert.sources.licence import licence_of_repository
+from mae_convert.sources.reference import HubReference
+from mae_convert.sources.snapshot import Snapshot, download, take_snapshot
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple[Path, Origin]:
+    """Download a checkpoint, unless it is in the cache, and return its path and origin.
+
+    Args:
+        reference: a repository, or a file or folder in it.
+        certificate: download the certificate of the verification too.
+
+    Raises:
+        HubError: there is no such repository, revision or file; or it may not be read.
+        MissingRequirementError: the Hub cannot be reached, and the cache does not hold it.
+        CheckpointError: no weights, or several of which none is conventional; or a damaged file.
+    """
+    with speaking(str(reference)):
+        api = client()
+        snapshot = take_snapshot(api, reference)
+        chosen = choose(snapshot, certificate=certificate)
+        files = {
+            name: download(api, snapshot, path)
+            for name, path in {name_of(chosen.weights): chosen.weights, **chosen.beside}.items()
+        }
+        files |= _shards(api, snapshot, chosen, files)
+    folder = cache_directory() / "hub" / snapshot.reference.repo_id.replace("/", "--")
+    # What stands together decides how it is read, so each choice of files has a folder of its own.
+    choice = chosen.weights.replace("/", "--") + "+certificate" * certificate
+    folder = folder / snapshot.commit / choice
+    link_together(folder, files)
+    path = folder if chosen.is_directory else folder / name_of(chosen.weights)
+    return path, _origin(snapshot, chosen)
+
+
+def get_file(reference: HubReference) -> Path:
+    """Download one file, unless it is in the cache, and return its path.
+
+    Raises:
+        HubError: no file is named, or there is none.
+        MissingRequirementError: the Hub cannot be reached, and the cache does not hold it.
+    """
+    with speaking(str(reference)):
+        api = client()
+        snapshot = take_snapshot(api, reference)
+        if reference.path not in snapshot.entries:
+            raise HubError(f"{reference}: there is no such file; {snapshot.listing}")
+        return download(api, snapshot, reference.path)
+
+
+def _shards(
+    api: "HfApi", snapshot: Snapshot, chosen: Chosen, files: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Download the parts that an index names; what is wrong with it is said when it is read."""
+    if not chosen.weights.endswith(INDEX_SUFFIX):
+        return {}
+    try:
+        places = json.loads(files[name_of(chosen.weights)].read_bytes())["weight_map"].values()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return {}
+    folder = folder_of(chosen.weights)
+    parts = {name: joined(folder, name) for name in places if is_plain_name(name)}
+    return {
+        name: download(api, snapshot, path)
+        for name, path in sorted(parts.items())
+        if path in snapshot.entries
+    }
+
+
+def _origin(snapshot: Snapshot, chosen: Chosen) -> Origin:
+    record: dict[str, Any] = {
+        "repository": snapshot.reference.repo_id,
+        "revision": snapshot.commit,
+        "file": chosen.weights,
+        **licence_of_repository(snapshot.reference.repo_id, snapshot.card),
+    }
+    if isinstance(datasets := snapshot.card.get("datasets"), list):
+        record["datasets"] = datasets
+    name = snapshot.place(chosen.weights)
+    return Origin(name, record, notes=(*snapshot.notes, *chosen.notes))

@@ -1,0 +1,129 @@
+"""Download official checkpoints: by their names in the catalog."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from mae_convert.checkpoint import open_checkpoint
+from mae_convert.containers.atomic import replacing_file
+from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.official import BASE_URL, LICENSE, OFFICIAL, Official, candidates, official_named
+from mae_convert.origin import Origin
+from mae_convert.sources.cache import cache_directory
+from mae_convert.sources.fetch import Record, Wanted, fetch
+
+MIRROR = "MAE_CONVERT_MIRROR"
+CATALOG = "the catalog of official checkpoints"
+
+
+def base_url() -> str:
+    """Return where the official files are: at their publisher, or at ``$MAE_CONVERT_MIRROR``."""
+    return (os.environ.get(MIRROR) or BASE_URL).rstrip("/")
+
+
+def named(text: str) -> Official:
+    """Return the official checkpoint of a name, with or without ``.pth``.
+
+    Raises:
+        MaeConvertError: there is none.
+    """
+    official = official_named(text) or official_named(text.removesuffix(".pth"))
+    if official is None:
+        names = ", ".join(official.name for official in OFFICIAL)
+        raise MaeConvertError(f"there is no official checkpoint {text!r}; there are {names}")
+    return official
+
+
+def get_official(official: Official) -> tuple[Path, Origin, Record]:
+    """Download an official checkpoint, unless it is in the cache.
+
+    Raises:
+        CheckpointError: what came is not that checkpoint.
+        HubError: the server does not have it.
+        MissingRequirementError: the server cannot be reached.
+    """
+    url = f"{base_url()}/{official.path}"
+    wanted = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
+    path, record = fetch(wanted, cache_directory())
+    return path, origin_of(official, record), record
+
+
+def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
+    """Download a checkpoint by its name in the catalog and return what is known of it.
+
+    Args:
+        name: with or without ``.pth``.
+        output: copy it here too.
+        overwrite: replace what is there.
+
+    Raises:
+        MaeConvertError: there is no such checkpoint, or as `get_official`.
+        OutputError: the copy cannot be written.
+    """
+    official = named(name)
+    if output is not None and output.is_dir():
+        output = output / official.file
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    path, origin, record = get_official(official)
+    if output is not None:
+        with replacing_file(output, overwrite=overwrite) as temporary:
+            shutil.copyfile(path, temporary)
+    return {
+        "name": official.name,
+        "url": record.url,
+        "bytes": record.bytes,
+        "sha256": record.sha256,
+        "md5": record.md5,
+        "trusted": record.trusted,
+        "license": origin.record["license"],
+        "purpose": official.purpose,
+        "path": str(output or path),
+    }
+
+
+def get_picture(url: str) -> Path:
+    """Download a picture, unless it is in the cache.
+
+    Raises:
+        CheckpointError: what came is no picture, or not the one that came the first time.
+        MissingRequirementError: the server cannot be reached.
+    """
+    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_picture)
+    return fetch(wanted, cache_directory() / "pictures")[0]
+
+
+def _examine_picture(path: Path) -> None:
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise CheckpointError(f"what was downloaded is no picture: {error}") from error
+
+
+def origin_of(official: Official, record: Record) -> Origin:
+    """Return what a conversion record is to say of an official checkpoint."""
+    notes = (f"{official.name}: licence {LICENSE}; {official.purpose}",)
+    return Origin(
+        name=official.name,
+        record={**official.record, "md5": record.md5, "trusted": record.trusted},
+        config=official.known,
+        config_source=CATALOG,
+        notes=notes,
+    )
+
+
+def _examine(path: Path, official: Official) -> None:
+    """Raise CheckpointError if a file has not the names and shapes of an official checkpoint."""
+    known = Origin(official.name, config=official.known, config_source=CATALOG)
+    checkpoint = open_checkpoint(path, origin=known)
+    found = candidates(checkpoint.configuration.model, checkpoint.task)
+    if checkpoint.layout.name != "facebook" or official not in found:
+        raise CheckpointError(
+            f"what was downloaded as {official.name} has other tensors ({checkpoint.task},"
+            f" {checkpoint.configuration.model.num_hidden_layers} blocks); the server or mirror"
+            " has other files than the publisher"
+        )

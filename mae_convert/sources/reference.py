@@ -1,0 +1,75 @@
+"""What a user may name as a checkpoint: a path, an official file, or a place on the Hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.official import SUFFIX, Official, official_named
+
+PROTOCOL = "hf://"
+PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """A place on the Hugging Face Hub: ``hf://owner/name[@revision][/path]``.
+
+    Attributes:
+        repo_id: ``owner/name``.
+        revision: a branch, tag, commit or ``refs/pr/N``; None is the default branch.
+        path: a file or folder in the repository; empty for the whole.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""
+        revision = revision.replace("refs%2Fpr%2F", "refs/pr/")
+        return f"{PROTOCOL}{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
+
+
+Source = Path | Official | HubReference
+
+
+def parse_source(text: str) -> Source:
+    """Return what a user's text names.
+
+    What exists as a path is a path. Only a place on the Hub imports the Hub's client.
+
+    Raises:
+        MaeConvertError: it is an address that is no model on the Hub.
+    """
+    if text.startswith((PROTOCOL, *PAGES)):
+        return _parse_hub(text)
+    path = Path(text)
+    if path.exists():
+        return path
+    if official := official_named(text):
+        return official
+    if text.startswith(("https://", "http://")):
+        raise MaeConvertError(
+            f"{text} is an address and not a file; download it first, or write a repository on the"
+            f" Hub as {PROTOCOL}owner/name"
+        )
+    if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
+        raise MaeConvertError(
+            f"{text} does not exist here; without {SUFFIX} the name means the official checkpoint,"
+            " which is then downloaded"
+        )
+    return path
+
+
+def _parse_hub(text: str) -> HubReference:
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    example = f"write it as {PROTOCOL}owner/name, {PROTOCOL}owner/name@revision/file"
+    try:
+        parsed = parse_hf_uri(text)
+    except HfUriError as error:
+        raise MaeConvertError(f"{text} is no place on the Hub ({error.msg}); {example}") from error
+    if parsed.type != "model":
+        raise MaeConvertError(f"{text} is a {parsed.type} and not a model; {example}")
+    return HubReference(parsed.id, parsed.revision, parsed.path_in_repo.strip("/"))

@@ -1,0 +1,511 @@
+"""Publishing to a Hub, by its real client: what is sent, what is refused, what the card says."""
+
+import io
+import json
+import shutil
+
+import pytest
+import yaml
+from hub_state import Account
+from PIL import Image
+
+from mae_convert.checkpoint import open_checkpoint
+from mae_convert.errors import MissingRequirementError
+from mae_convert.publish import picture
+from mae_convert.sources import HubReference, locate
+from mae_convert.verify.certificate import read_certificate
+from mae_convert.verify.trace import Trace
+
+REPO = "someone/my-mae"
+TOKEN = "hf_theTokenOfSomeone"
+MIT = ("--license", "mit")
+PROOF = {"verification.json", "verification.safetensors"}
+FILES = {"model.safetensors", "config.json", "preprocessor_config.json", "conversion.json",
+         "README.md", "reconstruction.png", *PROOF}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def accounts(hub, monkeypatch):
+    hub.state.accounts[TOKEN] = Account("someone", organisations=("institute",))
+    hub.state.accounts["hf_other"] = Account("other")
+    hub.state.accounts["hf_reader"] = Account("someone", may_write=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def model(certified, tmp_path):
+    """A certified directory of this test's own, with a picture, so that none has to be made."""
+    target = tmp_path / "model"
+    shutil.copytree(certified, target)
+    (target / "reconstruction.png").write_bytes(b"\x89PNG a picture")
+    return target
+
+
+def card_of(hub, revision="main"):
+    text = hub.state.file(REPO, "README.md", revision).decode()
+    return yaml.safe_load(text.split("---\n")[1]), text.split("---\n", 2)[2]
+
+
+def test_a_verified_directory_is_published_whole_by_one_commit(hub, command, model):
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 0, result.err
+    assert hub.state.names(REPO) == FILES
+    commit, first = hub.state.repositories[REPO].history("main")
+    assert first.title == "initial commit"
+    assert f"{hub.url}/{REPO}/commit/{commit.id}" in result.out
+    for name in FILES - {"README.md"}:
+        assert hub.state.file(REPO, name) == (model / name).read_bytes()
+
+
+def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, model, case):
+    assert command("publish", model, REPO, *MIT).status == 0
+    metadata, text = card_of(hub)
+    assert metadata == {
+        "library_name": "transformers",
+        "license": "mit",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["vit_mae", "masked-autoencoder", "mae-convert"],
+    }
+    record = json.loads((model / "conversion.json").read_text())
+    for said in (
+        record["source"]["sha256"],
+        "| float64: logits |",
+        f"mapped, bit for bit: {len(record['tensors'])} tensors",
+        "dropped: nothing",
+        f'ViTMAEForPreTraining.from_pretrained("{REPO}")',
+        "import reference_models.keras",
+        f"mae-convert convert hf://{REPO} my-mae.keras --to keras",
+        'timm.create_model("local-dir:my-timm", pretrained=True)',
+        f"mae-convert verify hf://{REPO}",
+        "@article{he2021masked",
+        "](reconstruction.png)",
+        "A side was loaded through the conversion's own tables",
+    ):
+        assert said in text, said
+
+
+def test_the_card_passes_the_hubs_validation_before_anything_is_sent(hub, command, model):
+    result = command("publish", model, REPO, "--license", "my-own-licence")
+    assert result.status == 2
+    assert "known licences" in result.err
+    assert REPO not in hub.state.repositories
+    assert not hub.lines("PUT |/commit/")
+
+
+def test_what_was_published_is_replayed_from_the_hub(hub, command, model):
+    assert command("publish", model, REPO, *MIT).status == 0
+    place = f"hf://{REPO}"
+    result = command("verify", place, "--framework-a", "torch", "--json")
+    assert result.status == 0, result.err
+    assert result.json["passed"]
+
+
+def test_a_repository_without_a_certificate_is_not_replayed(hub, command, model):
+    hub.state.put(REPO, {"model.safetensors": model / "model.safetensors"})
+    result = command("verify", f"hf://{REPO}")
+    assert result.status == 2
+    assert "has no certificate" in result.err
+
+
+def spoil(name):
+    def change(model):
+        path = model / name
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+    return change
+
+
+def failed_check(model):
+    path = model / "verification.json"
+    document = json.loads(path.read_text())
+    document["checks"][0]["passed"] = False
+    path.write_text(json.dumps(document))
+
+
+def uncovered(model):
+    path = model / "verification.json"
+    document = json.loads(path.read_text())
+    del document["files"]["config.json"]
+    path.write_text(json.dumps(document))
+
+
+UNPROVEN = {
+    "no certificate": (lambda model: (model / "verification.json").unlink(), "no certificate"),
+    "other weights": (spoil("model.safetensors"), "model.safetensors changed"),
+    "another configuration": (spoil("config.json"), "config.json"),
+    "other inputs": (spoil("verification.safetensors"), "verification.safetensors changed"),
+    "a failed verification": (failed_check, "the verification failed"),
+    "a file that was not verified": (uncovered, "does not cover config.json"),
+    "a damaged certificate": (
+        lambda model: (model / "verification.json").write_text("{"), "not a certificate",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_nothing_goes_out_that_is_not_what_was_verified(hub, command, model, name):
+    change, word = UNPROVEN[name]
+    change(model)
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 2
+    assert word in result.err
+    assert result.err.count("\n") == 1
+    assert not hub.seen
+
+
+def test_unverified_weights_go_out_only_when_asked_and_the_card_begins_with_it(hub, command, model):
+    assert command("publish", model, REPO, *MIT).status == 0
+    (model / "verification.json").unlink()
+    result = command("publish", model, REPO, *MIT, "--unverified")
+    assert result.status == 0, result.err
+    assert "NOT verified" in result.out
+    assert card_of(hub)[1].strip().startswith("> **Not verified:**")
+    # The certificate of what was there before is not left beside it.
+    assert not PROOF & hub.state.names(REPO)
+
+
+def test_a_second_run_makes_no_second_commit(hub, command, model):
+    assert command("publish", model, REPO, *MIT).status == 0
+    head = hub.state.repositories[REPO].refs["main"]
+    result = command("publish", model, REPO, *MIT, "--json")
+    assert result.status == 0, result.err
+    assert not result.json["committed"]
+    assert result.json["commit"] == head == hub.state.repositories[REPO].refs["main"]
+
+
+def test_only_what_changed_is_sent(hub, command, model):
+    assert command("publish", model, REPO, *MIT).status == 0
+    (model / "reconstruction.png").write_bytes(b"\x89PNG another picture")
+    before = len(hub.seen)
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 0, result.err
+    uploads = [seen for seen in hub.seen[before:] if seen.line.startswith("PUT")]
+    assert [seen.sent for seen in uploads] == [len(b"\x89PNG another picture")]
+
+
+def test_a_dry_run_sends_nothing_and_needs_no_token(hub, command, model, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    result = command("publish", model, REPO, *MIT, "--dry-run")
+    assert result.status == 0, result.err
+    assert "model.safetensors" in result.out
+    assert "library_name: transformers" in result.out
+    assert "nothing was sent" in result.out
+    assert {seen.line.split()[0] for seen in hub.seen} <= {"GET", "HEAD"}
+    assert REPO not in hub.state.repositories
+    hub.fail("GET", "drop", times=100)
+    result = command("publish", model, REPO, *MIT, "--dry-run", "--json")
+    assert result.status == 0, result.err
+    assert "cannot be reached" in result.json["notes"][0]
+
+
+def test_an_existing_card_keeps_its_text(hub, command, model):
+    theirs = "---\nlicense: apache-2.0\nlanguage: en\n---\n# Theirs\n\nDo not touch.\n"
+    hub.state.put(REPO, {"README.md": theirs.encode(), "LICENSE": b"text"})
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 0, result.err
+    metadata, text = card_of(hub)
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["language"] == "en"
+    assert metadata["library_name"] == "transformers"
+    assert text.startswith("# Theirs\n\nDo not touch.\n")
+    assert "correct it" in result.out
+    assert "| licence | mit, as its publisher states |" in text
+    assert hub.state.names(REPO) == FILES | {"LICENSE"}
+
+
+def test_a_card_beside_the_weights_is_the_beginning_of_a_new_one(hub, command, model):
+    (model / "README.md").write_text("# By hand\n\nOf our data.\n")
+    assert command("publish", model, REPO, *MIT).status == 0
+    metadata, text = card_of(hub)
+    assert metadata["license"] == "mit"
+    assert "Of our data." in text
+
+
+def test_the_licence_is_asked_for_and_never_invented(hub, command, model):
+    result = command("publish", model, REPO)
+    assert result.status == 2
+    assert "--license" in result.err
+    assert not hub.lines("POST|PUT")
+    card = b"---\nlicense: cc-by-4.0\n---\n"
+    hub.state.put(REPO, {"README.md": card})
+    result = command("publish", model, REPO)
+    assert result.status == 0, result.err
+    assert "cc-by-4.0, as the card of the repository states" in card_of(hub)[1]
+
+
+def with_source(model, **fields):
+    """Let the record say more of the source; the certificate covers the record."""
+    record = json.loads((model / "conversion.json").read_text())
+    record["source"] |= fields
+    (model / "conversion.json").write_text(json.dumps(record))
+    import hashlib
+
+    certificate = json.loads((model / "verification.json").read_text())
+    digest = hashlib.sha256((model / "conversion.json").read_bytes()).hexdigest()
+    certificate["files"]["conversion.json"] = digest
+    (model / "verification.json").write_text(json.dumps(certificate))
+
+
+def test_the_licence_of_the_source_is_kept_and_cannot_be_changed(hub, command, model):
+    made_from = {"official": "mae_visualize_vit_base", "license": "cc-by-nc-4.0",
+                 "on_the_hub": "facebook/vit-mae-base", "datasets": ["imagenet-1k"],
+                 "sha256": "00"}  # fmt: skip
+    with_source(model, made_from=made_from)
+    result = command("publish", model, REPO, "--license", "apache-2.0")
+    assert result.status == 2
+    assert "cc-by-nc-4.0" in result.err
+    result = command("publish", model, REPO)
+    assert result.status == 0, result.err
+    metadata, text = card_of(hub)
+    assert metadata["license"] == "cc-by-nc-4.0"
+    assert metadata["base_model"] == ["facebook/vit-mae-base"]
+    assert metadata["datasets"] == ["imagenet-1k"]
+    assert "which was made of" in text
+
+
+def test_weights_from_the_hub_keep_licence_and_base_model(hub, command, model, tmp_path):
+    licence = b"---\nlicense: other\nlicense_name: of-the-lab\nlicense_link: https://x.org\n---\n"
+    files = {path.name: path for path in model.iterdir() if path.name not in PROOF}
+    hub.state.put("lab/theirs", {**files, "README.md": licence})
+    done = command("convert", "hf://lab/theirs", tmp_path / "mine", "--to", "transformers-tf")
+    assert done.status == 0, done.err
+    shutil.copy(model / "reconstruction.png", tmp_path / "mine")
+    result = command("publish", tmp_path / "mine", REPO, "--unverified", "--dry-run", "--json")
+    assert result.status == 0, result.err
+    assert result.json["license"] == {
+        "license": "other", "license_name": "of-the-lab", "license_link": "https://x.org",
+    }  # fmt: skip
+    assert "base_model:\n- lab/theirs\n" in result.json["card"]
+
+
+def test_the_copies_of_the_official_weights_have_their_licence_whatever_their_card_says(
+    hub, command, model, tmp_path
+):
+    files = {path.name: path for path in model.iterdir() if path.name not in PROOF}
+    card = b"---\nlicense: apache-2.0\n---\n"
+    hub.state.put("facebook/vit-mae-base", {**files, "README.md": card})
+    out = tmp_path / "x.pth"
+    result = command("convert", "hf://facebook/vit-mae-base", out, "--to", "facebook", "--json")
+    assert result.json["source"]["license"] == "cc-by-nc-4.0"
+
+
+def test_a_pull_request_is_opened_once_and_then_brought_up_to_date(
+    hub, command, model, monkeypatch
+):
+    hub.state.put(REPO, {"config.json": b"{}"})
+    for number in range(4):  # pages of pull requests that are none of ours
+        repository = hub.state.repositories[REPO]
+        hub.state.open_pull_request(repository, repository.refs["main"], f"{number}", "", "other")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    first = command("publish", model, REPO, *MIT, "--create-pr", "--json")
+    assert first.status == 0, first.err
+    assert first.json["pull_request"] == f"{hub.url}/{REPO}/discussions/5"
+    assert hub.state.names(REPO) == {"config.json"}
+    assert hub.state.names(REPO, "refs/pr/5") == FILES
+    again = command("publish", model, REPO, *MIT, "--create-pr", "--json")
+    assert again.status == 0, again.err
+    assert not again.json["committed"]
+    (model / "reconstruction.png").write_bytes(b"\x89PNG another")
+    third = command("publish", model, REPO, *MIT, "--create-pr", "--json")
+    assert third.json["pull_request"] == first.json["pull_request"], third.err
+    assert hub.state.file(REPO, "reconstruction.png", "refs/pr/5") == b"\x89PNG another"
+    assert len(hub.state.repositories[REPO].pull_requests) == 5
+    hub.state.close_pull_request(hub.state.repositories[REPO], 5)
+    fourth = command("publish", model, REPO, *MIT, "--create-pr", "--json")
+    assert fourth.json["pull_request"] == f"{hub.url}/{REPO}/discussions/6"
+
+
+def test_a_branch_is_made_where_it_is_not_there(hub, command, model):
+    hub.state.put(REPO, {"LICENSE": b"text"})
+    main = hub.state.repositories[REPO].refs["main"]
+    for _ in range(2):
+        result = command("publish", model, REPO, *MIT, "--branch", "verified")
+        assert result.status == 0, result.err
+    assert hub.state.repositories[REPO].refs["main"] == main
+    assert hub.state.names(REPO, "verified") == FILES | {"LICENSE"}
+    assert len(hub.state.repositories[REPO].history("verified")) == 3
+    result = command("publish", model, "someone/new", *MIT, "--branch", "verified")
+    assert result.status == 0, result.err
+
+
+def test_a_new_repository_can_be_private_and_a_public_one_is_not_taken_for_it(hub, command, model):
+    assert command("publish", model, REPO, *MIT, "--private").status == 0
+    assert hub.state.repositories[REPO].private
+    assert command("publish", model, REPO, *MIT).status == 0
+    hub.state.put("someone/public", {"a": b"b"})
+    result = command("publish", model, "someone/public", *MIT, "--private")
+    assert result.status == 2
+    assert "is public already" in result.err
+
+
+def test_an_organisation_is_published_to(hub, command, model):
+    assert command("publish", model, "institute/mae", *MIT).status == 0
+    assert hub.state.names("institute/mae") == FILES
+
+
+REFUSALS = {
+    "nobody": (None, REPO, (), "log in with"),
+    "a token that is none": ("hf_expired", REPO, (), "does not accept the token"),
+    "a token that may only read": ("hf_reader", REPO, (), "not allowed"),
+    "someone else's": ("hf_other", REPO, (), "not allowed"),
+    "a pull request to nothing": (TOKEN, "someone/none", ("--create-pr",), "does not exist"),
+    "no owner": (TOKEN, "my-mae", (), "owner/my-mae"),
+    "no name": (TOKEN, "a/b/c", (), "a/b/c"),
+    "a branch and a pull request": (TOKEN, REPO, ("--create-pr", "--branch", "x"), "--branch"),
+    "a name without other": (TOKEN, REPO, ("--license-name", "x"), "--license other"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_may_not_be_done_is_said_with_what_to_do(hub, command, model, monkeypatch, name):
+    token, repo_id, options, word = REFUSALS[name]
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    hub.state.create(REPO) if "none" not in repo_id else None
+    result = command("publish", model, repo_id, *MIT, *options)
+    assert result.status == 2
+    assert word in result.err
+    assert hub.state.names(REPO) == set() if REPO in hub.state.repositories else True
+    assert "Traceback" not in result.err
+
+
+def test_pickled_weights_and_files_are_not_published(hub, command, case, model, tmp_path):
+    pretrain, target = case("pretrain_tiny"), tmp_path / "bin"
+    done = command("convert", pretrain.checkpoint, target, "--to", "transformers", "--bin",
+                   *pretrain.heads)  # fmt: skip
+    assert done.status == 0, done.err
+    result = command("publish", target, REPO, *MIT, "--unverified")
+    assert (result.status, "pickled" in result.err) == (2, True)
+    assert command("publish", tmp_path / "none", REPO, *MIT).status == 2
+
+
+@pytest.fixture
+def in_tensorflow(model, tmp_path, command):
+    """The same model as tf_model.h5 and as .weights.h5, with certificates of their own.
+
+    They are what a verification by PyTorch writes, made of the first one without running it again.
+    """
+    import hashlib
+
+    folder, file = tmp_path / "tf", tmp_path / "my.weights.h5"
+    for target, layout in ((folder, "transformers-tf"), (file, "keras")):
+        assert command("convert", model, target, "--to", layout).status == 0
+    document = json.loads((model / "verification.json").read_text())
+
+    def digests(paths):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    document["files"] = digests(sorted(folder.iterdir()))
+    (folder / "verification.json").write_text(json.dumps(document))
+    shutil.copy(model / "verification.safetensors", folder)
+    shutil.copy(model / "reconstruction.png", folder)
+    document["files"] = digests([file])
+    file.with_name(f"{file.name}.verification.json").write_text(json.dumps(document))
+    shutil.copy(model / "verification.safetensors",
+                file.with_name(f"{file.name}.verification.safetensors"))  # fmt: skip
+    return folder, file
+
+
+def test_one_repository_holds_several_layouts_each_with_its_proof(
+    hub, command, model, in_tensorflow
+):
+    folder, file = in_tensorflow
+    result = command("publish", model, REPO, *MIT, "--also", folder, "--also", file)
+    assert result.status == 0, result.err
+    own = {f"verification/tf_model.h5/{name}" for name in ("conversion.json", *PROOF)}
+    beside = {file.name, *(f"{file.name}.{name}" for name in PROOF)}
+    assert hub.state.names(REPO) == FILES | {"tf_model.h5"} | own | beside
+    text = card_of(hub)[1]
+    assert f'TFViTMAEForPreTraining.from_pretrained("{REPO}")' in text
+    assert f"mae-convert verify hf://{REPO}/tf_model.h5" in text
+    # Each is opened with its own record, and has its own certificate beside it.
+    for name, layout in (("tf_model.h5", "transformers-tf"), (file.name, "keras")):
+        path, _ = locate(HubReference(REPO, path=name), certificate=True)
+        assert read_certificate(path).changed_files() == []
+        assert open_checkpoint(path).layout.name == layout
+
+
+def test_a_layout_that_comes_later_leaves_the_first_one_and_its_proof(
+    hub, command, model, in_tensorflow
+):
+    folder, _ = in_tensorflow
+    assert command("publish", model, REPO, *MIT).status == 0
+    root = hub.state.file(REPO, "verification.json")
+    result = command("publish", folder, REPO, *MIT)
+    assert result.status == 0, result.err
+    assert "model.safetensors in the repository" in result.out
+    assert hub.state.file(REPO, "verification.json") == root
+    assert "verification/tf_model.h5/verification.json" in hub.state.names(REPO)
+    result = command("publish", model, REPO, *MIT, "--dry-run", "--json")
+    assert {f["path"] for f in result.json["files"] if f["action"] == "unchanged"} >= PROOF
+
+
+def test_layouts_of_other_models_are_not_published_together(
+    hub, command, model, in_tensorflow, tmp_path
+):
+    folder, _ = in_tensorflow
+    document = json.loads((folder / "verification.json").read_text())
+    own = json.loads((model / "verification.json").read_text())["target"]["sha256"]
+    for digest, word in ((own, ""), ("0" * 64, "the same source")):
+        document["source"]["sha256"] = digest
+        (folder / "verification.json").write_text(json.dumps(document))
+        result = command("publish", model, REPO, *MIT, "--also", folder, "--dry-run")
+        assert (result.status, word in result.err) == (2 if word else 0, True)
+    shutil.copytree(model, tmp_path / "twice")
+    result = command("publish", model, REPO, *MIT, "--also", tmp_path / "twice")
+    assert (result.status, "both hold model.safetensors" in result.err) == (2, True)
+
+
+def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
+    hub, command, model, case, tmp_path
+):
+    assert command("publish", model, REPO, *MIT).status == 0
+    pretrain, sharded = case("pretrain_tiny"), tmp_path / "sharded"
+    done = command("convert", pretrain.checkpoint, sharded, "--to", "transformers",
+                   "--max-shard-size", "100KB", *pretrain.heads)  # fmt: skip
+    assert done.status == 0, done.err
+    (sharded / "reconstruction.png").write_bytes(b"\x89PNG")
+    assert command("publish", sharded, REPO, *MIT, "--unverified").status == 0
+    names = hub.state.names(REPO)
+    assert "model.safetensors" not in names
+    assert {p.name for p in sharded.iterdir()} <= names
+    assert command("publish", model, REPO, *MIT).status == 0
+    assert hub.state.names(REPO) == FILES
+
+
+def test_the_picture_is_made_where_the_directory_has_none(hub, command, model, monkeypatch):
+    def run(runs, inputs):
+        """What a framework would give, were it to predict the pictures themselves."""
+        pixels = inputs["pixel_values"]
+        mask = (inputs["noise"] > 0.25).astype("float32")
+        return [Trace({}, {"float32/reconstruction": pixels, "mask": mask})]
+
+    monkeypatch.setattr(picture, "run_together", run)
+    (model / "reconstruction.png").unlink()
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 0, result.err
+    with Image.open(io.BytesIO(hub.state.file(REPO, "reconstruction.png"))) as made:
+        assert made.width > 1000
+    assert "Aitzol Berasategi (CC BY 4.0)" in card_of(hub)[1]
+    again = command("publish", model, REPO, *MIT, "--json")
+    assert not again.json["committed"], again.out
+
+
+def test_a_picture_that_cannot_be_made_is_no_obstacle(hub, command, model, monkeypatch):
+    def missing(*_):
+        raise MissingRequirementError("no framework is here")
+
+    monkeypatch.setattr(picture, "choose_side", missing)
+    (model / "reconstruction.png").unlink()
+    result = command("publish", model, REPO, *MIT)
+    assert result.status == 0, result.err
+    assert "reconstruction.png" not in hub.state.names(REPO)
+    assert "](reconstruction.png)" not in card_of(hub)[1]
+
+
+@pytest.mark.slow
+def test_the_picture_shows_what_a_framework_computes(command, model):
+    made = picture.picture_of(open_checkpoint(model))
+    with Image.open(io.BytesIO(made)) as panel:
+        assert panel.width > 1000

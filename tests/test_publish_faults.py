@@ -1,0 +1,381 @@
+"""Publishing when something goes wrong: whole or not at all, once, and it is said what to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_server import wait_until
+from hub_state import Account
+
+from mae_convert.publish import staging
+from mae_convert.publish.repository import UNVERIFIED_TITLE
+
+REPO = "someone/my-mae"
+TOKEN = "hf_theTokenOfSomeone"
+OPTIONS = ("--license", "mit", "--unverified")
+FILES = {"model.safetensors", "config.json", "preprocessor_config.json", "conversion.json",
+         "README.md", "reconstruction.png"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def converted(case, run, tmp_path_factory):
+    """A model directory; faults do not ask whether it was verified."""
+    target, pretrain = tmp_path_factory.mktemp("converted") / "model", case("pretrain_tiny")
+    done = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    assert done.status == 0, done.err
+    (target / "reconstruction.png").write_bytes(b"\x89PNG a picture")
+    return target
+
+
+@pytest.fixture
+def send(hub, command, converted, monkeypatch):
+    """Publish the directory to the repository, which is there, as somebody who may."""
+    hub.state.accounts[TOKEN] = Account("someone")
+    hub.state.accounts["hf_other"] = Account("other")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.state.create(REPO)
+    return lambda *options: command("publish", converted, REPO, *OPTIONS, *options)
+
+
+def commits(hub, revision="main"):
+    """The commits after the first."""
+    return hub.state.repositories[REPO].history(revision)[:-1]
+
+
+def assert_published_once(hub, converted, revision="main"):
+    assert len(commits(hub, revision)) == 1
+    assert hub.state.names(REPO, revision) == FILES
+    for path in converted.iterdir():
+        assert hub.state.file(REPO, path.name, revision) == path.read_bytes()
+
+
+EVERY_REQUEST = {
+    "the account": "GET /api/whoami",
+    "a look": "GET /api/models/someone/my-mae$",
+    "a look at files": "GET /api/models/someone/my-mae/revision/main",
+    "the card's check": "POST /api/validate-yaml",
+    "what goes where": "POST .*/preupload/",
+    "a batch": "POST .*/objects/batch",
+    "an upload": "PUT /lfs/upload/",
+    "an upload's check": "POST /lfs/verify/",
+    "the commit": "POST .*/commit/",
+    "a download's headers": "HEAD .*/resolve/.*config.json",
+    "a download": "GET /cdn/",
+}
+
+
+@pytest.mark.parametrize("name", EVERY_REQUEST)
+def test_a_hub_that_is_out_of_order_for_a_moment_is_asked_again(hub, send, converted, name):
+    hub.fail(EVERY_REQUEST[name], "status", status=500)
+    result = send()
+    assert result.status == 0, result.err
+    assert hub.faults[0].times == 0, "the fault was met"
+    assert_published_once(hub, converted)
+
+
+# For a download's headers the client asks once more at once, and waits only after that.
+@pytest.mark.parametrize(
+    "name", ["the account", "what goes where", "an upload", "the commit", "a download"]
+)
+def test_a_hub_that_asks_to_wait_is_given_the_time(hub, send, converted, name):
+    hub.fail(EVERY_REQUEST[name], "status", status=429, headers={"Retry-After": "11"})
+    result = send()
+    assert result.status == 0, result.err
+    assert any(11 <= wait <= 12 for wait in hub.waits), hub.waits
+    assert_published_once(hub, converted)
+
+
+@pytest.mark.parametrize("name", ["a look at files", "a batch", "an upload", "a download"])
+def test_a_connection_that_breaks_is_made_again(hub, send, converted, name):
+    hub.fail(EVERY_REQUEST[name], "drop", after=1000)
+    result = send()
+    assert result.status == 0, result.err
+    assert_published_once(hub, converted)
+
+
+def test_a_repository_whose_creation_was_not_answered_is_there_once(hub, send, converted):
+    del hub.state.repositories[REPO]
+    hub.fail("POST /api/repos/create", "lose")
+    result = send()
+    assert result.status == 0, result.err
+    assert_published_once(hub, converted)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, send, converted, times):
+    hub.fail("POST .*/commit/", "lose", times=times)
+    result = send()
+    assert result.status == 0, result.err
+    assert_published_once(hub, converted)
+    assert commits(hub)[0].id in result.out
+
+
+def test_a_commit_that_arrives_late_is_not_made_twice(hub, send, converted, monkeypatch):
+    """The answer is an error, the commit is made while we wait, and then found."""
+    hub.fail("POST .*/commit/", "status", status=504)
+    waits = []
+
+    def late(seconds):
+        waits.append(seconds)
+        files = {path.name: path for path in converted.iterdir()}
+        files["README.md"] = card
+        made = hub.state.put(REPO, files)
+        titled = replace(made, title=UNVERIFIED_TITLE)
+        hub.state.repositories[REPO].commits[made.id] = titled
+
+    card = send("--dry-run", "--json").json["card"].encode()
+    monkeypatch.setattr(time, "sleep", late)
+    result = send()
+    assert result.status == 0, result.err
+    assert len(waits) == 1
+    assert_published_once(hub, converted)
+
+
+@pytest.mark.parametrize("kind", ["lose", "drop"])
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(
+    hub, send, converted, monkeypatch, kind
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    hub.fail("POST .*/commit/", kind)
+    result = send("--create-pr", "--json")
+    assert result.status == 0, result.err
+    assert result.json["pull_request"] == f"{hub.url}/{REPO}/discussions/1"
+    assert len(hub.state.repositories[REPO].pull_requests) == 1
+    assert_published_once(hub, converted, "refs/pr/1")
+
+
+def test_a_lost_answer_of_a_hub_that_then_is_away_is_said(hub, send, converted):
+    hub.fail("POST .*/commit/", "lose")
+    hub.fail("GET .*/commits/", "drop", times=1000)
+    result = send()
+    assert result.status == 3
+    assert "does not make it twice" in result.err.splitlines()[-1]
+    hub.faults.clear()
+    assert send().status == 0
+    assert_published_once(hub, converted)
+
+
+def test_a_change_by_someone_else_is_not_written_over(hub, send):
+    hub.meanwhile("POST .*/commit/", lambda: hub.state.put(REPO, {"config.json": b"theirs"}))
+    result = send()
+    assert result.status == 2
+    assert "was changed by someone else" in result.err.splitlines()[-1]
+    assert hub.state.names(REPO) == {"config.json"}
+    assert hub.state.file(REPO, "config.json") == b"theirs"
+    assert send().status == 0
+
+
+def test_a_change_by_someone_else_after_ours_is_no_failure(hub, send, converted):
+    hub.fail("POST .*/commit/", "lose")
+    hub.meanwhile("GET .*/commits/", lambda: hub.state.put(REPO, {"LICENSE": b"theirs"}))
+    result = send()
+    assert result.status == 0, result.err
+    ours = commits(hub)[-1]
+    assert ours.id in result.out
+    assert hub.state.names(REPO, ours.id) == FILES
+
+
+def test_a_hub_that_stays_away_leaves_nothing_and_what_was_sent_is_not_sent_again(
+    hub, send, converted
+):
+    hub.fail("POST .*/commit/", "status", status=503, times=1000)
+    result = send()
+    assert result.status == 3
+    assert "run the same command again" in result.err.splitlines()[-1]
+    assert hub.state.names(REPO) == set()
+    hub.faults.clear()
+    before = len(hub.seen)
+    assert send().status == 0
+    assert_published_once(hub, converted)
+    assert not [seen for seen in hub.seen[before:] if seen.line.startswith("PUT")]
+
+
+def test_an_upload_that_never_succeeds_leaves_nothing(hub, send):
+    hub.fail("PUT ", "drop", times=1000, after=2000)
+    result = send()
+    assert result.status == 3
+    last = result.err.splitlines()[-1]
+    assert "run the same command again" in last
+    assert "X-Amz-Signature" not in last
+    assert hub.state.names(REPO) == set()
+
+
+def test_a_file_in_parts_is_sent_part_by_part_and_only_a_broken_part_again(hub, send, converted):
+    hub.part_size = 50_000
+    size = (converted / "model.safetensors").stat().st_size
+    hub.fail("PUT .*part=2&", "status", status=500)
+    hub.fail("PUT .*part=3&", "drop", after=100)
+    result = send()
+    assert result.status == 0, result.err
+    assert_published_once(hub, converted)
+    parts = -(-size // 50_000)
+    assert len(hub.lines("PUT .*part=")) == parts + 2
+    assert len(hub.lines("POST /lfs/complete")) == 1
+
+
+def test_an_upload_that_arrives_damaged_is_refused_by_the_hub_and_said(hub, send, converted):
+    hub.fail("PUT ", "damage")
+    result = send()
+    assert result.status == 2
+    assert "the object that was uploaded is another" in result.err
+    assert hub.state.names(REPO) == set()
+    assert send().status == 0
+    assert_published_once(hub, converted)
+
+
+def test_weights_that_change_while_they_are_sent_are_not_published(
+    hub, send, converted, monkeypatch
+):
+    monkeypatch.setattr(staging, "LARGEST_IN_GIT", 1000)  # larger files are not held in memory
+    weights = converted / "model.safetensors"
+    kept = weights.read_bytes()
+    other = kept[:-1] + bytes([kept[-1] ^ 1])
+    hub.meanwhile("POST .*/preupload", lambda: weights.write_bytes(other))
+    result = send()
+    weights.write_bytes(kept)
+    assert result.status == 2
+    assert "model.safetensors changed while it was sent" in result.err
+    assert hub.state.names(REPO) == set()
+
+
+def test_what_the_hub_serves_otherwise_is_an_exit_status_of_one(hub, send):
+    hub.fail("GET /cdn/", "corrupt", after=50, times=1000)
+    result = send("--json")
+    assert result.status == 1
+    assert set(result.json["differs"]) == {"model.safetensors"}
+    again = send()
+    assert again.status == 1
+    assert "DIFFERENT" in again.out
+
+
+def test_a_download_that_comes_to_harm_once_is_no_difference(hub, send):
+    hub.fail("GET /cdn/", "corrupt", after=5)
+    hub.fail("GET /cdn/", "truncate", after=5)
+    result = send()
+    assert result.status == 0, result.err
+    assert "PUBLISHED" in result.out
+
+
+def test_files_that_the_hub_lost_are_a_difference(hub, send):
+    def lose():
+        commit = commits(hub)[0]
+        del commit.files["config.json"]
+
+    hub.meanwhile("HEAD .*/resolve/", lose)
+    result = send("--json")
+    assert result.status == 1
+    assert set(result.json["differs"]) == {"config.json"}
+
+
+def test_a_hub_that_is_away_after_the_commit_is_said_with_the_commit(hub, send, converted):
+    hub.fail("HEAD .*/resolve/", "drop", times=1000)
+    result = send()
+    assert result.status == 3
+    last = result.err.splitlines()[-1]
+    assert "published as" in last
+    assert commits(hub)[0].id in last
+
+
+def test_a_slow_hub_is_waited_for(hub, send, converted):
+    hub.fail("GET ", "slow", pause=0.01, times=1000)
+    assert send().status == 0
+    assert_published_once(hub, converted)
+
+
+@pytest.fixture
+def process(hub, converted, tmp_path):
+    """Start the command in a process of its own; what the client says, it says in full."""
+    hub.state.accounts[TOKEN] = Account("someone")
+    hub.state.create(REPO)
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
+        "MAE_CONVERT_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_DEBUG": "1",
+        "HF_HUB_VERBOSITY": "debug",
+    }  # fmt: skip
+
+    def start(**settings):
+        command = [sys.executable, "-m", "mae_convert", "publish", converted, REPO, *OPTIONS]
+        return subprocess.Popen(
+            list(map(str, command)), env={**environment, **settings}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_ended_in_mid_upload_leaves_nothing_and_the_next_goes_on(
+    hub, process, converted, number
+):
+    stuck = threading.Event()
+    hub.meanwhile("POST .*/commit/", lambda: (stuck.set(), threading.Event().wait(0.5)))
+    running = process()
+    wait_until(stuck.is_set, 30)
+    running.send_signal(number)
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), said
+    wait_until(lambda: hub.state.lock.acquire(blocking=False))
+    hub.state.lock.release()
+    # The Hub may have taken the commit, of which it had the whole: then that is what there is.
+    assert hub.state.names(REPO) in (set(), FILES)
+    again = process()
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert_published_once(hub, converted)
+
+
+def test_the_token_is_nowhere_in_what_is_printed_logged_or_kept(hub, process, tmp_path):
+    hub.state.put(REPO, {"README.md": b"# Theirs, which is read\n"})
+    hub.fail("POST .*/preupload", "status", status=429, headers={"Retry-After": "0"})
+    hub.fail("PUT ", "status", status=500)
+    hub.fail("POST .*/commit/", "lose")
+    hub.fail("POST .*/validate-yaml", "status", status=500)
+    running = process()
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert "curl" in said, "the client logs its requests"
+    assert TOKEN not in said
+    assert {seen.token for seen in hub.seen if "/lfs/upload" in seen.line} == {None}
+    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_token_that_the_hub_repeats_is_not_repeated(hub, send):
+    said = f"no: {TOKEN}"
+    hub.fail("GET /api/whoami", "status", status=400, headers={"X-Error-Message": said})
+    result = send()
+    assert result.status == 2
+    assert "<token>" in result.err
+    assert TOKEN not in result.err
+
+
+def test_the_fast_transfer_works_too_and_is_nobodys_to_switch_off(hub, process, converted):
+    """Xet storage on the disk: uploads and downloads go through the real hf_xet."""
+    hub.xet = True
+    running = process(HF_HUB_DISABLE_XET="0", HF_DEBUG="0", HF_HUB_VERBOSITY="error")
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert hub.state.names(REPO) == FILES
+    assert not hub.lines("PUT |/cdn/")
+    assert len(hub.lines("xet-write-token")) >= 1
+    assert len(hub.lines("xet-read-token")) >= 1
+    weights = commits(hub)[0].files["model.safetensors"]
+    assert weights.xet_hash is not None
+    assert weights.size == (converted / "model.safetensors").stat().st_size
+
+
+def test_no_setting_of_the_client_is_touched():
+    """Whoever publishes has the client as it is: this program sets nothing in its environment."""
+    import mae_convert
+
+    for path in Path(mae_convert.__file__).parent.rglob("*.py"):
+        assert "DISABLE_XET" not in path.read_text(), path

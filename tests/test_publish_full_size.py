@@ -1,0 +1,53 @@
+"""A model of ViT-B's size is published and got back with little memory: slow, scripts/test-slow."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from full_size import write_random_checkpoint
+from hub_state import Account
+
+pytestmark = pytest.mark.slow
+
+REPO = "someone/vit-b"
+BUDGET = 250_000_000  # bytes; the weights are 447 MB
+
+
+@pytest.fixture(scope="module")
+def vit_b(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit-b")
+    write_random_checkpoint("visualize_vit_base", folder / "source.pth")
+    assert run("convert", folder / "source.pth", folder / "m", "--to", "transformers").status == 0
+    (folder / "m" / "reconstruction.png").write_bytes(b"\x89PNG a picture")
+    return folder / "m"
+
+
+def run_measured(arguments, environment):
+    """Return exit status and the largest resident set of one process, in bytes."""
+    command = [sys.executable, "-m", "mae_convert", *map(str, arguments)]
+    running = subprocess.Popen(command, env={**os.environ, **environment})
+    _, status, usage = os.wait4(running.pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("way", ["one part", "several parts", "xet"])
+def test_weights_of_full_size_are_published_and_got_with_bounded_memory(
+    hub, vit_b, tmp_path, way, capsys
+):
+    hub.state.accounts["hf_x"] = Account("someone")
+    hub.part_size = 64_000_000 if way == "several parts" else None
+    hub.xet = way == "xet"
+    environment = {
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path / "home"),
+        "MAE_CONVERT_CACHE": str(tmp_path / "own"), "HF_HUB_DISABLE_XET": str(int(way != "xet")),
+    }  # fmt: skip
+    publish = ["publish", vit_b, REPO, "--license", "mit", "--unverified"]
+    status, sent = run_measured(publish, environment)
+    assert status == 0
+    status, got = run_measured(["inspect", f"hf://{REPO}"], environment)
+    assert status == 0
+    with capsys.disabled():
+        print(f"\n{way}: at most {sent / 1e6:.0f} MB to publish, {got / 1e6:.0f} MB to get")
+    # What hf_xet holds in flight is its own business, but bounded too.
+    assert max(sent, got) < BUDGET * (4 if way == "xet" else 1)
