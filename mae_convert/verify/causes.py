@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.verify.judge import relative_error
+from mae_convert.verify.distance import relative_error
 
 MOST = 8  # explanations; beyond that they repeat themselves block by block
 

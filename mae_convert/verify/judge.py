@@ -17,9 +17,9 @@ import numpy as np
 from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
 from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
+from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
 from mae_convert.verify.trace import Trace
 
-FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's own error may be this many times the other's ...
 PEER_FACTOR = 8.0
@@ -147,18 +147,6 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
 def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
     """Return the tensors that differ, first those that feed the first divergence."""
     return sorted(differing, key=lambda name: name not in fed)
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, another shape infinite, NaN stays NaN."""
-    if a.shape != b.shape:
-        return math.inf
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        distance, size = np.linalg.norm(exact_a - exact_b), np.linalg.norm(exact_b)
-    if distance == 0:
-        return 0.0
-    return float(distance / size) if size != 0 else math.inf
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:

@@ -9,10 +9,12 @@ import numpy as np
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.verify.causes import explain
+from mae_convert.verify.explain.process import Subject
+from mae_convert.verify.explain.reproduction import Pair
+from mae_convert.verify.explain.verdict import explained
 from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.verify.job import FRAMEWORKS
-from mae_convert.verify.judge import Check, Verdict, differing_tensors, effects, judge
+from mae_convert.verify.judge import Check, Verdict, effects, judge
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import UNMASKED, Side, choose_side, loader_for
 from mae_convert.verify.staging import as_encoder
@@ -153,11 +155,10 @@ def run_verification(
         check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
         verdict = _with_checks(verdict, (check,))
     if not verdict.passed:
-        # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
-        different = set(differing_tensors(trace_a, trace_b))
-        tensors = [name for name in verdict.suspects if name in different]
-        causes = verdict.causes + tuple(explain(after, b, tensors))
-        verdict = replace(verdict, causes=causes)
+        subjects = (Subject(runs[0].checkpoint, trace_a, after is a), Subject(b, trace_b))
+        python = next((s.python for s in (side_a, side_b) if s.framework == "torch"), None)
+        pair = Pair(*subjects, inputs, request.mask_ratio, python=python)
+        verdict = explained(verdict, pair)
     return Verification(verdict, inputs, tuple(traces))
 
 
