@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
+from reference_models.pytorch.encoder import PatchEmbedding
 from reference_models.pytorch.layers import ACTIVATION_FUNCTIONS
 
 Alternative = tuple[str, str, Any]  # kind, pattern of places, value
@@ -106,8 +107,16 @@ def linear(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
     if precision is None:
         return module(x)
     lower = LOWER[precision.removesuffix(" products")]
-    product = F.linear(lower(x), lower(module.weight), module.bias)
+    weight, bias = _weight_and_bias(module)
+    product = F.linear(lower(x), lower(weight), bias)
     return product if precision.endswith(" products") else lower(product)
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix (out, in) of a linear layer, or of the projection of patches."""
+    if isinstance(module, PatchEmbedding):
+        return module.proj.weight.permute(0, 2, 3, 1).flatten(1), module.proj.bias
+    return module.weight, module.bias
 
 
 def activate(mlp: Any, hidden: Tensor, place: str, how: Arithmetic) -> Tensor:
@@ -127,8 +136,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, place: str, how: Arithme
     if precision is None and core is None:
         mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
     elif precision is not None:
-        lower = LOWER[precision]
-        mixed = _explicit(lower(q), lower(k), lower(v), scale, lower)
+        mixed = _imprecise(q, k, v, scale, precision)
     else:
         mixed = CORES[core](q, k, v, scale)
     if how.at("merge", place) == "not transposed":
@@ -155,12 +163,16 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
     }[kind]
 
 
-def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, lower: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Attend with every intermediate result in less precision."""
-    probabilities = lower((lower(q @ k.transpose(-2, -1)) * scale).softmax(dim=-1))
-    return lower(probabilities @ v)
+def _imprecise(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Tensor:
+    """Attend in less precision: in every step, at both ends only, or in the factors of products."""
+    where = precision.rpartition(" ")[2]
+    lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
+    q, k, v = lower(q), lower(k), lower(v)
+    if where == "kernel":
+        return lower(F.scaled_dot_product_attention(q, k, v, scale=scale))
+    if where == "products":
+        return lower((q @ k.transpose(-2, -1) * scale).softmax(dim=-1)) @ v
+    return lower(lower((lower(q @ k.transpose(-2, -1)) * scale).softmax(dim=-1)) @ v)
 
 
 def _over_queries(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

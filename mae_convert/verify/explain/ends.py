@@ -158,18 +158,20 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, how: Arithmetic) 
     return tokens + positions
 
 
-def pool(model: Any, tokens: Tensor, how: Arithmetic) -> Tensor:
-    """Return what the head's norm is given, (N, 1, D), of tokens (N, 1 + L, D)."""
+def pooled(model: Any, tokens: Tensor, how: Arithmetic) -> Tensor:
+    """Return the normalised mean of patches, (N, 1, D), of tokens (N, 1 + L, D)."""
     kind = how.at("pool", "head")
-    if kind == "mean with the class token":
-        return tokens.mean(dim=1, keepdim=True)
-    if kind == "class token":
-        return tokens[:, :1]
-    if kind == "largest":
-        return tokens[:, 1:].amax(dim=1, keepdim=True)
     if kind == "normalised before":
-        tokens = norm(model.fc_norm, tokens, "head.norm", how)
-    return tokens[:, 1:].mean(dim=1, keepdim=True)
+        return norm(model.fc_norm, tokens, "head.norm", how)[:, 1:].mean(dim=1, keepdim=True)
+    if kind == "mean with the class token":
+        mean = tokens.mean(dim=1, keepdim=True)
+    elif kind == "class token":
+        mean = tokens[:, :1]
+    elif kind == "largest":
+        mean = tokens[:, 1:].amax(dim=1, keepdim=True)
+    else:
+        mean = tokens[:, 1:].mean(dim=1, keepdim=True)
+    return norm(model.fc_norm, mean, "head.norm", how)
 
 
 def read_out(normed: Tensor, how: Arithmetic) -> Tensor:

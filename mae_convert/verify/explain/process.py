@@ -86,14 +86,18 @@ class Laboratory:
         self._folder = tempfile.TemporaryDirectory(prefix="mae-convert-")
         self.work = Path(self._folder.name)
         self._traces: list[tuple[Trace, Path]] = []
-        job = _job(subject, inputs, mask_ratio, self.work)
+        self._made = 0
         others = None
         if other is not None and given:
             others = str(self.work / "other.safetensors")
-            write_file(Path(others), "safetensors", [other.tensors[name] for name in given])
+            write_file(others, "safetensors", [other.tensors[name] for name in given])
+        job = job_of(subject, inputs, mask_ratio, self.work)
         described = {"job": asdict(job), "places": places(subject.checkpoint), "other": others}
+        self._begin(described, side)
+
+    def _begin(self, described: Mapping[str, Any], side: Side) -> None:
+        """Start the child."""
         (self.work / "laboratory.json").write_text(json.dumps(described))
-        self._made = 0
         self._errors = self.work / "errors.txt"
         self._process = _start(side, self.work / "laboratory.json", self._errors)
 
@@ -119,18 +123,19 @@ class Laboratory:
         answer = self._ask(hypotheses, trace, start=start, dtype=None)
         return None if "error" in answer else Answer(**answer)
 
-    def unexplained(
-        self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str, start: str | None
-    ) -> float:
+    def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
         """Return which part of the error of a trace's run at a result a hypothesis leaves."""
-        answer = self._ask([hypothesis], trace, start=start, dtype=dtype, at=at)
+        answer = self._ask([hypothesis], trace, start=at, dtype=dtype)
         return float(answer.get("unexplained", float("inf")))
 
     def _ask(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, **more: str | None
     ) -> dict[str, Any]:
         steps = [hypothesis.plain() for hypothesis in hypotheses]
-        request = {"steps": steps, "trace": str(self._file_of(trace)), **more}
+        return self._exchange({"steps": steps, "trace": str(self._file_of(trace)), **more})
+
+    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the child's answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -168,7 +173,10 @@ class Laboratory:
         self._folder.cleanup()
 
 
-def _job(subject: Subject, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path) -> Job:
+def job_of(
+    subject: Subject, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
+) -> Job:
+    """Return what a trial needs to build the model of a side; its weights are put into a folder."""
     weights, loader = stage(subject.checkpoint, "torch", work, as_stored=subject.as_stored)
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     config = {**subject.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}

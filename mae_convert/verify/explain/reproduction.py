@@ -1,7 +1,7 @@
 """Explain a failed verdict by running again: what makes one side compute what the other does."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mae_convert.verify.explain import sentences
 from mae_convert.verify.explain.candidates import candidates
 from mae_convert.verify.explain.edits import Change
 from mae_convert.verify.explain.hypothesis import Hypothesis, Model
-from mae_convert.verify.explain.precision import find_imprecision
+from mae_convert.verify.explain.precision import find_imprecisions
 from mae_convert.verify.explain.process import Laboratory, Subject
 from mae_convert.verify.explain.search import Answer, Search, search
 from mae_convert.verify.judge import Verdict, differing_tensors
@@ -55,6 +55,7 @@ class Pair:
         mask_ratio: at which both were run.
         names: what the two are called in sentences.
         python: interpreter of an environment that has PyTorch.
+        laboratory: where hypotheses are tried.
     """
 
     a: Subject
@@ -63,11 +64,20 @@ class Pair:
     mask_ratio: float
     names: tuple[str, str] = ("A", "B")
     python: str | None = None
+    laboratory: type[Laboratory] = Laboratory
 
     def turned(self) -> "Pair":
         """Return the pair with its sides exchanged."""
         names = (self.names[1], self.names[0])
-        return Pair(self.b, self.a, self.inputs, self.mask_ratio, names, self.python)
+        return replace(self, a=self.b, b=self.a, names=names)
+
+    def try_on(self, subject: Subject, given: Sequence[str] = ()) -> Laboratory:
+        """Return a laboratory for one side, which is given tensors of the other."""
+        other = self.b if subject is self.a else self.a
+        return self.laboratory(
+            subject, self.inputs, self.mask_ratio, other=other.checkpoint, given=given,
+            python=self.python,
+        )  # fmt: skip
 
 
 def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
@@ -103,8 +113,8 @@ def _same(pair: Pair) -> bool:
     return not differing_tensors(pair.a.trace, pair.b.trace) and not _configured(pair)
 
 
-def _finite(trace: Trace, name: str) -> bool:
-    keys = (f"float64/tap/{name}", f"float64/{name}", name)
+def _finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
+    keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
     found = [trace.arrays[key] for key in keys if key in trace.arrays]
     return all(bool(np.isfinite(array).all()) for array in found)
 
@@ -128,10 +138,7 @@ class _Bench:
 def _towards(pair: Pair) -> Explanation:
     """Explain the trace of ``pair.b`` by changes of ``pair.a``."""
     given = _given(pair)
-    with Laboratory(
-        pair.a, pair.inputs, pair.mask_ratio, other=pair.b.checkpoint, given=given,
-        python=pair.python,
-    ) as laboratory:  # fmt: skip
+    with pair.try_on(pair.a, given) as laboratory:
         bench = _Bench(laboratory, pair.b.trace, model_of(pair.a.checkpoint))
         plain = bench([])
         if plain is None:
@@ -208,37 +215,41 @@ def _configured(pair: Pair) -> list[Hypothesis]:
 def _imprecise_proof(laboratory: Laboratory, pair: Pair, first: str, found: Search) -> Explanation:
     """Explain a difference in the float64 run by less precision, or say what was tried."""
 
-    def measure(hypothesis: Hypothesis, at: str, start: str | None) -> float:
-        return laboratory.unexplained(hypothesis, pair.b.trace, "float64", at, start)
+    def measure(hypothesis: Hypothesis, at: str) -> float:
+        return laboratory.unexplained(hypothesis, pair.b.trace, "float64", at)
 
-    imprecise = find_imprecision(measure, first, _results(pair.b.trace, "float64"), "float64")
-    if imprecise is None:
+    steps = _steps(pair.b.trace, "float64")
+    failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
+    parts = find_imprecisions(measure, failing, steps, "float64")
+    if not parts:
         return Explanation(sentences.found(found, (), pair.names))
-    return Explanation(
-        (sentences.imprecise(imprecise, pair.names[1], "float64"),), (), ("precision",)
-    )
+    return Explanation(sentences.imprecise(parts, pair.names[1], "float64"), (), ("precision",))
 
 
-def _results(trace: Trace, dtype: str) -> tuple[str, ...]:
-    return tuple(n.removeprefix(f"{dtype}/") for n in trace.arrays if n.startswith(f"{dtype}/"))
+def _steps(trace: Trace, dtype: str) -> list[str]:
+    """Return the names of the steps between, in order."""
+    names = (n for n in trace.arrays if n.startswith(f"{dtype}/tap/"))
+    return sorted((n.removeprefix(f"{dtype}/tap/") for n in names), key=execution_order)
 
 
 def _imprecision(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain a side whose error in less than float64 is too large."""
-    failed = [check.name.split("/") for check in verdict.failed()]
-    own = [parts for parts in failed if len(parts) == 3 and parts[0] == "float32"]
-    if not own:
-        return Explanation()
-    dtype, side, at = min(own, key=lambda parts: execution_order(parts[2]))
-    subject = pair.a if side == "A" else pair.b
-    if not np.isfinite(subject.trace.arrays.get(f"{dtype}/tap/{at}", np.zeros(1))).all():
-        return Explanation()
-    with Laboratory(subject, pair.inputs, pair.mask_ratio, python=pair.python) as laboratory:
+    """Explain a side whose error in float32 is too large."""
+    failed = [check.name.split("/", 2) for check in verdict.failed()]
+    own = {(side, name) for dtype, side, name in (f for f in failed if f[0] == "float32")}
+    causes: tuple[str, ...] = ()
+    for side, subject in (("A", pair.a), ("B", pair.b)):
+        failing = sorted((name for s, name in own if s == side), key=execution_order)
+        if failing and _finite(subject.trace, failing[0], "float32"):
+            causes += _of_side(pair, side, subject, failing)
+    return Explanation(causes, (), ("precision",) if causes else ())
 
-        def measure(hypothesis: Hypothesis, at: str, start: str | None) -> float:
-            return laboratory.unexplained(hypothesis, subject.trace, dtype, at, start)
 
-        found = find_imprecision(measure, at, _results(subject.trace, dtype), dtype)
-    if found is None:
-        return Explanation()
-    return Explanation((sentences.imprecise(found, side, dtype),), (), ("precision",))
+def _of_side(pair: Pair, side: str, subject: Subject, failing: Sequence[str]) -> tuple[str, ...]:
+    with pair.try_on(subject) as laboratory:
+
+        def measure(hypothesis: Hypothesis, at: str) -> float:
+            return laboratory.unexplained(hypothesis, subject.trace, "float32", at)
+
+        steps = _steps(subject.trace, "float32")
+        parts = find_imprecisions(measure, failing, steps, "float32")
+    return sentences.imprecise(parts, side, "float32")

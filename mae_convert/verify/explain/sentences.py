@@ -77,9 +77,13 @@ def _found(result: Search, there: str, nearer: str, target: str) -> Iterator[str
         )
 
 
-def imprecise(found: Imprecision, side: str, dtype: str) -> str:
-    """Return which part of a side is computed in less precision."""
-    return (
-        f"{found.statement} in {side}'s {dtype} run: this makes {found.explained:.0%} of the error"
-        " there"
+def imprecise(parts: Sequence[Imprecision], side: str, dtype: str) -> tuple[str, ...]:
+    """Return which parts of a side are computed in less precision."""
+    by_precision: dict[str, list[str]] = {}
+    for part in parts:
+        said = f"{part.part}{part.where} ({part.explained:.0%} of the error at {part.at})"
+        by_precision.setdefault(" or ".join(part.precisions), []).append(said)
+    return tuple(
+        f"{side}'s {dtype} run computes in {precision}, as was tried: {', '.join(said)}"
+        for precision, said in by_precision.items()
     )

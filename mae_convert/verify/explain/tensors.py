@@ -246,6 +246,8 @@ def of_blocks(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
             "sorted as text (1, 10, 11, 2)": as_text,
             "in reverse order": numbers[::-1],
             "in another order, the first one not the first": turned,
+            "one later, the first one twice": [0, *numbers[:-1]],
+            "one earlier, the last one twice": [*numbers[1:], numbers[-1]],
             f"exchanged: {index} and {other}": exchanged,
         }
         fitting = {words: order for words, order in ways.items() if order[index] == other}

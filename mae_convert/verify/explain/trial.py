@@ -107,18 +107,19 @@ class Trial:
         """Return how much of a trace's error at a result is not made by computing it otherwise.
 
         Args:
-            request: ``trace`` and ``dtype`` of its run, ``start`` as above, ``at`` the result.
+            request: ``trace`` and ``dtype`` of its run, and the result, ``start``, that is computed
+                from what the trace has before it.
             how: what is computed in less precision.
 
         Returns:
             ``unexplained``: the distance between what is computed otherwise and the trace, over
             that between what is computed as usual and the trace; 0 is a full explanation.
         """
-        dtype, at = DTYPES[request["dtype"]], request["at"]
+        dtype, at = DTYPES[request["dtype"]], request["start"]
         known = Reference(request["trace"], request["dtype"])
         walk = self._walk(known, dtype)
         usual, otherwise = (
-            next(value for name, value in walk.run(h, request["start"]) if name == at)
+            next(value for name, value in walk.run(h, at) if name == at)
             for h in (Arithmetic(), how)
         )
         left, whole = (float((x.double() - known[at].double()).norm()) for x in (otherwise, usual))

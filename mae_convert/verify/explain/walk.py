@@ -108,9 +108,9 @@ class Walk:
 
     def _normed(self, module: Any, tokens: Tensor, name: str, how: Arithmetic) -> Steps:
         normed = norm(module, tokens, name, how)
+        yield name, normed
         if name == "encoder.norm":
             yield "last_hidden_state", normed
-        yield name, normed
 
     def _blocks(
         self, name: str, blocks: Any, how: Arithmetic, start: str | None
@@ -135,7 +135,7 @@ class Walk:
     def _classify(self, tokens: Tensor, how: Arithmetic) -> Steps:
         model = self.model
         if model.config.global_pool == "avg":
-            normed = norm(model.fc_norm, ends.pool(model, tokens, how), "head.norm", how)
+            normed = ends.pooled(model, tokens, how)
             yield "head.norm", normed
         else:
             normed = norm(model.norm, tokens, "encoder.norm", how)
