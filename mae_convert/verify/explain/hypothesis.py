@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mae_convert.canonical import Schema
+from mae_convert.checkpoint import Checkpoint
 from mae_convert.verify.explain.edits import Change
 from reference_models.configuration import ViTMAEConfig
 
@@ -90,6 +91,12 @@ class Model:
     def fits(self, change: Change) -> bool:
         """Return whether the tensors of a change exist."""
         return all(name in self.shapes for name in (change.target, *change.sources))
+
+
+def model_of(checkpoint: Checkpoint) -> Model:
+    """Return what hypotheses about a checkpoint depend on."""
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 
 
 Make = Callable[[Stack, int], Sequence[Change]]

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MissingRequirementError
 from mae_convert.verify.blame import execution_order
 from mae_convert.verify.explain import sentences
 from mae_convert.verify.explain.candidates import candidates
 from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model
+from mae_convert.verify.explain.hypothesis import Hypothesis, Model, model_of
 from mae_convert.verify.explain.precision import find_imprecisions
 from mae_convert.verify.explain.process import Laboratory, Subject
 from mae_convert.verify.explain.search import Answer, Search, search
@@ -100,12 +99,6 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     except MissingRequirementError:
         kinds = {h.key: None for h in candidates(model_of(pair.a.checkpoint), first or "logits")}
         return Explanation((sentences.not_tested(kinds),))
-
-
-def model_of(checkpoint: Checkpoint) -> Model:
-    """Return what hypotheses about a checkpoint depend on."""
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 
 
 def _same(pair: Pair) -> bool:
