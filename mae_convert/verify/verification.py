@@ -155,9 +155,12 @@ def run_verification(
         check = Check("proof/both sides read natively", verdict.proven, verdict.proven, True)
         verdict = _with_checks(verdict, (check,))
     if not verdict.passed:
-        subjects = (Subject(runs[0].checkpoint, trace_a, after is a), Subject(b, trace_b))
+        subjects = [
+            Subject(run.checkpoint, trace, run.as_stored)
+            for run, trace in zip(runs, (trace_a, trace_b), strict=False)
+        ]
         python = next((s.python for s in (side_a, side_b) if s.framework == "torch"), None)
-        pair = Pair(*subjects, inputs, request.mask_ratio, python=python)
+        pair = Pair(subjects[0], subjects[1], inputs, request.mask_ratio or 0.0, python=python)
         verdict = explained(verdict, pair)
     return Verification(verdict, inputs, tuple(traces))
 

@@ -17,8 +17,8 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.mapping import Table, read_tensors, write_tensors
 from mae_convert.planning import plan_conversion
-from mae_convert.verify.trace import NATIVE_LOADERS
-from mae_convert.verify.verification import common_inputs
+from mae_convert.verify.sides import NATIVE_LOADERS
+from mae_convert.verify.verification import Options, common_request
 from mutation.code import CODE_FAULTS, PRECISIONS, CodeFault
 from mutation.models import MODELS, write_model, write_original
 from mutation.running import Run
@@ -86,8 +86,9 @@ class Population:
         return self.folder / f"{next(self.numbers)}{suffix}"
 
     def run(self, checkpoint: Checkpoint, framework: str, fault: str | None = None) -> Run:
-        inputs, ratio = common_inputs(checkpoint, checkpoint, seed=7, batch=2)
-        return Run(checkpoint, framework, inputs, ratio, fault)
+        unmasked = checkpoint.task == "classify"
+        inputs, request = common_request(checkpoint, Options(), unmasked=unmasked)
+        return Run(checkpoint, framework, inputs, request.mask_ratio, fault)
 
     def native(self, model: str) -> Run:
         return self.run(self.models[model], "torch")

@@ -11,7 +11,9 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.verify.job import Job
-from mae_convert.verify.trace import Side, Trace, describe, stage
+from mae_convert.verify.sides import Side
+from mae_convert.verify.staging import stage
+from mae_convert.verify.trace import Trace, describe
 
 WORKER = Path(__file__).with_name("worker.py")
 DTYPES = ("float64", "float32")
@@ -41,9 +43,9 @@ def prepare(run: Run, folder: Path) -> Path:
     """Write the job of a run and return its file."""
     folder.mkdir(parents=True)
     np.savez(folder / "inputs.npz", **run.inputs)
-    weights, loader = stage(run.checkpoint, run.framework, folder)
+    weights, loader, native = stage(run.checkpoint, run.framework, folder)
     model = replace(run.checkpoint.configuration.model, mask_ratio=run.mask_ratio)
-    description = describe(run.checkpoint, Side(run.framework), run.inputs)
+    description = describe(run.checkpoint, Side(run.framework), run.inputs, native=native)
     job = Job(
         framework=run.framework,
         device="cpu",
@@ -55,6 +57,8 @@ def prepare(run: Run, folder: Path) -> Path:
         inputs=str(folder / "inputs.npz"),
         output=str(folder / "trace.safetensors"),
         taps=True,
+        gradients=False,
+        mode="eager",
         description={**description, "dtypes": list(DTYPES), "taps": True},
     )
     job.save(folder / "job.json")

@@ -21,7 +21,9 @@ from mae_convert.mapping import Fuse
 from mae_convert.verify.explain.hypothesis import Hypothesis
 from mae_convert.verify.explain.search import Answer
 from mae_convert.verify.job import Job
-from mae_convert.verify.trace import Side, Trace, choose_side, stage
+from mae_convert.verify.sides import Side, choose_side
+from mae_convert.verify.staging import stage
+from mae_convert.verify.trace import Trace
 
 LABORATORY = Path(__file__).with_name("laboratory.py")
 
@@ -177,7 +179,7 @@ def job_of(
     subject: Subject, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
 ) -> Job:
     """Return what a trial needs to build the model of a side; its weights are put into a folder."""
-    weights, loader = stage(subject.checkpoint, "torch", work, as_stored=subject.as_stored)
+    weights, loader, _ = stage(subject.checkpoint, "torch", work, as_stored=subject.as_stored)
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     config = {**subject.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}
     return Job(
@@ -191,6 +193,8 @@ def job_of(
         inputs=str(work / "inputs.npz"),
         output="",
         taps=True,
+        gradients=False,
+        mode="eager",
         description={},
     )
 

@@ -89,7 +89,9 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     try:
         if first is None:
             return _imprecision(pair, verdict)
-        if not all(_finite(side.trace, first) for side in (pair.a, pair.b)):
+        if first.startswith("grad/") or not all(
+            _finite(side.trace, first) for side in (pair.a, pair.b)
+        ):
             return Explanation()
         found = _towards(pair)
         if found.keys or _same(pair):

@@ -24,6 +24,9 @@ TAPS = Wanted(taps=True)
 class Known(Protocol):
     """Results of another run, by name."""
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether a result is there."""
+
     def __getitem__(self, name: str) -> Tensor:
         """Return a result."""
 
@@ -57,7 +60,8 @@ class Walk:
             yield from (("mask", ids[1]), ("ids_restore", ids[2]))
         tokens = pixels
         for end, stage in self._stages(pixels, ids, how, start):
-            if start is not None and execution_order(end) < execution_order(start):
+            before = start is not None and execution_order(end) < execution_order(start)
+            if before and end in self.known:
                 tokens = self.known[end]
                 continue
             for name, value in stage(tokens):
