@@ -10,9 +10,9 @@ class CodeFault:
     Attributes:
         name: as in ``code_pytorch`` and ``code_keras``.
         model: which of ``models.MODELS`` shows it.
-        keys: kinds of hypotheses that name it (see ``mae_convert.verify.explain``); none where
-            there is none, and it is caught but not named.
-        words: what a sentence that names the cause must hold.
+        keys: kinds of hypotheses that name it (see ``mae_convert.verify.explain``), if any.
+        words: what a sentence that names the cause must hold. With neither keys nor words there
+            is none: such a fault is caught, and counts as not named.
     """
 
     name: str
@@ -70,10 +70,10 @@ CODE_FAULTS = [
     *faults_of("pretrain", "zero", "no key bias", "no patch bias", "no bias of fc2",
                "no bias of the prediction"),
     *faults_of("pretrain", "blocks", "blocks in reverse order"),
-    CodeFault("dropout left on", "pretrain", ("dropout",)),
-    CodeFault("dropout of attention left on", "pretrain", ("dropout",)),
-    CodeFault("last block left out", "pretrain", ("missing",)),
-    CodeFault("layer scale 0.9", "pretrain", ()),
+    CodeFault("dropout left on", "pretrain", (), ("dropout of 0.1 is left on",)),
+    CodeFault("dropout of attention left on", "pretrain", (), ("another result each time",)),
+    CodeFault("last block left out", "pretrain", (), ("encoder.blocks.2.q is missing in B",)),
+    CodeFault("layer scale 0.9", "pretrain", (), ("0.9 times attention",)),
     CodeFault("logits of attention capped", "pretrain", ()),
     CodeFault("first block twice", "pretrain", ("blocks",)),
 ]  # fmt: skip

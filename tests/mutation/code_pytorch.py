@@ -313,16 +313,13 @@ def blocks(order: Callable) -> list[Patch]:
     return [(encoder, "run_blocks", run)]
 
 
-def dropout(**probabilities: float) -> list[Patch]:
-    def change(name, module):
-        if "hidden" in probabilities and isinstance(module, nn.Dropout):
-            module.p = probabilities["hidden"]
-            module.train()
-        if "attention" in probabilities and isinstance(module, layers.Attention):
-            module.probability_dropout = probabilities["attention"]
-            module.training = True
+def dropout() -> list[Patch]:
+    """Dropout that does not know that the model is not in training."""
 
-    return in_models(change)
+    def forward(self, x):
+        return F.dropout(x, 0.1, training=True)
+
+    return [(nn.Dropout, "forward", forward)]
 
 
 def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
@@ -511,8 +508,10 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "blocks in reverse order": lambda: blocks(lambda b: b[::-1]),
     "last block left out": lambda: blocks(lambda b: b[:-1]),
     "first block twice": lambda: blocks(lambda b: [b[0], *b[:-1]]),
-    "dropout left on": lambda: dropout(hidden=0.1),
-    "dropout of attention left on": lambda: dropout(attention=0.1),
+    "dropout left on": dropout,
+    "dropout of attention left on": lambda: attention(
+        lambda f, q, k, v, **o: f(q, k, v, dropout_p=0.1)
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mae_convert.verify.explain.process import Subject
 from mae_convert.verify.explain.reproduction import Pair
-from mae_convert.verify.explain.verdict import explained_by
+from mae_convert.verify.explain.verdict import explained_by, explained_by_traces
 from mae_convert.verify.judge import judge
 from mae_convert.verify.trace import Trace
 from mutation.bench import Bench
@@ -26,6 +26,7 @@ class Outcome:
         named: whether the right cause is named.
         reproduced: whether the explanation leaves nothing.
         causes: what was said.
+        signs: what the traces alone show.
     """
 
     mutant: Mutant
@@ -35,6 +36,7 @@ class Outcome:
     named: bool = False
     reproduced: bool = False
     causes: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
 
 
 def outcomes(mutants: Sequence[Mutant], folder: Path) -> Iterator[Outcome]:
@@ -69,16 +71,18 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     subjects = (Subject(mutant.a.checkpoint, a), Subject(mutant.b.checkpoint, b))
     pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, laboratory=Bench)
     whole, explanation = explained_by(verdict, pair)
-    right = bool(set(explanation.keys) & set(mutant.keys))
+    right = bool(set(explanation.keys) & set(mutant.keys)) or not mutant.keys
     said = any(all(word in cause for word in mutant.words) for cause in whole.causes)
+    sayable = bool(mutant.keys or mutant.words)
     return Outcome(
         mutant,
         frozenset(caught),
         suspect=bool(set(whole.suspects[:1]) & set(mutant.guilty)),
         by_traces=bool(set(alone.suspects[:1]) & set(mutant.guilty)),
-        named=right and said,
+        named=sayable and right and said,
         reproduced=any("reproduced" in cause for cause in whole.causes),
         causes=whole.causes,
+        signs=explained_by_traces(alone, a, b).causes,
     )
 
 
