@@ -1,6 +1,5 @@
 """Explanations of differing tensors: each is tested on the tensors, and said only if it holds."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,13 +30,9 @@ def explain(a: Checkpoint, b: Checkpoint, differing: Sequence[str]) -> list[str]
     for name in differing[:MOST_TENSORS]:
         cause = _in_every_block(name, _explain_one(model, a, b, name))
         names_by_cause.setdefault(cause, []).append(name)
-    sentences = [
-        cause.replace(BLOCK, name_block(names[0]) if len(names) == 1 else "the same block")
-        for cause, names in names_by_cause.items()
-    ]
     said = [
-        f"{joined(names)}: {sentence}"
-        for names, sentence in zip(names_by_cause.values(), sentences, strict=True)
+        f"{joined(names)}: {cause.replace(BLOCK, name_block(names[0]) if len(names) == 1 else '')}"
+        for cause, names in names_by_cause.items()
     ]
     told = sum(len(names) for names in list(names_by_cause.values())[:MOST_SENTENCES])
     left = len(differing) - told
@@ -48,15 +43,14 @@ BLOCK = "{block}"
 
 
 def name_block(name: str) -> str:
-    """Return the block that a tensor belongs to, as its canonical prefix."""
+    """Return the canonical prefix of the block that a tensor belongs to, with its point."""
     stack, _, rest = name.partition(".blocks.")
-    return f"{stack}.blocks.{rest.partition('.')[0]}" if rest else ""
+    return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
 
 
 def _in_every_block(name: str, cause: str) -> str:
     """Return a cause that says the same of the same tensor in every block."""
-    block = name_block(name)
-    return re.sub(rf"\b{re.escape(block)}\.", f"{BLOCK}.", cause) if block else cause
+    return cause.replace(name_block(name), BLOCK) if name_block(name) else cause
 
 
 def joined(names: Sequence[str]) -> str:

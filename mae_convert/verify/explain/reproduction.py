@@ -204,6 +204,7 @@ def _configured(pair: Pair) -> list[Hypothesis]:
         Hypothesis("configuration", f"{pair.names[1]}'s {name}", arithmetic=((kind, where, value),))
         for name, (kind, where) in CONFIGURED.items()
         if (value := getattr(theirs, name)) != getattr(ours, name)
+        and (pair.a.checkpoint.task == "pretrain" or not name.startswith("decoder_"))
     ]
 
 
