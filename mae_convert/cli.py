@@ -281,11 +281,13 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
     from mae_convert.sources import locate_file
+    from mae_convert.verify.explain.verdict import explained_by_traces
     from mae_convert.verify.judge import judge
     from mae_convert.verify.report import verdict_json
     from mae_convert.verify.trace import Trace
 
-    verdict = judge(Trace.load(locate_file(a)), Trace.load(locate_file(b)))
+    traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
+    verdict = explained_by_traces(judge(*traces), *traces)
     print_json(verdict_json(verdict)) if as_json else show(verdict)
     return 0 if verdict.passed else 1
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mae_convert.verify.explain.patterns import ROUNDING, differing, same_by_place, same_vector
+
 if TYPE_CHECKING:
     from mae_convert.verify.trace import Trace
 
@@ -47,7 +49,7 @@ def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list
 
 
 def _weights_and_biases(modules: list[str]) -> list[str]:
-    leaves = ("cls_token", "position_embedding", "mask_token")
+    leaves = ("cls_token", "position_embedding", "mask_token", ".bias")
     return [
         name
         for module in modules
@@ -59,7 +61,12 @@ def _weights_and_biases(modules: list[str]) -> list[str]:
 
 def _modules(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
     if match := BLOCK_TAP.fullmatch(first):
-        return _block_modules(f"{match[1]}.blocks.{match[2]}", match[3], diverging)
+        block, step = f"{match[1]}.blocks.{match[2]}", match[3]
+        return (
+            _mlp_modules(block, first, a, b)
+            if step == "mlp"
+            else _block_modules(block, step, diverging)
+        )
     if first == "encoder.embedding":
         return _embedding_modules(first, a, b)
     if first == "decoder.embedding":
@@ -80,32 +87,76 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
         together = {f"{block}.{part}" for part in "qkv"} <= diverging
         own = [f"{attention}.{part}" for part in "qkv" if f"{block}.{part}" in diverging]
         return [norm1, *own] if together else [*own, norm1]
-    if step == "attention":
-        return [f"{attention}.output"]
-    return [f"{block}.mlp.fc1", f"{block}.mlp.fc2", f"{block}.norm2"] if step == "mlp" else []
+    return [f"{attention}.output"] if step == "attention" else []
+
+
+def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
+    """A row of the second layer makes one channel; what comes before it makes all of them."""
+    mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
+    found = _results(first, a, b)
+    if found is not None and len(differing(*found, axis=-1)) < found[0].shape[-1]:
+        return [mlp[1], mlp[0], norm]
+    return [*mlp, norm]
 
 
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     """The class token stands in the first place, patches in the others."""
-    away = _tokens_away(name, a, b)
-    patches, token = ["encoder.patch_embedding"], ["encoder.cls_token"]
-    positions = ["encoder.position_embedding"]
-    if away is None or (away[:, 0].any() and away[:, 1:].any()):
-        return positions + patches + token
-    return token + positions if away[:, 0].any() else patches + positions
+    patches, token = "encoder.patch_embedding", "encoder.cls_token"
+    positions = "encoder.position_embedding"
+    found = _results(name, a, b)
+    if found is None:
+        return [positions, patches, token]
+    tokens = differing(*found, axis=1)
+    if not (tokens > 0).any():
+        return [token, positions]
+    difference = (found[1] - found[0])[:, 1:]
+    if (tokens == 0).any():
+        return [positions, patches, token]
+    places = _kept_places(a, difference.shape[1])
+    if not same_vector(difference) and places is not None and same_by_place(difference, places):
+        return [positions, patches]
+    return [patches, positions]
 
 
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     """Removed patches hold the mask token, kept ones and the class token the embedded latent."""
-    away = _tokens_away(name, a, b)
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
-    mask = a.arrays.get("mask")
-    if away is None or mask is None:
+    found, mask = _results(name, a, b), a.arrays.get("mask")
+    if found is None or mask is None:
         return [positions, embed, token]
+    difference = found[1] - found[0]
     removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
-    if not away[~removed].any():
+    everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(found[0]).max()
+    places = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
+    if not everywhere[removed].any():
+        by_place = same_by_place(difference, places) and not same_vector(difference[~removed])
+        return [positions, embed, token] if by_place else [embed, positions, token]
+    if not everywhere[~removed].any() and same_vector(difference[removed]):
         return [token, positions, embed]
-    return [positions, embed, token] if away[removed].any() else [embed, positions, token]
+    return [positions, token, embed]
+
+
+def _kept_places(trace: "Trace", kept: int) -> np.ndarray | None:
+    """Return the place on the grid (N, kept) of each patch that the encoder sees."""
+    restore = trace.arrays.get("ids_restore")
+    if restore is None:
+        return None
+    return np.argsort(restore, axis=1)[:, :kept]
+
+
+def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:
+    """Return both sides' result in float64, or None where they cannot be compared.
+
+    Where one is not finite, the places where it is stand for it.
+    """
+    key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
+    left, right = a.arrays.get(key), b.arrays.get(key)
+    if left is None or right is None or left.shape != right.shape:
+        return None
+    finite = np.isfinite(left), np.isfinite(right)
+    if not (finite[0].all() and finite[1].all()):
+        return finite[0].astype(np.float64), finite[1].astype(np.float64)
+    return left, right
 
 
 def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
@@ -113,26 +164,12 @@ def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
 
     The class token does not pass the patch embedding, so that it does not count there.
     """
-    key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
-    if key not in a.arrays:  # the mask itself differs
+    found = _results(name, a, b)
+    if found is None or found[0].ndim < 2:
         return False
-    left, right = a.arrays[key], b.arrays[key]
-    if left.shape != right.shape or left.ndim < 2:
-        return False
-    difference = (right - left).reshape(-1, *left.shape[-2:])
-    if name == "encoder.embedding":
-        difference = difference[:, 1:]
-    vectors = difference.reshape(-1, left.shape[-1])
-    with np.errstate(invalid="ignore"):
-        spread, size = np.abs(vectors - vectors[0]).max(), np.abs(vectors).max()
-    return bool(spread <= 1e-9 * size)
-
-
-def _tokens_away(name: str, a: "Trace", b: "Trace") -> np.ndarray | None:
-    """Return which tokens (N, T) differ by more than rounding, or None for another shape."""
-    left, right = (side.arrays[f"float64/tap/{name}"] for side in (a, b))
-    if left.shape != right.shape:
-        return None
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(left - right).max(axis=-1)
-    return ~(distance <= 1e-9 * max(np.abs(left).max(), 1e-300))
+    difference = found[1] - found[0]
+    if name == "decoder.embedding" and "mask" in a.arrays:
+        mask = a.arrays["mask"]
+        kept = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) == 0
+        return same_vector(difference[kept])
+    return same_vector(difference[:, 1:] if name == "encoder.embedding" else difference)

@@ -1,15 +1,20 @@
 """Explanations of differing tensors: each is tested on the tensors, and said only if it holds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.verify.judge import relative_error
+from mae_convert.rounding import DTYPES, rounded
+from mae_convert.verify.distance import relative_error
+from mae_convert.verify.explain.hypothesis import Model, model_of
+from mae_convert.verify.explain.patterns import runs
+from mae_convert.verify.explain.single import happenings
 
-MOST = 8  # explanations; beyond that they repeat themselves block by block
-
-Test = Callable[[np.ndarray, np.ndarray], bool]
+MOST_TENSORS = 64  # that are looked at
+MOST_SENTENCES = 8
+FEW = 3  # values, whose places are told
+CLOSE = 1e-6  # relative: rounding of float32 on the way
 
 
 def explain(a: Checkpoint, b: Checkpoint, differing: Sequence[str]) -> list[str]:
@@ -20,23 +25,77 @@ def explain(a: Checkpoint, b: Checkpoint, differing: Sequence[str]) -> list[str]
         b: the target.
         differing: canonical names, the likeliest culprit first.
     """
-    return [f"{name}: {what}" for name in differing[:MOST] for what in _explain_one(a, b, name)]
+    model = model_of(a)
+    names_by_cause: dict[str, list[str]] = {}
+    for name in differing[:MOST_TENSORS]:
+        cause = _in_every_block(name, _explain_one(model, a, b, name))
+        names_by_cause.setdefault(cause, []).append(name)
+    said = [
+        f"{joined(names)}: {cause.replace(BLOCK, name_block(names[0]) if len(names) == 1 else '')}"
+        for cause, names in names_by_cause.items()
+    ]
+    told = sum(len(names) for names in list(names_by_cause.values())[:MOST_SENTENCES])
+    left = len(differing) - told
+    return said[:MOST_SENTENCES] + ([f"{left} more tensors differ"] if left else [])
 
 
-def _explain_one(a: Checkpoint, b: Checkpoint, name: str) -> Iterator[str]:
+BLOCK = "{block}"
+
+
+def name_block(name: str) -> str:
+    """Return the canonical prefix of the block that a tensor belongs to, with its point."""
+    stack, _, rest = name.partition(".blocks.")
+    return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
+
+
+def _in_every_block(name: str, cause: str) -> str:
+    """Return a cause that says the same of the same tensor in every block."""
+    return cause.replace(name_block(name), BLOCK) if name_block(name) else cause
+
+
+def joined(names: Sequence[str]) -> str:
+    """Return names for a sentence; those that differ in the block's number only are one."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        stack, _, rest = name.partition(".blocks.")
+        number, _, part = rest.partition(".")
+        numbers.setdefault((stack, part), []).extend([int(number)] if rest else [])
+    found = []
+    for (stack, part), indices in numbers.items():
+        which = runs(np.array(sorted(indices)))
+        which = f"{{{which}}}" if len(indices) > 1 else which
+        found.append(f"{stack}.blocks.{which}.{part}" if indices else stack)
+    return ", ".join(found)
+
+
+def _explain_one(model: Model, a: Checkpoint, b: Checkpoint, name: str) -> str:
     if name not in a.tensors or name not in b.tensors:
-        yield "is missing in " + ("A" if name not in a.tensors else "B")
-        return
+        return "is missing in " + ("A" if name not in a.tensors else "B")
     x, y = a.tensors[name].load(), b.tensors[name].load()
-    if broken := int((~np.isfinite(y.astype(np.float64))).sum()):
-        yield f"holds {broken} values in B that are NaN or infinite"
-    elif x.shape != y.shape:
-        yield f"has shape {x.shape} in A and {y.shape} in B"
-    elif other := _other_name(a, b, name, y):
-        yield f"B holds A's {other} here"
-    else:
-        found = [what for what, test in TESTS.items() if _holds(test, x, y)]
-        yield found[0] if found else _size_of(x, y)
+    if x.shape != y.shape:
+        return f"has shape {x.shape} in A and {y.shape} in B"
+    if broken := _not_finite(x, y):
+        return broken
+    if not (x != y).any():
+        return f"has dtype {x.dtype} in A and {y.dtype} in B"
+    if other := _other_name(a, b, name, y):
+        return f"B holds A's {other} here"
+    found = [*_happened(model, name, x, y), *_measured(x, y)]
+    return found[0]
+
+
+def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
+    """Return where a tensor holds what is no number."""
+    said = []
+    for side, array in (("A", x), ("B", y)):
+        broken = ~np.isfinite(array.astype(np.float64))
+        if broken.any():
+            first = tuple(map(int, np.argwhere(broken)[0]))
+            said.append(
+                f"holds {broken.sum()} values in {side} that are NaN or infinite (the first at"
+                f" index {first})"
+            )
+    return " and ".join(said)
 
 
 def _other_name(a: Checkpoint, b: Checkpoint, name: str, y: np.ndarray) -> str | None:
@@ -49,58 +108,63 @@ def _other_name(a: Checkpoint, b: Checkpoint, name: str, y: np.ndarray) -> str |
     return None
 
 
-def _holds(test: Test, x: np.ndarray, y: np.ndarray) -> bool:
-    try:
-        return bool(test(x, y))
-    except (ValueError, IndexError):  # the hypothesis does not apply to this shape
-        return False
+def _happened(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield what makes the one tensor the other, bit for bit, perhaps with rounding after it."""
+    for happening in happenings(model, name):
+        try:
+            made = happening.of(name).apply([x])
+        except (ValueError, IndexError):  # it does not apply to this shape
+            continue
+        if np.array_equal(made, y):
+            yield happening.what
+            return
+        for dtype in ("float16", "bfloat16", "float32"):
+            if np.array_equal(rounded(made, DTYPES[dtype]).astype(y.dtype), y):
+                yield f"{happening.what} and rounded to {dtype}"
+                return
 
 
-def _permuted_rows(x: np.ndarray, y: np.ndarray) -> bool:
-    order_x, order_y = (np.lexsort(z.reshape(len(z), -1).T[:8]) for z in (x, y))
-    return len(x) > 1 and np.array_equal(x[order_x], y[order_y])
+def _measured(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield how the one differs from the other, where nothing makes them the same."""
+    exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
+    away, places = exact_y - exact_x, np.argwhere(x != y)
+    where = ", ".join(str(tuple(map(int, place))) for place in places[:FEW])
+    size = f"relative L2 {relative_error(y, x):.1e}"
+    if len(places) <= FEW:
+        yield f"{len(places)} of {x.size} values differ (at index {where}), {size}"
+    if x.size > FEW and away.std() <= CLOSE * abs(away.mean()):
+        yield f"has {away.mean():.3g} added"
+    if x.size > FEW and exact_x.any():
+        factor = np.vdot(exact_x, exact_y) / np.vdot(exact_x, exact_x)
+        if relative_error(exact_y, exact_x * factor) < CLOSE:
+            yield f"is multiplied by {factor:.6g}"
+    yield from _reordered(x, y)
+    yield from _partly(x, y, size)
+    yield f"{len(places)} of {x.size} values differ, {size}"
 
 
-def _fewer_bits(dtype: str) -> Test:
-    import ml_dtypes
-
-    kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
-    return lambda x, y: np.array_equal(x.astype(kind).astype(y.dtype), y)
-
-
-def _constant_added(x: np.ndarray, y: np.ndarray) -> bool:
-    away = y.astype(np.float64) - x.astype(np.float64)
-    return x.size > 1 and away.std() <= 1e-6 * abs(away.mean())
+def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
+        if x.shape[axis] > 1 and _same_parts(x, y, axis):
+            yield f"has its {what} in another order"
 
 
-def _scaled(x: np.ndarray, y: np.ndarray) -> bool:
-    factor = np.vdot(x, y) / np.vdot(x, x)
-    return x.size > 1 and relative_error(y, x * factor) < 1e-6
+def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
+    """Return whether both have the same rows or columns, in whatever order."""
+    parts = [np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1) for z in (x, y)]
+    in_order = [part[np.lexsort(part.T[:8])] for part in parts]
+    return np.array_equal(in_order[0], in_order[1])
 
 
-TESTS: Mapping[str, Test] = {
-    "is transposed": lambda x, y: x.ndim == 2 and np.array_equal(x.T, y),
-    "is zero in B": lambda x, y: not y.any() and bool(x.any()),
-    "has its channels reversed (RGB and BGR)": lambda x, y: (
-        x.ndim == 4 and np.array_equal(x[:, ::-1], y)
-    ),
-    "has height and width of the patch swapped": lambda x, y: (
-        x.ndim == 4 and np.array_equal(x.swapaxes(2, 3), y)
-    ),
-    "is shifted by the class token's place": lambda x, y: (
-        x.ndim == 3 and x.shape[1] > 2 and np.array_equal(np.roll(x, 1, axis=1)[:, 2:], y[:, 2:])
-    ),
-    "has its rows in another order (heads, channels or pixels)": _permuted_rows,
-    "is rounded to float16": _fewer_bits("float16"),
-    "is rounded to bfloat16": _fewer_bits("bfloat16"),
-    "has a constant added": _constant_added,
-    "is multiplied by a constant": _scaled,
-}
-
-
-def _size_of(x: np.ndarray, y: np.ndarray) -> str:
-    count = int((x != y).sum())
-    if count == 0:
-        return f"has dtype {x.dtype} in A and {y.dtype} in B"
-    where = f" (at index {tuple(map(int, np.argwhere(x != y)[0]))})" if count == 1 else ""
-    return f"{count} of {x.size} values differ{where}, relative L2 {relative_error(y, x):.1e}"
+def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
+    """Yield that only some rows or columns differ, or that the rest was never loaded."""
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    equal = flat_x == flat_y
+    split = int(np.argmin(equal))
+    if split and not flat_y[split:].any():
+        yield f"is zero from value {split} of {x.size} on"
+    for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        differ = np.flatnonzero((x != y).any(axis=others))
+        if len(differ) < x.shape[axis] and x.ndim > 1 and x.shape[axis] > 1:
+            yield f"differs in {what} {runs(differ)} of {x.shape[axis]} only, {size}"

@@ -17,9 +17,10 @@ import numpy as np
 from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
 from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
+from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
+from mae_convert.verify.sides import THIRD_PARTIES
 from mae_convert.verify.trace import Trace
 
-FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's own error may be this many times the other's ...
 PEER_FACTOR = 8.0
@@ -149,18 +150,6 @@ def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
     return sorted(differing, key=lambda name: name not in fed)
 
 
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, another shape infinite, NaN stays NaN."""
-    if a.shape != b.shape:
-        return math.inf
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        distance, size = np.linalg.norm(exact_a - exact_b), np.linalg.norm(exact_b)
-    if distance == 0:
-        return 0.0
-    return float(distance / size) if size != 0 else math.inf
-
-
 def effects(before: Trace, after: Trace) -> dict[str, float]:
     """Return how far the results of one trace are from another's, in float64, by name."""
     old, new = before.results("float64"), after.results("float64")
@@ -206,16 +195,27 @@ def _common_results(a: Trace, b: Trace) -> list[str]:
 
 
 def _missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
-    """Yield results, steps between left aside, that one side has and the other has not."""
+    """Yield what one side has and the other has not: results, and, of our models, steps between.
+
+    The classes of other libraries do not show every step.
+    """
     if a.description["task"] != b.description["task"]:
         return
+    with_steps = all(_has_steps(trace) for trace in (a, b))
     for name, side, other in (("B", a, b), ("A", b, a)):
         known = other.results("float64").keys() | other.description.get("settings", {}).get(
             "omits", ()
         )
         for result in side.results("float64"):
-            if result in LAST_STEPS and result not in known:
+            step = with_steps and not result.startswith(GRADIENT)
+            if (step or result in LAST_STEPS) and result not in known:
                 yield result, name
+
+
+def _has_steps(trace: Trace) -> bool:
+    """Return whether a trace has the steps between of one of our models, and so all of them."""
+    ours = trace.description.get("framework") not in THIRD_PARTIES
+    return ours and any(name.startswith("float64/tap/") for name in trace.arrays)
 
 
 def _function(a: Trace, b: Trace) -> Iterator[Check]:

@@ -9,10 +9,12 @@ import numpy as np
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.verify.causes import explain
+from mae_convert.verify.explain.process import Subject
+from mae_convert.verify.explain.reproduction import Pair
+from mae_convert.verify.explain.verdict import explained
 from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.verify.job import FRAMEWORKS
-from mae_convert.verify.judge import Check, Verdict, differing_tensors, effects, judge
+from mae_convert.verify.judge import Check, Verdict, effects, judge
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import UNMASKED, Side, choose_side, loader_for
 from mae_convert.verify.staging import as_encoder
@@ -151,17 +153,19 @@ def run_verification(
         proven = done.verdict.proven
         check = Check("proof/both sides read natively", proven, proven, True)
         done = replace(done, verdict=_with_checks(done.verdict, (check,)))
-    return done if done.verdict.passed else _explained(done, after, b)
+    return done if done.verdict.passed else _explained(done, runs)
 
 
-def _explained(done: Verification, a: Checkpoint, b: Checkpoint) -> Verification:
+def _explained(done: Verification, runs: Sequence[Run]) -> Verification:
     """Return a verification that failed with the causes that were tested."""
-    verdict = done.verdict
-    # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
-    different = set(differing_tensors(*done.traces[:2]))
-    tensors = [name for name in verdict.suspects if name in different]
-    causes = verdict.causes + tuple(explain(a, b, tensors))
-    return replace(done, verdict=replace(verdict, causes=causes))
+    source, target = (
+        Subject(run.checkpoint, trace, run.as_stored)
+        for run, trace in zip(runs[:2], done.traces, strict=False)
+    )
+    python = next((r.side.python for r in runs[:2] if r.side.framework == "torch"), None)
+    ratio = runs[0].request.mask_ratio or 0.0
+    pair = Pair(source, target, done.inputs, ratio, python=python)
+    return replace(done, verdict=explained(done.verdict, pair))
 
 
 def common_request(

@@ -1,0 +1,96 @@
+"""What the difference of two results looks like; each pattern is tested to rounding.
+
+Results are float64 arrays (N, T, D): images, tokens, channels.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+ROUNDING = 1e-9  # of the largest value: what is nearer than that is the same
+
+
+def near(a: np.ndarray, b: np.ndarray) -> bool:
+    """Return whether two arrays of one shape are the same but for rounding."""
+    size = max(float(np.abs(a).max(initial=0.0)), float(np.abs(b).max(initial=0.0)))
+    return bool(np.abs(a - b).max(initial=0.0) <= ROUNDING * size)
+
+
+def differing(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    """Return the indices along an axis at which two arrays differ by more than rounding."""
+    others = tuple(i for i in range(a.ndim) if i != axis % a.ndim)
+    away = np.abs(a - b).max(axis=others)
+    return np.flatnonzero(~(away <= ROUNDING * max(float(np.abs(a).max()), 1e-300)))
+
+
+def same_vector(difference: np.ndarray) -> bool:
+    """Return whether all vectors along the last axis are one and the same."""
+    vectors = difference.reshape(-1, difference.shape[-1])
+    size = float(np.abs(vectors).max(initial=0.0))
+    return len(vectors) > 1 and bool(np.abs(vectors - vectors[0]).max() <= ROUNDING * size)
+
+
+def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
+    """Return whether vectors (N, T, D) are the same wherever a place (N, T) is the same."""
+    vectors = difference.reshape(-1, difference.shape[-1])
+    size = float(np.abs(vectors).max(initial=0.0))
+    flat = places.ravel()
+    found = False
+    for place in np.unique(flat):
+        alike = vectors[flat == place]
+        if len(alike) > 1:
+            found = True
+            if np.abs(alike - alike[0]).max() > ROUNDING * size:
+                return False
+    return found
+
+
+def factor(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return the number by which one array is the other multiplied, if it is."""
+    size = float(np.vdot(a, a))
+    if size == 0:
+        return None
+    ratio = float(np.vdot(a, b)) / size
+    return ratio if ratio != 0 and near(a * ratio, b) else None
+
+
+def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
+    """Return the order in which one array has the other's parts along an axis, if it has them all.
+
+    Returns:
+        Indices such that ``b`` is ``a.take(indices, axis)``; None where there are none, or where
+        parts are the same so that the order is not determined.
+    """
+    count = a.shape[axis]
+    parts_a, parts_b = (np.moveaxis(x, axis, 0).reshape(count, -1) for x in (a, b))
+    weights = np.random.default_rng(0).standard_normal(parts_a.shape[1])
+    sums_a, sums_b = parts_a @ weights, parts_b @ weights
+    order = np.empty(count, dtype=np.int64)
+    order[np.argsort(sums_b, kind="stable")] = np.argsort(sums_a, kind="stable")
+    fits = count > 1 and near(parts_a[order], parts_b)
+    return order if fits and not np.array_equal(order, np.arange(count)) else None
+
+
+def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return the share of values that dropout set to zero, with the others scaled up, if any."""
+    zero = (b == 0) & (a != 0)
+    if not 0 < zero.mean() < 1:
+        return None
+    ratio = factor(a[~zero], b[~zero])
+    if ratio is None or ratio <= 1:
+        return None
+    return 1 - 1 / ratio
+
+
+def runs(indices: np.ndarray) -> str:
+    """Return indices as a person writes them: 0, 3-5."""
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in _runs(indices)
+    )
+
+
+def _runs(indices: np.ndarray) -> Iterator[tuple[int, int]]:
+    pieces = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+    for piece in pieces:
+        if len(piece):
+            yield int(piece[0]), int(piece[-1])

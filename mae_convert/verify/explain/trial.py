@@ -1,0 +1,164 @@
+"""Try a hypothesis: change a PyTorch reference model, run it, and compare with a trace."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mae_convert.verify import run_pytorch
+from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
+from mae_convert.verify.explain.alternatives import Arithmetic
+from mae_convert.verify.explain.edits import Change
+from mae_convert.verify.explain.walk import Walk, inputs_as
+from mae_convert.verify.job import Job
+
+OTHER = "B/"  # before the name of a tensor that is the other side's
+EXACT = ("mask", "ids_restore")
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Reference:
+    """The results of a trace file in one dtype, by name, read when they are asked for."""
+
+    def __init__(self, path: str, dtype: str) -> None:
+        self.file = safe_open(path, "pt")
+        self.names = {
+            key.removeprefix(f"{dtype}/").removeprefix("tap/"): key
+            for key in self.file.keys()  # noqa: SIM118 (no mapping)
+            if key.startswith(f"{dtype}/") or key in EXACT
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.get_tensor(self.names[name])
+
+
+class Trial:
+    """A model that is changed and run again.
+
+    Attributes:
+        job: the side whose model this is.
+        places: canonical name → name of the parameter, which part of it, and of how many.
+        other: file with tensors of the other side, by canonical name, or None.
+    """
+
+    def __init__(self, job: Job, places: Mapping[str, Sequence[Any]], other: str | None) -> None:
+        self.job, self.places = job, places
+        self.other = safe_open(other, "pt") if other else None
+        torch.set_grad_enabled(False)
+        self.model = run_pytorch.build(job).double()
+        self.state = self.model.state_dict()
+        self.models = {torch.float64: self.model}
+        with np.load(job.inputs) as archive:
+            self.inputs = dict(archive)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Trial":
+        """Return the trial that a job file describes."""
+        return cls(Job(**plain["job"]), plain["places"], plain["other"])
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for.
+
+        Returns:
+            What ``compare`` or ``precision`` returns, or ``error`` where a change does not fit the
+            model.
+        """
+        how = Arithmetic([alt for step in request["steps"] for alt in step["arithmetic"]])
+        changes = [[Change(**c) for c in step["changes"]] for step in request["steps"]]
+        try:
+            with self._edited(changes):
+                if request["dtype"] is None:
+                    return self.compare(request["trace"], how, request["start"])
+                return self.precision(request, how)
+        except (ValueError, IndexError, KeyError, RuntimeError) as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def compare(self, trace: str, how: Arithmetic, start: str | None) -> dict[str, Any]:
+        """Run the model in float64 until it is not what a trace says.
+
+        Args:
+            trace: the trace's file.
+            how: what is computed otherwise.
+            start: the first result to compute; what comes before it is taken from the trace.
+
+        Returns:
+            ``first``, the first result that differs, or None, and ``largest``, the largest error
+            of the others.
+        """
+        known = Reference(trace, "float64")
+        largest = 0.0
+        for name, value in self._walk(known, torch.float64).run(how, start):
+            if name in known:
+                error = _error(name, value, known[name])
+                if not error <= FUNCTION_LIMIT:
+                    return {"first": name, "largest": largest}
+                largest = max(largest, error)
+        return {"first": None, "largest": largest}
+
+    def precision(self, request: Mapping[str, Any], how: Arithmetic) -> dict[str, Any]:
+        """Return how much of a trace's error at a result is not made by computing it otherwise.
+
+        Args:
+            request: ``trace`` and ``dtype`` of its run, and the result, ``start``, that is computed
+                from what the trace has before it.
+            how: what is computed in less precision.
+
+        Returns:
+            ``unexplained``: the distance between what is computed otherwise and the trace, over
+            that between what is computed as usual and the trace; 0 is a full explanation.
+        """
+        dtype, at = DTYPES[request["dtype"]], request["start"]
+        known = Reference(request["trace"], request["dtype"])
+        walk = self._walk(known, dtype)
+        usual, otherwise = (
+            next(value for name, value in walk.run(h, at) if name == at)
+            for h in (Arithmetic(), how)
+        )
+        left, whole = (float((x.double() - known[at].double()).norm()) for x in (otherwise, usual))
+        return {"unexplained": left / whole if whole else float("inf")}
+
+    def _walk(self, known: Reference, dtype: torch.dtype) -> Walk:
+        if dtype not in self.models:
+            self.models[dtype] = copy.deepcopy(self.model).to(dtype)
+        inputs = inputs_as(self.inputs, dtype)
+        return Walk(self.models[dtype], self.job.task, inputs, known)
+
+    @contextmanager
+    def _edited(self, steps: Sequence[Sequence[Change]]) -> Iterator[None]:
+        """Change tensors, and put them back in the end."""
+        touched = {c.target for changes in steps for c in changes}
+        before = {name: self._tensor(name).clone() for name in touched}
+        try:
+            for changes in steps:
+                made = [(c.target, c.apply([self._array(s) for s in c.sources])) for c in changes]
+                for name, array in made:
+                    self._tensor(name).copy_(torch.from_numpy(np.array(array, np.float64)))
+            yield
+        finally:
+            for name, tensor in before.items():
+                self._tensor(name).copy_(tensor)
+
+    def _tensor(self, name: str) -> Tensor:
+        parameter, part, parts = self.places[name]
+        return self.state[parameter].chunk(parts)[part]
+
+    def _array(self, name: str) -> np.ndarray:
+        if name.startswith(OTHER):
+            assert self.other is not None
+            return self.other.get_tensor(name.removeprefix(OTHER)).double().numpy()
+        return self._tensor(name).numpy().copy()
+
+
+def _error(name: str, value: Tensor, expected: Tensor) -> float:
+    if name in EXACT:
+        same = value.shape == expected.shape and bool((value == expected).all())
+        return 0.0 if same else float("inf")
+    return relative_error(value.numpy(), expected.numpy())

@@ -1,0 +1,93 @@
+"""Judge the judge: put faults into models, tables, configurations and code, and print the score.
+
+.venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
+.venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
+.venv/bin/python scripts/mutation_score.py --good-pairs 200
+
+Exit status 1 if a fault is not caught, if too few are explained, or if a good pair fails.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from mutation.good_pairs import judge_pairs
+from mutation.population import Mutant, Population
+from mutation.report import KINDS, failures, markdown, remarks, score
+from mutation.score import Outcome, outcomes
+
+LEAST_SUSPECTED = 0.95
+LEAST_NAMED = 0.9
+WEIGHTS = 150  # of each of four kinds of fault in weights
+
+
+def main() -> int:
+    """Run what the command line asks for and return the exit status."""
+    parser = argparse.ArgumentParser(description="Score the judge on generated faults.")
+    parser.add_argument("--sample", type=int, help="faults of each kind and framework")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of fault")
+    parser.add_argument("--good-pairs", type=int, default=0, help="judge good pairs instead")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.good_pairs:
+        return good_pairs(options.good_pairs, options.seed)
+    start = time.monotonic()
+    found: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:
+        population = Population(Path(folder), options.seed)
+        for kind in options.kind or KINDS:
+            mutants = faults(population, kind, options.sample)
+            found += outcomes(mutants, Path(folder) / kind)
+            print(f"{kind}: {len(mutants)} faults, {time.monotonic() - start:.0f} s", flush=True)
+    print("\n" + markdown(found) + "\n")
+    print("\n".join(remarks(found)))
+    return 0 if is_good(found) else 1
+
+
+def faults(population: Population, kind: str, sample: int | None) -> list[Mutant]:
+    """Return the faults of one kind: all, or about as many of each sort as the sample says."""
+    if kind == "weights":
+        made = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
+    elif kind == "tables":
+        made = population.tables(sample, by_tensorflow=sample or 1000)
+    elif kind == "configurations":
+        made = population.configurations(sample, by_tensorflow=sample or 30)
+    elif kind == "code":
+        made = population.code(sample, sample)
+    else:
+        made = population.precision(sample, sample)
+    return list(made)
+
+
+def is_good(found: list[Outcome]) -> bool:
+    """Return whether the judge caught everything and explained enough."""
+    scores = [score(kind, found) for kind in KINDS]
+    semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
+    suspected = sum(s.suspected for s in scores if s.kind in ("weights", "tables"))
+    tensors = sum(s.total for s in scores if s.kind in ("weights", "tables"))
+    named, total = sum(s.named for s in semantic), sum(s.total for s in semantic)
+    missed = failures(found)
+    return (
+        not missed["not caught"]
+        and suspected >= LEAST_SUSPECTED * tensors
+        and named >= LEAST_NAMED * total
+    )
+
+
+def good_pairs(number: int, seed: int) -> int:
+    """Judge pairs that are the same function, and say which fail."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
+        failed = judge_pairs(number, seed, Path(folder))
+    for name, checks in failed.items():
+        print(f"{name}: {checks}")
+    print(f"{number - len(failed)} of {number} good pairs pass, {time.monotonic() - start:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""A laboratory in this process, so that no child has to be started for each fault."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.verify.explain.process import Laboratory
+from mae_convert.verify.explain.trial import Trial
+from mae_convert.verify.trace import Side
+
+
+class Bench(Laboratory):
+    """Does what a laboratory does, without a child."""
+
+    def _begin(self, described: Mapping[str, Any], side: Side) -> None:
+        self._trial = Trial.of(described)
+
+    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._trial.answer(request)
+
+    def stop(self) -> None:
+        self._folder.cleanup()

@@ -1,0 +1,332 @@
+"""The population: every fault as a pair of runs, of the source and of what a fault made of it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.canonical import schema
+from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.containers import LazyTensor
+from mae_convert.convert import execute
+from mae_convert.errors import MaeConvertError
+from mae_convert.layouts import LAYOUTS
+from mae_convert.mapping import Table, read_tensors, write_tensors
+from mae_convert.planning import plan_conversion
+from mae_convert.verify.sides import NATIVE_LOADERS
+from mae_convert.verify.verification import Options, common_request
+from mutation.code import CODE_FAULTS, PRECISIONS, CodeFault
+from mutation.models import MODELS, write_model, write_original
+from mutation.running import Run
+from mutation.settings import SettingFault, contradictions, setting_faults
+from mutation.tables import table_faults
+from mutation.weights import WeightFault, compensating, exchanges, single_faults
+
+SUFFIX = {"transformers": "", "transformers-tf": "", "timm": "", "keras": ".weights.h5",
+          "keras-hub": ".weights.h5", "facebook": ".safetensors"}  # fmt: skip
+BY_TENSORFLOW = ("transformers", "transformers-tf", "keras")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A source, and what a fault made of it.
+
+    Attributes:
+        name: the fault.
+        kind: "weights", "tables", "configurations", "code" or "precision".
+        a: the run of the source.
+        b: the run of the target.
+        guilty: canonical tensors of which the first suspect is to be one.
+        keys: the kinds of cause that are right; empty where no sentence is expected.
+        words: what the sentence must hold.
+        blind: why no forward pass sees it, or None.
+        refused: what refuses it before anything runs, or None.
+    """
+
+    name: str
+    kind: str
+    a: Run | None = None
+    b: Run | None = None
+    guilty: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    blind: str | None = None
+    refused: str | None = None
+
+
+@dataclass
+class Population:
+    """Makes mutants, and the files that they need in a folder."""
+
+    folder: Path
+    seed: int = 0
+    numbers: Iterator[int] = field(default_factory=count)
+
+    @cached_property
+    def models(self) -> Mapping[str, Checkpoint]:
+        return {name: write_model(name, self.folder, self.seed) for name in MODELS}
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    def some(self, items: Iterable[Any], number: int | None) -> list[Any]:
+        """Return a random sample in order, or all."""
+        items = list(items)
+        if number is None or number >= len(items):
+            return items
+        return [items[i] for i in sorted(self.rng.choice(len(items), number, replace=False))]
+
+    def target(self, layout: str) -> Path:
+        suffix = SUFFIX.get(layout, ".pth")
+        return self.folder / f"{next(self.numbers)}{suffix}"
+
+    def run(self, checkpoint: Checkpoint, framework: str, fault: str | None = None) -> Run:
+        unmasked = checkpoint.task == "classify"
+        inputs, request = common_request(checkpoint, Options(), unmasked=unmasked)
+        return Run(checkpoint, framework, inputs, request.mask_ratio, fault)
+
+    def native(self, model: str) -> Run:
+        return self.run(self.models[model], "torch")
+
+    # Weights
+
+    def weights(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
+        """Yield faults in tensors: of the pre-training model, and of the heads of classifiers."""
+        tensors = {m: {n: t.load() for n, t in c.tensors.items()} for m, c in self.models.items()}
+        faults = [("pretrain", f) for f in self.some(single_faults(tensors["pretrain"]), number)]
+        faults += [("pretrain", f) for f in self.some(exchanges(tensors["pretrain"]), number)]
+        faults += [("pretrain", f) for f in compensating(tensors["pretrain"])]
+        for model in ("token", "avg"):
+            heads = [f for f in single_faults(tensors[model]) if f.guilty[0].startswith("head")]
+            faults += [(model, f) for f in self.some(heads, number)]
+        chosen = set(self.rng.choice(len(faults), min(by_tensorflow, len(faults)), replace=False))
+        for index, (model, fault) in enumerate(faults):
+            layout = "facebook"
+            if index in chosen:
+                layout = "keras" if model == "avg" else BY_TENSORFLOW[index % 3]
+            yield self._weight_mutant(model, fault, tensors[model], layout)
+
+    def _weight_mutant(
+        self, model: str, fault: WeightFault, tensors: dict[str, np.ndarray], layout: str
+    ) -> Mutant:
+        source, changed = self.models[model], fault.change(tensors)
+        guilty = tuple(n for n in fault.guilty if not np.array_equal(changed[n], tensors[n]))
+        if layout == "facebook":
+            config, path = source.configuration.model, self.target(layout)
+            b = self.run(write_original(path, config, source.task, changed), "torch")
+        else:
+            lazy = {name: LazyTensor.from_array(name, a) for name, a in changed.items()}
+            b = self.run(self.converted(source, layout, tensors=lazy), "tensorflow")
+        blind = "cancels out" if fault.blind else None
+        return Mutant(f"{model}, {layout}: {fault.name}", "weights", self.native(model), b,
+                      guilty, blind=blind)  # fmt: skip
+
+    def converted(
+        self,
+        source: Checkpoint,
+        layout: str,
+        *,
+        tensors: Mapping[str, LazyTensor] | None = None,
+        table: Table | None = None,
+    ) -> Checkpoint:
+        """Convert a checkpoint by another table or with other tensors, and open the result.
+
+        A fault in a table is in both directions: what is written by it is read by it.
+        """
+        target = self.target(layout)
+        plan = plan_conversion(source, target, layout)
+        lazy = tensors or source.tensors
+        heads = source.configuration.model.num_attention_heads
+        rules = [rule.bound(heads) for rule in (table or plan.table).expand(lazy)]
+        created = plan.tensors[len(plan.rules) :]
+        written = [*write_tensors(lazy, rules), *created]
+        execute(replace(plan, rules=rules, tensors=written))
+        opened = open_checkpoint(target)
+        return opened if table is None else reread(opened, table)
+
+    # Mapping tables
+
+    def tables(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
+        """Yield faults in rows of the tables, as a real conversion shows them."""
+        for layout in LAYOUTS.values():
+            for table in layout.tables:
+                if table.name.endswith("linear probe") or "*" in repr(table.rows):
+                    continue  # rows of another table, with three, or any scope, for reading only
+                for index, fault in enumerate(self.some(table_faults(table), number)):
+                    tensorflow = index < by_tensorflow
+                    way = self._way(layout.name, table, tensorflow=tensorflow, odd=index % 2 == 1)
+                    models = [{"classify": "token"}.get(task, task) for task in table.tasks]
+                    mutants = (
+                        self._guarded(way, fault.name, model, layout.name, table, fault.table)
+                        for model in models
+                    )
+                    # A row that this model has no use for is no fault; another model may use it.
+                    yield from islice((m for m in mutants if m.refused or m.guilty), 1)
+
+    def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
+        """Return how a faulty table is used such that the forward pass can tell."""
+        written = LAYOUTS[layout].table_for(table.tasks[0]) is table
+        if (table.name, "tensorflow") in NATIVE_LOADERS and written and tensorflow:
+            return self._read_natively if odd else self._written
+        if (table.name, "torch") in NATIVE_LOADERS and tensorflow:
+            return self._read_into_keras
+        return self._read
+
+    def _guarded(self, way: Callable, name: str, model: str, *rest: Any) -> Mutant:
+        """Return a mutant, or one that says what refused to make it."""
+        label = f"{name} [{way.__name__.strip('_').replace('_', ' ')}]"
+        try:
+            return replace(way(model, *rest), name=label, kind="tables")
+        except (MaeConvertError, ValueError) as error:
+            return Mutant(label, "tables", refused=f"shapes: {error}")
+
+    def _written(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
+        """The target is written by the faulty table and run by the framework that reads it."""
+        source = self.models[model]
+        target = self.converted(source, layout, table=wrong)
+        guilty = self._guilty(target, right)
+        return Mutant("", "", self.native(model), self.run(target, "tensorflow"), guilty)
+
+    def _read_natively(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
+        """The source is read by the faulty table; it runs without it, and what it became too."""
+        source = reread(self.converted(self.models[model], layout), wrong)
+        target = self.converted(source, "facebook")
+        return Mutant("", "", self.run(source, "tensorflow"), self.run(target, "torch"),
+                      self._guilty(source, right))  # fmt: skip
+
+    def _read_into_keras(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
+        """The source is read by the faulty table; PyTorch runs it without it, Keras the result."""
+        original = self.models[model]
+        source = original if layout == "facebook" else self.converted(original, layout)
+        source = reread(source, wrong)
+        target = self.converted(source, "keras")
+        return Mutant("", "", self.run(source, "torch"), self.run(target, "tensorflow"),
+                      self._guilty(source, right))  # fmt: skip
+
+    def _read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
+        """A file of the layout is right, and is read by the faulty table."""
+        source = self.models[model]
+        if LAYOUTS[layout].table_for(source.task) is right:
+            target = self.converted(source, layout)
+        else:
+            target = self._spelled(source, layout, right)
+        target = reread(target, wrong)
+        guilty = tuple(n for n, t in target.tensors.items() if not same(t, source.tensors[n]))
+        return Mutant("", "", self.native(model), self.run(target, "torch"), guilty)
+
+    def _spelled(self, source: Checkpoint, layout: str, table: Table) -> Checkpoint:
+        """Write a file in a spelling that is only read, and open it."""
+        from mae_convert.containers import write_file
+
+        rules = table.expand(source.tensors)
+        path = self.folder / f"{next(self.numbers)}.safetensors"
+        config = {**source.configuration.model.to_dict(), "task": source.task}
+        write_file(path, "safetensors", write_tensors(source.tensors, rules), config=config)
+        return open_checkpoint(path)
+
+    def _guilty(self, misread: Checkpoint, right: Table) -> tuple[str, ...]:
+        """Return the tensors that the right table reads otherwise."""
+        rightly = reread(misread, right).tensors
+        return tuple(n for n, t in misread.tensors.items() if not same(t, rightly[n]))
+
+    # Configurations
+
+    def configurations(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
+        faults = self.some(setting_faults(), number)
+        chosen = set(self.rng.choice(len(faults), min(by_tensorflow, len(faults)), replace=False))
+        for index, fault in enumerate(faults):
+            yield self._setting_mutant(fault, "tensorflow" if index in chosen else "torch")
+        for fault in contradictions():
+            try:
+                self._with_fields(fault, "torch")
+            except MaeConvertError as error:
+                yield Mutant(fault.name, "configurations", refused=f"opening: {error}")
+            else:
+                yield self._setting_mutant(fault, "torch")
+
+    def _setting_mutant(self, fault: SettingFault, framework: str) -> Mutant:
+        name, field_ = f"{framework}, {fault.name}", next(iter(fault.fields))
+        blind = "a flag: outputs do not depend on it" if fault.flag else None
+        b = replace(self.run(self._with_fields(fault, framework), framework))
+        a = self.native(fault.model)
+        b = replace(b, inputs=a.inputs, mask_ratio=a.mask_ratio)
+        keys = () if fault.flag else ("configuration",)
+        return Mutant(name, "configurations", a, b, keys=keys, words=(field_,), blind=blind)
+
+    def _with_fields(self, fault: SettingFault, framework: str) -> Checkpoint:
+        from mae_convert.containers import write_file
+
+        source = self.models[fault.model]
+        layout = LAYOUTS["facebook" if framework == "torch" else "keras"]
+        rules = layout.table_for(source.task).expand(source.tensors)
+        kind = layout.containers[0] if framework != "torch" else "safetensors"
+        path = self.target(layout.name)
+        statistics = {
+            name: list(source.configuration.value(name)) for name in ("image_mean", "image_std")
+        }
+        config = {
+            **source.configuration.model.to_dict(), **statistics, "task": source.task,
+            "layout": layout.name, **fault.fields,
+        }  # fmt: skip
+        write_file(path, kind, write_tensors(source.tensors, rules), config=config)
+        return open_checkpoint(path)
+
+    # Code
+
+    def code(self, torch: int | None, tensorflow: int | None) -> Iterator[Mutant]:
+        yield from self._code(CODE_FAULTS, "code", torch, tensorflow)
+
+    def precision(self, torch: int | None, tensorflow: int | None) -> Iterator[Mutant]:
+        yield from self._code(PRECISIONS, "precision", torch, tensorflow)
+
+    def _code(
+        self, faults: Sequence[CodeFault], kind: str, torch: int | None, tensorflow: int | None
+    ) -> Iterator[Mutant]:
+        for framework, number in (("torch", torch), ("tensorflow", tensorflow)):
+            for fault in self.some(faults, number):
+                if framework == "tensorflow" and not in_keras(fault):
+                    continue
+                source = self.models[fault.model]
+                target = source if framework == "torch" else self.converted(source, "keras")
+                b = self.run(target, framework, fault.name)
+                yield Mutant(f"{framework}: {fault.name}", kind, self.native(fault.model), b,
+                             keys=fault.keys, words=fault.words)  # fmt: skip
+
+
+KERAS_PARTS = ("attention", "linear layers", "norms", "everything")
+
+
+def in_keras(fault: CodeFault) -> bool:
+    """Return whether ``code_keras``, which needs TensorFlow, has a fault."""
+    text = Path(__file__).with_name("code_keras.py").read_text()
+    part = fault.name.removesuffix(", but not in the proof").rpartition(" in ")[0]
+    return f'    "{fault.name}": ' in text or (fault in PRECISIONS and part in KERAS_PARTS)
+
+
+def same(a: LazyTensor, b: LazyTensor) -> bool:
+    return np.array_equal(a.load(), b.load(), equal_nan=True)
+
+
+def reread(checkpoint: Checkpoint, table: Table) -> Checkpoint:
+    """Return a checkpoint whose tensors are read by another table.
+
+    Raises:
+        ValueError: the shapes are not those of a model; the file would be refused.
+    """
+    heads = checkpoint.configuration.model.num_attention_heads
+    rules = [rule.bound(heads) for rule in table.expand(checkpoint.tensors)]
+    stored = checkpoint.container.tensors
+    if missing := [rule.external for rule in rules if rule.external not in stored]:
+        raise ValueError(f"the file would have to hold {missing[0]}")
+    tensors = read_tensors(stored, rules)
+    shapes = schema(checkpoint.configuration.model, checkpoint.task)
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{name} would have shape {tensor.shape}, not {shapes[name]}")
+    ordered = {name: tensors[name] for name in shapes}
+    return replace(checkpoint, tensors=ordered, rules=tuple(rules))

@@ -1,0 +1,90 @@
+"""Run many checkpoints in few child processes, one for each framework."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.verify.job import Job
+from mae_convert.verify.sides import Side
+from mae_convert.verify.staging import stage
+from mae_convert.verify.trace import Trace, describe
+
+WORKER = Path(__file__).with_name("worker.py")
+DTYPES = ("float64", "float32")
+AT_ONCE = 100  # jobs of one child, whose memory grows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkpoint to be run.
+
+    Attributes:
+        checkpoint: what to run.
+        framework: "torch" or "tensorflow".
+        inputs: ``pixel_values`` and ``noise``.
+        mask_ratio: to run at.
+        fault: in the code, by name.
+    """
+
+    checkpoint: Checkpoint
+    framework: str
+    inputs: Mapping[str, np.ndarray]
+    mask_ratio: float
+    fault: str | None = None
+
+
+def prepare(run: Run, folder: Path) -> Path:
+    """Write the job of a run and return its file."""
+    folder.mkdir(parents=True)
+    np.savez(folder / "inputs.npz", **run.inputs)
+    weights, loader, native = stage(run.checkpoint, run.framework, folder)
+    model = replace(run.checkpoint.configuration.model, mask_ratio=run.mask_ratio)
+    description = describe(run.checkpoint, Side(run.framework), run.inputs, native=native)
+    job = Job(
+        framework=run.framework,
+        device="cpu",
+        dtypes=DTYPES,
+        task=run.checkpoint.task,
+        config=model.to_dict(),
+        weights=str(weights),
+        loader=loader,
+        inputs=str(folder / "inputs.npz"),
+        output=str(folder / "trace.safetensors"),
+        taps=True,
+        gradients=False,
+        mode="eager",
+        description={**description, "dtypes": list(DTYPES), "taps": True},
+    )
+    job.save(folder / "job.json")
+    return folder / "job.json"
+
+
+def run_all(runs: Sequence[Run], folder: Path) -> list[Trace | str]:
+    """Return the trace of each run, or what it failed with."""
+    jobs = [prepare(run, folder / str(number)) for number, run in enumerate(runs)]
+    for framework in dict.fromkeys(run.framework for run in runs):
+        listed = [
+            (str(job), run.fault)
+            for job, run in zip(jobs, runs, strict=True)
+            if run.framework == framework
+        ]
+        for start in range(0, len(listed), AT_ONCE):
+            (folder / "list.json").write_text(json.dumps(listed[start : start + AT_ONCE]))
+            subprocess.run(
+                [sys.executable, str(WORKER), framework, str(folder / "list.json")],
+                check=True,
+                capture_output=True,
+                env={"PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            )
+    return [_result(job.with_name("trace.safetensors")) for job in jobs]
+
+
+def _result(path: Path) -> Trace | str:
+    error = path.with_name(f"{path.name}.error")
+    return error.read_text() if error.exists() else Trace.load(path)

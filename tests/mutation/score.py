@@ -1,0 +1,91 @@
+"""Run the population, judge and explain every pair, and count."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_convert.verify.explain.process import Subject
+from mae_convert.verify.explain.reproduction import Pair
+from mae_convert.verify.explain.verdict import explained_by, explained_by_traces
+from mae_convert.verify.judge import judge
+from mae_convert.verify.trace import Trace
+from mutation.bench import Bench
+from mutation.population import Mutant
+from mutation.running import Run, run_all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant.
+
+    Attributes:
+        mutant: the fault.
+        caught: by what: "tensors", "traces", "configuration", "refused".
+        suspect: whether the first suspect is guilty, by the whole verdict.
+        by_traces: whether it is by traces alone.
+        named: whether the right cause is named.
+        reproduced: whether the explanation leaves nothing.
+        causes: what was said.
+        signs: what the traces alone show.
+    """
+
+    mutant: Mutant
+    caught: frozenset[str]
+    suspect: bool = False
+    by_traces: bool = False
+    named: bool = False
+    reproduced: bool = False
+    causes: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
+
+
+def outcomes(mutants: Sequence[Mutant], folder: Path) -> Iterator[Outcome]:
+    """Yield what becomes of each mutant."""
+    runnable = [m for m in mutants if m.refused is None]
+    sources = {_key(m.a): m.a for m in runnable}
+    runs = [*sources.values(), *(m.b for m in runnable)]
+    traces = run_all(runs, folder / "runs")
+    known = dict(zip(sources, traces, strict=False))
+    targets = iter(traces[len(sources) :])
+    for mutant in mutants:
+        if mutant.refused is not None:
+            yield Outcome(mutant, frozenset({"refused"}), causes=(mutant.refused,))
+        else:
+            trace = next(targets)
+            yield outcome(mutant, known[_key(mutant.a)], trace)
+
+
+def _key(run: Run) -> tuple:
+    return (str(run.checkpoint.path), id(run.checkpoint), run.framework)
+
+
+def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
+    """Judge and explain one pair."""
+    assert isinstance(a, Trace), a
+    if isinstance(b, str):  # the framework refuses the file
+        return Outcome(mutant, frozenset({"refused"}), causes=(b,))
+    verdict, alone = judge(a, b), judge(a, b, compare_weights=False)
+    caught = {_kind(check.name) for check in verdict.failed()}
+    if verdict.passed:
+        return Outcome(mutant, frozenset())
+    subjects = (Subject(mutant.a.checkpoint, a), Subject(mutant.b.checkpoint, b))
+    pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, laboratory=Bench)
+    whole, explanation = explained_by(verdict, pair)
+    right = bool(set(explanation.keys) & set(mutant.keys)) or not mutant.keys
+    said = any(all(word in cause for word in mutant.words) for cause in whole.causes)
+    sayable = bool(mutant.keys or mutant.words)
+    return Outcome(
+        mutant,
+        frozenset(caught),
+        suspect=bool(set(whole.suspects[:1]) & set(mutant.guilty)),
+        by_traces=bool(set(alone.suspects[:1]) & set(mutant.guilty)),
+        named=sayable and right and said,
+        reproduced=any("reproduced" in cause for cause in whole.causes),
+        causes=whole.causes,
+        signs=explained_by_traces(alone, a, b).causes,
+    )
+
+
+def _kind(check: str) -> str:
+    kind = check.split("/", maxsplit=1)[0]
+    return {"weights": "tensors", "configuration": "configuration"}.get(kind, "traces")
