@@ -17,7 +17,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import Fuse
+from mae_convert.transforms import Fuse
 from mae_convert.verify.explain.hypothesis import Hypothesis
 from mae_convert.verify.explain.search import Answer
 from mae_convert.verify.job import Job
