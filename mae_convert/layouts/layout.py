@@ -65,4 +65,8 @@ class Layout:
         for table in self.tables:
             if task in table.tasks:
                 return table
-        raise LayoutError(f"the {self.name} layout cannot hold a {task} model")
+        held = dict.fromkeys(task for table in self.tables for task in table.tasks)
+        raise LayoutError(
+            f"the {self.name} layout cannot hold a model of task {task}, but of {', '.join(held)};"
+            " --task encoder leaves the rest out"
+        )

@@ -6,9 +6,11 @@ Fixed position embeddings come last in their layer, because Keras lists frozen w
 """
 
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.transformers import CONVENTIONS, read_config, refusal, write_config
+from mae_convert.layouts.transformers import CONVENTIONS, read_config, write_config
+from mae_convert.layouts.transformers import refusal as refusal_in_pytorch
 from mae_convert.mapping import Repeat, Row, Table
 from mae_convert.transforms import TRANSPOSE, Permute
+from reference_models.configuration import ViTMAEConfig
 
 # PyTorch's (out, channels, height, width) becomes TensorFlow's (height, width, channels, out).
 KERNEL = Permute((2, 3, 1, 0))
@@ -86,6 +88,30 @@ WRITTEN = _tables(
     "tf_vi_tmae_for_pre_training", "tf_vi_tmae_model", "tf_vi_t_for_image_classification"
 )
 ANY_SCOPE = _tables("*", "*", "*")
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why the TensorFlow classes cannot hold a model, or None.
+
+    Those of 4.57.6 make their first input of ``image_size`` as one number, assign the fixed
+    positions of a square grid, and give query, key and value a bias always.
+    """
+    if reason := refusal_in_pytorch(config, task):
+        return reason
+    if config.image_hw[0] != config.image_hw[1]:
+        return (
+            "transformers' TensorFlow classes take square images only; convert to transformers,"
+            " timm or keras"
+        )
+    if task == "encoder" and config.patch_hw[0] != config.patch_hw[1]:
+        return "TFViTMAEModel takes square patches only; convert to transformers, timm or keras"
+    if not config.qkv_bias:
+        return (
+            "transformers' TensorFlow classes always have biases of query, key and value; convert"
+            " to transformers or keras"
+        )
+    return None
+
 
 TRANSFORMERS_TF = Layout(
     name="transformers-tf",

@@ -40,6 +40,8 @@ def layout(entry: Layout) -> None:
             grid.add_column(column)
         for canonical, external, transform in table_rows(table.rows):
             grid.add_row(canonical, external, transform)
+        for drop in table.drops:
+            grid.add_row("not used", drop.external, drop.why)
         out.print(grid)
 
 
