@@ -20,6 +20,9 @@ from reference_models.configuration import ACTIVATIONS, ViTMAEConfig
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16,
           "bfloat16": ml_dtypes.bfloat16}  # fmt: skip
+# Logits grow with its square, to some hundreds. Beyond, attention of this kind is ill-conditioned
+# in float32: two keys that are nearly as good change places, whoever computes it.
+SHARPEST = 8
 TARGETS = ("transformers", "transformers-tf", "keras")
 
 
@@ -70,7 +73,7 @@ def designs(number: int, seed: int) -> Iterator[Design]:
             config,
             task,
             dtype,
-            sharp=1.0 if plain else float(rng.choice([1, 3, 8, 20])),
+            sharp=1.0 if plain else float(rng.choice([1, 2, 4, SHARPEST])),
             positions=1.0 if plain else float(rng.choice([1, 10, 100])),
             pictures="normal"
             if plain

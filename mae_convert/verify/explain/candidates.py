@@ -45,7 +45,7 @@ LOSSES = (
     "smooth absolute error", "sum over a patch",
 )  # fmt: skip
 STATISTICS = (
-    "biased variance", "biased variance, other epsilon", "epsilon beside the root", "no epsilon",
+    "biased variance", "biased variance, no epsilon", "epsilon beside the root", "no epsilon",
     "epsilon 1e-5", "epsilon 1e-12",
 )  # fmt: skip
 
@@ -144,8 +144,9 @@ def _logits(model: Model) -> Iterator[Hypothesis]:
 
 def _results(first: str) -> Iterator[Hypothesis]:
     if first == "reconstruction":
-        what = "patches are put together otherwise"
-        yield from of_whole("pixels", first, what, PIXELS)
+        yield from of_whole("pixels", "*", "patches are put together and cut otherwise", PIXELS)
+        yield from of_whole("pixels", first, "patches are put together otherwise", PIXELS)
+        return
     for pattern in ("loss*", first) if first == "loss" else (first,):
         yield from of_whole("loss", pattern, "the loss is otherwise", LOSSES)
         yield from of_whole("pixels", pattern, "patches are cut otherwise for the loss", PIXELS)

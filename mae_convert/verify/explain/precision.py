@@ -70,14 +70,16 @@ def find_imprecisions(
         dtype: of the run.
     """
     steps = {_step(name): name for name in reversed(failing)}
-    found = [
-        imprecision
-        for name in failing
-        if steps[_step(name)] == name
-        and (imprecision := _imprecision(measure, name, results, dtype))
-    ]
-    # Where the first cannot be explained, others tell nothing of the cause.
-    return found if found and found[0].at == failing[0] else []
+    found: list[Imprecision] = []
+    for name in failing:
+        if steps[_step(name)] != name:
+            continue
+        imprecision = _imprecision(measure, name, results, dtype)
+        if imprecision is not None:
+            found.append(imprecision)
+        elif not found:  # where the first cannot be explained, others tell nothing of the cause
+            return []
+    return found
 
 
 def _step(name: str) -> str:

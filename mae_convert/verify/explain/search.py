@@ -10,6 +10,7 @@ from mae_convert.verify.explain.candidates import candidates
 from mae_convert.verify.explain.hypothesis import Hypothesis, Model
 
 MOST_FAULTS = 4  # at once; who has more has another model
+MOST_OTHERS = 3  # hypotheses that explain as much, and are told
 MOST_CONFIRMED = 12  # hypotheses that are run in full for each first difference
 
 
@@ -57,12 +58,14 @@ class Search:
     """What a search found.
 
     Attributes:
+        first: the result at which the sides part before anything is found.
         findings: faults in the order in which they show.
         left: where the sides still part, or None: they are explained.
         tried: how many hypotheses were run.
         in_time: whether all that were to be tried were.
     """
 
+    first: str
     findings: tuple[Finding, ...]
     left: str | None
     tried: int = 0
@@ -87,7 +90,7 @@ def search(
         seconds: after that no more hypotheses are tried.
     """
     deadline = time.monotonic() + seconds
-    found = Search((), first)
+    found = Search(first, (), first)
     while (left := found.left) and len(found.findings) < MOST_FAULTS and found.in_time:
         held = [*base, *(finding.hypothesis for finding in found.findings)]
         fitting, tried = _fitting(model, compare, held, left, deadline)
@@ -102,12 +105,13 @@ def search(
 
 def _fitting(
     model: Model, compare: Compare, held: Sequence[Hypothesis], first: str, deadline: float
-) -> tuple[list[tuple[Hypothesis, str | None]], int]:
+) -> tuple[list[tuple[Hypothesis, Answer]], int]:
     """Return the hypotheses that remove the difference at ``first``, and how many were tried.
 
     What comes before is taken from the other side, so that one step is computed for each.
     """
-    fitting, tried, seen = [], 0, set()
+    fitting: list[tuple[Hypothesis, Answer]] = []
+    tried, seen = 0, set()
     for hypothesis in candidates(model, first):
         what = repr(hypothesis.plain())
         if what in seen or time.monotonic() > deadline:
@@ -116,9 +120,9 @@ def _fitting(
         tried += 1
         answer = compare([*held, hypothesis], first)
         if answer is not None and _later(answer.first, first):
-            fitting.append((hypothesis, answer.first))
+            fitting.append((hypothesis, answer))
     # What leaves nothing first, then what leads furthest; in the order of the candidates.
-    fitting.sort(key=lambda pair: _distance(pair[1]), reverse=True)
+    fitting.sort(key=lambda pair: _distance(pair[1].first), reverse=True)
     return fitting, tried
 
 
@@ -135,29 +139,40 @@ def _confirmed(
     compare: Compare,
     held: Sequence[Hypothesis],
     first: str,
-    fitting: Sequence[tuple[Hypothesis, str | None]],
+    fitting: Sequence[tuple[Hypothesis, Answer]],
 ) -> Finding | None:
     """Return the hypothesis that leads furthest when everything is run, from the beginning."""
-    best: list[tuple[Hypothesis, Answer]] = []
-    for hypothesis, _ in fitting[:MOST_CONFIRMED]:
-        for scope in _scopes(hypothesis):
-            answer = compare([*held, scope])
-            if answer is None or not _later(answer.first, first):
-                continue
-            if not best or _distance(answer.first) > _distance(best[0][1].first):
-                best = [(scope, answer)]
-            elif answer.first == best[0][1].first:
-                best.append((scope, answer))
+    known = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
+    for hypothesis, answer in fitting[:MOST_CONFIRMED]:
+        if answer.first is not None:
+            known += _wider(compare, held, first, hypothesis)
+    known.sort(key=lambda pair: _distance(pair[1].first), reverse=True)
+    while known:
+        hypothesis, answer = known.pop(0)
+        whole = compare([*held, hypothesis])
+        if whole is not None and whole.first == answer.first:
+            rest = [h for h, a in known if whole.first is None and a.first is None]
+            others = tuple(_reproducing(compare, held, rest[:MOST_OTHERS]))
+            return Finding(hypothesis, first, whole.first, whole.largest, others)
+    return None
+
+
+def _reproducing(
+    compare: Compare, held: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]
+) -> Iterator[Hypothesis]:
+    for hypothesis in hypotheses:
+        answer = compare([*held, hypothesis])
+        if answer is not None and answer.first is None:
+            yield hypothesis
+
+
+def _wider(
+    compare: Compare, held: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
+) -> Iterator[tuple[Hypothesis, Answer]]:
+    """Yield the same hypothesis about more places, where that removes the difference too."""
+    for wider in hypothesis.widen():
+        answer = compare([*held, wider])
+        if answer is not None and _later(answer.first, first):
+            yield wider, answer
             if answer.first is None:
-                break
-    if not best:
-        return None
-    (hypothesis, answer), *rest = best
-    others = tuple(other for other, _ in rest) if answer.first is None else ()
-    return Finding(hypothesis, first, answer.first, answer.largest, others)
-
-
-def _scopes(hypothesis: Hypothesis) -> Iterator[Hypothesis]:
-    """Yield a hypothesis as it is, then in more places, from the widest on."""
-    yield hypothesis
-    yield from hypothesis.widen()
+                return

@@ -6,8 +6,6 @@ from mae_convert.verify.explain.hypothesis import Hypothesis
 from mae_convert.verify.explain.precision import Imprecision
 from mae_convert.verify.explain.search import Search
 
-MOST_OTHERS = 3
-
 Names = tuple[str, str]  # of the side that was changed, and of the one that it became
 
 
@@ -31,16 +29,25 @@ def _reproduced(largest: float) -> str:
 
 
 def found(result: Search, base: Sequence[Hypothesis], names: Names) -> tuple[str, ...]:
-    """Return what a search found, and what it did not."""
+    """Return what a search found, and what it did not.
+
+    Args:
+        result: what was found.
+        base: what one side was given of the other before, and how far that led.
+        names: of the sides.
+    """
     a, b = names
-    a = (
-        " and ".join([f"{a} with {base[0].statement}", *(h.statement for h in base[1:])])
-        if base
-        else a
+    given = f" with {' and '.join(h.statement for h in base)}" if base else ""
+    nearer = (
+        f"{a}{given} comes nearer to {b}: the next difference is at {result.first}" if base else ""
     )
-    return tuple(
-        _found(result, f"{b} is what {a} becomes when", f"{a} comes nearer to {b} when", b)
+    more = _found(
+        result,
+        f"{b} is what {a}{given} becomes when",
+        f"{a}{given} comes nearer to {b} when",
+        b,
     )
+    return (*([nearer] if nearer else []), *more)
 
 
 def own_run(result: Search, names: Names) -> tuple[str, ...]:
@@ -62,7 +69,7 @@ def _found(result: Search, there: str, nearer: str, target: str) -> Iterator[str
     said = " and ".join(finding.hypothesis.statement for finding in findings)
     if findings and result.left is None:
         yield f"{there} {said}: {_reproduced(findings[-1].largest)}"
-        for other in findings[-1].others[:MOST_OTHERS]:
+        for other in findings[-1].others:
             yield f"the same results follow when {other.statement}; they do not tell which it is"
     elif findings:
         yield f"{nearer} {said}: that removes the difference at {findings[0].removes}"

@@ -18,6 +18,7 @@ from mae_convert.verify.explain.walk import Walk, inputs_as
 from mae_convert.verify.job import Job
 
 OTHER = "B/"  # before the name of a tensor that is the other side's
+SMALL = 2_000_000  # parameters
 EXACT = ("mask", "ids_restore")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -54,6 +55,8 @@ class Trial:
         self.other = safe_open(other, "pt") if other else None
         torch.set_grad_enabled(False)
         self.model = run_pytorch.build(job).double()
+        if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
+            torch.set_num_threads(1)  # threads would wait for each other longer than they work
         self.state = self.model.state_dict()
         self.models = {torch.float64: self.model}
         with np.load(job.inputs) as archive:

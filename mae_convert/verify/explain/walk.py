@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mae_convert.verify.blame import BLOCK_STEPS, execution_order
-from mae_convert.verify.explain import ends
+from mae_convert.verify.explain import ends, losses
 from mae_convert.verify.explain.alternatives import Arithmetic, block_steps, linear, norm
+from mae_convert.verify.explain.masking import Ids, mask_ids
 from reference_models.outputs import Wanted
 
 Steps = Iterator[tuple[str, Tensor]]
@@ -56,7 +57,7 @@ class Walk:
         pixels = ends.pictures(self.inputs["pixel_values"], how)
         ids = None
         if self.task != "classify":
-            ids = ends.mask_ids(self.inputs["noise"], self.model.config.num_kept, how)
+            ids = mask_ids(self.inputs["noise"], self.model.config.num_kept, how)
             yield from (("mask", ids[1]), ("ids_restore", ids[2]))
         tokens = pixels
         for end, stage in self._stages(pixels, ids, how, start):
@@ -72,7 +73,7 @@ class Walk:
             yield from self._results(tokens, pixels, ids[1], how)
 
     def _stages(
-        self, pixels: Tensor, ids: ends.Ids | None, how: Arithmetic, start: str | None
+        self, pixels: Tensor, ids: Ids | None, how: Arithmetic, start: str | None
     ) -> Iterator[Stage]:
         model = self.model
         keep = None if ids is None else ids[0]
@@ -147,10 +148,10 @@ class Walk:
         yield "logits", linear(model.head, ends.read_out(normed, how), "logits", how)
 
     def _results(self, logits: Tensor, pixels: Tensor, mask: Tensor, how: Arithmetic) -> Steps:
-        yield "reconstruction", ends.reconstruct(self.model, logits, how)
+        yield "reconstruction", losses.reconstruct(self.model, logits, how)
         if mask.any():
             for name in ("loss", "loss_norm_pix"):
-                yield name, ends.loss(self.model, pixels, logits, mask, how, name)
+                yield name, losses.loss(self.model, pixels, logits, mask, how, name)
 
 
 def inputs_as(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,0 +1,276 @@
+"""Hypotheses that are tried by running again: what makes one side compute what the other does."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mutation.bench import Bench
+from mutation.code_pytorch import fault
+from mutation.models import write_model, write_original
+from mutation.running import Run, prepare
+
+from mae_convert.verify import run_pytorch
+from mae_convert.verify.explain import reproduction
+from mae_convert.verify.explain.alternatives import Arithmetic
+from mae_convert.verify.explain.candidates import candidates
+from mae_convert.verify.explain.hypothesis import Hypothesis, model_of
+from mae_convert.verify.explain.process import Subject
+from mae_convert.verify.explain.reproduction import Pair, explain_by_running
+from mae_convert.verify.explain.search import Answer, search
+from mae_convert.verify.explain.verdict import explained
+from mae_convert.verify.explain.walk import Walk, inputs_as
+from mae_convert.verify.job import Job
+from mae_convert.verify.judge import judge
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.verification import Options, common_request
+
+MODELS = ("pretrain", "encoder", "token", "avg", "learned")
+
+
+class Sides:
+    """Models, and their traces by PyTorch in this process."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+        self.models = {name: write_model(name, folder) for name in MODELS}
+        self.tensors = {n: t.load() for n, t in self.models["pretrain"].tensors.items()}
+
+    def request(self, checkpoint):
+        unmasked = checkpoint.task == "classify"
+        inputs, request = common_request(checkpoint, Options(), unmasked=unmasked)
+        return inputs, request.mask_ratio
+
+    def subject(self, checkpoint, name=None):
+        """Run a checkpoint, with a fault in the code if one is named."""
+        inputs, ratio = self.request(checkpoint)
+        self.count += 1
+        run = Run(checkpoint, "torch", inputs, ratio)
+        job = Job.load(prepare(run, self.folder / str(self.count)))
+        with fault(name):
+            arrays = {
+                key if key in ("mask", "ids_restore") else f"{dtype}/{key}": array
+                for dtype, results in run_pytorch.runs(job, inputs)
+                for key, array in results.items()
+            }
+        return Subject(checkpoint, Trace({**job.description, "versions": {}}, arrays))
+
+    def changed(self, **tensors):
+        """Return the pre-training model with other tensors; dots in names are underscores."""
+        config = self.models["pretrain"].configuration.model
+        self.count += 1
+        path = self.folder / f"changed{self.count}.safetensors"
+        changed = {name: tensors.get(name, array) for name, array in self.tensors.items()}
+        return write_original(path, config, "pretrain", changed)
+
+    def pair(self, a, b):
+        return Pair(a, b, *self.request(a.checkpoint), laboratory=Bench)
+
+    def explain(self, a, b):
+        verdict = judge(a.trace, b.trace)
+        assert not verdict.passed
+        return explained(verdict, self.pair(a, b))
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    return Sides(tmp_path_factory.mktemp("sides"))
+
+
+def walked(sides, name, how, start=None, known=None):
+    subject = sides.subject(sides.models[name])
+    with sides.pair(subject, subject).try_on(subject) as bench:
+        trial = bench._trial
+        inputs = inputs_as(trial.inputs, torch.float64)
+        walk = Walk(trial.model, trial.job.task, inputs, known or {})
+        return subject.trace, {n: v.numpy().copy() for n, v in walk.run(how, start)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_walk_gives_what_the_reference_model_gives(sides, name):
+    """Taken apart or not, from the beginning or from any step on."""
+    trace, plain = walked(sides, name, Arithmetic())
+    expected = {
+        **trace.results("float64"),
+        **{n: trace.arrays[n] for n in trace.arrays if "/" not in n},
+    }
+    assert set(plain) == set(expected)
+    apart = Arithmetic([("nothing", "*", None)])
+    for how in (Arithmetic(), apart):
+        _, found = walked(sides, name, how)
+        for result, array in found.items():
+            assert np.allclose(array, expected[result], rtol=0, atol=1e-13), result
+    known = {n: torch.from_numpy(np.array(v)) for n, v in expected.items()}
+    _, later = walked(sides, name, Arithmetic(), "encoder.blocks.1.k", known)
+    assert "encoder.blocks.0.q" not in later
+    assert np.allclose(later["encoder.blocks.2.output"], expected["encoder.blocks.2.output"])
+
+
+FAULTS = {
+    "heads inside out": "heads are split as (channels, heads) in place of (heads, channels) in"
+    " every block",
+    "eps 1e-12 in the decoder": "layer_norm_eps is 1e-12 in the decoder",
+    "biased variance of patches": "patches are normalised otherwise (biased variance)",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_code_is_reproduced_and_named_with_its_reach(sides, name):
+    model = sides.models["pretrain"]
+    verdict = sides.explain(sides.subject(model), sides.subject(model, name))
+    assert verdict.causes[0].startswith(f"B is what A becomes when {FAULTS[name]}: reproduced")
+
+
+def test_a_tensor_that_a_table_misnames_is_the_first_suspect(sides):
+    """The tensors compare equal, because they are read back by the table that misnames them."""
+    model, weight = sides.models["pretrain"], "decoder.blocks.1.attention.output.weight"
+    turned = sides.changed(**{weight: sides.tensors[weight].T.copy()})
+    b = replace(sides.subject(turned), checkpoint=model)
+    b = replace(b, trace=replace(b.trace, description=sides.subject(model).trace.description))
+    verdict = sides.explain(sides.subject(model), b)
+    assert verdict.suspects[0] == weight
+    assert verdict.causes[0].startswith(f"B is what A becomes when {weight} is transposed: repro")
+
+
+def test_of_two_faults_both_are_named(sides):
+    model = sides.models["pretrain"]
+    with fault("GELU by tanh"):
+        b = sides.subject(model, "positions one off")
+    verdict = sides.explain(sides.subject(model), b)
+    assert "(positions counted from the class token)" in verdict.causes[0]
+    assert "hidden_act is gelu_new in every block: reproduced" in verdict.causes[0]
+    assert any("the difference at encoder.blocks.0.mlp is gone" in c for c in verdict.causes)
+
+
+def test_what_no_hypothesis_explains_is_said(sides):
+    model = sides.models["pretrain"]
+    with fault("eps 1e-3 in block 1"):
+        b = sides.subject(model, "logits of attention capped")
+    verdict = sides.explain(sides.subject(model), b)
+    assert verdict.causes[0].startswith("no explanation of B at encoder.blocks.0.attention was")
+
+
+def test_what_is_explained_in_part_says_where_the_next_difference_is(sides):
+    model = sides.models["pretrain"]
+    with fault("no key bias"):
+        b = sides.subject(model, "logits of attention capped")
+    verdict = sides.explain(sides.subject(model), b)
+    assert "A comes nearer to B when encoder.blocks.0.attention.k.bias is zero" in verdict.causes[0]
+    assert any("B at encoder.blocks.0.attention was found" in cause for cause in verdict.causes)
+
+
+def test_tensors_and_configuration_that_explain_everything_are_said_to(sides):
+    name = "decoder.position_embedding"
+    a = sides.changed(**{name: sides.tensors[name] * 0})
+    b = sides.changed()
+    b = replace(b, configuration=replace(
+        b.configuration, model=replace(b.configuration.model, layer_norm_eps=1e-12)))  # fmt: skip
+    verdict = sides.explain(sides.subject(a), sides.subject(b))
+    assert verdict.causes[0].startswith(f"A with B's {name} and B's layer_norm_eps computes what B")
+    assert "layer_norm_eps is 1e-06 in A and 1e-12 in B" in verdict.causes
+
+
+def test_a_side_whose_own_run_is_off_is_told_from_the_other(sides):
+    model = sides.models["pretrain"]
+    a = sides.subject(model, "key and value exchanged")
+    verdict = sides.explain(a, sides.subject(model))
+    assert verdict.causes[0].startswith("B is what A's tensors and configuration compute")
+    assert "key and value exchanged) in every block: reproduced" in verdict.causes[1]
+
+
+def test_less_precision_in_the_float32_run_is_named(sides):
+    model = sides.models["pretrain"]
+    b = sides.subject(model, "norms in bfloat16, but not in the proof")
+    verdict = sides.explain(sides.subject(model), b)
+    assert verdict.first_divergence is None
+    assert verdict.causes[0].startswith("B's float32 run computes in bfloat16, as was tried: the")
+    assert "the layer norm before attention in every block (100%" in verdict.causes[0]
+
+
+def test_without_pytorch_it_is_said_what_was_not_tried(sides, monkeypatch):
+    model = sides.models["pretrain"]
+    a, b = sides.subject(model), sides.subject(model, "six heads")
+    monkeypatch.setattr("mae_convert.verify.sides.has_framework", lambda *_: False)
+    verdict = sides.explain(a, b)
+    assert verdict.causes[0].startswith("not tested, because PyTorch is not installed: number of")
+
+
+def test_a_child_process_does_the_same(sides):
+    model = sides.models["pretrain"]
+    a, b = sides.subject(model), sides.subject(model, "causal attention")
+    pair = replace(sides.pair(a, b), laboratory=Pair.laboratory)
+    in_a_child = explain_by_running(pair, judge(a.trace, b.trace))
+    assert in_a_child == explain_by_running(sides.pair(a, b), judge(a.trace, b.trace))
+    assert in_a_child.keys == ("attention",)
+
+
+FIRSTS = {
+    "learned": ("mask", "encoder.embedding", "decoder.blocks.0.k", "decoder.blocks.0.attention",
+                "decoder.blocks.1.mlp", "decoder.blocks.1.output", "decoder.embedding",
+                "decoder.norm", "reconstruction", "loss", "loss_norm_pix"),
+    "token": ("encoder.norm", "logits"),
+    "avg": ("head.norm",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRSTS)
+def test_every_hypothesis_can_be_tried_and_changes_something(sides, name):
+    subject = sides.subject(sides.models[name])
+    model = model_of(subject.checkpoint)
+    with sides.pair(subject, subject).try_on(subject) as bench:
+        for first in FIRSTS[name]:
+            found = list(candidates(model, first))
+            answers = {h.statement: bench.compare([h], subject.trace, first) for h in found}
+            assert not [said for said, answer in answers.items() if answer is None]
+            assert not [said for said, answer in answers.items() if answer.first is None]
+
+
+class Scripted:
+    """A comparison whose answers are known: where a set of statements leads."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def __call__(self, hypotheses, start=None):
+        said = frozenset(h.statement for h in hypotheses)
+        first = self.answers.get(said, "encoder.blocks.0.q")
+        return None if first == "error" else Answer(first, 0.0)
+
+
+@contextmanager
+def hypothesised(monkeypatch, by_first):
+    monkeypatch.setattr(
+        "mae_convert.verify.explain.search.candidates", lambda _, first: by_first.get(first, [])
+    )
+    yield
+
+
+def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monkeypatch):
+    q, end = "encoder.blocks.0.q", "decoder.norm"
+    a, b, c = (Hypothesis(n, n, arithmetic=((n, "*", 1),)) for n in "abc")
+    wide = Hypothesis("a", "a everywhere")
+    by_first = {q: [b, a.widened(lambda: [wide])], end: [c]}
+    answers = {
+        frozenset({"a"}): "encoder.blocks.0.mlp",
+        frozenset({"b"}): "error",
+        frozenset({"a everywhere"}): end,
+        frozenset({"a everywhere", "c"}): None,
+    }
+    with hypothesised(monkeypatch, by_first):
+        found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
+        late = search(model_of(sides.models["pretrain"]), Scripted(answers), q, seconds=-1)
+    assert [f.hypothesis.statement for f in found.findings] == ["a everywhere", "c"]
+    assert (found.left, found.tried, found.in_time) == (None, 3, True)
+    assert (late.findings, late.left, late.in_time) == ((), q, False)
+
+
+def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch):
+    q = "encoder.blocks.0.q"
+    a, b = (Hypothesis(n, n, arithmetic=((n, "*", 1),)) for n in "ab")
+    answers = {frozenset({"a"}): None, frozenset({"b"}): None}
+    with hypothesised(monkeypatch, {q: [a, b]}):
+        found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
+    said = reproduction.sentences.found(found, (), ("A", "B"))
+    assert said[0].startswith("B is what A becomes when a: reproduced")
+    assert said[1] == "the same results follow when b; they do not tell which it is"
