@@ -285,6 +285,13 @@ class TestAudioMAE:
         assert source.family.because == "training arguments: audio_exp is True"
         assert (source.task, source.configuration.model.image_hw) == ("classify", (1024, 128))
 
+    def test_the_caveat_is_printed_where_only_shapes_suggest_it(self, run, tmp_path):
+        source = saved(tmp_path / "x.pth", encoder(1, 512))
+        options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
+        result = run("convert", source, tmp_path / "y.pth", *options)
+        assert "AudioMAE (probable: by its shapes" in result.out
+        assert "if it is AudioMAE: its pictures are spectrograms" in result.out
+
     def test_by_its_shapes_alone_nothing_is_taken_for_granted(self, tmp_path):
         path = saved(tmp_path / "x.pth", encoder(1, 512))
         with pytest.raises(ConfigurationError, match=r"AudioMAE, which has these .* 1024x128"):

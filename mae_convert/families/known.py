@@ -63,7 +63,7 @@ def _decoder(width: int, depth: int) -> Fields:
     return {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth}
 
 
-# He et al. 2021, section 3 and appendix A.1: the published decoder is 512 wide and 8 blocks deep.
+# He et al. 2021, table 1: the default decoder, which was published, is 512 wide and 8 blocks deep.
 PUBLISHED_DECODER = _decoder(512, 8)
 SMALL, BASE = _size(384, 12, 16), _size(768, 12, 16)
 LARGE, HUGE = _size(1024, 24, 16), _size(1280, 32, 14)
@@ -75,7 +75,7 @@ MAE = tuple(
 
 
 def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
-    """Return what AudioMAE takes for granted for a data set: Huang et al. 2022, section 4.1.
+    """Return what AudioMAE's own pre-training (``main_pretrain.py``) does with a data set.
 
     Pixels are log mel energies, less the mean, divided by twice the deviation.
     """

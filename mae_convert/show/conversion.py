@@ -26,7 +26,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
         ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
     ]
-    if source.family and source.family.certain:
+    if source.family and (source.family.certain or source.family.family.caveat):
         rows += family_rows(report["family"])
     if prefix := source.prefix.said():
         undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
