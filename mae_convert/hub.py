@@ -152,7 +152,9 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
         kind = MissingRequirementError if status_of(error) in BUSY else HubError
     elif is_unreachable(error):
         kind = MissingRequirementError
-        sentence = f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error)}"
+        sentence = (
+            f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error, server)}"
+        )
     elif isinstance(error, OSError) and error.filename:
         kind = HubError
         sentence = (
@@ -172,7 +174,7 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether there was no answer, or none but that {server} is out of order."""
+    """Tell whether there was no answer, or none but that the Hub is out of order."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -188,17 +190,18 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, unreachable)
 
 
-def _way_out(error: BaseException) -> str:
+def _way_out(error: BaseException, server: str) -> str:
     """Return what to do about a network that is not there."""
     from huggingface_hub import constants, errors
 
     chain = (error, error.__cause__)
     if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
         return "unset HF_HUB_OFFLINE, or use what is in the cache"
-    asked = (
-        f", and HF_ENDPOINT, which is {constants.ENDPOINT}" if "HF_ENDPOINT" in os.environ else ""
-    )
-    return f"check the network{asked}, and run the same command again"
+    if server == "the Hub" and "HF_ENDPOINT" in os.environ:
+        elsewhere = f" and HF_ENDPOINT ({constants.ENDPOINT})"
+    else:
+        elsewhere = ""
+    return f"check the network{elsewhere}, and run the same command again"
 
 
 def _refused(error: BaseException, what: str, server: str) -> str:

@@ -170,12 +170,14 @@ def probable(checkpoint: Checkpoint) -> list[Official]:
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
     """Return which published file a checkpoint probably is, and with its hash whether it can be.
 
-    ``confirmed`` is None where the publisher names no hash.
+    ``or`` has others with the same names and shapes, where there are any. ``confirmed`` is None where the publisher names no hash.
     """
     found = probable(checkpoint)
     if not found:
         return None
-    report: dict[str, Any] = {"probable": found[0].file, "or": [other.file for other in found[1:]]}
+    report: dict[str, Any] = {"probable": found[0].file}
+    if others := [other.file for other in found[1:]]:
+        report["or"] = others
     if with_hash and len(checkpoint.container.files) == 1:
         report["md5"] = file_md5(checkpoint.container.weights_file)
         report["confirmed"] = found[0].md5 and report["md5"].startswith(found[0].md5)

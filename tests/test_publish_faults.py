@@ -171,6 +171,15 @@ def test_a_change_by_someone_else_is_not_written_over(hub, send):
     assert send().status == 0
 
 
+def test_a_repository_that_someone_else_makes_meanwhile_is_not_written_over(hub, send):
+    del hub.state.repositories[REPO]
+    hub.meanwhile("POST /api/repos/create", lambda: hub.state.put(REPO, {"README.md": b"theirs"}))
+    result = send()
+    assert result.status == 2
+    assert "was changed by someone else" in result.err
+    assert hub.state.names(REPO) == {"README.md"}
+
+
 def test_a_change_by_someone_else_after_ours_is_no_failure(hub, send, converted):
     hub.fail("POST .*/commit/", "lose")
     hub.meanwhile("GET .*/commits/", lambda: hub.state.put(REPO, {"LICENSE": b"theirs"}))

@@ -17,6 +17,7 @@ TITLE = "Add MAE weights that mae-convert has verified"
 UNVERIFIED_TITLE = "Add MAE weights, converted by mae-convert and not verified"
 TITLES = (TITLE, UNVERIFIED_TITLE)
 CARD = "README.md"
+ATTRIBUTES = ".gitattributes"  # the Hub's own, which a new repository has
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,14 @@ def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
         lambda: api.model_info(target.repo_id, revision=target.branch, files_metadata=True)
     )
     entries = entries_of(state)
-    if remote.exists and entries != remote.entries:
+    if _by_people(entries) != _by_people(remote.entries):
         raise changed_meanwhile(target, remote)
     return Remote(True, remote.private, target.branch, False, state.sha, entries, remote.card)
+
+
+def _by_people(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the files that someone has put there."""
+    return {path: entry for path, entry in entries.items() if path != ATTRIBUTES}
 
 
 def commit_url(api: "HfApi", repo_id: str, commit_id: str) -> str:

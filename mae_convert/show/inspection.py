@@ -100,7 +100,7 @@ def _official(official: Mapping[str, Any] | None) -> str:
     if official is None:
         return "none that is known by these names and shapes"
     if "md5" not in official:
-        names = " or ".join((official["probable"], *official["or"]))
+        names = " or ".join((official["probable"], *official.get("or", ())))
         return f"same names and shapes as {names} (--hash tells more)"
     known = {
         True: "the digits of the MD5 that its publisher names fit",
