@@ -182,7 +182,7 @@ class Population:
         label = f"{name} [{way.__name__.strip('_').replace('_', ' ')}]"
         try:
             return replace(way(model, *rest), name=label, kind="tables")
-        except (MaeConvertError, ValueError) as error:
+        except (MaeConvertError, ValueError, IndexError) as error:
             return Mutant(label, "tables", refused=f"shapes: {error}")
 
     def _written(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
@@ -288,9 +288,8 @@ class Population:
         self, faults: Sequence[CodeFault], kind: str, torch: int | None, tensorflow: int | None
     ) -> Iterator[Mutant]:
         for framework, number in (("torch", torch), ("tensorflow", tensorflow)):
-            for fault in self.some(faults, number):
-                if framework == "tensorflow" and not in_keras(fault):
-                    continue
+            possible = [f for f in faults if framework == "torch" or in_keras(f)]
+            for fault in self.some(possible, number):
                 source = self.models[fault.model]
                 target = source if framework == "torch" else self.converted(source, "keras")
                 b = self.run(target, framework, fault.name)
