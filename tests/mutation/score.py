@@ -20,7 +20,8 @@ class Outcome:
 
     Attributes:
         mutant: the fault.
-        caught: by what: "tensors", "traces", "configuration", "refused".
+        caught: by what: "tensors", "traces", "configuration", "refused"; "proof" where the verdict
+            is passed but not proven.
         suspect: whether the first suspect is guilty, by the whole verdict.
         by_traces: whether it is by traces alone.
         named: whether the right cause is named.
@@ -77,7 +78,8 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     verdict, alone = judge(a, b), judge(a, b, compare_weights=False)
     caught = {_kind(check.name) for check in verdict.failed()}
     if verdict.passed:
-        return Outcome(mutant, frozenset())
+        # Passed and not proven: --require-proof makes that a failure.
+        return Outcome(mutant, frozenset() if verdict.proven else frozenset({"proof"}))
     subjects = (Subject(mutant.a.checkpoint, a), Subject(mutant.b.checkpoint, b))
     pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, laboratory=Bench)
     whole, explanation = explained_by(verdict, pair)
