@@ -82,7 +82,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             f"| {kind} | {s.caught} of {s.total} | {s.by_tensors} | {s.by_traces} of {s.visible}"
             f" | {suspects if kind in TENSORS else ''}"
             f" | {share(s.named, s.total) if kind in SEMANTIC else ''}"
-            f" | {share(s.reproduced, s.total)} |"
+            f" | {share(s.reproduced, s.judged)} |"
         )
     return "\n".join(rows)
 
