@@ -68,7 +68,7 @@ def is_good(found: list[Outcome]) -> bool:
     scores = [score(kind, found) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
     suspected = sum(s.suspected for s in scores if s.kind in ("weights", "tables"))
-    tensors = sum(s.total for s in scores if s.kind in ("weights", "tables"))
+    tensors = sum(s.judged for s in scores if s.kind in ("weights", "tables"))
     named, total = sum(s.named for s in semantic), sum(s.total for s in semantic)
     missed = failures(found)
     return (

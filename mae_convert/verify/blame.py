@@ -112,7 +112,7 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     difference = (found[1] - found[0])[:, 1:]
     if (tokens == 0).any():
         return [positions, patches, token]
-    places = _kept_places(a, difference.shape[1])
+    places = kept_places(a, name, difference.shape[1])
     if not same_vector(difference) and places is not None and same_by_place(difference, places):
         return [positions, patches]
     return [patches, positions]
@@ -136,12 +136,17 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     return [positions, token, embed]
 
 
-def _kept_places(trace: "Trace", kept: int) -> np.ndarray | None:
-    """Return the place on the grid (N, kept) of each patch that the encoder sees."""
+def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
+    """Return the place on the grid (N, count) of each token that an embedding has, if it is known.
+
+    The class token is left out in the encoder, and counted in the decoder.
+    """
     restore = trace.arrays.get("ids_restore")
     if restore is None:
         return None
-    return np.argsort(restore, axis=1)[:, :kept]
+    if name == "decoder.embedding":
+        return np.broadcast_to(np.arange(count), (len(restore), count))
+    return np.argsort(restore, axis=1)[:, :count]
 
 
 def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:

@@ -23,6 +23,7 @@ from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirem
 from mae_convert.origin import Origin
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256
+from mae_convert.verify.explain.verdict import explained_by_traces
 from mae_convert.verify.inputs import inputs_sha256
 from mae_convert.verify.judge import LIMITS, Check, Verdict, ceiling_units, judge, own_errors
 from mae_convert.verify.report import environment
@@ -242,7 +243,7 @@ def replay(
         return Verification(
             Verdict(False, False, tuple(checks), None, (), (str(error),), ()), inputs
         )
-    verdict = judge(source, trace)
+    verdict = explained_by_traces(judge(source, trace), source, trace)
     proven = bool(verdict.proven and certificate.document["proven"])
     if options.require_proof:
         checks.append(Check("proof/both sides read natively", proven, proven, True))

@@ -1,6 +1,6 @@
 """Pairs that are the same function, in PyTorch and in TensorFlow: none may fail."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,14 +161,21 @@ def runs_of(design: Design, folder: Path) -> tuple[Run, Run]:
     return a, replace(a, checkpoint=open_checkpoint(target), framework="tensorflow")
 
 
-def judge_pairs(number: int, seed: int, folder: Path) -> Mapping[str, str]:
+def judge_pairs(number: int, seed: int, folder: Path) -> dict[str, str]:
     """Return the failed checks of every good pair that does not pass, by its design."""
     chosen = list(designs(number, seed))
-    runs = [run for i, d in enumerate(chosen) for run in runs_of(d, folder / f"pair{i}")]
-    traces = run_all(runs, folder / "runs")
+    return failed_pairs(chosen, run_all(runs_of_pairs(chosen, folder), folder / "runs"))
+
+
+def runs_of_pairs(chosen: Sequence[Design], folder: Path) -> list[Run]:
+    """Return the two runs of each pair."""
+    return [run for i, design in enumerate(chosen) for run in runs_of(design, folder / f"pair{i}")]
+
+
+def failed_pairs(chosen: Sequence[Design], traces: Sequence[Trace | str]) -> dict[str, str]:
+    """Return what is wrong with pairs whose ``runs_of_pairs`` gave these traces."""
     failed = {}
-    for index, design in enumerate(chosen):
-        a, b = traces[2 * index : 2 * index + 2]
+    for design, a, b in zip(chosen, traces[::2], traces[1::2], strict=True):
         if not isinstance(a, Trace) or not isinstance(b, Trace):
             failed[str(design)] = f"{a if isinstance(a, str) else b}"
             continue

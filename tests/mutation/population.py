@@ -167,6 +167,26 @@ class Population:
                     )
                     # A row that this model has no use for is no fault; another model may use it.
                     yield from islice((m for m in mutants if m.refused or m.guilty), 1)
+        yield from self._unwitnessed(number)
+
+    def _unwitnessed(self, number: int | None) -> Iterator[Mutant]:
+        """Yield faults that a layout's one reader, our table, undoes: written and read by it."""
+        for layout in ("torchvision", "keras-hub", "mmpretrain", "lightly"):
+            table = LAYOUTS[layout].tables[0]
+            model = table.tasks[0]
+            faults = self.some(table_faults(table), number)
+            made = (
+                self._guarded(self._written_and_read, f.name, model, layout, table, f.table)
+                for f in faults
+            )
+            yield from islice((m for m in made if not m.refused and m.guilty), number or 5)
+
+    def _written_and_read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
+        source = self.models[model]
+        target = self.converted(source, layout, table=wrong)
+        blind = "only our own table reads this layout, and undoes its mistake"
+        return Mutant("", "", self.native(model), self.run(target, "torch"),
+                      self._guilty(target, right), blind=blind)  # fmt: skip
 
     def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
         """Return how a faulty table is used such that the forward pass can tell."""
@@ -182,7 +202,7 @@ class Population:
         label = f"{name} [{way.__name__.strip('_').replace('_', ' ')}]"
         try:
             return replace(way(model, *rest), name=label, kind="tables")
-        except (MaeConvertError, ValueError) as error:
+        except (MaeConvertError, ValueError, IndexError) as error:
             return Mutant(label, "tables", refused=f"shapes: {error}")
 
     def _written(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
@@ -288,9 +308,8 @@ class Population:
         self, faults: Sequence[CodeFault], kind: str, torch: int | None, tensorflow: int | None
     ) -> Iterator[Mutant]:
         for framework, number in (("torch", torch), ("tensorflow", tensorflow)):
-            for fault in self.some(faults, number):
-                if framework == "tensorflow" and not in_keras(fault):
-                    continue
+            possible = [f for f in faults if framework == "torch" or in_keras(f)]
+            for fault in self.some(possible, number):
                 source = self.models[fault.model]
                 target = source if framework == "torch" else self.converted(source, "keras")
                 b = self.run(target, framework, fault.name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mutation.score import Outcome
 
+EXAMPLES = 2
 KINDS = ("weights", "tables", "configurations", "code", "precision")
 SEMANTIC = ("configurations", "code", "precision")
 TENSORS = ("weights", "tables")
@@ -17,6 +18,7 @@ class Score:
     Attributes:
         kind: of fault.
         total: faults that were run and judged.
+        judged: faults whose verdict fails; the others pass without being proven.
         refused: faults that are refused before anything runs.
         caught: of the total.
         by_tensors: of the total, by comparing tensors alone.
@@ -30,6 +32,7 @@ class Score:
 
     kind: str
     total: int
+    judged: int
     refused: int
     caught: int
     by_tensors: int
@@ -46,9 +49,11 @@ def score(kind: str, outcomes: Iterable[Outcome]) -> Score:
     mine = [outcome for outcome in outcomes if outcome.mutant.kind == kind]
     run = [outcome for outcome in mine if outcome.caught != {"refused"}]
     visible = [outcome for outcome in run if not outcome.mutant.blind]
+    judged = [outcome for outcome in run if outcome.caught != {"proof"}]
     return Score(
         kind=kind,
         total=len(run),
+        judged=len(judged),
         refused=len(mine) - len(run),
         caught=sum(bool(o.caught) for o in run),
         by_tensors=sum("tensors" in o.caught for o in run),
@@ -72,12 +77,12 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         s = score(kind, outcomes)
         if s.total == 0:
             continue
-        suspects = f"{share(s.suspected, s.total)} ({share(s.by_traces_suspected, s.visible)})"
+        suspects = f"{share(s.suspected, s.judged)} ({share(s.by_traces_suspected, s.visible)})"
         rows.append(
             f"| {kind} | {s.caught} of {s.total} | {s.by_tensors} | {s.by_traces} of {s.visible}"
             f" | {suspects if kind in TENSORS else ''}"
             f" | {share(s.named, s.total) if kind in SEMANTIC else ''}"
-            f" | {share(s.reproduced, s.total)} |"
+            f" | {share(s.reproduced, s.judged)} |"
         )
     return "\n".join(rows)
 
@@ -93,13 +98,25 @@ def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield f"refused before anything runs: {len(refused)}"
     blind = [o for o in outcomes if o.mutant.blind]
     yield f"invisible to a forward pass: {len(blind)}"
+    groups: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in blind:
-        yield f"  {outcome.mutant.name}: seen by comparing {', '.join(sorted(outcome.caught))}"
+        seen = ", ".join(sorted(outcome.caught))
+        groups.setdefault((outcome.mutant.kind, str(outcome.mutant.blind), seen), []).append(
+            outcome
+        )
+    for (kind, why, seen), alike in groups.items():
+        examples = "; ".join(outcome.mutant.name for outcome in alike[:EXAMPLES])
+        yield f"  {len(alike)} {kind}, {why}: seen by {seen} ({examples})"
     for what, failed in failures(outcomes).items():
         yield f"{what}: {len(failed)}"
         for outcome in failed:
             said = outcome.causes[0] if outcome.causes else "nothing"
             yield f"  {outcome.mutant.name}: {said}"
+
+
+def _has_suspects(outcome: Outcome) -> bool:
+    """Return whether a verdict failed whose suspects are tensors."""
+    return outcome.mutant.kind in TENSORS and outcome.caught != {"proof"}
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -111,7 +128,7 @@ def failures(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
             o for o in run if o.caught and not o.mutant.blind and "traces" not in o.caught
         ],
         "first suspect not guilty": [
-            o for o in run if o.mutant.kind in TENSORS and o.caught and not o.suspect
+            o for o in run if _has_suspects(o) and o.caught and not o.suspect
         ],
         "cause not named": [
             o for o in run if o.mutant.kind in SEMANTIC and o.caught and not o.named

@@ -1,6 +1,6 @@
 """Run the population, judge and explain every pair, and count."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ class Outcome:
 
     Attributes:
         mutant: the fault.
-        caught: by what: "tensors", "traces", "configuration", "refused".
+        caught: by what: "tensors", "traces", "configuration", "refused"; "proof" where the verdict
+            is passed but not proven.
         suspect: whether the first suspect is guilty, by the whole verdict.
         by_traces: whether it is by traces alone.
         named: whether the right cause is named.
@@ -39,20 +40,30 @@ class Outcome:
     signs: tuple[str, ...] = ()
 
 
-def outcomes(mutants: Sequence[Mutant], folder: Path) -> Iterator[Outcome]:
-    """Yield what becomes of each mutant."""
-    runnable = [m for m in mutants if m.refused is None]
-    sources = {_key(m.a): m.a for m in runnable}
-    runs = [*sources.values(), *(m.b for m in runnable)]
-    traces = run_all(runs, folder / "runs")
+def outcomes(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
+    """Run mutants and return what becomes of each."""
+    return judged(mutants, run_all(runs_of(mutants), folder))
+
+
+def runs_of(mutants: Sequence[Mutant]) -> list[Run]:
+    """Return the runs of all sources, each once, and of all targets."""
+    runnable = [mutant for mutant in mutants if mutant.refused is None]
+    sources = {_key(mutant.a): mutant.a for mutant in runnable}
+    return [*sources.values(), *(mutant.b for mutant in runnable)]
+
+
+def judged(mutants: Sequence[Mutant], traces: Sequence[Trace | str]) -> list[Outcome]:
+    """Return what becomes of mutants whose ``runs_of`` gave these traces."""
+    runnable = [mutant for mutant in mutants if mutant.refused is None]
+    sources = dict.fromkeys(_key(mutant.a) for mutant in runnable)
     known = dict(zip(sources, traces, strict=False))
     targets = iter(traces[len(sources) :])
-    for mutant in mutants:
-        if mutant.refused is not None:
-            yield Outcome(mutant, frozenset({"refused"}), causes=(mutant.refused,))
-        else:
-            trace = next(targets)
-            yield outcome(mutant, known[_key(mutant.a)], trace)
+    return [
+        Outcome(mutant, frozenset({"refused"}), causes=(mutant.refused,))
+        if mutant.refused is not None
+        else outcome(mutant, known[_key(mutant.a)], next(targets))
+        for mutant in mutants
+    ]
 
 
 def _key(run: Run) -> tuple:
@@ -67,7 +78,8 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     verdict, alone = judge(a, b), judge(a, b, compare_weights=False)
     caught = {_kind(check.name) for check in verdict.failed()}
     if verdict.passed:
-        return Outcome(mutant, frozenset())
+        # Passed and not proven: --require-proof makes that a failure.
+        return Outcome(mutant, frozenset() if verdict.proven else frozenset({"proof"}))
     subjects = (Subject(mutant.a.checkpoint, a), Subject(mutant.b.checkpoint, b))
     pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, laboratory=Bench)
     whole, explanation = explained_by(verdict, pair)

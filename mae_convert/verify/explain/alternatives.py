@@ -6,6 +6,7 @@ place. In shape comments N is images, T tokens, H heads, D the width, L patches.
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,8 +84,17 @@ def norm(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
     kind = how.at("norm", place)
     lower = LOWER[how.at("norm precision", place)]
     x = lower(x)
+    usual = partial(
+        F.layer_norm,
+        normalized_shape=(x.shape[-1],),
+        weight=module.weight,
+        bias=module.bias,
+        eps=eps,
+    )
     if kind is None:
-        normed = F.layer_norm(x, (x.shape[-1],), module.weight, module.bias, eps)
+        normed = usual(x)
+    elif kind == "applied twice":
+        normed = usual(usual(x))
     elif kind == "left out":
         normed = x
     else:
@@ -122,7 +132,19 @@ def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
 def activate(mlp: Any, hidden: Tensor, place: str, how: Arithmetic) -> Tensor:
     """Apply the MLP's activation."""
     name = how.at("activation", place)
-    return (mlp.activation if name is None else ACTIVATION_FUNCTIONS[name])(hidden)
+    return (mlp.activation if name is None else ACTIVATIONS[name])(hidden)
+
+
+def _gelu_by_float32_constants(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x * ROOT_OF_HALF))
+
+
+ROOT_OF_HALF = float(torch.tensor(0.5, dtype=torch.float32).sqrt())
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATION_FUNCTIONS,
+    "left out": lambda x: x,
+    "gelu with constants in float32": _gelu_by_float32_constants,
+}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, place: str, how: Arithmetic) -> Tensor:
@@ -160,6 +182,7 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
         "by the number of heads": heads**-0.5,
         "twice": 1 / size,
         "left out": 1.0,
+        "in float32": float(torch.tensor(size**-0.5, dtype=torch.float32)),
     }[kind]
 
 

@@ -22,8 +22,8 @@ from mae_convert.verify.explain.tensors import (
 
 MASKS = (
     "highest noise kept", "inverted", "in the shuffled order", "gathered by the shuffle",
-    "sorted once", "restored by the shuffle", "one patch more", "kept patches in order",
-    "ids one off",
+    "sorted once", "restored by the shuffle", "one patch more", "one patch fewer",
+    "kept patches in order", "ids one off",
 )  # fmt: skip
 EMBEDDINGS = (
     "no position of the class token", "no positions", "positions not picked",
@@ -31,7 +31,10 @@ EMBEDDINGS = (
     "no positions of patches", "positions added twice", "class token added twice",
     "patches column by column", "times the root of the width",
 )  # fmt: skip
-PICTURES = ("channels reversed", "height and width exchanged", "upside down", "mirrored")
+PICTURES = (
+    "channels reversed", "height and width exchanged", "upside down", "mirrored",
+    "multiplied by 255", "divided by 255",
+)  # fmt: skip
 DECODER_EMBEDDINGS = (
     "restored by the shuffle", "not restored", "mask tokens first", "positions before restoring",
     "mask token with the class token's position", "no position of the class token",

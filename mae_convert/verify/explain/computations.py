@@ -8,6 +8,7 @@ from reference_models.configuration import ACTIVATIONS
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-3, 1e-4, 0.0)
 NORMS = {
     "left out": "is left out",
+    "applied twice": "is applied twice",
     "unbiased variance": "divides by the root of the unbiased variance",
     "epsilon outside the root": "adds epsilon to the deviation in place of the variance",
     "root mean square": "does not take off the mean (RMS norm)",
@@ -17,6 +18,7 @@ SCALES = {
     "twice": "divided by the root of the head's size twice",
     "left out": "not divided by the root of the head's size",
     "by the number of heads": "divided by the root of the number of heads",
+    "in float32": "divided by a number in float32",
 }
 CORES = (
     "softmax over the queries",
@@ -128,7 +130,7 @@ def _scopes(stack: Stack, index: int, part: str) -> list[Scope]:
 
 def of_mlp(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
     """Yield other activations of the MLP."""
-    for name in ACTIVATIONS:
+    for name in (*ACTIVATIONS, "left out", "gelu with constants in float32"):
         if name not in (model.config.hidden_act, "gelu_pytorch_tanh", "swish"):
             scopes = _scopes(stack, index, "mlp")
             yield _scoped("activation", f"hidden_act is {name}", [("activation", name)], scopes)

@@ -46,14 +46,18 @@ def same(array: np.ndarray) -> np.ndarray:
 
 
 def axes_reordered(
-    array: np.ndarray, axes: Sequence[int], view: Sequence[int] | None = None
+    array: np.ndarray,
+    axes: Sequence[int],
+    view: Sequence[int] | None = None,
+    flipped: Sequence[int] = (),
 ) -> np.ndarray:
     """Return the array seen in a shape (its own), with its axes in another order, in its own shape.
 
     Where the shapes agree this is a transposition, else what becomes of an array that is reshaped
-    where it has to be transposed.
+    where it has to be transposed. Some axes may be run through backwards before.
     """
-    return array.reshape(view or array.shape).transpose(axes).reshape(array.shape)
+    turned = np.flip(array, tuple(flipped)) if flipped else array
+    return turned.reshape(view or array.shape).transpose(axes).reshape(array.shape)
 
 
 def taken(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
@@ -69,6 +73,11 @@ def filled(array: np.ndarray, value: float) -> np.ndarray:
 def multiplied(array: np.ndarray, factor: float) -> np.ndarray:
     """Return the array times a number."""
     return (array * np.asarray(factor, array.dtype)).astype(array.dtype)
+
+
+def added(array: np.ndarray, amount: float) -> np.ndarray:
+    """Return the array plus a number."""
+    return (array + np.asarray(amount, array.dtype)).astype(array.dtype)
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -124,6 +133,7 @@ EDITS: Mapping[str, Callable[..., np.ndarray]] = {
         taken,
         filled,
         multiplied,
+        added,
         rounded,
         fused_otherwise,
         split_otherwise,

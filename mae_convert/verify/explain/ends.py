@@ -31,6 +31,8 @@ PICTURES: Mapping[str | None, Change] = {
     "height and width exchanged": lambda x: x.transpose(2, 3),
     "upside down": lambda x: x.flip(2),
     "mirrored": lambda x: x.flip(3),
+    "multiplied by 255": lambda x: x * 255,
+    "divided by 255": lambda x: x / 255,
 }
 # Positions of the patches and of the class token, and the token, of (1, 1 + L, D) and (1, 1, D).
 PATCH_POSITIONS: Mapping[str | None, Change] = {

@@ -6,6 +6,7 @@ variance of that token alone, so that f' - s f = (1 - s) c. The vector c is the 
 where the sides' difference gives the same c everywhere, it is explained.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,13 +16,13 @@ from mae_convert.verify.blame import BLOCK_TAP
 CANDIDATES = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
 PRECISION = 2.0**-50  # of a result in float64
 AGREEMENT = 1e-3  # between tokens; the difference of the sides has few digits
-LARGEST_NOISE = 1e-4
+TIED = 10.0  # times the smallest spread: two epsilons of which both are next to nothing
 
 
-def epsilon_of(
+def epsilons_of(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], first: str, configured: float
-) -> float | None:
-    """Return the epsilon that makes B's result of A's, or None where none does.
+) -> list[float]:
+    """Return the epsilons that make B's result of A's, the one that does so best first.
 
     Args:
         a: results of the side whose epsilon is known.
@@ -31,30 +32,33 @@ def epsilon_of(
     """
     before = _before(first, a)
     if before is None:
-        return None
-    x, f, g = a[before], a[first], b[first]
-    variance = x.var(axis=-1, keepdims=True)
-    for eps in CANDIDATES:
-        if eps != configured and _explains(variance, f, g, configured, eps):
-            return eps
-    return None
+        return []
+    variance = a[before].var(axis=-1, keepdims=True)
+    spreads = {
+        eps: _spread(variance, a[first], b[first], configured, eps)
+        for eps in CANDIDATES
+        if eps != configured
+    }
+    best = sorted(spreads, key=lambda eps: spreads[eps])
+    return [eps for eps in best if spreads[eps] < min(AGREEMENT, TIED * spreads[best[0]])]
 
 
-def _explains(
+def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
-) -> bool:
+) -> float:
+    """Return how far apart the vectors c are that an epsilon gives for each token."""
     if not (variance + eps > 0).all():
-        return False
+        return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))
     change = np.abs(1 - scale)
     if not (change > 0).all():
-        return False
+        return math.inf
     noise = PRECISION * np.abs(f).max() / (change.min() * np.abs(f).mean())
     constant = (g - scale * f) / (1 - scale)
     vectors = constant.reshape(-1, constant.shape[-1])
     middle = np.median(vectors, axis=0)
     spread = np.abs(vectors - middle).max() / max(np.abs(middle).max(), np.abs(f).max())
-    return bool(noise < LARGEST_NOISE and spread < AGREEMENT)
+    return max(float(spread), noise)
 
 
 def _before(first: str, a: Mapping[str, np.ndarray]) -> str | None:

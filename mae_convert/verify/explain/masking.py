@@ -59,6 +59,10 @@ def _one_more(shuffle: Tensor, kept: int) -> Ids:
     return _as_reference(shuffle, min(kept + 1, shuffle.shape[1]))
 
 
+def _one_fewer(shuffle: Tensor, kept: int) -> Ids:
+    return _as_reference(shuffle, max(kept - 1, 0))
+
+
 def _kept_in_order(shuffle: Tensor, kept: int) -> Ids:
     inner, outer = (part.sort(dim=1).values for part in (shuffle[:, :kept], shuffle[:, kept:]))
     return _as_reference(torch.cat([inner, outer], dim=1), kept)
@@ -78,6 +82,7 @@ MASKS: Mapping[str | None, Callable[[Tensor, int], Ids]] = {
     "sorted once": _sorted_once,
     "restored by the shuffle": _restored_by_shuffle,
     "one patch more": _one_more,
+    "one patch fewer": _one_fewer,
     "kept patches in order": _kept_in_order,
     "ids one off": _one_off,
 }

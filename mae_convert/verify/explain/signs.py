@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import BLOCK_TAP, execution_order
+from mae_convert.verify.blame import BLOCK_TAP, execution_order, kept_places
 from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.epsilon import epsilon_of
+from mae_convert.verify.explain.epsilon import epsilons_of
 from mae_convert.verify.explain.patterns import (
     differing,
     dropped,
@@ -14,6 +14,7 @@ from mae_convert.verify.explain.patterns import (
     near,
     order_of,
     runs,
+    same_by_place,
     same_vector,
 )
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
@@ -68,12 +69,25 @@ def _at(a: Trace, b: Trace, first: str) -> Iterator[str]:
     x, y = ours[first], theirs[first]
     if x.shape != y.shape:
         yield f"{first} has shape {x.shape} in A and {y.shape} in B"
+        yield from _counted(first, x, y)
         return
     yield from _renamed(ours, first, y)
     if x.ndim >= 2:
         yield from _relations(a, first, x, y)
         yield from _epsilons(a, b, first)
         yield from _places(a, first, x, y)
+
+
+def _counted(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield that one side has the other's tokens and one more."""
+    if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        return
+    for fewer, more, side in ((x, y, "B"), (y, x, "A")):
+        if more.shape[1] == fewer.shape[1] + 1:
+            for place in range(more.shape[1]):
+                if near(np.delete(more, place, axis=1), fewer):
+                    yield f"{first} has one token more in {side}, at place {place}"
+                    return
 
 
 def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -152,11 +166,11 @@ def _few(order: np.ndarray) -> str:
 
 def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     configured = a.description["config"][CONFIG_EPS]
-    found = epsilon_of(a.results("float64"), b.results("float64"), first, configured)
-    if found is not None:
+    found = epsilons_of(a.results("float64"), b.results("float64"), first, configured)
+    if found:
         yield (
-            f"{first} in B follows from A's by a layer norm epsilon of {found:g} in place of"
-            f" {configured:g}"
+            f"{first} in B follows from A's by a layer norm epsilon of"
+            f" {' or '.join(f'{eps:g}' for eps in found)} in place of {configured:g}"
         )
 
 
@@ -173,6 +187,10 @@ def _places(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]
     inner = difference[:, 1:] if first == "encoder.embedding" else difference
     if x.ndim == 3 and same_vector(inner):
         yield f"{first} differs by the same vector at every token, as a bias makes it"
+    elif first in ("encoder.embedding", "decoder.embedding"):
+        places = kept_places(a, first, inner.shape[1])
+        if places is not None and same_by_place(inner, places):
+            yield f"{first} differs by vectors that depend on the place only, as positions make it"
     for axis, what in enumerate(PLACES.get(x.ndim, ())):
         where = differing(x, y, axis)
         if 0 < len(where) < x.shape[axis]:

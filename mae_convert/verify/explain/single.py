@@ -90,6 +90,8 @@ def _kernel(shape: Shape) -> Iterator[Happening]:
     yield Happening("patch axes", exchanged, "axes_reordered", {"axes": (0, 1, 3, 2)})
     reshaped = "is reshaped where its axes have to be permuted"
     yield Happening("patch axes", reshaped, "axes_reordered", {"axes": (2, 3, 1, 0)})
+    turned = {"axes": (0, 1, 2, 3), "flipped": (2, 3)}
+    yield Happening("patch axes", "has its pixels turned by 180 degrees", "axes_reordered", turned)
     for axis, size, what in ((2, rows, "upside down"), (3, columns, "mirrored")):
         flipped = {"axis": axis, "order": list(range(size))[::-1]}
         yield Happening("patch axes", f"has its pixels {what}", "taken", flipped)
@@ -113,6 +115,9 @@ def _values(name: str, shape: Shape) -> Iterator[Happening]:
     if "norm" in name and name.endswith(".weight"):
         what = "is one everywhere, as before training"
         yield Happening("one", what, "filled", {"value": 1.0})
+        for amount, what in ((1.0, "has one added"), (-1.0, "has one taken off")):
+            said = f"{what}, as if it were kept as the distance from one"
+            yield Happening("one", said, "added", {"amount": amount})
     for dtype in ("float16", "bfloat16"):
         yield Happening("rounded", f"is rounded to {dtype}", "rounded", {"dtype": dtype})
     for factor, what in ((-1.0, "has its sign turned"), (2.0, "is doubled"), (0.5, "is halved")):
