@@ -170,7 +170,8 @@ def probable(checkpoint: Checkpoint) -> list[Official]:
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
     """Return which published file a checkpoint probably is, and with its hash whether it can be.
 
-    ``or`` has others with the same names and shapes, where there are any. ``confirmed`` is None where the publisher names no hash.
+    ``or`` has others with the same names and shapes, where there are any. ``confirmed`` is None
+    where the publisher names no hash.
     """
     found = probable(checkpoint)
     if not found:
