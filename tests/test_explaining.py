@@ -16,8 +16,9 @@ from mae_convert.verify.explain import reproduction
 from mae_convert.verify.explain.alternatives import Arithmetic
 from mae_convert.verify.explain.candidates import candidates
 from mae_convert.verify.explain.hypothesis import Hypothesis, model_of
+from mae_convert.verify.explain.pair import Pair
 from mae_convert.verify.explain.process import Subject
-from mae_convert.verify.explain.reproduction import Pair, explain_by_running
+from mae_convert.verify.explain.reproduction import explain_by_running
 from mae_convert.verify.explain.search import Answer, search
 from mae_convert.verify.explain.verdict import explained
 from mae_convert.verify.explain.walk import Walk, inputs_as

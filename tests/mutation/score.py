@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_convert.verify.explain.pair import Pair
 from mae_convert.verify.explain.process import Subject
-from mae_convert.verify.explain.reproduction import Pair
 from mae_convert.verify.explain.verdict import explained_by, explained_by_traces
 from mae_convert.verify.judge import judge
 from mae_convert.verify.trace import Trace

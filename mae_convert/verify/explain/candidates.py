@@ -12,13 +12,8 @@ from mae_convert.verify.explain.computations import (
     of_whole,
 )
 from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack
-from mae_convert.verify.explain.tensors import (
-    LEAVES,
-    of_blocks,
-    of_modules,
-    of_parts,
-    of_tensor,
-)
+from mae_convert.verify.explain.parts import of_parts
+from mae_convert.verify.explain.tensors import LEAVES, of_blocks, of_modules, of_tensor
 
 MASKS = (
     "highest noise kept", "inverted", "in the shuffled order", "gathered by the shuffle",

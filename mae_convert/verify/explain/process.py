@@ -147,7 +147,7 @@ class Laboratory:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise MaeConvertError(f"hypotheses could not be tried: {self._last_words()}")
+            raise MaeConvertError(f"the child that runs the model failed: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -1,18 +1,17 @@
 """Explain a failed verdict by running again: what makes one side compute what the other does."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from mae_convert.errors import MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify.blame import execution_order
 from mae_convert.verify.explain import sentences
 from mae_convert.verify.explain.candidates import candidates
 from mae_convert.verify.explain.edits import Change
 from mae_convert.verify.explain.hypothesis import Hypothesis, Model, model_of
-from mae_convert.verify.explain.precision import find_imprecisions
-from mae_convert.verify.explain.process import Laboratory, Subject
+from mae_convert.verify.explain.imprecision import below_the_proof, in_the_proof
+from mae_convert.verify.explain.pair import Explanation, Pair, is_finite
+from mae_convert.verify.explain.process import Laboratory
 from mae_convert.verify.explain.search import Answer, Search, search
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.trace import Trace
@@ -28,57 +27,6 @@ CONFIGURED = {
 }
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What was found by running again.
-
-    Attributes:
-        causes: sentences; each was tested and holds.
-        guilty: canonical tensors that were changed on the way from A to B, likeliest first.
-        keys: the kinds of fault, for those who count.
-    """
-
-    causes: tuple[str, ...] = ()
-    guilty: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two sides that part, and what both were run on.
-
-    Attributes:
-        a: the side that is changed.
-        b: the side that is to be explained.
-        inputs: ``pixel_values`` and ``noise``.
-        mask_ratio: at which both were run.
-        names: what the two are called in sentences.
-        python: interpreter of an environment that has PyTorch.
-        laboratory: where hypotheses are tried.
-    """
-
-    a: Subject
-    b: Subject
-    inputs: Mapping[str, np.ndarray]
-    mask_ratio: float
-    names: tuple[str, str] = ("A", "B")
-    python: str | None = None
-    laboratory: type[Laboratory] = Laboratory
-
-    def turned(self) -> "Pair":
-        """Return the pair with its sides exchanged."""
-        names = (self.names[1], self.names[0])
-        return replace(self, a=self.b, b=self.a, names=names)
-
-    def try_on(self, subject: Subject, given: Sequence[str] = ()) -> Laboratory:
-        """Return a laboratory for one side, which is given tensors of the other."""
-        other = self.b if subject is self.a else self.a
-        return self.laboratory(
-            subject, self.inputs, self.mask_ratio, other=other.checkpoint, given=given,
-            python=self.python,
-        )  # fmt: skip
-
-
 def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     """Return why the sides of a pair part, as far as it can be shown by running one of them again.
 
@@ -88,9 +36,9 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     first = verdict.first_divergence
     try:
         if first is None:
-            return _imprecision(pair, verdict)
+            return below_the_proof(pair, verdict)
         if first.startswith("grad/") or not all(
-            _finite(side.trace, first) for side in (pair.a, pair.b)
+            is_finite(side.trace, first) for side in (pair.a, pair.b)
         ):
             return Explanation()
         found = _towards(pair)
@@ -101,17 +49,13 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     except MissingRequirementError:
         kinds = {h.key: None for h in candidates(model_of(pair.a.checkpoint), first or "logits")}
         return Explanation((sentences.not_tested(kinds),))
+    except MaeConvertError as error:  # why it failed is not to stand in the way of that it did
+        return Explanation((f"hypotheses could not be tried: {error}",))
 
 
 def _same(pair: Pair) -> bool:
     """Return whether both sides have the same tensors and the same arithmetic."""
     return not differing_tensors(pair.a.trace, pair.b.trace) and not _configured(pair)
-
-
-def _finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
-    keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
-    found = [trace.arrays[key] for key in keys if key in trace.arrays]
-    return all(bool(np.isfinite(array).all()) for array in found)
 
 
 @dataclass(frozen=True)
@@ -151,7 +95,9 @@ def _towards(pair: Pair) -> Explanation:
             base, first = theirs, with_theirs.first or first
         found = bench.search(first, base)
         if not found.findings and not base:
-            return _imprecise_proof(laboratory, pair, first, found)
+            imprecise = in_the_proof(laboratory, pair, first)
+            if imprecise is not None:
+                return imprecise
         causes = sentences.found(found, base, pair.names)
         return Explanation(causes, _guilty(found), _keys(found))
 
@@ -206,46 +152,3 @@ def _configured(pair: Pair) -> list[Hypothesis]:
         if (value := getattr(theirs, name)) != getattr(ours, name)
         and (pair.a.checkpoint.task == "pretrain" or not name.startswith("decoder_"))
     ]
-
-
-def _imprecise_proof(laboratory: Laboratory, pair: Pair, first: str, found: Search) -> Explanation:
-    """Explain a difference in the float64 run by less precision, or say what was tried."""
-
-    def measure(hypothesis: Hypothesis, at: str) -> float:
-        return laboratory.unexplained(hypothesis, pair.b.trace, "float64", at)
-
-    steps = _steps(pair.b.trace, "float64")
-    failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
-    parts = find_imprecisions(measure, failing, steps, "float64")
-    if not parts:
-        return Explanation(sentences.found(found, (), pair.names))
-    return Explanation(sentences.imprecise(parts, pair.names[1], "float64"), (), ("precision",))
-
-
-def _steps(trace: Trace, dtype: str) -> list[str]:
-    """Return the names of the steps between, in order."""
-    names = (n for n in trace.arrays if n.startswith(f"{dtype}/tap/"))
-    return sorted((n.removeprefix(f"{dtype}/tap/") for n in names), key=execution_order)
-
-
-def _imprecision(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain a side whose error in float32 is too large."""
-    failed = [check.name.split("/", 2) for check in verdict.failed()]
-    own = {(side, name) for dtype, side, name in (f for f in failed if f[0] == "float32")}
-    causes: tuple[str, ...] = ()
-    for side, subject in (("A", pair.a), ("B", pair.b)):
-        failing = sorted((name for s, name in own if s == side), key=execution_order)
-        if failing and _finite(subject.trace, failing[0], "float32"):
-            causes += _of_side(pair, side, subject, failing)
-    return Explanation(causes, (), ("precision",) if causes else ())
-
-
-def _of_side(pair: Pair, side: str, subject: Subject, failing: Sequence[str]) -> tuple[str, ...]:
-    with pair.try_on(subject) as laboratory:
-
-        def measure(hypothesis: Hypothesis, at: str) -> float:
-            return laboratory.unexplained(hypothesis, subject.trace, "float32", at)
-
-        steps = _steps(subject.trace, "float32")
-        parts = find_imprecisions(measure, failing, steps, "float32")
-    return sentences.imprecise(parts, side, "float32")

@@ -4,25 +4,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import BLOCK_TAP, execution_order, kept_places
-from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.epsilon import epsilons_of
-from mae_convert.verify.explain.patterns import (
-    differing,
-    dropped,
-    factor,
-    near,
-    order_of,
-    runs,
-    same_by_place,
-    same_vector,
-)
+from mae_convert.verify.blame import execution_order
+from mae_convert.verify.explain.forms import forms
+from mae_convert.verify.explain.patterns import near
+from mae_convert.verify.explain.sums import sums
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
 from mae_convert.verify.trace import Trace
 
 RANDOM = 1e-2  # an own error in float32 that no rounding makes
-SUM = 1e-6  # how far from 1 the share of a part of a sum may be, by rounding
-CONFIG_EPS = "layer_norm_eps"
 
 
 def signs(a: Trace, b: Trace, first: str | None) -> list[str]:
@@ -38,7 +27,7 @@ def signs(a: Trace, b: Trace, first: str | None) -> list[str]:
         return found
     if first is not None:
         found += _at(a, b, first)
-    return [*found, *_sums(a, b), *_randomness(a, b), *_roundings(a, b, first)]
+    return [*found, *sums(a, b), *_randomness(a, b), *_roundings(a, b, first)]
 
 
 def _broken(a: Trace, b: Trace) -> Iterator[str]:
@@ -71,11 +60,7 @@ def _at(a: Trace, b: Trace, first: str) -> Iterator[str]:
         yield f"{first} has shape {x.shape} in A and {y.shape} in B"
         yield from _counted(first, x, y)
         return
-    yield from _renamed(ours, first, y)
-    if x.ndim >= 2:
-        yield from _relations(a, first, x, y)
-        yield from _epsilons(a, b, first)
-        yield from _places(a, first, x, y)
+    yield from forms(a, b, first)
 
 
 def _counted(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
@@ -106,149 +91,6 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
         yield "B sorts the noise in descending order, so that it keeps what A removes"
     elif len(shift := np.unique((its - restore) % restore.shape[1])) == 1:
         yield f"B's ids_restore is A's plus {int(shift[0])}, modulo the number of patches"
-
-
-def _renamed(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Iterator[str]:
-    """Yield that B has here what A has at another step."""
-    for name, x in ours.items():
-        if name != first and x.shape == y.shape and near(x, y):
-            yield f"{first} in B is what {name} is in A"
-            return
-
-
-def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield by what operation the one result is the other."""
-    if (ratio := factor(x, y)) is not None:
-        yield f"{first} in B is {ratio:.6g} times what it is in A"
-        return
-    if (share := dropped(x, y)) is not None:
-        yield (
-            f"{first} in B is that of A with {(y == 0).mean():.0%} of the values set to zero and"
-            f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is left on"
-        )
-        return
-    names = AXES.get((x.ndim, first == "reconstruction"), {})
-    for axis, what in names.items():
-        if (order := order_of(x, y, axis)) is not None:
-            known = _known(a, first, order) if what == "channels" else _few(order)
-            yield f"{first} in B has the {what} of A in another order: {known}"
-            return
-
-
-# Axes whose parts may be in another order: channels first, because few tokens may be mistaken.
-AXES = {
-    (3, False): {2: "channels", 1: "tokens"},
-    (2, False): {1: "classes"},
-    (4, True): {1: "channels", 2: "rows", 3: "columns"},
-}
-
-
-def _known(a: Trace, first: str, order: np.ndarray) -> str:
-    """Return the name of an order of channels, or its beginning."""
-    config = a.description["config"]
-    match = BLOCK_TAP.fullmatch(first)
-    known: dict[str, np.ndarray] = {}
-    if match and match[3] in ("q", "k", "v"):
-        prefix = "decoder_" if match[1] == "decoder" else ""
-        width, heads = (config[f"{prefix}{n}"] for n in ("hidden_size", "num_attention_heads"))
-        known = orders.of_heads(width, heads)
-    elif first == "logits" and a.description["task"] == "pretrain":
-        patch = config["patch_size"]
-        height, width = (patch, patch) if isinstance(patch, int) else patch
-        known = orders.of_pixels(height, width, config["num_channels"])
-    named = next((what for what, known_ in known.items() if np.array_equal(known_, order)), None)
-    return named or _few(order)
-
-
-def _few(order: np.ndarray) -> str:
-    return ", ".join(map(str, order[:8])) + (" ..." if len(order) > 8 else "")
-
-
-def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    configured = a.description["config"][CONFIG_EPS]
-    found = epsilons_of(a.results("float64"), b.results("float64"), first, configured)
-    if found:
-        yield (
-            f"{first} in B follows from A's by a layer norm epsilon of"
-            f" {' or '.join(f'{eps:g}' for eps in found)} in place of {configured:g}"
-        )
-
-
-PLACES = {
-    2: ("pictures", "classes"),
-    3: ("pictures", "tokens", "channels"),
-    4: ("pictures", "channels", "rows", "columns"),
-}
-
-
-def _places(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield in which pictures, tokens and channels the difference is."""
-    difference = y - x
-    inner = difference[:, 1:] if first == "encoder.embedding" else difference
-    if x.ndim == 3 and same_vector(inner):
-        yield f"{first} differs by the same vector at every token, as a bias makes it"
-    elif first in ("encoder.embedding", "decoder.embedding"):
-        places = kept_places(a, first, inner.shape[1])
-        if places is not None and same_by_place(inner, places):
-            yield f"{first} differs by vectors that depend on the place only, as positions make it"
-    for axis, what in enumerate(PLACES.get(x.ndim, ())):
-        where = differing(x, y, axis)
-        if 0 < len(where) < x.shape[axis]:
-            said = f"{what} {runs(where)} of {x.shape[axis]}"
-            if what == "tokens" and len(where) == 1 and where[0] == 0:
-                said = "the class token"
-            yield f"{first} differs in {said} only"
-    if x.ndim == 3 and "mask" in a.arrays and x.shape[1] == a.arrays["mask"].shape[1] + 1:
-        yield from _removed(a.arrays["mask"], first, difference)
-
-
-def _removed(mask: np.ndarray, first: str, difference: np.ndarray) -> Iterator[str]:
-    away = np.abs(difference).max(axis=-1) > 1e-9 * np.abs(difference).max()
-    removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
-    if not away[~removed].any():
-        yield f"{first} differs at removed patches only"
-    elif not away[removed].any():
-        yield f"{first} differs at kept patches and the class token only"
-
-
-def _sums(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield the first block of B whose output is not the sum of input, attention and MLP."""
-    ours, theirs = (_residuals(trace.results("float64")) for trace in (a, b))
-    for name, shares in theirs.items():
-        if not _is_one(ours.get(name)) or _is_one(shares):
-            continue
-        if shares is None:
-            yield f"{name} in B is no sum of its block's input, attention and MLP"
-        else:
-            yield (
-                f"{name} in B is its block's input plus {shares[0]:.6g} times attention plus"
-                f" {shares[1]:.6g} times the MLP"
-            )
-        return
-
-
-def _is_one(shares: tuple[float, float] | None) -> bool:
-    return shares is not None and np.allclose(shares, 1, rtol=0, atol=SUM)
-
-
-def _residuals(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
-    """Return for each block how often attention and MLP are in its output; None if it is no sum."""
-    found: dict[str, tuple[float, float] | None] = {}
-    for name in sorted(results, key=execution_order):
-        match = BLOCK_TAP.fullmatch(name)
-        if match is None or match[3] != "output":
-            continue
-        stack, index = match[1], int(match[2])
-        before = f"{stack}.blocks.{index - 1}.output" if index else f"{stack}.embedding"
-        parts = [results.get(f"{stack}.blocks.{index}.{part}") for part in ("attention", "mlp")]
-        if before not in results or any(p is None or p.shape != results[name].shape for p in parts):
-            continue
-        away = (results[name] - results[before]).ravel()
-        columns = np.stack([part.ravel() for part in parts if part is not None], axis=1)
-        shares = np.linalg.lstsq(columns, away, rcond=None)[0]
-        fits = near(columns @ shares, away)
-        found[name] = (float(shares[0]), float(shares[1])) if fits else None
-    return found
 
 
 def _randomness(a: Trace, b: Trace) -> Iterator[str]:

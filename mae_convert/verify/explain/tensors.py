@@ -1,21 +1,17 @@
-"""Hypotheses about tensors of a model: alone, exchanged with others, all q, k and v at once."""
+"""Hypotheses about tensors: alone, exchanged with others, whole modules and blocks."""
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
 
-from mae_convert.verify.explain import orders
 from mae_convert.verify.explain.edits import Change
 from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack, in_blocks
-from mae_convert.verify.explain.single import Happening, happenings
+from mae_convert.verify.explain.single import happenings
 
-PARTS = ("q", "k", "v")
 LEAVES = ("weight", "bias")
 MODULES = (
     "norm1", "attention.q", "attention.k", "attention.v", "attention.output", "norm2", "mlp.fc1",
     "mlp.fc2",
 )  # fmt: skip
 BLOCK_TENSORS = tuple(f"{module}.{leaf}" for module in MODULES for leaf in LEAVES)
-KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))
 
 
 def of_tensor(model: Model, name: str) -> Iterator[Hypothesis]:
@@ -117,120 +113,6 @@ def of_modules(
 
     what = f"{{block}}{first} and {{block}}{second} are exchanged"
     yield from in_blocks(model, stack, index, "exchanged", what, make)
-
-
-def of_parts(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield what may have happened to q, k and v of a block at once."""
-    yield from _in_other_order(model, stack, index)
-    yield from _fused_otherwise(model, stack, index)
-    yield from _same_for_all(model, stack, index)
-    yield from _heads_moved(model, stack, index)
-
-
-def _in_other_order(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    for order in list(permutations(PARTS))[1:]:
-        for leaves, which in KINDS_OF_LEAVES:
-
-            def make(
-                s: Stack, i: int, order: tuple[str, ...] = order, leaves: Sequence[str] = leaves
-            ) -> Sequence[Change]:
-                attention = f"{s.block(i)}.attention"
-                pairs = [(a, b) for a, b in zip(PARTS, order, strict=True) if a != b]
-                return [
-                    copy(f"{attention}.{a}.{leaf}", f"{attention}.{b}.{leaf}")
-                    for a, b in pairs
-                    for leaf in leaves
-                    if f"{attention}.{a}.{leaf}" in model.shapes
-                ]
-
-            said = ", ".join(order)
-            what = f"the {which} of {{block}}attention.q, k, v are those of {said}"
-            yield from in_blocks(model, stack, index, "q, k, v order", what, make)
-
-
-def _fused_otherwise(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    layouts = {
-        "fused_otherwise": "taken as (heads, 3, channels) out of a matrix that is (3, heads, ...)",
-        "split_otherwise": "taken as (3, heads, channels) out of a matrix that is (heads, 3, ...)",
-    }
-    for edit, said in layouts.items():
-        for by_row in (False, True):
-            for leaves, which in KINDS_OF_LEAVES:
-
-                def make(
-                    s: Stack,
-                    i: int,
-                    edit: str = edit,
-                    by_row: bool = by_row,
-                    leaves: Sequence[str] = leaves,
-                ) -> Sequence[Change]:
-                    return [
-                        Change(
-                            f"{s.block(i)}.attention.{part}.{leaf}",
-                            edit,
-                            tuple(f"{s.block(i)}.attention.{p}.{leaf}" for p in PARTS),
-                            {"part": number, "groups": s.width if by_row else s.heads},
-                        )
-                        for number, part in enumerate(PARTS)
-                        for leaf in leaves
-                    ]
-
-                words = (
-                    said.replace("heads", "channels").replace(
-                        "channels, 3, channels", "channels, 3"
-                    )
-                    if by_row
-                    else said
-                )
-                what = f"the {which} of {{block}}attention.q, k, v are {words}"
-                yield from in_blocks(model, stack, index, "q, k, v order", what, make)
-
-
-def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that the same happened to all three: transposed, without biases."""
-    by_leaf: dict[str, list[Happening]] = {
-        leaf: list(happenings(model, f"{stack.block(index)}.attention.k.{leaf}"))
-        for leaf in LEAVES
-        if f"{stack.block(index)}.attention.k.{leaf}" in model.shapes
-    }
-    for leaf, found in by_leaf.items():
-        for happening in found:
-
-            def make(
-                s: Stack, i: int, leaf: str = leaf, what: str = happening.what
-            ) -> Sequence[Change]:
-                names = [f"{s.block(i)}.attention.{part}.{leaf}" for part in PARTS]
-                return [h.of(n) for n in names for h in happenings(model, n) if h.what == what]
-
-            if happening.key == "scale":
-                continue
-            what = f"each {leaf} of {{block}}attention.q, k, v {happening.what}"
-            yield from in_blocks(model, stack, index, happening.key, what, make)
-
-
-def _heads_moved(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that heads have another order everywhere, or in everything but the output."""
-    for words in orders.of_heads(stack.width, stack.heads):
-        for output in (False, True):
-
-            def make(
-                s: Stack, i: int, words: str = words, output: bool = output
-            ) -> Sequence[Change]:
-                order = orders.of_heads(s.width, s.heads).get(words)
-                if order is None:
-                    return []
-                block = f"{s.block(i)}.attention"
-                rows = [(f"{block}.{part}.{leaf}", 0) for part in PARTS for leaf in LEAVES]
-                columns = [(f"{block}.output.weight", 1)] if output else []
-                return [
-                    Change(name, "taken", (name,), {"axis": axis, "order": order.tolist()})
-                    for name, axis in rows + columns
-                    if name in model.shapes
-                ]
-
-            all_of = "q, k, v and the output" if output else "q, k, v"
-            what = f"{{block}}attention has the channels of {all_of} {words}"
-            yield from in_blocks(model, stack, index, "heads", what, make)
 
 
 def of_blocks(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from mae_convert.verify.causes import explain
-from mae_convert.verify.explain.reproduction import Explanation, Pair, explain_by_running
+from mae_convert.verify.explain.pair import Explanation, Pair
+from mae_convert.verify.explain.reproduction import explain_by_running
 from mae_convert.verify.explain.signs import signs
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.trace import Trace

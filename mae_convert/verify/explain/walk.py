@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mae_convert.verify.blame import BLOCK_STEPS, execution_order
 from mae_convert.verify.explain import ends, losses
-from mae_convert.verify.explain.alternatives import Arithmetic, block_steps, linear, norm
+from mae_convert.verify.explain.alternatives import Arithmetic
+from mae_convert.verify.explain.layers import block_steps, linear, norm
 from mae_convert.verify.explain.masking import Ids, mask_ids
 from reference_models.outputs import Wanted
 
