@@ -10,14 +10,19 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from mae_convert.canonical import Schema, Shape
+from mae_convert.containers.messages import shown
 from mae_convert.containers.slicing import Joined, Rows, Sliceable, Turned
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
+
+NUMBER = re.compile(r"[0-9]+")
+ANY = "*"
 
 
 class Transform(Protocol):
@@ -321,9 +326,7 @@ class Table:
     rows: tuple[Row | Repeat, ...]
     drops: tuple[Drop, ...] = ()
     groups: tuple[tuple[Rule, ...], ...] = field(init=False, repr=False, compare=False)
-    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(
-        init=False, repr=False, compare=False
-    )
+    _by_skeleton: Mapping[str, Sequence[Rule]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(_rules(row)) for row in self.rows)
@@ -331,9 +334,7 @@ class Table:
         _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
         _refuse_duplicates(self.name, (rule.external for rule in rules))
         object.__setattr__(self, "groups", groups)
-        object.__setattr__(
-            self, "_patterns", tuple((_regex(rule.external), rule) for rule in rules)
-        )
+        object.__setattr__(self, "_by_skeleton", _by_skeleton(rules))
 
     def expand(self, names: Iterable[str]) -> list[Rule]:
         """Return the rules for a set of canonical names, in the external layout's order.
@@ -361,8 +362,9 @@ class Table:
 
     def rule_for(self, external: str) -> Rule | None:
         """Return the rule for an external name, with block index and name filled in."""
-        for pattern, rule in self._patterns:
-            if match := pattern.fullmatch(external):
+        likely = self._by_skeleton.get(_skeleton(external), ())
+        for rule in (*likely, *self._by_skeleton.get(ANY, ())):
+            if match := _regex(rule.external).fullmatch(external):
                 found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
         return None
@@ -404,14 +406,36 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
+@cache
 def _regex(external: str) -> re.Pattern[str]:
     """Return the pattern of an external name.
 
-    ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
+    ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component. An index
+    of more than four digits is none: no model has so many blocks.
     """
-    quoted = re.escape(external).replace(r"\[_\#\]", "(?:_([1-9][0-9]*))?")
-    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", "(0|[1-9][0-9]*)", 1)
+    quoted = re.escape(external).replace(r"\[_\#\]", "(?:_([1-9][0-9]{0,3}))?")
+    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", "(0|[1-9][0-9]{0,3})", 1)
     return re.compile(quoted)
+
+
+def _by_skeleton(rules: Iterable[Rule]) -> dict[str, list[Rule]]:
+    """Return rules by what a name must be without its numbers; those of any name under `ANY`.
+
+    So of the hundreds of rules only one or two are tried on a name.
+    """
+    found: dict[str, list[Rule]] = {}
+    for rule in rules:
+        if "*" in rule.external:
+            found.setdefault(ANY, []).append(rule)
+            continue
+        for spelling in {rule.external.replace("[_#]", index) for index in ("_#", "")}:
+            found.setdefault(_skeleton(spelling), []).append(rule)
+    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def _skeleton(name: str) -> str:
+    return NUMBER.sub("#", name)
 
 
 def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
@@ -424,8 +448,8 @@ def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
     """Return names for a sentence, cut after a few."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    first = ", ".join(map(shown, names[:limit]))
+    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
 def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:

@@ -14,8 +14,9 @@ from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
 
-LARGEST_JSON = 1 << 24
-LARGEST_COUNT = 1 << 14
+LARGEST_JSON = 1 << 22
+LARGEST_COUNT = 1 << 13
+LONGEST_NAME = 1000
 PACKED_TO = 64
 UNASKED_BYTES = 1 << 24
 
@@ -107,9 +108,17 @@ def check_plausible(path: Path, contents: Contents) -> None:
     Raises:
         CheckpointError: it does.
     """
+    if not contents.tensors:
+        raise CheckpointError(f"{path} holds no tensors; name a file that holds weights")
     if len(contents.tensors) > LARGEST_COUNT:
         raise CheckpointError(
-            f"{path} holds {len(contents.tensors)} tensors; no Masked Autoencoder has so many"
+            f"{path} holds {len(contents.tensors)} tensors, more than any Masked Autoencoder; name "
+            "a checkpoint of one"
+        )
+    if longest := next((name for name in contents.tensors if len(name) > LONGEST_NAME), None):
+        raise CheckpointError(
+            f"{path} names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no "
+            "Masked Autoencoder has such a name"
         )
     there = sum(file.size for file in contents.files)
     claimed = sum(tensor.nbytes for tensor in contents.tensors.values())

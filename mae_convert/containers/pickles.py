@@ -5,6 +5,7 @@ any program. Here a name is looked up in one table of inert types (`mae_convert.
 a name that is not there ends the reading. `pickletools` takes the bytes apart.
 """
 
+import itertools
 import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from mae_convert.errors import CheckpointError, MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
 COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
+MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
 """How many elements calls may make beyond the bytes that were read."""
 
@@ -78,11 +80,12 @@ class PickleReader:
         self.stack, self.marks, self.memo = [], [], {}
         self.stream, self.begins, self.made = stream, stream.tell(), 0
         try:
-            for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+            opcodes = pickletools.genops(cast(IO[bytes], stream))
+            for opcode, argument, _ in itertools.islice(opcodes, MOST_STEPS):
                 if opcode.name == "STOP":
-                    break
+                    return self.stack.pop()
                 STEPS[opcode.name](self, argument)
-            return self.stack.pop()
+            raise ValueError("more than any checkpoint describes")
         except MaeConvertError:
             raise
         except DAMAGE as error:

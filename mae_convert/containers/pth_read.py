@@ -18,7 +18,7 @@ from mae_convert.containers.torch_types import Storage, make_storage
 from mae_convert.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LARGEST_UNPACKED_PICKLE = 1 << 26
+LARGEST_UNPACKED_PICKLE = 1 << 24
 PICKLE = "data.pkl"
 
 

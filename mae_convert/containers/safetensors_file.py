@@ -18,9 +18,9 @@ from mae_convert.containers.tensor import LazyTensor, possible_shape
 from mae_convert.containers.torch_types import TORCH_DTYPES
 from mae_convert.errors import CheckpointError
 
-LARGEST_HEADER = 8_000_000
-"""Bytes of the largest header that is read: a twelfth of what the format allows, and twenty times
-that of the largest MAE, because JSON in memory is so many times larger than its text."""
+LARGEST_HEADER = 4_000_000
+"""Bytes of the largest header that is read: a twenty-fifth of what the format allows, and ten
+times that of the largest MAE, because JSON in memory is so many times larger than its text."""
 
 METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")
