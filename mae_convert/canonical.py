@@ -154,10 +154,17 @@ def _dimension(shapes: Mapping[str, Shape], name: str, rank: int, *, axis: int) 
 
 
 def depth(names: Mapping[str, Any], prefix: str) -> int:
-    """Return the number of blocks below a prefix: one more than the highest index."""
+    """Return the number of blocks below a prefix: one more than the highest index.
+
+    Raises:
+        LayoutError: that is more than there are names, so that most blocks are missing.
+    """
     index = re.compile(re.escape(prefix) + r"(\d+)\.")
     found = [int(match[1]) for name in names if (match := index.match(name))]
-    return max(found, default=-1) + 1
+    highest = max(found, default=-1)
+    if highest >= len(names):
+        raise LayoutError(f"there is a block {highest} among {len(names)} tensors")
+    return highest + 1
 
 
 def square_grid(count: int) -> tuple[int, int] | None:

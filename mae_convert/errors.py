@@ -2,9 +2,15 @@
 
 
 class MaeConvertError(Exception):
-    """The input or the call was wrong; the command line prints it and exits with status 2."""
+    """The input or the call was wrong; the command line prints it and exits with status 2.
+
+    What a file says may stand in the sentence, but it can do nothing to a terminal there.
+    """
 
     exit_status = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
 
 
 class CheckpointError(MaeConvertError):

@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 
 from mae_convert.canonical import Schema, Shape
+from mae_convert.containers.messages import shown
+from mae_convert.containers.slicing import Sliceable
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError
 from mae_convert.transforms import SAME, SplitHeads, Transform
@@ -23,6 +25,8 @@ DIGITS = "[0-9]{0,2}"
 """Those that follow the first one of a block's index: no model has a thousand blocks."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
+MOST_NUMBERS = 16
+"""How many of the numbers in a name may be the index: more than any model's names have."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def _templates(external: str) -> Iterator[tuple[str, int | None]]:
     """Yield a name as it is, and with each number in it as the index ``#`` of a block."""
     if "#" not in external:
         yield external, None
-    for number in NUMBER.finditer(external):
+    for number in itertools.islice(NUMBER.finditer(external), MOST_NUMBERS):
         yield f"{external[: number.start()]}#{external[number.end() :]}", int(number[0])
 
 
@@ -220,8 +224,8 @@ def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
     """Return names for a sentence, cut after a few."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    first = ", ".join(map(shown, names[:limit]))
+    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
 def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
@@ -243,12 +247,17 @@ def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> di
 
 def _read(rule: Rule, tensor: LazyTensor) -> Iterator[LazyTensor]:
     shapes = rule.transform.read_shapes(tensor.shape)
+    parts = (
+        rule.transform.read_parts(tensor.load, shapes)
+        if isinstance(tensor.load, Sliceable)
+        else None
+    )
     for index, (name, shape) in enumerate(zip(rule.canonicals, shapes, strict=True)):
 
         def load(index: int = index) -> np.ndarray:
             return rule.transform.read(tensor.load())[index]
 
-        yield LazyTensor(name, shape, tensor.dtype, load)
+        yield LazyTensor(name, shape, tensor.dtype, parts[index] if parts else load)
 
 
 def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> list[LazyTensor]:
@@ -272,4 +281,6 @@ def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
         return rule.transform.write([part.load() for part in parts])
 
     shape = rule.transform.write_shape([part.shape for part in parts])
-    return LazyTensor(rule.external, shape, parts[0].dtype, load)
+    ways = [part.load for part in parts if isinstance(part.load, Sliceable)]
+    in_parts = rule.transform.write_parts(ways, shape) if len(ways) == len(parts) else None
+    return LazyTensor(rule.external, shape, parts[0].dtype, in_parts or load)

@@ -191,23 +191,22 @@ def _in_dtype(tensor: LazyTensor, dtype: str | None) -> LazyTensor:
     if dtype is None or tensor.dtype == DTYPES[dtype]:
         return tensor
     wanted = DTYPES[dtype]
-    return replace(tensor, dtype=wanted, load=lambda: rounded(tensor.load(), wanted))
+    return tensor.mapped(lambda array: rounded(array, wanted), wanted)
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:
     """Return the tensor with a guard: weights that are not numbers are never written."""
 
-    def load() -> np.ndarray:
-        array = tensor.load()
+    def checked(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind in "fV" and not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise MaeConvertError(
-                f"{tensor.name} would hold {count} values that are NaN or infinite; the checkpoint"
-                " is broken, or --dtype overflows: nothing was written"
+                f"{tensor.name} would hold at least {count} value{'s'[: count > 1]} that are NaN or"
+                " infinite; the checkpoint is broken, or --dtype overflows: nothing was written"
             )
         return array
 
-    return replace(tensor, load=load)
+    return tensor.mapped(checked, tensor.dtype)
 
 
 def _steps(

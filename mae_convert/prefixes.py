@@ -19,6 +19,8 @@ FOREIGN = ("module.", "model.", *ANYWHERE)
 """Those that no layout has: where one is left on, no layout can fit."""
 
 MOST_REMOVED = 4
+MOST_WAYS = 32
+"""More ways than any model's names have, and few enough to try them all."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
             if frozenset(way.stored) not in seen:
                 seen.add(frozenset(way.stored))
                 ways.append(way)
-        if not ways:
+        if not ways or len(seen) > MOST_WAYS:
             return
         yield ways
 

@@ -1,7 +1,7 @@
 """What a conversion says about itself: record, configuration, preprocessing, hashes."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,31 @@ import numpy as np
 from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
-from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.tensor import PIECE_BYTES, LazyTensor
 from mae_convert.heads import CREATED
 from mae_convert.official import confirmed
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES, rounding_error
 
+NOT_YET = "0" * 64
+"""Stands for a SHA-256 that is still being computed, and is as long."""
 
-def conversion_record(plan: Plan) -> dict[str, Any]:
-    """Return what a conversion does: source, account of every tensor, declared steps."""
+
+def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a conversion does: source, account of every tensor, declared steps.
+
+    Args:
+        plan: the conversion.
+        source_files: what it says of the files, as `SourceHashes.told` returns it.
+    """
     source = plan.source
     stored = source.prefix.stored
     origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
     return {
         "mae_convert": __version__,
         "source": {
-            **files_sha256(source.container.files),
+            **source_files,
             **_whence(source),
             "container": source.container.kind,
             "wrapper": source.container.wrapper,
@@ -133,22 +142,67 @@ def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
     }
 
 
+class SourceHashes:
+    """The SHA-256 of the files that tensors are read from, computed beside the conversion.
+
+    Args:
+        files: the files, which are open.
+    """
+
+    def __init__(self, files: Sequence[ByteFile]) -> None:
+        self._files = files
+        self._hashes = [NOT_YET] * len(files)
+        self.nbytes = sum(file.size for file in files)
+
+    def work(self, advance: Callable[[int], None]) -> None:
+        """Hash the files, and tell how many bytes are done."""
+        self._hashes = [_sha256(file, advance) for file in self._files]
+
+    def require_unchanged(self) -> None:
+        """Raise CheckpointError if a file is not what it was when it was opened."""
+        for file in self._files:
+            file.require_unchanged()
+
+    def amend(self, conversion: Mapping) -> Mapping:
+        """Return the record of a conversion with the hashes in the place of those not known yet."""
+        return {**conversion, "source": {**conversion["source"], **self.told()}}
+
+    def told(self) -> dict[str, Any]:
+        """Return what a record says of the files: see `files_sha256`."""
+        paths = [file.path for file in self._files]
+        return _told(dict(zip(paths, self._hashes, strict=True)))
+
+
 def files_sha256(files: Sequence[Path]) -> dict[str, Any]:
     """Return the name and the SHA-256 of what tensors are read from.
 
     Where that is several files, the name is the first one's in its directory, ``files`` has the
     SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
     """
-    hashes = {path.name: file_sha256(path) for path in files}
-    if len(files) == 1:
-        return {"name": files[0].name, "sha256": hashes[files[0].name]}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return _told({path: file_sha256(path) for path in files})
+
+
+def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
+    first = next(iter(hashes))
+    if len(hashes) == 1:
+        return {"name": first.name, "sha256": hashes[first]}
+    named = {path.name: digest for path, digest in hashes.items()}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in named.items())
     whole = hashlib.sha256(lines.encode()).hexdigest()
-    folder = files[0].resolve().parent.name
-    return {"name": f"{folder}/{files[0].name}", "sha256": whole, "files": hashes}
+    folder = first.resolve().parent.name
+    return {"name": f"{folder}/{first.name}", "sha256": whole, "files": named}
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return _sha256(ByteFile(path), lambda _: None)
+
+
+def _sha256(file: ByteFile, advance: Callable[[int], None]) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
+    for start in range(0, file.size, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, file.size - start)]
+        file.read_into(piece, start)
+        digest.update(piece)
+        advance(len(piece))
+    return digest.hexdigest()

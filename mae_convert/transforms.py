@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from mae_convert.canonical import Shape
+from mae_convert.containers.slicing import Joined, Rows, Sliceable, Turned
 from mae_convert.errors import LayoutError
 
 
@@ -24,6 +25,24 @@ class Transform(Protocol):
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
         """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
+        """Return a way to parts of the external array, or None if it can only be made whole."""
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
+        """Return ways to parts of the canonical arrays, or None if they can only be had whole."""
+
+
+class _Whole:
+    """What a transform that needs its arrays whole says of parts."""
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:  # noqa: ARG002
+        """Return None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,14 @@ class Same:
     def read_shapes(self, shape: Shape) -> list[Shape]:
         """Return the one shape."""
         return [shape]
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:  # noqa: ARG002
+        """Return the one way."""
+        return parts[0]
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:  # noqa: ARG002
+        """Return the one way."""
+        return [whole]
 
     def __str__(self) -> str:
         return ""
@@ -73,6 +100,14 @@ class Permute:
         if len(shape) != len(self.axes):
             raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
         return [tuple(shape[axis] for axis in self._inverse())]
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
+        """Return rows as columns and the other way round, for a matrix."""
+        return Turned(shape, parts[0].dtype, parts[0]) if self.axes == (1, 0) else None
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
+        """Return rows as columns and the other way round, for a matrix."""
+        return [Turned(shapes[0], whole.dtype, whole)] if self.axes == (1, 0) else None
 
     def _inverse(self) -> tuple[int, ...]:
         return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
@@ -106,12 +141,24 @@ class Fuse:
             raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
         return [(shape[0] // self.parts, *shape[1:])] * self.parts
 
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:
+        """Return the parts, one after the other."""
+        return Joined(shape, parts[0].dtype, parts)
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:
+        """Return equal stretches of rows, in order."""
+        starts = (index * shape[0] for index, shape in enumerate(shapes))
+        return [
+            Rows(shape, whole.dtype, whole, start)
+            for shape, start in zip(shapes, starts, strict=True)
+        ]
+
     def __str__(self) -> str:
         return f"fuse {self.parts}"
 
 
 @dataclass(frozen=True)
-class SplitHeads:
+class SplitHeads(_Whole):
     """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
 
     Attributes:
@@ -166,7 +213,7 @@ class SplitHeads:
 
 
 @dataclass(frozen=True)
-class WithoutBatch:
+class WithoutBatch(_Whole):
     """The external tensor lacks the canonical one's first axis, which is 1."""
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -17,8 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_convert.containers import LazyTensor, atomic, open_container, write_directory, write_file
-from mae_convert.containers import write as write_module
+from mae_convert.containers import (
+    LazyTensor,
+    draft,
+    open_container,
+    renaming,
+    write_directory,
+    write_file,
+)
 from mae_convert.errors import OutputError
 
 KINDS = ("pth", "safetensors", "tf_h5", "keras_h5", "npz")
@@ -188,7 +194,7 @@ def test_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def unknown(*_: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(atomic, "_renameat2", unknown)
+    monkeypatch.setattr(renaming, "renameat2", unknown)
     write_file(tmp_path / "x", "pth", tensors(1.0))
     directory(tmp_path / "d", 1.0)
     write_file(tmp_path / "x", "pth", tensors(2.0), overwrite=True)
@@ -264,7 +270,7 @@ def test_a_write_that_breaks_off(tmp_path: Path, kind: str) -> None:
 def test_a_disk_that_forgets_is_found_out(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = write_module.read_contents
+    read = draft.read_file
 
     def spoil_and_read(path: Path):
         data = path.read_bytes()
@@ -273,7 +279,7 @@ def test_a_disk_that_forgets_is_found_out(
         path.write_bytes(data.replace(ones, ones[:-1] + b"\x00", 1))
         return read(path)
 
-    monkeypatch.setattr(write_module, "read_contents", spoil_and_read)
+    monkeypatch.setattr(draft, "read_file", spoil_and_read)
     with pytest.raises(OutputError, match="did not read back as it was written"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())

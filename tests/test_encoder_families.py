@@ -380,17 +380,22 @@ def test_a_record_that_was_edited_tells_no_family():
         assert name_family(None, {}, recorded, sizes(512, 8, 16)) is None
 
 
+def zeros(shapes):
+    """Return a model of one zero that is meant many times, as large as a file may claim to be."""
+    state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    count = sum(tensor.numel() for tensor in state.values())
+    return {"model": state, "optimizer": torch.zeros(count // 64)}
+
+
 def test_a_known_family_is_not_taken_for_an_official_checkpoint(run, tmp_path, golden):
     from mae_convert.inspection import inspect
 
     keys = json.loads((golden / "keys" / "facebook_mae_pretrain_vit_base.json").read_text())
-    state = {name: torch.zeros(1).expand(shape) for name, shape in keys.items()}
+    state = zeros(keys)
     for name, arguments in (("a", {}), ("b", {"base_resolution": 2.5})):
-        torch.save(
-            {"model": state, "args": argparse.Namespace(**arguments)}, tmp_path / f"{name}.pth"
-        )
+        torch.save({**state, "args": argparse.Namespace(**arguments)}, tmp_path / f"{name}.pth")
     official = [inspect(open_checkpoint(tmp_path / f"{n}.pth"))["official"] for n in "ab"]
-    assert official == [{"probable": "mae_pretrain_vit_base.pth"}, None]
+    assert official == [{"probable": "mae_pretrain_vit_base.pth", "or": []}, None]
 
 
 def test_a_plain_vit_of_any_size_is_read(tmp_path):
@@ -407,7 +412,6 @@ def test_a_plain_vit_of_any_size_is_read(tmp_path):
 
 def test_the_screen_says_that_shapes_make_it_only_probable(run, golden, tmp_path):
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
-    state = {name: torch.zeros(1).expand(shape) for name, shape in keys.items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+    torch.save(zeros(keys), tmp_path / "x.pth")
     result = run("inspect", tmp_path / "x.pth")
     assert "MAE L/16 (probable: by its shapes; the same as of RETFound (MAE), any" in result.out

@@ -16,7 +16,7 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers.keras_archive import CONFIG, METADATA, WEIGHTS
 from mae_convert.convert import execute
 from mae_convert.diff import diff
-from mae_convert.errors import CheckpointError, ConfigurationError
+from mae_convert.errors import CheckpointError, ConfigurationError, OutputError
 from mae_convert.planning import plan_conversion
 
 WORKER = Path(__file__).with_name("keras_archive_worker.py")
@@ -234,13 +234,11 @@ def test_a_configuration_of_no_known_form_is_one_sentence(archive, spoil):
 
 
 def test_a_full_disk_leaves_nothing_behind(case, tmp_path, monkeypatch):
-    from mae_convert.containers import keras_archive
-
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keras_archive, "_add_json", full)
     source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
-    with pytest.raises(Exception, match="no space left"):
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(OutputError, match="no space left"):
         execute(plan_conversion(source, tmp_path / "m.keras", "keras"))
     assert list(tmp_path.iterdir()) == []

@@ -1,28 +1,23 @@
-"""Zip archives whose records can be mapped: what `torch.save` and `numpy.savez` write."""
+"""Zip archives as `torch.save` and `numpy.savez` write them, opened for reading."""
 
 import math
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
-from mae_convert.containers.contents import reading
-from mae_convert.containers.mapped import MappedFile, Window
+from mae_convert.containers.bytefile import ByteFile, Window
+from mae_convert.containers.contents import loading, reading
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.errors import CheckpointError
 
-ALIGNMENT = 64
-LOCAL_HEADER = struct.Struct("<4s22xHH")
+LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 LOCAL_MAGIC = b"PK\x03\x04"
-ZIP64_EXTRA_BYTES = 20
-PADDING_ID = 0x4246  # the id with which PyTorch marks the padding of its records
+ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -39,10 +34,12 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Record:
-    """One file in the archive: where its bytes lie, and how many they are unpacked."""
+    """One file in the archive: where its bytes lie, how many they are, and how many unpacked."""
 
     offset: int
+    packed: int
     size: int
+    checksum: int
     stored: bool
 
 
@@ -50,32 +47,48 @@ class Archive:
     """A zip archive opened for reading: a file, or a part of one.
 
     Raises:
-        CheckpointError: the directory at its end is missing or does not fit the file.
+        CheckpointError: the directory at its end is missing or does not fit the file, or no
+            program that writes weights makes such an archive: records that overlap, are
+            encrypted, or have names that reach out of it.
     """
 
-    def __init__(self, mapped: MappedFile) -> None:
-        self.path = mapped.path
-        self.mapped = mapped
-        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(mapped)) as archive:
+    def __init__(self, file: ByteFile) -> None:
+        self.path = file.path
+        self.file = file
+        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(file)) as archive:
             entries = archive.infolist()
             if len({entry.filename for entry in entries}) != len(entries):
                 raise ValueError("two records of one name")
-            self.records: Mapping[str, Record] = {
-                entry.filename: self._locate(entry) for entry in entries
-            }
+            located = [(entry, *self._locate(entry)) for entry in entries]
+            _refuse_overlaps((start, record) for _, start, record in located)
+        self.records: Mapping[str, Record] = {
+            entry.filename: record for entry, _, record in located
+        }
 
-    def _locate(self, entry: zipfile.ZipInfo) -> Record:
-        header = self.mapped.raw(entry.header_offset, LOCAL_HEADER.size)
-        magic, name_length, extra_length = LOCAL_HEADER.unpack(header)
-        if magic != LOCAL_MAGIC or entry.flag_bits & 1:
-            raise ValueError(f"record {entry.filename} is damaged or encrypted")
-        offset = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
-        stored = entry.compress_type == zipfile.ZIP_STORED
-        if stored and (entry.compress_size != entry.file_size):
-            raise ValueError(f"record {entry.filename} has two sizes")
-        if offset + entry.compress_size > self.mapped.size:
-            raise ValueError(f"record {entry.filename} lies outside the file")
-        return Record(offset, entry.file_size, stored)
+    def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, Record]:
+        """Return where a record's own header begins, and the record."""
+        begins = entry.header_offset
+        header = self.file.raw(begins, LOCAL_HEADER.size)
+        magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        name = self.file.raw(begins + LOCAL_HEADER.size, name_length)
+        if magic != LOCAL_MAGIC or (flags | entry.flag_bits) & ENCRYPTED:
+            raise ValueError(f"record {shown(entry.filename)} is damaged or encrypted")
+        if name != _stored_name(entry) or method != entry.compress_type:
+            raise ValueError(f"record {shown(entry.filename)} is described in two ways")
+        if not _is_inside(entry.filename):
+            raise CheckpointError(
+                f"{self.path} has a member named {shown(entry.filename)}, which reaches out of the"
+                " archive; no program writes such a file: get it again from where it comes from"
+            )
+        if method not in DEFLATED_OR_STORED:
+            raise ValueError(f"record {shown(entry.filename)} is of no kind that is read")
+        stored = method == zipfile.ZIP_STORED
+        if stored and entry.compress_size != entry.file_size:
+            raise ValueError(f"record {shown(entry.filename)} has two sizes")
+        offset = begins + LOCAL_HEADER.size + name_length + extra_length
+        if offset + entry.compress_size > self.file.size:
+            raise ValueError(f"record {shown(entry.filename)} lies outside the file")
+        return begins, Record(offset, entry.compress_size, entry.file_size, entry.CRC, stored)
 
     def size(self, name: str) -> int:
         """Return the unpacked size of a record in bytes.
@@ -87,20 +100,6 @@ class Archive:
             raise damaged(self.path, f"the record {shown(name)} is missing")
         return self.records[name].size
 
-    def part(self, name: str) -> MappedFile:
-        """Return a record that is stored uncompressed as a file of its own.
-
-        Raises:
-            CheckpointError: there is no such record, or it is compressed.
-        """
-        size = self.size(name)
-        if not self.records[name].stored:
-            raise CheckpointError(
-                f"{self.path} has {shown(name)} compressed, as its own program does not write it;"
-                " unpack the archive and pack it again with `zip -0`"
-            )
-        return self.mapped.part(self.records[name].offset, size)
-
     def raw(self, name: str, limit: int) -> bytes:
         """Return the first bytes of a record, at most `limit`.
 
@@ -110,16 +109,28 @@ class Archive:
         count = min(self.size(name), limit)
         record = self.records[name]
         if record.stored:
-            return self.mapped.raw(record.offset, count)
-        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(self.mapped)) as archive:
-            with archive.open(name) as stream:
-                data = stream.read(count)
-            if len(data) != count:
-                raise EOFError(f"record {name} is cut short")
+            return self.file.raw(record.offset, count)
+        with reading(self.path, *DAMAGE):
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+            data = unpacker.decompress(self.file.raw(record.offset, record.packed), count)
+            whole = count == record.size
+            if len(data) != count or (whole and zlib.crc32(data) != record.checksum):
+                raise EOFError(f"the record {shown(name)} is cut short or damaged")
             return data
 
-    def array(self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Return an array that begins `offset` bytes into a record: a view where it is stored.
+    def part(self, name: str) -> ByteFile | None:
+        """Return a record as a file of its own; None if it is packed.
+
+        Raises:
+            CheckpointError: there is no such record.
+        """
+        size, record = self.size(name), self.records[name]
+        return self.file.part(record.offset, size) if record.stored else None
+
+    def array(
+        self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins `offset` bytes into a record.
 
         Raises:
             CheckpointError: it is not all in the record.
@@ -129,49 +140,30 @@ class Archive:
             raise damaged(self.path, f"the record {shown(name)} is shorter than {end} bytes")
         record = self.records[name]
         if record.stored:
-            return self.mapped.array(record.offset + offset, shape, dtype)
-        return np.frombuffer(self.raw(name, end), dtype, offset=offset).reshape(shape)
+            return self.file.array(record.offset + offset, shape, dtype)
+        count = math.prod(shape)
+        return loading(
+            self.path,
+            lambda: np.frombuffer(self.raw(name, end), dtype, count, offset).reshape(shape),
+            *DAMAGE,
+        )
 
 
-class ArchiveWriter:
-    """Writes a zip archive of uncompressed records, the bytes of each at a multiple of 64."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("xb+")
-        self._archive = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._stream:
-            if kind is None:
-                self._archive.close()
-            else:  # what is half written is removed anyhow: the first error is the one to tell
-                with suppress(OSError, ValueError):
-                    self._archive.close()
-
-    def add(self, name: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
-        """Add a record of `size` bytes that come in pieces."""
-        entry = zipfile.ZipInfo(name)
-        entry.file_size = size
-        # Python's own threshold: it leaves room for data that grow while they are packed.
-        large = size * 1.05 > zipfile.ZIP64_LIMIT
-        entry.extra = _padding(self._stream.tell(), name, large)
-        with self._archive.open(entry, "w", force_zip64=large) as record:
-            for piece in pieces:
-                record.write(piece)
+def _stored_name(entry: zipfile.ZipInfo) -> bytes:
+    """Return a record's name as its own header has to spell it."""
+    utf8 = 0x800
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
 
 
-def _padding(position: int, name: str, large: bool) -> bytes:
-    """Return an extra field so long that the record's data begin at a multiple of 64."""
-    fixed = position + LOCAL_HEADER.size + len(name.encode()) + ZIP64_EXTRA_BYTES * large
-    length = -fixed % ALIGNMENT
-    if length < 4:  # the field's own head
-        length += ALIGNMENT
-    return struct.pack("<HH", PADDING_ID, length - 4) + bytes(length - 4)
+def _is_inside(name: str) -> bool:
+    """Tell whether a name stays in the folder in which the archive would be unpacked."""
+    parts = re.split(r"[/\\]", name)
+    return parts[0] != "" and ".." not in parts and not re.match(r"[A-Za-z]:\\", name)
+
+
+def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
+    position = 0
+    for begins, record in sorted(located, key=lambda item: item[0]):
+        if begins < position:
+            raise ValueError("two records overlap")
+        position = record.offset + record.packed

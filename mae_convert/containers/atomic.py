@@ -1,22 +1,22 @@
 """Outputs that appear whole or not at all.
 
-An output is made under a hidden name beside its target and takes its name by one rename, so that a
-run that is killed leaves the old output or the new one, and at worst a hidden file beside it.
+An output is made in a hidden directory beside its target and takes its name by one rename, so that
+a run that is killed leaves the old output or the new one, and at worst a hidden directory beside
+it, which the next run removes. Of two runs at one target the first to finish wins.
 """
 
-import ctypes
 import errno
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from mae_convert.containers import renaming
+from mae_convert.containers.staging import staging_beside, undisturbed
 from mae_convert.errors import OutputError
 
-NO_REPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
-AT_WORKING_DIRECTORY = -100
+NEW = "new"
 
 REASONS = {
     errno.ENOSPC: "there is no space left; free some or write elsewhere",
@@ -28,56 +28,153 @@ REASONS = {
     errno.ENOENT: "its directory does not exist; make it first",
     errno.ENOTDIR: "its directory is a file; write elsewhere",
     errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+    errno.EIO: "the disk reports an error; write elsewhere, and check the disk",
 }
+
+Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output is to stand.
+
+    Attributes:
+        target: its name.
+        is_directory: whether it is a directory.
+        overwrite: whether it may replace what stands there.
+        may_replace: raises OutputError for a directory that must not be replaced.
+    """
+
+    target: Path
+    is_directory: bool = False
+    overwrite: bool = False
+    may_replace: Callable[[Path], None] = lambda _: None
+
+    def check(self) -> None:
+        """Refuse, before any work, a target that may not be replaced.
+
+        Raises:
+            OutputError: there is something else, or something, or something that is not ours.
+        """
+        target = self.target
+        if target.name in ("", ".."):
+            raise OutputError(f"{target} is a directory that cannot be replaced; name one in it")
+        if not self.is_directory and target.is_dir():
+            raise OutputError(f"{target} is a directory and not a file; name a file in it")
+        exists = os.path.lexists(target)
+        if self.is_directory and exists and (target.is_symlink() or not target.is_dir()):
+            raise OutputError(f"{target} is not a directory; remove it or choose another name")
+        if exists and not self.overwrite:
+            raise _exists(target)
+        if exists and self.is_directory:
+            self.may_replace(target)
+
+
+class Staged:
+    """An output on its way: it is made at `path`, and put in place by `commit`."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.place = place
+        self.path = folder / NEW
+        self._old = _identity(place.target)
+        self._undo: Callable[[], None] | None = None
+
+    def commit(self) -> None:
+        """Give the output its name.
+
+        Raises:
+            OutputError: another run has put something there meanwhile.
+            OSError: the system refuses.
+        """
+        target = self.place.target
+        if self._old is not None and self.place.is_directory and target.is_dir():
+            self.place.may_replace(target)  # again: it may have changed meanwhile
+        if _identity(target) != self._old:
+            raise _overtaken(target) if self.place.overwrite else _exists(target)
+        if self._old is None:
+            self._appear()
+        else:
+            self._replace(self._old)
+
+    def undo(self) -> None:
+        """Put back what was there before `commit`, if there was one."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def _appear(self) -> None:
+        try:
+            renaming.rename_to_new(self.path, self.place.target)
+        except FileExistsError:
+            found = _overtaken if self.place.overwrite else _exists
+            raise found(self.place.target) from None
+        self._undo = lambda: renaming.rename_to_new(self.place.target, self.path)
+
+    def _replace(self, old: Identity) -> None:
+        target = self.place.target
+        try:
+            renaming.exchange(self.path, target)
+        except NotImplementedError:
+            if self.place.is_directory:
+                raise OutputError(
+                    f"{target} cannot be replaced in one step on this system; "
+                    "remove it first or choose another name"
+                ) from None
+            self.path.replace(target)
+            return
+        found = _identity(self.path)
+        if found is None or found[:2] != old[:2]:  # another run came between look and rename
+            renaming.exchange(self.path, target)
+            raise _overtaken(target)
+        self._undo = lambda: renaming.exchange(self.path, target)
+
+
+@contextmanager
+def staged(*places: Place) -> Iterator[list[Staged]]:
+    """Give places at which to make outputs; at the end all get their names, or none does.
+
+    What is made must have been flushed.
+
+    Raises:
+        OutputError: a target may not be replaced, another run has put something there meanwhile,
+            or the system refuses to write.
+    """
+    for place in places:
+        place.check()
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(_one(place)) for place in places]
+        yield outputs
+        try:
+            with undisturbed():
+                for output in outputs:
+                    with saying(output.place.target):
+                        output.commit()
+            for output in outputs:
+                with saying(output.place.target):
+                    flush(output.place.target.parent)
+        except BaseException:
+            with undisturbed():
+                for output in reversed(outputs):
+                    output.undo()
+            raise
 
 
 @contextmanager
 def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give the path at which to write a file; at the end it is flushed and takes its name.
+    """Give the path at which to write one file; at the end it is flushed and takes its name.
 
     Raises:
-        OutputError: the target exists and may not be replaced, or the system refuses to write.
+        OutputError: as `staged`.
     """
-    if target.is_dir():
-        raise OutputError(f"{target} is a directory and not a file; name a file in it")
-    with _made_beside(target, overwrite) as temporary:
-        yield temporary
-        flush(temporary)
-        if overwrite:
-            temporary.replace(target)
-        else:
-            _rename_to_new(temporary, target)
+    with staged(Place(target, overwrite=overwrite)) as (output,):
+        yield output.path
+        flush(output.path)
 
 
 @contextmanager
-def replacing_directory(
-    target: Path, *, overwrite: bool = False, may_replace: Callable[[Path], None]
-) -> Iterator[Path]:
-    """Give an empty directory to write in; at the end it is flushed and takes its name.
-
-    Args:
-        target: where the directory is to stand.
-        overwrite: an existing directory is exchanged for the new one, and then removed.
-        may_replace: raises OutputError for a directory that must not be removed.
-
-    Raises:
-        OutputError: the target exists and may not be replaced, or the system refuses to write.
-    """
-    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
-        raise OutputError(f"{target} is not a directory; remove it or choose another name")
-    if overwrite and target.exists():
-        may_replace(target)
-    with _made_beside(target, overwrite) as temporary:
-        temporary.mkdir()
-        yield temporary
-        for path in temporary.iterdir():
-            flush(path)
-        flush(temporary)
-        if overwrite and target.exists():
-            may_replace(target)  # again: it may have changed while this was written
-            _exchange(temporary, target)
-        else:
-            _rename_to_new(temporary, target)
+def _one(place: Place) -> Iterator[Staged]:
+    with saying(place.target), staging_beside(place.target) as folder:
+        yield Staged(place, folder)
 
 
 def flush(path: Path) -> None:
@@ -90,76 +187,34 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def _made_beside(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a new name beside the target; whatever stands there at the end is removed.
-
-    After an exchange of directories that is the old one.
-    """
-    if os.path.lexists(target) and not overwrite:
-        raise _exists(target)
-    temporary = target.parent / f".mae-convert-{secrets.token_hex(8)}"
-    try:
-        yield temporary
-        flush(target.parent)
-    except OSError as error:
-        raise _refusal(target, error) from error
-    finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename without replacing: what another process has put there meanwhile stays."""
-    try:
-        _renameat2(source, target, NO_REPLACE)
-    except NotImplementedError:
-        if os.path.lexists(target):
-            raise _exists(target) from None
-        source.rename(target)
-    except FileExistsError:
-        raise _exists(target) from None
-
-
-def _exchange(source: Path, target: Path) -> None:
-    try:
-        _renameat2(source, target, EXCHANGE)
-    except NotImplementedError:
-        raise OutputError(
-            f"{target} cannot be replaced in one step on this system; "
-            "remove it first or choose another name"
-        ) from None
-
-
-def _renameat2(source: Path, target: Path, flags: int) -> None:
-    """Call renameat2(2), which Python does not offer.
+def saying(target: Path) -> Iterator[None]:
+    """Turn what the system refuses into one sentence.
 
     Raises:
-        NotImplementedError: the system or this file system does not have it.
-        OSError: the system refuses.
+        OutputError: the body raised an error of the system.
     """
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        raise NotImplementedError
-    paths = (os.fsencode(source), os.fsencode(target))
-    if function(AT_WORKING_DIRECTORY, paths[0], AT_WORKING_DIRECTORY, paths[1], flags) == 0:
-        return
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        raise NotImplementedError
-    raise OSError(number, os.strerror(number))
+    try:
+        yield
+    except OSError as error:
+        reason = REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
+        raise OutputError(f"{target} cannot be written: {reason}") from error
+
+
+def _identity(path: Path) -> Identity | None:
+    """Return what tells a file from every other, a link from what it names; None for none."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _exists(target: Path) -> OutputError:
     return OutputError(f"{target} exists already; choose another name or pass --overwrite")
 
 
-def _refusal(target: Path, error: OSError) -> OutputError:
-    reason = REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
-    return OutputError(f"{target} cannot be written: {reason}")
+def _overtaken(target: Path) -> OutputError:
+    return OutputError(
+        f"{target} was written by another program in the meantime and is left as it is; "
+        "look at it, and run again if it is to be replaced"
+    )

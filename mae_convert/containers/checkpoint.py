@@ -1,11 +1,11 @@
 """Opens what the user named: a file, or a directory with weights and their configuration."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.containers.contents import KERAS, reading
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.contents import KERAS, check_plausible, json_in
 from mae_convert.containers.directory import find_weights, is_of_model_directory, left_aside
 from mae_convert.containers.identify import read_contents
 from mae_convert.containers.tensor import LazyTensor
@@ -27,7 +27,7 @@ class Container:
             `.weights.h5`), "keras_archive" (its `.keras`), "npz", or "dcp" (PyTorch's distributed
             checkpoints).
         weights_file: the file that holds the tensors, or says which others do.
-        files: all files that it takes to read the tensors.
+        opened: all files that it takes to read the tensors, open for reading.
         tensors: by name, in stored order.
         config: `config.json` beside, or the configuration inside the file, as found; else None.
         config_source: where it was found, for a person.
@@ -45,7 +45,7 @@ class Container:
     path: Path
     kind: str
     weights_file: Path
-    files: tuple[Path, ...]
+    opened: tuple[ByteFile, ...]
     tensors: Mapping[str, LazyTensor]
     config: Mapping | None
     config_source: str | None
@@ -56,6 +56,11 @@ class Container:
     wrapper: str | None
     state_key: str | None
     is_directory: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths of all files that it takes to read the tensors."""
+        return tuple(file.path for file in self.opened)
 
 
 def open_container(path: Path | str, state_key: str | None = None) -> Container:
@@ -79,6 +84,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
             f"{path} has no keys around its tensors ({contents.kind}); leave --state-key out"
         )
     check_not_flat(path, contents.tensors)
+    check_plausible(path, contents)
     belongs = is_directory or is_of_model_directory(path)
     beside, preprocessor, conversion = (
         _read_json(weights_file.with_name(name)) if belongs else None for name in JSON_NAMES
@@ -91,7 +97,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         path=path,
         kind=contents.kind,
         weights_file=weights_file,
-        files=contents.files or (weights_file,),
+        opened=contents.files,
         tensors=contents.tensors,
         config=config,
         config_source=None if config is None else "config.json" if beside is not None else inside,
@@ -108,12 +114,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
 def _read_json(path: Path) -> dict | None:
     if not path.is_file():
         return None
-    with reading(path):
-        text = path.read_bytes()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); mend or remove it") from error
+    value = json_in(ByteFile(path), "mend or remove it")
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; mend or remove it")
     return value

@@ -5,15 +5,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
 
 KERAS = "keras"
 """The key of what Keras's own `config.json` says, in a configuration."""
+
+LARGEST_JSON = 1 << 22
+LARGEST_COUNT = 1 << 13
+LONGEST_NAME = 1000
+PACKED_TO = 64
+UNASKED_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -23,24 +31,24 @@ class Contents:
     Attributes:
         kind: the container, one of those in `mae_convert.containers.checkpoint.Container`.
         tensors: by name, in stored order.
+        files: the files that hold the tensors, open for reading.
         config: the model configuration that the file carries, or None.
         config_place: in which part of the file it stands.
         conversion: the record of the conversion that made the file, or None.
         training_args: arguments of the training run that made the file, or None.
         ignored: what else the file holds: name and a short description.
         wrapper: key under which the tensors stand, or None.
-        files: the files that hold the tensors, where it is not the one that was read alone.
     """
 
     kind: str
     tensors: Mapping[str, LazyTensor]
+    files: tuple[ByteFile, ...]
     config: Mapping | None = None
     config_place: str = "config"
     conversion: Mapping | None = None
     training_args: Mapping | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     wrapper: str | None = None
-    files: tuple[Path, ...] = ()
 
 
 @contextmanager
@@ -71,6 +79,57 @@ def loading(
             return load()
 
     return careful
+
+
+def json_in(file: ByteFile, advice: str) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        file: the file.
+        advice: what to do where it is damaged.
+
+    Raises:
+        CheckpointError: it is not JSON, or larger than any that belongs to a model.
+    """
+    if file.size > LARGEST_JSON:
+        raise CheckpointError(
+            f"{file.path} has {file.size} bytes, more than any JSON file of a model; {advice}"
+        )
+    try:
+        return json.loads(file.raw(0, file.size))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.path} is not JSON ({_in_short(error)}); {advice}") from error
+
+
+def check_plausible(path: Path, contents: Contents) -> None:
+    """Require that a file does not claim to hold much more than it can.
+
+    Packed numbers, elements that are there once and meant many times, and space that was never
+    written make a large tensor out of a few bytes. Weights after training cannot be packed to less
+    than a half.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if not contents.tensors:
+        raise CheckpointError(f"{path} holds no tensors; name a file that holds weights")
+    if len(contents.tensors) > LARGEST_COUNT:
+        raise CheckpointError(
+            f"{path} holds {len(contents.tensors)} tensors, more than any Masked Autoencoder; name "
+            "a checkpoint of one"
+        )
+    if longest := next((name for name in contents.tensors if len(name) > LONGEST_NAME), None):
+        raise CheckpointError(
+            f"{path} names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no "
+            "Masked Autoencoder has such a name"
+        )
+    there = sum(file.size for file in contents.files)
+    claimed = sum(tensor.nbytes for tensor in contents.tensors.values())
+    if claimed > PACKED_TO * there + UNASKED_BYTES:
+        raise CheckpointError(
+            f"{path} has {there} bytes and claims to hold {claimed} bytes of tensors, which no "
+            "weights are; write them anew where they come from"
+        )
 
 
 def embedded_json(text: object) -> dict | None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mae_convert.containers.archive import Archive
-from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.contents import Contents
 from mae_convert.containers.dcp_metadata import (
     METADATA,
     Chunk,
@@ -22,7 +23,6 @@ from mae_convert.containers.dcp_metadata import (
     check_tiling,
     read_metadata,
 )
-from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe, plain_mapping
 from mae_convert.containers.pth import SETTINGS, lazy
@@ -45,7 +45,8 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
             recognised.
     """
     path = directory / METADATA
-    selection = select_model(directory, read_metadata(path), state_key)
+    metadata = ByteFile(path)
+    selection = select_model(directory, read_metadata(metadata), state_key)
     files = _Files(directory)
     for name, tensor in selection.tensors.items():
         check_tiling(path, name, tensor)
@@ -57,6 +58,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
     return Contents(
         kind="dcp",
         tensors={name: _join(files, name, item) for name, item in selection.tensors.items()},
+        files=(metadata, *(files.used[name] for name in sorted(files.used))),
         config=settings.get("config"),
         conversion=settings.get("conversion"),
         training_args=settings.get("args"),
@@ -66,7 +68,6 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
             if name not in used
         },
         wrapper=selection.wrapper,
-        files=(path, *(directory / name for name in sorted(files.used))),
     )
 
 
@@ -75,9 +76,9 @@ class _Files:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.used: dict[str, MappedFile] = {}
+        self.used: dict[str, ByteFile] = {}
 
-    def check(self, stretch: Stretch) -> MappedFile:
+    def check(self, stretch: Stretch) -> ByteFile:
         """Return the bytes of a stretch as a file of their own.
 
         Raises:
@@ -90,8 +91,7 @@ class _Files:
                     f"{self._directory} lacks its file {shown(stretch.file)}; copy the whole "
                     "directory"
                 )
-            with reading(path, ValueError):  # an empty file cannot be mapped
-                self.used[stretch.file] = MappedFile(path)
+            self.used[stretch.file] = ByteFile(path)
         return self.used[stretch.file].part(stretch.offset, stretch.length)
 
     def value(self, stretch: Stretch) -> tuple[Any, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import reading
 from mae_convert.containers.inert import INERT, Maker, Record
-from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.messages import damaged, is_plain_name, shown
+from mae_convert.containers.pickle_stream import PickleStream
 from mae_convert.containers.pickles import PickleReader
 from mae_convert.containers.tensor import possible_shape
 from mae_convert.containers.torch_types import TORCH_DTYPES, TensorPlace, natural
@@ -93,16 +94,16 @@ class Pickled:
         return "a pickled value"
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(file: ByteFile) -> dict[str, Any]:
     """Return what a checkpoint holds, nested as it was saved: `ShardedTensor` and `Pickled`.
 
     Raises:
         CheckpointError: the file is damaged, would run code, or describes what is not read.
     """
-    with reading(path, *DAMAGE):
-        reader = PickleReader(path, _no_storage, TYPES)
-        metadata = _fields(reader.load(MappedFile(path).stream), "Metadata")
-        return _nested(dict(_entries(path, metadata)), metadata.get("planner_data"))
+    with reading(file.path, *DAMAGE):
+        reader = PickleReader(file.path, _no_storage, TYPES)
+        metadata = _fields(reader.load(PickleStream.of_file(file)), "Metadata")
+        return _nested(dict(_entries(file.path, metadata)), metadata.get("planner_data"))
 
 
 def _no_storage(_: object) -> object:

@@ -1,38 +1,32 @@
 """Writes HDF5 files that Keras 3 and the TensorFlow classes of transformers read."""
 
+import io
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from mae_convert.containers.blueprint import Blueprint, Stretch
 from mae_convert.containers.hdf5 import LAYERS, WEIGHTS
-from mae_convert.containers.tensor import Digests, LazyTensor
+from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import OutputError
 
 LARGEST_ATTRIBUTE = 64512
 """Keras's limit: HDF5 holds an attribute in an object header of at most 64 KiB."""
 
 KERAS_VERSION = "2.15.0"
+PAGE = 1 << 12
 
 
-def write_tf_h5(
-    path: Path,
-    tensors: Sequence[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-) -> dict[str, str]:
-    """Write the legacy Keras form: a group per layer, with the list of its weights in order.
+def tf_h5_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the legacy Keras form: a group per layer, with the list of its weights in order.
 
     The first part of a tensor's name is its layer.
-
-    Returns:
-        The SHA-256 of each tensor.
     """
     layers: dict[str, list[str]] = {}
     for tensor in tensors:
@@ -48,59 +42,94 @@ def write_tf_h5(
         _write_names(_create_group(file, "top_level_model_weights", False), WEIGHTS, [])
 
     settings = {"config": config, "conversion": conversion}
-    return _write(path, tensors, settings, describe, track_order=False)
+    return _blueprint(tensors, settings, describe, track_order=False)
 
 
-def write_keras_h5(
-    path: Path,
-    tensors: Sequence[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-) -> dict[str, str]:
-    """Write the form of Keras 3: groups, and a dataset for each tensor.
-
-    Returns:
-        The SHA-256 of each tensor.
-    """
+def keras_h5_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the form of Keras 3: groups, and a dataset for each tensor."""
     settings = {"config": config, "conversion": conversion}
-    return _write(path, tensors, settings, lambda _: None, track_order=True)
+    return _blueprint(tensors, settings, lambda _: None, track_order=True)
 
 
-def _write(
-    path: Path,
+class _Written(io.RawIOBase):
+    """A file that HDF5 writes, of which only what is written is kept: no space for the data."""
+
+    def __init__(self) -> None:
+        self.stretches: list[Stretch] = []
+        self._pages: dict[int, bytearray] = {}
+        self._position = self._size = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size."""
+        self._size = self._position if size is None else size
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Keep bytes, and where they stand."""
+        written = bytes(data)
+        self.stretches.append((self._position, written))
+        for at, byte_range in self._pages_of(len(written)):
+            page, inside = byte_range
+            page[inside] = written[at : at + inside.stop - inside.start]
+        self._position += len(written)
+        self._size = max(self._size, self._position)
+        return len(written)
+
+    def readinto(self, buffer: Any) -> int:
+        """Give back what was written, zeros where nothing was."""
+        for at, byte_range in self._pages_of(len(buffer)):
+            page, inside = byte_range
+            buffer[at : at + inside.stop - inside.start] = page[inside]
+        self._position += len(buffer)
+        return len(buffer)
+
+    def _pages_of(self, count: int) -> Iterator[tuple[int, tuple[bytearray, slice]]]:
+        """Yield for the next `count` bytes: how many come before, a page, and which part of it."""
+        at = 0
+        while at < count:
+            number, start = divmod(self._position + at, PAGE)
+            stop = min(PAGE, start + count - at)
+            yield at, (self._pages.setdefault(number, bytearray(PAGE)), slice(start, stop))
+            at += stop - start
+
+
+def _blueprint(
     tensors: Sequence[LazyTensor],
     settings: Mapping[str, Mapping | None],
     describe: Callable[[h5py.File], None],
     *,
     track_order: bool,
-) -> dict[str, str]:
-    """Let HDF5 lay out the file, then write the data where it has put each dataset.
+) -> Blueprint:
+    """Let HDF5 lay out the file in memory, without the data.
 
     So the data are written without passing through the library, which reports a full disk only
     when it closes the file, and then cannot close it.
     """
-    with _system_errors(path), _create(path, track_order) as file:
-        places = {tensor.name: _allocate(file, tensor, track_order) for tensor in tensors}
+    written = _Written()
+    with _refusals(), _create(written, track_order) as file:
+        places = [_allocate(file, tensor, track_order) for tensor in tensors]
         for name, value in settings.items():
             if value is not None:
                 file.attrs[name] = json.dumps(value)
         describe(file)
-    digests = Digests()
-    with path.open("rb+") as stream:
-        for tensor in tensors:
-            stream.seek(places[tensor.name])
-            for piece in digests.pieces(tensor):
-                stream.write(piece)
-    return digests.by_name
+    return Blueprint(written.seek(0, io.SEEK_END), places, lambda _: written.stretches)
 
 
-def _create(path: Path, track_order: bool) -> h5py.File:
+def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:
     """Create a file that holds no times, so that the same tensors make the same file."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
     properties = _without_times(h5py.h5p.FILE_CREATE, track_order)
-    file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, properties, access)
-    return h5py.File(file)
+    return h5py.File(h5py.h5f.create(b"in memory", h5py.h5f.ACC_EXCL, properties, access))
 
 
 def _create_group(parent: h5py.Group, name: str, track_order: bool) -> h5py.Group:
@@ -155,19 +184,13 @@ def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    """Give the library's errors the number that the system gave them, which stands in their text.
+def _refusals() -> Iterator[None]:
+    """Turn what the library refuses into one sentence.
 
     Raises:
-        OSError: the system refused, for instance because the disk is full.
         OutputError: the library refused.
     """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise OutputError(f"{path} cannot be written as HDF5: {error}") from error
+        raise OutputError(f"the tensors cannot be written as HDF5: {error}") from error

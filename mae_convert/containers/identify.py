@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from mae_convert.containers.archive import Archive
-from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.bytefile import NAMED, ByteFile
+from mae_convert.containers.contents import Contents
 from mae_convert.containers.dcp import read_dcp
 from mae_convert.containers.dcp_metadata import METADATA
-from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.npz import read_npz
 from mae_convert.containers.pth_read import folder_of, read_legacy_pth, read_pth
 from mae_convert.containers.safetensors_file import read_safetensors
@@ -17,7 +17,6 @@ from mae_convert.errors import CheckpointError
 HEAD_BYTES = 512
 PICKLE = re.compile(rb"\x80[\x00-\x05]|[(\]}]{0,2}c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
 OF_KERAS = ("metadata.json", "model.weights.h5", "model.weights.npz")
-NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
 
 LOOKALIKES = (
     (re.compile(rb"version https://git-lfs"), "a git-lfs pointer and not the file itself; "
@@ -43,41 +42,43 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
             pickle would run code.
     """
     if path.name.endswith(INDEX_SUFFIX) and path.is_file():
-        return read_sharded(path, read_contents)
+        return read_sharded(path, read_file)
     if path.name == METADATA and path.is_file():
         return read_dcp(path.parent, state_key)
-    head = _head(path)
+    return read_file(path, state_key)
+
+
+def read_file(path: Path, state_key: str | None = None) -> Contents:
+    """Read a file that holds its tensors itself.
+
+    Args:
+        path: the file.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+
+    Raises:
+        CheckpointError: as `read_contents`.
+    """
+    file = ByteFile(path)
+    head = file.raw(0, min(HEAD_BYTES, file.size))
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _read_zip(path, state_key)
+        return _read_zip(file, state_key)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         # Imported here, so that what needs no HDF5 does not wait for it.
         from mae_convert.containers.hdf5 import read_hdf5
 
-        return read_hdf5(MappedFile(path))
+        return read_hdf5(file)
     if head[8:9] == b"{" and head[4:8] == bytes(4):
-        return read_safetensors(path)
+        return read_safetensors(file)
     for pattern, what in LOOKALIKES:
         if pattern.match(head):
             raise CheckpointError(f"{path} is {what}")
     if PICKLE.match(head):
-        return read_legacy_pth(path, state_key)
+        return read_legacy_pth(file, state_key)
     raise CheckpointError(f"{path} is not a checkpoint: it begins with {head[:8]!r}; {NAMED}")
 
 
-def _head(path: Path) -> bytes:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; check the path")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file; {NAMED}")
-    with reading(path), path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if not head:
-        raise CheckpointError(f"{path} is empty; copy or download it again")
-    return head
-
-
-def _read_zip(path: Path, state_key: str | None) -> Contents:
-    archive = Archive(MappedFile(path))
+def _read_zip(file: ByteFile, state_key: str | None) -> Contents:
+    path, archive = file.path, Archive(file)
     folder = folder_of(archive)
     if folder is None and _is_of_keras(archive):
         from mae_convert.containers.keras_archive import read_keras_archive

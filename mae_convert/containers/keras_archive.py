@@ -6,26 +6,20 @@ and KerasHub's are taken, whose configuration is understood.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mae_convert.containers.archive import Archive, ArchiveWriter
+from mae_convert.containers.archive import Archive
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import KERAS, Contents
 from mae_convert.containers.hdf5 import read_hdf5
-from mae_convert.containers.hdf5_write import write_keras_h5
 from mae_convert.containers.messages import damaged, shown
-from mae_convert.containers.tensor import BLOCK_BYTES, LazyTensor
-from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.errors import CheckpointError
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24
 PACKAGES = ("reference_models>", "keras_hub>")
 """How the names begin under which models are registered whose configuration is understood."""
-
-KERAS_VERSION = "3.15.1"
-"""The version whose form is written; see `tests/test_keras_archive.py`."""
 
 
 def read_keras_archive(archive: Archive) -> Contents:
@@ -40,12 +34,13 @@ def read_keras_archive(archive: Archive) -> Contents:
     """
     _check_members(archive)
     stated = _read_config(archive)
-    weights = read_hdf5(archive.part(WEIGHTS))
+    weights = read_hdf5(_weights(archive))
     besides = [name for name in archive.records if name not in (METADATA, CONFIG, WEIGHTS)]
     training = {"compile_config": "how it was trained"} if stated.get("compile_config") else {}
     return replace(
         weights,
         kind="keras_archive",
+        files=(archive.file,),
         config={**(weights.config or {}), KERAS: stated},
         config_place=CONFIG,
         ignored={**weights.ignored, **dict.fromkeys(besides, "a file in the archive"), **training},
@@ -53,19 +48,23 @@ def read_keras_archive(archive: Archive) -> Contents:
 
 
 def _check_members(archive: Archive) -> None:
-    for name in archive.records:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise CheckpointError(
-                f"{archive.path} has a member named {shown(name)}, which reaches out of the"
-                " archive; Keras writes no such file: get it again from where it comes from"
-            )
     for name in (CONFIG, WEIGHTS):
         if name not in archive.records:
             raise CheckpointError(
                 f"{archive.path} is a Keras archive without {name}; write it again with"
                 " model.save('model.keras')"
             )
+
+
+def _weights(archive: Archive) -> ByteFile:
+    """Return the weights as a file of their own."""
+    part = archive.part(WEIGHTS)
+    if part is None:
+        raise CheckpointError(
+            f"{archive.path} has {WEIGHTS} compressed, as Keras does not write it; unpack the"
+            " archive and pack it again with `zip -0`"
+        )
+    return part
 
 
 def _read_config(archive: Archive) -> dict[str, Any]:
@@ -84,44 +83,3 @@ def _read_config(archive: Archive) -> dict[str, Any]:
             " model.save_weights('model.weights.h5')"
         )
     return stated
-
-
-def write_keras_archive(
-    path: Path,
-    tensors: Sequence[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-) -> dict[str, str]:
-    """Write a `.keras` file; the configuration has Keras's own under "keras".
-
-    Returns:
-        The SHA-256 of each tensor.
-
-    Raises:
-        OutputError: it is not told what Keras is to make of the weights.
-    """
-    if config is None or KERAS not in config:
-        raise OutputError(f"{path.name} needs the configuration of a Keras model")
-    kept = {name: value for name, value in config.items() if name != KERAS}
-    # HDF5 is laid out by its library, in a file of its own.
-    weights = path.with_name(f"{path.name}.h5")
-    try:
-        digests = write_keras_h5(weights, tensors, kept or None, conversion)
-        with ArchiveWriter(path) as archive:
-            _add_json(archive, METADATA, {"keras_version": KERAS_VERSION})
-            _add_json(archive, CONFIG, config[KERAS])
-            archive.add(WEIGHTS, weights.stat().st_size, _blocks_of(weights))
-    finally:
-        weights.unlink(missing_ok=True)
-    return digests
-
-
-def _add_json(archive: ArchiveWriter, name: str, value: Any) -> None:
-    text = json.dumps(value).encode()
-    archive.add(name, len(text), [text])
-
-
-def _blocks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            yield block

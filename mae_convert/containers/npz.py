@@ -5,16 +5,17 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mae_convert.containers.archive import DAMAGE, Archive, ArchiveWriter
-from mae_convert.containers.contents import Contents, embedded_json, loading, reading
+from mae_convert.containers.archive import DAMAGE, Archive
+from mae_convert.containers.archive_write import Record, zip_blueprint
+from mae_convert.containers.blueprint import Blueprint
+from mae_convert.containers.contents import Contents, embedded_json, reading
 from mae_convert.containers.messages import damaged, shown
-from mae_convert.containers.tensor import Digests, LazyTensor, possible_shape
+from mae_convert.containers.tensor import LazyTensor, possible_shape
 from mae_convert.containers.torch_types import NUMPY_DTYPES
 from mae_convert.errors import CheckpointError
 
@@ -24,7 +25,7 @@ MAGIC = b"\x93NUMPY"
 FIELDS = ("descr", "fortran_order", "shape")
 DESCR = re.compile(r"[<>|=][biufcU][0-9]{1,9}")
 LARGEST_HEAD = 10_000
-LARGEST_TEXT = 1 << 28
+LARGEST_TEXT = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def read_npz(archive: Archive) -> Contents:
     return Contents(
         kind="npz",
         tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},
+        files=(archive.file,),
         config=embedded_json(texts.get("config")),
         config_place=SETTINGS["config"],
         conversion=embedded_json(texts.get("conversion")),
@@ -64,30 +66,18 @@ def read_npz(archive: Archive) -> Contents:
     )
 
 
-def write_npz(
-    path: Path,
-    tensors: Sequence[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-) -> dict[str, str]:
-    """Write an uncompressed NumPy archive, with the settings as JSON text in arrays of their own.
-
-    Returns:
-        The SHA-256 of each tensor.
-    """
+def npz_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out an uncompressed archive, with the settings as JSON text in arrays of their own."""
     settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
-    digests = Digests()
-    with ArchiveWriter(path) as archive:
-        for tensor in tensors:
-            head = _head(tensor.shape, tensor.dtype)
-            size = len(head) + tensor.nbytes
-            archive.add(f"{tensor.name}{SUFFIX}", size, _with_head(head, digests.pieces(tensor)))
-        for name, value in settings.items():
-            if value is not None:
-                text = np.array(json.dumps(value))
-                head = _head((), text.dtype)
-                archive.add(f"{name}{SUFFIX}", len(head) + text.nbytes, [head, text.tobytes()])
-    return digests.by_name
+    texts = {n: np.array(json.dumps(value)) for n, value in settings.items() if value is not None}
+    return zip_blueprint(
+        [
+            *(Record(f"{t.name}{SUFFIX}", _head(t.shape, t.dtype), t.nbytes) for t in tensors),
+            *(Record(f"{n}{SUFFIX}", _head((), t.dtype) + t.tobytes()) for n, t in texts.items()),
+        ]
+    )
 
 
 def _head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -95,11 +85,6 @@ def _head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(stream, fields)
     return stream.getvalue()
-
-
-def _with_head(head: bytes, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
-    yield head
-    yield from pieces
 
 
 def _read_head(archive: Archive, name: str) -> _Head:
@@ -133,19 +118,24 @@ def _lazy(archive: Archive, name: str) -> LazyTensor:
     if archive.size(f"{name}{SUFFIX}") != size:
         raise damaged(archive.path, f"{shown(name)} should have {size} bytes")
 
-    def load() -> np.ndarray:
-        stored = shape[::-1] if head.columns_first else shape
-        array = archive.array(f"{name}{SUFFIX}", head.begins, stored, dtype)
+    stored = shape[::-1] if head.columns_first else shape
+    load = archive.array(f"{name}{SUFFIX}", head.begins, stored, dtype)
+    if not head.columns_first and dtype.isnative:
+        return LazyTensor(name, shape, native, load)
+
+    def turned() -> np.ndarray:
+        array = load()
         return (array.T if head.columns_first else array).astype(native, copy=False)
 
-    return LazyTensor(name, shape, native, loading(archive.path, load, *DAMAGE))
+    return LazyTensor(name, shape, native, turned)
 
 
 def _text(archive: Archive, name: str) -> str | None:
     head = _read_head(archive, name)
     if head.shape != () or head.dtype.kind != "U" or not 0 < head.dtype.itemsize < LARGEST_TEXT:
         return None
-    raw = archive.array(f"{name}{SUFFIX}", head.begins, (head.dtype.itemsize,), np.dtype(np.uint8))
+    count = head.dtype.itemsize
+    raw = archive.array(f"{name}{SUFFIX}", head.begins, (count,), np.dtype(np.uint8))()
     order = "be" if head.dtype.byteorder == ">" else "le"
     try:  # decoded by Python, which checks it: NumPy takes any number for a character
         return raw.tobytes().decode(f"utf-32-{order}").rstrip("\0")

@@ -5,7 +5,7 @@ any program. Here a name is looked up in one table of inert types (`mae_convert.
 a name that is not there ends the reading. `pickletools` takes the bytes apart.
 """
 
-import mmap
+import itertools
 import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,14 +14,21 @@ from typing import IO, Any, cast
 from mae_convert.containers.inert import (
     INERT,
     Maker,
+    NumpyArray,
     Stateful,
     WouldRunCodeError,
     check_hashable,
 )
 from mae_convert.containers.messages import GATHER, damaged, shown
+from mae_convert.containers.pickle_stream import PickleStream
 from mae_convert.errors import CheckpointError, MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
+COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
+MOST_STEPS = 1 << 21
+MADE_UNASKED = 1 << 16
+"""How many elements calls may make beyond the bytes that were read."""
+
 SHARDED = (
     "torch._utils._rebuild_wrapper_subclass",
     "torch.distributed.tensor.",
@@ -66,8 +73,10 @@ class PickleReader:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.stream = PickleStream.of_bytes(b"")
+        self.begins = self.made = 0
 
-    def load(self, stream: IO[bytes] | mmap.mmap) -> object:
+    def load(self, stream: PickleStream) -> object:
         """Return the next value and leave the stream behind its last byte.
 
         Lists, dicts and scalars come as themselves; every other type as `inert` makes it.
@@ -76,12 +85,14 @@ class PickleReader:
             CheckpointError: the pickle is damaged, or names something that is not inert.
         """
         self.stack, self.marks, self.memo = [], [], {}
+        self.stream, self.begins, self.made = stream, stream.tell(), 0
         try:
-            for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+            opcodes = pickletools.genops(cast(IO[bytes], stream))
+            for opcode, argument, _ in itertools.islice(opcodes, MOST_STEPS):
                 if opcode.name == "STOP":
-                    break
+                    return self.stack.pop()
                 STEPS[opcode.name](self, argument)
-            return self.stack.pop()
+            raise ValueError("more than any checkpoint describes")
         except MaeConvertError:
             raise
         except DAMAGE as error:
@@ -132,9 +143,26 @@ class PickleReader:
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
             raise TypeError("a call of what cannot be called")
         try:
-            self.push(maker.make(*arguments))
+            value = maker.make(*arguments)
         except WouldRunCodeError:
             raise self._refusal(maker.name) from None
+        self.charge(value)
+        self.push(value)
+
+    def charge(self, value: object) -> None:
+        """Count what a call has made, which may be no more than the file holds.
+
+        A copy of what was remembered costs the file a few bytes, and memory whatever it has.
+
+        Raises:
+            ValueError: it is more.
+        """
+        if isinstance(value, NumpyArray):
+            self.made += value.array.nbytes
+        elif isinstance(value, COLLECTIONS):
+            self.made += len(value)
+        if self.made > MADE_UNASKED + self.stream.tell() - self.begins:
+            raise ValueError("more is made than the file holds")
 
 
 def _skip(_reader: PickleReader, _: object) -> None:
@@ -219,6 +247,7 @@ def _build(reader: PickleReader, _: object) -> None:
     target, state = reader.pop_last(2)
     if isinstance(target, Stateful):
         target.set_state(state)
+        reader.charge(target)
     elif type(target) is not dict:
         raise TypeError("a state for what has none")
     reader.push(target)

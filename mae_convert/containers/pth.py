@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import Contents
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe, plain_mapping
@@ -21,17 +22,17 @@ ATTRIBUTE = "mae_convert"
 LARGEST_OVERLAP = 1 << 24
 """Elements that a tensor may have beyond those of its storage, as an expanded view has."""
 
-ReadStorage = Callable[[Storage, np.dtype], np.ndarray]
-"""Returns the elements of a storage as a flat array of one dtype."""
+ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
+"""Returns a way to an array of a dtype and a shape that begins at an element of a storage."""
 
 
 def pth_contents(
-    path: Path, value: object, read: ReadStorage, state_key: str | None = None
+    file: ByteFile, value: object, read: ReadStorage, state_key: str | None = None
 ) -> Contents:
     """Return the weights and the rest of what a pickle described.
 
     Args:
-        path: the file, for messages.
+        file: the file in which it stands.
         value: what the pickle holds.
         read: a way to the file's storages.
         state_key: the key of the weights, where it is not plain.
@@ -40,6 +41,7 @@ def pth_contents(
         CheckpointError: it holds no weights that are recognised, or a tensor lies outside its
             storage.
     """
+    path = file.path
     selection = select_model(path, value, state_key)
     keys = selection.settings(SETTINGS)
     settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
@@ -48,6 +50,7 @@ def pth_contents(
     return Contents(
         kind="pth",
         tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
+        files=(file,),
         config=settings.get("config"),
         conversion=settings.get("conversion"),
         training_args=settings.get("args"),
@@ -84,20 +87,19 @@ def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> Lazy
     if (count and last >= held) or count > held + LARGEST_OVERLAP:
         raise _outside(path, name)
 
-    def load() -> np.ndarray:
-        if count == 0:
-            return np.empty(tensor.shape, tensor.dtype)
-        flat = read(storage, tensor.dtype)
-        if tensor.strides == _contiguous_strides(tensor.shape):
-            return flat[tensor.offset : tensor.offset + count].reshape(tensor.shape)
-        return np.lib.stride_tricks.as_strided(
-            flat[tensor.offset :],
-            tensor.shape,
-            tuple(stride * itemsize for stride in tensor.strides),
-            writeable=False,
-        )
+    return LazyTensor(name, tensor.shape, tensor.dtype, _way_to(tensor, last, read))
 
-    return LazyTensor(name, tensor.shape, tensor.dtype, load)
+
+def _way_to(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
+    """Return a way to a tensor whose last element is the `last` of its storage."""
+    shape, dtype, first = tensor.shape, tensor.dtype, tensor.offset
+    if 0 in shape:
+        return lambda: np.empty(shape, dtype)
+    if tensor.strides == _contiguous_strides(shape):
+        return read(tensor.storage, dtype, first, shape)
+    stretch = read(tensor.storage, dtype, first, (last - first + 1,))
+    strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+    return lambda: np.lib.stride_tricks.as_strided(stretch(), shape, strides, writeable=False)
 
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

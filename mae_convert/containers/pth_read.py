@@ -1,24 +1,24 @@
 """Reads PyTorch's two file formats without PyTorch, and without running anything in them."""
 
-import io
 import struct
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mae_convert.containers.archive import Archive
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import Contents
-from mae_convert.containers.mapped import MappedFile
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.pickle_stream import PickleStream
 from mae_convert.containers.pickles import PickleReader
 from mae_convert.containers.pth import ReadStorage, pth_contents
+from mae_convert.containers.slicing import Each, Sliceable
 from mae_convert.containers.torch_types import Storage, make_storage
 from mae_convert.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LARGEST_PICKLE = 1 << 28
+LARGEST_UNPACKED_PICKLE = 1 << 24
 PICKLE = "data.pkl"
 
 
@@ -40,7 +40,11 @@ def read_value(archive: Archive, folder: str) -> tuple[object, ReadStorage]:
     """
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id)
-    stream = io.BytesIO(archive.raw(f"{folder}{PICKLE}", LARGEST_PICKLE))
+    stored = archive.part(f"{folder}{PICKLE}")
+    if stored is None:  # torch.save does not pack it, but somebody may have packed the archive
+        stream = PickleStream.of_bytes(archive.raw(f"{folder}{PICKLE}", LARGEST_UNPACKED_PICKLE))
+    else:
+        stream = PickleStream.of_file(stored)
     return reader.load(stream), storages.read
 
 
@@ -56,34 +60,33 @@ def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Con
         CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
     """
     value, read = read_value(archive, folder)
-    return pth_contents(archive.path, value, read, state_key)
+    return pth_contents(archive.file, value, read, state_key)
 
 
-def read_legacy_pth(path: Path, state_key: str | None = None) -> Contents:
+def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
     """Read the format from before PyTorch 1.6: pickles, then the storages one after another.
 
     Args:
-        path: the file.
+        file: the file.
         state_key: the key of the weights, where it is not plain.
 
     Raises:
         CheckpointError: it is another program's pickle, is damaged, would run code, or holds no
             weights that are recognised.
     """
-    mapped = MappedFile(path)
-    storages = _LegacyStorages(mapped)
-    reader = PickleReader(path, storages.of_id)
-    if reader.load(mapped.stream) != LEGACY_MAGIC:
-        named = ", ".join(sorted(set(reader.names))) or "plain values"
+    storages = _LegacyStorages(file)
+    reader, stream = PickleReader(file.path, storages.of_id), PickleStream.of_file(file)
+    if reader.load(stream) != LEGACY_MAGIC:
+        named = ", ".join(map(shown, sorted(set(reader.names)))) or "plain values"
         raise CheckpointError(
-            f"{path} is a Python pickle (of {named}) and not a PyTorch checkpoint; "
+            f"{file.path} is a Python pickle (of {named}) and not a PyTorch checkpoint; "
             "write the weights with torch.save({'model': model.state_dict()}, ...)"
         )
-    _protocol_version = reader.load(mapped.stream)
-    _system_information = reader.load(mapped.stream)
-    value = reader.load(mapped.stream)
-    storages.locate(reader.load(mapped.stream), mapped.stream.tell())
-    return pth_contents(path, value, storages.read, state_key)
+    _protocol_version = reader.load(stream)
+    _system_information = reader.load(stream)
+    value = reader.load(stream)
+    storages.locate(reader.load(stream), stream.tell())
+    return pth_contents(file, value, storages.read, state_key)
 
 
 class _ZipStorages:
@@ -109,18 +112,24 @@ class _ZipStorages:
             raise damaged(self._archive.path, f"the storage {shown(key)} has not {size} bytes")
         return storage
 
-    def read(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
-        """Return the elements of a storage."""
-        count = storage.count * _element_bytes(storage) // dtype.itemsize
-        flat = self._archive.array(f"{self._prefix}data/{storage.key}", 0, (count,), dtype)
-        return _byteswapped(flat) if self._big_endian else flat
+    def read(
+        self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins at an element of a storage."""
+        name = f"{self._prefix}data/{storage.key}"
+        load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
+        if not self._big_endian:
+            return load
+        if isinstance(load, Sliceable):
+            return Each(shape, dtype, load, _byteswapped)
+        return lambda: _byteswapped(load())
 
 
 class _LegacyStorages:
     """The storages that stand behind the pickles: each its number of elements, then these."""
 
-    def __init__(self, mapped: MappedFile) -> None:
-        self._mapped = mapped
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
         self._wholes: dict[str, Storage] = {}
         self._places: Mapping[str, int] = {}
 
@@ -141,23 +150,24 @@ class _LegacyStorages:
             CheckpointError: they do not all lie in the file, or differ from what the pickle says.
         """
         if not isinstance(keys, list) or set(keys) != set(self._wholes):
-            raise damaged(self._mapped.path, "it does not hold the storages that it names")
+            raise damaged(self._file.path, "it does not hold the storages that it names")
         places = {}
         for key in keys:
-            (count,) = struct.unpack("<q", self._mapped.raw(position, 8))
+            (count,) = struct.unpack("<q", self._file.raw(position, 8))
             if count != self._wholes[key].count:
-                raise damaged(self._mapped.path, f"the storage {shown(key)} has {count} elements")
+                raise damaged(self._file.path, f"the storage {shown(key)} has {count} elements")
             places[key] = position + 8
             position += 8 + count * _element_bytes(self._wholes[key])
-        if position > self._mapped.size:
-            raise damaged(self._mapped.path, f"{position - self._mapped.size} bytes are missing")
+        if position > self._file.size:
+            raise damaged(self._file.path, f"{position - self._file.size} bytes are missing")
         self._places = places
 
-    def read(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
-        """Return the elements of a storage."""
+    def read(
+        self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins at an element of a storage."""
         start = self._places[storage.key] + storage.start * _element_bytes(storage)
-        count = storage.count * _element_bytes(storage) // dtype.itemsize
-        return self._mapped.array(start, (count,), dtype)
+        return self._file.array(start + first * dtype.itemsize, shape, dtype)
 
 
 def _element_bytes(storage: Storage) -> int:

@@ -4,14 +4,14 @@ import math
 import pickle
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mae_convert.containers.archive import ArchiveWriter
+from mae_convert.containers.archive_write import Record, zip_blueprint
+from mae_convert.containers.blueprint import Blueprint
 from mae_convert.containers.pth import ATTRIBUTE
-from mae_convert.containers.tensor import Digests, LazyTensor
+from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import STORAGES, TORCH_DTYPES
 from mae_convert.errors import OutputError
 
@@ -21,60 +21,49 @@ _STORAGE_NAMES: Mapping[np.dtype, str] = {TORCH_DTYPES[of]: name for name, of in
 _DTYPE_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def write_pth(
-    path: Path,
+def pth_blueprint(
     tensors: Sequence[LazyTensor],
     config: Mapping | None,
     conversion: Mapping | None,
     state_key: str | None = "model",
-) -> dict[str, str]:
-    """Write a checkpoint with the tensors under a key, and the settings beside them.
+) -> Blueprint:
+    """Lay out a checkpoint with the tensors under a key, and the settings beside them.
 
     Without a key it is a plain state dict: an OrderedDict, as `state_dict()` returns one, that
     `load_state_dict` takes as it is. The settings are then an attribute of it, as PyTorch's own
     `_metadata` is, which neither is in the way nor gets lost when it is saved again.
-
-    Returns:
-        The SHA-256 of each tensor.
     """
     stated = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in stated.items() if value is not None}
     if state_key is not None:
         parts = {name: _value(value) for name, value in settings.items()}
-        return _write(path, _mapping({state_key: _model(tensors), **parts}), tensors)
-    return _write(path, _state_dict(tensors, {ATTRIBUTE: settings} if settings else {}), tensors)
+        return _checkpoint(_mapping({state_key: _model(tensors), **parts}), tensors)
+    return _checkpoint(_state_dict(tensors, {ATTRIBUTE: settings} if settings else {}), tensors)
 
 
-def write_bin(
-    path: Path,
-    tensors: Sequence[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-) -> dict[str, str]:
-    """Write the tensors and nothing else, as transformers reads `pytorch_model.bin`.
-
-    Returns:
-        The SHA-256 of each tensor.
+def bin_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the tensors and nothing else, as transformers reads `pytorch_model.bin`.
 
     Raises:
         OutputError: there are settings, for which the file has no place.
     """
     if config is not None or conversion is not None:
-        raise OutputError(f"{path.name} has no place for settings; keep them in files beside it")
-    return _write(path, _model(tensors), tensors)
+        raise OutputError("a .bin file has no place for settings; keep them in files beside it")
+    return _checkpoint(_model(tensors), tensors)
 
 
-def _write(path: Path, value: bytes, tensors: Sequence[LazyTensor]) -> dict[str, str]:
-    """Write a pickle and its storages; only one tensor at a time is in memory."""
-    digests = Digests()
-    with ArchiveWriter(path) as archive:
-        whole = b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))
-        archive.add(f"{FOLDER}data.pkl", len(whole), [whole])
-        archive.add(f"{FOLDER}byteorder", 6, [b"little"])
-        for key, tensor in enumerate(tensors):
-            archive.add(f"{FOLDER}data/{key}", tensor.nbytes, digests.pieces(tensor))
-        archive.add(f"{FOLDER}version", 2, [b"3\n"])
-    return digests.by_name
+def _checkpoint(value: bytes, tensors: Sequence[LazyTensor]) -> Blueprint:
+    """Return the layout of a pickle and its storages."""
+    return zip_blueprint(
+        [
+            Record(f"{FOLDER}data.pkl", b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))),
+            Record(f"{FOLDER}byteorder", b"little"),
+            *(Record(f"{FOLDER}data/{n}", b"", t.nbytes) for n, t in enumerate(tensors)),
+            Record(f"{FOLDER}version", b"3\n"),
+        ]
+    )
 
 
 def _model(tensors: Sequence[LazyTensor]) -> bytes:

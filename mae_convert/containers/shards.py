@@ -4,14 +4,14 @@
 tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.contents import Contents, reading
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.contents import Contents, json_in
 from mae_convert.containers.messages import is_plain_name, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError
@@ -33,7 +33,8 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
         CheckpointError: the index or a shard is damaged or missing, or a shard does not hold
             exactly the tensors that the index says.
     """
-    by_file = _read_index(index)
+    file = ByteFile(index)
+    by_file = _read_index(file)
     missing = [name for name in by_file if not index.with_name(name).is_file()]
     if missing:
         raise CheckpointError(
@@ -53,6 +54,7 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     return Contents(
         kind=first.kind,
         tensors={name: t for shard in shards.values() for name, t in shard.tensors.items()},
+        files=(file, *(part for shard in shards.values() for part in shard.files)),
         config=first.config,
         config_place=first.config_place,
         conversion=first.conversion,
@@ -61,29 +63,23 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
             for name, shard in shards.items()
             for what, text in shard.ignored.items()
         },
-        files=(index, *(index.with_name(name) for name in shards)),
     )
 
 
-def _read_index(index: Path) -> dict[str, set[str]]:
+def _read_index(file: ByteFile) -> dict[str, set[str]]:
     """Return the names of the tensors that each shard holds."""
-    with reading(index):
-        text = index.read_bytes()
-    try:
-        stated: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not JSON ({error}); download it again") from error
+    index, stated = file.path, json_in(file, "download it again")
     places = stated.get("weight_map") if isinstance(stated, dict) else None
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map and so is no index of weights")
     by_file: dict[str, set[str]] = {}
-    for tensor, file in places.items():
-        if not is_plain_name(file):
+    for tensor, shard in places.items():
+        if not is_plain_name(shard):
             raise CheckpointError(
-                f"{index} keeps {shown(tensor)} in {shown(file)}, which is not the name of a file "
+                f"{index} keeps {shown(tensor)} in {shown(shard)}, which is not the name of a file "
                 "beside it; an index that reaches out of its directory is not followed"
             )
-        by_file.setdefault(file, set()).add(tensor)
+        by_file.setdefault(shard, set()).add(tensor)
     return by_file
 
 

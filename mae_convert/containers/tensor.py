@@ -7,10 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mae_convert.containers.slicing import Each, Sliceable
 from mae_convert.errors import OutputError
+
+PIECE_BYTES = 1 << 20
+"""Bytes that are passed on at once: so few that they stay in the processor's cache."""
 
 BLOCK_BYTES = 1 << 24
 """Bytes that are copied at once where an array does not lie in memory as it is written."""
+
+LARGE_BYTES = 1 << 25
+"""An array of more bytes is not held whole, where it can be had in parts."""
+
+TILE = 256
+"""Edge of the squares in which a matrix is transposed: a square of each side fits in the cache."""
 
 LARGEST_EXTENT = 1 << 48
 LARGEST_RANK = 32
@@ -24,8 +34,8 @@ class LazyTensor:
         name: the tensor's name in its container.
         shape: its extents; empty for a scalar.
         dtype: its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16).
-        load: returns the array, of that shape and dtype, read-only where it is a view of a
-            memory map.
+        load: returns the array, of that shape and dtype, which is not to be written to. Where it
+            is `Sliceable`, parts of the array can be had too.
     """
 
     name: str
@@ -48,6 +58,43 @@ class LazyTensor:
         native = array.dtype.newbyteorder("=") if not array.dtype.isnative else array.dtype
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
+        """Return the tensor with its elements mapped, each by itself, to some of `dtype`."""
+        load = self.load
+        if isinstance(load, Sliceable):
+            return replace(self, dtype=dtype, load=Each(self.shape, dtype, load, function))
+        return replace(self, dtype=dtype, load=lambda: function(load()))
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Yield all elements in C order, in contiguous arrays of one axis.
+
+        What lies in a file as it stands here is read piece by piece, and a large array in parts
+        if it can be had so; another is loaded whole.
+
+        Raises:
+            OutputError: the array is not what the tensor promised.
+        """
+        load = self.load
+        if not isinstance(load, Sliceable):
+            yield from blocks(self._checked(load()))
+        elif load.in_order or self.nbytes > LARGE_BYTES:
+            self._check(load.shape, load.dtype)
+            for rows, columns in _stripes(load, PIECE_BYTES if load.in_order else BLOCK_BYTES):
+                yield from blocks(load.block(rows, columns))
+        else:
+            yield from blocks(self._checked(load()))
+
+    def _checked(self, array: np.ndarray) -> np.ndarray:
+        self._check(array.shape, array.dtype)
+        return array
+
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape != self.shape or dtype != self.dtype:
+            raise OutputError(
+                f"{self.name} was to be {self.dtype} of shape {self.shape} and is "
+                f"{dtype} of shape {shape}"
+            )
+
 
 def possible_shape(shape: object) -> bool:
     """Tell whether a value read from a file can be a shape: integers that NumPy can hold."""
@@ -59,20 +106,35 @@ def possible_shape(shape: object) -> bool:
     )
 
 
-def blocks(array: np.ndarray) -> Iterator[memoryview]:
-    """Yield the bytes of an array in C order.
+def _stripes(load: Sliceable, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of pieces of about `size` bytes that follow each other in C order."""
+    if not load.rows * load.columns:
+        return
+    rows = max(1, size // (load.columns * load.dtype.itemsize))
+    columns = load.columns if rows > 1 else max(1, size // load.dtype.itemsize)
+    for top in range(0, load.rows, rows):
+        for left in range(0, load.columns, columns):
+            yield (
+                slice(top, min(top + rows, load.rows)),
+                slice(left, min(left + columns, load.columns)),
+            )
 
-    A contiguous array is yielded as views of itself. A transposed one is copied piece by piece,
-    so that a large view of a memory map never stands in memory as a whole.
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the elements of an array in C order, in contiguous arrays of one axis.
+
+    A contiguous array is yielded as views of itself. Another is copied piece by piece, so that a
+    large one never stands in memory twice.
     """
     if array.size == 0:
         return
     if array.flags.c_contiguous:
-        flat = array.reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, BLOCK_BYTES):
-            yield flat[start : start + BLOCK_BYTES].data
+        flat = array.reshape(-1)
+        count = max(1, PIECE_BYTES // array.dtype.itemsize)
+        for start in range(0, flat.size, count):
+            yield flat[start : start + count]
     elif array.nbytes <= BLOCK_BYTES:
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        yield from blocks(_contiguous(array))
     elif len(array) == 1:
         yield from blocks(array[0])
     else:
@@ -81,34 +143,26 @@ def blocks(array: np.ndarray) -> Iterator[memoryview]:
             yield from blocks(array[start : start + rows])
 
 
-def sha256(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's bytes, little-endian and in C order, as hexadecimal."""
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """Return a copy in C order; of a transposed matrix square by square, which is faster."""
+    if array.ndim != 2 or min(array.shape) <= TILE or array.strides[0] > array.strides[1]:
+        return np.ascontiguousarray(array)
+    copied = np.empty(array.shape, array.dtype)
+    for top in range(0, array.shape[0], TILE):
+        for left in range(0, array.shape[1], TILE):
+            square = (slice(top, top + TILE), slice(left, left + TILE))
+            copied[square] = array[square]
+    return copied
+
+
+def as_bytes(piece: np.ndarray) -> memoryview:
+    """Return the bytes of a contiguous array."""
+    return piece.reshape(-1).view(np.uint8).data
+
+
+def sha256(tensor: LazyTensor) -> str:
+    """Return the SHA-256 of a tensor's bytes, little-endian and in C order, as hexadecimal."""
     digest = hashlib.sha256()
-    for block in blocks(array):
-        digest.update(block)
+    for piece in tensor.pieces():
+        digest.update(as_bytes(piece))
     return digest.hexdigest()
-
-
-class Digests:
-    """The SHA-256 of tensors, computed while their bytes pass on their way into a file."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, str] = {}
-
-    def pieces(self, tensor: LazyTensor) -> Iterator[memoryview]:
-        """Load a tensor and yield its bytes, little-endian and in C order.
-
-        Raises:
-            OutputError: the array is not what the tensor promised.
-        """
-        array = tensor.load()
-        if array.shape != tensor.shape or array.dtype != tensor.dtype:
-            raise OutputError(
-                f"{tensor.name} was to be {tensor.dtype} of shape {tensor.shape} and is "
-                f"{array.dtype} of shape {array.shape}"
-            )
-        digest = hashlib.sha256()
-        for block in blocks(array):
-            digest.update(block)
-            yield block
-        self.by_name[tensor.name] = digest.hexdigest()

@@ -1,37 +1,43 @@
 """Writes files and model directories: whole, flushed, and read again before they get their name."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from mae_convert.containers.atomic import replacing_directory, replacing_file
-from mae_convert.containers.checkpoint import JSON_NAMES
-from mae_convert.containers.directory import WEIGHTS_NAMES
+from mae_convert.containers.atomic import Place, Staged, flush, saying, staged
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.contents import json_in
+from mae_convert.containers.crew import Advance, Crew, Progress
+from mae_convert.containers.draft import Draft, Weights
 from mae_convert.containers.identify import read_contents
-from mae_convert.containers.limits import HDF5_KINDS, check_limits
-from mae_convert.containers.npz import write_npz
-from mae_convert.containers.pth_write import write_bin, write_pth
-from mae_convert.containers.safetensors_file import write_safetensors
-from mae_convert.containers.shards import (
-    INDEX_NAMES,
-    INDEX_SUFFIX,
-    SHARD,
-    index_of,
-    shard_names,
-    split,
+from mae_convert.containers.output import (
+    JsonFile,
+    Output,
+    directory_output,
+    file_output,
+    require_ours,
 )
-from mae_convert.containers.tensor import LazyTensor, sha256
+from mae_convert.containers.shards import INDEX_SUFFIX
+from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import OutputError
 
-JsonFile = Mapping | Callable[[Mapping[str, str]], Mapping]
-Writer = Callable[[Path, Sequence[LazyTensor], Mapping | None, Mapping | None], dict[str, str]]
 
-CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
-OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
-SHARDED_KINDS = ("safetensors", "bin")
-RECORD = "conversion.json"
+class Source(Protocol):
+    """What tensors are read from, on which other work is done meanwhile: it is hashed."""
+
+    nbytes: int
+
+    def work(self, advance: Advance) -> None:
+        """Do it, and tell how many bytes are done."""
+
+    def require_unchanged(self) -> None:
+        """Raise CheckpointError if it is not what it was at the beginning."""
+
+    def amend(self, conversion: Mapping) -> Mapping:
+        """Return the record of a conversion with what is known now, in as many bytes."""
 
 
 def write_file(
@@ -44,17 +50,16 @@ def write_file(
     overwrite: bool = False,
     state_key: str | None = "model",
 ) -> dict[str, str]:
-    """Write tensors to one file, one at a time, and read it again before it gets its name.
+    """Write tensors to one file, and read it again before it gets its name.
 
     Args:
         path: where the file is to stand.
-        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5",
-            "keras_archive" (a `.keras` file) or "npz".
-        tensors: in the order in which they are to stand in the file.
-        config: the model configuration, kept inside the file; what JSON can hold.
-        conversion: the record of the conversion, likewise.
+        kind: as in `Weights`.
+        tensors: as there.
+        config: as there.
+        conversion: as there.
         overwrite: replace an existing file.
-        state_key: the key of the tensors in a "pth"; None makes it a plain state dict.
+        state_key: as there.
 
     Returns:
         The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
@@ -63,9 +68,8 @@ def write_file(
         OutputError: the target exists, cannot be written, or did not read back as written; or the
             container cannot hold a name or a dtype. Nothing is left behind.
     """
-    path = Path(path)
-    with replacing_file(path, overwrite=overwrite) as temporary:
-        return _write_weights(temporary, path, kind, tensors, config, conversion, state_key)
+    weights = Weights(kind, list(tensors), config, conversion, state_key)
+    return write_all([file_output(path, weights)], overwrite=overwrite)[0]
 
 
 def write_directory(
@@ -81,144 +85,158 @@ def write_directory(
 ) -> dict[str, str]:
     """Write a model directory: the weights, and JSON files beside them, as in `write_file`.
 
-    A JSON file may be given as a function of what is returned here. `config` is kept inside the
-    weights too, where they have a place for it, so that the file keeps its function when it is
-    taken out of the directory. Weights of more than `max_shard_size` bytes are written in parts of
-    at most so many, with an index.
-
-    An existing directory is replaced only if we wrote it: it has a `conversion.json`, and nothing
-    but files of conventional names and those that its `conversion.json` names under `outputs`.
+    Args:
+        path: its name.
+        weights_name: the name of the file of weights in it.
+        kind: as in `Weights`.
+        tensors: as there.
+        json_files: as in `Output`.
+        config: as in `Weights`.
+        overwrite: replace an existing directory, if we wrote it: it has a `conversion.json`, and
+            nothing but files of conventional names and those that its `conversion.json` names
+            under `outputs`.
+        max_shard_size: as in `directory_output`.
 
     Raises:
         OutputError: as `write_file`; or the directory holds files that are not ours.
     """
-    path = Path(path)
-    with replacing_directory(path, overwrite=overwrite, may_replace=require_ours) as temporary:
-        listed = list(tensors)
-        config = None if kind == "bin" else config
-        parts = [listed] if max_shard_size is None else split(listed, max_shard_size)
-        if len(parts) > 1:
-            digests = _write_shards(temporary, path, weights_name, kind, parts, config)
-        else:
-            weights = temporary / weights_name
-            digests = _write_weights(weights, path / weights_name, kind, listed, config, None)
-        for name, given in json_files.items():
-            value = given(digests) if callable(given) else given
-            text = json.dumps(value, indent=2) + "\n"
-            (temporary / name).write_text(text, encoding="utf-8")
-        return digests
-
-
-def require_ours(directory: Path) -> None:
-    """Raise OutputError if a directory holds anything that this program did not write."""
-    names = sorted(path.name for path in directory.iterdir())
-    try:
-        record = json.loads((directory / RECORD).read_bytes())
-        outputs = record.get("outputs", ())
-    except (OSError, ValueError, AttributeError):
-        record, outputs = None, ()
-    ours = OUR_NAMES | set(outputs if isinstance(outputs, dict | list) else ())
-    foreign = [n for n in names if record is None or not (n in ours or SHARD.fullmatch(n))]
-    foreign += [name for name in names if (directory / name).is_dir()]
-    if foreign:
-        raise OutputError(
-            f"{directory} holds {foreign[0]}, which this program did not write; "
-            "choose another name or remove the directory yourself"
-        )
-
-
-def _write_shards(
-    temporary: Path,
-    target: Path,
-    weights_name: str,
-    kind: str,
-    parts: Sequence[Sequence[LazyTensor]],
-    config: Mapping | None,
-) -> dict[str, str]:
-    """Write each part to a file of its own, and the index; read all of it again."""
-    if kind not in SHARDED_KINDS:
-        raise OutputError(f"{weights_name} is only written whole; leave --max-shard-size out")
-    shards = dict(zip(shard_names(weights_name, len(parts)), parts, strict=True))
-    digests: dict[str, str] = {}
-    for name, part in shards.items():
-        digests |= _write_weights(temporary / name, target / name, kind, part, config, None)
-    index = temporary / f"{weights_name}{INDEX_SUFFIX}"
-    text = json.dumps(index_of(shards), indent=2, sort_keys=True) + "\n"
-    index.write_text(text, encoding="utf-8")
-    if list(read_contents(index).tensors) != [tensor.name for part in parts for tensor in part]:
-        raise OutputError(f"{target} did not read back as it was written; check the disk")
-    return digests
-
-
-def _write_weights(
-    temporary: Path,
-    target: Path,
-    kind: str,
-    tensors: Iterable[LazyTensor],
-    config: Mapping | None,
-    conversion: Mapping | None,
-    state_key: str | None = "model",
-) -> dict[str, str]:
-    listed = list(tensors)
-    check_limits(target, kind, listed)
-    config, conversion = _through_json(config), _through_json(conversion)
-    digests = _writer(kind, state_key)(temporary, listed, config, conversion)
-    _require_read_back(
-        temporary, target, listed, digests, {"config": config, "conversion": conversion}
+    weights = Weights(kind, list(tensors), config)
+    output = directory_output(
+        path, weights_name, weights, json_files, max_shard_size=max_shard_size
     )
-    return digests
+    return write_all([output], overwrite=overwrite)[0]
 
 
-def _through_json(value: Mapping | None) -> Any:
-    """Return settings as every container gives them back: tuples as lists, keys as text."""
-    return None if value is None else json.loads(json.dumps(value))
+def write_all(
+    outputs: Sequence[Output],
+    *,
+    overwrite: bool = False,
+    source: Source | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, str]]:
+    """Write several outputs at once; all get their names at the end, or none does.
 
+    Args:
+        outputs: what to write.
+        overwrite: replace what exists.
+        source: what the tensors are read from.
+        progress: is told how far the work is.
 
-def _writer(kind: str, state_key: str | None) -> Writer:
-    if kind in HDF5_KINDS:
-        # Imported here, so that what needs no HDF5 does not wait for it.
-        from mae_convert.containers import hdf5_write, keras_archive
-
-        return {
-            "tf_h5": hdf5_write.write_tf_h5,
-            "keras_h5": hdf5_write.write_keras_h5,
-            "keras_archive": keras_archive.write_keras_archive,
-        }[kind]
-    writers: Mapping[str, Writer] = {
-        "pth": partial(write_pth, state_key=state_key),
-        "bin": write_bin,
-        "safetensors": write_safetensors,
-        "npz": write_npz,
-    }
-    return writers[kind]
-
-
-def _require_read_back(
-    temporary: Path,
-    target: Path,
-    written: Sequence[LazyTensor],
-    digests: Mapping[str, str],
-    settings: Mapping[str, Mapping | None],
-) -> None:
-    """Read a file through the reader that everyone uses, and compare everything in it.
+    Returns:
+        For each output the SHA-256 of each tensor's bytes, by name.
 
     Raises:
-        OutputError: it differs from what was to be written.
+        OutputError: as `write_file` and `write_directory`; or another run was faster.
+        CheckpointError: the source cannot be read, or was changed meanwhile.
     """
-    read = read_contents(temporary)
-    names = [tensor.name for tensor in written]
-    # HDF5 keeps the order within each group only.
-    ordered = read.kind not in HDF5_KINDS
-    same = (
-        (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
-        and {"config": read.config, "conversion": read.conversion} == settings
-        and all(_same(read.tensors[item.name], item, digests[item.name]) for item in written)
-    )
-    if not same:
-        raise OutputError(f"{target} did not read back as it was written; check the disk")
+    progress = progress or Progress()
+    places = [Place(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
+    with staged(*places) as stagings:
+        with _drafts(outputs, stagings) as drafts:
+            hashes = _fill(drafts, source, progress)
+        for output, staging, found in zip(outputs, stagings, hashes, strict=True):
+            if output.is_directory:
+                with saying(output.target):
+                    _write_json_files(output, staging.path, found)
+        if source is not None:
+            source.require_unchanged()
+    return hashes
 
 
-def _same(read: LazyTensor, written: LazyTensor, digest: str) -> bool:
-    return (read.shape, read.dtype) == (written.shape, written.dtype) and (
-        sha256(read.load()) == digest
+@contextmanager
+def _drafts(outputs: Sequence[Output], stagings: Sequence[Staged]) -> Iterator[list[list[Draft]]]:
+    """Begin the files of weights of each output, and close them at the end."""
+    with ExitStack() as stack:
+        drafts: list[list[Draft]] = []
+        for output, staging in zip(outputs, stagings, strict=True):
+            if output.is_directory:
+                staging.path.mkdir()
+            drafts.append([])
+            for name, weights in output.weights.items():
+                path = staging.path / name if output.is_directory else staging.path
+                drafts[-1].append(Draft.begin(path, output.target, weights))
+                stack.callback(drafts[-1][-1].close)
+        _require_space([draft for group in drafts for draft in group])
+        yield drafts
+
+
+def _require_space(drafts: Iterable[Draft]) -> None:
+    """Refuse what the disk has no room for, before the work and not in the middle of it."""
+    needed: dict[int, int] = {}
+    for draft in drafts:
+        disk, found = os.fstat(draft.descriptor).st_dev, os.fstatvfs(draft.descriptor)
+        needed[disk] = needed.get(disk, 0) + draft.blueprint.size
+        free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+        if found.f_blocks and needed[disk] > free:  # some file systems tell nothing
+            raise OutputError(
+                f"{draft.target} cannot be written: it needs {needed[disk] / 1e6:.0f} MB and "
+                f"{free / 1e6:.0f} MB are free; free some or write elsewhere"
+            )
+
+
+def _fill(
+    drafts: Sequence[Sequence[Draft]], source: Source | None, progress: Progress
+) -> list[dict[str, str]]:
+    """Write the tensors while the source is worked on, flush them, and compare what was written.
+
+    Returns:
+        For each group of files the SHA-256 of each tensor's bytes, by name.
+    """
+    files = [draft for group in drafts for draft in group]
+    progress.begin(
+        sum(2 * file.weights.nbytes for file in files) + (source.nbytes if source else 0)
     )
+    try:
+        with Crew(progress) as crew:
+            aside = [crew.start(source.work)] if source else []
+            writing = [crew.start(file.writer(n)) for file, n in _interleaved(files)]
+            crew.finish(*aside, *writing)
+            amend = source.amend if source else dict
+            sealed = [[draft.seal(amend) for draft in group] for group in drafts]
+            return [_compare(crew, group) for group in sealed]
+    except OutputError:
+        if source is not None:  # then it is no fault of the disk
+            source.require_unchanged()
+        raise
+
+
+def _interleaved(files: Sequence[Draft]) -> list[tuple[Draft, int]]:
+    """Return file and number of each tensor such that all files are filled at one pace.
+
+    Files that are made of one source then ask for the same part of it at the same time, and the
+    disk is asked once.
+    """
+    order = []
+    for file in files:
+        total, done = max(1, file.weights.nbytes), 0
+        for number, tensor in enumerate(file.weights.tensors):
+            order.append((done / total, file, number))
+            done += tensor.nbytes
+    return [(file, number) for _, file, number in sorted(order, key=lambda item: item[0])]
+
+
+def _compare(crew: Crew, files: Sequence[Draft]) -> dict[str, str]:
+    """Read files again and compare everything in them; return the SHA-256 of each tensor."""
+    opened = [(file, file.reopen()) for file in files]
+    pieces = [(file, read, n) for file, read in opened for n in range(len(file.weights.tensors))]
+    work = [crew.start(file.comparer(read, number)) for file, read, number in pieces]
+    names = [file.weights.tensors[number].name for file, _, number in pieces]
+    return dict(zip(names, crew.finish(*work), strict=True))
+
+
+def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:
+    """Write the files beside the weights, wait until they are on the disk, and read them again."""
+    for name, given in output.json_files.items():
+        value = given(hashes) if callable(given) else given
+        text = json.dumps(value, indent=2, sort_keys=name.endswith(INDEX_SUFFIX)) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+        flush(folder / name)
+        same = json_in(ByteFile(folder / name), "check the disk") == json.loads(text)
+        if not same or (
+            name.endswith(INDEX_SUFFIX)
+            and list(read_contents(folder / name).tensors) != [t.name for t in output.tensors()]
+        ):
+            raise OutputError(
+                f"{output.target} did not read back as it was written; check the disk"
+            )
+    flush(folder)

@@ -1,0 +1,174 @@
+"""Open each file of the corpus and watch what happens: python -m attacks.run, in tests/."""
+
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from attacks import ATTACKS, Attack
+from attacks.corpus import GOLDEN, MODEL
+from mae_convert.checkpoint import open_checkpoint
+from mae_convert.containers import open_container
+from mae_convert.errors import MaeConvertError
+from mae_convert.planning import plan_conversion
+
+LARGEST = 64_000_000
+LONGEST = 3.0
+FORBIDDEN = (
+    "import", "exec", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+    "subprocess.Popen", "pickle.find_class", "marshal.loads", "marshal.load", "socket.", "ctypes.",
+    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
+    "os.chmod", "shutil.", "webbrowser.open", "urllib.Request", "mmap.",
+)  # fmt: skip
+
+
+class _Watch:
+    """Notes what Python says is being done, by audit events (PEP 578), while it is told to."""
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, arguments: tuple) -> None:
+        if self.folder is None:
+            return
+        elsewhere = event == "open" and not str(arguments[0]).startswith(self.folder)
+        if elsewhere or event.startswith(FORBIDDEN):
+            self.seen.append(f"{event} {arguments[:1]!r:.200}")
+
+    @contextlib.contextmanager
+    def of(self, folder: Path) -> Iterator[list[str]]:
+        self.folder, self.seen = str(folder), []
+        try:
+            yield self.seen
+        finally:
+            self.folder = None
+
+
+WATCH = _Watch()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attack.
+
+    Attributes:
+        message: how it was refused, or None if it was not.
+        error: what else was raised, or None.
+        memory: bytes that were allocated at most at one time.
+        seconds: how long it took.
+        events: what was done that a reader has no business to do.
+    """
+
+    message: str | None
+    error: str | None
+    memory: int
+    seconds: float
+    events: tuple[str, ...]
+
+    def complaint(self) -> str | None:
+        """Return what is wrong with it, or None."""
+        if self.error:
+            return f"raised {self.error}"
+        if self.message is None:
+            return "was not refused"
+        if "\n" in self.message or len(self.message) > 900:
+            return f"was refused with more than a sentence: {self.message[:300]!r}"
+        if self.memory > LARGEST or self.seconds > LONGEST:
+            return f"took {self.memory / 1e6:.0f} MB and {self.seconds:.1f} s"
+        return f"did {self.events[0]}" if self.events else None
+
+
+def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
+    """Make a hostile file, open it, read everything in it and plan what can be made of it.
+
+    Either what is allocated is counted, or the time that it takes, which that makes ten times as
+    long.
+    """
+    path = attack.build(folder)
+    message = error = None
+    if not timed:
+        tracemalloc.start()
+    started = time.process_time()
+    with WATCH.of(folder) as events, contextlib.chdir(folder):
+        try:
+            read_everything(path, as_model=attack.container in MODELS)
+        except MaeConvertError as caught:
+            message = str(caught)
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"[:300]
+    seconds = time.process_time() - started if timed else 0.0
+    memory = 0 if timed else tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    done = ["a flag was set"] if (folder / "PWNED").exists() else []
+    return Outcome(message, error, memory, seconds, (*done, *events))
+
+
+MODELS = ("names", "config.json", "preprocessor_config.json", "conversion.json")
+
+
+def read_everything(path: Path, *, as_model: bool) -> None:
+    """Open a file and read all its tensors; with `as_model` as a model that is to be converted."""
+    if not as_model:
+        for tensor in open_container(path).tensors.values():
+            for _ in tensor.pieces():
+                pass
+        return
+    source = open_checkpoint(path)
+    for tensor in plan_conversion(source, path.with_name("out.weights.h5"), "keras").tensors:
+        for _ in tensor.pieces():
+            pass
+
+
+def warm_up() -> None:
+    """Let everything be imported that reading good files imports."""
+    read_everything(MODEL, as_model=True)
+    for pattern in ("*/*.pth", "*/*.safetensors", "*/*.h5", "*/*.npz"):
+        for path in sorted(GOLDEN.glob(pattern))[:1]:
+            read_everything(path, as_model=False)
+    importlib.import_module("mae_convert.containers.keras_archive")  # of which none is there
+    with contextlib.suppress(MaeConvertError):  # a misfit, for which names are compared
+        open_checkpoint(sorted(GOLDEN.glob("*/golden.npz"))[0])
+
+
+def main() -> int:
+    """Print a line for each container, and what is wrong; return 1 if anything is."""
+    warm_up()
+    counts: dict[str, int] = defaultdict(int)
+    refused: dict[str, int] = defaultdict(int)
+    memory: dict[str, int] = defaultdict(int)
+    seconds: dict[str, float] = defaultdict(float)
+    for attack in ATTACKS:
+        complaints = []
+        for timed in (False, True):
+            folder = Path(tempfile.mkdtemp())
+            found = outcome(attack, folder, timed=timed)
+            shutil.rmtree(folder)
+            complaints += [found.complaint()] if found.complaint() else []
+            memory[attack.container] = max(memory[attack.container], found.memory)
+            seconds[attack.container] = max(seconds[attack.container], found.seconds)
+        if complaints:
+            print(f"{attack} {complaints[0]}")
+        counts[attack.container] += 1
+        refused[attack.container] += not complaints
+    print("| container | files | refused in a sentence | most memory | longest |")
+    print("|---|---|---|---|---|")
+    for name, count in counts.items():
+        cells = (name, count, refused[name], f"{memory[name] / 1e6:.1f} MB")
+        print("| " + " | ".join(map(str, cells)) + f" | {seconds[name]:.2f} s |")
+    print(f"{sum(counts.values())} files, {sum(refused.values())} refused; nothing was run")
+    return int(counts != refused)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    sys.exit(main())
