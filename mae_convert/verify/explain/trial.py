@@ -53,8 +53,7 @@ class Trial:
     def __init__(self, job: Job, places: Mapping[str, Sequence[Any]], other: str | None) -> None:
         self.job, self.places = job, places
         self.other = safe_open(other, "pt") if other else None
-        torch.set_grad_enabled(False)
-        self.model = run_pytorch.build(job).double()
+        self.model = run_pytorch.build(job).double().requires_grad_(False)
         if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
             torch.set_num_threads(1)  # threads would wait for each other longer than they work
         self.state = self.model.state_dict()
