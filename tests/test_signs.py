@@ -240,7 +240,7 @@ HAPPENED = {
         "encoder.blocks.0.attention.k.weight",
         lambda x: x * (1 + np.isin(np.arange(24), [3, 4])[:, None] * x)),
     "is multiplied by 1.25": ("encoder.norm.weight", lambda x: x * 1.25),
-    "has 0.5 added": ("encoder.norm.weight", lambda x: x + 0.5),
+    "has the constant 0.5 added": ("encoder.norm.weight", lambda x: x + 0.5),
     "1 of 24 values differ (at index (5,))": (
         "encoder.norm.weight", lambda x: np.where(np.arange(24) == 5, x * 2, x)),
     "holds 2 values in B that are NaN or infinite (the first at index (1,))": (

@@ -160,7 +160,7 @@ def _measured(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     if len(places) <= FEW:
         yield f"{len(places)} of {x.size} values differ (at index {where}), {size}"
     if x.size > FEW and away.std() <= CLOSE * abs(away.mean()):
-        yield f"has {away.mean():.3g} added"
+        yield f"has the constant {away.mean():.3g} added"
     if x.size > FEW and exact_x.any():
         factor = np.vdot(exact_x, exact_y) / np.vdot(exact_x, exact_x)
         if relative_error(exact_y, exact_x * factor) < CLOSE:

@@ -302,6 +302,15 @@ def _configuration(a: Trace, b: Trace) -> Iterator[Check]:
     for name in _compared_fields(a, b):
         left, right = _field(a, name), _field(b, name)
         yield Check(f"configuration/{name}", left == right, right, left)
+    # Names of classes belong to the answer; where a side has none, none is wrong.
+    left, right = (side.description.get("labels") for side in (a, b))
+    if left and right:
+        yield Check("configuration/labels", left == right, _apart(right, left), "the same names")
+
+
+def _apart(names: Sequence[str], others: Sequence[str]) -> str:
+    count = sum(name != other for name, other in zip(names, others, strict=False))
+    return f"{count + abs(len(names) - len(others))} of {len(others)} names differ"
 
 
 def _compared_fields(a: Trace, b: Trace) -> list[str]:

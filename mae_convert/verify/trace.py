@@ -89,6 +89,7 @@ def describe(
         "config": checkpoint.configuration.model.to_dict(),
         "image_mean": list(checkpoint.configuration.image_mean),
         "image_std": list(checkpoint.configuration.image_std),
+        "labels": list(checkpoint.configuration.labels or ()),
         "assumed": checkpoint.configuration.assumed(),
         "inputs": inputs_sha256(inputs),
         "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
