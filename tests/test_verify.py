@@ -152,7 +152,7 @@ def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name
         "transposed": "encoder.blocks.1.v",
     }[name]
     assert (verdict["suspects"][0], verdict["first_divergence"]) == (guilty, tap)
-    word = {"nan": "NaN", "key bias": "has 5 added", "transposed": "transposed"}[name]
+    word = {"nan": "NaN", "key bias": "has the constant 5 added", "transposed": "transposed"}[name]
     assert any(word in cause for cause in verdict["causes"])
     assert json.loads(reports[0].read_text())["passed"] is False
     suite = ET.parse(reports[1]).getroot()

@@ -11,7 +11,7 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, another shape infinite, NaN stays NaN."""
     if a.shape != b.shape:
         return math.inf
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
+    exact_a, exact_b = (array.astype(np.float64, copy=False) for array in (a, b))
     with np.errstate(invalid="ignore", over="ignore"):
         distance, size = np.linalg.norm(exact_a - exact_b), np.linalg.norm(exact_b)
     if distance == 0:

@@ -57,19 +57,24 @@ def set_precision(dtype: str, device: str) -> None:
 
 @contextmanager
 def nothing_drawn() -> Iterator[None]:
-    """Let variables begin as zeros: drawing what weights then replace takes seconds."""
+    """Let variables begin as they are: drawing what weights then replace takes seconds."""
     random = (
         keras.initializers.RandomNormal,
         keras.initializers.RandomUniform,
         keras.initializers.VarianceScaling,
     )
 
-    def zeros(_: Any, shape: Any, dtype: Any = None) -> Any:
-        return keras.ops.zeros(shape, dtype)
+    def empty(_: Any, shape: Any, dtype: Any = None) -> Any:
+        dtype = keras.backend.standardize_dtype(dtype)
+        if _is_jax():
+            return keras.ops.zeros(shape, dtype)
+        import tensorflow
+
+        return tensorflow.raw_ops.Empty(shape=shape, dtype=dtype)
 
     with ExitStack() as stack:
         for kind in random:
-            stack.enter_context(mock.patch.object(kind, "__call__", zeros))
+            stack.enter_context(mock.patch.object(kind, "__call__", empty))
         yield
 
 

@@ -137,7 +137,11 @@ class Variable:
     def __init__(self, variable: Any, root: str) -> None:
         self.path = variable.path.removeprefix(f"{root}/")
         self.shape = variable.shape
-        self.assign = variable.assign
+        self._variable = variable
+
+    def assign(self, array: np.ndarray) -> None:
+        """Set the value; where another dtype is wanted, the backend casts, in many threads."""
+        self._variable.assign(ops.convert_to_tensor(array))
 
 
 def _without_root(model: Any) -> list[Variable]:

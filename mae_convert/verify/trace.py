@@ -1,6 +1,5 @@
 """A trace: the results of one side of a comparison, named and hashed, in one safetensors file."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.tensor import sha256
 from mae_convert.errors import CheckpointError
 from mae_convert.record import files_sha256
 from mae_convert.verify.inputs import inputs_sha256
@@ -76,10 +75,12 @@ def describe(
 
     ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor.
     """
-    sha256 = files_sha256(checkpoint.container.files)["sha256"]
     return {
         "format": FORMAT,
-        "checkpoint": {"name": checkpoint.name, "sha256": sha256},
+        "checkpoint": {
+            "name": checkpoint.name,
+            "sha256": files_sha256(checkpoint.container.files)["sha256"],
+        },
         "layout": checkpoint.layout.name,
         "task": checkpoint.task,
         "framework": side.framework,
@@ -94,12 +95,7 @@ def describe(
         "inputs": inputs_sha256(inputs),
         "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
         "tensors": {
-            name: [list(tensor.shape), str(tensor.dtype), _sha256(tensor)]
+            name: [list(tensor.shape), str(tensor.dtype), sha256(tensor)]
             for name, tensor in checkpoint.tensors.items()
         },
     }
-
-
-def _sha256(tensor: LazyTensor) -> str:
-    array = np.ascontiguousarray(tensor.load())
-    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()

@@ -5,6 +5,7 @@ that has NumPy, safetensors and the framework and nothing of ours, so the packag
 made importable from the folders beside this file, and no others are.
 """
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -45,9 +46,15 @@ def import_runner(framework: str, loader: str) -> ModuleType:
     """Import the one module that runs a framework's model, and with it that framework."""
     if framework in ("tensorflow", "jax"):
         os.environ["KERAS_BACKEND"] = framework
+    # A framework's import makes a million objects that stay: looking through them for garbage,
+    # then and later, is in vain.
+    gc.disable()
     # transformers had classes for two frameworks, which are not to meet in one process.
     name = "run_transformers_tf" if (framework, loader) == TF_CLASSES else RUNNERS[framework]
-    return importlib.import_module(f"mae_convert.verify.{name}")
+    runner = importlib.import_module(f"mae_convert.verify.{name}")
+    gc.freeze()
+    gc.enable()
+    return runner
 
 
 def run(job_path: Path) -> None:
@@ -55,6 +62,8 @@ def run(job_path: Path) -> None:
     from mae_convert.verify.job import Job
 
     job = Job.load(job_path)
+    if job.framework == "torch" and hasattr(os, "nice"):
+        os.nice(5)  # PyTorch is done first: the other side, which everybody waits for, goes before
     runner = import_runner(job.framework, job.loader)
     import numpy as np
     from safetensors.numpy import save_file
@@ -105,4 +114,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # taking frameworks and models apart takes a second that somebody waits for
