@@ -177,4 +177,4 @@ def test_loading_takes_the_memory_of_one_model(tmp_path):
     save_model(model, tmp_path / "model", "transformers")
     share = float(in_a_process(PEAK, tmp_path / "model"))
     print(f"peak: {share:.2f} of the model's size")
-    assert share < 1.15
+    assert 0.9 < share < 1.15
