@@ -3,13 +3,12 @@
 Parameters are named as the original has them, and so is the state dict.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from mae_convert.models.configuration import ReferenceConfig, adopted, plain
@@ -81,23 +80,27 @@ class TorchModel(PretrainedModel, nn.Module):
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        if size == self.config.image_hw:
-            return super().forward(pixel_values, *more, **asked.flags)
         check_size(size, self.config, interpolate)
-        twin = self._at(size)
-        weights: dict[str, Tensor] = dict(self.named_parameters())
-        for name in {"pos_embed", "decoder_pos_embed"} & weights.keys():
-            weights[name] = resampled(weights[name], self.config.grid_hw, twin.config.grid_hw)
-        return functional_call(twin, weights, (pixel_values, *more), asked.flags)
+        model = self if size == self.config.image_hw else self._at(size)
+        kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
+        return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
 
     def _at(self, size: Size) -> Any:
-        """Return the reference model for pictures of another size, without parameters."""
-        kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
+        """Return the model for pictures of another size; all is shared but position embeddings."""
         config = plain(self.config, image_size=tuple(size))
-        return _twin(kind, config, self.training, self.is_gradient_checkpointing)
+        positions = {
+            name: resampled(value, self.config.grid_hw, config.grid_hw)
+            for name, value in self._parameters.items()
+            if name in POSITIONS and value is not None
+        }
+        view = object.__new__(type(self))
+        parameters = {**self._parameters, **positions}
+        view.__dict__.update({**self.__dict__, "config": config, "_parameters": parameters})
+        return view
 
 
 REFERENCE = "reference_models."
+POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
@@ -109,15 +112,6 @@ def _anew(forward: Any, block: Any, *inputs: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
         return forward(block, *inputs)
     return checkpoint(forward, block, *inputs, use_reentrant=False)
-
-
-@lru_cache(maxsize=8)
-def _twin(kind: Any, config: ReferenceConfig, training: bool, anew: bool) -> Any:
-    with torch.device("meta"):
-        twin = kind(config).train(training)
-    if anew:
-        TorchModel.gradient_checkpointing_enable(twin)
-    return twin
 
 
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
