@@ -1,9 +1,10 @@
 """Runs scripts for transformers' TensorFlow classes in a process without PyTorch.
 
-    python models_worker.py FOLDER
+    python models_worker.py FOLDER quick|slow
 
-Every function here whose name begins with ``check_`` is called, and ``FOLDER/checks.json`` says
-what came of it: nothing, or a traceback. Keras runs on ``$KERAS_BACKEND``.
+Every function whose name begins with ``check_`` here (quick) or in ``keras_habits`` (slow, but for
+those in its QUICK) is called, and ``FOLDER/checks.json`` says what came of it: nothing, or a
+traceback. Keras runs on ``$KERAS_BACKEND``.
 """
 
 import json
@@ -17,7 +18,6 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
-import mae_convert.models
 from mae_convert import load_model, save_model
 from mae_convert.errors import MaeConvertError
 from mae_convert.models import (
@@ -38,6 +38,13 @@ CASES = {
     "encoder": (TFViTMAEModel, "transformers_tf_encoder_tiny"),
     "classify": (TFViTForImageClassification, "transformers_tf_classifier_tiny"),
 }
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    # Two devices on one processor, to train on; it can be said only before the first is used.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
 SIZE = (48, 64)
 
@@ -308,16 +315,18 @@ def outcome(check):
     return None
 
 
-def main(folder):
-    from keras_habits import CHECKS
+def main(folder, speed):
+    from keras_habits import CHECKS, QUICK
 
     assert "torch" not in sys.modules, "two frameworks in one process"
-    assert mae_convert.models.MODULES
     checks = {name: check for name, check in globals().items() if name.startswith("check_")}
-    checks |= CHECKS
+    if speed == "slow":
+        checks = {name: check for name, check in CHECKS.items() if name not in QUICK}
+    else:
+        checks |= {name: CHECKS[name] for name in QUICK}
     outcomes = {name: outcome(check) for name, check in checks.items()}
     (folder / "checks.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

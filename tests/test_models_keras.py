@@ -4,6 +4,7 @@ Keras runs in a process of its own (``models_worker.py``), which PyTorch must no
 asserted here is what came of each of its checks.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -14,16 +15,26 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CHECKS = [
-    name
-    for file in ("models_worker.py", "keras_habits.py")
-    for name in re.findall(r"^def (check_\w+)", (HERE / file).read_text(), re.MULTILINE)
-]
+HABITS = HERE / "keras_habits.py"
 
 
-def outcomes_of(folder, backend, python=sys.executable):
+def checks_in(file):
+    return re.findall(r"^def (check_\w+)", file.read_text(), re.MULTILINE)
+
+
+QUICK = [name for name in checks_in(HABITS) if HABITS.read_text().count(name) > 1]
+SLOW = [name for name in checks_in(HABITS) if name not in QUICK]
+QUICK += checks_in(HERE / "models_worker.py")
+
+
+def skip_without(framework):
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+
+
+def outcomes_of(folder, backend, speed):
     subprocess.run(
-        [python, HERE / "models_worker.py", folder],
+        [sys.executable, HERE / "models_worker.py", folder, speed],
         check=True,
         timeout=900,
         env={
@@ -39,9 +50,33 @@ def outcomes_of(folder, backend, python=sys.executable):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return outcomes_of(tmp_path_factory.mktemp("keras"), "tensorflow")
+    return outcomes_of(tmp_path_factory.mktemp("keras"), "tensorflow", "quick")
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_tensorflow(outcomes, name):
+@pytest.fixture(scope="module", params=["tensorflow", "jax"])
+def slow_outcomes(request, tmp_path_factory):
+    skip_without(request.param)
+    return outcomes_of(tmp_path_factory.mktemp("keras"), request.param, "slow")
+
+
+@pytest.fixture(scope="module")
+def outcomes_on_jax(tmp_path_factory):
+    skip_without("jax")
+    return outcomes_of(tmp_path_factory.mktemp("keras"), "jax", "quick")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_scripts_run(outcomes, name):
     assert not outcomes[name], outcomes[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_habits_are_kept(slow_outcomes, name):
+    assert not slow_outcomes[name], slow_outcomes[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_scripts_run_on_jax(outcomes_on_jax, name):
+    assert not outcomes_on_jax[name], outcomes_on_jax[name]

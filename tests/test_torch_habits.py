@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from mae_convert import load_model
+from mae_convert.errors import MaeConvertError
 from mae_convert.models import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
+from mae_convert.models.export import export_encoder
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"
@@ -69,6 +71,31 @@ def test_torch_export_gives_a_program_for_any_number_of_pictures(model, argument
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
+
+
+def test_the_encoder_runs_as_onnx_with_the_judges_limit(tmp_path):
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed)
+    import onnxruntime
+
+    pixels = inputs()[0]
+    model = load_model(PRETRAIN)
+    export_encoder(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    wide = load_model(PRETRAIN, "torch", "encoder", "float64", mask_ratio=0.0)
+    in_order = torch.arange(16.0).expand(4, -1)
+    exact = wide(pixels.double(), in_order).last_hidden_state.detach().numpy()
+    for images in (1, 4):
+        (found,) = session.run(None, {"pixel_values": pixels[:images].numpy()})
+        away = np.linalg.norm(found - exact[:images]) / np.linalg.norm(exact[:images])
+        print(f"onnxruntime: {away * 2**24:.1f} units of roundoff")
+        assert away < 64 * 2.0**-24
+    with pytest.raises(MaeConvertError, match="exists already"):
+        export_encoder(model, tmp_path / "model.onnx")
+    with pytest.raises(MaeConvertError, match='"tensorflow"'):
+        export_encoder(model, tmp_path / "model.tflite")
+    with pytest.raises(MaeConvertError, match="no encoder"):
+        export_encoder(load_model(CLASSIFIER), tmp_path / "other.onnx")
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_mask_and_loss():

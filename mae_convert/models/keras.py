@@ -113,7 +113,10 @@ class KerasModel(PretrainedModel):
         return _shared(model, **changes)
 
     def _without_loss(self, outputs: Any) -> Any:
-        return output_of(outputs, without=("loss",)) if hasattr(outputs, "_fields") else outputs
+        as_tuple = not hasattr(outputs, "_fields")  # where a loss, if any, is first
+        if as_tuple:
+            return tuple(value for value in outputs if isinstance(value, tuple) or value.shape)
+        return output_of(outputs, without=("loss",))
 
 
 REFERENCE = "reference_models."

@@ -58,14 +58,15 @@ class ConfiguredModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, *arguments: Any) -> Any:
-        """Return what the model computes of a batch, without a loss, which is no row of it."""
+        """Return what the model computes of a batch, by name and without the loss."""
         done = super().predict_step(*arguments)
         if keras.backend.backend() == "jax":  # there the state comes back too
             return self._without_loss(done[0]), done[1]
         return self._without_loss(done)
 
     def _without_loss(self, outputs: Any) -> Any:
-        return outputs._replace(loss=None) if hasattr(outputs, "loss") else outputs
+        found = outputs._asdict().items()
+        return {name: value for name, value in found if value is not None and name != "loss"}
 
 
 def _replicas() -> int:
