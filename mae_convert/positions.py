@@ -43,12 +43,12 @@ def bicubic(picture: np.ndarray, size: Grid) -> np.ndarray:
     This is ``torch.nn.functional.interpolate(mode="bicubic", align_corners=False)``.
     """
     vertical, horizontal = (
-        _matrix(old, new) for old, new in zip(picture.shape, size, strict=False)
+        resampling_matrix(old, new) for old, new in zip(picture.shape, size, strict=False)
     )
     return np.einsum("yr,xc,rcd->yxd", vertical, horizontal, picture, optimize=True)
 
 
-def _matrix(old: int, new: int) -> np.ndarray:
+def resampling_matrix(old: int, new: int) -> np.ndarray:
     """Return the matrix (new, old) that resamples one axis; the border is repeated outwards."""
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
     before = np.floor(centres).astype(int)

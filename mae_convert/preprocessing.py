@@ -52,7 +52,10 @@ class Preprocessing:
             picture = picture.resize(size[::-1], Image.Resampling(self.resample))
         if self.crop is not None:
             picture = _middle(picture, self.crop)
-        pixels = np.asarray(picture)
+        return self.normalised(np.asarray(picture))
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W) or (H, W, C) of the right size as the model takes them."""
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
         scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
@@ -81,19 +84,38 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
             f"this model takes {model.num_channels} channels, which no picture file has; give the"
             " pixels as an .npz file with --inputs"
         )
-    resize, edge = _stated_size(stated, model.image_hw)
+    statistics = configuration.image_mean, configuration.image_std
+    return preprocessing_as_stated(stated, model.image_hw, statistics)
+
+
+def preprocessing_as_stated(
+    stated: Mapping[str, Any],
+    image_hw: Size,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Preprocessing:
+    """Return the preprocessing that a ``preprocessor_config.json`` states.
+
+    Args:
+        stated: what it holds.
+        image_hw: height and width in pixels where it does not say the size.
+        statistics: mean and deviation of each channel.
+
+    Raises:
+        MaeConvertError: what is stated is impossible.
+    """
+    resize, edge = _stated_size(stated, image_hw)
     crop = _pair(stated.get("crop_size")) if stated.get("do_center_crop") else None
     normalised = stated.get("do_normalize") is not False
-    count = model.num_channels
+    mean, std = statistics
     return Preprocessing(
-        channels=count,
+        channels=len(mean),
         resize=resize if stated.get("do_resize") is not False else None,
         shortest_edge=edge if stated.get("do_resize") is not False else None,
         resample=_resample(stated),
         crop=crop,
         rescale=_rescale(stated),
-        mean=configuration.image_mean if normalised else (0.0,) * count,
-        std=configuration.image_std if normalised else (1.0,) * count,
+        mean=mean if normalised else (0.0,) * len(mean),
+        std=std if normalised else (1.0,) * len(mean),
     )
 
 

@@ -183,6 +183,8 @@ def files_sha256(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
+    if not hashes:  # a model in memory
+        return {}
     first = next(iter(hashes))
     if len(hashes) == 1:
         return {"name": first.name, "sha256": hashes[first]}

@@ -18,7 +18,7 @@ from mae_convert.errors import CheckpointError
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24
-PACKAGES = ("reference_models>", "keras_hub>")
+PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 """How the names begin under which models are registered whose configuration is understood."""
 
 

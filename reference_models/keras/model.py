@@ -1,4 +1,4 @@
-"""What the three models have in common: built at once, made again from their configuration."""
+"""What the three models have in common: made of their configuration, and trained by ``fit``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,3 +28,52 @@ class ConfiguredModel(keras.Model):
         """Return what ``from_config`` needs to make the same model, as plain data."""
         dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return {"config": self.config.to_dict(), "name": self.name, "dtype": dtype}
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return what ``fit`` lowers: the model's own loss or, given targets, that of ``compile``.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if y is not None:
+            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
+        if getattr(y_pred, "loss", None) is None:
+            raise ValueError("there is nothing to lower: give the data targets, or train a model"
+                             " that has a loss of its own")  # fmt: skip
+        return y_pred.loss / _replicas()
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Update the metrics of ``compile`` with the logits, if there are targets."""
+        if y is not None:
+            y_pred = y_pred.logits
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_step(self, *arguments: Any) -> Any:
+        """Return what the model computes of a batch, by name and without the loss."""
+        done = super().predict_step(*arguments)
+        if keras.backend.backend() == "jax":  # there the state comes back too
+            return self._without_loss(done[0]), done[1]
+        return self._without_loss(done)
+
+    def _without_loss(self, outputs: Any) -> Any:
+        found = outputs._asdict().items()
+        return {name: value for name, value in found if value is not None and name != "loss"}
+
+
+def _replicas() -> int:
+    """Return over how many replicas TensorFlow will sum the gradients of a mean."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    count: int = tf.distribute.get_strategy().num_replicas_in_sync
+    return count

@@ -65,7 +65,7 @@ class Encoder(nn.Module):
             positions = take_tokens(positions, ids_keep)
         tokens = self.patch_embed(patches) + positions
         cls_token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def encode(self, tokens: Tensor, wanted: Wanted) -> TrunkOutput:
         """Send tokens (N, T, D) through the blocks."""

@@ -34,7 +34,7 @@ class MaskedEncoder(Encoder):
         self, pixel_values: Tensor, noise: Tensor | None, wanted: Wanted
     ) -> ViTMAEModelOutput:
         """Mask images (N, C, H, W) by noise (N, L) and encode what is left."""
-        images = len(pixel_values)
+        images = pixel_values.shape[0]
         if noise is None:
             noise = torch.rand(images, self.config.num_patches, device=pixel_values.device)
         check_noise(noise, images, self.config)
@@ -167,7 +167,7 @@ class ViTMAEForPreTraining(MaskedEncoder):
 
     def _decode_tokens(self, visible: Tensor, ids_restore: Tensor, wanted: Wanted) -> TrunkOutput:
         removed = ids_restore.shape[1] + 1 - visible.shape[1]
-        mask_tokens = self.mask_token.to(visible.dtype).expand(len(visible), removed, -1)
+        mask_tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], removed, -1)
         shuffled = torch.cat([visible[:, 1:], mask_tokens], dim=1)  # (N, L, D)
         restored = take_tokens(shuffled, ids_restore)
         tokens = torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed

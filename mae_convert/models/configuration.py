@@ -1,0 +1,154 @@
+"""The configuration as scripts for transformers use it: attributes that can be set, and files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mae_convert.containers.atomic import replacing_file
+from mae_convert.errors import ConfigurationError
+from mae_convert.layouts.transformers import CONVENTIONS
+from reference_models.configuration import ViTMAEConfig as ReferenceConfig
+
+FIELDS = tuple(field.name for field in fields(ReferenceConfig))
+CONFIG_NAME = "config.json"
+# What transformers' configurations have besides, and what it is there by default.
+HABITS: Mapping[str, Any] = {
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+    "problem_type": None,
+}
+
+
+class ViTMAEConfig(ReferenceConfig):
+    """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
+
+    Every field can be set; what is impossible is refused then. Anything else that is given is kept
+    as an attribute, as transformers does. The default of ``layer_norm_eps`` is 1e-6, with which the
+    original is trained, and not 1e-12.
+
+    Raises:
+        ValueError: a field is impossible.
+    """
+
+    model_type = "vit_mae"
+    output_hidden_states: bool
+    output_attentions: bool
+    return_dict: bool
+    problem_type: str | None
+
+    def __init__(self, **values: Any) -> None:
+        labels = values.pop("id2label", None)
+        values.pop("label2id", None)
+        values.pop("model_type", None)
+        if labels is not None:
+            values["num_labels"] = len(labels)
+        ReferenceConfig.__init__(self, **{n: v for n, v in values.items() if n in FIELDS})
+        rest = {**HABITS, **{n: v for n, v in values.items() if n not in FIELDS}}
+        self.__dict__.update(rest, _labels=None)
+        if labels is not None:
+            self.id2label = labels
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIELDS:
+            plain = {field: getattr(self, field) for field in FIELDS}
+            value = getattr(ReferenceConfig(**{**plain, name: value}), name)
+            if name == "num_labels" and value != self.num_labels:
+                self.__dict__["_labels"] = None
+        object.__setattr__(self, name, value)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes by number."""
+        names = self.__dict__["_labels"] or [f"LABEL_{n}" for n in range(self.num_labels)]
+        return dict(enumerate(names))
+
+    @id2label.setter
+    def id2label(self, labels: Mapping[Any, str]) -> None:
+        by_number = {int(number): str(name) for number, name in labels.items()}
+        if sorted(by_number) != list(range(len(by_number))):
+            raise ValueError("id2label must name classes 0, 1, 2 and so on")
+        setattr(self, "num_labels", len(by_number))  # noqa: B010 (its class is frozen)
+        names = tuple(by_number[number] for number in range(len(by_number)))
+        unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+        self.__dict__["_labels"] = None if unnamed else names
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Numbers of the classes by name."""
+        return {name: number for number, name in self.id2label.items()}
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes in order, or None where nothing names them."""
+        named: tuple[str, ...] | None = self.__dict__["_labels"]
+        return named
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether outputs have names."""
+        return bool(self.return_dict)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set several attributes."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data that JSON can hold."""
+        rest = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in FIELDS and not name.startswith("_")
+        }
+        named = {"id2label": self.id2label, "label2id": self.label2id} if self.labels else {}
+        return {**ReferenceConfig.to_dict(self), **rest, **named, "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "ViTMAEConfig":
+        """Return the configuration that a mapping tells."""
+        return cls(**{**values, **changes})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **changes: Any) -> "ViTMAEConfig":
+        """Return the configuration of a checkpoint.
+
+        Args:
+            name: a directory, its ``config.json``, or what `from_pretrained` of the models takes.
+            changes: fields to change; and ``revision``, ``subfolder`` of what is on the Hub.
+
+        Raises:
+            MaeConvertError: there is none, or it cannot be read.
+        """
+        from mae_convert.models.naming import stated_config
+
+        stored, rest = stated_config(name, changes)
+        # What transformers takes for what its file does not say.
+        return cls(**{"layer_norm_eps": CONVENTIONS["layer_norm_eps"], **stored, **rest})
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` into a directory, which is made if need be."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with replacing_file(Path(directory) / CONFIG_NAME, overwrite=True) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
+
+def adopted(config: ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
+    """Return a configuration in the form of this module."""
+    if isinstance(config, ViTMAEConfig):
+        return config
+    values = config.to_dict() if isinstance(config, ReferenceConfig) else config
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{config!r} is no configuration; give a ViTMAEConfig")
+    return ViTMAEConfig(**values)
+
+
+def plain(config: ReferenceConfig, **changes: Any) -> ReferenceConfig:
+    """Return the fields that make a model, as a value that nobody can change."""
+    return ReferenceConfig(**{**{name: getattr(config, name) for name in FIELDS}, **changes})

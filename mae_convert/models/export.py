@@ -1,0 +1,132 @@
+"""The encoder as a program for other runtimes: SavedModel, TFLite (LiteRT) and ONNX.
+
+The program takes ``pixel_values`` (N, C, H, W) and gives ``last_hidden_state`` (N, 1 + L, D) after
+the final norm: nothing is masked, and the patches are in their order.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from mae_convert.containers.atomic import replacing_file
+from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
+from mae_convert.in_memory.saving import kind_of, unwrapped
+from reference_models.outputs import Wanted
+
+INPUT, OUTPUT = "pixel_values", "last_hidden_state"
+
+
+def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -> None:
+    """Write the encoder of a model as a program that runs without this project.
+
+    Args:
+        model: an encoder or a pre-training model: of PyTorch for ONNX, of Keras on TensorFlow for
+            the others.
+        target: a file whose name ends in ``.onnx`` or ``.tflite``, or a directory for a SavedModel.
+        overwrite: replace a file.
+
+    Raises:
+        OutputError: the target exists, or cannot be written.
+        MaeConvertError: the model is of the other framework, or has no encoder of its own.
+        MissingRequirementError: what makes the program is not installed.
+    """
+    model, target = unwrapped(model), Path(target)
+    framework, task = kind_of(model)
+    if task == "classify":
+        raise MaeConvertError("a classifier is no encoder; export it by model.export, or load it"
+                              " with task='encoder'")  # fmt: skip
+    wanted = "facebook" if target.suffix == ".onnx" else "keras"
+    if framework != wanted:
+        name = {"facebook": "torch", "keras": "tensorflow"}[wanted]
+        raise MaeConvertError(
+            f"{target.name} is made of a model of the other framework; load it with"
+            f' load_model(..., "{name}")'
+        )
+    if target.exists() and not (overwrite and target.is_file()):
+        raise OutputError(f"{target} exists already; choose another name")
+    if target.suffix == ".onnx":
+        with replacing_file(target, overwrite=overwrite) as temporary:
+            _write_onnx(model, temporary)
+    elif target.suffix == ".tflite":
+        content = _tflite(model)
+        with replacing_file(target, overwrite=overwrite) as temporary:
+            temporary.write_bytes(content)
+    else:
+        _write_saved_model(model, target)
+
+
+def _write_onnx(model: Any, path: Path) -> None:
+    import torch
+
+    class Encoder(torch.nn.Module):
+        """The model's encoder on whole pictures."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            """Return tokens (N, 1 + L, D)."""
+            tokens = self.model.encode(self.model.embed(pixel_values), Wanted()).tokens
+            normed: torch.Tensor = self.model.norm(tokens)
+            return normed
+
+    weight = model.norm.weight
+    shape = (2, model.config.num_channels, *model.config.image_hw)
+    example = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    try:
+        program = torch.onnx.export(
+            Encoder().eval(),
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
+            dynamo=True,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"{error.name} is not installed here; pip install 'mae-convert[onnx]'"
+        ) from error
+    assert program is not None
+    program.save(str(path))
+
+
+def _write_saved_model(model: Any, target: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.encoder = model
+    module.serve = _function(model)
+    tf.saved_model.save(module, str(target), signatures={"serving_default": module.serve})
+
+
+def _function(model: Any, *, as_constants: bool = False) -> Any:
+    """Return the encoder as a TensorFlow function of any number of pictures.
+
+    With ``as_constants`` the weights are part of it: of Keras's variables the converter to TFLite
+    would make empty ones, and a program that gives NaN.
+    """
+    import keras
+    import tensorflow as tf
+
+    held = [(w, keras.ops.convert_to_numpy(w)) for w in model.weights if as_constants]
+    shape = (None, model.config.num_channels, *model.config.image_hw)
+    dtype = "float64" if model.variable_dtype == "float64" else "float32"
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, dtype, INPUT)])
+    def encode(pixel_values: Any) -> dict[str, Any]:
+        constants = [(weight, tf.constant(value)) for weight, value in held]
+        with keras.StatelessScope(constants) if as_constants else nullcontext():
+            return {OUTPUT: model.encoder(pixel_values, wanted=Wanted()).tokens}
+
+    return encode
+
+
+def _tflite(model: Any) -> bytes:
+    import tensorflow as tf
+
+    module = tf.Module()
+    function = _function(model, as_constants=True).get_concrete_function()
+    content: bytes = tf.lite.TFLiteConverter.from_concrete_functions([function], module).convert()
+    return content

@@ -1,0 +1,305 @@
+"""The Keras 3 classes under the names that transformers gave them; on TensorFlow or JAX.
+
+Variables have the paths of the TensorFlow classes of transformers 4.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mae_convert.models.configuration import ReferenceConfig, adopted, plain
+from mae_convert.models.outputs import output_of
+from mae_convert.models.pretrained import (
+    Asked,
+    PretrainedModel,
+    asked_for,
+    check_size,
+    problem_type,
+)
+from mae_convert.positions import resampling_matrix
+from reference_models import keras as reference
+from reference_models.keras.classifier import cross_entropy
+from reference_models.keras.numerics import widen
+from reference_models.keras.patches import patchify, unpatchify
+from reference_models.outputs import Tensor
+
+Size = tuple[int, int]
+
+
+class KerasModel(PretrainedModel):
+    """What the three models have in common."""
+
+    layout = "transformers-tf"
+
+    def __init__(self, config: ReferenceConfig | Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(adopted(config), **kwargs)  # type: ignore[call-arg]
+
+    @classmethod
+    def framework(cls) -> str:
+        """Return "tensorflow" or "jax", as Keras runs."""
+        return str(keras.backend.backend())
+
+    @classmethod
+    def usual_dtype(cls) -> str | None:
+        """Return the dtype policy that is set for all models."""
+        return str(keras.config.dtype_policy().name)
+
+    def __call__(self, inputs: Any = None, *more: Any, **named: Any) -> Any:
+        """Call the model, with its inputs one by one or in a mapping."""
+        if hasattr(inputs, "keys"):
+            named = {**{name: inputs[name] for name in inputs}, **named}
+        elif isinstance(inputs, list | tuple) and not hasattr(inputs, "_fields"):
+            more = (*inputs, *more)
+        elif inputs is not None:
+            more = (inputs, *more)
+        if not more and named.get("pixel_values") is None:
+            raise ValueError("You have to specify pixel_values")
+        return super().__call__(*more, **named)  # type: ignore[misc]
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Return the number of its parameters."""
+        weights = self.trainable_weights if only_trainable else self.weights  # type: ignore[attr-defined]
+        return sum(int(np.prod(weight.shape)) for weight in weights)
+
+    def gradient_checkpointing_enable(self, _: Any = None) -> None:
+        """Compute the inside of each block anew for its gradient instead of keeping it."""
+        for block in blocks_of(self):
+            block.__dict__["call"] = _Anew(block)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep the inside of each block for its gradient again."""
+        for block in blocks_of(self):
+            block.__dict__.pop("call", None)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the inside of blocks is computed anew."""
+        return any("call" in block.__dict__ for block in blocks_of(self))
+
+    def _computed(
+        self,
+        pixel_values: Tensor,
+        *more: Any,
+        asked: Asked,
+        interpolate: bool | None,
+        training: bool | None,
+    ) -> Any:
+        """Return what the reference model computes, if need be for pictures of another size."""
+        size = tuple(pixel_values.shape[-2:])
+        check_size(size, self.config, interpolate)
+        model = self if size == self.config.image_hw else self._at(size)
+        kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
+        return kind.call(model, pixel_values, *more, **asked.flags, training=bool(training))  # type: ignore[attr-defined]
+
+    def _at(self, size: tuple[int, ...]) -> Any:
+        """Return the model for pictures of another size; all is shared but position embeddings."""
+        config = plain(self.config, image_size=size)
+        model: Any = self
+
+        def positions(layer: Any) -> Tensor:
+            table = resampled(layer.position_embeddings, self.config.grid_hw, config.grid_hw)
+            return ops.cast(table, layer.compute_dtype)
+
+        embeddings = model.encoder.embeddings
+        seen = _shared(embeddings, config=config, position_embeddings=positions(embeddings))
+        changes = {"config": config, "encoder": _shared(model.encoder, embeddings=seen)}
+        if decoder := getattr(model, "decoder", None):
+            changes["decoder"] = _shared(
+                decoder, config=config, position_embeddings=positions(decoder)
+            )
+        return _shared(model, **changes)
+
+    def _without_loss(self, outputs: Any) -> Any:
+        as_tuple = not hasattr(outputs, "_fields")  # where a loss, if any, is first
+        if as_tuple:
+            return tuple(value for value in outputs if isinstance(value, tuple) or value.shape)
+        return output_of(outputs, without=("loss",))
+
+
+REFERENCE = "reference_models."
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """Return the transformer blocks of encoder and decoder."""
+    trunks = [model.encoder, *([model.decoder] if hasattr(model, "decoder") else [])]
+    return [getattr(trunk, f"block_{n}") for trunk in trunks for n in range(trunk.depth)]
+
+
+class _Anew:
+    """A block's computation that is done again for its gradient."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+    def __call__(self, tokens: Tensor, wanted: Any) -> Any:
+        """Map tokens (N, T, D) to (N, T, D)."""
+        compute = type(self.block).call
+        if any(wanted):  # what is shown has to be kept
+            return compute(self.block, tokens, wanted)
+
+        def output(inputs: Tensor) -> Tensor:
+            return compute(self.block, inputs, wanted).output
+
+        kept = compute.__globals__["LayerResult"]
+        return kept(keras.remat(output)(tokens), None, {})
+
+
+def _shared(layer: Any, **changes: Any) -> Any:
+    """Return a layer with all variables of another, but for some attributes."""
+    view = object.__new__(type(layer))
+    view.__dict__.update({**layer.__dict__, **changes})
+    return view
+
+
+def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
+    """Return position embeddings (1, 1 + L, D) for another grid, as ``--image-size`` makes them.
+
+    Bicubic in two dimensions, in float64 (on JAX as it is set) and then rounded; gradients flow
+    through.
+    """
+    table = ops.convert_to_tensor(positions)
+    rows, columns = (
+        ops.convert_to_tensor(resampling_matrix(old, new), dtype="float64")
+        for old, new in zip(grid, new_grid, strict=True)
+    )
+    patches = ops.reshape(ops.cast(table[0, 1:], "float64"), (*grid, -1))  # (h, w, D)
+    new = ops.einsum("yr,xc,rcd->yxd", rows, columns, patches)
+    tokens = ops.cast(ops.reshape(new, (new_grid[0] * new_grid[1], -1)), table.dtype)
+    return ops.concatenate([table[:, :1], tokens[None]], axis=1)
+
+
+@keras.saving.register_keras_serializable(package="mae_convert")
+class TFViTMAEModel(KerasModel, reference.TFViTMAEModel):
+    """The encoder, for scripts that use ``transformers.TFViTMAEModel``."""
+
+    task = "encoder"
+
+    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        head_mask: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Encode the patches that masking leaves; see the reference model."""
+        asked = asked_for(
+            self.config, output_hidden_states, output_attentions, return_dict, head_mask
+        )
+        result = self._computed(
+            pixel_values,
+            noise,
+            asked=asked,
+            interpolate=interpolate_pos_encoding,
+            training=training,
+        )
+        return output_of(result, as_tuple=asked.as_tuple)
+
+
+@keras.saving.register_keras_serializable(package="mae_convert")
+class TFViTMAEForPreTraining(KerasModel, reference.TFViTMAEForPreTraining):
+    """Encoder and decoder, for scripts that use ``transformers.TFViTMAEForPreTraining``."""
+
+    task = "pretrain"
+
+    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        head_mask: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Predict every patch, and the loss on those that are removed; see the reference model."""
+        asked = asked_for(
+            self.config, output_hidden_states, output_attentions, return_dict, head_mask
+        )
+        result = self._computed(
+            pixel_values,
+            noise,
+            asked=asked,
+            interpolate=interpolate_pos_encoding,
+            training=training,
+        )
+        return output_of(result, as_tuple=asked.as_tuple)
+
+    def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""
+        size = tuple(pixel_values.shape[-2:]) if interpolate_pos_encoding else self.config.image_hw
+        return patchify(self._cast(pixel_values), plain(self.config, image_size=size))
+
+    def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
+        """Put patches (N, L, P) together to images (N, C, H, W) of a size."""
+        size = tuple(original_image_size or self.config.image_hw)
+        return unpatchify(patches, plain(self.config, image_size=size))
+
+    def forward_loss(  # type: ignore[override]  # as in transformers
+        self,
+        pixel_values: Tensor,
+        pred: Tensor,
+        mask: Tensor,
+        interpolate_pos_encoding: bool = False,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the removed patches; see the reference model."""
+        size = tuple(pixel_values.shape[-2:])
+        model = (
+            self._at(size) if interpolate_pos_encoding and size != self.config.image_hw else self
+        )
+        return reference.TFViTMAEForPreTraining.forward_loss(
+            model, pixel_values, pred, mask, norm_pix_loss
+        )
+
+
+@keras.saving.register_keras_serializable(package="mae_convert")
+class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassification):
+    """The classifier, for scripts that use ``transformers.TFViTForImageClassification``."""
+
+    task = "classify"
+
+    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+        self,
+        pixel_values: Tensor,
+        head_mask: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Any:
+        """Classify images; the loss is what the labels and ``config.problem_type`` ask for."""
+        asked = asked_for(
+            self.config, output_hidden_states, output_attentions, return_dict, head_mask
+        )
+        result = self._computed(
+            pixel_values,
+            asked=asked,
+            interpolate=interpolate_pos_encoding,
+            training=training,
+        )
+        if labels is not None:
+            result = result._replace(loss=self._loss(result.logits, labels))
+        return output_of(result, as_tuple=asked.as_tuple)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (N, K) as transformers chooses it, a scalar."""
+        labels = ops.convert_to_tensor(labels)
+        whole = "int" in str(keras.backend.standardize_dtype(labels.dtype))
+        kind = problem_type(self.config, whole_numbers=whole)
+        if kind == "single_label_classification":
+            return cross_entropy(logits, labels)
+        wide = widen(logits)
+        targets = ops.cast(ops.reshape(labels, ops.shape(wide)), wide.dtype)
+        if kind == "regression":
+            return ops.mean(ops.square(wide - targets))
+        return ops.mean(ops.binary_crossentropy(targets, wide, from_logits=True))

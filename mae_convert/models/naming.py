@@ -1,0 +1,77 @@
+"""What a script for transformers names as a model, and the configuration there."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+CONFIG_NAME = "config.json"
+# Where the Hub's client takes it from, and not an argument of ours.
+SET_ELSEWHERE = {
+    "cache_dir": "set the environment variable HF_HOME",
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
+    "use_auth_token": "log in with `hf auth login`, or set HF_TOKEN",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "force_download": "remove it from the cache (`hf cache rm`)",
+    "proxies": "set HTTPS_PROXY",
+}
+
+
+def source_named(name: str | Path, options: dict[str, Any]) -> Source:
+    """Return what a name means; ``owner/name`` that is no path here is on the Hub.
+
+    Takes what is about the place out of the options.
+
+    Raises:
+        ConfigurationError: an option that is set elsewhere.
+    """
+    revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
+    for option, instead in SET_ELSEWHERE.items():
+        if options.pop(option, None) not in (None, False, ""):
+            raise ConfigurationError(f"{option} cannot be given here; {instead}")
+    text = str(name)
+    source = parse_source(text)
+    if isinstance(source, Path) and not source.exists() and REPOSITORY.fullmatch(text):
+        source = HubReference(text)
+    if isinstance(source, HubReference):
+        return replace(
+            source,
+            revision=revision or source.revision,
+            path=subfolder or source.path,
+        )
+    return source / subfolder if subfolder and isinstance(source, Path) else source
+
+
+def stated_config(
+    name: str | Path, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration of a checkpoint, and the options that are not about the place.
+
+    Raises:
+        MaeConvertError: there is none.
+    """
+    rest = dict(options)
+    source = source_named(name, rest)
+    if isinstance(source, HubReference):
+        source = locate_file(replace(source, path=f"{source.path}/{CONFIG_NAME}".lstrip("/")))
+    if isinstance(source, Path):
+        file = source / CONFIG_NAME if source.is_dir() else source
+        if file.suffix == ".json" and file.is_file():
+            return _read(file), rest
+    return open_source(source).configuration.model.to_dict(), rest
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read ({error}); mend it") from error
+    if not isinstance(stored, dict):
+        raise ConfigurationError(f"{file} is not a JSON object; mend it")
+    return stored

@@ -1,0 +1,119 @@
+"""What the models return: by attribute, by index, as a tuple or as a dictionary.
+
+Each is a named tuple of what there is, so that every compiler and tree utility takes it apart and
+puts it together; what was not asked for is no field, and ``None`` as an attribute.
+"""
+
+from collections import namedtuple
+from collections.abc import Iterator
+from itertools import chain, combinations
+from typing import Any, NamedTuple
+
+from reference_models.outputs import (
+    ImageClassifierOutput,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
+)
+
+# What each result of a reference model may lack; taps are not transformers'.
+OPTIONAL: dict[Any, tuple[str, ...]] = {
+    ViTMAEModelOutput: ("hidden_states", "attentions"),
+    ViTMAEForPreTrainingOutput: ("loss", "hidden_states", "attentions"),
+    ImageClassifierOutput: ("loss", "hidden_states", "attentions"),
+}
+
+
+def _getitem(self: Any, key: Any) -> Any:
+    if not isinstance(key, str):
+        return tuple.__getitem__(self, key)
+    if key not in self._fields:
+        raise KeyError(key)
+    return getattr(self, key)
+
+
+def _contains(self: Any, name: object) -> bool:
+    return name in self._fields
+
+
+def _keys(self: Any) -> tuple[str, ...]:
+    """Return the names of what there is."""
+    return tuple(self._fields)
+
+
+def _values(self: Any) -> tuple[Any, ...]:
+    """Return what there is."""
+    return tuple(self)
+
+
+def _items(self: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the names and what there is."""
+    return tuple(zip(self._fields, self, strict=True))
+
+
+def _get(self: Any, name: str, default: Any = None) -> Any:
+    """Return what has a name, or something else."""
+    return getattr(self, name) if name in self._fields else default
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    return _rebuilt, (type(self).__name__, dict(_items(self)))
+
+
+METHODS = {
+    "__getitem__": _getitem,
+    "__contains__": _contains,
+    "__reduce__": _reduce,
+    "keys": _keys,
+    "values": _values,
+    "items": _items,
+    "get": _get,
+    "to_tuple": _values,
+}
+
+
+def _class(kind: Any, present: tuple[str, ...]) -> Any:
+    made: Any = namedtuple(kind.__name__, present, module=__name__)  # type: ignore[misc]
+    for name, method in METHODS.items():
+        setattr(made, name, method)
+    for name in OPTIONAL[kind]:
+        if name not in present:
+            setattr(made, name, None)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def _classes() -> Iterator[tuple[tuple[str, tuple[str, ...]], Any]]:
+    """Yield every class that there can be: a compiler must not meet one that is new."""
+    for kind, optional in OPTIONAL.items():
+        fields = [name for name in kind._fields if name != "taps"]
+        subsets = chain.from_iterable(
+            combinations(optional, count) for count in range(len(optional) + 1)
+        )
+        for absent in subsets:
+            present = tuple(name for name in fields if name not in absent)
+            yield (kind.__name__, present), _class(kind, present)
+
+
+CLASSES = dict(_classes())
+
+
+def _rebuilt(kind: str, items: dict[str, Any]) -> Any:
+    return CLASSES[kind, tuple(items)](**items)
+
+
+def output_of(result: NamedTuple, *, as_tuple: bool = False, without: tuple[str, ...] = ()) -> Any:
+    """Return the result of a reference model as transformers' classes return it.
+
+    Args:
+        result: what a reference model returned.
+        as_tuple: a plain tuple of what there is.
+        without: names to leave out.
+    """
+    fields = {
+        name: value
+        for name, value in zip(result._fields, result, strict=True)
+        if value is not None and name != "taps" and name not in without
+    }
+    if as_tuple:
+        return tuple(fields.values())
+    return CLASSES[type(result).__name__, tuple(fields)](*fields.values())

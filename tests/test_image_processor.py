@@ -1,0 +1,144 @@
+"""The image processor gives what transformers' own class gives, to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.models import AutoImageProcessor, MaeImageProcessor, ViTImageProcessor
+
+STATED = {
+    "the class's own defaults": {},
+    "of a MAE": {
+        "resample": 3,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "size": {"height": 32, "width": 48},
+    },
+    "nearest": {"resample": 0, "size": {"height": 40, "width": 40}},
+    "Lanczos": {"resample": 1, "size": {"height": 40, "width": 40}},
+    "not resized": {"do_resize": False},
+    "not normalised": {"do_normalize": False},
+    "not rescaled": {"do_rescale": False},
+    "another scale": {"rescale_factor": 1 / 128},
+}
+RANDOM = np.random.default_rng(0)
+COLOUR = RANDOM.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+INPUTS = {
+    "a picture": Image.fromarray(COLOUR),
+    "pictures": [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)],
+    "an array, channels last": COLOUR,
+    "an array, channels first": COLOUR.transpose(2, 0, 1),
+    "arrays": [COLOUR, 255 - COLOUR],
+    "a batch": np.stack([COLOUR, 255 - COLOUR]),
+    "a tensor": torch.from_numpy(COLOUR.transpose(2, 0, 1).copy()),
+}
+
+
+@pytest.fixture(params=STATED)
+def pair(request, tmp_path):
+    """Our processor and transformers' own, of one file."""
+    ViTImageProcessorPil(**STATED[request.param]).save_pretrained(tmp_path)
+    return (
+        MaeImageProcessor.from_pretrained(tmp_path),
+        ViTImageProcessorPil.from_pretrained(tmp_path),
+    )
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_pixels_are_those_of_the_real_class(pair, name):
+    ours, theirs = (processor(INPUTS[name], return_tensors="np") for processor in pair)
+    assert ours["pixel_values"].dtype == np.float32
+    assert np.array_equal(ours["pixel_values"], theirs["pixel_values"])
+
+
+def test_what_is_changed_for_a_call_is_changed_as_there():
+    changes = {"size": {"height": 20, "width": 30}, "do_normalize": False, "resample": 3}
+    ours, theirs = (
+        processor(INPUTS["a picture"], return_tensors="pt", **changes).pixel_values
+        for processor in (ViTImageProcessor(), ViTImageProcessorPil())
+    )
+    assert torch.equal(ours, theirs)
+    scaled = COLOUR.astype(np.float32) / 255
+    for more in ({}, {"do_resize": False}):
+        ours, theirs = (
+            processor(scaled, return_tensors="np", do_rescale=False, **more).pixel_values
+            for processor in (ViTImageProcessor(), ViTImageProcessorPil())
+        )
+        assert np.array_equal(ours, theirs)
+    last = ViTImageProcessor()(COLOUR, data_format="channels_last")["pixel_values"]
+    first = ViTImageProcessor()(COLOUR)["pixel_values"]
+    assert np.array_equal(last[0].transpose(2, 0, 1), first[0])
+
+
+def test_grey_pictures_and_such_with_transparency_are_converted():
+    grey = Image.fromarray(COLOUR[..., 0])
+    clear = Image.fromarray(RANDOM.integers(0, 256, (30, 30, 4), dtype=np.uint8), mode="RGBA")
+    palette = Image.fromarray(COLOUR).convert("P")
+    real = ViTImageProcessorPil()
+    for picture in (grey, clear, palette):
+        ours = ViTImageProcessor()(picture, return_tensors="np").pixel_values
+        theirs = real(picture.convert("RGB"), return_tensors="np").pixel_values
+        assert np.array_equal(ours, theirs)
+    for array in (np.asarray(grey), np.asarray(grey)[None], np.asarray(clear)):
+        assert ViTImageProcessor()(array, return_tensors="np").pixel_values.shape[1] == 3
+    one = MaeImageProcessor(image_mean=[0.5], image_std=[0.5], do_resize=False)
+    assert one(INPUTS["pictures"], return_tensors="np").pixel_values.shape == (2, 1, 37, 53)
+
+
+def test_pictures_of_many_channels_are_scaled_and_normalised():
+    bands = RANDOM.integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    processor = MaeImageProcessor(
+        image_mean=[0.1] * 6, image_std=[0.2] * 6, size={"height": 8, "width": 8}
+    )
+    pixels = processor(bands, return_tensors="np", input_data_format="channels_first").pixel_values
+    np.testing.assert_allclose(pixels[0], (bands / 255 - 0.1) / 0.2, rtol=1e-5, atol=1e-6)
+    with pytest.raises(MaeConvertError, match="cannot be resized"):
+        processor(bands[:, :4, :4], input_data_format="channels_first")
+
+
+def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
+    processor = ViTImageProcessor(**STATED["of a MAE"])
+    processor.save_pretrained(tmp_path / "new")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "new").to_dict() == processor.to_dict()
+    real = ViTImageProcessorPil.from_pretrained(tmp_path / "new")
+    assert list(real.image_mean) == processor.image_mean
+    assert dict(real.size) == processor.size
+    old = {"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "resample": 2,
+           "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+           "do_resize": True}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    found = AutoImageProcessor.from_pretrained(tmp_path)
+    assert found(COLOUR, return_tensors="np").pixel_values.shape == (1, 3, 224, 224)
+    inside = MaeImageProcessor.from_pretrained(golden / "transformers_tf_pretrain_tiny")
+    assert inside.size == {"height": 32, "width": 32}
+    assert inside.image_mean == [0.485, 0.456, 0.406]
+
+
+WRONG = {
+    "axes": (np.zeros((2, 2, 3, 4, 4), np.uint8), {}, ValueError, "not 5"),
+    "range": (np.full((4, 4, 3), 300), {}, ValueError, "0 to 255"),
+    "fractions": (np.full((4, 4, 3), 1.5), {"do_rescale": False}, ValueError, "from 0 to 1"),
+    "twice": (np.full((4, 4, 3), 0.5), {}, ValueError, "do_rescale=False"),
+    "sizes": (
+        [COLOUR, COLOUR[:9]],
+        {"do_resize": False, "return_tensors": "np"},
+        ValueError,
+        "different sizes",
+    ),
+    "kind": (COLOUR, {"return_tensors": "jax"}, ValueError, "'np', 'pt', 'tf'"),
+    "option": (COLOUR, {"do_flip": True}, TypeError, "do_flip"),
+    "filter": (COLOUR, {"resample": 17}, MaeConvertError, "Pillow does not know"),
+    "file": ("nowhere.png", {}, MaeConvertError, "nowhere.png"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_picture_is_refused_in_one_sentence(name):
+    images, changes, kind, words = WRONG[name]
+    with pytest.raises(kind, match=words):
+        MaeImageProcessor()(images, **changes)

@@ -1,0 +1,184 @@
+"""A checkpoint becomes a model in one line, and a model that was trained becomes a checkpoint."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae_convert import load_model, save_model
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.diff import diff
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from reference_models import pytorch
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}
+ORIGINAL = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
+# Every layout, as the libraries themselves wrote it; the original case of the same weights, and
+# which of its results the model returns under which name.
+SOURCES = {
+    "facebook": ("pretrain_tiny/checkpoint.pth", "pretrain_tiny", "pred", "logits"),
+    "transformers 4": ("transformers_tf_pretrain_tiny_v4pt", "pretrain_tiny", "pred", "logits"),
+    "transformers 5": ("transformers_v5_pretrain/model.safetensors", "pretrain_tiny", "pred",
+                       "logits"),
+    "transformers-tf": ("transformers_tf_pretrain_tiny", "pretrain_tiny", "pred", "logits"),
+    "encoder": ("encoder_tiny/checkpoint.pth", "encoder_tiny", "latent", "last_hidden_state"),
+    "pooled": ("finetune_gap_tiny/checkpoint.pth", "finetune_gap_tiny", "logits", "logits"),
+    "timm": ("timm_finetune_gap_tiny/model.safetensors", "finetune_gap_tiny", "logits", "logits"),
+    "lightly": ("lightly_pretrain_tiny/model.safetensors", "pretrain_tiny", "pred", "logits"),
+}  # fmt: skip
+
+
+def distance(measured, expected):
+    return np.linalg.norm(measured.detach().numpy() - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_any_checkpoint_computes_what_the_original_computed(name, case):
+    path, origin, result, returned_as = SOURCES[name]
+    arrays = case(origin).arrays
+    heads = HEADS if "pred" in result else {"num_attention_heads": 4}
+    model = load_model(GOLDEN / path, dtype="float64", **heads)
+    assert not model.training
+    inputs = [torch.from_numpy(arrays[key]).double() for key in ("imgs", "noise") if key in arrays]
+    assert distance(getattr(model(*inputs), returned_as), arrays[f"f64/{result}"]) < 1e-14
+
+
+def test_the_state_dict_is_the_originals_to_the_bit():
+    model = load_model(ORIGINAL, **HEADS)
+    original = torch.load(ORIGINAL, weights_only=False)["model"]
+    state = model.state_dict()
+    assert list(state) == list(original)
+    assert all(torch.equal(state[name], original[name]) for name in original)
+    fixed = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert fixed == {"pos_embed", "decoder_pos_embed"}
+
+
+def test_a_task_a_dtype_a_size_and_a_head_are_what_convert_makes_of_them():
+    encoder = load_model(ORIGINAL, "torch", "encoder", "bfloat16", "cpu", image_size=48, **HEADS)
+    assert type(encoder) is pytorch.ViTMAEModel
+    assert {value.dtype for value in encoder.parameters()} == {torch.bfloat16}
+    assert encoder.config.image_size == 48
+    assert encoder.pos_embed.shape == (1, 1 + 36, 32)
+    classifier = load_model(ORIGINAL, num_labels=7, **HEADS)
+    assert type(classifier) is pytorch.ViTForImageClassification
+    assert not classifier.head.weight.any()
+    assert classifier.config.num_labels == 7
+
+
+WRONG = {
+    "no heads": ({}, MaeConvertError, "--num-heads"),
+    "framework": ({"framework": "mxnet", **HEADS}, MaeConvertError, "torch, tensorflow, jax"),
+    "dtype": ({"dtype": "int8", **HEADS}, MaeConvertError, "float64, float32"),
+    "policy": ({"dtype": "mixed_float16", **HEADS}, MaeConvertError, "float64, float32"),
+    "task": ({"task": "classify", **HEADS}, MaeConvertError, "no classifier head"),
+    "size": ({"image_size": 33, **HEADS}, MaeConvertError, "choose 32 or 40"),
+    "device": ({"device": "cuda:9", **HEADS}, MissingRequirementError, "cuda:9"),
+    "unknown": ({"heads": 4}, TypeError, "num_attention_heads"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_is_refused_in_one_sentence(name):
+    arguments, kind, words = WRONG[name]
+    with pytest.raises(kind, match=words):
+        load_model(ORIGINAL, **arguments)
+
+
+LAYOUTS = {
+    "transformers": "",
+    "transformers-tf": "",
+    "facebook": ".pth",
+    "keras": ".weights.h5",
+    "lightly": ".safetensors",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_that_was_trained_further_is_saved_in_any_layout(layout, tmp_path):
+    model = load_model(ORIGINAL, **HEADS)
+    with torch.no_grad():
+        model.decoder_pred.bias += 1
+    record = save_model(model, tmp_path / f"model{LAYOUTS[layout]}", layout)
+    assert record["source"]["loaded_from"] == "checkpoint.pth"
+    again = load_model(tmp_path / f"model{LAYOUTS[layout]}")
+    assert again.config == model.config
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+
+
+def test_mean_deviation_and_names_of_classes_come_along(tmp_path):
+    model = load_model(GOLDEN / "transformers_tf_classifier_tiny")
+    save_model(model, tmp_path / "model.safetensors", "timm", dtype="float16")
+    before, after = (
+        open_checkpoint(path).configuration
+        for path in (GOLDEN / "transformers_tf_classifier_tiny", tmp_path / "model.safetensors")
+    )
+    assert (after.image_mean, after.image_std) == (before.image_mean, before.image_std)
+    assert after.labels == before.labels
+    stored = open_checkpoint(tmp_path / "model.safetensors").tensors.values()
+    assert {str(tensor.dtype) for tensor in stored} == {"float16"}
+
+
+def test_saving_is_as_careful_as_converting(tmp_path):
+    model = load_model(ORIGINAL, **HEADS)
+    save_model(torch.nn.DataParallel(model), tmp_path / "model.pth", "facebook")
+    heads = Flags(**HEADS)
+    pair = open_checkpoint(ORIGINAL, heads), open_checkpoint(tmp_path / "model.pth")
+    assert diff(*pair).same
+    with pytest.raises(MaeConvertError, match="--overwrite"):
+        save_model(model, tmp_path / "model.pth", "facebook")
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(MaeConvertError, match="NaN"):
+        save_model(model, tmp_path / "other.pth", "facebook")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+    with pytest.raises(MaeConvertError, match="Linear is not one of"):
+        save_model(torch.nn.Linear(2, 2), tmp_path / "other.pth", "facebook")
+
+
+def in_a_process(program, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
+    ).stdout
+
+
+def test_importing_the_package_imports_no_framework():
+    said = in_a_process(
+        "import sys, mae_convert, mae_convert.in_memory\n"
+        "print(*({'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
+    )
+    assert said.split() == []
+
+
+PEAK = """
+import re, sys
+from mae_convert import load_model
+
+def high_water():  # getrusage tells that of the parent, where it is larger
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+load_model(sys.argv[2], num_attention_heads=4)  # imports what it takes
+open("/proc/self/clear_refs", "w").write("5")  # forgets what importing took for a while
+before = high_water()
+model = load_model(sys.argv[1])
+print((high_water() - before) / sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_the_memory_of_one_model(tmp_path):
+    model = pytorch.ViTMAEForPreTraining(pytorch.ViTMAEConfig())  # ViT-B, 447 MB
+    save_model(model, tmp_path / "model", "transformers")
+    encoder = GOLDEN / "encoder_tiny" / "checkpoint.pth"
+    share = float(in_a_process(PEAK, tmp_path / "model", encoder))
+    print(f"peak: {share:.2f} of the model's size")
+    assert 0.9 < share < 1.1

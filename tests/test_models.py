@@ -1,0 +1,380 @@
+"""A script for the PyTorch classes of transformers runs with its import changed, and is right."""
+
+import copy
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hub_state import Account
+from PIL import Image
+
+from mae_convert import load_model, save_model
+from mae_convert.checkpoint import open_checkpoint
+from mae_convert.convert import execute
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
+from mae_convert.models import (
+    AutoImageProcessor,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+)
+from mae_convert.planning import plan_conversion
+from mae_convert.steps import Geometry
+from reference_models import pytorch as reference
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+DEMO = Path(__file__).parents[1] / "mae_convert" / "data" / "demo"
+PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"
+CLASSIFIER = GOLDEN / "transformers_tf_classifier_tiny_v4pt"
+CLASSES = {
+    "encoder": (ViTMAEModel, transformers.ViTMAEModel, PRETRAIN),
+    "pretrain": (ViTMAEForPreTraining, transformers.ViTMAEForPreTraining, PRETRAIN),
+    "classify": (ViTForImageClassification, transformers.ViTForImageClassification, CLASSIFIER),
+}
+SIZE = (48, 64)
+EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
+
+
+@pytest.fixture(params=CLASSES)
+def task(request):
+    return request.param
+
+
+def inputs_of(task, size=(32, 32), dtype=torch.float32):
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.normal(size=(2, 3, *size))).to(dtype)
+    patches = size[0] * size[1] // 64
+    noise = {} if task == "classify" else {"noise": torch.from_numpy(random.random((2, patches)))}
+    return {"pixel_values": pixels, **noise}
+
+
+def model_of(task, **options):
+    ours, _, path = CLASSES[task]
+    return ours.from_pretrained(path, **options)
+
+
+def distance(a, b):
+    assert a.shape == b.shape
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-300))
+
+
+# --- the examples of transformers' documentation, in our own words ---
+
+
+def test_the_documented_encoder_example():
+    image_processor = AutoImageProcessor.from_pretrained(DEMO / "checkpoint.pth")
+    model = ViTMAEModel.from_pretrained(DEMO / "checkpoint.pth")
+
+    inputs = image_processor(images=Image.open(DEMO / "chelsea.jpg"), return_tensors="pt")
+    outputs = model(**inputs)
+
+    kept = model.config.num_kept
+    assert outputs.last_hidden_state.shape == (1, 1 + kept, model.config.hidden_size)
+
+
+def test_the_documented_pretraining_example():
+    image_processor = AutoImageProcessor.from_pretrained(DEMO / "checkpoint.pth")
+    model = ViTMAEForPreTraining.from_pretrained(DEMO / "checkpoint.pth")
+
+    inputs = image_processor(images=Image.open(DEMO / "chelsea.jpg"), return_tensors="pt")
+    outputs = model(**inputs)
+    loss, mask, ids_restore = outputs.loss, outputs.mask, outputs.ids_restore
+
+    assert 0 < float(loss.detach()) < 1.1
+    assert mask.sum() == model.config.num_patches - model.config.num_kept
+    assert sorted(ids_restore[0].tolist()) == list(range(model.config.num_patches))
+    pictures = model.unpatchify(outputs.logits)
+    assert pictures.shape == inputs.pixel_values.shape
+
+
+def test_the_documented_configuration_example():
+    configuration = ViTMAEConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64,
+                                 num_hidden_layers=1)  # fmt: skip
+    model = ViTMAEModel(configuration)
+    assert model.config is configuration
+    assert model.training
+
+
+# --- the same numbers as transformers' own classes ---
+
+
+def test_every_output_is_that_of_the_real_class(task):
+    ours, theirs, path = CLASSES[task]
+    inputs = inputs_of(task, dtype=torch.float64)
+    if task == "classify":
+        inputs["labels"] = torch.tensor([3, 8])
+    mine = ours.from_pretrained(path, dtype="float64")(**inputs, **EVERYTHING)
+    # Its fused attention is in float64 all along; to show probabilities it goes through float32.
+    for kernel, limit, wanted in (("sdpa", 1e-14, ("hidden_states",)), ("eager", 1e-6, ())):
+        real = theirs.from_pretrained(path, dtype=torch.float64, attn_implementation=kernel)
+        asked = dict.fromkeys(EVERYTHING, True) if not wanted else {"output_hidden_states": True}
+        expected = real(**inputs, **asked)
+        assert set(expected) <= set(mine.keys())
+        for name, value in expected.items():
+            pairs = zip(mine[name], value, strict=True) if isinstance(value, tuple) else ()
+            for one, other in pairs or ((mine[name], value),):
+                assert distance(one, other) < limit, (name, kernel)
+
+
+@pytest.mark.parametrize("problem", ["one class", "several labels", "said"])
+def test_the_loss_of_a_classifier_is_that_of_the_real_class(problem):
+    changes = {"num_labels": 1} if problem == "one class" else {"num_labels": 4}
+    if problem == "said":
+        changes["problem_type"] = "multi_label_classification"
+    options = {**changes, "ignore_mismatched_sizes": True}
+    ours = ViTForImageClassification.from_pretrained(CLASSIFIER, **options)
+    theirs = transformers.ViTForImageClassification.from_pretrained(CLASSIFIER, **options)
+    torch.nn.init.normal_(ours.head.weight)
+    theirs.classifier.load_state_dict(ours.head.state_dict())
+    labels = torch.tensor([0.3, 0.9]) if problem == "one class" else torch.eye(4)[:2]
+    inputs = {**inputs_of("classify"), "labels": labels}
+    torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss)
+
+
+def test_other_sizes_are_what_converting_with_image_size_computes(task, tmp_path):
+    """Interpolating is the conversion's own step, for the decoder too; transformers has another."""
+    ours, _, path = CLASSES[task]
+    inputs = inputs_of(task, SIZE, torch.float64)
+    model = ours.from_pretrained(path, dtype="float64")
+    found = model(**inputs, interpolate_pos_encoding=True, **EVERYTHING)
+    # In float64 before, as a conversion rounds what it resamples to the dtype that it finds.
+    save_model(model, tmp_path / "wide.pth", "facebook")
+    source = open_checkpoint(tmp_path / "wide.pth")
+    execute(plan_conversion(source, tmp_path / "model.pth", "facebook", geometry=Geometry(SIZE)))
+    expected = load_model(tmp_path / "model.pth")(**inputs, **EVERYTHING)
+    for name in found.keys():  # noqa: SIM118 (it is no dict)
+        one, other = (getattr(outputs, name) for outputs in (found, expected))
+        for a, b in zip(one, other, strict=True) if isinstance(one, tuple) else ((one, other),):
+            assert distance(a, b) < 1e-14, name
+    if task == "pretrain":
+        pixels = inputs["pixel_values"]
+        loss = model.forward_loss(pixels, found.logits, found.mask, interpolate_pos_encoding=True)
+        assert torch.equal(loss, found.loss)
+        patches = model.patchify(pixels, interpolate_pos_encoding=True)
+        assert torch.equal(model.unpatchify(patches, SIZE), pixels)
+    with pytest.raises(ValueError, match="interpolate_pos_encoding=True"):
+        model(**inputs)
+
+
+# --- transformers' model tests, written anew ---
+
+
+def test_outputs_by_attribute_index_tuple_and_dictionary(task):
+    model, inputs = model_of(task), inputs_of(task)
+    outputs = model(**inputs, **EVERYTHING)
+    as_tuple = model(**inputs, **EVERYTHING, return_dict=False)
+    assert type(as_tuple) is tuple
+    assert len(as_tuple) == len(outputs) == len(outputs.to_tuple()) == len(dict(outputs))
+    for index, (name, value) in enumerate(outputs.items()):
+        assert name in outputs
+        for other in (outputs[index], outputs[name], getattr(outputs, name), outputs.get(name)):
+            assert other is value
+        first = value[0] if isinstance(value, tuple) else value
+        same = as_tuple[index][0] if isinstance(value, tuple) else as_tuple[index]
+        assert torch.equal(first, same)
+    plain = model(**inputs)
+    assert plain.hidden_states is None
+    assert plain.attentions is None
+    assert "attentions" not in plain
+    with pytest.raises(KeyError):
+        plain["attentions"]
+    again = pickle.loads(pickle.dumps(outputs))
+    assert type(again) is type(outputs)
+    model.config.return_dict = False
+    assert type(model(**inputs)) is tuple
+
+
+def test_hidden_states_and_attentions_have_their_shapes(task):
+    model, inputs = model_of(task), inputs_of(task)
+    model.config.update({"output_hidden_states": True, "output_attentions": True})
+    outputs = model(**inputs)
+    tokens = 1 + (16 if task == "classify" else 4)
+    assert [state.shape for state in outputs.hidden_states] == [(2, tokens, 32)] * 4
+    assert [table.shape for table in outputs.attentions] == [(2, 4, tokens, tokens)] * 3
+    for table in outputs.attentions:
+        torch.testing.assert_close(table.sum(-1), torch.ones(2, 4, tokens))
+
+
+def test_the_same_noise_gives_the_same_and_none_gives_another():
+    model, inputs = model_of("pretrain"), inputs_of("pretrain")
+    first, second = model(**inputs), model(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    del inputs["noise"]
+    torch.manual_seed(1)
+    drawn = model(**inputs)
+    other = model(**inputs)
+    torch.manual_seed(1)
+    again = model(**inputs)
+    assert torch.equal(drawn.ids_restore, again.ids_restore)
+    assert not torch.equal(drawn.ids_restore, other.ids_restore)
+
+
+def test_gradients_reach_every_trainable_parameter_and_kept_tensors(task):
+    model = model_of(task).train()
+    inputs = inputs_of(task)
+    if task == "classify":
+        inputs["labels"] = torch.tensor([1, 2])
+    outputs = model(**inputs, **EVERYTHING)
+    for kept in (outputs.hidden_states[0], outputs.attentions[0]):
+        kept.retain_grad()
+    (outputs[0] if task != "encoder" else outputs[0].square().sum()).backward()
+    assert outputs.hidden_states[0].grad.any()
+    assert outputs.attentions[0].grad.any()
+    for name, value in model.named_parameters():
+        assert (value.grad is not None) == value.requires_grad, name
+        # A key's bias changes nothing that softmax does not cancel.
+        assert not value.requires_grad or value.grad.any(), name
+
+
+def test_saved_and_loaded_it_is_the_same_here_and_in_transformers(task, tmp_path):
+    ours, theirs, _ = CLASSES[task]
+    model, inputs = model_of(task), inputs_of(task)
+    with torch.no_grad():
+        model.norm.bias.add_(0.5)
+    model.save_pretrained(tmp_path / "model")
+    expected = model(**inputs)[0]
+    again = ours.from_pretrained(tmp_path / "model")
+    assert torch.equal(again(**inputs)[0], expected)
+    assert again.config == model.config
+    real, told = theirs.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(told.values())
+    torch.testing.assert_close(real(**inputs)[0], expected)
+    state = torch.load(GOLDEN / "pretrain_tiny" / "checkpoint.pth", weights_only=False)["model"]
+    if task == "pretrain":  # the original's own, so that existing code takes it
+        assert list(model.state_dict()) == list(state)
+
+
+def test_it_is_saved_into_a_directory_that_holds_others(tmp_path):
+    model = model_of("pretrain")
+    (tmp_path / "trainer_state.json").write_text("{}")
+    AutoImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        assert AutoImageProcessor.from_pretrained(tmp_path).size["height"] == 16
+        assert (tmp_path / "trainer_state.json").exists()
+        ViTMAEForPreTraining.from_pretrained(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    with tempfile.TemporaryDirectory() as empty:
+        model.save_pretrained(empty)
+        assert transformers.ViTMAEForPreTraining.from_pretrained(empty)
+
+
+# --- configuration ---
+
+
+def test_a_configuration_has_transformers_attributes_and_can_be_set(tmp_path):
+    config = ViTMAEConfig(id2label={0: "cat", 1: "dog"}, output_attentions=True, my_own=3)
+    assert (config.num_labels, config.label2id["dog"], config.my_own) == (2, 1, 3)
+    assert config.layer_norm_eps == 1e-6
+    config.mask_ratio = 0.5
+    config.image_size = [64, 32]
+    assert (config.num_kept, config.image_size) == (4, (64, 32))
+    for name, value in (("mask_ratio", 1.5), ("num_attention_heads", 5), ("hidden_act", "tan")):
+        with pytest.raises(ValueError, match=name):
+            setattr(config, name, value)
+    assert config.mask_ratio == 0.5
+    config.save_pretrained(tmp_path)
+    assert ViTMAEConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    config.num_labels = 3
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    theirs = transformers.ViTMAEConfig.from_pretrained(PRETRAIN).to_dict()
+    ours = ViTMAEConfig.from_pretrained(PRETRAIN)
+    shared = ours.to_dict().keys() & theirs.keys() - {"transformers_version"}
+    assert len(shared) > 20
+    assert all(getattr(ours, name) == theirs[name] for name in shared)
+
+
+def test_mask_ratio_and_kind_of_target_can_be_changed_on_the_model():
+    model, inputs = model_of("pretrain", mask_ratio=0.5, norm_pix_loss=True), inputs_of("pretrain")
+    assert int(model(**inputs).mask.sum()) == 16
+    normalised = model(**inputs).loss
+    model.config.norm_pix_loss = False
+    assert not torch.equal(model(**inputs).loss, normalised)
+    model.config.mask_ratio = 0.0
+    outputs = model(**inputs)
+    assert outputs.loss is None
+    assert outputs[0] is outputs.logits
+
+
+def test_options_of_from_pretrained(tmp_path):
+    path = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
+    heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}
+    config = ViTMAEConfig.from_pretrained(PRETRAIN, hidden_dropout_prob=0.1)
+    for options in (heads, {"config": config}):
+        model = ViTMAEForPreTraining.from_pretrained(path, from_tf=False, cache_dir=None, **options)
+        assert model.dtype == torch.float32
+        assert model.device.type == "cpu"
+        assert not model.training
+    assert model.blocks[0].mlp.dropout.p == 0.1
+    wide = ViTMAEModel.from_pretrained(PRETRAIN, torch_dtype=torch.bfloat16, image_size=64)
+    assert (wide.dtype, wide.config.num_patches) == (torch.bfloat16, 64)
+    assert wide.num_parameters(only_trainable=True) < wide.num_parameters()
+    assert wide.get_input_embeddings() is wide.patch_embed
+    named = ViTForImageClassification.from_pretrained(PRETRAIN, id2label={0: "a", 1: "b"})
+    assert (named.config.num_labels, named.config.labels) == (2, ("a", "b"))
+    named.save_pretrained(tmp_path / "named")
+    assert open_checkpoint(tmp_path / "named").configuration.labels == ("a", "b")
+
+
+REFUSED = {
+    "no decoder": (ViTMAEForPreTraining, "encoder_tiny/checkpoint.pth", {}, ConfigurationError,
+                   "decoder"),
+    "no head": (ViTForImageClassification, "transformers_tf_pretrain_tiny_v4pt", {},
+                ConfigurationError, "say num_labels"),
+    "another head": (ViTForImageClassification, "transformers_tf_classifier_tiny_v4pt",
+                     {"num_labels": 3}, ConfigurationError, "ignore_mismatched_sizes"),
+    "width": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"hidden_size": 64},
+              ConfigurationError, "cannot become 64"),
+    "unknown": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"hiden_size": 32}, TypeError,
+                "hiden_size"),
+    "token": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"token": "x"},
+              ConfigurationError, "hf auth login"),
+    "nowhere": (ViTMAEModel, "nowhere.pth", {}, MaeConvertError, "nowhere.pth"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nothing_is_filled_at_random_or_taken_silently(name):
+    model, path, options, kind, words = REFUSED[name]
+    heads = {"num_attention_heads": 4} if path.endswith("tiny/checkpoint.pth") else {}
+    with pytest.raises(kind, match=words):
+        model.from_pretrained(GOLDEN / path, **options, **heads)
+
+
+def test_what_the_layout_cannot_hold_is_refused_when_saved(tmp_path):
+    model = ViTForImageClassification.from_pretrained(
+        GOLDEN / "finetune_gap_tiny" / "checkpoint.pth", num_attention_heads=4
+    )
+    with pytest.raises(LayoutError, match="timm"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(NotImplementedError, match="head_mask"):
+        model(torch.zeros(1, 3, 32, 32), head_mask=torch.ones(4))
+    with pytest.raises(ValueError, match="pixel_values"):
+        model()
+
+
+# --- the Hub ---
+
+
+def test_a_model_goes_to_the_hub_and_comes_back_by_its_name(hub, monkeypatch):
+    hub.state.accounts["hf_writer"] = Account("someone")
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    model = model_of("pretrain")
+    address = model.push_to_hub("someone/my-mae", commit_message="Train further")
+    assert address.startswith(hub.url)
+    again = ViTMAEForPreTraining.from_pretrained("someone/my-mae")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert ViTMAEConfig.from_pretrained("someone/my-mae").hidden_size == 32
+    assert AutoImageProcessor.from_pretrained("someone/my-mae").size["height"] == 32
+    assert isinstance(again, reference.ViTMAEForPreTraining)

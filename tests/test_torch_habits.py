@@ -1,0 +1,168 @@
+"""What PyTorch users do with a model works: compilers, low precision, several processes."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae_convert import load_model
+from mae_convert.errors import MaeConvertError
+from mae_convert.models import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
+from mae_convert.models.export import export_encoder
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"
+CLASSIFIER = GOLDEN / "transformers_tf_classifier_tiny_v4pt"
+
+
+def inputs():
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.normal(size=(4, 3, 32, 32)).astype(np.float32))
+    return pixels, torch.from_numpy(random.random((4, 16)).astype(np.float32))
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["reference", "transformers"])
+def test_torch_compile_takes_the_whole_model_as_one_graph(kind):
+    model = (load_model if kind == "reference" else ViTMAEForPreTraining.from_pretrained)(PRETRAIN)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(*inputs()), model(*inputs())
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found.logits, expected.logits)
+    found.loss.backward()
+    compiled_gradients = gradients(model)
+    model.zero_grad()
+    expected.loss.backward()
+    torch.testing.assert_close(compiled_gradients, gradients(model))
+
+
+@pytest.mark.slow
+def test_the_compilers_own_kernels_compute_the_same():
+    model = ViTMAEForPreTraining.from_pretrained(PRETRAIN)
+    found = torch.compile(model, fullgraph=True)(*inputs())
+    torch.testing.assert_close(found.logits, model(*inputs()).logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        (load_model(PRETRAIN), inputs()),
+        (ViTMAEModel.from_pretrained(PRETRAIN), inputs()),
+        (ViTForImageClassification.from_pretrained(CLASSIFIER), inputs()[:1]),
+    ],
+    ids=["reference", "encoder", "classifier"],
+)
+def test_torch_export_gives_a_program_for_any_number_of_pictures(model, arguments):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    names = ("pixel_values", "noise")[: len(arguments)]
+    dynamic = {name: {0: batch} for name in names}
+    program = torch.export.export(model, arguments, dynamic_shapes=dynamic)
+    fewer = tuple(argument[:3] for argument in arguments)
+    found, expected = program.module()(*fewer), model(*fewer)
+    assert type(found) is type(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+def test_the_encoder_runs_as_onnx_with_the_judges_limit(tmp_path):
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed)
+    import onnxruntime
+
+    pixels = inputs()[0]
+    model = load_model(PRETRAIN)
+    export_encoder(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    wide = load_model(PRETRAIN, "torch", "encoder", "float64", mask_ratio=0.0)
+    in_order = torch.arange(16.0).expand(4, -1)
+    exact = wide(pixels.double(), in_order).last_hidden_state.detach().numpy()
+    for images in (1, 4):
+        (found,) = session.run(None, {"pixel_values": pixels[:images].numpy()})
+        away = np.linalg.norm(found - exact[:images]) / np.linalg.norm(exact[:images])
+        print(f"onnxruntime: {away * 2**24:.1f} units of roundoff")
+        assert away < 64 * 2.0**-24
+    with pytest.raises(MaeConvertError, match="exists already"):
+        export_encoder(model, tmp_path / "model.onnx")
+    with pytest.raises(MaeConvertError, match='"tensorflow"'):
+        export_encoder(model, tmp_path / "model.tflite")
+    with pytest.raises(MaeConvertError, match="no encoder"):
+        export_encoder(load_model(CLASSIFIER), tmp_path / "other.onnx")
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_mask_and_loss():
+    model, (pixels, noise) = ViTMAEForPreTraining.from_pretrained(PRETRAIN), inputs()
+    exact = model(pixels, noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(pixels, noise)
+    assert found.logits.dtype == torch.bfloat16
+    assert torch.equal(found.mask, exact.mask)
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, exact.loss, rtol=2e-2, atol=0)
+    found.loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def count(kept, mode, tensor):
+    kept[mode] += tensor.numel()
+    return tensor
+
+
+def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients():
+    model = ViTMAEForPreTraining.from_pretrained(PRETRAIN, hidden_dropout_prob=0.1).train()
+    names = list(model.state_dict())
+    found, kept = {}, {}
+    for mode in ("plain", "checkpointed", "disabled"):
+        if mode == "checkpointed":
+            model.gradient_checkpointing_enable()
+        if mode == "disabled":
+            model.gradient_checkpointing_disable()
+        assert model.is_gradient_checkpointing == (mode == "checkpointed")
+        model.zero_grad()
+        torch.manual_seed(0)
+        kept[mode] = 0
+        with torch.autograd.graph.saved_tensors_hooks(partial(count, kept, mode), lambda x: x):
+            loss = model(*inputs()).loss
+        loss.backward()
+        found[mode] = gradients(model)
+    assert kept["checkpointed"] < 0.5 * kept["plain"] == 0.5 * kept["disabled"]
+    torch.testing.assert_close(found["checkpointed"], found["plain"], rtol=0, atol=0)
+    assert list(model.state_dict()) == names
+    model.gradient_checkpointing_enable()
+    pixels = torch.randn(2, 3, 48, 48)
+    model(pixels, interpolate_pos_encoding=True).loss.backward()
+
+
+def test_fine_tuning_code_for_the_original_takes_the_state_dict():
+    """As it begins: the encoder's names are the original's, the decoder's are what is left over."""
+    classifier = load_model(PRETRAIN, num_labels=10)
+    state = load_model(PRETRAIN).state_dict()
+    told = classifier.load_state_dict(state, strict=False)
+    assert set(told.missing_keys) == {"head.weight", "head.bias"}
+    assert all(name.startswith(("decoder", "mask_token")) for name in told.unexpected_keys)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    script = Path(__file__).parent / "torch_ddp_worker.py"
+    store = tmp_path / "store"
+    workers = [
+        subprocess.Popen([sys.executable, script, str(rank), store, tmp_path / "model.pth"])
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    model = ViTMAEForPreTraining.from_pretrained(PRETRAIN)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(*inputs()).loss.backward()
+        optimizer.step()
+    trained = load_model(tmp_path / "model.pth").state_dict()
+    torch.testing.assert_close(trained, model.state_dict(), rtol=1e-5, atol=1e-6)
