@@ -10,7 +10,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mutations import spoil, spoil_header, spoil_in_zip, spoil_json
+from mutations import (
+    spoil,
+    spoil_header,
+    spoil_in_place,
+    spoil_in_zip,
+    spoil_json,
+    spoil_places,
+)
 
 from mae_convert.canonical import schema
 from mae_convert.containers import LazyTensor, write_directory, write_file
@@ -40,6 +47,7 @@ CARRIED = {
 }
 
 Spoiler = Callable[[bytes, random.Random], bytes]
+HDF5 = (spoil_in_place, spoil_places, spoil_places)  # nothing of it is read once places are moved
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,8 @@ def _files(folder: Path) -> Iterator[Seed]:
         ("pth", "pth", "facebook", zipped),
         ("safetensors", "safetensors", "facebook", (spoil_header, spoil_header)),
         ("npz", "npz", "facebook", zipped),
-        ("keras h5", "keras_h5", "keras", ()),
-        ("tf h5", "tf_h5", "transformers-tf", ()),
+        ("keras h5", "keras_h5", "keras", HDF5),
+        ("tf h5", "tf_h5", "transformers-tf", HDF5),
     ):
         path, seed = _file(folder, container, *spoilers)
         write_file(path, kind, _tensors(layout), config=MODEL.to_dict(), conversion={"steps": []})
@@ -132,7 +140,7 @@ def _hdf5_files(folder: Path) -> Iterator[Seed]:
         ("h5 new", "latest", {}),
         ("h5 in chunks", "earliest", {"compression": "gzip", "shuffle": True, "fletcher32": True}),
     ):
-        path, seed = _file(folder, container)
+        path, seed = _file(folder, container, *HDF5)
         with h5py.File(path, "w", libver=version, track_order=version == "latest") as file:
             for tensor in _tensors("keras"):
                 array = tensor.load()
@@ -146,7 +154,7 @@ def _hdf5_files(folder: Path) -> Iterator[Seed]:
 
 def _torch_files(folder: Path) -> Iterator[Seed]:
     """Files of PyTorch 1.13, with tensors of every kind."""
-    for kind, spoilers in (("legacy", ()), ("zip", (spoil_in_zip, spoil_in_zip))):
+    for kind, spoilers in (("legacy", (spoil_in_place,)), ("zip", (spoil_in_zip, spoil_in_zip))):
         for name in ("dict", "module"):
             path, seed = _file(folder, f"pth {kind} {name}", *spoilers)
             shutil.copy(FORMATS / f"1.13.0-{name}-{kind}-2.pth", path)

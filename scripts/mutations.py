@@ -66,6 +66,15 @@ def _move(data: bytearray, chance: random.Random) -> None:
     data[place : place + stop - start] = data[start:stop]
 
 
+def _swap(data: bytearray, chance: random.Random) -> None:
+    width = min(len(data), chance.choice((1, 4, 8, 24)))
+    one, other = (chance.randrange(len(data) - width + 1) for _ in range(2))
+    data[one : one + width], data[other : other + width] = (
+        data[other : other + width],
+        data[one : one + width],
+    )
+
+
 def _word(data: bytearray, chance: random.Random) -> None:
     word, place = chance.choice(WORDS), chance.randrange(len(data) + 1)
     data[place : place + (len(word) if chance.random() < 0.5 else 0)] = word
@@ -80,12 +89,39 @@ MUTATIONS: Sequence[Mutation] = (
 )
 
 
+IN_PLACE: Sequence[Mutation] = (_flip, _set, _number, _number, _swap)
+
+
 def spoil(data: bytes, chance: random.Random, most: int = 4) -> bytes:
     """Return bytes with a few mutations."""
+    return _spoiled(data, chance, most, MUTATIONS)
+
+
+def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
+    """Return as many bytes, everything where it was, with a few mutations."""
+    return _spoiled(data, chance, 4, IN_PLACE)
+
+
+def spoil_places(data: bytes, chance: random.Random) -> bytes:
+    """Return as many bytes with a few numbers changed that may be places in the file, or sizes."""
+    found = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
+    spoiled = bytearray(data)
+    for at in chance.sample(found, min(len(found), chance.randint(1, 3))):
+        other = _word_at(data, chance.choice(found))
+        value = chance.choice((other, other, chance.choice(INTERESTING), _word_at(data, at) + 8))
+        spoiled[at : at + 8] = value.to_bytes(8, "little")
+    return bytes(spoiled)
+
+
+def _word_at(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 8], "little")
+
+
+def _spoiled(data: bytes, chance: random.Random, most: int, mutations: Sequence[Mutation]) -> bytes:
     spoiled = bytearray(data)
     for _ in range(chance.randint(1, most)):
         if spoiled:
-            chance.choice(MUTATIONS)(spoiled, chance)
+            chance.choice(mutations)(spoiled, chance)
     return bytes(spoiled)
 
 

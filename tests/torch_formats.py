@@ -6,6 +6,7 @@ Runs with PyTorch 1.13 as with the newest: what a version does not have is left 
 """
 
 import collections
+import io
 import sys
 from pathlib import Path
 
@@ -18,7 +19,17 @@ DTYPES = (
 
 
 def dtypes() -> list[torch.dtype]:
-    return [getattr(torch, name) for name in DTYPES if hasattr(torch, name)]
+    """Return what this version can save; 2.1 has float8 and cannot."""
+    found = [getattr(torch, name) for name in DTYPES if hasattr(torch, name)]
+    return [dtype for dtype in found if can_save(torch.zeros(1).to(dtype))]
+
+
+def can_save(tensor: torch.Tensor) -> bool:
+    try:
+        torch.save(tensor, io.BytesIO())
+    except KeyError:
+        return False
+    return True
 
 
 def of_every_dtype() -> dict[str, torch.Tensor]:
