@@ -154,7 +154,7 @@ def child(container: str, numbers: range, coverage: bool) -> None:
         with contextlib.suppress(MaeConvertError):  # so that all is imported
             examine(seed.folder / seed.opened)
         if coverage:
-            from guided import run_guided
+            from fuzz_guided import run_guided
 
             run_guided(seed, len(numbers), numbers.start, Path(name), judge, Tally(container))
         limit_this_process()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mutations import (
+from fuzz_mutations import (
     spoil,
     spoil_header,
     spoil_in_place,
