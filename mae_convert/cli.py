@@ -153,6 +153,7 @@ def convert(
     from mae_convert.planning import parse_targets, plan_conversion
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.conversion import conversion as show
+    from mae_convert.show.progress import progress
     from mae_convert.steps import Geometry
 
     wanted: dict[str, Any] = {
@@ -167,7 +168,8 @@ def convert(
         plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)
     ]
-    reports = execute_all(plans, overwrite=overwrite)
+    with progress("read, write and compare") as told:
+        reports = execute_all(plans, overwrite=overwrite, progress=told)
     _ignore_interrupts()  # the outputs have their names
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
