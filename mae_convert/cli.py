@@ -153,6 +153,7 @@ def convert(
     from mae_convert.planning import parse_targets, plan_conversion
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.conversion import conversion as show
+    from mae_convert.show.progress import progress
     from mae_convert.steps import Geometry
 
     wanted: dict[str, Any] = {
@@ -167,7 +168,9 @@ def convert(
         plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)
     ]
-    reports = execute_all(plans, overwrite=overwrite)
+    with progress("read, write and compare") as told:
+        reports = execute_all(plans, overwrite=overwrite, progress=told)
+    _ignore_interrupts()  # the outputs have their names
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:
@@ -595,6 +598,8 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
         with cli.make_context(
             "mae-convert", sys.argv[1:] if arguments is None else arguments
@@ -617,7 +622,13 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         status = _complain(what, 2)
+    _ignore_interrupts()
     sys.exit(status or 0)
+
+
+def _ignore_interrupts() -> None:
+    """Let the command end as it did: there is nothing left to interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -273,7 +273,7 @@ def _check_stated(task: str, evidence: Evidence) -> None:
     for name, told in evidence.geometry.items():
         stated = evidence.stated.get(name)
         stated = tuple(stated) if isinstance(stated, list) else stated
-        if isinstance(stated, tuple) and len(set(stated)) == 1:
+        if isinstance(stated, tuple) and stated and stated.count(stated[0]) == len(stated):
             stated = stated[0]
         if name == "num_labels" or (task != "pretrain" and name.startswith("decoder_")):
             continue

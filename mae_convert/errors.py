@@ -1,16 +1,21 @@
 """The exceptions of mae-convert: each is one sentence that says what is wrong and what to do."""
 
+LONGEST = 1200
+
 
 class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints it and exits with status 2.
 
-    What a file says may stand in the sentence, but it can do nothing to a terminal there.
+    What a file says may stand in the sentence, but it cannot flood or command a terminal there.
     """
 
     exit_status = 2
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
+        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        if len(plain) > LONGEST:
+            plain = f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
+        super().__init__(plain)
 
 
 class CheckpointError(MaeConvertError):

@@ -41,6 +41,7 @@ def with_pickle(path: Path, data: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", data)
         archive.writestr("x/data/0", bytes(8))
+        archive.writestr("x/version", b"3\n")
     return path
 
 

@@ -7,7 +7,7 @@ it, which the next run removes. Of two runs at one target the first to finish wi
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,19 +144,34 @@ def staged(*places: Place) -> Iterator[list[Staged]]:
     with ExitStack() as stack:
         outputs = [stack.enter_context(_one(place)) for place in places]
         yield outputs
-        try:
-            with undisturbed():
-                for output in outputs:
-                    with saying(output.place.target):
-                        output.commit()
-            for output in outputs:
-                with saying(output.place.target):
-                    flush(output.place.target.parent)
-        except BaseException:
-            with undisturbed():
-                for output in reversed(outputs):
-                    output.undo()
-            raise
+        with undisturbed() as signals:
+            try:
+                _commit(outputs)
+                undone = bool(signals)
+            except BaseException:
+                _undo(outputs)
+                raise
+            if undone:
+                _undo(outputs)
+            stack.close()
+            if not undone:  # what comes while the old outputs are removed comes too late
+                signals.forget()
+        if undone:
+            raise OutputError("the conversion was interrupted")
+
+
+def _commit(outputs: Iterable[Staged]) -> None:
+    for output in outputs:
+        with saying(output.place.target):
+            output.commit()
+    for output in outputs:
+        with saying(output.place.target):
+            flush(output.place.target.parent)
+
+
+def _undo(outputs: Sequence[Staged]) -> None:
+    for output in reversed(outputs):
+        output.undo()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError
 
 LONGEST_SHOWN = 200
+LONGEST_FILE_NAME = 255
 
 GATHER = (
     "gather the tensors where the model is: on every process, state = torch.distributed.checkpoint."
@@ -28,4 +29,6 @@ def shown(name: object) -> str:
 
 def is_plain_name(name: object) -> bool:
     """Tell whether what a file states as another's name is one: of a file beside it, no path."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= LONGEST_FILE_NAME

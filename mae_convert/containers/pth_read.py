@@ -20,6 +20,7 @@ from mae_convert.errors import CheckpointError
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_UNPACKED_PICKLE = 1 << 24
 PICKLE = "data.pkl"
+VERSIONS = ("version", ".data/version")
 
 
 def folder_of(archive: Archive) -> str | None:
@@ -38,6 +39,8 @@ def read_value(archive: Archive, folder: str) -> tuple[object, ReadStorage]:
     Raises:
         CheckpointError: it is damaged, or would run code.
     """
+    if not any(f"{folder}{name}" in archive.records for name in VERSIONS):
+        raise damaged(archive.path, "it does not say of which version it is")
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id)
     stored = archive.part(f"{folder}{PICKLE}")

@@ -13,10 +13,11 @@ import shutil
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 NAME = re.compile(r"\.mae-convert-[0-9a-f]{16}")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,29 +41,51 @@ def staging_beside(target: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+class Signals:
+    """What was caught while it was put off: Ctrl-C, or a polite request to end."""
+
+    def __init__(self) -> None:
+        self._caught: list[tuple[int, FrameType | None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._caught)
+
+    def catch(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal for later."""
+        self._caught.append((number, frame))
+
+    def forget(self) -> None:
+        """Let what was caught have come too late."""
+        self._caught.clear()
+
+    def deliver(self, handlers: Mapping[int, Any]) -> None:
+        """Do what would have been done when the first was caught."""
+        for number, frame in self._caught[:1]:
+            handler = handlers[number]
+            if callable(handler):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:
+                signal.raise_signal(number)
+
+
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[Signals]:
     """Put off Ctrl-C and a polite request to end until the body is done."""
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled by the main thread alone
+        yield signals  # the main thread alone is disturbed
         return
-    caught: list[tuple[int, FrameType | None]] = []
-    before = {
-        number: signal.signal(number, lambda *received: caught.append(received))
+    before: dict[int, Any] = {
+        number: signal.signal(number, signals.catch)
         for number in SIGNALS
         if signal.getsignal(number) is not None
     }
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for received, frame in caught[:1]:
-            handler = before[signal.Signals(received)]
-            if callable(handler):
-                handler(received, frame)
-            elif handler == signal.SIG_DFL:
-                signal.raise_signal(received)
+        signals.deliver(before)
 
 
 def sweep(directory: Path) -> list[Path]:

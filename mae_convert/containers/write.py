@@ -22,7 +22,7 @@ from mae_convert.containers.output import (
 )
 from mae_convert.containers.shards import INDEX_SUFFIX
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.errors import OutputError
+from mae_convert.errors import MaeConvertError, OutputError
 
 
 class Source(Protocol):
@@ -194,8 +194,8 @@ def _fill(
             amend = source.amend if source else dict
             sealed = [[draft.seal(amend) for draft in group] for group in drafts]
             return [_compare(crew, group) for group in sealed]
-    except OutputError:
-        if source is not None:  # then it is no fault of the disk
+    except MaeConvertError:
+        if source is not None:  # what looks like a fault of the disk or of the weights may be this
             source.require_unchanged()
         raise
 

@@ -62,6 +62,7 @@ def with_pickle(folder: Path, pickled: bytes, storage: bytes = bytes(8)) -> Path
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickled)
         archive.writestr("x/data/0", storage)
+        archive.writestr("x/version", b"3\n")
     return path
 
 

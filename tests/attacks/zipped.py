@@ -93,6 +93,7 @@ def _(folder: Path) -> Path:
         archive.writestr("x/data.pkl", GOOD)
         archive.writestr("x/data/1", bytes(8))
         archive.writestr("x/data/0", bytes(8))
+        archive.writestr("x/version", b"3\n")
     path.write_bytes(path.read_bytes().replace(b"x/data/1", b"x/data/0"))
     return path
 
@@ -115,6 +116,7 @@ def _(folder: Path) -> Path:
 
 
 def packed(folder: Path, records: dict[str, bytes], name: str = "x.pth") -> Path:
+    records = {**records, "x/version": b"3\n"}
     with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for record, data in records.items():
             archive.writestr(record, data)

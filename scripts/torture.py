@@ -1,0 +1,64 @@
+"""Kill, interrupt, starve and race conversions, and look whether anything is lost or left behind.
+
+python scripts/torture.py --moments 200                    # the embedded small checkpoint
+python scripts/torture.py --moments 200 --checkpoint X.pth # your own, of any size
+
+Each trial converts a checkpoint over an old output, a file and a directory in turn. Afterwards
+there must be the old output whole or the new one whole, at most a hidden directory beside it, and a
+second run must succeed and leave nothing else. Prints a table; exit status 1 if any trial went
+wrong. Filling a disk and mounting one read-only needs root.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from torture_stage import TARGETS, stages
+from torture_trials import TRIALS, Trial
+
+DEMO = Path(__file__).resolve().parents[1] / "mae_convert" / "data" / "demo" / "checkpoint.pth"
+
+
+def row(target: str, trial: Trial, states: Sequence[str]) -> str:
+    """Return a line of the table, and under it what went wrong."""
+    count = Counter(states)
+    found = [count[which] + count[f"{which} and a stray"] for which in ("old", "new")]
+    strays = sum(count[f"{which} and a stray"] for which in ("old", "new"))
+    wrong = [state for state in states if state not in trial.allowed]
+    cells = (target, trial.name, len(states), *found, strays, len(wrong))
+    return "\n    ".join(["| " + " | ".join(map(str, cells)) + " |", *wrong[:5]])
+
+
+def main() -> int:
+    """Run all trials and print what they came to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moments", type=int, default=200, help="kills, and interrupts, of each")
+    parser.add_argument("--checkpoint", type=Path, default=DEMO)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--target", choices=TARGETS, action="append", help="a file, a directory")
+    parser.add_argument("--work", type=Path, help="where to make the files")
+    given = parser.parse_args()
+    wrong = False
+    print("| target | what is done to it | trials | old | new | left a stray | wrong |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=given.work) as work:
+        for stage in stages(given.checkpoint.resolve(), Path(work), given.target or TARGETS):
+            for trial in (TRIALS[name] for name in given.only):
+                if trial.needs_root and os.geteuid() != 0:
+                    print(f"| {stage.folder.name} | {trial.name}: needs root | 0 | | | | |")
+                    continue
+                times = max(2, round(given.moments * trial.share))
+                states = list(trial.run(stage, times, random.Random(given.seed)))
+                print(row(stage.folder.name, trial, states), flush=True)
+                wrong |= not set(states) <= set(trial.allowed)
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

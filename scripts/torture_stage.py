@@ -1,0 +1,134 @@
+"""Where `torture.py` makes its trials: an old output, and a conversion that is to replace it."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_convert.containers import LazyTensor, open_container, write_file
+
+STRAY = re.compile(r"\.mae-convert-[0-9a-f]{16}")
+COMMAND = (sys.executable, "-m", "mae_convert", "convert")
+TARGETS = {"file": ("out.weights.h5", "keras"), "directory": ("out", "transformers-tf")}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A folder with two checkpoints and what each of them is converted to.
+
+    Attributes:
+        folder: where the target stands, and nothing else.
+        target: its name.
+        layout: what it is written as.
+        old: the output that stands there before a trial.
+        source: the checkpoint that is converted in a trial.
+        whole: the digests of the old and the new output.
+        duration: seconds of an undisturbed conversion.
+    """
+
+    folder: Path
+    target: Path
+    layout: str
+    old: Path
+    source: Path
+    whole: dict[str, str]
+    duration: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the old output."""
+        return sum(f.stat().st_size for f in [self.old, *self.old.rglob("*")] if f.is_file())
+
+    def command(self, source: Path | None = None) -> list[str]:
+        """Return the command of a conversion over what stands there."""
+        where = (str(source or self.source), str(self.target), "--to", self.layout)
+        return [*COMMAND, *where, "--overwrite"]
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of that command alone."""
+        return self.command()[len(COMMAND) - 1 :]
+
+    def reset(self) -> None:
+        """Let the old output stand there, and nothing else."""
+        for path in self.folder.iterdir():
+            remove(path)
+        copy(self.old, self.target)
+
+    def state(self) -> str:
+        """Return "old", "new", or what else there is; strays beside it are told apart."""
+        foreign = [p.name for p in self.folder.iterdir() if p != self.target]
+        if unknown := [name for name in foreign if not STRAY.fullmatch(name)]:
+            return f"there is {unknown[0]}"
+        if not self.target.exists():
+            return "nothing is there"
+        found = digest(self.target)
+        name = next((name for name, whole in self.whole.items() if whole == found), "a mixture")
+        return f"{name} and a stray" if foreign else name
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a directory."""
+    shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file, or of the names and contents in a directory."""
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(path)} {content}\n".encode())
+    return total.hexdigest()
+
+
+def stages(checkpoint: Path, work: Path, kinds: Iterable[str]) -> Iterator[Stage]:
+    """Prepare targets of these kinds, one after the other; the old output has other weights."""
+    other = work / "other.pth"
+    disturbed(checkpoint, other)
+    for kind in kinds:
+        name, layout = TARGETS[kind]
+        outputs = {}
+        for which, source in (("old", other), ("new", checkpoint)):
+            outputs[which] = work / f"{which}-{name}"
+            started = time.monotonic()
+            where = (str(source), str(outputs[which]), "--to", layout)
+            subprocess.run([*COMMAND, *where], check=True, stdout=subprocess.DEVNULL)
+            duration = time.monotonic() - started
+        whole = {which: digest(path) for which, path in outputs.items()}
+        folder = work / kind
+        folder.mkdir()
+        remove(outputs["new"])
+        yield Stage(folder, folder / name, layout, outputs["old"], checkpoint, whole, duration)
+        remove(outputs["old"])
+
+
+def disturbed(checkpoint: Path, other: Path) -> None:
+    """Write a checkpoint that differs in one number."""
+    opened = open_container(checkpoint)
+    tensors = list(opened.tensors.values())
+    first = tensors[0].load().copy()
+    first.flat[0] += 1
+    tensors[0] = LazyTensor.from_array(tensors[0].name, first)
+    write_file(other, "pth", tensors, config=opened.config)
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """Start a command."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def run(command: list[str]) -> tuple[int, str]:
+    """Run a command; return its status and what it said on standard error."""
+    with start(command) as child:
+        said = child.communicate(timeout=600)[1]
+    return child.returncode, said

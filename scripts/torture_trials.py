@@ -1,0 +1,224 @@
+"""What `torture.py` does to conversions; each trial yields the states in which it finds things."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torture_stage import Stage, remove, run, start
+
+# Root may write everywhere, but for this.
+WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+# Kills the process at the N-th thing that it does to files, as Python tells it (PEP 578).
+STEP_BY_STEP = """
+import os, signal, sys
+left, begun = int(sys.argv.pop(1)), False
+def hook(event, arguments):
+    global left, begun
+    begun = begun or (event == "os.mkdir" and ".mae-convert-" in str(arguments[0]))
+    if begun and event.startswith(("os.", "open", "shutil.", "fcntl.", "ctypes.dlsym")):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from mae_convert.__main__ import main
+main()
+"""
+
+# Python itself, which begins the program, is not ours to interrupt.
+SAYING_WHEN = """
+import sys
+from mae_convert.__main__ import main
+print("it begins", file=sys.stderr, flush=True)
+main()
+"""
+
+
+def and_again(stage: Stage, state: str) -> str:
+    """Run again undisturbed: it must succeed and sweep what was left; else say what is wrong."""
+    status, said = run(stage.command())
+    if status or stage.state() != "new":
+        return f"{state}, then status {status}, {stage.state()}: {said[-200:]}"
+    return state
+
+
+def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
+    """Kill at random moments."""
+    for _ in range(moments):
+        stage.reset()
+        with start(stage.command()) as child:
+            time.sleep(chance.uniform(0, stage.duration * 1.05))
+            child.kill()
+        yield and_again(stage, stage.state())
+
+
+def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
+    """Kill at everything that is done to files, one after the other, until none is left."""
+    status, step = -signal.SIGKILL, 0
+    while status:
+        step += 1
+        stage.reset()
+        status, _ = run([sys.executable, "-c", STEP_BY_STEP, str(step), *stage.arguments()])
+        yield and_again(stage, stage.state())
+
+
+def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
+    """Press Ctrl-C at random moments: status 130, one line, and nothing left behind."""
+    for _ in range(moments):
+        stage.reset()
+        with start([sys.executable, "-c", SAYING_WHEN, *stage.arguments()]) as child:
+            child.stderr.readline()
+            time.sleep(chance.uniform(0, stage.duration))
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=600)
+        state = stage.state()
+        expected = {130: "old", 0: "new"}.get(child.returncode)
+        good = state == expected and len(said.strip().splitlines()) <= 1
+        yield state if good else f"status {child.returncode}, {state}, said {said[-300:]}"
+
+
+@contextlib.contextmanager
+def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
+    """Start a conversion and hold it where it begins to write; it goes on after the body."""
+    child = start(stage.command(source))
+    while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
+        time.sleep(0.0005)
+    child.send_signal(signal.SIGSTOP)
+    yield child
+    child.send_signal(signal.SIGCONT)
+
+
+def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
+    """Return the state of a conversion that must end with status 2 and these words in one line."""
+    _, said = child.communicate(timeout=600)
+    if child.returncode == 2 and len(said.strip().splitlines()) == 1 and re.search(words, said):
+        return stage.state()
+    return f"status {child.returncode}, {stage.state()}: {said[-300:]}"
+
+
+def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
+    """Let the disk be too small from the beginning, or fill it while the output is written."""
+    for number in range(moments):
+        too_small = number % 2
+        free = int(stage.size * (chance.uniform(0.01, 0.95) if too_small else 1.2))
+        with mounted(stage.folder, f"size={stage.size + free + 200_000}"):
+            stage.reset()
+            filler = stage.folder / "filler"
+            with held(stage) as child:
+                if not too_small:
+                    fill(filler, chance.uniform(0.3, 1))
+            child.wait()
+            filler.unlink(missing_ok=True)
+            yield refused(stage, child, "no space left|MB are free")
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """Mount a small file system in memory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: Path, share: float) -> None:
+    """Fill a share of what is free on a disk."""
+    free = os.statvfs(path.parent)
+    with contextlib.suppress(OSError):
+        path.write_bytes(bytes(int(free.f_bavail * free.f_frsize * share)))
+
+
+def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
+    """Let no file grow beyond a size."""
+    for _ in range(moments):
+        stage.reset()
+        largest = int(stage.size * chance.uniform(0.05, 0.9)) // 1024
+        child = start(["bash", "-c", f'ulimit -f {largest}; exec "$@"', "x", *stage.command()])
+        yield refused(stage, child, "larger than is allowed")
+
+
+def read_only(stage: Stage, *_: object) -> Iterator[str]:
+    """Convert into what may not be written to: a read-only mount, and a directory."""
+    with mounted(stage.folder, "size=90%"):
+        stage.reset()
+        subprocess.run(["mount", "-o", "remount,ro", stage.folder], check=True)
+        yield refused(stage, start(stage.command()), "read-only")
+    stage.reset()
+    stage.folder.chmod(0o555)
+    yield refused(stage, start([*WITHOUT_PRIVILEGES, *stage.command()]), "permission")
+    stage.folder.chmod(0o755)
+
+
+def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
+    """Let the source shrink, or be written to, while it is read."""
+    size = stage.source.stat().st_size
+    for number in range(moments):
+        stage.reset()
+        source = stage.folder.parent / "changing.pth"
+        shutil.copyfile(stage.source, source)
+        with held(stage, source) as child, source.open("r+b") as stream:
+            place = int(size * chance.uniform(0.1, 0.9))
+            if number % 2:
+                stream.truncate(place)
+            else:
+                stream.seek(place)
+                stream.write(b"\xff" * 64)
+        yield refused(stage, child, "changed while it was read")
+
+
+def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
+    """Start two runs at one target: one wins, the other says so, or they come one by one."""
+    for number in range(moments):
+        stage.reset()
+        command = stage.command()
+        if number % 2:  # nothing is there, and nothing may be replaced
+            remove(stage.target)
+            command.remove("--overwrite")
+        children = [start(command) for _ in range(2)]
+        said = [child.communicate(timeout=600)[1].strip() for child in children]
+        statuses = sorted(child.returncode for child in children)
+        told = [text for text in said if re.search("exists already|in the meantime", text)]
+        good = statuses in ([0, 0], [0, 2]) and len(told) == statuses.count(2)
+        yield stage.state() if good else f"statuses {statuses}, {stage.state()}: {said}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Something that is done to a conversion many times.
+
+    Attributes:
+        name: as it stands in the table.
+        run: does it as often as it is told, and yields what stands there afterwards.
+        allowed: what may stand there.
+        share: how often it is done, as a share of the random kills.
+        needs_root: whether it mounts file systems.
+    """
+
+    name: str
+    run: Callable[[Stage, int, random.Random], Iterator[str]]
+    allowed: tuple[str, ...]
+    share: float = 0.1
+    needs_root: bool = False
+
+
+WHOLE = ("old", "new", "old and a stray", "new and a stray")
+TRIALS = {
+    "kill": Trial("SIGKILL at a random moment", killed, WHOLE, share=1),
+    "steps": Trial("SIGKILL at each step in turn", killed_at_each_step, WHOLE),
+    "interrupt": Trial("Ctrl-C at a random moment", interrupted, ("old", "new"), share=1),
+    "full": Trial("disk full", on_a_full_disk, ("old",), needs_root=True),
+    "limit": Trial("file size limited", beyond_a_size, ("old",)),
+    "read-only": Trial("read-only", read_only, ("old",), needs_root=True),
+    "change": Trial("source shrinks or changes", shrinking, ("old",)),
+    "race": Trial("two runs at one target", racing, ("new",)),
+}

@@ -1,0 +1,44 @@
+"""Short runs of the scripts that try to break conversions and readers, as a user would run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def table(script: str, *arguments: str, key: int = 0) -> dict[str, list[str]]:
+    """Run a script that must find nothing wrong; return the cells of its table by one of them."""
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
+    return {row[key]: row for row in rows[2:]}
+
+
+def test_no_kill_interrupt_or_race_breaks_an_output() -> None:
+    trials = ("kill", "interrupt", "limit", "change", "race")
+    rows = table("torture.py", "--moments", "2", "--target", "directory", "--only", *trials, key=1)
+    assert [row[-1] for row in rows.values()] == ["0"] * len(trials)
+
+
+def test_spoiled_files_are_read_or_refused() -> None:
+    containers = ("pth", "safetensors", "tf h5", "config.json")
+    rows = table("fuzz.py", "--inputs", "600", "--only", *containers)
+    assert set(rows) == {*containers, "all"}
+    _, inputs, read, refused, *wrong = rows["all"]
+    assert (int(inputs), wrong) == (600, ["0", "0", "0"])
+    assert int(read) > 50
+    assert int(refused) > 200
+
+
+@pytest.mark.slow
+def test_nothing_breaks_an_output() -> None:
+    assert table("torture.py", "--moments", "20")
+
+
+@pytest.mark.slow
+def test_many_spoiled_files_of_every_container() -> None:
+    assert int(table("fuzz.py", "--inputs", "20000")["all"][1]) >= 20000
