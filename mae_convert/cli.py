@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert import __version__
+from mae_convert.commands.opening import open_and_tell, say_notes
+from mae_convert.commands.pictures import features, reconstruct
 from mae_convert.errors import MaeConvertError
 from mae_convert.options import (
     DEVICE,
@@ -29,8 +31,7 @@ from mae_convert.options import (
 )
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint import Checkpoint, Flags
-    from mae_convert.origin import Origin
+    from mae_convert.checkpoint import Flags
     from mae_convert.sources import Source
     from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import Options, Verification
@@ -67,7 +68,7 @@ def inspect(
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.inspection import inspection as show
 
-    checkpoint = _open(src, flags, state_key=state_key)
+    checkpoint = open_and_tell(src, flags, state_key=state_key)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
     print_json(report) if as_json else show(report)
 
@@ -162,7 +163,7 @@ def convert(
         "geometry": Geometry(image_size, sincos_positions, in_channels),
         "packing": Packing(prefix, pickled, max_shard_size),
     }
-    source = _open(src, flags, state_key=state_key)
+    source = open_and_tell(src, flags, state_key=state_key)
     source = with_new_head(source, num_labels) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)
@@ -198,7 +199,7 @@ def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: 
     from mae_convert.show.conversion import difference as show
     from mae_convert.show.conversion import difference_json
 
-    opened = [_open(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
+    opened = [open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
     difference = compare_tensors(*opened)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
@@ -261,7 +262,7 @@ def trace(
 
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
-        _open(ckpt, flags, state_key=state_key),
+        open_and_tell(ckpt, flags, state_key=state_key),
         Side(framework, device, python, mode),
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
@@ -380,7 +381,9 @@ def verify(
     if b is None:
         done = _replay(a, sides[0], parse_options(**options), flags)
     else:
-        first, second = (_open(p, flags, fill_only=True, state_key=state_key) for p in (a, b))
+        first, second = (
+            open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)
+        )
         done = run_verification(first, second, *sides, parse_options(**options))
         if certify and done.verdict.passed:
             write_certificate(done, second)
@@ -401,7 +404,7 @@ def _replay(source: "Source", side: "Side", options: "Options", flags: "Flags") 
             " compares it with results that others published"
         )
     path, origin = locate(source, certificate=True)
-    _say_notes(origin)
+    say_notes(origin)
     return replay(path, side, options, flags, origin)
 
 
@@ -416,7 +419,7 @@ def _verify_published(
     from mae_convert.verify.published import check_published, published_json, published_named
 
     truth = published_named(name)
-    checkpoint = _open(source or parse_source(truth.source), flags)
+    checkpoint = open_and_tell(source or parse_source(truth.source), flags)
     result = check_published(checkpoint, truth, get_picture(truth.picture), side)
     print_json(published_json(result)) if as_json else show(result)
     return 0 if result.passed else 1
@@ -578,18 +581,8 @@ def demo(output: Path) -> int:
     return 0 if run_demo(output) else 1
 
 
-def _open(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
-    """Open a checkpoint, downloaded if need be, and say what is to be known of it."""
-    from mae_convert.sources import open_source
-
-    checkpoint = open_source(source, flags, **options)
-    _say_notes(checkpoint.origin)
-    return checkpoint
-
-
-def _say_notes(origin: "Origin | None") -> None:
-    for note in origin.notes if origin else ():
-        click.echo(f"note: {note}", err=True)
+for command in (reconstruct, features):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

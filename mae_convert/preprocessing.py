@@ -204,15 +204,21 @@ def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
     Raises:
         MaeConvertError: a file is no picture, or does not come out in the model's size.
     """
-    prepare, wanted = preprocessing_of(checkpoint), checkpoint.configuration.model.image_hw
-    pixels = []
-    for path in paths:
-        array = prepare(open_picture(path))
-        if array.shape[1:] != wanted:
-            raise MaeConvertError(
-                f"{path} has {array.shape[1]}x{array.shape[2]} pixels after the preprocessing that"
-                f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]};"
-                " mend its size, or resize the picture"
-            )
-        pixels.append(array)
-    return np.stack(pixels)
+    return np.stack([as_pixels(open_picture(path), str(path), checkpoint) for path in paths])
+
+
+def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.ndarray:
+    """Return a picture as a checkpoint's model takes it, (C, H, W), float32.
+
+    Raises:
+        MaeConvertError: it does not come out in the model's size; the sentence has the name.
+    """
+    wanted = checkpoint.configuration.model.image_hw
+    pixels = preprocessing_of(checkpoint)(picture)
+    if pixels.shape[1:] != wanted:
+        raise MaeConvertError(
+            f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"
+            f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]};"
+            " mend its size, or resize the picture"
+        )
+    return pixels

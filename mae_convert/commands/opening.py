@@ -1,0 +1,25 @@
+"""Open what a command is given, and say what is to be known of it."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint import Checkpoint, Flags
+    from mae_convert.origin import Origin
+    from mae_convert.sources import Source
+
+
+def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
+    """Open a checkpoint, downloaded if need be, and print what is noted of its origin."""
+    from mae_convert.sources import open_source
+
+    checkpoint = open_source(source, flags, **options)
+    say_notes(checkpoint.origin)
+    return checkpoint
+
+
+def say_notes(origin: "Origin | None") -> None:
+    """Print on standard error what is noted of a checkpoint's origin."""
+    for note in origin.notes if origin else ():
+        click.echo(f"note: {note}", err=True)

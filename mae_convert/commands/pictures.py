@@ -1,0 +1,155 @@
+"""Commands that look at what a model does with pictures."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.commands.opening import open_and_tell
+from mae_convert.options import DEVICE, SourceType, checkpoint_options, json_option
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint import Flags
+    from mae_convert.sources import Source
+
+PICTURES = click.Path(path_type=Path)
+
+
+def first_installed() -> str:
+    """Return the first framework that is here.
+
+    Raises:
+        MissingRequirementError: none is.
+    """
+    from mae_convert.errors import MissingRequirementError
+    from mae_convert.verify.sides import has_framework
+
+    for framework in ("torch", "tensorflow", "jax"):
+        if has_framework(framework, None):
+            return framework
+    raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
+
+
+@click.command()
+@click.argument("src", type=SourceType())
+@click.argument("images", type=PICTURES, nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=PICTURES,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="A .png, .jpg or .webp; as .gif a film of mask ratios from 0.5 to 0.95.",
+)
+@click.option(
+    "--mask",
+    default="random",
+    show_default=True,
+    metavar="random|block|grid|FILE",
+    help="What is removed; FILE is a picture that is white there.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--framework",
+    type=click.Choice(["torch", "tensorflow", "jax", "both"]),
+    help="Default: the first installed. With both: PyTorch, TensorFlow, and how they differ.",
+)
+@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="Show the model the middle of a picture, or the whole squeezed into its shape.",
+)
+@click.option("--across", type=click.IntRange(min=1), help="Groups beside each other on a sheet.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@json_option
+@checkpoint_options
+def reconstruct(
+    src: "Source",
+    images: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> None:
+    """Hide most of each picture, let the model paint it, and draw original, rest and result.
+
+    The ratio is --mask-ratio, else what the checkpoint says, else 0.75.
+
+    Example:
+    \b
+        mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
+    """
+    from mae_convert.look.looking import Look, look_at
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.pictures import reconstructions as show
+
+    stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
+    look = Look(**options, framework=framework or first_installed(), stretch=stretch)
+    if flags.mask_ratio is not None and look.mask not in ("random", "block", "grid"):
+        raise click.UsageError(f"--mask {look.mask} says itself what is removed; no --mask-ratio")
+    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
+    print_json(report) if as_json else show(report)
+
+
+@click.command()
+@click.argument("src", type=SourceType())
+@click.argument("folder", type=PICTURES, metavar="DIR")
+@click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--framework",
+    type=click.Choice(["torch", "tensorflow", "jax"]),
+    help="Default: the first that is installed.",
+)
+@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@json_option
+@checkpoint_options
+def features(
+    src: "Source",
+    folder: Path,
+    output: Path,
+    batch: int,
+    framework: str | None,
+    device: str | None,
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Save the encoder's features of all pictures in a folder, subfolders being labels.
+
+    The file holds names, labels, cls (the class token) and mean (of the patches), after the final
+    norm, with no patch left out.
+
+    Example:
+    \b
+        mae-convert features mae_pretrain_vit_base pictures -o features.npz
+    """
+    from mae_convert.look.features import check_output, features_of, pictures_below
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.pictures import features as show
+    from mae_convert.show.pictures import features_json
+
+    check_output(output, overwrite=overwrite)
+    paths = pictures_below(folder)
+    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    chosen = framework or first_installed()
+    with click.progressbar(
+        length=len(paths), label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        found = features_of(
+            checkpoint, folder, paths, framework=chosen, device=device, batch=batch,
+            advance=bar.update,
+        )  # fmt: skip
+    found.save(output, overwrite=overwrite)
+    print_json(features_json(found, output)) if as_json else show(found, output)

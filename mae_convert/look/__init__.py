@@ -1,0 +1,1 @@
+"""Look at what a model does: masks, reconstructions, sheets of pictures, features."""

@@ -1,0 +1,56 @@
+"""Print what came of pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from mae_convert.show.console import console
+
+if TYPE_CHECKING:
+    from mae_convert.look.features import Features
+
+
+def reconstructions(report: Mapping[str, Any]) -> None:
+    """Print how much of each picture was removed, the loss, and where the sheet is."""
+    out = console()
+    frameworks = list(report["images"][0]["loss"])
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
+    grid.add_column("picture")
+    grid.add_column("removed patches", justify="right")
+    for name in frameworks:
+        grid.add_column(f"error on them, {name}", justify="right")
+    for row in report["images"]:
+        removed = f"{row['removed']} of {row['patches']}"
+        grid.add_row(escape(row["image"]), removed, *(f"{row['loss'][n]:.4f}" for n in frameworks))
+    out.print(grid)
+    out.print("error: mean square over removed patches, in normalised pixels")
+    if "largest_difference" in report:
+        out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
+    if report["note"]:
+        out.print(f"note: {report['note']}")
+    for path in report["outputs"]:
+        out.print(escape(path), soft_wrap=True)
+
+
+def features_json(found: "Features", path: Path) -> dict[str, Any]:
+    """Return what `features` prints, as data."""
+    labels = [str(label) for label in np.unique(found.labels) if label]
+    return {
+        "path": str(path),
+        "pictures": len(found.names),
+        "width": found.cls.shape[1],
+        "labels": labels,
+    }
+
+
+def features(found: "Features", path: Path) -> None:
+    """Print how many pictures have features now, and where they are."""
+    told = features_json(found, path)
+    labels = f", {len(told['labels'])} labels" if told["labels"] else ""
+    out = console()
+    out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
+    out.print(escape(told["path"]), soft_wrap=True)
