@@ -141,11 +141,14 @@ def _measured(done: Reconstruction, images: Sequence[Path]) -> dict[str, Any]:
             "image": str(path),
             "removed": int(done.mask[i].sum()),
             "patches": done.mask.shape[1],
-            "loss": {name: float(errors[i]) for name, errors in done.loss.items()},
+            "loss": {
+                name: float(errors[i]) if done.mask[i].any() else None
+                for name, errors in done.loss.items()
+            },
         }
         for i, path in enumerate(images)
     ]
-    report: dict[str, Any] = {"mask_ratio": float(done.mask.mean()), "images": rows}
+    report: dict[str, Any] = {"mask_ratio": float(done.mask.mean(dtype=np.float64)), "images": rows}
     if len(done.predicted) > 1:
         a, b = done.predicted.values()
         report["largest_difference"] = float(np.abs(a - b).max())

@@ -25,7 +25,9 @@ def reconstructions(report: Mapping[str, Any]) -> None:
         grid.add_column(f"error on them, {name}", justify="right")
     for row in report["images"]:
         removed = f"{row['removed']} of {row['patches']}"
-        grid.add_row(escape(row["image"]), removed, *(f"{row['loss'][n]:.4f}" for n in frameworks))
+        errors = (row["loss"][name] for name in frameworks)
+        cells = ("none" if error is None else f"{error:.4f}" for error in errors)
+        grid.add_row(escape(row["image"]), removed, *cells)
     out.print(grid)
     out.print("error: mean square over removed patches, in normalised pixels")
     if "largest_difference" in report:
@@ -50,7 +52,8 @@ def features_json(found: "Features", path: Path) -> dict[str, Any]:
 def features(found: "Features", path: Path) -> None:
     """Print how many pictures have features now, and where they are."""
     told = features_json(found, path)
-    labels = f", {len(told['labels'])} labels" if told["labels"] else ""
+    count = len(told["labels"])
+    labels = f", {count} label{'s' if count > 1 else ''}" if count else ""
     out = console()
     out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
     out.print(escape(told["path"]), soft_wrap=True)

@@ -1,0 +1,166 @@
+"""Looking at what a model does: masks, sheets of reconstructions, films, features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.look.masks import drawn_mask, noise_of, ratio_that_keeps
+from mae_convert.look.reconstruction import cut_to_shape
+from mae_convert.look.sheet import Row, Sheet, draw
+from reference_models.configuration import ViTMAEConfig
+
+DATA = Path(__file__).parents[1] / "mae_convert/data/demo"
+MODEL = DATA / "checkpoint.pth"
+CONFIG = ViTMAEConfig()  # 14 x 14 patches
+WIDE = ViTMAEConfig(image_size=(96, 224))
+
+
+def kept(noise, count):
+    """The places of the patches that a model keeps, as a boolean (N, L)."""
+    ranks = np.argsort(np.argsort(noise, axis=1), axis=1)
+    return ranks < count
+
+
+@pytest.mark.parametrize("config", [CONFIG, WIDE])
+@pytest.mark.parametrize("kind", ["random", "block", "grid"])
+def test_a_mask_is_an_order_of_patches(kind, config):
+    noise = noise_of(kind, config, count=3, seed=4)
+    assert noise.shape == (3, config.num_patches)
+    assert all(len(np.unique(row)) == config.num_patches for row in noise)
+    assert np.array_equal(noise, noise_of(kind, config, count=3, seed=4))
+    assert np.array_equal(noise[0], noise[1]) == (kind == "grid")
+
+
+def test_a_grid_keeps_one_of_four():
+    seen = kept(noise_of("grid", CONFIG, count=1), 49).reshape(14, 14)
+    assert np.array_equal(seen, (np.indices((14, 14)) % 2 == 0).all(axis=0))
+
+
+def test_a_block_mask_is_less_scattered_than_a_random_one():
+    def borders(kind):
+        seen = kept(noise_of(kind, CONFIG, count=20), 49).reshape(20, 14, 14)
+        return (seen[:, 1:] != seen[:, :-1]).sum() + (seen[:, :, 1:] != seen[:, :, :-1]).sum()
+
+    assert borders("block") < 0.5 * borders("random")
+
+
+def test_a_mask_is_drawn(tmp_path):
+    drawn = np.zeros((60, 60), np.uint8)
+    drawn[:30] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    noise, ratio = drawn_mask(tmp_path / "mask.png", CONFIG, count=2)
+    assert int(CONFIG.num_patches * (1 - ratio)) == 98
+    assert np.array_equal(kept(noise, 98)[1].reshape(14, 14), np.indices((14, 14))[0] >= 7)
+    Image.new("L", (9, 9), 255).save(tmp_path / "white.png")
+    with pytest.raises(MaeConvertError, match="removes every patch"):
+        drawn_mask(tmp_path / "white.png", CONFIG, count=1)
+
+
+@pytest.mark.parametrize("count", [1, 49, 195, 196])
+def test_a_ratio_keeps_just_so_many(count):
+    config = ViTMAEConfig(mask_ratio=ratio_that_keeps(count, CONFIG))
+    assert config.num_kept == count
+
+
+def test_the_middle_of_a_picture_is_taken():
+    assert cut_to_shape(Image.new("RGB", (300, 100)), (224, 224)).size == (100, 100)
+    assert cut_to_shape(Image.new("RGB", (100, 300)), (96, 192)).size == (100, 50)
+
+
+def test_groups_of_rows_stand_beside_each_other():
+    row = Row("a name that is much too long for one tile " * 9, (np.zeros((32, 32, 3)),) * 2)
+    sheet = Sheet(("original", "masked"), (row,) * 5, "a note", (1.0,) * 4 + (2.0,))
+    one, two = draw(sheet, across=1), draw(sheet)
+    assert two.width == 2 * one.width
+    assert two.height < one.height
+
+
+def test_a_sheet_shows_what_the_model_saw(run, tmp_path):
+    pictures = sorted(DATA.glob("*.jpg"))[:2]
+    names = [tmp_path / "sheet.png", tmp_path / "film.gif"]
+    done = run(
+        "reconstruct", MODEL, *pictures, "-o", names[0], "-o", names[1], "--json", "--mask", "grid"
+    )
+    report = done.json
+    assert [row["removed"] for row in report["images"]] == [108, 108]
+    assert all(0 < row["loss"]["torch"] < 1.5 for row in report["images"])
+    sheet = np.asarray(Image.open(names[0])).astype(int)
+    left, top, tile, step = 16, 36, 288, 294  # of 96 pixels, each three times as large
+    original, masked, _, whole = (
+        sheet[top : top + tile, left + i * step : left + i * step + tile] for i in range(4)
+    )
+    patch = slice(0, 24), slice(0, 24)  # the first, which a grid keeps
+    assert np.array_equal(original[patch], masked[patch])
+    assert np.array_equal(original[patch], whole[patch])
+    beside = slice(0, 24), slice(24, 48)
+    assert abs(masked[beside] - 128).max() <= 1
+    with Image.open(names[1]) as film:
+        assert len(list(ImageSequence.Iterator(film))) == 8
+    again = run("reconstruct", MODEL, *pictures, "-o", names[0])
+    assert (again.status, "--overwrite" in again.err) == (2, True)
+
+
+def test_two_frameworks_paint_the_same(run, tmp_path):
+    wide = tmp_path / "wide.png"
+    Image.open(DATA / "coffee.jpg").resize((300, 100)).save(wide)
+    output = tmp_path / "sheet.png"
+    done = run(
+        "reconstruct", MODEL, wide, "-o", output, "--framework", "both", "--fit", "stretch",
+        "--norm-pix-loss", "--json",
+    )  # fmt: skip
+    report = done.json
+    losses = report["images"][0]["loss"]
+    assert losses["torch"] == pytest.approx(losses["tensorflow"], rel=1e-4)
+    assert 0 < report["largest_difference"] < 1e-4
+    assert "borrowed" in report["note"]
+    assert Image.open(output).size == (16 * 2 + 5 * 294 - 6, 16 * 2 + 20 * 3 + 6 + 96)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.png", "-o", "x.png"], "nowhere.png is not a picture"),
+        ([DATA / "coffee.jpg", "-o", "x.tga"], "ends in .png"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes is neither"),
+        ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "one mask ratio"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_said(run, tmp_path, arguments, sentence):
+    done = run("reconstruct", MODEL, *arguments, cwd=tmp_path)
+    assert done.status == 2
+    assert sentence in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_paints_nothing(run, case, tmp_path):
+    encoder = case("encoder_tiny")
+    done = run(
+        "reconstruct", encoder.checkpoint, DATA / "coffee.jpg", "-o", tmp_path / "x.png",
+        *encoder.heads,
+    )  # fmt: skip
+    assert done.status == 2
+    assert "has no decoder" in done.err
+
+
+def test_features_have_names_and_labels(run, tmp_path):
+    folder = tmp_path / "pictures"
+    for label in ("cats", "cups"):
+        (folder / label).mkdir(parents=True)
+    for name, label in (("chelsea", "cats"), ("coffee", "cups")):
+        (folder / label / f"{name}.jpg").write_bytes((DATA / f"{name}.jpg").read_bytes())
+    for framework in ("torch", "tensorflow"):
+        output = tmp_path / f"{framework}.npz"
+        done = run("features", MODEL, folder, "-o", output, "--framework", framework, "--batch", 1)
+        assert "2 pictures, 160 features each, 2 labels" in done.out
+    one, other = (np.load(tmp_path / f"{name}.npz") for name in ("torch", "tensorflow"))
+    assert one["names"].tolist() == ["cats/chelsea.jpg", "cups/coffee.jpg"]
+    assert one["labels"].tolist() == ["cats", "cups"]
+    for name in ("cls", "mean"):
+        assert one[name].shape == (2, 160)
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no pictures" in run("features", MODEL, empty, "-o", tmp_path / "x.npz").err
