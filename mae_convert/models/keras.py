@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from mae_convert.errors import MissingRequirementError
 from mae_convert.models.configuration import ReferenceConfig, adopted, plain
 from mae_convert.models.outputs import output_of
 from mae_convert.models.pretrained import (
@@ -65,7 +66,15 @@ class KerasModel(PretrainedModel):
         return sum(int(np.prod(weight.shape)) for weight in weights)
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
-        """Compute the inside of each block anew for its gradient instead of keeping it."""
+        """Compute the inside of each block anew for its gradient instead of keeping it.
+
+        Raises:
+            MissingRequirementError: Keras is older than 3.9.
+        """
+        if not hasattr(keras, "remat"):
+            raise MissingRequirementError(
+                f"Keras {keras.__version__} cannot do that; pip install 'keras>=3.9'"
+            )
         for block in blocks_of(self):
             block.__dict__["call"] = _Anew(block)
 
