@@ -236,10 +236,10 @@ def check_a_saved_model_runs_without_this_project():
     with tempfile.TemporaryDirectory() as folder:
         model.export(f"{folder}/program", input_signature=[signature], verbose=False)
         found = in_another_process(folder, inputs)
-    expected = tf.function(model)(inputs["pixel_values"], inputs["noise"])
+    expected = model(inputs)
     assert set(found) == {"loss", "logits", "mask", "ids_restore"}
-    for name, value in expected.items():
-        assert np.array_equal(found[name], value), name
+    for name, value in expected.items():  # a compiler may sum in another order
+        assert distance(found[name], ops.convert_to_numpy(value)) < 16 * UNIT_ROUNDOFF, name
 
 
 def check_the_encoder_alone_runs_elsewhere():

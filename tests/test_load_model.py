@@ -154,6 +154,7 @@ def in_a_process(program, *arguments, **variables):
 def test_importing_the_package_imports_no_framework():
     said = in_a_process(
         "import sys, mae_convert, mae_convert.in_memory\n"
+        "from mae_convert.models import MaeImageProcessor, ViTMAEConfig\n"
         "print(*({'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
     )
     assert said.split() == []

@@ -29,7 +29,9 @@ def gradients(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["reference", "transformers"])
+@pytest.mark.parametrize(
+    "kind", ["transformers", pytest.param("reference", marks=pytest.mark.slow)]
+)
 def test_torch_compile_takes_the_whole_model_as_one_graph(kind):
     model = (load_model if kind == "reference" else ViTMAEForPreTraining.from_pretrained)(PRETRAIN)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -150,6 +152,7 @@ def test_fine_tuning_code_for_the_original_takes_the_state_dict():
     assert all(name.startswith(("decoder", "mask_token")) for name in told.unexpected_keys)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     script = Path(__file__).parent / "torch_ddp_worker.py"
     store = tmp_path / "store"

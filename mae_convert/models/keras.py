@@ -10,7 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from mae_convert.errors import MissingRequirementError
 from mae_convert.models.configuration import ReferenceConfig, adopted, plain
+from mae_convert.models.keras_views import Anew, blocks_of, resampled, shared
 from mae_convert.models.outputs import output_of
 from mae_convert.models.pretrained import (
     Asked,
@@ -19,7 +21,6 @@ from mae_convert.models.pretrained import (
     check_size,
     problem_type,
 )
-from mae_convert.positions import resampling_matrix
 from reference_models import keras as reference
 from reference_models.keras.classifier import cross_entropy
 from reference_models.keras.numerics import widen
@@ -65,9 +66,17 @@ class KerasModel(PretrainedModel):
         return sum(int(np.prod(weight.shape)) for weight in weights)
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
-        """Compute the inside of each block anew for its gradient instead of keeping it."""
+        """Compute the inside of each block anew for its gradient instead of keeping it.
+
+        Raises:
+            MissingRequirementError: Keras is older than 3.9.
+        """
+        if not hasattr(keras, "remat"):
+            raise MissingRequirementError(
+                f"Keras {keras.__version__} cannot do that; pip install 'keras>=3.9'"
+            )
         for block in blocks_of(self):
-            block.__dict__["call"] = _Anew(block)
+            block.__dict__["call"] = Anew(block)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep the inside of each block for its gradient again."""
@@ -104,13 +113,13 @@ class KerasModel(PretrainedModel):
             return ops.cast(table, layer.compute_dtype)
 
         embeddings = model.encoder.embeddings
-        seen = _shared(embeddings, config=config, position_embeddings=positions(embeddings))
-        changes = {"config": config, "encoder": _shared(model.encoder, embeddings=seen)}
+        seen = shared(embeddings, config=config, position_embeddings=positions(embeddings))
+        changes = {"config": config, "encoder": shared(model.encoder, embeddings=seen)}
         if decoder := getattr(model, "decoder", None):
-            changes["decoder"] = _shared(
+            changes["decoder"] = shared(
                 decoder, config=config, position_embeddings=positions(decoder)
             )
-        return _shared(model, **changes)
+        return shared(model, **changes)
 
     def _without_loss(self, outputs: Any) -> Any:
         as_tuple = not hasattr(outputs, "_fields")  # where a loss, if any, is first
@@ -120,55 +129,6 @@ class KerasModel(PretrainedModel):
 
 
 REFERENCE = "reference_models."
-
-
-def blocks_of(model: Any) -> list[Any]:
-    """Return the transformer blocks of encoder and decoder."""
-    trunks = [model.encoder, *([model.decoder] if hasattr(model, "decoder") else [])]
-    return [getattr(trunk, f"block_{n}") for trunk in trunks for n in range(trunk.depth)]
-
-
-class _Anew:
-    """A block's computation that is done again for its gradient."""
-
-    def __init__(self, block: Any) -> None:
-        self.block = block
-
-    def __call__(self, tokens: Tensor, wanted: Any) -> Any:
-        """Map tokens (N, T, D) to (N, T, D)."""
-        compute = type(self.block).call
-        if any(wanted):  # what is shown has to be kept
-            return compute(self.block, tokens, wanted)
-
-        def output(inputs: Tensor) -> Tensor:
-            return compute(self.block, inputs, wanted).output
-
-        kept = compute.__globals__["LayerResult"]
-        return kept(keras.remat(output)(tokens), None, {})
-
-
-def _shared(layer: Any, **changes: Any) -> Any:
-    """Return a layer with all variables of another, but for some attributes."""
-    view = object.__new__(type(layer))
-    view.__dict__.update({**layer.__dict__, **changes})
-    return view
-
-
-def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as ``--image-size`` makes them.
-
-    Bicubic in two dimensions, in float64 (on JAX as it is set) and then rounded; gradients flow
-    through.
-    """
-    table = ops.convert_to_tensor(positions)
-    rows, columns = (
-        ops.convert_to_tensor(resampling_matrix(old, new), dtype="float64")
-        for old, new in zip(grid, new_grid, strict=True)
-    )
-    patches = ops.reshape(ops.cast(table[0, 1:], "float64"), (*grid, -1))  # (h, w, D)
-    new = ops.einsum("yr,xc,rcd->yxd", rows, columns, patches)
-    tokens = ops.cast(ops.reshape(new, (new_grid[0] * new_grid[1], -1)), table.dtype)
-    return ops.concatenate([table[:, :1], tokens[None]], axis=1)
 
 
 @keras.saving.register_keras_serializable(package="mae_convert")
