@@ -9,7 +9,7 @@ from pathlib import Path
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.diff import diff
-from mae_convert.pictures import reconstruction_panel
+from mae_convert.look.sheet import panel
 from mae_convert.planning import plan_conversion
 from mae_convert.preprocessing import load_pictures
 from mae_convert.show.console import console
@@ -44,7 +44,8 @@ def run_demo(output: Path) -> bool:
         execute(plan_conversion(source, target, layout), overwrite=True)
         out.print(f"  converted to {layout}: {target}")
     out.print("  running PyTorch and TensorFlow on the same pictures with the same noise ...")
-    pixels = load_pictures(sorted(data.glob("*.jpg")), source)
+    pictures = sorted(data.glob("*.jpg"))
+    pixels = load_pictures(pictures, source)
     noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
     inputs = {"pixel_values": pixels, "noise": noise}
     checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
@@ -54,12 +55,11 @@ def run_demo(output: Path) -> bool:
     }
     round_trips = [round_trip(source, path) for path in converted.values()]
     passed = tell(verdicts, round_trips)
-    panel = reconstruction_panel(
+    panel(
         pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
-        source.configuration,
-    )  # fmt: skip
-    panel.save(output / PICTURE)
-    out.print("\noriginal | masked | reconstruction | reconstruction with the visible patches:")
+        [path.name for path in pictures], source.configuration,
+    ).save(output / PICTURE)  # fmt: skip
+    out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
     out.print(f"  {(output / PICTURE).resolve()}")
     out.print(f"\n{time.monotonic() - started:.0f} s")
     return passed

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from mae_convert.configuration import Configuration
 
@@ -66,34 +65,6 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
     with np.errstate(invalid="ignore"):
         shown = GREY + (away * factor if largest else np.where(np.isfinite(away), 0.0, away))
     return np.clip(shown, 0, 1).transpose(0, 2, 3, 1), factor
-
-
-def reconstruction_panel(
-    pixel_values: np.ndarray,
-    reconstruction: np.ndarray,
-    mask: np.ndarray,
-    configuration: Configuration,
-    *,
-    scale: int = 2,
-) -> Image.Image:
-    """Return a panel with a row for each picture.
-
-    A row shows the original, the masked picture, the reconstruction, and the reconstruction with
-    the visible patches put back.
-
-    Args:
-        pixel_values: (N, 3, H, W), normalised.
-        reconstruction: (N, 3, H, W), normalised.
-        mask: (N, L), 1 where a patch is removed.
-        configuration: the model's, for patches and normalisation.
-        scale: pixels on the screen for each of the model's.
-    """
-    original = as_colours(pixel_values, configuration)
-    painted = as_colours(in_pixels(reconstruction, pixel_values, configuration), configuration)
-    masked = pasted(original, np.full_like(original, GREY), mask, configuration)
-    whole = pasted(original, painted, mask, configuration)
-    panel = Image.fromarray(tiles([original, masked, painted, whole]))
-    return panel.resize((panel.width * scale, panel.height * scale), Image.Resampling.NEAREST)
 
 
 def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:

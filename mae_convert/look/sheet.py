@@ -12,7 +12,7 @@ from mae_convert.configuration import Configuration
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
 from mae_convert.look.reconstruction import Reconstruction
-from mae_convert.pictures import GREY, amplified_difference, as_colours, pasted
+from mae_convert.pictures import GREY, amplified_difference, as_colours, in_pixels, pasted
 
 TILE = 224  # pixels on the sheet of a picture's longer side, at least
 MARGIN, GAP, LINE = 16, 6, 20
@@ -96,6 +96,28 @@ def sheet_of(
 def _three(colours: np.ndarray) -> np.ndarray:
     """Return colours (N, H, W, 1 or 3) with three channels."""
     return np.broadcast_to(colours, (*colours.shape[:3], 3))
+
+
+def panel(
+    pixel_values: np.ndarray,
+    reconstruction: np.ndarray,
+    mask: np.ndarray,
+    names: Sequence[str],
+    configuration: Configuration,
+) -> Image.Image:
+    """Return a drawn sheet of one model's reconstructions.
+
+    Args:
+        pixel_values: (N, C, H, W), normalised.
+        reconstruction: (N, C, H, W), as the model predicts it.
+        mask: (N, L), 1 where a patch is removed.
+        names: of the pictures.
+        configuration: the model's.
+    """
+    painted = in_pixels(reconstruction, pixel_values, configuration)
+    done = Reconstruction(pixel_values, mask, {"": painted}, {})
+    height, width = configuration.model.image_hw
+    return draw(sheet_of(done, names, configuration, shapes=[width / height] * len(names)))
 
 
 def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.pictures import reconstruction_panel
+from mae_convert.look.sheet import panel
 from mae_convert.preprocessing import load_pictures
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.running import Request, Run, run_together
@@ -16,7 +16,6 @@ CREDIT = (
     "Photographs: Aitzol Berasategi (CC BY 4.0), NASA (public domain), Stefan van der Walt (CC0),"
     " Rachel Michetti, courtesy of Pikolo Espresso Bar (CC0)."
 )
-LARGEST_WIDTH = 1200  # pixels of a panel, above which it is not enlarged
 
 
 def picture_of(checkpoint: Checkpoint) -> bytes | None:
@@ -30,7 +29,8 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         return None
     data = Path(str(resources.files("mae_convert") / "data" / "demo"))
     try:
-        pixels = load_pictures(sorted(data.glob("*.jpg")), checkpoint)
+        pictures = sorted(data.glob("*.jpg"))
+        pixels = load_pictures(pictures, checkpoint)
         side = choose_side(checkpoint, Side())
         noise = random_inputs(configuration.model, batch=len(pixels), seed=1)["noise"]
         request = Request(dtypes=("float32",), taps=False)
@@ -38,11 +38,10 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         (trace,) = run_together([Run(checkpoint, side, request)], inputs)
     except MaeConvertError:
         return None
-    scale = max(1, LARGEST_WIDTH // (4 * configuration.model.image_hw[1]))
-    panel = reconstruction_panel(
-        pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"], configuration,
-        scale=scale,
+    drawn = panel(
+        pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"],
+        [path.name for path in pictures], configuration,
     )  # fmt: skip
     stream = io.BytesIO()
-    panel.save(stream, "PNG")
+    drawn.save(stream, "PNG")
     return stream.getvalue()
