@@ -28,9 +28,9 @@ PEER_FACTOR = 8.0
 # than the second number. Random full-size models have own errors of 0.3 to 16 units.
 FLOOR_UNITS = 16.0
 CEILING_UNITS = 64.0
-# ... raised for large attention logits, but never to what TF32 would do (8192 units of float32).
+# ... raised for large attention logits, to half of what TF32 rounds by (8192 units) at most.
 UNITS_PER_LOGIT = 8.0
-LARGEST_CEILING_UNITS = 2048.0
+LARGEST_CEILING_UNITS = 4096.0
 LIMITS = {
     "function": FUNCTION_LIMIT,
     "peer_factor": PEER_FACTOR,
