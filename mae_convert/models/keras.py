@@ -4,6 +4,7 @@ Variables have the paths of the TensorFlow classes of transformers 4.
 """
 
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any
 
 import keras
@@ -28,6 +29,21 @@ from reference_models.keras.patches import patchify, unpatchify
 from reference_models.outputs import Tensor
 
 Size = tuple[int, int]
+
+
+def taking_mappings(call: Any) -> Any:
+    """Return a model's ``call`` such that its inputs may come in a mapping, as a data set has them.
+
+    `KerasModel.__call__` takes them out of it, but on JAX ``fit`` does not go that way.
+    """
+
+    @wraps(call)
+    def unpacked(self: Any, pixel_values: Any, *more: Any, **named: Any) -> Any:
+        if hasattr(pixel_values, "keys"):
+            return call(self, *more, **{**pixel_values, **named})
+        return call(self, pixel_values, *more, **named)
+
+    return unpacked
 
 
 class KerasModel(PretrainedModel):
@@ -137,7 +153,8 @@ class TFViTMAEModel(KerasModel, reference.TFViTMAEModel):
 
     task = "encoder"
 
-    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+    @taking_mappings
+    def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
@@ -168,7 +185,8 @@ class TFViTMAEForPreTraining(KerasModel, reference.TFViTMAEForPreTraining):
 
     task = "pretrain"
 
-    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+    @taking_mappings
+    def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
@@ -226,7 +244,8 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
 
     task = "classify"
 
-    def call(  # type: ignore[override]  # in place of taps it has transformers' arguments
+    @taking_mappings
+    def call(
         self,
         pixel_values: Tensor,
         head_mask: None = None,
