@@ -16,7 +16,7 @@ from PIL import Image
 
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import ConfigurationError, MaeConvertError
-from mae_convert.models.naming import source_named
+from mae_convert.models.naming import read_json, source_named
 from mae_convert.preprocessing import (
     MODES,
     Preprocessing,
@@ -90,7 +90,7 @@ class MaeImageProcessor:
         if isinstance(source, Path):
             file = source / FILE if source.is_dir() else source
             if file.suffix == ".json" and file.is_file():
-                return cls(**{**_read(file), **changes})
+                return cls(**{**read_json(file), **changes})
         checkpoint = open_source(source)
         configuration = checkpoint.configuration
         height, width = configuration.model.image_hw
@@ -158,16 +158,6 @@ class MaeImageProcessor:
 
 def _numbers(value: Any) -> Sequence[float]:
     return value if isinstance(value, list | tuple) else (value,) * 3
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} cannot be read ({error}); mend it") from error
-    if not isinstance(stored, dict):
-        raise ConfigurationError(f"{file} is not a JSON object; mend it")
-    return stored
 
 
 def _axes(name: Any) -> str | None:

@@ -147,68 +147,47 @@ class KerasModel(PretrainedModel):
 REFERENCE = "reference_models."
 
 
+class MaskedKerasModel(KerasModel):
+    """A model that leaves patches out."""
+
+    @taking_mappings
+    def call(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        head_mask: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Return what the reference model does; in place of taps it has transformers' arguments."""
+        asked = asked_for(
+            self.config, output_hidden_states, output_attentions, return_dict, head_mask
+        )
+        result = self._computed(
+            pixel_values,
+            noise,
+            asked=asked,
+            interpolate=interpolate_pos_encoding,
+            training=training,
+        )
+        return output_of(result, as_tuple=asked.as_tuple)
+
+
 @keras.saving.register_keras_serializable(package="mae_convert")
-class TFViTMAEModel(KerasModel, reference.TFViTMAEModel):
+class TFViTMAEModel(MaskedKerasModel, reference.TFViTMAEModel):
     """The encoder, for scripts that use ``transformers.TFViTMAEModel``."""
 
     task = "encoder"
 
-    @taking_mappings
-    def call(
-        self,
-        pixel_values: Tensor,
-        noise: Tensor | None = None,
-        head_mask: None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> Any:
-        """Encode the patches that masking leaves; see the reference model."""
-        asked = asked_for(
-            self.config, output_hidden_states, output_attentions, return_dict, head_mask
-        )
-        result = self._computed(
-            pixel_values,
-            noise,
-            asked=asked,
-            interpolate=interpolate_pos_encoding,
-            training=training,
-        )
-        return output_of(result, as_tuple=asked.as_tuple)
-
 
 @keras.saving.register_keras_serializable(package="mae_convert")
-class TFViTMAEForPreTraining(KerasModel, reference.TFViTMAEForPreTraining):
+class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining):
     """Encoder and decoder, for scripts that use ``transformers.TFViTMAEForPreTraining``."""
 
     task = "pretrain"
-
-    @taking_mappings
-    def call(
-        self,
-        pixel_values: Tensor,
-        noise: Tensor | None = None,
-        head_mask: None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> Any:
-        """Predict every patch, and the loss on those that are removed; see the reference model."""
-        asked = asked_for(
-            self.config, output_hidden_states, output_attentions, return_dict, head_mask
-        )
-        result = self._computed(
-            pixel_values,
-            noise,
-            asked=asked,
-            interpolate=interpolate_pos_encoding,
-            training=training,
-        )
-        return output_of(result, as_tuple=asked.as_tuple)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""

@@ -63,11 +63,16 @@ def stated_config(
     if isinstance(source, Path):
         file = source / CONFIG_NAME if source.is_dir() else source
         if file.suffix == ".json" and file.is_file():
-            return _read(file), rest
+            return read_json(file), rest
     return open_source(source).configuration.model.to_dict(), rest
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ConfigurationError: it holds none.
+    """
     try:
         stored = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:

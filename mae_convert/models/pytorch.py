@@ -126,56 +126,40 @@ def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
     return torch.cat([positions[:, :1], tokens], dim=1)
 
 
-class ViTMAEModel(TorchModel, reference.ViTMAEModel):
+class MaskedTorchModel(TorchModel):
+    """A model that leaves patches out."""
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        head_mask: None = None,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Return what the reference model does; in place of taps it has transformers' arguments."""
+        asked = asked_for(
+            self.config, output_hidden_states, output_attentions, return_dict, head_mask
+        )
+        result = self._computed(
+            pixel_values, noise, asked=asked, interpolate=interpolate_pos_encoding
+        )
+        return output_of(result, as_tuple=asked.as_tuple)
+
+
+class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel):  # type: ignore[misc]
     """The encoder, for scripts that use ``transformers.ViTMAEModel``."""
 
     task = "encoder"
 
-    def forward(  # type: ignore[override]  # in place of taps it has transformers' arguments
-        self,
-        pixel_values: Tensor | None = None,
-        noise: Tensor | None = None,
-        head_mask: None = None,
-        *,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> Any:
-        """Encode the patches that masking leaves; see the reference model."""
-        asked = asked_for(
-            self.config, output_hidden_states, output_attentions, return_dict, head_mask
-        )
-        result = self._computed(
-            pixel_values, noise, asked=asked, interpolate=interpolate_pos_encoding
-        )
-        return output_of(result, as_tuple=asked.as_tuple)
 
-
-class ViTMAEForPreTraining(TorchModel, reference.ViTMAEForPreTraining):
+class ViTMAEForPreTraining(MaskedTorchModel, reference.ViTMAEForPreTraining):  # type: ignore[misc]
     """Encoder and decoder, for scripts that use ``transformers.ViTMAEForPreTraining``."""
 
     task = "pretrain"
-
-    def forward(  # type: ignore[override]  # in place of taps it has transformers' arguments
-        self,
-        pixel_values: Tensor | None = None,
-        noise: Tensor | None = None,
-        head_mask: None = None,
-        *,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> Any:
-        """Predict every patch, and the loss on those that are removed; see the reference model."""
-        asked = asked_for(
-            self.config, output_hidden_states, output_attentions, return_dict, head_mask
-        )
-        result = self._computed(
-            pixel_values, noise, asked=asked, interpolate=interpolate_pos_encoding
-        )
-        return output_of(result, as_tuple=asked.as_tuple)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""
