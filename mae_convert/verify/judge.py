@@ -29,7 +29,7 @@ PEER_FACTOR = 8.0
 FLOOR_UNITS = 16.0
 CEILING_UNITS = 64.0
 # ... raised for large attention logits, to half of what TF32 rounds by (8192 units) at most.
-UNITS_PER_LOGIT = 8.0
+UNITS_PER_LOGIT = 16.0
 LARGEST_CEILING_UNITS = 4096.0
 LIMITS = {
     "function": FUNCTION_LIMIT,
@@ -279,8 +279,9 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
 def ceiling_units(trace: Trace) -> float:
     """Return how many units of roundoff a result may be away from its float64 run at most.
 
-    The exponential of a logit of size m has a relative error of m units whoever computes it, so
-    that attention which is sure of itself allows more. The logits follow from the taps of q and k.
+    A logit of size m, a product of q and k that each are some units off, is some m units off, and
+    its exponential as much in relation, whoever computes it: attention which is sure of itself
+    allows more. The logits follow from the taps of q and k.
     """
     if (kept := trace.description.get("ceiling_units")) is not None:
         return float(kept)
