@@ -153,3 +153,24 @@ def features(
         )  # fmt: skip
     found.save(output, overwrite=overwrite)
     print_json(features_json(found, output)) if as_json else show(found, output)
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="mae-convert-demo",
+    show_default=True,
+    help="Directory for the converted models and the picture.",
+)
+def demo(output: Path) -> int:
+    """Convert the embedded checkpoint to PyTorch and TensorFlow and back, and prove it.
+
+    Example:
+
+    \b
+        mae-convert demo --output /tmp/demo
+    """
+    from mae_convert.demo import run_demo
+
+    return 0 if run_demo(output) else 1

@@ -1,0 +1,199 @@
+"""Commands that read checkpoints and write them in other layouts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.commands.ending import ignore_interrupts
+from mae_convert.commands.opening import open_and_tell
+from mae_convert.options import (
+    DTYPE,
+    ByteSize,
+    ImageSize,
+    SourceType,
+    checkpoint_options,
+    json_option,
+)
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint import Flags
+    from mae_convert.sources import Source
+
+
+@click.command()
+@click.argument("src", type=SourceType())
+@click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
+@click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
+@json_option
+@checkpoint_options
+def inspect(
+    src: "Source",
+    stats: bool,
+    with_hash: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Say what a checkpoint is: layout, task, geometry, and what was assumed.
+
+    Example:
+
+    \b
+        mae-convert inspect mae_pretrain_vit_base.pth
+    """
+    from mae_convert.inspection import inspect as look
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.inspection import inspection as show
+
+    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    report = look(checkpoint, stats=stats, with_hash=with_hash)
+    print_json(report) if as_json else show(report)
+
+
+@click.command()
+@click.argument("src", type=SourceType())
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="LAYOUT[=DST]",
+    help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
+)
+@click.option("--task", help="Keep only this: encoder drops a decoder or a classifier head.")
+@click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    help="Resample the position embeddings for pictures of this size; reported as lossy.",
+)
+@click.option(
+    "--sincos-positions",
+    is_flag=True,
+    help="With --image-size: make fixed sine-cosine position embeddings anew instead.",
+)
+@click.option(
+    "--num-labels",
+    type=click.IntRange(min=1),
+    help="Put a new classifier head of zeros on the encoder, to fine-tune.",
+)
+@click.option(
+    "--in-channels",
+    type=click.IntRange(min=1),
+    help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
+)
+@click.option(
+    "--max-shard-size",
+    type=ByteSize(),
+    help="Write a directory's weights in parts of at most this size, with an index.",
+)
+@click.option(
+    "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin in place of model.safetensors."
+)
+@click.option(
+    "--prefix",
+    default="",
+    metavar="TEXT",
+    help="Put this before every name in the file, as module. of DistributedDataParallel.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
+@json_option
+@checkpoint_options
+def convert(
+    src: "Source",
+    dst: Path,
+    targets: tuple[str, ...],
+    task: str | None,
+    dtype: str | None,
+    image_size: tuple[int, int] | None,
+    sincos_positions: bool,
+    in_channels: int | None,
+    num_labels: int | None,
+    max_shard_size: int | None,
+    pickled: bool,
+    prefix: str,
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Convert a checkpoint to another layout; what was written is read back and compared.
+
+    Example:
+
+    \b
+        mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
+    """
+    from mae_convert.convert import execute_all
+    from mae_convert.heads import with_new_head
+    from mae_convert.packing import Packing
+    from mae_convert.planning import parse_targets, plan_conversion
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.conversion import conversion as show
+    from mae_convert.show.progress import progress
+    from mae_convert.steps import Geometry
+
+    wanted: dict[str, Any] = {
+        "task": task,
+        "dtype": dtype,
+        "geometry": Geometry(image_size, sincos_positions, in_channels),
+        "packing": Packing(prefix, pickled, max_shard_size),
+    }
+    source = open_and_tell(src, flags, state_key=state_key)
+    source = with_new_head(source, num_labels) if num_labels else source
+    plans = [
+        plan_conversion(source, target, layout, **wanted)
+        for layout, target in parse_targets(dst, targets)
+    ]
+    with progress("read, write and compare") as told:
+        reports = execute_all(plans, overwrite=overwrite, progress=told)
+    ignore_interrupts()  # the outputs have their names
+    if as_json:
+        print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
+    else:
+        for plan, report in zip(plans, reports, strict=True):
+            show(plan, report)
+
+
+@click.command()
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@json_option
+@checkpoint_options
+def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
+    """Compare two checkpoints tensor by tensor, across layouts.
+
+    Exit status 1 if anything differs.
+
+    Example:
+
+    \b
+        mae-convert diff checkpoint.pth my-mae --num-heads 12
+    """
+    from mae_convert.diff import diff as compare_tensors
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.conversion import difference as show
+    from mae_convert.show.conversion import difference_json
+
+    opened = [open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
+    difference = compare_tensors(*opened)
+    print_json(difference_json(difference)) if as_json else show(difference)
+    return 0 if difference.same else 1
+
+
+@click.command()
+@click.argument("name", required=False)
+def layouts(name: str | None) -> None:
+    """List the layouts, or show the mapping table of one.
+
+    Example:
+
+    \b
+        mae-convert layouts transformers-tf
+    """
+    from mae_convert.layouts import LAYOUTS, layout_named
+    from mae_convert.show import layouts as show
+
+    show.layout(layout_named(name)) if name else show.layouts(LAYOUTS.values())
