@@ -152,7 +152,8 @@ class _LegacyStorages:
         Raises:
             CheckpointError: they do not all lie in the file, or differ from what the pickle says.
         """
-        if not isinstance(keys, list) or set(keys) != set(self._wholes):
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or set(keys) != set(self._wholes):
             raise damaged(self._file.path, "it does not hold the storages that it names")
         places = {}
         for key in keys:

@@ -138,6 +138,9 @@ attacks(
         "a call behind the keys of an old file": MAGIC
         + pickle.dumps({}, 2) * 2
         + pickle.dumps(Calls(os.system, FLAG), 2),
+        "an old file whose keys are lists": MAGIC
+        + pickle.dumps({}, 2) * 2
+        + pickle.dumps([["0"]], 2),
         "an old file without an end": MAGIC,
     },
     of_legacy,
