@@ -1,0 +1,149 @@
+"""Conversions of full-size checkpoints against `cp`, and against the classes of transformers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_measure import Run, median, ratio, run
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = (sys.executable, "-m", "mae_convert")
+PEER = Path(__file__).with_name("bench_peer.py")
+HEADS = {"base": 12, "large": 16, "huge": 16}
+
+# A conversion with a clock on its progress: what is read and written, then flushed, then compared.
+PHASES = """
+import json, sys, time
+from pathlib import Path
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.convert import execute_all
+from mae_convert.planning import plan_conversion
+source, target, layout = sys.argv[1:]
+class Clock:
+    def begin(self, total):
+        self.done, self.moments = 0, [time.perf_counter()]
+    def advance(self, count):
+        self.done += count
+        if self.done >= written and len(self.moments) < 3:
+            self.moments.append(time.perf_counter())
+plan = plan_conversion(open_checkpoint(Path(source), Flags()), Path(target), layout)
+written = Path(source).stat().st_size + sum(tensor.nbytes for tensor in plan.tensors)
+clock = Clock()
+execute_all([plan], progress=clock)
+begun, filled, flushed, ended = *clock.moments, time.perf_counter()
+print(json.dumps([filled - begun, flushed - filled, ended - flushed]))
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checkpoint and a folder on the same disk.
+
+    Attributes:
+        size: "base", "large" or "huge".
+        checkpoint: the file, in the original layout.
+        folder: is empty before each run, and after it.
+    """
+
+    size: str
+    checkpoint: Path
+    folder: Path
+
+    def copied(self) -> Run:
+        """Copy the file and wait until it is on the disk."""
+        return self._run(["sh", "-c", 'cp "$0" "$1" && sync -f "$1"', self.checkpoint, self.target])
+
+    def converted(self, layout: str) -> Run:
+        """Convert it with our command."""
+        return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
+
+    def phases(self, layout: str) -> list[float]:
+        """Convert it, and return the seconds of writing, flushing and comparing."""
+        made = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
+        return json.loads(made.output)
+
+    @property
+    def target(self) -> Path:
+        """What is written."""
+        return self.folder / "out"
+
+    def _run(self, command: list[str | Path]) -> Run:
+        made = run(command)
+        remove(self.target)
+        return made
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, and wait until the disk has done it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    os.sync()
+    time.sleep(0.5)
+
+
+def checkpoint(size: str, folder: Path) -> Path:
+    """Make a random checkpoint of an official size, unless it is there."""
+    path = folder / f"{size}.pth"
+    if not path.exists():
+        command = [sys.executable, "full_size.py", f"visualize_vit_{size}", str(path)]
+        subprocess.run(command, check=True, cwd=ROOT / "tests")
+    with path.open("rb") as file:  # so that the first run, too, finds it in memory
+        while file.read(1 << 24):
+            pass
+    return path
+
+
+def rows(sizes: list[str], folder: Path, pairs: int, peer: Path | None) -> Iterator[dict]:
+    """Yield a row of the table for each size and target."""
+    for size in sizes:
+        with_files = Work(size, checkpoint(size, folder), folder / "work")
+        with_files.folder.mkdir(exist_ok=True)
+        for layout in ("transformers", "transformers-tf"):
+            yield _row(with_files, layout, pairs, peer)
+
+
+def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, object]:
+    copies, ours, phases = [], [], []
+    for _ in range(pairs):
+        copies.append(work.copied())
+        ours.append(work.converted(layout))
+        phases.append(work.phases(layout))
+    copying, converting = [[made.seconds for made in runs] for runs in (copies, ours)]
+    writing = [write + flush for write, flush, _ in phases]
+    each_phase = [median(seconds) for seconds in zip(*phases, strict=True)]
+    row: dict[str, object] = {
+        "ViT": work.size,
+        "to": layout,
+        "MB": round(work.checkpoint.stat().st_size / 1e6),
+        "`cp`, s": f"{median(copying):.2f}",
+        "convert, s": f"{median(converting):.2f}",
+        "ratio": f"{ratio(converting, copying):.2f}",
+        "write + flush + compare, s": " + ".join(f"{seconds:.2f}" for seconds in each_phase),
+        "written, ratio": f"{ratio(writing, copying):.2f}",
+        "memory, MB": round(max(made.anonymous for made in ours) / 1e6),
+    }
+    return row | (_against(work, layout, peer) if peer else {})
+
+
+def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
+    """Return the columns of the classes of transformers: one run, right after one of ours."""
+    source = work.checkpoint
+    if layout == "transformers-tf":  # they start from their own directory
+        source = work.folder / "theirs"
+        run([peer, PEER, "transformers", work.checkpoint, source, str(HEADS[work.size])])
+    made = work.converted(layout)
+    theirs = run(
+        [peer, PEER, layout, source, work.target, str(HEADS[work.size])], TF_USE_LEGACY_KERAS="1"
+    )
+    for path in (work.target, work.folder / "theirs"):
+        remove(path)
+    return {
+        "transformers, s": f"{theirs.seconds:.1f}",
+        "times as fast": f"{theirs.seconds / made.seconds:.1f}",
+        "their memory, MB": round(theirs.anonymous / 1e6),
+    }

@@ -1,0 +1,110 @@
+"""Forward passes of the reference models against other classes, in one environment, by turns."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from bench_measure import median, ratio
+
+WORKER = Path(__file__).with_name("bench_worker.py")
+TURN = 0.4
+"""Seconds that a model is run before it is the other one's turn."""
+
+
+class Comparison(NamedTuple):
+    """Two models of the same work: ours, and the class of a library."""
+
+    library: str
+    framework: str
+    part: str
+
+
+COMPARISONS = (
+    Comparison("transformers", "pytorch", "encoder"),
+    Comparison("transformers", "pytorch", "full"),
+    Comparison("transformers", "tensorflow", "encoder"),
+    Comparison("transformers", "tensorflow", "full"),
+    Comparison("timm", "pytorch", "classifier"),
+)
+MODES = ("eager", "compiled")
+
+
+class Model:
+    """A model in a process of its own, which waits for its turn."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self._process = process
+
+    def seconds(self, mode: str, batch: int, calls: int) -> float:
+        """Return the seconds of one of some calls."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([mode, batch, calls]), file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+@contextmanager
+def started(python: Path, library: str, framework: str, size: str, part: str) -> Iterator[Model]:
+    """Start the process of a model, and end it."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if (library, framework) == ("transformers", "tensorflow"):
+        environment["TF_USE_LEGACY_KERAS"] = "1"
+    with subprocess.Popen(
+        [python, WORKER, library, framework, size, part],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+    ) as process:
+        yield Model(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def rows(
+    sizes: list[str], batches: list[int], pairs: int, pythons: dict[str, Path]
+) -> Iterator[dict[str, object]]:
+    """Yield a row of the table for each comparison, size, mode and batch."""
+    for library, framework, part in COMPARISONS:
+        if library not in pythons:
+            continue
+        python = pythons[library]
+        for size in sizes:
+            with (
+                started(python, "reference", framework, size, part) as ours,
+                started(python, library, framework, size, part) as theirs,
+            ):
+                for mode in MODES:
+                    for batch in batches:
+                        a, b = by_turns(ours, theirs, mode, batch, pairs)
+                        yield {
+                            "against": library,
+                            "framework": framework,
+                            "model": part,
+                            "ViT": size,
+                            "mode": mode,
+                            "batch": batch,
+                            "ours, ms": f"{1e3 * median(a):.0f}",
+                            "theirs, ms": f"{1e3 * median(b):.0f}",
+                            "theirs / ours": f"{ratio(b, a):.2f}",
+                        }
+
+
+def by_turns(
+    ours: Model, theirs: Model, mode: str, batch: int, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Return seconds of both, turn by turn; who begins changes."""
+    models = (ours, theirs)
+    for model in models:
+        model.seconds(mode, batch, 2)  # compiles
+    calls = max(1, round(TURN / min(model.seconds(mode, batch, 1) for model in models)))
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(pairs):
+        for which in (0, 1) if number % 2 else (1, 0):
+            times[which].append(models[which].seconds(mode, batch, calls))
+    return times

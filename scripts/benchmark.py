@@ -1,0 +1,78 @@
+"""Measure how fast this is, against `cp` and against transformers and timm, as Markdown tables.
+
+python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV/bin/python
+
+ENV of the first has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; of the second
+timm and torch. Without them their columns are left out. All ratios are medians of ratios within a
+pair: what is compared runs directly one after the other, in one run of this script. Checkpoints
+are random ones of the official sizes, in --folder, whose disk is the one that is measured.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import bench_conversions
+import bench_forward
+import bench_start
+from bench_measure import table
+
+SIZES = ("base", "large", "huge")
+
+
+def arguments() -> argparse.Namespace:
+    """Return what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", type=Path, metavar="PATH", help="has transformers 4.57.6")
+    parser.add_argument("--timm-python", type=Path, metavar="PATH", help="has timm")
+    parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keeps the checkpoints that are made")
+    return parser.parse_args()
+
+
+def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure conversions."""
+    return bench_conversions.rows(given.sizes, folder, given.pairs, given.peer_python)
+
+
+def start(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure what should take no time, and what should fit into little memory."""
+    return bench_start.rows(given.sizes, folder, given.pairs)
+
+
+def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
+    """Measure forward passes."""
+    pythons = {"transformers": given.peer_python, "timm": given.timm_python}
+    pythons = {library: python for library, python in pythons.items() if python}
+    sizes = [size for size in given.sizes if size != "huge"]
+    return bench_forward.rows(sizes, given.batches, given.pairs, pythons)
+
+
+MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {
+    "conversions": conversions,
+    "start": start,
+    "forward": forward,
+}
+
+
+def main() -> None:
+    """Measure, and print a table of each kind."""
+    given = arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        for name in given.only:
+            print(f"\n{MEASUREMENTS[name].__doc__}\n")
+            rows = []
+            for row in MEASUREMENTS[name](given, folder):
+                rows.append(row)
+                print(*row.values(), file=sys.stderr, flush=True)
+            print(table(rows) if rows else "Nothing to compare with.", flush=True)
+
+
+if __name__ == "__main__":
+    main()
