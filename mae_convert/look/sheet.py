@@ -1,6 +1,7 @@
 """Contact sheets: labelled rows of pictures, several beside each other, and films of them."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +178,10 @@ def _write(
     width: int,
     ink: tuple[int, int, int],
 ) -> None:
-    """Write a line, cut off where it does not fit."""
+    """Write a line, cut off where it does not fit, in the letters that Pillow's own font has."""
     font = ImageFont.load_default(13)
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    text = text.encode("ascii", "replace").decode()
     if pen.textlength(text, font=font) > width:
         while text and pen.textlength(text + " ...", font=font) > width:
             text = text[:-1]
