@@ -126,7 +126,7 @@ class Draft:
             raise OutputError(f"{tensor.name} ended {end - at} bytes before its end")
 
     def seal(self, amend: Callable[[Mapping], Mapping]) -> "Draft":
-        """Write everything but the tensors, wait until all is on the disk, and close the file.
+        """Write everything but the tensors.
 
         Args:
             amend: returns the record of the conversion as it is known now; as long as before.
@@ -146,9 +146,16 @@ class Draft:
                 raise OutputError(f"{self.target}: its record is not as long as it was to be")
         for at, data in sealed.blueprint.seal(self.checksums):
             self._put(memoryview(data), at)
+        return sealed
+
+    def flush(self, _advance: Advance) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            OutputError: the system refuses.
+        """
         with saying(self.target):
             os.fsync(self.descriptor)
-        return sealed
 
     def reopen(self) -> Contents:
         """Read the file through the reader that everyone uses.

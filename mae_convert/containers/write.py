@@ -193,7 +193,11 @@ def _fill(
             crew.finish(*aside, *writing)
             amend = source.amend if source else dict
             sealed = [[draft.seal(amend) for draft in group] for group in drafts]
-            return [_compare(crew, group) for group in sealed]
+            # The disk writes while the processor compares.
+            flushing = [crew.start(file.flush) for group in sealed for file in group]
+            hashes = [_compare(crew, group) for group in sealed]
+            crew.finish(*flushing)
+            return hashes
     except MaeConvertError:
         if source is not None:  # what looks like a fault of the disk or of the weights may be this
             source.require_unchanged()
