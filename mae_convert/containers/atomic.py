@@ -142,7 +142,8 @@ def staged(*places: Place) -> Iterator[list[Staged]]:
     for place in places:
         place.check()
     with ExitStack() as stack:
-        outputs = [stack.enter_context(_one(place)) for place in places]
+        with undisturbed():  # else what is made might not be known to anyone who removes it
+            outputs = [stack.enter_context(_one(place)) for place in places]
         yield outputs
         with undisturbed() as signals:
             try:
