@@ -44,12 +44,34 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
     # A polite end, so that what was begun is cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status, sentence = _outcome(arguments)
+    except Exception:
+        if not interrupts:
+            raise
+        status, sentence = 130, None
+    ignore_interrupts()
+    if interrupts and status:  # C code, and the making of a class, turn them into other errors
+        status, sentence = 130, "interrupted"
+    if sentence:
+        click.echo(f"mae-convert: {sentence}", err=True)
+    sys.exit(status)
+
+
+def _outcome(arguments: list[str] | None) -> tuple[int, str | None]:
+    """Run the command line; return its exit status and what there is to complain about."""
+    try:
         # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
         with cli.make_context(
             "mae-convert", sys.argv[1:] if arguments is None else arguments
@@ -57,25 +79,18 @@ def main(arguments: list[str] | None = None) -> None:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except MaeConvertError as error:
-        status = _complain(str(error), error.exit_status)
+        return error.exit_status, str(error)
     except click.exceptions.Exit as error:  # --help and --version
-        status = error.exit_code
+        return error.exit_code, None
     except click.UsageError as error:
         error.show()
-        status = error.exit_code
+        return error.exit_code, None
     except (click.Abort, KeyboardInterrupt):
-        status = _complain("interrupted", 130)
+        return 130, "interrupted"
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); that is not ours to complain about.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        return 0, None
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        status = _complain(what, 2)
-    ignore_interrupts()
-    sys.exit(status or 0)
-
-
-def _complain(sentence: str, status: int) -> int:
-    click.echo(f"mae-convert: {sentence}", err=True)
-    return status
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return status or 0, None
