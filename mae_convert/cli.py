@@ -12,7 +12,7 @@ import click
 
 from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, verdicts
-from mae_convert.commands.ending import ignore_interrupts
+from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
 from mae_convert.errors import MaeConvertError
 
 COMMANDS = (
@@ -44,17 +44,10 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
-    interrupts: list[int] = []
-
-    def interrupt(number: int, _: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
     # A polite end, so that what was begun is cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    interrupts = raise_interrupts()
     try:
         status, sentence = _outcome(arguments)
     except Exception:

@@ -285,3 +285,26 @@ def test_an_interrupt_that_becomes_another_error_is_one_still(pretrain, error):
     command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
+
+
+FORGOTTEN = """
+import os, signal, sys, time
+from mae_convert import cli, inspection
+class Gone:
+    def __del__(self):  # in which Python ignores what is raised
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+def look(*_, **__):
+    del Gone.last
+    time.sleep(10)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Gone.last = Gone()
+inspection.inspect = look
+cli.main(["inspect", *sys.argv[1:]])
+"""
+
+
+def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain):
+    command = [sys.executable, "-c", FORGOTTEN, pretrain.checkpoint, *pretrain.heads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
