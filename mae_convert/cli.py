@@ -12,7 +12,7 @@ import click
 
 from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, verdicts
-from mae_convert.commands.ending import ignore_interrupts
+from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
 from mae_convert.errors import MaeConvertError
 
 COMMANDS = (
@@ -47,9 +47,24 @@ def main(arguments: list[str] | None = None) -> None:
     # A polite end, so that what was begun is cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    interrupts = raise_interrupts()
     try:
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status, sentence = _outcome(arguments)
+    except Exception:
+        if not interrupts:
+            raise
+        status, sentence = 130, None
+    ignore_interrupts()
+    if interrupts and status:  # C code, and the making of a class, turn them into other errors
+        status, sentence = 130, "interrupted"
+    if sentence:
+        click.echo(f"mae-convert: {sentence}", err=True)
+    sys.exit(status)
+
+
+def _outcome(arguments: list[str] | None) -> tuple[int, str | None]:
+    """Run the command line; return its exit status and what there is to complain about."""
+    try:
         # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
         with cli.make_context(
             "mae-convert", sys.argv[1:] if arguments is None else arguments
@@ -57,25 +72,18 @@ def main(arguments: list[str] | None = None) -> None:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except MaeConvertError as error:
-        status = _complain(str(error), error.exit_status)
+        return error.exit_status, str(error)
     except click.exceptions.Exit as error:  # --help and --version
-        status = error.exit_code
+        return error.exit_code, None
     except click.UsageError as error:
         error.show()
-        status = error.exit_code
+        return error.exit_code, None
     except (click.Abort, KeyboardInterrupt):
-        status = _complain("interrupted", 130)
+        return 130, "interrupted"
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); that is not ours to complain about.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        return 0, None
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        status = _complain(what, 2)
-    ignore_interrupts()
-    sys.exit(status or 0)
-
-
-def _complain(sentence: str, status: int) -> int:
-    click.echo(f"mae-convert: {sentence}", err=True)
-    return status
+        return 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return status or 0, None

@@ -12,6 +12,7 @@ wrong. Filling a disk and mounting one read-only needs root.
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -44,6 +45,8 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, action="append", help="a file, a directory")
     parser.add_argument("--work", type=Path, help="where to make the files")
     given = parser.parse_args()
+    # A shell lets what it runs in the background ignore Ctrl-C, and children would do so too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = False
     print("| target | what is done to it | trials | old | new | left a stray | wrong |")
     print("|---|---|---|---|---|---|---|")

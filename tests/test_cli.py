@@ -263,3 +263,48 @@ def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
         )  # fmt: skip
         assert result.status == 2
         assert (converted / "model.safetensors").read_bytes() == before
+
+
+DISGUISED = """
+import os, signal, sys
+from mae_convert import cli, inspection
+def look(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise {error} from None
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in the background ignores it
+inspection.inspect = look
+cli.main(["inspect", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError('of C')", "OSError(5, 'x')"])
+def test_an_interrupt_that_becomes_another_error_is_one_still(pretrain, error):
+    code = DISGUISED.format(error=error)
+    command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
+
+
+FORGOTTEN = """
+import os, signal, sys, time
+from mae_convert import cli, inspection
+class Gone:
+    def __del__(self):  # in which Python ignores what is raised
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+def look(*_, **__):
+    del Gone.last
+    time.sleep(10)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Gone.last = Gone()
+inspection.inspect = look
+cli.main(["inspect", *sys.argv[1:]])
+"""
+
+
+def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain):
+    command = [sys.executable, "-c", FORGOTTEN, pretrain.checkpoint, *pretrain.heads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
