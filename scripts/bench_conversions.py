@@ -17,8 +17,8 @@ PROGRAM = (sys.executable, "-m", "mae_convert")
 PEER = Path(__file__).with_name("bench_peer.py")
 HEADS = {"base": 12, "large": 16, "huge": 16}
 
-# A conversion with a clock on its progress: what is read, hashed and written, then flushed while it is
-# compared.
+# A conversion with a clock on its progress: it is read, hashed and written, then flushed while it
+# is compared.
 PHASES = """
 import json, sys, time
 from pathlib import Path

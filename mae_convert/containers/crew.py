@@ -11,13 +11,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
+from mae_convert.allocation import keep_what_is_freed
 
 MOST_WORKERS = 4
 """Each may hold an array of `LARGE_BYTES` and a block of it."""
-
-KEPT_BYTES = 30 << 20
-"""Less than the 32 MB of which glibc makes a rule for itself when they are freed."""
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -82,13 +79,3 @@ class Crew:
         if self._stop.is_set():
             raise _StoppedError
         self._progress.advance(count)
-
-
-def keep_what_is_freed() -> None:
-    """Have the allocator keep pieces that are freed, for the next ones.
-
-    glibc gives what is larger than some threshold back to the system at once, and getting it again
-    costs a page fault for every 4 kB. It raises that threshold to what it sees freed (mallopt(3),
-    M_MMAP_THRESHOLD). Other allocators lose nothing by it.
-    """
-    np.empty(KEPT_BYTES, np.uint8)

@@ -59,8 +59,10 @@ def import_runner(framework: str, loader: str) -> ModuleType:
 
 def run(job_path: Path) -> None:
     """Run the job and write its trace."""
+    from mae_convert.allocation import keep_what_is_freed
     from mae_convert.verify.job import Job
 
+    keep_what_is_freed()
     job = Job.load(job_path)
     if job.framework == "torch" and hasattr(os, "nice"):
         os.nice(5)  # PyTorch is done first: the other side, which everybody waits for, goes before
