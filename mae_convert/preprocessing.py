@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
@@ -160,6 +160,11 @@ def _rescale(stated: Mapping[str, Any]) -> float:
 
 
 def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
+    if picture.mode in ("I", "F"):
+        raise MaeConvertError(
+            f"a picture of mode {picture.mode} does not say how bright its numbers are; save"
+            " it with 8 or 16 bits a channel"
+        )
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
@@ -180,7 +185,7 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture)
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MaeConvertError(f"{path} is not a picture that can be read: {error}") from error
 
 

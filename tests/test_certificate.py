@@ -123,3 +123,17 @@ def test_a_single_file_has_its_certificate_beside_it(run, case, tmp_path):
     assert result.status == 0, result.err
     assert (tmp_path / "encoder.safetensors.verification.json").is_file()
     assert run("verify", target, *sides).status == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--gradients",), "a certificate is replayed on its own inputs"),
+        (("--against", "timm"), "a certificate is replayed on its own inputs"),
+        (("--framework-b", "torch"), "a certificate is replayed on its own inputs"),
+        (("--dtype", "float16"), "the certificate holds no float16 run"),
+    ],
+)
+def test_what_a_replay_cannot_do_is_refused(run, certified, option, words):
+    done = run("verify", certified, *option)
+    assert (done.status, words in done.err) == (2, True), done.err

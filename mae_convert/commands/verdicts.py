@@ -1,5 +1,6 @@
 """Commands that run models and judge whether they are the same function."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +200,7 @@ def verify(
         raise click.UsageError("--certify puts a certificate beside B, a local path")
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     if b is None:
-        done = _replay(a, sides[0], parse_options(**options), flags)
+        done = _replay(a, sides, parse_options(**options), flags)
     else:
         first, second = (
             open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)
@@ -212,20 +213,31 @@ def verify(
     return 0 if done.verdict.passed else 1
 
 
-def _replay(source: "Source", side: "Side", options: "Options", flags: "Flags") -> "Verification":
+def _replay(
+    source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
+) -> "Verification":
     """Judge a checkpoint by its certificate, downloaded if need be."""
     from mae_convert.official import Official
     from mae_convert.sources import locate
     from mae_convert.verify.certificate import replay
+    from mae_convert.verify.sides import Side
+    from mae_convert.verify.verification import Options
 
     if isinstance(source, Official):
         raise click.UsageError(
             f"an official checkpoint has no certificate; `verify --published {source.name}`"
             " compares it with results that others published"
         )
+    # What is asked for and not done would be a pass for nothing.
+    if sides[1] != Side() or replace(options, dtypes=(), require_proof=False) != Options(dtypes=()):
+        raise click.UsageError(
+            "a certificate is replayed on its own inputs and in its own way; of the options it takes"
+            " --dtype, --require-proof, --report and those of side a (--framework-a ...); give the"
+            " source too for the others"
+        )
     path, origin = locate(source, certificate=True)
     say_notes(origin)
-    return replay(path, side, options, flags, origin)
+    return replay(path, sides[0], options, flags, origin)
 
 
 def _verify_published(

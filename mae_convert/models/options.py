@@ -22,7 +22,6 @@ WITHOUT_EFFECT = (
     "trust_remote_code",
     "low_cpu_mem_usage",
     "attn_implementation",
-    "state_dict",
     "add_pooling_layer",
 )
 HABITS = ("output_hidden_states", "output_attentions", "return_dict", "problem_type")

@@ -142,6 +142,11 @@ class PretrainedModel:
             MaeConvertError: the checkpoint cannot be read, or is not such a model.
             TypeError: an option that is not known.
         """
+        if options.pop("state_dict", None) is not None:
+            raise TypeError(
+                "from_pretrained takes the weights from the checkpoint and no state_dict; call"
+                " load_state_dict of the model that it returns"
+            )
         options = {n: v for n, v in options.items() if n not in WITHOUT_EFFECT}
         source = source_named(pretrained_model_name_or_path, options)
         dtype = dtype_of(options, cls.usual_dtype())

@@ -27,7 +27,7 @@ from mae_convert.verify.explain.verdict import explained_by_traces
 from mae_convert.verify.inputs import inputs_sha256
 from mae_convert.verify.judge import LIMITS, Check, Verdict, ceiling_units, judge, own_errors
 from mae_convert.verify.report import environment
-from mae_convert.verify.running import Request, Run, run_together
+from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import Side, choose_side
 from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Options, Verification
@@ -179,11 +179,19 @@ def read_certificate(target: Path) -> Certificate:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         wrong = [name for name, kind in FIELDS.items() if not isinstance(document[name], kind)]
+        wrong += [] if _is_whole(document["source_trace"]) else ["source_trace"]
+        wrong += [] if document["files"] else ["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{error}") from error
     if wrong or document["format"] != FORMAT:
         raise _damaged(path, f"its {(*wrong, 'format')[0]} is not one of this version")
     return Certificate(target, document)
+
+
+def _is_whole(description: Mapping[str, Any]) -> bool:
+    """Tell whether a description has what the judge asks it for."""
+    needed = ("dtypes", "config", "tensors", "task", "inputs", "native", "run_mask_ratio")
+    return all(name in description for name in needed) and "float64" in description["dtypes"]
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
@@ -259,7 +267,14 @@ def _run_again(
     inputs: Mapping[str, np.ndarray],
     options: Options,
 ) -> Trace:
-    dtypes = tuple(d for d in source.description["dtypes"] if d in ("float64", *options.dtypes))
+    kept = source.description["dtypes"]
+    missing = [d for d in options.dtypes if d not in kept]
+    if missing and options.dtypes != DEFAULT_DTYPES:
+        raise MaeConvertError(
+            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}; verify with the"
+            " source, or leave --dtype out"
+        )
+    dtypes = tuple(d for d in kept if d in ("float64", *options.dtypes))
     request = Request(dtypes, mask_ratio=source.description["run_mask_ratio"])
     (trace,) = run_together([Run(checkpoint, choose_side(checkpoint, side), request)], inputs)
     return trace
