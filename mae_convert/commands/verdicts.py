@@ -231,9 +231,9 @@ def _replay(
     # What is asked for and not done would be a pass for nothing.
     if sides[1] != Side() or replace(options, dtypes=(), require_proof=False) != Options(dtypes=()):
         raise click.UsageError(
-            "a certificate is replayed on its own inputs and in its own way; of the options it takes"
-            " --dtype, --require-proof, --report and those of side a (--framework-a ...); give the"
-            " source too for the others"
+            "a certificate is replayed on its own inputs and in its own way; of the options it"
+            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...); give"
+            " the source too for the others"
         )
     path, origin = locate(source, certificate=True)
     say_notes(origin)
