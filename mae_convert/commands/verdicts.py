@@ -232,8 +232,8 @@ def _replay(
     if sides[1] != Side() or replace(options, dtypes=(), require_proof=False) != Options(dtypes=()):
         raise click.UsageError(
             "a certificate is replayed on its own inputs and in its own way; of the options it"
-            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...); give"
-            " the source too for the others"
+            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...);"
+            " give the source too for the others"
         )
     path, origin = locate(source, certificate=True)
     say_notes(origin)
