@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.canonical import schema
-from mae_convert.configuration import Configuration, Evidence, resolve
+from mae_convert.configuration import Configuration, Evidence, check_flags_taken, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
@@ -212,7 +212,8 @@ def open_checkpoint(
     Args:
         path: a checkpoint file or a model directory.
         flags: what the user says that the file does not.
-        fill_only: refuse a flag that contradicts the file.
+        fill_only: a flag tells what the file does not, and does not overrule it; of two files that
+            are compared, it may be about the other. See `check_flags`.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
         origin: where it was downloaded from, which tells what the file may not.
 
@@ -247,6 +248,16 @@ def open_checkpoint(
         family=family,
         origin=origin,
     )
+
+
+def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
+    """Check that what the user says is said of one of the checkpoints, opened with `fill_only`.
+
+    Raises:
+        ConfigurationError: a flag contradicts all of them.
+    """
+    opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
+    check_flags_taken((flags or Flags()).given(), opened)
 
 
 @contextmanager

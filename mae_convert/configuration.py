@@ -58,7 +58,7 @@ class Evidence:
         family: what the family of models takes for granted that the checkpoint is known to belong
             to, and the family's name.
         size_hint: the image size of a family that the shapes suggest, for a message.
-        fill_only: a flag may fill what the file does not state, but not contradict it.
+        fill_only: a flag tells what the file does not state, and does not overrule it.
     """
 
     geometry: Mapping[str, Any]
@@ -190,8 +190,11 @@ def _first(name: str, evidence: Evidence) -> tuple[Any, str]:
 def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
     if name != "image_size":
         yield evidence.geometry.get(name), "the tensors' shapes"
-    yield evidence.flags.get(name), f"flag {FLAGS.get(name, '')}"
-    yield _stated(name, evidence), evidence.stated_where
+    told = [
+        (evidence.flags.get(name), f"flag {FLAGS.get(name, '')}"),
+        (_stated(name, evidence), evidence.stated_where),
+    ]
+    yield from reversed(told) if evidence.fill_only else told
     if name in PREPROCESSING:
         yield evidence.preprocessor.get(name), "preprocessor_config.json"
         yield evidence.family.get(name), f"convention of {evidence.family_name}"
@@ -255,17 +258,33 @@ def _square_image(geometry: Mapping[str, Any]) -> int | tuple[int, int] | None:
 
 
 def _check_flag(name: str, evidence: Evidence) -> None:
-    flag, stated = evidence.flags.get(name), _stated(name, evidence)
+    flag = evidence.flags.get(name)
     told = evidence.geometry.get(name)
     if None not in (flag, told) and flag != told:
         raise ConfigurationError(
             f"{FLAGS[name]} {flag} contradicts the tensors' shapes, which say {told}; leave it out"
         )
-    if evidence.fill_only and None not in (flag, stated) and flag != stated:
-        raise ConfigurationError(
-            f"{FLAGS[name]} {flag} contradicts {evidence.stated_where}, which says {name} is"
-            f" {stated}; leave the flag out"
-        )
+
+
+def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:
+    """Check that each flag tells something of one of the files that it may be about.
+
+    Args:
+        flags: field → value, as the user gave them.
+        opened: the configurations by the names of their files, each opened to be filled only.
+
+    Raises:
+        ConfigurationError: all of them state something else.
+    """
+    for name, flag in flags.items():
+        others = {
+            file: configuration.value(name)
+            for file, configuration in opened.items()
+            if name in configuration.sources and name != "image_size"
+        }
+        if others and flag not in others.values():
+            said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
+            raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
 
 
 def _check_stated(task: str, evidence: Evidence) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.checkpoint import Flags, check_flags, open_checkpoint
 from mae_convert.verify.report import text
 from mae_convert.verify.sides import Side
 from mae_convert.verify.verification import Options, Verification, run_verification
@@ -40,6 +40,7 @@ def assert_parity(
     # pytest shows the message, and not the inside of this function.
     __tracebackhide__ = True
     first, second = (open_checkpoint(path, flags, fill_only=True) for path in (a, b))
+    check_flags(flags, first, second)
     asked = Options(require_proof=require_proof, **options)
     done = run_verification(first, second, side_a, side_b, asked)
     if not done.verdict.passed:

@@ -88,6 +88,54 @@ def test_a_file_that_is_gone_fails_and_is_named(run, copy):
     assert [c["name"] for c in result.json["checks"]] == ["file/model.safetensors"]
 
 
+def edited(folder, change):
+    document = json.loads((folder / DOCUMENT).read_text())
+    change(document)
+    (folder / DOCUMENT).write_text(json.dumps(document))
+
+
+EDITS = {
+    "certificate/checks": lambda d: d["checks"][3].update(passed=False),
+    "certificate/limits": lambda d: d["limits"].update(function=1.0),
+    "certificate/steps": lambda d: d["steps"].append({"step": "dtype", "to": "bfloat16"}),
+    "file/config.json": lambda d: d["files"].pop("config.json"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_certificate_that_says_other_things_than_it_should_fails(run, copy, name):
+    edited(copy, EDITS[name])
+    result = run("verify", copy, "--json", "--framework-a", "torch")
+    assert result.status == 1, result.err
+    assert [c["name"] for c in result.json["checks"] if not c["passed"]] == [name]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d.update(checks=[]),
+        lambda d: d["source_trace"]["config"].pop("layer_norm_eps"),
+        lambda d: d["source_trace"]["checkpoint"].update(name="\x1b[2J"),
+    ],
+)
+def test_a_certificate_that_is_damaged_is_refused(run, copy, edit):
+    edited(copy, edit)
+    result = run("verify", copy)
+    assert (result.status, result.err.count("\n")) == (2, 1), result.err
+
+
+def test_a_replay_says_what_it_leaves_out(run, copy):
+    result = run("verify", copy, "--framework-a", "torch")
+    assert result.status == 0
+    assert "not compared: every step between" in result.out
+
+
+def test_preprocessing_that_appears_after_certification_is_noticed(run, copy):
+    edited(copy, lambda d: d["files"].pop("preprocessor_config.json"))
+    result = run("verify", copy, "--framework-a", "torch")
+    assert (result.status, "preprocessor_config.json" in result.out) == (1, True)
+
+
 def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(run, copy):
     (copy / DOCUMENT).write_text('{"format": 1}')
     result = run("verify", copy)

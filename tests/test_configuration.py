@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.configuration import Evidence, resolve
+from mae_convert.configuration import Evidence, check_flags_taken, resolve
 from mae_convert.errors import ConfigurationError
 
 GEOMETRY = {
@@ -126,11 +126,15 @@ def test_a_grid_that_is_no_square_needs_a_size():
         resolve("encoder", evidence(geometry=wide, flags={"image_size": (224, 224)}))
 
 
-def test_a_flag_may_not_contradict_the_file_where_two_are_compared():
+def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it_says():
     told = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
-    with pytest.raises(ConfigurationError, match="contradicts"):
-        resolve("pretrain", evidence(**told, fill_only=True))
     assert resolve("pretrain", evidence(**told)).model.layer_norm_eps == 1e-5
+    stating = resolve("pretrain", evidence(**told, fill_only=True))
+    lacking = resolve("pretrain", evidence(flags=told["flags"], fill_only=True))
+    assert [c.model.layer_norm_eps for c in (stating, lacking)] == [1e-6, 1e-5]
+    check_flags_taken(told["flags"], {"a": stating, "b": lacking})
+    with pytest.raises(ConfigurationError, match=r"1e-05 contradicts a, which says 1e-06"):
+        check_flags_taken(told["flags"], {"a": stating})
 
 
 def test_other_sensors_have_no_mean_colour():

@@ -104,6 +104,8 @@ def test_the_answer_fits_what_failed():
         "NOT PROVEN": "proof/both sides read natively",
         "DIFFERENT": "function/logits",
     }
+    nan = (Check(name, False, float("nan"), 1e-10) for name in failed.values())
+    assert answer(made_up(*nan))[0] == "NOT FINITE"
     for word, name in failed.items():
         assert answer(made_up(Check(name, False, 1.0, 0.0)))[0] == word
     assert answer(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[0] == (

@@ -261,6 +261,23 @@ def test_what_happened_to_a_tensor_is_said_where_it_can_be_shown(tmp_path, sente
     assert cause.startswith(f"{name}: {sentence}")
 
 
+@pytest.mark.parametrize(
+    ("side", "name"), [("A", "encoder.norm.weight"), ("B", "encoder.position_embedding")]
+)
+def test_rounding_is_told_whichever_side_has_it(tmp_path, side, name):
+    """And no more than that: the class token's place in fixed positions is zero as it is."""
+    tensors = random_tensors(CONFIG, "pretrain", 0, learned=False)
+    assert not tensors["encoder.position_embedding"][0, 0].any()
+    coarse = {**tensors, name: tensors[name].astype(np.float16).astype(np.float32)}
+    pair = (coarse, tensors) if side == "A" else (tensors, coarse)
+    a, b = (
+        write_original(tmp_path / f"{i}.safetensors", CONFIG, "pretrain", one)
+        for i, one in enumerate(pair)
+    )
+    end = " in A, and is not in B" if side == "A" else ""
+    assert explain(a, b, [name]) == [f"{name}: is rounded to float16{end}"]
+
+
 def test_what_happened_in_every_block_is_one_sentence(tmp_path):
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=True)
     a = write_original(tmp_path / "a.safetensors", CONFIG, "pretrain", tensors)

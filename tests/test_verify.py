@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 RESULTS = {
@@ -184,6 +185,8 @@ def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
         "equal noise": {"pixel_values": golden["imgs"], "noise": golden["noise"] * 0},
         "dtype": {"pixel_values": golden["imgs"].astype(np.float64)},
         "nothing": {"images": golden["imgs"]},
+        "NaN": {"pixel_values": golden["imgs"], "noise": golden["noise"] * np.nan},
+        "objects": {"pixel_values": np.array([{}, None])},
     }
     for name, arrays in bad.items():
         np.savez(tmp_path / "in.npz", **arrays)
@@ -191,13 +194,40 @@ def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
         result = run("trace", work / "pt", out, "--inputs", tmp_path / "in.npz")
         assert result.status == 2, name
         assert result.err.count("\n") == 1, name
+        assert ("NaN" in result.err, "Python objects" in result.err) == (
+            name == "NaN", name == "objects"
+        )  # fmt: skip
         assert not out.exists()
+    np.save(tmp_path / "in.npy", golden["imgs"])
+    result = run("trace", work / "pt", out, "--inputs", tmp_path / "in.npy")
+    assert (result.status, "numpy.savez" in result.err) == (2, True)
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, work, tmp_path):
     for report in ("report.pdf", "no/such/report.json"):
         result = run("verify", work / "pt", work / "tf", "--report", tmp_path / report)
         assert result.status == 2
+
+
+def test_an_older_report_does_not_stand_for_a_run_that_ends_early(run, work, tmp_path):
+    report = tmp_path / "report.JSON"
+    report.write_text("passed")
+    result = run("verify", work / "pt", work / "none", "--report", report)
+    assert (result.status, report.exists()) == (2, False)
+    result = run("verify", work / "pt", work / "tf", "--dtype", "tf32")
+    assert (result.status, "CUDA devices only" in result.err) == (2, True)
+
+
+def test_heads_that_differ_are_the_verdict_and_a_flag_is_about_the_file_that_lacks_it(
+    run, case, work
+):
+    original = case("pretrain_tiny").checkpoint
+    result = run("verify", original, work / "pt", "--num-heads", 8, "--decoder-num-heads", 3,
+                 "--framework-a", "torch", "--framework-b", "torch")  # fmt: skip
+    assert result.status == 1
+    assert "num_attention_heads is 8 in A and 4 in B" in result.out
+    result = run("verify", work / "pt", work / "tf", "--num-heads", 8)
+    assert (result.status, "contradicts" in result.err) == (2, True)
 
 
 def test_what_is_not_compared_is_said(run, work, tmp_path):
@@ -207,7 +237,10 @@ def test_what_is_not_compared_is_said(run, work, tmp_path):
     result = run("verify", work / "tf", tmp_path / "encoder")
     assert result.status == 0
     assert "NOT declared" in result.out
-    assert "in the part that both have" in result.out
+    assert "as far as it was compared" in result.out
+    result = run("verify", work / "tf", tmp_path / "encoder", "--require-proof")
+    assert (result.status, "NOT PROVEN" in result.out) == (1, True)
+    assert "no conversion record declares" in result.out
 
 
 def test_what_was_assumed_is_said(run, case, work):
@@ -251,8 +284,6 @@ def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
 
 
 def test_a_trace_that_lost_a_result_is_refused(run, work, tmp_path):
-    from safetensors import safe_open
-
     trace = tmp_path / "a.safetensors"
     assert run("trace", work / "tf", trace, "--dtype", "float64").status == 0
     said = run("compare", trace, trace)
@@ -265,6 +296,28 @@ def test_a_trace_that_lost_a_result_is_refused(run, work, tmp_path):
         result = run("compare", trace, tmp_path / "b.safetensors")
         assert result.status == 2, result.out
         assert "lacks" in result.err
+
+
+def test_compare_says_what_only_one_trace_has_and_refuses_other_files(run, work, tmp_path):
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    run("trace", work / "pt", a, "--framework", "torch", "--gradients", "--taps")
+    run("trace", work / "pt", b, "--framework", "torch", "--dtype", "float64")
+    result = run("compare", a, b)
+    assert result.status == 0
+    for said in ("gradients, which only A has", "steps between, which only A", "float32, which"):
+        assert said in result.out
+    assert "does not exist" in run("compare", a, tmp_path / "none").err
+    for change, words in (
+        (lambda d: d.update(format=9), "format 9"),
+        (lambda d: d["config"].pop("layer_norm_eps"), "is not a trace"),
+        (lambda d: d["checkpoint"].update(name="\x1b[2J"), "is not a trace"),
+    ):
+        with safe_open(b, "numpy") as file:
+            described = json.loads(file.metadata()["trace"])
+        change(described)
+        save_file(load_file(b), tmp_path / "c.safetensors", {"trace": json.dumps(described)})
+        result = run("compare", a, tmp_path / "c.safetensors")
+        assert (result.status, words in result.err) == (2, True), result.err
 
 
 def test_traces_with_other_masks_differ(run, work, tmp_path):

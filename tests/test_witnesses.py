@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.errors import MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify.inputs import InputChoice
 from mae_convert.verify.sides import Side, choose_side
 from mae_convert.verify.verification import Options, Witness, run_verification, verify
@@ -85,20 +85,40 @@ def test_timms_own_model_is_a_witness(case, tmp_path, run, name):
     assert result.status == 0, result.out + result.err
 
 
-def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, work):
+@pytest.fixture
+def bare_python(tmp_path):
+    """An interpreter that has no framework."""
+    path = tmp_path / "python"
+    path.write_text("#!/bin/sh\necho False\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, work, bare_python):
     pretrain = case("pretrain_tiny")
     result = run(
-        "verify", pretrain.checkpoint, work / "pt", "--against", "timm=/bin/false", *pretrain.heads
-    )
+        "verify", pretrain.checkpoint, work / "pt", "--against", f"timm={bare_python}",
+        *pretrain.heads,
+    )  # fmt: skip
     assert (result.status, result.out) == (3, "")
     assert "pip install timm" in result.err
     result = run("verify", pretrain.checkpoint, work / "pt", "--against", "mxnet", *pretrain.heads)
     assert result.status == 2
 
 
-def test_a_missing_interpreter_is_named(source):
-    with pytest.raises(MissingRequirementError, match="torch"):
-        choose_side(source, Side("torch", python="/bin/false"))
+def test_a_missing_framework_and_what_is_no_interpreter_are_named(source, bare_python):
+    with pytest.raises(MissingRequirementError, match="torch is not installed in"):
+        choose_side(source, Side("torch", python=str(bare_python)))
+    with pytest.raises(MaeConvertError, match="no Python interpreter"):
+        choose_side(source, Side("torch", python="/bin/cat"))
+
+
+def test_the_further_witness_runs_the_target_where_the_source_has_been_run_by_it(source, work):
+    target = open_checkpoint(work / "tf")
+    options = Options(dtypes=("float64",), against=(Witness("torch"),))
+    done = run_verification(source, target, TORCH, TORCH, options)
+    assert done.verdict.passed
+    assert done.verdict.witnesses[2]["checkpoint"]["name"] == str(work / "tf")
 
 
 @pytest.mark.parametrize(

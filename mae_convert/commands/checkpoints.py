@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.ending import ignore_interrupts
-from mae_convert.commands.opening import open_and_tell
+from mae_convert.commands.opening import open_and_tell, open_pair_and_tell
 from mae_convert.options import (
     DTYPE,
     ByteSize,
@@ -177,8 +177,7 @@ def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: 
     from mae_convert.show.conversion import difference as show
     from mae_convert.show.conversion import difference_json
 
-    opened = [open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)]
-    difference = compare_tensors(*opened)
+    difference = compare_tensors(*open_pair_and_tell((a, b), flags, state_key=state_key))
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
 

@@ -1,5 +1,6 @@
 """Open what a command is given, and say what is to be known of it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,19 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
     checkpoint = open_source(source, flags, **options)
     say_notes(checkpoint.origin)
     return checkpoint
+
+
+def open_pair_and_tell(
+    sources: "Sequence[Source]", flags: "Flags", *, state_key: str | None
+) -> "list[Checkpoint]":
+    """Open two checkpoints that are compared; a flag is about the one that lacks what it says."""
+    from mae_convert.checkpoint import check_flags
+
+    opened = [
+        open_and_tell(source, flags, fill_only=True, state_key=state_key) for source in sources
+    ]
+    check_flags(flags, *opened)
+    return opened
 
 
 def say_notes(origin: "Origin | None") -> None:

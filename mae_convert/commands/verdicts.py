@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mae_convert.commands.opening import open_and_tell, say_notes
+from mae_convert.commands.opening import open_and_tell, open_pair_and_tell, say_notes
 from mae_convert.options import (
     DEVICE,
     FRAMEWORK,
@@ -130,7 +130,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     "--against",
     multiple=True,
     metavar="FRAMEWORK[=PYTHON]",
-    help="Have B run once more, by transformers' or timm's own classes.",
+    help="Have B (or A, if only A has its names) run once more, by another library's own classes.",
 )
 @click.option(
     "--dtype",
@@ -186,8 +186,13 @@ def verify(
     """
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.verdict import verdict as show
-    from mae_convert.verify.certificate import write_certificate
-    from mae_convert.verify.report import check_report_names, verdict_json, write_reports
+    from mae_convert.verify.certificate import has_certificate, write_certificate
+    from mae_convert.verify.report import (
+        check_report_names,
+        remove_old_reports,
+        verdict_json,
+        write_reports,
+    )
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
@@ -199,15 +204,16 @@ def verify(
     if certify and not isinstance(b, Path):
         raise click.UsageError("--certify puts a certificate beside B, a local path")
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
+    remove_old_reports(reports)
     if b is None:
         done = _replay(a, sides, parse_options(**options), flags)
     else:
-        first, second = (
-            open_and_tell(p, flags, fill_only=True, state_key=state_key) for p in (a, b)
-        )
+        first, second = open_pair_and_tell((a, b), flags, state_key=state_key)
         done = run_verification(first, second, *sides, parse_options(**options))
         if certify and done.verdict.passed:
             write_certificate(done, second)
+        elif certify and has_certificate(second.path):
+            click.echo(f"note: the certificate beside {b} is of an earlier verification", err=True)
     write_reports(done, reports)
     print_json(verdict_json(done.verdict)) if as_json else show(done.verdict)
     return 0 if done.verdict.passed else 1
@@ -219,7 +225,7 @@ def _replay(
     """Judge a checkpoint by its certificate, downloaded if need be."""
     from mae_convert.official import Official
     from mae_convert.sources import locate
-    from mae_convert.verify.certificate import replay
+    from mae_convert.verify.replay import replay
     from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import Options
 

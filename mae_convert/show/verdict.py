@@ -11,7 +11,7 @@ from mae_convert.plain import number, plain
 from mae_convert.show.console import console
 from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
-from mae_convert.verify.summary import answer, by_depth, summary
+from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
 
 MOST_ROWS = 8
 MOST_BARS = 24
@@ -45,7 +45,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
         yield f"first divergence: [bold]{result.first_divergence}[/bold]"
         yield from map(escape, depth_chart(result))
     if result.suspects and not result.passed:
-        yield "suspects: " + ", ".join(result.suspects[:6])
+        yield f"{suspects_title(result)}: " + ", ".join(result.suspects[:6])
     for cause in result.causes:
         yield f"cause: {escape(cause)}"
     for what in result.not_compared:

@@ -8,7 +8,8 @@ results. With both, the target is judged once more without the source, on any ma
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mae_convert import __version__
-from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.atomic import replacing_file
-from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError
-from mae_convert.origin import Origin
+from mae_convert.errors import CheckpointError
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256
-from mae_convert.verify.explain.verdict import explained_by_traces
 from mae_convert.verify.inputs import inputs_sha256
-from mae_convert.verify.judge import LIMITS, Check, Verdict, ceiling_units, judge, own_errors
+from mae_convert.verify.judge import (
+    LIMITS,
+    Check,
+    ceiling_units,
+    own_errors,
+)
 from mae_convert.verify.report import environment
-from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.verify.sides import Side, choose_side
-from mae_convert.verify.trace import Trace
-from mae_convert.verify.verification import Options, Verification
+from mae_convert.verify.steps import declared_steps
+from mae_convert.verify.trace import Trace, check_description, refuse_control_characters
+from mae_convert.verify.verification import Verification
 
 FORMAT = 1
 DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
@@ -47,6 +50,8 @@ FIELDS = {
     "arrays": str,
     "inputs": str,
     "checks": list,
+    "limits": dict,
+    "steps": list,
     "source_trace": dict,
 }
 
@@ -73,11 +78,47 @@ class Certificate:
             if not (folder / name).is_file() or file_sha256(folder / name) != sha256
         ]
 
+    def checks(self) -> list[Check]:
+        """Return what speaks against the certificate itself, and files that have changed since."""
+        checks = [
+            Check(f"file/{name}", False, "changed or missing", "as verified")
+            for name in self.changed_files()
+        ]
+        document = self.document
+        if not document["passed"]:
+            checks.append(Check("certificate/passed", False, False, True))
+        failed = [str(check["name"]) for check in document["checks"] if check["passed"] is not True]
+        if failed:
+            checks.append(Check("certificate/checks", False, f"{failed[0]} failed", "all passed"))
+        limits = document["limits"]
+        wider = [name for name, limit in LIMITS.items() if not limits.get(name, inf) <= limit]
+        if wider:
+            said = f"{wider[0]} {limits.get(wider[0])}"
+            checks.append(Check("certificate/limits", False, said, LIMITS[wider[0]]))
+        return checks
+
+    def checks_of(self, checkpoint: Checkpoint) -> list[Check]:
+        """Return what of the target decides what it computes, or is declared, and is not in it."""
+        known, declared = self.document["files"], declared_steps(checkpoint)
+        new = [name for name in _files(checkpoint) if name not in known]
+        foreign = [step for step in self.document["steps"] if step not in declared]
+        return [
+            *(Check(f"file/{n}", False, "not among those verified", "as verified") for n in new),
+            *(Check("certificate/steps", False, f"{s}", "declared by B") for s in foreign[:1]),
+        ]
+
 
 def _names(target: Path) -> tuple[str, str]:
     """Return the names of document and arrays: in a directory, or beside a single file."""
     prefix = "" if target.is_dir() else f"{target.name}."
     return prefix + DOCUMENT, prefix + ARRAYS
+
+
+def _files(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the files that decide what a checkpoint computes."""
+    path = checkpoint.path
+    beside = [name for name in BESIDE if path.is_dir() and (path / name).is_file()]
+    return list(dict.fromkeys([*(file.name for file in checkpoint.container.files), *beside]))
 
 
 def _folder(target: Path) -> Path:
@@ -112,8 +153,6 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
 
 def _document(verification: Verification, target: Checkpoint, arrays: str) -> dict[str, Any]:
     verdict, (source, trace) = verification.verdict, verification.traces[:2]
-    files = [path.name for path in target.container.files]
-    files += [name for name in BESIDE if target.path.is_dir() and (target.path / name).is_file()]
     folder = _folder(target.path)
     return {
         "format": FORMAT,
@@ -122,7 +161,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "proven": verdict.proven,
         "source": _about(source),
         "target": _about(trace),
-        "files": {name: file_sha256(folder / name) for name in files},
+        "files": {name: file_sha256(folder / name) for name in _files(target)},
         "arrays": arrays,
         "inputs": inputs_sha256(verification.inputs),
         "limits": LIMITS,
@@ -164,6 +203,11 @@ def _about(trace: Trace) -> dict[str, Any]:
     }
 
 
+def has_certificate(target: Path) -> bool:
+    """Return whether a certificate is beside a model."""
+    return (_folder(target) / _names(target)[0]).is_file()
+
+
 def read_certificate(target: Path) -> Certificate:
     """Read the certificate of a model directory, or of a single file.
 
@@ -179,8 +223,11 @@ def read_certificate(target: Path) -> Certificate:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         wrong = [name for name, kind in FIELDS.items() if not isinstance(document[name], kind)]
-        wrong += [] if _is_whole(document["source_trace"]) else ["source_trace"]
-        wrong += [] if document["files"] else ["files"]
+        wrong += [name for name in ("files", "checks") if not document[name]]
+        check_description(document["source_trace"])
+        if not isinstance(document["source_trace"]["run_mask_ratio"], int | float):
+            wrong.append("run_mask_ratio")
+        refuse_control_characters(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{error}") from error
     if wrong or document["format"] != FORMAT:
@@ -188,17 +235,11 @@ def read_certificate(target: Path) -> Certificate:
     return Certificate(target, document)
 
 
-def _is_whole(description: Mapping[str, Any]) -> bool:
-    """Tell whether a description has what the judge asks it for."""
-    needed = ("dtypes", "config", "tensors", "task", "inputs", "native", "run_mask_ratio")
-    return all(name in description for name in needed) and "float64" in description["dtypes"]
-
-
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a certificate that can be read ({what}); verify again")
 
 
-def _read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
+def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
     """Return the source's trace as far as the certificate keeps it, and the inputs."""
     path = _folder(certificate.target) / _names(certificate.target)[1]
     try:
@@ -208,73 +249,3 @@ def _read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]
     inputs = {n.removeprefix(INPUTS): a for n, a in arrays.items() if n.startswith(INPUTS)}
     kept = {name: array for name, array in arrays.items() if not name.startswith(INPUTS)}
     return Trace(certificate.document["source_trace"], kept), inputs
-
-
-def replay(
-    target: Path,
-    side: Side | None = None,
-    options: Options | None = None,
-    flags: Flags | None = None,
-    origin: Origin | None = None,
-) -> Verification:
-    """Judge a certified checkpoint once more, against the results that its certificate keeps.
-
-    Files that are not those that were verified are failed checks, whatever they compute.
-
-    Args:
-        target: the model directory or file beside which the certificate is.
-        side: how to run it; by default the framework that reads it natively.
-        options: of these ``dtypes`` and ``require_proof`` count.
-        flags: what the user says that the checkpoint does not.
-        origin: where it was downloaded from.
-
-    Raises:
-        CheckpointError: there is no certificate, or it is damaged.
-        MissingRequirementError: no framework to run the checkpoint with.
-        MaeConvertError: the run failed.
-    """
-    options, certificate = options or Options(), read_certificate(target)
-    checks = [
-        Check(f"file/{name}", False, "changed or missing", "as verified")
-        for name in certificate.changed_files()
-    ]
-    if not certificate.document["passed"]:
-        checks.append(Check("certificate/passed", False, False, True))
-    source, inputs = _read_source(certificate)
-    try:
-        checkpoint = open_checkpoint(target, flags, fill_only=True, origin=origin)
-        trace = _run_again(checkpoint, side or Side(), source, inputs, options)
-    except MaeConvertError as error:
-        if not checks or isinstance(error, MissingRequirementError):
-            raise
-        # What was changed cannot even be run: that it was changed is the answer.
-        return Verification(
-            Verdict(False, False, tuple(checks), None, (), (str(error),), ()), inputs
-        )
-    verdict = explained_by_traces(judge(source, trace), source, trace)
-    proven = bool(verdict.proven and certificate.document["proven"])
-    if options.require_proof:
-        checks.append(Check("proof/both sides read natively", proven, proven, True))
-    passed = verdict.passed and all(check.passed for check in checks)
-    verdict = replace(verdict, passed=passed, proven=proven, checks=(*checks, *verdict.checks))
-    return Verification(verdict, inputs, (source, trace))
-
-
-def _run_again(
-    checkpoint: Checkpoint,
-    side: Side,
-    source: Trace,
-    inputs: Mapping[str, np.ndarray],
-    options: Options,
-) -> Trace:
-    kept = source.description["dtypes"]
-    missing = [d for d in options.dtypes if d not in kept]
-    if missing and options.dtypes != DEFAULT_DTYPES:
-        raise MaeConvertError(
-            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}; verify with the"
-            " source, or leave --dtype out"
-        )
-    dtypes = tuple(d for d in kept if d in ("float64", *options.dtypes))
-    request = Request(dtypes, mask_ratio=source.description["run_mask_ratio"])
-    (trace,) = run_together([Run(checkpoint, choose_side(checkpoint, side), request)], inputs)
-    return trace

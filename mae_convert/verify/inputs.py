@@ -1,6 +1,7 @@
 """The inputs of a comparison: pictures and noise that both sides are given, bit for bit."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,7 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
     Raises:
         MaeConvertError: the file is no such npz, or shapes, dtypes or values do not fit.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("pixel_values", "noise") if name in archive}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise MaeConvertError(f"{path} is not an .npz file of inputs: {error}") from error
+    arrays = _arrays_in(path)
     if "pixel_values" not in arrays:
         raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
     pixels = arrays["pixel_values"]
@@ -99,14 +96,37 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
             + ", ".join(map(str, wanted))
             + ")"
         )
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
+        if not np.isfinite(array).all():
+            raise MaeConvertError(f"{path}: {name} holds NaN or infinite values; remove them")
     if "noise" not in arrays:
         row = (np.arange(config.num_patches) + 0.5) / config.num_patches
         arrays["noise"] = np.tile(row.astype(np.float32), (len(pixels), 1))
     _check_noise(path, arrays["noise"], (len(pixels), config.num_patches))
-    for name, array in arrays.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise MaeConvertError(f"{path}: {name} must be finite float32, not {array.dtype}")
     return arrays
+
+
+def _arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz that are inputs.
+
+    Raises:
+        MaeConvertError: it is none, or they are no arrays of numbers.
+    """
+    said = f"{path} is not an .npz file of inputs, with pixel_values (N, C, H, W) and noise (N, L)"
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise MaeConvertError(f"{said}; write it with numpy.savez")
+        with archive:
+            return {name: archive[name] for name in ("pixel_values", "noise") if name in archive}
+    except FileNotFoundError as error:
+        raise MaeConvertError(f"{path} does not exist") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise MaeConvertError(f"{said}: it holds Python objects, which are not read") from error
+        raise MaeConvertError(f"{said}: {error}") from error
 
 
 def _check_noise(path: Path, noise: np.ndarray, shape: tuple[int, int]) -> None:

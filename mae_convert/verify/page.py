@@ -14,7 +14,7 @@ from mae_convert.configuration import Configuration
 from mae_convert.pictures import amplified_difference, as_colours, in_pixels, pasted, tiles
 from mae_convert.plain import number, plain
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
-from mae_convert.verify.summary import answer, by_depth, summary
+from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
 from mae_convert.verify.trace import Trace
 from reference_models.configuration import ViTMAEConfig
 
@@ -103,7 +103,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
         said.append(f"first divergence: <code>{escape(verdict.first_divergence)}</code>")
     if verdict.suspects and not verdict.passed:
         names = ", ".join(f"<code>{escape(name)}</code>" for name in verdict.suspects[:6])
-        said.append(f"suspects: {names}")
+        said.append(f"{suspects_title(verdict)}: {names}")
     said += [f"cause: {escape(cause)}" for cause in verdict.causes]
     said += [f"not compared: {escape(what)}" for what in verdict.not_compared]
     said += [

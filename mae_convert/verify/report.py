@@ -16,7 +16,7 @@ from mae_convert import __version__
 from mae_convert.errors import OutputError
 from mae_convert.plain import number, plain
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, summary
+from mae_convert.verify.summary import answer, summary, suspects_title
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -49,7 +49,7 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
     """
     own = {model.resolve() for model in models}
     for path in paths:
-        if path.suffix not in WRITERS:
+        if path.suffix.lower() not in WRITERS:
             raise OutputError(
                 f"a report is written as {', '.join(WRITERS)}, not as {path.name}; rename it"
             )
@@ -59,10 +59,23 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
             raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
 
 
+def remove_old_reports(paths: Sequence[Path]) -> None:
+    """Remove the reports of an earlier run, which a run that ends early would leave as its own.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"the report {path} cannot be replaced: {error.strerror}") from error
+
+
 def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format that its suffix names."""
     for path in paths:
-        path.write_text(WRITERS[path.suffix](done), encoding="utf-8")
+        path.write_text(WRITERS[path.suffix.lower()](done), encoding="utf-8")
 
 
 def _as_json(done: "Verification") -> str:
@@ -109,7 +122,8 @@ def markdown(done: "Verification") -> str:
     if verdict.first_divergence:
         lines.append(f"First divergence: `{verdict.first_divergence}`")
     if verdict.suspects and not verdict.passed:
-        lines.append("Suspects: " + ", ".join(f"`{name}`" for name in verdict.suspects[:6]))
+        names = ", ".join(f"`{name}`" for name in verdict.suspects[:6])
+        lines.append(f"{suspects_title(verdict).capitalize()}: {names}")
     lines += [f"- cause: {_cell(cause)}" for cause in verdict.causes]
     lines += [f"- not compared: {_cell(what)}" for what in verdict.not_compared]
     lines += [
@@ -131,7 +145,7 @@ def text(verdict: Verdict) -> str:
     if verdict.first_divergence:
         lines.append(f"first divergence: {verdict.first_divergence}")
     if verdict.suspects and not verdict.passed:
-        lines.append("suspects: " + ", ".join(verdict.suspects[:6]))
+        lines.append(f"{suspects_title(verdict)}: " + ", ".join(verdict.suspects[:6]))
     lines += [f"cause: {cause}" for cause in verdict.causes]
     return "\n".join(lines)
 

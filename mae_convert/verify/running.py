@@ -172,7 +172,17 @@ def _start_worker(side: Side, job: Path) -> subprocess.Popen[str]:
 
 
 def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[Trace]:
-    """Run several checkpoints at the same time on the same inputs and return their traces."""
+    """Run several checkpoints at the same time on the same inputs and return their traces.
+
+    Raises:
+        MissingRequirementError: a child could not import its framework.
+        MaeConvertError: a child failed, or TF32 is asked of a processor.
+    """
+    if any("tf32" in run.request.dtypes and run.side.device == "cpu" for run in runs):
+        raise MaeConvertError(
+            "TF32 exists on CUDA devices only; run both sides on one (--device-a cuda, --device-b"
+            " cuda), or leave --dtype tf32 out"
+        )
     running: list[Running] = []
     try:
         for run in runs:

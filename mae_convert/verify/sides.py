@@ -104,13 +104,14 @@ def has_framework(framework: str, python: str | None) -> bool:
     modules = MODULES[framework]
     if python is None:
         return all(importlib.util.find_spec(module) for module in modules)
-    probe = f"import importlib.util as u,sys; sys.exit(not all(u.find_spec(m) for m in {modules}))"
+    probe = f"import importlib.util as u; print(all(u.find_spec(m) for m in {modules}))"
     try:
-        return (
-            subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
-        )
+        done = subprocess.run([python, "-c", probe], check=False, capture_output=True, text=True)
     except OSError as error:
         raise MaeConvertError(f"cannot run the interpreter {python}: {error.strerror}") from error
+    if done.stdout.strip() not in ("True", "False"):
+        raise MaeConvertError(f"{python} ran and is no Python interpreter; give one")
+    return done.stdout.strip() == "True"
 
 
 def _missing(framework: str, python: str | None) -> MissingRequirementError:

@@ -4,18 +4,20 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mae_convert.plain import number
 from mae_convert.verify.blame import execution_order
-from mae_convert.verify.judge import UNIT_ROUNDOFF, Check, Verdict
+from mae_convert.verify.judge import NATIVE, UNIT_ROUNDOFF, WHOLE, Check, Verdict
 
 GROUPS = (
     ("configuration/", "configuration fields that change the function"),
     ("weights/", "tensors that differ in any bit"),
     ("shape/", "shapes"),
     ("file/", "files that are not those that were verified"),
-    ("proof/", "both sides read without our mapping tables"),
-    ("certificate/", "the certificate says that it passed"),
+    (WHOLE, "what only one side has is declared dropped"),
+    (NATIVE, "both sides read without our mapping tables"),
+    ("certificate/", "what the certificate says"),
 )
 FUNCTION = "function/"
 DEPTH = re.compile(
@@ -108,19 +110,39 @@ def answer(verdict: Verdict) -> tuple[str, str]:
             " precisely than it could"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
-        return "NOT PROVEN", (
-            "nothing differs, but a side was loaded through our own mapping tables, so a mistake in"
-            " them would not show"
+        return "NOT PROVEN", f"nothing differs, but {_unproven(failed)}"
+    if failed and all(_is_nan(check.measured) for check in failed):
+        return "NOT FINITE", (
+            "results are NaN, so that nothing shows whether these are the same function"
         )
     if not verdict.passed:
         return "DIFFERENT", "these are not the same function with the same weights"
     if verdict.proven:
-        common = ", in the part that both have" if verdict.not_compared else ""
+        common = ", as far as it was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"the same function, the same weights{common}"
     return "PASSED", (
         "not proven: a side was loaded through our own mapping tables, so a mistake in them would"
         " not show"
     )
+
+
+def suspects_title(verdict: Verdict) -> str:
+    """Return what the suspects of a verdict are: guilty, or only where to look."""
+    same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
+    return "made with these tensors, which are equal" if same else "suspects"
+
+
+def _unproven(failed: Sequence[Check]) -> str:
+    if any(check.name == WHOLE for check in failed):
+        return (
+            "a side lacks a part of the other that no conversion record declares dropped; convert"
+            " the other to the same task first, which is declared, and verify that"
+        )
+    return "a side was loaded through our own mapping tables, so a mistake in them would not show"
+
+
+def _is_nan(measured: Any) -> bool:
+    return isinstance(measured, float) and math.isnan(measured)
 
 
 def _is_numeric(check: Check) -> bool:

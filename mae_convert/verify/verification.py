@@ -14,7 +14,7 @@ from mae_convert.verify.explain.process import Subject
 from mae_convert.verify.explain.verdict import explained
 from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.verify.job import FRAMEWORKS
-from mae_convert.verify.judge import Check, Verdict, effects, judge
+from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import UNMASKED, Side, choose_side, loader_for
 from mae_convert.verify.staging import as_encoder
@@ -147,12 +147,12 @@ def run_verification(
     if len(traces) > 2:
         verdict = replace(verdict, effects=effects(traces[2], traces[0]))
     done = Verification(verdict, inputs, tuple(traces[:2]))
+    whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     for witness in options.against:
-        done = _with_witness(done, _witness_run(witness, after, b, as_stored=after is a), runs[0])
+        done = _with_witness(done, _witness_run(witness, *whole), runs[0])
     if options.require_proof:
-        proven = done.verdict.proven
-        check = Check("proof/both sides read natively", proven, proven, True)
-        done = replace(done, verdict=_with_checks(done.verdict, (check,)))
+        checks = proof(done.verdict, *done.traces[:2])
+        done = replace(done, verdict=_with_checks(done.verdict, checks))
     return done if done.verdict.passed else _explained(done, runs)
 
 
@@ -191,12 +191,16 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
     return as_encoder(checkpoint) if bare else checkpoint
 
 
-def _witness_run(witness: Witness, a: Checkpoint, b: Checkpoint, *, as_stored: bool) -> Run:
-    """Return the run of a further witness: of a side that it reads natively, else of the target."""
+def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
+    """Return the run of a further witness: of the target, unless it natively reads the source only.
+
+    The source is not run a second time by the framework that has run it.
+    """
     side = Side(witness.framework, python=witness.python)
-    if not loader_for(b, witness.framework) and loader_for(a, witness.framework) and as_stored:
-        return Run(_runnable(a, side), side)
-    return Run(_runnable(b, side), side)
+    reads = [loader_for(run.checkpoint, witness.framework) for run in (source, target)]
+    source_only = reads[0] and not reads[1] and source.as_stored
+    chosen = source if source_only and source.side.framework != side.framework else target
+    return replace(chosen, checkpoint=_runnable(chosen.checkpoint, side), side=side)
 
 
 def _with_witness(done: Verification, run: Run, source: Run) -> Verification:

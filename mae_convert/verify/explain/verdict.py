@@ -22,10 +22,11 @@ def explained(verdict: Verdict, pair: Pair) -> Verdict:
 def explained_by(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
     """Return the same as ``explained``, and what was found by running again."""
     found = explain_by_running(pair, verdict)
-    # Suspects that only feed the divergence have equal tensors: there is nothing to explain.
     different = set(differing_tensors(pair.a.trace, pair.b.trace))
     suspects = tuple(dict.fromkeys([*found.guilty, *verdict.suspects]))
     tensors = [name for name in suspects if name in different]
+    if different:  # those that only feed the divergence and are equal are no suspects
+        suspects = tuple(n for n in suspects if n in different or n in found.guilty)
     shown = explain(pair.a.checkpoint, pair.b.checkpoint, tensors)
     first = verdict.first_divergence
     seen = [] if found.keys else signs(pair.a.trace, pair.b.trace, first)

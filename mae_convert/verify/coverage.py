@@ -1,0 +1,92 @@
+"""What of two traces can be compared, and what a verdict on them says nothing about."""
+
+from collections.abc import Iterator
+
+from mae_convert.verify.blame import LAST_STEPS
+from mae_convert.verify.sides import THIRD_PARTIES
+from mae_convert.verify.trace import GRADIENT, Trace
+
+
+def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
+    """Yield what one side has and the other has not: results, and, of our models, steps between.
+
+    The classes of other libraries do not show every step.
+    """
+    if a.description["task"] != b.description["task"]:
+        return
+    with_steps = all(_has_steps(trace) for trace in (a, b))
+    for name, side, other in (("B", a, b), ("A", b, a)):
+        known = other.results("float64").keys() | other.description.get("settings", {}).get(
+            "omits", ()
+        )
+        for result in side.results("float64"):
+            step = with_steps and not result.startswith(GRADIENT)
+            if (step or result in LAST_STEPS) and result not in known:
+                yield result, name
+
+
+def _has_steps(trace: Trace) -> bool:
+    """Return whether a trace has the steps between of one of our models, and so all of them."""
+    ours = trace.description.get("framework") not in THIRD_PARTIES
+    return ours and any(name.startswith("float64/tap/") for name in trace.arrays)
+
+
+def not_compared(a: Trace, b: Trace) -> list[str]:
+    """Return in sentences what the verdict says nothing about."""
+    parts = [
+        f"{count} tensors of {name} that a model for the task {task} has not"
+        f" ({'declared' if declared else 'NOT declared in any conversion record'})"
+        for name, task, count, declared in left_out(a, b)
+    ]
+    return [*parts, *_alone(a, b), *_precisions(a, b)]
+
+
+def _precisions(a: Trace, b: Trace) -> Iterator[str]:
+    left, right = a.description["dtypes"], b.description["dtypes"]
+    for name, own, other in (("A", left, right), ("B", right, left)):
+        if alone := [dtype for dtype in own if dtype not in other]:
+            yield f"{', '.join(alone)}, which only {name} has"
+    if set(left) & set(right) == {"float64"}:
+        yield "precision below float64: no run of it is in both"
+
+
+def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
+    """Yield side, the other's task, number of tensors and whether it is declared, by side.
+
+    Tensors that a model for another task has not are left behind by the other's conversion, or
+    made by one's own.
+    """
+    if a.description["task"] == b.description["task"]:
+        return
+    for name, one, other in (("A", a, b), ("B", b, a)):
+        own, others = one.description["tensors"], other.description["tensors"]
+        count, task = sum(tensor not in others for tensor in own), other.description["task"]
+        declared = any(
+            (step.get("step"), step.get("to")) == ("task", task)
+            or (step.get("step") == "new_head" and task == "classify")
+            for step in other.description["steps"]
+        ) or any(step.get("step") == "new_head" for step in one.description["steps"])
+        if count:
+            yield name, task, count, declared
+
+
+def _alone(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield what only one side's float64 run gave, where the other need not have it."""
+    other_task = a.description["task"] != b.description["task"]
+    wanting = {name for name, _ in missing_results(a, b)}
+    for name, one, other in (("A", a, b), ("B", b, a)):
+        own = one.results("float64").keys()
+        alone = [n for n in own if n not in other.results("float64") and n not in wanting]
+        if other_task:  # the rest is told by its tensors
+            alone = [n for n in alone if n.startswith("encoder.")]
+        gradients = [n for n in alone if n.startswith(GRADIENT)]
+        steps = [n for n in alone if "." in n and n not in gradients]
+        results = [n for n in alone if n not in gradients and n not in steps]
+        if gradients:
+            yield f"{len(gradients)} gradients, which only {name} has"
+        if steps:
+            yield f"{len(steps)} steps between, which only {name} has"
+        if results:
+            yield f"{', '.join(results)}, which only {name} has"
+    if other_task and all(any(GRADIENT in n for n in t.arrays) for t in (a, b)):
+        yield "gradients: losses of models for different tasks are not the same function"

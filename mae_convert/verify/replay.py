@@ -1,0 +1,98 @@
+"""Judge a certified checkpoint once more, without its source."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.origin import Origin
+from mae_convert.verify.certificate import Certificate, read_certificate, read_source
+from mae_convert.verify.explain.verdict import explained_by_traces
+from mae_convert.verify.judge import Verdict, judge, proof
+from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.verify.sides import Side, choose_side
+from mae_convert.verify.trace import GRADIENT, Trace
+from mae_convert.verify.verification import Options, Verification
+
+
+def replay(
+    target: Path,
+    side: Side | None = None,
+    options: Options | None = None,
+    flags: Flags | None = None,
+    origin: Origin | None = None,
+) -> Verification:
+    """Judge a certified checkpoint once more, against the results that its certificate keeps.
+
+    Files that are not those that were verified are failed checks, whatever they compute.
+
+    Args:
+        target: the model directory or file beside which the certificate is.
+        side: how to run it; by default the framework that reads it natively.
+        options: of these ``dtypes`` and ``require_proof`` count.
+        flags: what the user says that the checkpoint does not.
+        origin: where it was downloaded from.
+
+    Raises:
+        CheckpointError: there is no certificate, or it is damaged.
+        MissingRequirementError: no framework to run the checkpoint with.
+        MaeConvertError: the run failed.
+    """
+    options, certificate = options or Options(), read_certificate(target)
+    checks = certificate.checks()
+    source, inputs = read_source(certificate)
+    try:
+        checkpoint = open_checkpoint(target, flags, fill_only=True, origin=origin)
+        check_flags(flags, checkpoint)
+        checks += certificate.checks_of(checkpoint)
+        trace = _run_again(checkpoint, side or Side(), source, inputs, options)
+    except MaeConvertError as error:
+        if not checks or isinstance(error, MissingRequirementError):
+            raise
+        # What was changed cannot even be run: that it was changed is the answer.
+        return Verification(
+            Verdict(False, False, tuple(checks), None, (), (str(error),), ()), inputs
+        )
+    verdict = explained_by_traces(judge(source, trace), source, trace)
+    proven = bool(verdict.proven and certificate.document["proven"])
+    verdict = replace(verdict, proven=proven)
+    if options.require_proof:
+        checks += proof(verdict, source, trace)
+    verdict = replace(
+        verdict,
+        passed=verdict.passed and all(check.passed for check in checks),
+        checks=(*checks, *verdict.checks),
+        not_compared=(*verdict.not_compared, _not_kept(certificate)),
+    )
+    return Verification(verdict, inputs, (source, trace))
+
+
+def _not_kept(certificate: Certificate) -> str:
+    """Return in a sentence what was compared when the certificate was made and is not again."""
+    names = [str(check["name"]) for check in certificate.document["checks"]]
+    gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)
+    what = "every step between and the gradients" if gradients else "every step between"
+    return f"{what}: they were when the certificate was made, which keeps results only"
+
+
+def _run_again(
+    checkpoint: Checkpoint,
+    side: Side,
+    source: Trace,
+    inputs: Mapping[str, np.ndarray],
+    options: Options,
+) -> Trace:
+    kept = source.description["dtypes"]
+    missing = [d for d in options.dtypes if d not in kept]
+    if missing and options.dtypes != DEFAULT_DTYPES:
+        raise MaeConvertError(
+            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}; verify with the"
+            " source, or leave --dtype out"
+        )
+    dtypes = tuple(d for d in kept if d in ("float64", *options.dtypes))
+    request = Request(dtypes, taps=False, mask_ratio=source.description["run_mask_ratio"])
+    (trace,) = run_together([Run(checkpoint, choose_side(checkpoint, side), request)], inputs)
+    return trace
