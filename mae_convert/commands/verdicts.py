@@ -22,6 +22,7 @@ from mae_convert.options import (
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
     from mae_convert.sources import Source
+    from mae_convert.verify.judge import Verdict
     from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import Options, Verification
 
@@ -103,17 +104,14 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     \b
         mae-convert compare a.safetensors b.safetensors
     """
-    from mae_convert.show.console import as_json as print_json
-    from mae_convert.show.verdict import verdict as show
     from mae_convert.sources import locate_file
     from mae_convert.verify.explain.verdict import explained_by_traces
     from mae_convert.verify.judge import judge
-    from mae_convert.verify.report import verdict_json
     from mae_convert.verify.trace import Trace
 
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
     verdict = explained_by_traces(judge(*traces), *traces)
-    print_json(verdict_json(verdict)) if as_json else show(verdict)
+    _tell(verdict, as_json=as_json)
     return 0 if verdict.passed else 1
 
 
@@ -184,13 +182,10 @@ def verify(
     \b
         mae-convert verify checkpoint.pth my-mae --num-heads 12
     """
-    from mae_convert.show.console import as_json as print_json
-    from mae_convert.show.verdict import verdict as show
     from mae_convert.verify.certificate import has_certificate, write_certificate
     from mae_convert.verify.report import (
         check_report_names,
         remove_old_reports,
-        verdict_json,
         write_reports,
     )
     from mae_convert.verify.verification import parse_options, run_verification
@@ -215,8 +210,17 @@ def verify(
         elif certify and has_certificate(second.path):
             click.echo(f"note: the certificate beside {b} is of an earlier verification", err=True)
     write_reports(done, reports)
-    print_json(verdict_json(done.verdict)) if as_json else show(done.verdict)
+    _tell(done.verdict, as_json=as_json)
     return 0 if done.verdict.passed else 1
+
+
+def _tell(verdict: "Verdict", *, as_json: bool) -> None:
+    """Print a verdict. What prints is imported when the runs are over, not while they wait."""
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.verdict import verdict as show
+    from mae_convert.verify.report import verdict_json
+
+    print_json(verdict_json(verdict)) if as_json else show(verdict)
 
 
 def _replay(

@@ -1,7 +1,9 @@
 """What every PyTorch model is run with: precisions, devices, modes and gradients."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +34,24 @@ def settings() -> dict[str, Any]:
             or torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
         ),
     }
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Make models without values, which weights then bring.
+
+    To draw numbers for what holds none, PyTorch imports a computer algebra system for a second.
+    """
+
+    def left_as_it_is(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        return tensor
+
+    with ExitStack() as stack:
+        for name in vars(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                stack.enter_context(mock.patch.object(nn.init, name, left_as_it_is))
+        stack.enter_context(torch.device("meta"))
+        yield
 
 
 def torch_runs(
