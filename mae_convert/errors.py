@@ -30,6 +30,10 @@ class ConfigurationError(MaeConvertError):
     """A field of the model configuration is missing, impossible or contradicted."""
 
 
+class PictureError(MaeConvertError, ValueError):
+    """What was given as a picture is none, or cannot be prepared as it is asked for."""
+
+
 class OutputError(MaeConvertError):
     """The output exists already, cannot be written, or did not read back as written."""
 

@@ -4,6 +4,7 @@ Pillow resizes 8-bit pixels, which are then scaled, and normalised in float32. T
 of that class (its Pillow backend) to the bit.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from mae_convert.errors import MaeConvertError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
 BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
+WHERE = "in preprocessor_config.json or in the call"
 Size = tuple[int, int]
 
 
@@ -122,7 +124,7 @@ def preprocessing_as_stated(
 def _stated_size(stated: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
     """Return the size to resize to, or the length of the shorter side."""
     size = stated.get("size", {"height": default[0], "width": default[1]})
-    if isinstance(size, Mapping) and "shortest_edge" in size:
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
         if type(edge) is int and edge > 0:
             return None, edge
@@ -130,10 +132,13 @@ def _stated_size(stated: Mapping[str, Any], default: Size) -> tuple[Size | None,
 
 
 def _pair(size: Any) -> Size:
-    sides = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
-    if not all(type(side) is int and side > 0 for side in sides):
+    if isinstance(size, Mapping):
+        sides = (size.get("height"), size.get("width"))
+    else:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise MaeConvertError(
-            f"preprocessor_config.json has the size {size!r}, which is none; mend it"
+            f"{size!r} is no size of pictures; say height and width, or shortest_edge, {WHERE}"
         )
     return sides[0], sides[1]  # type: ignore[return-value]
 
@@ -142,8 +147,9 @@ def _resample(stated: Mapping[str, Any]) -> int:
     """Return the filter; transformers takes bilinear where its file does not say."""
     number = stated.get("resample", BILINEAR if stated else BICUBIC)
     if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
+        known = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
         raise MaeConvertError(
-            f"preprocessor_config.json has resample {number!r}, which Pillow does not know; mend it"
+            f"resample is {number!r}, which Pillow does not know; say one of {known} {WHERE}"
         )
     return number
 
@@ -152,9 +158,10 @@ def _rescale(stated: Mapping[str, Any]) -> float:
     if stated.get("do_rescale") is False:
         return 1.0
     factor = stated.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, float | int) or isinstance(factor, bool):
+    known = isinstance(factor, float | int) and not isinstance(factor, bool)
+    if not known or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
-            f"preprocessor_config.json has rescale_factor {factor!r}, which is no number; mend it"
+            f"rescale_factor is {factor!r}, by which pixels cannot be multiplied; mend it {WHERE}"
         )
     return float(factor)
 

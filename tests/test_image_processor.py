@@ -36,6 +36,11 @@ INPUTS = {
     "arrays": [COLOUR, 255 - COLOUR],
     "a batch": np.stack([COLOUR, 255 - COLOUR]),
     "a tensor": torch.from_numpy(COLOUR.transpose(2, 0, 1).copy()),
+    "whole numbers as floats": COLOUR.astype(np.float32),
+    "whole numbers as half floats": COLOUR.astype(np.float16),
+    "whole numbers of 64 bits": COLOUR.astype(np.int64),
+    "nothing but black, as floats": np.zeros((20, 20, 3)),
+    "true and false": COLOUR > 100,
 }
 
 
@@ -73,6 +78,51 @@ def test_what_is_changed_for_a_call_is_changed_as_there():
     last = ViTImageProcessor()(COLOUR, data_format="channels_last")["pixel_values"]
     first = ViTImageProcessor()(COLOUR)["pixel_values"]
     assert np.array_equal(last[0].transpose(2, 0, 1), first[0])
+
+
+AS_THERE = {
+    "floats in the model's size": (COLOUR.astype(float) + 1e-4, {"do_resize": False}),
+    "fractions of 64 bits": (COLOUR / 255, {"do_rescale": False}),
+    "fractions of 16 bits": ((COLOUR / 255).astype(np.float16), {"do_rescale": False}),
+    "fractions above 1": (COLOUR / 200, {"do_resize": False}),
+    "16 bits": (
+        COLOUR.astype(np.uint16) * 200, {"do_resize": False, "rescale_factor": 1 / 65535}
+    ),
+    "a size in a tuple": (COLOUR, {"size": (30, 20)}),
+    "a size in a list": (COLOUR, {"size": [30, 20]}),
+    "one mean": (COLOUR, {"image_mean": 0.4}),
+    "the filter's name": (COLOUR, {"resample": Image.Resampling.BICUBIC}),
+    "ambiguous axes": (COLOUR[:3].copy(), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_THERE)
+def test_what_the_real_class_takes_gives_the_same_here(name):
+    images, changes = AS_THERE[name]
+    ours, theirs = (
+        processor(images, return_tensors="np", **changes).pixel_values
+        for processor in (ViTImageProcessor(), ViTImageProcessorPil())
+    )
+    assert np.array_equal(ours, theirs)
+
+
+def test_none_says_nothing_as_in_version_4():
+    processor = ViTImageProcessor(do_resize=False, image_mean=[0.1, 0.2, 0.3], do_rescale=None)
+    plain = processor(COLOUR)["pixel_values"]
+    names = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "image_mean")
+    for name in names:
+        assert np.array_equal(processor(COLOUR, **{name: None})["pixel_values"], plain), name
+
+
+def test_tensors_that_numpy_cannot_read_are_read():
+    whole = torch.from_numpy(COLOUR.transpose(2, 0, 1).copy())
+    expected = ViTImageProcessor()(whole)["pixel_values"][0]
+    for tensor in (whole.bfloat16(), whole.float().requires_grad_()):
+        assert np.array_equal(ViTImageProcessor()(tensor)["pixel_values"][0], expected)
+    assert np.array_equal(
+        ViTImageProcessor(resample="bicubic")(whole)["pixel_values"],
+        ViTImageProcessor(resample=3)(whole)["pixel_values"],
+    )
 
 
 def test_grey_pictures_and_such_with_transparency_are_converted():
@@ -133,6 +183,23 @@ WRONG = {
     "kind": (COLOUR, {"return_tensors": "jax"}, ValueError, "'np', 'pt', 'tf'"),
     "option": (COLOUR, {"do_flip": True}, TypeError, "do_flip"),
     "filter": (COLOUR, {"resample": 17}, MaeConvertError, "Pillow does not know"),
+    "filter's name": (COLOUR, {"resample": "sharp"}, MaeConvertError, "Pillow does not know"),
+    "deviation": (COLOUR, {"image_std": [0, 1, 1]}, MaeConvertError, "divided by 0"),
+    "mean": (COLOUR, {"image_mean": "x"}, MaeConvertError, "a number for each channel"),
+    "channels": (np.zeros((20, 20, 2), np.uint8), {}, MaeConvertError, "1 or 3 or 4 channels"),
+    "grey ones": (np.zeros((2, 20, 20), np.uint8), {}, MaeConvertError, "1 or 3 or 4 channels"),
+    "order": (COLOUR, {"input_data_format": "foo"}, MaeConvertError, "'channels_first'"),
+    "other order": (COLOUR, {"input_data_format": "channels_first"}, MaeConvertError, "no first"),
+    "order of the result": (COLOUR, {"data_format": "foo"}, MaeConvertError, "data_format must"),
+    "none in a list": ([], {}, MaeConvertError, "no picture in an empty list"),
+    "none": (None, {}, MaeConvertError, "None is no picture"),
+    "a number": ([3], {}, MaeConvertError, "of type int is no picture"),
+    "no pixels": (np.zeros((0, 20, 3), np.uint8), {}, MaeConvertError, "no pixels"),
+    "not finite": (np.full((20, 20, 3), np.nan), {}, MaeConvertError, "NaN"),
+    "complex": (np.zeros((20, 20, 3), complex), {}, MaeConvertError, "complex128"),
+    "size": (COLOUR, {"size": 0}, MaeConvertError, "no size of pictures"),
+    "factor": (COLOUR, {"rescale_factor": 0}, MaeConvertError, "cannot be multiplied"),
+    "switch": (COLOUR, {"do_resize": "no"}, MaeConvertError, "True or False"),
     "file": ("nowhere.png", {}, MaeConvertError, "nowhere.png"),
 }
 

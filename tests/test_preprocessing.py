@@ -89,9 +89,11 @@ def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
 
 BAD = {
     "size": ({"size": {"height": 40, "width": 40}}, "the model takes 32x32"),
-    "no size": ({"size": {"height": -1}}, "mend it"),
+    "two edges": ({"size": {"shortest_edge": 32, "longest_edge": 40}}, "is no size of pictures"),
+    "no factor": ({"rescale_factor": float("nan")}, "cannot be multiplied"),
+    "no size": ({"size": {"height": -1}}, "is no size of pictures"),
     "filter": ({"resample": 17}, "Pillow does not know"),
-    "factor": ({"rescale_factor": "big"}, "no number"),
+    "factor": ({"rescale_factor": "big"}, "cannot be multiplied"),
 }
 
 

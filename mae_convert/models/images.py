@@ -6,7 +6,7 @@ the channels of the model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,10 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.containers.atomic import replacing_file
-from mae_convert.errors import ConfigurationError, MaeConvertError
+from mae_convert.errors import ConfigurationError, PictureError
 from mae_convert.models.naming import read_json, source_named
-from mae_convert.preprocessing import (
-    MODES,
-    Preprocessing,
-    open_picture,
-    preprocessing_as_stated,
-)
+from mae_convert.models.pixels import axes_named, pictures_of, prepared
+from mae_convert.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.sources import HubReference, locate_file, open_source
 
 FILE = "preprocessor_config.json"
@@ -39,7 +35,7 @@ DEFAULTS: Mapping[str, Any] = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-MOST_CHANNELS = 4  # of what is taken for the channels of an array
+SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
 class BatchFeature(dict):
@@ -67,7 +63,7 @@ class MaeImageProcessor:
     model_input_names = ("pixel_values",)
 
     def __init__(self, **stated: Any) -> None:
-        self.__dict__.update({**DEFAULTS, **{n: v for n, v in stated.items() if v is not None}})
+        self.__dict__.update({**DEFAULTS, **_said(stated)})
         self._preprocessing({})  # what is impossible is refused at once
 
     @classmethod
@@ -126,29 +122,35 @@ class MaeImageProcessor:
 
         Args:
             images: a picture or several: of Pillow, a path, or an array or tensor of 8-bit values
-                (H, W), (H, W, C), (C, H, W); an array of four axes is a batch.
+                of any dtype (H, W), (H, W, C), (C, H, W); an array of four axes is a batch.
             return_tensors: "np", "pt" or "tf"; None gives a list of arrays.
-            changes: what is to be otherwise for these; and ``input_data_format``, "channels_first"
-                or "channels_last", of arrays where that is not plain; ``data_format`` of the
-                result.
+            changes: what is to be otherwise for these (None: nothing); and ``input_data_format``,
+                "channels_first" or "channels_last", of arrays where that is not plain;
+                ``data_format`` of the result.
 
         Raises:
-            ValueError: the pictures are none, or of no one size.
+            ConfigurationError: what is to be otherwise is impossible.
+            PictureError: the pictures are none, or of no one size; a ValueError.
             TypeError: something is to be otherwise that is not known.
         """
-        order, result = changes.pop("input_data_format", None), changes.pop("data_format", None)
+        order, result = (
+            axes_named(changes.pop(name, None), name)
+            for name in ("input_data_format", "data_format")
+        )
         if unknown := sorted(changes.keys() - set(vars(self)) - {"do_convert_rgb"}):
             raise TypeError(f"the image processor knows no {unknown[0]!r}")
         prepare = self._preprocessing(changes)
-        pixels = [_prepared(image, prepare, _axes(order)) for image in _as_list(images)]
-        if _axes(result) == "last":
+        pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
+        if not pixels:
+            raise PictureError("there is no picture in an empty list; give one")
+        if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
 
     def _preprocessing(self, changes: Mapping[str, Any]) -> Preprocessing:
-        stated = {**vars(self), **changes}
-        stated["resample"] = int(stated["resample"])  # Pillow's filters are numbers with names
-        mean, std = (tuple(_numbers(stated[name])) for name in ("image_mean", "image_std"))
+        stated = {**vars(self), **_said(changes)}
+        stated["resample"] = _filter(stated["resample"])
+        mean, std = (_numbers(name, stated[name]) for name in ("image_mean", "image_std"))
         if len(mean) != len(std):
             raise ConfigurationError(
                 f"image_mean is for {len(mean)} channels and image_std for {len(std)}; mend one"
@@ -156,88 +158,35 @@ class MaeImageProcessor:
         return preprocessing_as_stated(stated, (224, 224), (mean, std))
 
 
-def _numbers(value: Any) -> Sequence[float]:
-    return value if isinstance(value, list | tuple) else (value,) * 3
+def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said at all: as in version 4 of transformers, None says nothing."""
+    said = {name: value for name, value in changes.items() if value is not None}
+    for name in SWITCHES:
+        if not isinstance(said.get(name, True), bool):
+            raise ConfigurationError(f"{name} must be True or False, not {said[name]!r}")
+    return said
 
 
-def _axes(name: Any) -> str | None:
-    if name is None:
-        return None
-    return "last" if str(getattr(name, "value", name)).endswith("last") else "first"
+def _filter(value: Any) -> Any:
+    """Return Pillow's number of a filter, which may have come by name."""
+    name = getattr(value, "value", value)  # of an enumeration: Pillow's, or torchvision's
+    if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
+        return int(Image.Resampling[name.upper()])
+    return int(name) if isinstance(name, float) and name.is_integer() else name
 
 
-def _as_list(images: Any) -> list[Any]:
-    """Return pictures one by one."""
-    if isinstance(images, list | tuple):
-        return [single for image in images for single in _as_list(image)]
-    if isinstance(images, Image.Image | str | Path):
-        return [images]
-    array = np.asarray(images.cpu() if hasattr(images, "cpu") else images)
-    if array.ndim == 4:
-        return list(array)
-    if array.ndim not in (2, 3):
-        raise ValueError(f"a picture has 2 or 3 axes, and a batch 4, but not {array.ndim}")
-    return [array]
-
-
-def _prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray:
-    if isinstance(image, str | Path):
-        image = open_picture(Path(image))
-    if isinstance(image, Image.Image):
-        return prepare(image)
-    pixels = _channels_last(image, axes)
-    if pixels.dtype.kind == "f":
-        if not _is_resizing(prepare) and prepare.rescale == 1.0:
-            return prepare.normalised(pixels)
-        pixels = _eight_bits(pixels, prepare)
-        prepare = replace(prepare, rescale=1 / 255)
-    elif pixels.dtype != np.uint8:
-        pixels = _in_range(pixels)
-    if prepare.channels not in MODES:
-        return _of_many_channels(pixels, prepare)
-    return prepare(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
-
-
-def _is_resizing(prepare: Preprocessing) -> bool:
-    return bool(prepare.resize or prepare.shortest_edge or prepare.crop)
-
-
-def _channels_last(pixels: np.ndarray, axes: str | None) -> np.ndarray:
-    """Return an array as (H, W, C); where its order is not said, few channels tell it."""
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    first = axes == "first" or (axes is None and pixels.shape[0] <= MOST_CHANNELS)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0) if first else pixels)
-
-
-def _eight_bits(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
-    """Return pixels from 0 to 1 as 8-bit ones, in which pictures are resized.
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Return a number for each channel; one alone is for three.
 
     Raises:
-        ValueError: they are not from 0 to 1, or would be scaled twice.
+        ConfigurationError: it is no such number.
     """
-    if not (pixels.min(initial=0) >= 0 and pixels.max(initial=1) <= 1):
-        raise ValueError("pixels that are no whole numbers must be from 0 to 1; give 8-bit values")
-    if prepare.rescale != 1.0:
-        raise ValueError("these pixels are from 0 to 1 already; pass do_rescale=False")
-    return (pixels * 255).astype(np.uint8)
-
-
-def _in_range(pixels: np.ndarray) -> np.ndarray:
-    if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
-        raise ValueError("pixels must be from 0 to 255")
-    return pixels.astype(np.uint8)
-
-
-def _of_many_channels(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
-    if pixels.shape[-1] != prepare.channels:
-        raise ValueError(f"a picture has {pixels.shape[-1]} channels, not {prepare.channels}")
-    if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
-        raise MaeConvertError(
-            f"pictures of {prepare.channels} channels cannot be resized here; give them in the"
-            " model's size"
-        )
-    return prepare.normalised(pixels)
+    numbers = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else [value] * 3)
+    if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise ConfigurationError(f"{name} is {value!r}, but must be a number for each channel")
+    if name == "image_std" and not numbers.all():
+        raise ConfigurationError(f"{name} is {value!r}, and nothing can be divided by 0; mend it")
+    return tuple(numbers.tolist())
 
 
 def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
@@ -245,7 +194,7 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         return pixels
     shapes = sorted({array.shape for array in pixels})
     if len(shapes) != 1:
-        raise ValueError(f"pictures of different sizes {shapes} make no tensor; resize them")
+        raise PictureError(f"pictures of different sizes {shapes} make no tensor; resize them")
     batch = np.stack(pixels)
     if kind == "np":
         return batch
@@ -257,7 +206,7 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         import tensorflow as tf
 
         return tf.constant(batch)
-    raise ValueError(f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}")
+    raise PictureError(f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}")
 
 
 ViTImageProcessor = AutoImageProcessor = MaeImageProcessor

@@ -1,0 +1,158 @@
+"""Arrays and tensors of pixels as the image processor takes them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.errors import PictureError
+from mae_convert.preprocessing import MODES, Preprocessing, open_picture
+
+AXES = {"channels_first": "first", "channels_last": "last"}
+CHANNELS = (1, 3, 4)  # how many a picture has, whatever the model takes
+
+
+def axes_named(name: Any, argument: str) -> str | None:
+    """Return "first" or "last", where an argument says that channels are; None if it is None.
+
+    Raises:
+        PictureError: it says neither.
+    """
+    if name is None:
+        return None
+    text = str(getattr(name, "value", name))
+    if text not in AXES:
+        raise PictureError(f"{argument} must be {' or '.join(map(repr, AXES))}, not {text!r}")
+    return AXES[text]
+
+
+def pictures_of(images: Any) -> list[Any]:
+    """Return pictures one by one: of Pillow, paths, and arrays of two or three axes.
+
+    Raises:
+        PictureError: something is no picture.
+    """
+    if isinstance(images, list | tuple):
+        return [single for image in images for single in pictures_of(image)]
+    if isinstance(images, Image.Image | str | Path):
+        return [images]
+    array = _as_array(images)
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _as_array(image: Any) -> np.ndarray:
+    if not (hasattr(image, "__array__") and hasattr(image, "shape")):
+        raise PictureError(
+            f"{_kind(image)} is no picture; give pictures of Pillow, paths, arrays or tensors"
+        )
+    if hasattr(image, "detach"):  # PyTorch's, which NumPy cannot read while it has a gradient
+        image = image.detach().cpu()
+        image = image.float() if str(image.dtype) == "torch.bfloat16" else image
+    array = np.asarray(image)
+    array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if array.dtype.kind not in "buif":
+        raise PictureError(f"an array of {array.dtype} is no picture; give numbers from 0 to 255")
+    if array.ndim not in (2, 3, 4):
+        raise PictureError(f"a picture has 2 or 3 axes, and a batch 4, but not {array.ndim}")
+    if not array.size:
+        raise PictureError(f"an array of shape {array.shape} holds no pixels")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise PictureError("the pixels hold NaN or infinity; mend them first")
+    return array
+
+
+def _kind(image: Any) -> str:
+    return "None" if image is None else f"what is of type {type(image).__name__}"
+
+
+def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray:
+    """Return a picture as the model takes it, (C, H, W), float32.
+
+    Args:
+        image: of Pillow, a path, or an array; of whole numbers from 0 to 255, also as floats, or
+            of fractions from 0 to 1 where they are not rescaled.
+        prepare: what is done to it.
+        axes: whether channels are "first" or "last" in an array; None where its shape tells it.
+
+    Raises:
+        PictureError: the array is none that can be prepared in this way.
+        MaeConvertError: the file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        image = open_picture(Path(image))
+    if isinstance(image, Image.Image):
+        return prepare(image)
+    pixels = _channels_last(image, axes, prepare.channels)
+    _refuse_scaled_twice(pixels, prepare)
+    many = prepare.channels not in MODES
+    if many or (pixels.shape[-1] == prepare.channels and not _is_resizing(prepare)):
+        return _normalised(pixels, prepare)
+    if not _is_whole(pixels):
+        pixels = _eight_bits(pixels)
+        prepare = replace(prepare, rescale=1 / 255)
+    elif pixels.min() < 0 or pixels.max() > 255:
+        raise PictureError("pixels must be from 0 to 255 to be resized or converted")
+    pixels = pixels.astype(np.uint8)
+    return prepare(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+
+
+def _is_resizing(prepare: Preprocessing) -> bool:
+    return bool(prepare.resize or prepare.shortest_edge or prepare.crop)
+
+
+def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.ndarray:
+    """Return an array as (H, W, C); where its order is not said, the number of channels tells it.
+
+    The model's own number decides before those that are converted to it, and the first axis before
+    the last.
+    """
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    place = {"first": 0, "last": 2}
+    likely = [
+        name
+        for known in ((channels,), CHANNELS if channels in MODES else ())
+        for name, axis in place.items()
+        if pixels.shape[axis] in known and axes in (None, name)
+    ]
+    if not likely:
+        which = "first or last axis" if axes is None else f"{axes} axis"
+        wanted = sorted({*CHANNELS, channels}) if channels in MODES else [channels]
+        raise PictureError(
+            f"an array of shape {pixels.shape} has no {which} of"
+            f" {' or '.join(map(str, wanted))} channels"
+        )
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0) if likely[0] == "first" else pixels)
+
+
+def _is_whole(pixels: np.ndarray) -> bool:
+    """Tell whether pixels are 8-bit ones in whatever dtype, as transformers tells it."""
+    return pixels.dtype.kind != "f" or np.allclose(pixels, pixels.astype(np.int64))
+
+
+def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
+    """Raise PictureError for fractions from 0 to 1, of which a rescaling leaves nothing."""
+    scaled = not _is_whole(pixels) and pixels.min() >= 0 and pixels.max() <= 1
+    if scaled and prepare.rescale != 1.0:
+        raise PictureError("these pixels are from 0 to 1 already; pass do_rescale=False")
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels from 0 to 1 as 8-bit ones, in which pictures are resized."""
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise PictureError(
+            "pixels that are no whole numbers must be from 0 to 1 to be resized; give 8-bit values"
+        )
+    return (pixels.astype(np.float64) * 255).astype(np.float32)
+
+
+def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
+    """Return pixels that are in the model's size and channels already."""
+    if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
+        raise PictureError(
+            f"pictures of {prepare.channels} channels cannot be resized here; give them in the"
+            " model's size"
+        )
+    return prepare.normalised(pixels)
