@@ -1,6 +1,5 @@
 """Options that several commands share, and the types of their values."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,13 +52,13 @@ class ByteSize(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         """Return the number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([1-9]\d*)([KMGT]?)(i?)B", str(value), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is no size; write 500MB or 2GB", param, ctx)
-        power = " KMGT".index(match[2].upper() or " ")
-        return int(match[1]) * (1024 if match[3] else 1000) ** power
+        from mae_convert.errors import OutputError
+        from mae_convert.packing import byte_count
+
+        try:
+            return byte_count(value)
+        except OutputError as error:
+            self.fail(str(error), param, ctx)
 
 
 def checkpoint_options(command: Command) -> Command:

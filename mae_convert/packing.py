@@ -1,5 +1,6 @@
 """How the tensors of a conversion are put into files. Nothing here changes a tensor."""
 
+import re
 from dataclasses import dataclass
 
 from mae_convert.errors import OutputError
@@ -7,6 +8,22 @@ from mae_convert.layouts import Layout
 from mae_convert.prefixes import LEADING, is_readable
 
 BIN = "pytorch_model.bin"
+BYTES = re.compile(r"([1-9]\d*)([KMGT]?)(i?)B", re.IGNORECASE)
+
+
+def byte_count(size: int | str) -> int:
+    """Return a number of bytes, which may be written as 500MB, 2GB or 2GiB.
+
+    Raises:
+        OutputError: it is no such size.
+    """
+    if type(size) is int and size > 0:
+        return size
+    match = BYTES.fullmatch(size) if isinstance(size, str) else None
+    if match is None:
+        raise OutputError(f"{size!r} is no size; write 500MB or 2GB")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(match[1]) * (1024 if match[3] else 1000) ** power
 
 
 @dataclass(frozen=True)

@@ -361,6 +361,66 @@ def test_what_the_layout_cannot_hold_is_refused_when_saved(tmp_path):
         model()
 
 
+def test_other_weights_are_saved_where_a_state_dict_is_given(tmp_path):
+    model = model_of("pretrain")
+    other = {name: value + 1 for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "model", state_dict=other)
+    again = ViTMAEForPreTraining.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in again.items())
+    other.pop("cls_token")
+    with pytest.raises(LayoutError, match="differ in cls_token"):
+        model.save_pretrained(tmp_path / "other", state_dict=other)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_are_written_in_parts_of_a_size_in_words(tmp_path):
+    model = model_of("pretrain")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
+    model.save_pretrained(tmp_path / "whole", False, max_shard_size="5GB")
+    model.save_pretrained(tmp_path / "whole", max_shard_size="5GB", safe_serialization=False)
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+    for size in ("big", "0MB", 0.5, -1):
+        with pytest.raises(MaeConvertError, match="is no size"):
+            model.save_pretrained(tmp_path / "none", max_shard_size=size)
+
+
+UNSAVED = {
+    "a typo": ({"max_shard_sise": 5}, TypeError, "knows no 'max_shard_sise'; it takes is_main"),
+    "a SavedModel": ({"saved_model": True}, MaeConvertError, "model.export"),
+    "a variant": ({"variant": "fp16"}, MaeConvertError, "leave it out"),
+    "a token": ({"token": "hf_x", "push_to_hub": True}, MaeConvertError, "hf auth login"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVED)
+def test_what_saving_cannot_do_is_refused_before_anything_is_written(name, tmp_path):
+    options, kind, words = UNSAVED[name]
+    with pytest.raises(kind, match=words):
+        model_of("pretrain").save_pretrained(tmp_path / "model", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_push_refuses_what_it_cannot_do():
+    with pytest.raises(MaeConvertError, match="mae-convert publish"):
+        model_of("pretrain").push_to_hub("someone/my-mae", tags=["mae"])
+    with pytest.raises(TypeError, match="push_to_hub knows no 'message'"):
+        model_of("pretrain").push_to_hub("someone/my-mae", message="Train")
+
+
+def test_a_problem_type_that_there_is_not_is_refused():
+    config = ViTMAEConfig(problem_type="regression")
+    for refused in (
+        lambda: ViTMAEConfig(problem_type="foo"),
+        lambda: setattr(config, "problem_type", "foo"),
+        lambda: model_of("classify", problem_type="foo"),
+        lambda: ViTMAEConfig(problem_type="single_label_classification", num_labels=1),
+    ):
+        with pytest.raises(ValueError, match="problem_type"):
+            refused()
+
+
 # --- the Hub ---
 
 
@@ -368,7 +428,8 @@ def test_a_model_goes_to_the_hub_and_comes_back_by_its_name(hub, monkeypatch):
     hub.state.accounts["hf_writer"] = Account("someone")
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     model = model_of("pretrain")
-    address = model.push_to_hub("someone/my-mae", commit_message="Train further")
+    address = model.push_to_hub("someone/my-mae", commit_message="Train further",
+                                commit_description="Longer.", max_shard_size="100KB")  # fmt: skip
     assert address.startswith(hub.url)
     again = ViTMAEForPreTraining.from_pretrained("someone/my-mae")
     assert all(

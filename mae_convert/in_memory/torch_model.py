@@ -36,13 +36,14 @@ def make(
     with nothing_drawn():
         model = model_class(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    _check({tensor.name: tensor.shape for tensor in tensors}, shapes)
+    check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)
     state = {tensor.name: _read(tensor, device) for tensor in tensors}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def _check(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise LayoutError where names or shapes of tensors are not those that are wanted."""
     if given != wanted:
         different = sorted(
             name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)

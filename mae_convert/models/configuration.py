@@ -22,6 +22,20 @@ HABITS: Mapping[str, Any] = {
 }
 
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def check_problem_type(kind: Any, num_labels: int) -> None:
+    """Raise ValueError for what a classifier cannot be trained for, as transformers does."""
+    if kind is not None and kind not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type must be {', '.join(PROBLEM_TYPES)} or None, not {kind!r}")
+    if kind == "single_label_classification" and num_labels == 1:
+        raise ValueError(
+            f"problem_type {kind!r} needs more than one class; say num_labels=2, or"
+            ' problem_type="regression"'
+        )
+
+
 class ViTMAEConfig(ReferenceConfig):
     """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
 
@@ -47,6 +61,7 @@ class ViTMAEConfig(ReferenceConfig):
             values["num_labels"] = len(labels)
         ReferenceConfig.__init__(self, **{n: v for n, v in values.items() if n in FIELDS})
         rest = {**HABITS, **{n: v for n, v in values.items() if n not in FIELDS}}
+        check_problem_type(rest["problem_type"], self.num_labels)
         self.__dict__.update(rest, _labels=None)
         if labels is not None:
             self.id2label = labels
@@ -57,6 +72,8 @@ class ViTMAEConfig(ReferenceConfig):
             value = getattr(ReferenceConfig(**{**plain, name: value}), name)
             if name == "num_labels" and value != self.num_labels:
                 self.__dict__["_labels"] = None
+        if name == "problem_type":
+            check_problem_type(value, self.num_labels)
         object.__setattr__(self, name, value)
 
     @property

@@ -1,14 +1,16 @@
 """How a model comes from a checkpoint and goes to one, as scripts for transformers ask for it."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from mae_convert.checkpoint import Flags
+from mae_convert.errors import ConfigurationError
 from mae_convert.in_memory.carried import Carried
 from mae_convert.in_memory.loading import Wanted, make_model
-from mae_convert.models.configuration import ViTMAEConfig
+from mae_convert.models.configuration import ViTMAEConfig, check_problem_type
 from mae_convert.models.naming import source_named
 from mae_convert.models.options import (
     SAYABLE,
@@ -24,9 +26,11 @@ from mae_convert.models.options import (
     with_free_fields,
     with_head,
 )
-from mae_convert.models.saving import push, save_into
+from mae_convert.models.saving import about_the_hub, push, save_into
 from mae_convert.sources import open_source
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
+
+SAVING = ("is_main_process", "state_dict", "push_to_hub", "max_shard_size")
 
 
 class Asked(NamedTuple):
@@ -86,8 +90,12 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
     Args:
         config: its configuration.
         whole_numbers: whether the labels are so.
+
+    Raises:
+        ValueError: it is for several classes, and there is one.
     """
     if config.problem_type:
+        check_problem_type(config.problem_type, config.num_labels)
         return config.problem_type
     if config.num_labels == 1:
         return "regression"
@@ -172,9 +180,11 @@ class PretrainedModel:
     def save_pretrained(
         self,
         save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
         *,
         push_to_hub: bool = False,
-        max_shard_size: int | None = None,
+        max_shard_size: int | str | None = None,
         **options: Any,
     ) -> None:
         """Write a model directory, as the classes of transformers 4 and 5 load it.
@@ -183,37 +193,64 @@ class PretrainedModel:
 
         Args:
             save_directory: the directory, which is made if need be.
+            is_main_process: False in the other processes of a distributed run, which write nothing.
+            state_dict: in PyTorch, the weights to write in place of the model's own, by its names.
             push_to_hub: send it to the Hub afterwards, as `push_to_hub`.
-            max_shard_size: write weights in parts of at most so many bytes.
+            max_shard_size: write weights in parts of at most so many bytes, as 200000000 or
+                "200MB".
             options: ``repo_id`` and what else `push_to_hub` takes; ``safe_serialization`` has no
                 effect.
 
         Raises:
-            MaeConvertError: the weights are not finite, or the directory cannot be written.
+            MaeConvertError: the weights are not finite, the directory cannot be written, or an
+                option is one that is not for here.
+            TypeError: an option that is not known.
         """
-        options.pop("safe_serialization", None)
-        save_into(self, Path(save_directory), self.layout, self._carried(), max_shard_size)
+        said = about_the_hub(options, "save_pretrained", *SAVING, "repo_id")
+        if not is_main_process:
+            return
+        model = self if state_dict is None else self._holding(state_dict)
+        save_into(model, Path(save_directory), self.layout, self._carried(), max_shard_size)
         if push_to_hub:
-            name = options.pop("repo_id", Path(save_directory).name)
-            push(Path(save_directory), name, **options)
+            name = options.get("repo_id") or Path(save_directory).absolute().name
+            push(Path(save_directory), name, **said)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, max_shard_size: int | str | None = None, **options: Any
+    ) -> str:
         """Send the model to a repository on the Hub by one commit; return its address.
 
-        To publish with a verification, a licence and a card, see ``mae-convert publish``.
+        No card is written: ``mae-convert publish`` sends a model with a card, its verification and
+        a licence.
 
         Args:
             repo_id: ``owner/name``; it is made if need be.
-            options: ``commit_message``, ``private``, ``revision``, ``create_pr``.
+            max_shard_size: as in `save_pretrained`.
+            options: ``commit_message``, ``commit_description``, ``private``, ``revision``,
+                ``create_pr``.
 
         Raises:
+            ConfigurationError: an option that is not for here.
             HubError: the Hub refuses.
             MissingRequirementError: the Hub cannot be reached.
+            TypeError: an option that is not known.
         """
+        said = about_the_hub(options, "push_to_hub", "max_shard_size")
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder) / "model"
-            save_into(self, directory, self.layout, self._carried(), None)
-            return push(directory, repo_id, **options)
+            save_into(self, directory, self.layout, self._carried(), max_shard_size)
+            return push(directory, repo_id, **said)
+
+    def _holding(self, state_dict: Mapping[str, Any]) -> Any:
+        """Return a model like this one with other weights.
+
+        Raises:
+            ConfigurationError: there is no state dict in its framework.
+        """
+        del state_dict
+        raise ConfigurationError(
+            "a Keras model has no state_dict; set its weights, and save it without"
+        )
 
     def _carried(self) -> Carried:
         carried = self.carried or Carried.nothing(self.config.num_channels)

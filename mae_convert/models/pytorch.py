@@ -3,6 +3,7 @@
 Parameters are named as the original has them, and so is the state dict.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae_convert.in_memory.torch_model import check_same
 from mae_convert.models.configuration import ReferenceConfig, adopted, plain
 from mae_convert.models.outputs import output_of
 from mae_convert.models.pretrained import (
@@ -84,6 +86,22 @@ class TorchModel(PretrainedModel, nn.Module):
         model = self if size == self.config.image_hw else self._at(size)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
+
+    def _holding(self, state_dict: Mapping[str, Tensor]) -> Any:
+        """Return a model like this one with other weights, which are not copied.
+
+        Raises:
+            LayoutError: names or shapes are not those of the model's own.
+        """
+        given, own = (
+            {name: tuple(value.shape) for name, value in state.items()}
+            for state in (state_dict, self.state_dict())
+        )
+        check_same(given, own)
+        with torch.device("meta"):
+            model = type(self)(self.config)
+        model.load_state_dict(state_dict, strict=True, assign=True)
+        return model
 
     def _at(self, size: Size) -> Any:
         """Return the model for pictures of another size; all is shared but position embeddings."""

@@ -1,19 +1,66 @@
 """Where `save_pretrained` and `push_to_hub` put a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mae_convert.containers.output import require_ours
 from mae_convert.containers.staging import staging_beside
-from mae_convert.errors import OutputError
+from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.hub import client, patiently, speaking
 from mae_convert.in_memory.carried import Carried
 from mae_convert.in_memory.saving import save_model
-from mae_convert.packing import Packing
+from mae_convert.models.naming import SET_ELSEWHERE
+from mae_convert.packing import Packing, byte_count
+
+# What a push may say besides the repository.
+OF_A_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr")
+# How transformers is to write, which here has one way.
+WITHOUT_EFFECT = (
+    "safe_serialization",
+    "save_function",  # of no effect there too, where weights are written as safetensors
+    "save_original_format",
+    "save_peft_format",
+    "use_temp_dir",
+    "version",
+)
+REFUSED = {
+    "variant": "weights have one name here; leave it out",
+    "distributed_checkpoint": "weights are written whole; gather them first",
+    "saved_model": "write one with model.export, or mae_convert.models.export.export_encoder",
+    "signatures": "give them to model.export",
+    "tags": "they stand on a card, which `mae-convert publish` writes",
+    **SET_ELSEWHERE,
+}
+
+
+def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[str, Any]:
+    """Return what a caller says of a push, and refuse what cannot be done.
+
+    Args:
+        options: what the caller says, by the names of transformers.
+        caller: the method that it was said to.
+        more: further names that this method knows.
+
+    Raises:
+        ConfigurationError: something is known there and cannot be done here.
+        TypeError: a name that is not known.
+    """
+    known = (*more, *OF_A_PUSH)
+    for name, value in options.items():
+        if name in REFUSED and value not in (None, False):
+            raise ConfigurationError(f"{name} cannot be given to {caller} here; {REFUSED[name]}")
+    if unknown := sorted(options.keys() - {*known, *WITHOUT_EFFECT, *REFUSED}):
+        raise TypeError(f"{caller} knows no {unknown[0]!r}; it takes {', '.join(known)}")
+    return {name: options[name] for name in OF_A_PUSH if options.get(name) is not None}
 
 
 def save_into(
-    model: Any, directory: Path, layout: str, carried: Carried, max_shard_size: int | None
+    model: Any,
+    directory: Path,
+    layout: str,
+    carried: Carried,
+    max_shard_size: int | str | None,
 ) -> None:
     """Write a model directory, or put its files into one that holds others too.
 
@@ -24,7 +71,8 @@ def save_into(
     Raises:
         OutputError: it cannot be written.
     """
-    packing = Packing(max_shard_size=max_shard_size)
+    largest = None if max_shard_size is None else byte_count(max_shard_size)
+    packing = Packing(max_shard_size=largest)
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not _holds_others(directory):
@@ -54,6 +102,7 @@ def push(
     repo_id: str,
     *,
     commit_message: str = "Upload a MAE model",
+    commit_description: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -74,6 +123,7 @@ def push(
             made.repo_id,
             [CommitOperationAdd(path.name, str(path)) for path in files],
             commit_message=commit_message,
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )
