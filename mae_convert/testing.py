@@ -1,14 +1,27 @@
 """For pytest: ``assert_parity`` fails a test unless two checkpoints are the same function."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint import Flags, check_flags, open_checkpoint
+from mae_convert.errors import ConfigurationError
+from mae_convert.in_memory.asking import dtype_named, naming_arguments
 from mae_convert.verify.report import text
 from mae_convert.verify.sides import Side
-from mae_convert.verify.verification import Options, Verification, run_verification
+from mae_convert.verify.verification import (
+    Options,
+    Verification,
+    Witness,
+    parse_options,
+    run_verification,
+)
+
+DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 
 
+@naming_arguments()
 def assert_parity(
     a: Path | str,
     b: Path | str,
@@ -28,21 +41,56 @@ def assert_parity(
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
         require_proof: fail too where a side had to be loaded through our mapping tables.
-        options: further fields of ``verify.verification.Options``: ``gradients``, ``against`` ...
+        options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
+            ``against``, as ("transformers",) or ("timm=PYTHON",) ...
 
     Returns:
         The verification that passed, with its traces.
 
     Raises:
         AssertionError: they differ; the message says where, by how much, and why.
-        MaeConvertError: a checkpoint cannot be read or run.
+        MaeConvertError: a checkpoint cannot be read or run, or an option is impossible.
+        TypeError: an option that is not known.
     """
     # pytest shows the message, and not the inside of this function.
     __tracebackhide__ = True
+    _check_kinds(flags=(flags, Flags), side_a=(side_a, Side), side_b=(side_b, Side))
+    asked = _options({**options, "require_proof": require_proof})
     first, second = (open_checkpoint(path, flags, fill_only=True) for path in (a, b))
     check_flags(flags, first, second)
-    asked = Options(require_proof=require_proof, **options)
     done = run_verification(first, second, side_a, side_b, asked)
     if not done.verdict.passed:
         raise AssertionError(f"{a} and {b}:\n{text(done.verdict)}")
     return done
+
+
+def _check_kinds(**given: tuple[Any, type]) -> None:
+    """Raise TypeError where something is given that is not of its kind."""
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            where = f"{kind.__module__}.{kind.__name__}"
+            raise TypeError(f"{name} must be a {where}, not {value!r}")
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    """Return what is asked of a verification, with dtypes and witnesses also by their names."""
+    known = [field.name for field in fields(Options)]
+    if unknown := sorted(given.keys() - set(known)):
+        raise TypeError(f"assert_parity knows no {unknown[0]!r}; it takes {', '.join(known)}")
+    asked = dict(given)
+    for name in ("dtypes", "against"):
+        if name in asked:
+            value = asked[name]
+            asked[name] = value if isinstance(value, list | tuple) else (value,)
+    if "dtypes" in asked:
+        asked["dtypes"] = tuple(dtype_named(dtype, DTYPES) for dtype in asked["dtypes"])
+    asked["against"] = tuple(map(_witness, asked.get("against", ())))
+    return Options(**asked)
+
+
+def _witness(named: Any) -> Witness:
+    if isinstance(named, Witness):
+        return named
+    if not isinstance(named, str):
+        raise ConfigurationError(f"against names libraries, as 'transformers', not {named!r}")
+    return parse_options(against=(named,)).against[0]

@@ -11,6 +11,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from mae_convert.checkpoint import Flags
+from mae_convert.errors import MaeConvertError
 from mae_convert.testing import assert_parity
 from mae_convert.verify.sides import Side
 
@@ -47,6 +48,33 @@ def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
     assert "DIFFERENT" in message
     assert "first divergence: encoder.blocks.1.v" in message
     assert "transposed" in message
+
+
+NOT_ASKED = {
+    "a typo": ({"gradient": True}, TypeError, "knows no 'gradient'; it takes inputs, dtypes"),
+    "a dtype": ({"dtypes": ("int8",)}, MaeConvertError, "'int8'; choose float64, float32, tf32"),
+    "one dtype": ({"dtypes": "int8"}, MaeConvertError, "'int8'; choose float64"),
+    "a library": ({"against": ("jaxx",)}, MaeConvertError, "jaxx is no witness; choose torch"),
+    "no library": ({"against": (3,)}, MaeConvertError, "as 'transformers', not 3"),
+    "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.verify.sides.Side"),
+    "flags": ({"flags": {"num_heads": 4}}, TypeError, "flags must be a mae_convert.checkpoint.F"),
+    "no heads": ({"flags": None}, MaeConvertError, "num_attention_heads"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ASKED)
+def test_assert_parity_says_what_cannot_be_asked_of_it(pair, name):
+    options, kind, words = NOT_ASKED[name]
+    with pytest.raises(kind, match=words):
+        assert_parity(*pair, **{"flags": FLAGS, **options})
+
+
+def test_assert_parity_takes_witnesses_by_their_names(pair):
+    done = assert_parity(
+        pair[1], pair[1], side_a=Side("torch"), side_b=Side("torch"), require_proof=False,
+        against="transformers", dtypes=["float64"],
+    )  # fmt: skip
+    assert [trace.description["framework"] for trace in done.traces[2:]] == ["transformers"]
 
 
 def test_the_action_of_this_repository_runs_what_it_says(pair, tmp_path):

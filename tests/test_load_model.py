@@ -71,22 +71,44 @@ def test_a_task_a_dtype_a_size_and_a_head_are_what_convert_makes_of_them():
 
 
 WRONG = {
-    "no heads": ({}, MaeConvertError, "--num-heads"),
+    "no heads": ({}, MaeConvertError, r"say it with num_attention_heads \(--num-heads\)$"),
     "framework": ({"framework": "mxnet", **HEADS}, MaeConvertError, "torch, tensorflow, jax"),
     "dtype": ({"dtype": "int8", **HEADS}, MaeConvertError, "float64, float32"),
     "policy": ({"dtype": "mixed_float16", **HEADS}, MaeConvertError, "float64, float32"),
     "task": ({"task": "classify", **HEADS}, MaeConvertError, "no classifier head"),
     "size": ({"image_size": 33, **HEADS}, MaeConvertError, "choose 32 or 40"),
+    "size in words": ({"image_size": "large", **HEADS}, MaeConvertError, "give one number of"),
+    "three sizes": ({"image_size": (32, 32, 3), **HEADS}, MaeConvertError, "(height, width)"),
+    "half a pixel": ({"image_size": 32.5, **HEADS}, MaeConvertError, "32.5"),
+    "no size": ({"image_size": True, **HEADS}, MaeConvertError, "cannot be True"),
+    "head twice": (
+        {"source": GOLDEN / "transformers_tf_classifier_tiny", "num_labels": 3},
+        MaeConvertError, r'num_labels \(--num-labels\) makes .* task="encoder" \(--task encoder\)',
+    ),
     "device": ({"device": "cuda:9", **HEADS}, MissingRequirementError, "cuda:9"),
     "unknown": ({"heads": 4}, TypeError, "num_attention_heads"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_is_refused_in_one_sentence(name):
     arguments, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
-        load_model(ORIGINAL, **arguments)
+        load_model(**{"source": ORIGINAL, **arguments})
+
+
+@pytest.mark.parametrize("size", ["48", 48.0, "48x48", (48, 48), [48, 48], np.int64(48)])
+def test_a_size_is_taken_in_any_form_that_is_plain(size):
+    assert load_model(ORIGINAL, image_size=size, **HEADS).config.image_hw == (48, 48)
+
+
+def test_a_dtype_is_taken_as_its_framework_names_it(tmp_path):
+    for dtype in (torch.float16, np.dtype("float16"), "float16"):
+        model = load_model(ORIGINAL, dtype=dtype, **HEADS)
+        assert model.cls_token.dtype == torch.float16
+        save_model(model, tmp_path / "m.pth", "facebook", dtype=dtype, overwrite=True)
+    with pytest.raises(MaeConvertError, match="'int8'; choose float64, float32, float16, bfloat16"):
+        save_model(model, tmp_path / "other.pth", "facebook", dtype="int8")
 
 
 LAYOUTS = {
@@ -130,7 +152,7 @@ def test_saving_is_as_careful_as_converting(tmp_path):
     heads = Flags(**HEADS)
     pair = open_checkpoint(ORIGINAL, heads), open_checkpoint(tmp_path / "model.pth")
     assert diff(*pair).same
-    with pytest.raises(MaeConvertError, match="--overwrite"):
+    with pytest.raises(MaeConvertError, match=r"overwrite=True \(--overwrite\)"):
         save_model(model, tmp_path / "model.pth", "facebook")
     with torch.no_grad():
         model.norm.weight[0] = float("nan")

@@ -409,6 +409,16 @@ def test_a_push_refuses_what_it_cannot_do():
         model_of("pretrain").push_to_hub("someone/my-mae", message="Train")
 
 
+def test_a_dtype_and_a_size_that_there_are_not_are_refused():
+    for options, words in (
+        ({"dtype": "int8"}, "choose float64, float32"),
+        ({"torch_dtype": torch.int8}, "choose float64, float32"),
+        ({"image_size": "large"}, "give one number"),
+    ):
+        with pytest.raises(MaeConvertError, match=words):
+            model_of("pretrain", **options)
+
+
 def test_a_problem_type_that_there_is_not_is_refused():
     config = ViTMAEConfig(problem_type="regression")
     for refused in (

@@ -57,7 +57,7 @@ def make(
         with on_device(device.replace("gpu", "cuda").partition(":")[0]):
             return _make(model_class, config, tensors, policy)
     except LoadError as error:
-        raise MissingRequirementError(str(error).replace("--device cpu", 'device="cpu"')) from error
+        raise MissingRequirementError(str(error)) from error
 
 
 def _make(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint import Checkpoint, Flags
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import ConfigurationError, MissingRequirementError
 from mae_convert.heads import with_new_head
+from mae_convert.in_memory.asking import dtype_named, naming_arguments, size_named
 from mae_convert.in_memory.carried import Carried
 from mae_convert.planning import Plan, plan_conversion
 from mae_convert.rounding import DTYPES
@@ -28,14 +29,15 @@ NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("j
 MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
+@naming_arguments()
 def load_model(
     source: str | Path | Checkpoint,
     framework: str = "torch",
     task: str | None = None,
-    dtype: str | None = None,
+    dtype: Any = None,
     device: str | None = None,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: int | str | tuple[int, int] | None = None,
     num_labels: int | None = None,
     state_key: str | None = None,
     **said: Any,
@@ -50,11 +52,13 @@ def load_model(
             checkpoint, or a checkpoint that is open.
         framework: "torch", or for the Keras 3 model "tensorflow" or "jax".
         task: "pretrain", "encoder" or "classify"; default: everything that is there.
-        dtype: "float64", "float32", "float16" or "bfloat16"; in Keras also "mixed_float16" or
-            "mixed_bfloat16". Default: that of the checkpoint.
+        dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
+            TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: that of the
+            checkpoint.
         device: where the model is: in PyTorch any device; in Keras "cpu" or "cuda". Default: the
             CPU in PyTorch, what Keras chooses in Keras.
-        image_size: resample the position embeddings for pictures of this size.
+        image_size: resample the position embeddings for pictures of this size: one number, or
+            (height, width).
         num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
         said: what the checkpoint does not say: ``num_attention_heads``,
@@ -69,14 +73,13 @@ def load_model(
         MaeConvertError: the checkpoint cannot be read, or is not such a model.
         MissingRequirementError: the framework or the device is not there.
     """
-    _check_choices(framework, dtype)
+    dtype, size = _chosen(framework, dtype), size_named(image_size)
     if isinstance(source, Checkpoint):
         checkpoint = source
     else:
         checkpoint = open_source(parse_source(str(source)), flags_of(said), state_key=state_key)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
 
 
@@ -103,7 +106,7 @@ class Wanted:
 
     framework: str = "torch"
     task: str | None = None
-    dtype: str | None = None
+    dtype: Any = None
     device: str | None = None
     image_size: tuple[int, int] | None = None
     model_class: type | None = None
@@ -116,6 +119,7 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
         checkpoint: an opened checkpoint.
         wanted: ``model_class`` is a subclass of the reference model, to be made in its place.
     """
+    wanted = replace(wanted, dtype=_chosen(wanted.framework, wanted.dtype))
     layout, target = NAMED_AS[wanted.framework]
     in_keras = wanted.framework != "torch"
     kept = "float32" if wanted.dtype in MIXED else wanted.dtype
@@ -131,12 +135,11 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     return model
 
 
-def _check_choices(framework: str, dtype: str | None) -> None:
+def _chosen(framework: str, dtype: Any) -> str | None:
+    """Return the name of the dtype that is asked for."""
     if framework not in NAMED_AS:
-        raise MaeConvertError(f"unknown framework {framework!r}; choose {', '.join(NAMED_AS)}")
-    known = (*DTYPES, *(MIXED if framework != "torch" else ()))
-    if dtype is not None and dtype not in known:
-        raise MaeConvertError(f"unknown dtype {dtype!r}; choose {', '.join(known)}")
+        raise ConfigurationError(f"unknown framework {framework!r}; choose {', '.join(NAMED_AS)}")
+    return dtype_named(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
 
 
 def _make(plan: Plan, wanted: Wanted) -> Any:

@@ -9,6 +9,7 @@ from mae_convert.configuration import PREPROCESSING, Configuration, untold_field
 from mae_convert.containers import Container, LazyTensor
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
+from mae_convert.in_memory.asking import dtype_named, naming_arguments
 from mae_convert.in_memory.carried import Carried
 from mae_convert.layouts import layout_named
 from mae_convert.mapping import external_shapes, read_tensors
@@ -16,6 +17,7 @@ from mae_convert.origin import Origin
 from mae_convert.packing import Packing
 from mae_convert.planning import plan_conversion
 from mae_convert.prefixes import as_stored
+from mae_convert.rounding import DTYPES
 from reference_models.configuration import ViTMAEConfig
 
 IN_MEMORY = "a model in memory"
@@ -28,12 +30,13 @@ TASKS = {
 LAYOUTS_OF = {"reference_models.pytorch": "facebook", "reference_models.keras": "keras"}
 
 
+@naming_arguments()
 def save_model(
     model: Any,
     target: str | Path,
     layout: str,
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     packing: Packing | None = None,
     carried: Carried | None = None,
     overwrite: bool = False,
@@ -59,8 +62,9 @@ def save_model(
             it.
         OutputError: the target exists, or cannot be written.
     """
+    name = dtype_named(dtype, tuple(DTYPES))
     source = checkpoint_of(model, carried)
-    plan = plan_conversion(source, Path(target), layout, dtype=dtype, packing=packing)
+    plan = plan_conversion(source, Path(target), layout, dtype=name, packing=packing)
     return execute(plan, overwrite=overwrite)
 
 

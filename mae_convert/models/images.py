@@ -16,6 +16,7 @@ from PIL import Image
 
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import ConfigurationError, PictureError
+from mae_convert.in_memory.asking import naming_arguments
 from mae_convert.models.naming import read_json, source_named
 from mae_convert.models.pixels import axes_named, pictures_of, prepared
 from mae_convert.preprocessing import Preprocessing, preprocessing_as_stated
@@ -67,6 +68,7 @@ class MaeImageProcessor:
         self._preprocessing({})  # what is impossible is refused at once
 
     @classmethod
+    @naming_arguments()
     def from_pretrained(cls, name: str | Path, **changes: Any) -> "MaeImageProcessor":
         """Return the processor of a checkpoint: as ``preprocessor_config.json`` says.
 

@@ -7,8 +7,8 @@ from typing import Any
 from mae_convert.checkpoint import Checkpoint, Flags
 from mae_convert.errors import ConfigurationError
 from mae_convert.heads import with_new_head
+from mae_convert.in_memory.asking import size_named
 from mae_convert.models.configuration import FIELDS, plain
-from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 # What a caller may say of a checkpoint whatever it says itself.
 SAYABLE = tuple(name for name in vars(Flags()) if name != "image_size")
@@ -27,11 +27,11 @@ WITHOUT_EFFECT = (
 HABITS = ("output_hidden_states", "output_attentions", "return_dict", "problem_type")
 
 
-def dtype_of(options: dict[str, Any], usual: str | None) -> str | None:
-    """Return the name of the dtype that is asked for; "auto" is that of the checkpoint."""
+def dtype_of(options: dict[str, Any], usual: str | None) -> Any:
+    """Return the dtype that is asked for, in whatever form; "auto" is that of the checkpoint."""
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or usual
     options.pop("torch_dtype", None)
-    return None if asked == "auto" else str(getattr(asked, "name", asked)).removeprefix("torch.")
+    return None if isinstance(asked, str) and asked == "auto" else asked
 
 
 def device_of(device_map: Any) -> str | None:
@@ -118,13 +118,11 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
     return replace(source, configuration=configuration)
 
 
-def size_of(changes: Mapping[str, Any], source: Checkpoint) -> tuple[int, int] | None:
+def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return height and width of the pictures that a caller asks for, or None."""
     if "image_size" not in changes:
         return None
-    return ReferenceConfig(
-        image_size=changes["image_size"], patch_size=source.configuration.model.patch_size
-    ).image_hw
+    return size_named(changes["image_size"])
 
 
 def habits_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mae_convert.checkpoint import Flags
 from mae_convert.errors import ConfigurationError
+from mae_convert.in_memory.asking import naming_arguments
 from mae_convert.in_memory.carried import Carried
 from mae_convert.in_memory.loading import Wanted, make_model
 from mae_convert.models.configuration import ViTMAEConfig, check_problem_type
@@ -130,6 +131,7 @@ class PretrainedModel:
         return "float32"
 
     @classmethod
+    @naming_arguments()
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, config: Any = None, **options: Any
     ) -> Any:
@@ -168,7 +170,7 @@ class PretrainedModel:
             count = changes.get("num_labels") if names_labels(config, options) else None
             checkpoint = with_head(checkpoint, count, anew=anew)
         checkpoint = with_free_fields(checkpoint, changes)
-        size = size_of(changes, checkpoint)
+        size = size_of(changes)
         model = make_model(
             checkpoint, Wanted(cls.framework(), cls.task, dtype, device, size, model_class=cls)
         )
@@ -177,6 +179,7 @@ class PretrainedModel:
             model.config.id2label = labels
         return (model, loading_info()) if told else model
 
+    @naming_arguments()
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -215,6 +218,7 @@ class PretrainedModel:
             name = options.get("repo_id") or Path(save_directory).absolute().name
             push(Path(save_directory), name, **said)
 
+    @naming_arguments()
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = None, **options: Any
     ) -> str:
