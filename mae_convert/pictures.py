@@ -58,7 +58,8 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
 
     The factor is infinite where there is no difference at all, and NaN is shown as the largest.
     """
-    away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
+    with np.errstate(invalid="ignore"):  # of infinity and infinity
+        away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
     finite = np.abs(away[np.isfinite(away)])
     largest = float(finite.max(initial=0.0))
     factor = GREY / largest if largest else math.inf
@@ -70,7 +71,12 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
 def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:
     """Return columns of colours (N, H, W, 3) beside each other, 8-bit, with a row for each N."""
     rows = [_joined(list(row), axis=1) for row in zip(*columns, strict=True)]
-    return np.rint(_joined(rows, axis=0) * 255).astype(np.uint8)
+    return eight_bits(_joined(rows, axis=0))
+
+
+def eight_bits(colours: np.ndarray) -> np.ndarray:
+    """Return colours in [0, 1] as 8-bit ones; NaN is black."""
+    return np.rint(np.nan_to_num(colours, nan=0.0) * 255).astype(np.uint8)
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

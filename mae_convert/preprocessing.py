@@ -18,6 +18,8 @@ from mae_convert.errors import MaeConvertError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
+UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes that can mean anything
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
 WHERE = "in preprocessor_config.json or in the call"
 Size = tuple[int, int]
@@ -167,14 +169,18 @@ def _rescale(stated: Mapping[str, Any]) -> float:
 
 
 def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
-    if picture.mode in ("I", "F"):
-        raise MaeConvertError(
-            f"a picture of mode {picture.mode} does not say how bright its numbers are; save"
-            " it with 8 or 16 bits a channel"
-        )
+    if picture.mode in UNKNOWN_BRIGHTNESS:
+        raise MaeConvertError(_of_unknown_brightness(picture))
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+
+
+def _of_unknown_brightness(picture: Image.Image) -> str:
+    return (
+        f"a picture of mode {picture.mode} does not say how bright its numbers are; save"
+        " it with 8 or 16 bits a channel"
+    )
 
 
 def _middle(picture: Image.Image, crop: Size) -> Image.Image:
@@ -192,8 +198,38 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise MaeConvertError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def check_pictures(paths: Sequence[Path]) -> None:
+    """See to it that files are pictures that can be read, without preparing them.
+
+    JPEGs are read at an eighth of their size, of others headers and checksums are.
+
+    Raises:
+        MaeConvertError: some are not; the sentence names the first and counts the rest.
+    """
+    wrong = [error for path in paths if (error := _reason_against(path))]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+        raise MaeConvertError(f"{wrong[0]}{more}; mend or remove it")
+
+
+def _reason_against(path: Path) -> str | None:
+    """Return why a file is no picture for a model, or None."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode in UNKNOWN_BRIGHTNESS:
+                return f"{path}: {_of_unknown_brightness(picture)}"
+            if picture.format == "JPEG":  # which has no checksums
+                picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))
+                picture.load()
+            else:
+                picture.verify()
+    except UNREADABLE as error:
+        return f"{path} is not a picture that can be read: {error}"
+    return None
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -226,7 +262,11 @@ def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.nda
         MaeConvertError: it does not come out in the model's size; the sentence has the name.
     """
     wanted = checkpoint.configuration.model.image_hw
-    pixels = preprocessing_of(checkpoint)(picture)
+    prepare = preprocessing_of(checkpoint)
+    try:
+        pixels = prepare(picture)
+    except MaeConvertError as error:
+        raise MaeConvertError(f"{name}: {error}") from error
     if pixels.shape[1:] != wanted:
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"

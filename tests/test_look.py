@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from mae_convert.checkpoint import open_checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.look.looking import Look, look_at
 from mae_convert.look.masks import drawn_mask, noise_of, ratio_that_keeps
 from mae_convert.look.reconstruction import cut_to_shape
-from mae_convert.look.sheet import Row, Sheet, draw
+from mae_convert.look.sheet import Row, Sheet, draw, panel
+from mae_convert.pictures import amplified_difference, tiles
+from mae_convert.show.pictures import reconstructions
 from reference_models.configuration import ViTMAEConfig
 
 DATA = Path(__file__).parents[1] / "mae_convert/data/demo"
@@ -103,6 +107,28 @@ def test_a_sheet_shows_what_the_model_saw(run, tmp_path):
     assert (again.status, "--overwrite" in again.err) == (2, True)
 
 
+def test_what_is_told_beside_a_film_says_what_it_is_of(tmp_path, capsys):
+    checkpoint = open_checkpoint(MODEL)
+    report = look_at([DATA / "coffee.jpg"], checkpoint, [tmp_path / "film.gif"], Look())
+    assert report["mask_ratio"] == 0.5
+    assert report["film_ratios"][0] == 0.5
+    reconstructions(report)
+    assert "the film's first picture, at 50%; it goes on to 95%" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_is_drawn_without_a_word():
+    config = open_checkpoint(MODEL).configuration
+    shape = (1, 3, *config.model.image_hw)
+    mask = np.ones((1, config.model.num_patches), np.float32)
+    painted = np.full(shape, np.nan)
+    painted[:, :, ::2] = np.inf
+    drawn = panel(np.zeros(shape), painted, mask, ["broken"], config)
+    assert drawn.width > 0
+    shown, _ = amplified_difference(painted, painted)
+    assert tiles([shown]).dtype == np.uint8
+
+
 def test_two_frameworks_paint_the_same(run, tmp_path):
     wide = tmp_path / "wide.png"
     Image.open(DATA / "coffee.jpg").resize((300, 100)).save(wide)
@@ -124,6 +150,7 @@ def test_two_frameworks_paint_the_same(run, tmp_path):
     [
         (["nowhere.png", "-o", "x.png"], "nowhere.png is not a picture"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "ends in .png"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
         ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes is neither"),
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "one mask ratio"),
     ],
@@ -161,6 +188,13 @@ def test_features_have_names_and_labels(run, tmp_path):
     for name in ("cls", "mean"):
         assert one[name].shape == (2, 160)
         np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4)
+    data = (DATA / "coffee.jpg").read_bytes()
+    (folder / "cups" / "torn.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "cups" / "vague.tif").write_bytes(b"not a picture")
+    torn = run("features", MODEL, folder, "-o", tmp_path / "torn.npz")
+    assert torn.status == 2
+    assert "torn.jpg is not a picture that can be read" in torn.err
+    assert "(and 1 more like it)" in torn.err
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no pictures" in run("features", MODEL, empty, "-o", tmp_path / "x.npz").err

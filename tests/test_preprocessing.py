@@ -11,7 +11,7 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
 from mae_convert.planning import plan_conversion
-from mae_convert.preprocessing import load_pictures, open_picture
+from mae_convert.preprocessing import check_pictures, load_pictures, open_picture
 
 STATED = {
     "as written": {},
@@ -109,3 +109,14 @@ def test_what_is_no_picture_is_refused(model, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(MaeConvertError, match="not a picture"):
         load_pictures([tmp_path / "text.png"], open_checkpoint(model))
+
+
+def test_files_are_checked_before_they_are_prepared(tmp_path):
+    good, torn, vague = tmp_path / "good.png", tmp_path / "torn.png", tmp_path / "vague.tif"
+    Image.new("RGB", (64, 64), "red").save(good)
+    torn.write_bytes(good.read_bytes()[:-20])
+    Image.new("I", (4, 4)).save(vague)
+    check_pictures([good])
+    for path, words in ((torn, "torn.png is not a picture"), (vague, "vague.tif: .* mode I does")):
+        with pytest.raises(MaeConvertError, match=words):
+            check_pictures([good, path])

@@ -253,5 +253,7 @@ def test_traces_are_read_from_the_hub_too(hub, command, model):
     )
     result = command("compare", place, place)
     assert (result.status, "is not a trace" in result.err) == (2, True)
+    result = command("compare", model / "nope", place)
+    assert (result.status, "nope does not exist; check the path" in result.err) == (2, True)
     result = command("compare", f"hf://{REPO}", place)
     assert (result.status, "there is no such file" in result.err) == (2, True)

@@ -12,7 +12,12 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
 from mae_convert.in_memory import load_model
-from mae_convert.preprocessing import SUFFIXES, load_pictures
+from mae_convert.preprocessing import (
+    SUFFIXES,
+    check_pictures,
+    load_pictures,
+    preprocessing_of,
+)
 
 Progress = Callable[[int], None]
 
@@ -97,6 +102,8 @@ def features_of(
         MaeConvertError: a picture cannot be read, or does not fit the model.
         MissingRequirementError: the framework or the device is not there.
     """
+    preprocessing_of(checkpoint)
+    check_pictures(paths)  # before minutes of work
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras

@@ -55,14 +55,14 @@ def look_at(
 
     Returns:
         ``mask_ratio``, ``images`` (name, removed patches, and the loss by framework), ``note``,
-        ``outputs``; of two frameworks also ``largest_difference``, in normalised pixels.
+        ``outputs``; ``film_ratios`` where films are all that is written, of which the rest then
+        tells the first; of two frameworks also ``largest_difference``, in normalised pixels.
 
     Raises:
         MaeConvertError: a picture, the mask, the checkpoint or an output cannot be used.
         MissingRequirementError: the framework or the device is not there.
     """
-    for path in outputs:
-        check_name(path, overwrite=overwrite)
+    _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and look.mask not in KINDS:
         raise MaeConvertError(
@@ -82,7 +82,19 @@ def look_at(
         for path in kind:
             save(frames, path, overwrite=overwrite)
         report = report or _measured(found[0], images)
+    if len(films) == len(outputs):
+        report["film_ratios"] = list(FILM_RATIOS)
     return {**report, "note": note_on(checkpoint), "outputs": [str(path) for path in outputs]}
+
+
+def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise MaeConvertError where one cannot be written, or would be written twice."""
+    seen: set[Path] = set()
+    for path in outputs:
+        check_name(path, overwrite=overwrite)
+        if path.resolve() in seen:
+            raise MaeConvertError(f"{path} is named twice; give each output a name of its own")
+        seen.add(path.resolve())
 
 
 def outputs_but(films: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
@@ -151,5 +163,6 @@ def _measured(done: Reconstruction, images: Sequence[Path]) -> dict[str, Any]:
     report: dict[str, Any] = {"mask_ratio": float(done.mask.mean(dtype=np.float64)), "images": rows}
     if len(done.predicted) > 1:
         a, b = done.predicted.values()
-        report["largest_difference"] = float(np.abs(a - b).max())
+        with np.errstate(invalid="ignore"):  # of infinity and infinity
+            report["largest_difference"] = float(np.abs(a - b).max())
     return report

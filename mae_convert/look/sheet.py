@@ -13,7 +13,14 @@ from mae_convert.configuration import Configuration
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
 from mae_convert.look.reconstruction import Reconstruction
-from mae_convert.pictures import GREY, amplified_difference, as_colours, in_pixels, pasted
+from mae_convert.pictures import (
+    GREY,
+    amplified_difference,
+    as_colours,
+    eight_bits,
+    in_pixels,
+    pasted,
+)
 
 TILE = 224  # pixels on the sheet of a picture's longer side, at least
 MARGIN, GAP, LINE = 16, 6, 20
@@ -166,7 +173,7 @@ def _size(row: Row, shape: float) -> tuple[int, int]:
 
 
 def _scaled(tile: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(np.rint(tile * 255).astype(np.uint8))
+    picture = Image.fromarray(eight_bits(tile))
     whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
     return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
 

@@ -30,6 +30,9 @@ def reconstructions(report: Mapping[str, Any]) -> None:
         grid.add_row(escape(row["image"]), removed, *cells)
     out.print(grid)
     out.print("error: mean square over removed patches, in normalised pixels")
+    if "film_ratios" in report:
+        first, *_, last = report["film_ratios"]
+        out.print(f"this is the film's first picture, at {first:.0%}; it goes on to {last:.0%}")
     if "largest_difference" in report:
         out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
     if report["note"]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.official import Official, official_named
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
@@ -38,12 +38,20 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
 
 
 def locate_file(source: Source) -> Path:
-    """Return the path of a file that is no checkpoint, downloaded if need be."""
+    """Return the path of a file that is no checkpoint, downloaded if need be.
+
+    Raises:
+        CheckpointError: there is no such file.
+        MaeConvertError: as `locate`.
+    """
     if isinstance(source, HubReference):
         from mae_convert.sources.hub import get_file
 
         return get_file(source)
-    return locate(source)[0]
+    path = locate(source)[0]
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path")
+    return path
 
 
 def open_source(
