@@ -155,6 +155,8 @@ def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
     processor = ViTImageProcessor(**STATED["of a MAE"])
     processor.save_pretrained(tmp_path / "new")
     assert AutoImageProcessor.from_pretrained(tmp_path / "new").to_dict() == processor.to_dict()
+    assert ViTImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
+    assert json.loads(processor.to_json_string()) == processor.to_dict()
     real = ViTImageProcessorPil.from_pretrained(tmp_path / "new")
     assert list(real.image_mean) == processor.image_mean
     assert dict(real.size) == processor.size

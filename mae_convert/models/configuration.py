@@ -127,6 +127,11 @@ class ViTMAEConfig(ReferenceConfig):
         """Return everything as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
+    def to_json_file(self, path: str | Path) -> None:
+        """Write everything as JSON into a file, which is replaced."""
+        with replacing_file(Path(path), overwrite=True) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "ViTMAEConfig":
         """Return the configuration that a mapping tells."""
@@ -152,8 +157,7 @@ class ViTMAEConfig(ReferenceConfig):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` into a directory, which is made if need be."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        with replacing_file(Path(directory) / CONFIG_NAME, overwrite=True) as temporary:
-            temporary.write_text(self.to_json_string(), encoding="utf-8")
+        self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
 def adopted(config: ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:

@@ -104,9 +104,21 @@ class MaeImageProcessor:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``preprocessor_config.json`` into a directory, which is made if need be."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        with replacing_file(Path(directory) / FILE, overwrite=True) as temporary:
-            text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        self.to_json_file(Path(directory) / FILE)
+
+    def to_json_file(self, path: str | Path) -> None:
+        """Write what is stated as JSON into a file, which is replaced."""
+        with replacing_file(Path(path), overwrite=True) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """Return what is stated as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
+        """Return the processor that a mapping states."""
+        return cls(**{**stated, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is stated, as plain data that JSON can hold."""
