@@ -25,6 +25,17 @@ class LayerResult(NamedTuple):
     taps: Taps
 
 
+def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
+    """Return what a dense layer makes of tokens (..., D), from within the call of another layer.
+
+    Without what Keras does around a call, which in eager mode takes longer than a small product.
+    """
+    if layer.quantization_mode is not None:
+        return layer(tokens)
+    product = ops.matmul(tokens, layer.kernel)
+    return product if layer.bias is None else product + layer.bias
+
+
 class LayerNorm(keras.layers.Layer):
     """Normalisation over the last axis (arXiv:1607.06450), in float32 or better."""
 
@@ -83,14 +94,15 @@ class Attention(keras.layers.Layer):
 
     def call(self, tokens: Tensor, wanted: Wanted) -> LayerResult:
         """Mix tokens (N, T, D); probabilities (N, H, T, T) only where wanted."""
-        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        query, key, value = (affine(tokens, dense) for dense in (self.query, self.key, self.value))
         scale = (self.width // self.heads) ** -0.5
         q, k, v = (self._split_heads(part) for part in (query * scale, key, value))
         scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (N, H, T, T)
         probabilities = ops.softmax(scores, axis=-1)
         mixed = ops.matmul(self.probability_dropout(probabilities), v)  # (N, H, T, D / H)
-        tokens_of = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), ops.shape(query))
-        output = self.dropout(self.projection(tokens_of))  # (N, T, D)
+        mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (N, T, H, D / H)
+        output = affine(ops.reshape(mixed, (-1, *tokens.shape[1:])), self.projection)  # (N, T, D)
+        output = self.dropout(output)
         taps = {"q": query, "k": key, "v": value, "attention": output} if wanted.taps else {}
         return LayerResult(output, probabilities if wanted.attentions else None, taps)
 
@@ -129,7 +141,8 @@ class Block(keras.layers.Layer):
         """Map tokens (N, T, D) to (N, T, D)."""
         attention = self.attention(self.norm1(tokens), wanted=wanted)
         tokens = tokens + attention.output
-        mlp = self.dropout(self.fc2(self.activation(self.fc1(self.norm2(tokens)))))
+        hidden = self.activation(affine(self.norm2(tokens), self.fc1))
+        mlp = self.dropout(affine(hidden, self.fc2))
         tokens = tokens + mlp
         taps = {**attention.taps, "mlp": mlp, "output": tokens} if wanted.taps else {}
         return LayerResult(tokens, attention.probabilities, taps)

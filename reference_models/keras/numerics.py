@@ -14,7 +14,7 @@ from reference_models.outputs import Tensor
 
 def widen(x: Tensor) -> Tensor:
     """Return a floating-point tensor in float32, or as it is if it is float64."""
-    return x if x.dtype == "float64" else ops.cast(x, "float32")
+    return x if x.dtype in ("float32", "float64") else ops.cast(x, "float32")
 
 
 def mean(x: Tensor, axis: int, *, keepdims: bool = False) -> Tensor:
