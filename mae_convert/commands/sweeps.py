@@ -1,0 +1,145 @@
+"""Commands for many checkpoints: convert and verify them all, or see how a training went."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.running import Engine
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("plan", nargs=-1, required=True, metavar="PLAN")
+@click.option("--to", multiple=True, metavar="LAYOUT", help="Layout to write, as `to` in a plan.")
+@click.option("--target", metavar="TEXT", help="Where to, as out/{stem}-{to}.")
+@click.option("--verify/--no-verify", default=None, help="Prove each conversion.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Any other field of a plan; several values of one field make several jobs.",
+)
+@click.option("--results", type=FILE, help="SQLite file.  [default: PLAN.results.sqlite]")
+@click.option(
+    "--report", type=FILE, metavar="FILE.html", help="Also write a page with all results."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes on this machine, or tasks on a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster.  [default: RAY_ADDRESS, or on this machine]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Jobs at a time on this machine, at most.  [default: as many as cores]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="That each framework computes with.  [default: cores / workers; with Ray 1]",
+)
+@click.option("--dry-run", is_flag=True, help="Show jobs and sizes, and do nothing.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
+@click.option("--retry-failed", is_flag=True, help="Repeat what failed, and nothing else.")
+@click.option("--overwrite", is_flag=True, help="Replace targets that this sweep did not make.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object on a line for each event."
+)
+def sweep(
+    plan: tuple[str, ...],
+    results: Path | None,
+    report: Path | None,
+    dry_run: bool,
+    fail_fast: bool,
+    retry_failed: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Convert, verify and publish many checkpoints; run again, it goes on where it was.
+
+    PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. Jobs that are done are
+    skipped while source and target are unchanged, and those that failed are repeated. Exit status
+    1 if any failed.
+
+    Example:
+
+    \b
+        mae-convert sweep 'runs/checkpoint-*.pth' --to transformers --target 'out/{stem}' --verify
+    """
+    from mae_convert.show import sweep as show
+    from mae_convert.sweep.plan import read_plan
+    from mae_convert.sweep.report import check_name, write_report
+    from mae_convert.sweep.results import Results
+    from mae_convert.sweep.running import agenda, refuse_targets, run_sweep
+
+    if report is not None:
+        check_name(report)
+    jobs = read_plan(plan, _said(options))
+    path = results or _default_results(plan)
+    nothing = dry_run and not path.exists()
+    with nullcontext() if nothing else Results(path) as file:
+        rows, begun = (file.rows(), file.begun()) if file else ({}, set[str]())
+        todo = agenda(jobs, rows, only_failed=retry_failed)
+        if not overwrite:
+            refuse_targets(todo.todo, begun)
+        if dry_run:
+            show.dry_run(todo, rows, as_json=as_json)
+            return 0
+        assert file is not None
+        with show.progress(todo, as_json=as_json, on_terminal=sys.stderr.isatty()) as told:
+            fresh = run_sweep(todo.todo, file, _engine(options), fail_fast=fail_fast, tell=told)
+    everything = _in_order(jobs, {row.key: row for row in (*todo.done, *fresh)})
+    show.summary(todo, everything, path, as_json=as_json)
+    if report is not None:
+        write_report(everything, report)
+    return 0 if all(row.is_good for row in everything) else 1
+
+
+def _in_order(jobs: "Iterable[Job]", rows: dict[str, Any]) -> list[Any]:
+    return [rows[job.key] for job in jobs if job.key in rows]
+
+
+def _said(options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the fields that the command line gives, and take them from the options."""
+    given: dict[str, list[Any]] = {}
+    for text in options.pop("assignments"):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {text} is no field with a value; write FIELD=VALUE")
+        given.setdefault(name, []).append(value)
+    if to := options.pop("to"):
+        given["to"] = list(to)
+    for name in ("target", "verify"):
+        if (value := options.pop(name)) is not None:
+            given[name] = [value]
+    return given
+
+
+def _default_results(plan: tuple[str, ...]) -> Path:
+    from mae_convert.sweep.reading import is_plan
+
+    return Path(plan[0] if is_plan(plan[0]) else "sweep").with_suffix(".results.sqlite")
+
+
+def _engine(options: dict[str, Any]) -> "Engine":
+    """Return what runs the jobs."""
+    if options["engine"] == "ray":
+        from mae_convert.sweep.ray_engine import run_on_ray
+
+        return lambda jobs: run_on_ray(jobs, options["address"], options["threads"])
+    from mae_convert.sweep.local import limits, run_local
+
+    allowed = limits(options["workers"], options["threads"])
+    return lambda jobs: run_local(jobs, allowed)

@@ -1,0 +1,122 @@
+"""The fields of a plan: what a job can say, of which type, and what it is called elsewhere.
+
+They have the names of the options of `convert`, `verify` and `publish`, so that whoever knows these
+can write a plan. Where two commands have an option of one name, the field says whose it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from mae_convert.canonical import TASKS
+from mae_convert.errors import MaeConvertError
+from mae_convert.layouts import LAYOUTS
+from mae_convert.options import (
+    DEVICE,
+    DTYPE,
+    FRAMEWORK,
+    MODE,
+    RUN_DTYPE,
+    ByteSize,
+    ImageSize,
+)
+
+COUNT = click.IntRange(min=1)
+PAIR = {"framework": FRAMEWORK, "device": DEVICE, "python": click.STRING, "mode": MODE}
+
+CHECKPOINT: Mapping[str, click.ParamType] = {
+    "state_key": click.STRING,
+    "num_heads": COUNT,
+    "decoder_num_heads": COUNT,
+    "layer_norm_eps": click.FLOAT,
+    "norm_pix_loss": click.BOOL,
+    "mask_ratio": click.FloatRange(0, 1, max_open=True),
+    "source_image_size": ImageSize(),
+}
+CONVERT: Mapping[str, click.ParamType] = {
+    "to": click.Choice(sorted(LAYOUTS)),
+    "task": click.Choice(TASKS),
+    "dtype": DTYPE,
+    "image_size": ImageSize(),
+    "sincos_positions": click.BOOL,
+    "in_channels": COUNT,
+    "num_labels": COUNT,
+    "max_shard_size": ByteSize(),
+    "bin": click.BOOL,
+    "prefix": click.STRING,
+}
+VERIFY: Mapping[str, click.ParamType] = {
+    "verify": click.BOOL,
+    **{f"{name}_{side}": kind for name, kind in PAIR.items() for side in "ab"},
+    "against": click.STRING,
+    "run_dtype": RUN_DTYPE,
+    "at_mask_ratio": click.FloatRange(0, 1, max_open=True),
+    "inputs": click.STRING,
+    "images": click.STRING,
+    "seed": click.IntRange(min=0),
+    "batch": COUNT,
+    "unmasked": click.BOOL,
+    "gradients": click.BOOL,
+    "require_proof": click.BOOL,
+    "certify": click.BOOL,
+}
+PUBLISH: Mapping[str, click.ParamType] = {
+    "publish": click.STRING,
+    "branch": click.STRING,
+    "create_pr": click.BOOL,
+    "private": click.BOOL,
+    "license": click.STRING,
+    "license_name": click.STRING,
+    "license_link": click.STRING,
+    "base_model": click.STRING,
+    "unverified": click.BOOL,
+}
+FIELDS: Mapping[str, click.ParamType] = {
+    "source": click.STRING,
+    "target": click.STRING,
+    **CHECKPOINT,
+    **CONVERT,
+    **VERIFY,
+    **PUBLISH,
+}
+# A list of these is one job's; a list of any other field makes a job of each of its values.
+LISTS = ("against", "run_dtype")
+LOCAL = ("inputs", "images")  # local paths, beside the plan
+
+
+def parse(name: str, value: Any) -> Any:
+    """Return a field's value as its type has it, as plain data; None stays.
+
+    Raises:
+        MaeConvertError: there is no such field, or the value is none of its type.
+    """
+    if name not in FIELDS:
+        raise MaeConvertError(f"there is no such field{_nearest(name)}")
+    if value is None:
+        return None
+    kind = FIELDS[name]
+    if isinstance(value, dict | list):
+        raise MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
+    if isinstance(value, bool) != (kind is click.BOOL) and not isinstance(value, str):
+        raise MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
+    try:
+        parsed = kind.convert(value if kind is click.BOOL else str(value), None, None)
+    except click.BadParameter as error:
+        raise MaeConvertError(error.message) from error
+    return list(parsed) if isinstance(parsed, tuple) else parsed
+
+
+def _wanted(kind: click.ParamType) -> str:
+    if isinstance(kind, click.Choice):
+        return ", ".join(map(str, kind.choices))
+    if kind is click.BOOL:
+        return "true or false"
+    return "a text" if kind is click.STRING else "a number"
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, FIELDS, n=1)
+    return f"; is {near[0]} meant?" if near else f"; fields are {', '.join(FIELDS)}"

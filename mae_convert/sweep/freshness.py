@@ -1,0 +1,71 @@
+"""Whether a file is what it was: by size and time of change, else by its hash."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.record import files_sha256
+from mae_convert.sweep import storage
+
+if TYPE_CHECKING:
+    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.row import Row
+
+Version = dict[str, Any]
+
+
+def version(text: str) -> Version:
+    """Return what changes when a checkpoint does, without reading it.
+
+    Of local files that is size and time of change, in storage what it tells, on the Hub the commit.
+    It is empty where nothing is there, and for an official checkpoint, which stays what it is.
+    """
+    from mae_convert.sources import HubReference, parse_source
+
+    if storage.is_remote(text):
+        return dict(storage.version_of(text))
+    source = parse_source(text.removeprefix(storage.FILE))
+    if isinstance(source, HubReference):
+        return {"commit": _commit(source)}
+    if not isinstance(source, Path):
+        return {}
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    return {os.path.relpath(path, source): _stamp(path) for path in files}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _commit(source: Any) -> str:
+    from mae_convert.hub import client, speaking
+    from mae_convert.sources.snapshot import take_snapshot
+
+    with speaking(str(source)):
+        return str(take_snapshot(client(), source).commit)
+
+
+def is_unchanged(row: "Row", job: "Job") -> bool:
+    """Return whether source and target of a job are what they were when its row was written."""
+    if not _is_same(job.source, row.source_version, row.source_sha256):
+        return False
+    return job.target is None or _is_same(job.target, row.target_version, row.target_sha256)
+
+
+def _is_same(text: str, before: Any, sha256: str | None) -> bool:
+    from mae_convert.checkpoint import open_checkpoint
+
+    try:
+        now = version(text)
+        if now == before:
+            return True
+        if sha256 is None or storage.is_remote(text) or set(now) != set(before):
+            return False
+        # Touched, or copied: its bytes tell. A directory is known by the files of its tensors.
+        path = storage.local_path(text)
+        files = [path] if path.is_file() else open_checkpoint(path).container.files
+        return bool(files_sha256(files).get("sha256") == sha256)
+    except (MaeConvertError, OSError):
+        return False

@@ -1,0 +1,231 @@
+"""A sweep as a user meets it: what is skipped, repeated, reported; processes that die."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep_worker import dies, dies_once
+
+from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.local import Limits, run_local
+from mae_convert.sweep.results import read_results
+
+CONVERT = ("--to", "transformers", "--target", "out/{stem}")
+LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
+
+
+@pytest.fixture
+def runs(tmp_path, case):
+    """A folder with four checkpoints, of which one is cut short."""
+    checkpoint = case("pretrain_tiny").checkpoint.read_bytes()
+    (tmp_path / "runs").mkdir()
+    for epoch in (0, 20, 40, 60):
+        broken = epoch == 40
+        (tmp_path / f"runs/c-{epoch}.pth").write_bytes(checkpoint[: 3000 if broken else None])
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(run, runs):
+    def sweep(*arguments):
+        heads = ("--set", "num_heads=4", "--set", "decoder_num_heads=3")
+        return run("sweep", "runs/*.pth", *CONVERT, *heads, *arguments, cwd=runs)
+
+    return sweep
+
+
+def outcomes(folder):
+    rows = read_results(folder / "sweep.results.sqlite")
+    return {Path(row.source).stem: row.outcome for row in rows}
+
+
+def events(result):
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
+    result = sweep("--report", "report.html")
+    assert result.status == 1, result.err
+    assert result.out.splitlines() == [
+        f"runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or damaged (File is not"
+        " a zip file); copy or download it again",
+        "4 jobs: 3 done, 1 without a result; results in sweep.results.sqlite",
+    ]
+    expected = {"c-0": "done", "c-20": "done", "c-40": "error", "c-60": "done"}
+    assert outcomes(runs) == expected
+    assert sorted(p.name for p in (runs / "out").iterdir()) == ["c-0", "c-20", "c-60"]
+    assert '<h1 class="bad">4 jobs, 1 failed</h1>' in (runs / "report.html").read_text()
+
+
+def test_a_second_run_does_what_is_new_or_changed_or_failed(sweep, runs):
+    sweep()
+    (runs / "runs/c-40.pth").write_bytes((runs / "runs/c-0.pth").read_bytes())  # mended
+    (runs / "runs/c-0.pth").touch()  # its bytes are the same
+    shutil.rmtree(runs / "out/c-20")
+    (runs / "runs/c-60.pth").unlink()
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
+    result = sweep("--json")
+    begin, *rows, end = events(result)
+    assert result.status == 0
+    assert begin == {"event": "begin", "jobs": 4, "done": 1, "todo": 3}
+    assert {Path(r["source"]).stem for r in rows if r["fresh"]} == {"c-20", "c-40", "c-80"}
+    assert end["done"] == 4
+    assert set(outcomes(runs)) == {"c-0", "c-20", "c-40", "c-60", "c-80"}
+
+
+def test_changed_weights_are_converted_again(sweep, runs, run):
+    sweep()
+    other = Path(__file__).parent / "data/golden/encoder_tiny/checkpoint.pth"
+    shutil.copy(other, runs / "runs/c-20.pth")
+    begin, *_ = events(sweep("--json"))
+    assert begin["todo"] == 2
+    diff = run("diff", "runs/c-20.pth", "out/c-20", "--num-heads", "4", cwd=runs)
+    assert diff.status == 0
+
+
+def test_only_what_failed_is_repeated_if_so_asked(sweep, runs):
+    sweep()
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
+    begin, *_, end = events(sweep("--retry-failed", "--json"))
+    assert begin["todo"] == 1
+    assert end["not_run"] == 1
+
+
+def test_a_sweep_ends_with_the_first_failure_if_so_asked(sweep, runs):
+    result = sweep("--fail-fast", "--workers", "1", "--json")
+    assert result.status == 1
+    assert events(result)[-1]["not_run"] == 1
+    assert not (runs / "out/c-60").exists()
+
+
+def test_a_dry_run_shows_jobs_and_sizes_and_does_nothing(sweep, runs):
+    result = sweep("--dry-run", "--json")
+    assert result.status == 0
+    jobs = result.json["jobs"]
+    assert [job["state"] for job in jobs] == ["new"] * 4
+    assert jobs[0]["bytes"] == 4 * 65448
+    assert [path.name for path in runs.iterdir()] == ["runs"]
+
+
+def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
+    (runs / "out/c-20").mkdir(parents=True)
+    result = sweep()
+    assert result.status == 2
+    assert "target: " in result.err
+    assert "exists already, and was not made by this sweep" in result.err
+    assert not (runs / "out/c-0").exists()
+
+
+def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
+    from mae_convert.sweep.results import Results
+
+    with Results(runs / "sweep.results.sqlite"):
+        result = sweep()
+    assert result.status == 2
+    assert "is in use by another sweep" in result.err
+
+
+def test_results_that_are_something_else_are_left_as_they_are(sweep, runs):
+    (runs / "sweep.results.sqlite").write_text("my notes " * 99)
+    result = sweep()
+    assert (result.status, "is not a file of results" in result.err) == (2, True)
+    assert (runs / "sweep.results.sqlite").read_text() == "my notes " * 99
+
+
+def test_a_verification_that_fails_is_a_row_with_its_figures_and_cause(run, runs):
+    run("convert", "runs/c-0.pth", "b", "--to", "transformers", "--num-heads", "4",
+        "--decoder-num-heads", "3", cwd=runs)  # fmt: skip
+    config = json.loads((runs / "b/config.json").read_text())
+    (runs / "b/config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
+    (runs / "plan.yaml").write_text(
+        "- {source: runs/c-0.pth, target: b, verify: true, framework_a: torch,"
+        " framework_b: torch, num_heads: 4, decoder_num_heads: 3}"
+    )
+    result = run("sweep", "plan.yaml", cwd=runs)
+    (row,) = read_results(runs / "plan.results.sqlite")
+    assert (result.status, row.outcome, row.verdict) == (1, "failed", "DIFFERENT")
+    assert 1e-10 < row.function < 1
+    assert row.own_error["float32"] < 1e-5
+    assert "layer_norm_eps" in row.cause
+    assert result.out.startswith("runs/c-0.pth: DIFFERENT at encoder.blocks.0.q: ")
+
+
+def jobs(folder, count=3):
+    settings = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
+    source = Path(__file__).parent / "data/golden/pretrain_tiny/checkpoint.pth"
+    return [Job(str(source), f"{folder}/{n}", settings) for n in range(count)]
+
+
+def test_a_process_that_is_killed_costs_its_job_a_second_attempt(tmp_path):
+    rows = list(run_local(jobs(tmp_path), LIMITS, dies_once))
+    assert [(row.outcome, row.attempts) for row in rows] == [("done", 2)] * 3
+    assert len({row.key for row in rows}) == 3
+
+
+def test_a_process_that_always_dies_is_a_row_that_says_so(tmp_path):
+    (row,) = run_local(jobs(tmp_path, 1), LIMITS, dies)
+    assert row.error == "its process died 2 times, by signal 9 (SIGKILL); is there enough memory?"
+
+
+def test_processes_end_when_nobody_waits_for_them(tmp_path):
+    """The one that runs the sweep is killed: no worker stays behind."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from test_sweep import *\nfrom sweep_worker import hangs\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_local(jobs(sys.argv[2], 1), LIMITS, hangs))\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    driver = subprocess.Popen([sys.executable, script, Path(__file__).parent, tmp_path])
+    mark = tmp_path / "0.pid"
+    assert waited_for(mark.exists)
+    driver.kill()
+    driver.wait()
+    assert waited_for(lambda: not is_running(int(mark.read_text() or 0)))
+
+
+def waited_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_jobs_that_do_not_fit_into_the_memory_together_wait_for_each_other(tmp_path):
+    narrow = Limits(workers=2, memory=400 << 20, threads=1)
+    rows = list(run_local(jobs(tmp_path), narrow))
+    spans = sorted((row.started, row.started + row.seconds) for row in rows)
+    assert all(spans[i][1] <= spans[i + 1][0] for i in range(len(spans) - 1))
+
+
+def test_a_job_is_the_same_however_it_is_run(tmp_path):
+    (ours,) = run_local(jobs(tmp_path, 1), LIMITS)
+    plain = run_job(jobs(tmp_path, 1)[0], 1)
+    for name in ("key", "outcome", "source_sha256", "target_sha256", "target_bytes", "parameters"):
+        assert getattr(ours, name) == getattr(plain, name)
+    assert ours.peak_memory is None or ours.peak_memory > 1 << 20
+
+
+def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
+    sweep()
+    with sqlite3.connect(runs / "sweep.results.sqlite") as file:
+        ((count, seconds),) = file.execute(
+            "SELECT count(*), sum(seconds) FROM jobs WHERE outcome = 'done'"
+        )
+    assert count == 3
+    assert seconds > 0
