@@ -25,6 +25,7 @@ COMMANDS = (
     pictures.reconstruct,
     pictures.features,
     sweeps.sweep,
+    sweeps.timeline,
     hub.catalog,
     hub.download,
     hub.publish,

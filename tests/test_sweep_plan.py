@@ -2,7 +2,8 @@
 
 import pytest
 
-from mae_convert.sweep.plan import natural, read_plan
+from mae_convert.sources.patterns import natural
+from mae_convert.sweep.plan import read_plan
 from mae_convert.sweep.reading import PlanError
 
 

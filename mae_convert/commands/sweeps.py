@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.options import DEVICE, checkpoint_options, json_option
+
 if TYPE_CHECKING:
+    from mae_convert.checkpoint import Flags
     from mae_convert.sweep.job import Job
     from mae_convert.sweep.running import Engine
 
@@ -143,3 +146,75 @@ def _engine(options: dict[str, Any]) -> "Engine":
 
     allowed = limits(options["workers"], options["threads"])
     return lambda jobs: run_local(jobs, allowed)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.option("--images", type=FILE, required=True, metavar="DIR", help="Folder of pictures.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=FILE,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="An .html page; .png: its pictures; .csv or .json: its table.",
+)
+@click.option("--most", type=click.IntRange(min=1), default=8, show_default=True,
+              help="At most so many of the pictures.")  # fmt: skip
+@click.option("--shown", type=click.IntRange(min=2), default=5, show_default=True,
+              help="Checkpoints whose pictures are shown.")  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+)
+@click.option(
+    "--framework",
+    type=click.Choice(["torch", "tensorflow", "jax"]),
+    help="Default: the first that is installed.",
+)
+@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@json_option
+@checkpoint_options
+def timeline(
+    sources: tuple[str, ...],
+    images: Path,
+    outputs: tuple[Path, ...],
+    most: int,
+    framework: str | None,
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> None:
+    """Show how a training went: the loss of each checkpoint on the same pictures and masks.
+
+    SRC is any number of checkpoints and patterns. The epoch is what the file says, else the last
+    number in its name.
+
+    Example:
+
+    \b
+        mae-convert timeline 'runs/checkpoint-*.pth' --images photographs -o training.html
+    """
+    from mae_convert.commands.pictures import first_installed
+    from mae_convert.look.timeline import View
+    from mae_convert.look.timeline import timeline as follow
+    from mae_convert.look.timeline_files import check_names, timeline_json, write
+    from mae_convert.preprocessing import pictures_in
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.pictures import timeline as show
+    from mae_convert.sources.patterns import sources_named
+
+    check_names(outputs, overwrite=overwrite)
+    pictures = pictures_in(images)[:most]
+    found = [name for text in sources for name in sources_named(text)]
+    view = View(framework or first_installed(), flags=flags, state_key=state_key, **options)
+    with click.progressbar(
+        length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        result = follow(list(dict.fromkeys(found)), pictures, view, bar.update)
+    write(result, outputs, overwrite=overwrite)
+    print_json(timeline_json(result)) if as_json else show(result, outputs)

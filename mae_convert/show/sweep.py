@@ -12,10 +12,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from mae_convert import storage
 from mae_convert.plain import plain
 from mae_convert.show.console import as_json as print_json
 from mae_convert.show.console import console
-from mae_convert.sweep import storage
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
 from mae_convert.sweep.row import DONE, Row

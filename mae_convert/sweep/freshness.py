@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mae_convert import storage
 from mae_convert.errors import MaeConvertError
 from mae_convert.record import files_sha256
-from mae_convert.sweep import storage
 
 if TYPE_CHECKING:
     from mae_convert.sweep.job import Job

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mae_convert import storage
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
@@ -22,7 +23,6 @@ from mae_convert.planning import Plan, plan_conversion
 from mae_convert.record import files_sha256
 from mae_convert.sources import locate, parse_source
 from mae_convert.steps import Geometry
-from mae_convert.sweep import storage
 from mae_convert.sweep.freshness import version
 from mae_convert.sweep.memory import PeakMemory
 from mae_convert.sweep.row import Row, error_row, verdict_fields

@@ -1,23 +1,21 @@
 """From what a plan says to jobs; what is wrong is refused by line and field, before any work."""
 
 import itertools
-import os
-import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mae_convert import storage
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import layout_named
 from mae_convert.planning import SUFFIX_KINDS, container_kind, is_directory
-from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
-from mae_convert.sweep import storage
+from mae_convert.sources.patterns import absolute, sources_named
+from mae_convert.sources.reference import PROTOCOL
 from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.reading import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
-MAGIC = re.compile(r"[*?[]")
 Settings = dict[str, Any]
 
 
@@ -65,7 +63,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
             fixed[name] = values[0]
     patterns = varied.pop("source", None) or (fixed.pop("source"),)
     where = entry.fields["source"].where
-    sources = [s for pattern in patterns for s in sources_named(str(pattern), where, folder)]
+    sources = [s for pattern in patterns for s in _sources(str(pattern), where, folder)]
     for source in dict.fromkeys(sources):
         for values in itertools.product(*varied.values()):
             settings = {**fixed, **dict(zip(varied, values, strict=True))}
@@ -83,46 +81,16 @@ def _local_file(name: str, value: str, where: str, folder: Path) -> str:
     path = folder / value
     if not path.exists():
         raise PlanError(f"{where}, {name}: {path} does not exist")
-    return _absolute(path)
+    return absolute(path)
 
 
-def sources_named(text: str, where: str, folder: Path) -> list[str]:
-    """Return the sources that a name or a pattern means, local paths absolute, in natural order.
-
-    Raises:
-        PlanError: there is no such file, or nothing fits the pattern.
-    """
+def _sources(text: str, where: str, folder: Path) -> list[str]:
     try:
-        if text.startswith((PROTOCOL, *PAGES)):
-            parse_source(text)
-            return [text]
-        if storage.is_remote(text):
-            found = storage.glob(text) if MAGIC.search(text) else [text]
-        else:
-            path = folder / storage.local_path(text)
-            if path.exists():
-                return [_absolute(path)]
-            if not MAGIC.search(text):
-                if isinstance(parse_source(text), Path):
-                    raise MaeConvertError(f"{path} does not exist")
-                return [text]
-            found = [_absolute(p) for p in Path(path.anchor).glob(_relative(path))]
+        return sources_named(text, folder)
     except MaeConvertError as error:
         if error.exit_status != 2:
             raise
         raise PlanError(f"{where}, source: {error}") from error
-    if not found:
-        raise PlanError(f"{where}, source: nothing fits the pattern {text}")
-    return sorted(found, key=natural)
-
-
-def _relative(path: Path) -> str:
-    return str(path.relative_to(path.anchor)) if path.anchor else str(path)
-
-
-def natural(text: str) -> list[Any]:
-    """Return a key that sorts checkpoint-9 before checkpoint-10."""
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
 
 
 def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
@@ -220,12 +188,7 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
 def _resolved(target: str, folder: Path) -> str:
     if target.startswith(PROTOCOL) or storage.is_remote(target):
         return target.rstrip("/")
-    return _absolute(folder / storage.local_path(target))
-
-
-def _absolute(path: Path) -> str:
-    """Return a path from the root; links keep their names."""
-    return os.path.normpath(Path.cwd() / path)
+    return absolute(folder / storage.local_path(target))
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import OutputError
 from mae_convert.plain import number
-from mae_convert.sweep.plan import natural
+from mae_convert.sources.patterns import natural
 from mae_convert.sweep.row import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
 from mae_convert.verify.page import STYLE
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from mae_convert.sweep import storage
+from mae_convert import storage
 from mae_convert.sweep.freshness import is_unchanged
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.reading import PlanError
