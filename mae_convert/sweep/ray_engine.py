@@ -29,7 +29,7 @@ def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) ->
     ray = _connected(address)
     try:
         # A process for each job, as `local` has it: its memory is its own, and ends with it.
-        task = ray.remote(run_job).options(max_calls=1, max_retries=RETRIES)
+        task = ray.remote(max_calls=1, max_retries=RETRIES)(run_job)
         waiting, running = iter(jobs), dict[Any, Job]()
         try:
             while True:
