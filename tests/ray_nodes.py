@@ -1,4 +1,8 @@
-"""Nodes of a Ray cluster on the loopback interface, started and stopped by the tests."""
+"""Nodes of a Ray cluster, started and stopped by the tests in a network that has loopback alone.
+
+Ray replaces 127.0.0.1 by the address by which others reach this machine, and listens on all of its
+interfaces. So the nodes, and the sweep that uses them, run in a network namespace of their own.
+"""
 
 import os
 import signal
@@ -10,14 +14,47 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+# Takes the loopback interface up, and holds the namespace until its input ends.
+HOLD = """
+import fcntl, socket, struct, sys
+IFF_UP, SIOCSIFFLAGS = 0x1, 0x8914
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+assert [name for _, name in socket.if_nameindex()] == ["lo"]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def own_network() -> Iterator[list[str]]:
+    """Give what makes a command run in a network of its own; skip the test where there is none."""
+    import pytest
+
+    ways = (([], []), (["--user", "--map-root-user"], ["--user", "--preserve-credentials"]))
+    for make, enter in ways:
+        try:
+            holder = subprocess.Popen(
+                ["unshare", *make, "--net", sys.executable, "-c", HOLD],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except FileNotFoundError:
+            break
+        with holder:
+            assert holder.stdout
+            assert holder.stdin
+            if holder.stdout.readline() == b"held\n":
+                yield ["nsenter", "--target", str(holder.pid), *enter, "--net"]
+                holder.stdin.close()
+                return
+    pytest.skip("the system gives no network namespace")
 
 
 class Node:
     """One `ray start` that waits, with what it has started."""
 
-    def __init__(self, *arguments: str, folder: Path, cores: int) -> None:
+    def __init__(self, *arguments: str, inside: list[str], folder: Path, cores: int) -> None:
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+            *inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
             "--node-ip-address", LOOPBACK, "--num-cpus", str(cores), "--num-gpus", "0",
             "--object-store-memory", str(100 << 20), "--disable-usage-stats", *arguments,
         ]  # fmt: skip
@@ -52,19 +89,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster(folder: Path, *cores: int) -> Iterator[tuple[str, list[Node]]]:
-    """Run a node for each number of cores, and give the address and the nodes."""
+def cluster(inside: list[str], folder: Path, *cores: int) -> Iterator[tuple[str, list[Node]]]:
+    """Run a node for each number of cores, and give the address and the nodes.
+
+    Args:
+        inside: what makes a command run in their network, from `own_network`.
+        folder: for logs.
+        cores: of each node.
+    """
     port = free_port()
     address = f"{LOOPBACK}:{port}"
     # The path of Ray's sockets must be short.
     head = ("--head", "--port", str(port), "--include-dashboard", "false",
             "--ray-client-server-port", str(free_port()),
             "--temp-dir", f"/tmp/ray-{os.getpid()}-{port}")  # fmt: skip
-    nodes = [Node(*head, folder=folder, cores=cores[0])]
+    nodes = [Node(*head, inside=inside, folder=folder, cores=cores[0])]
     try:
-        wait_for_nodes(address, 1)
-        nodes += [Node("--address", address, folder=folder, cores=n) for n in cores[1:]]
-        wait_for_nodes(address, len(cores))
+        wait_for_nodes(inside, address, 1)
+        nodes += [
+            Node("--address", address, inside=inside, folder=folder, cores=n) for n in cores[1:]
+        ]
+        wait_for_nodes(inside, address, len(cores))
         yield address, nodes
     finally:
         for node in reversed(nodes):
@@ -72,7 +117,7 @@ def cluster(folder: Path, *cores: int) -> Iterator[tuple[str, list[Node]]]:
                 node.stop()
 
 
-def wait_for_nodes(address: str, count: int) -> None:
+def wait_for_nodes(inside: list[str], address: str, count: int) -> None:
     """Wait until so many nodes have joined, as a program of its own sees it."""
     code = (
         "import ray, sys, time\n"
@@ -88,19 +133,22 @@ def wait_for_nodes(address: str, count: int) -> None:
         "    time.sleep(1)\n"
         "sys.exit('the nodes did not come')\n"
     )
-    subprocess.run([sys.executable, "-c", code, address, str(count)], check=True, timeout=300)
+    command = [*inside, sys.executable, "-c", code, address, str(count)]
+    subprocess.run(command, check=True, timeout=300)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and that these have started."""
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *descendants(int(child))]
-    except OSError:
-        pass
-    return found
+    """Return the processes that a process has started, and those that these have started."""
+    return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 def command_of(pid: int) -> str:
