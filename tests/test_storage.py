@@ -1,20 +1,22 @@
 """Files elsewhere: whole under their names or not there, whatever fails on the way."""
 
 import hashlib
+import importlib.util
 import os
 import random
+import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from mae_convert import storage
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
+from mae_convert.sources.patterns import sources_named
 
 
 @pytest.fixture
 def memory():
     """A file system in memory, as fsspec has it, that fails when told to."""
-    from fsspec.implementations.memory import MemoryFileSystem
-
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return MemoryFileSystem()
@@ -59,8 +61,6 @@ def test_a_file_goes_there_and_comes_back(memory, model, tmp_path):
 def test_patterns_are_looked_up_there(memory, model):
     for epoch in (5, 10):
         storage.upload(model / "config.json", f"memory://bucket/c-{epoch}.pth")
-    from mae_convert.sources.patterns import sources_named
-
     assert sources_named("memory://bucket/c-*.pth") == [
         "memory:///bucket/c-5.pth",
         "memory:///bucket/c-10.pth",
@@ -91,8 +91,6 @@ def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, m
 
 
 def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, model, monkeypatch):
-    from fsspec.implementations.memory import MemoryFile
-
     def write(self, data):
         return super(MemoryFile, self).write(b"x" + bytes(data)[1:])
 
@@ -106,8 +104,6 @@ def test_a_read_that_breaks_goes_on_where_it_was(memory, tmp_path, monkeypatch, 
     data = random.Random(1).randbytes(3 * 1000)
     memory.pipe("/bucket/a.pth", data)
     monkeypatch.setattr(storage, "CHUNK", 1000)
-    from fsspec.implementations.memory import MemoryFile
-
     starts, original = [], MemoryFile.read
 
     def read(self, size=-1):
@@ -141,19 +137,16 @@ def test_what_is_not_there_is_said_at_once(memory, tmp_path, waits):
     assert waits == []
 
 
-def test_a_package_that_is_missing_is_named():
-    pytest.importorskip("fsspec")
-    try:
-        import gcsfs  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingRequirementError, match="pip install 'gcsfs'"):
-            storage.exists("gs://bucket/a")
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(MissingRequirementError, match="pip install 'gcsfs'"):
+        storage.exists("gs://bucket/a")
     with pytest.raises(MaeConvertError, match="no address that can be read"):
         storage.exists("nonsense://bucket/a")
 
 
 S3 = pytest.mark.skipif(
-    any(__import__("importlib").util.find_spec(name) is None for name in ("moto", "s3fs")),
+    any(importlib.util.find_spec(name) is None for name in ("moto", "s3fs")),
     reason="needs mae-convert[sweep-test]",
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from ray_nodes import descendants
 from sweep_worker import dies, dies_once
 
 from mae_convert.sweep.job import Job, run_job
-from mae_convert.sweep.local import Limits, run_local
+from mae_convert.sweep.local import Limits, Waiting, Worker, _share_for, run_local
 from mae_convert.sweep.results import read_results
 
 CONVERT = ("--to", "transformers", "--target", "out/{stem}")
@@ -229,3 +231,41 @@ def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
         )
     assert count == 3
     assert seconds > 0
+
+
+def test_a_gpu_is_given_to_one_job_at_a_time(tmp_path):
+    settings = {"to": "timm", "verify": True, "device_b": "cuda"}
+    waiting = [Waiting(Job(f"{tmp_path}/{n}", None, settings)) for n in range(3)]
+    allowed = Limits(workers=8, memory=64 << 30, threads=1, gpus=("4", "7"))
+    working = []
+    for job in waiting[:2]:
+        memory, gpu = _share_for(job, working, allowed)
+        working.append(Worker(job, None, None, memory, gpu))
+    assert [worker.gpu for worker in working] == ["4", "7"]
+    assert _share_for(waiting[2], working, allowed) is None
+    assert _share_for(Waiting(jobs(tmp_path, 1)[0]), working, allowed)[1] is None
+
+
+# Where pytest runs in the background, interrupts are ignored by all that it starts.
+INTERRUPTED = """
+import signal, sys
+from mae_convert.cli import main
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
+    (runs / "main.py").write_text(INTERRUPTED)
+    fields = ("num_heads=4", "decoder_num_heads=3", "framework_a=torch", "framework_b=torch")
+    command = [sys.executable, "main.py", "sweep", "runs/c-0.pth", "runs/c-20.pth", *CONVERT,
+               "--verify", *(word for field in fields for word in ("--set", field))]  # fmt: skip
+    driver = subprocess.Popen(command, cwd=runs, stderr=subprocess.PIPE, text=True)
+    assert waited_for((runs / "out/c-0/config.json").exists)
+    started = descendants(driver.pid)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (130, "mae-convert: interrupted\n")
+    assert waited_for(lambda: not any(map(is_running, started)))
+    assert (runs / "sweep.results.sqlite").exists()

@@ -117,6 +117,8 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
                     yield ended
     finally:
         for worker in working:
+            worker.process.terminate()
+        for worker in working:
             worker.stop()
 
 
