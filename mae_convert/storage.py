@@ -48,7 +48,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0]
     try:
-        found, path = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+        found, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         package = PACKAGES.get(protocol, protocol)
         raise MissingRequirementError(

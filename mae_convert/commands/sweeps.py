@@ -1,7 +1,6 @@
 """Commands for many checkpoints: convert and verify them all, or see how a training went."""
 
 import sys
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ from mae_convert.options import DEVICE, checkpoint_options, json_option
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
-    from mae_convert.sweep.job import Job
-    from mae_convert.sweep.running import Engine
+    from mae_convert.sweep.results import Results
+    from mae_convert.sweep.row import Row
+    from mae_convert.sweep.running import Agenda, Engine
 
 FILE = click.Path(path_type=Path)
 
@@ -85,7 +85,7 @@ def sweep(
     from mae_convert.sweep.plan import read_plan
     from mae_convert.sweep.report import check_name, write_report
     from mae_convert.sweep.results import Results
-    from mae_convert.sweep.running import agenda, refuse_targets, run_sweep
+    from mae_convert.sweep.running import agenda, refuse_targets
 
     if report is not None:
         check_name(report)
@@ -97,21 +97,27 @@ def sweep(
         todo = agenda(jobs, rows, only_failed=retry_failed)
         if not overwrite:
             refuse_targets(todo.todo, begun)
-        if dry_run:
+        if dry_run or file is None:
             show.dry_run(todo, rows, as_json=as_json)
             return 0
-        assert file is not None
-        with show.progress(todo, as_json=as_json, on_terminal=sys.stderr.isatty()) as told:
-            fresh = run_sweep(todo.todo, file, _engine(options), fail_fast=fail_fast, tell=told)
-    everything = _in_order(jobs, {row.key: row for row in (*todo.done, *fresh)})
-    show.summary(todo, everything, path, as_json=as_json)
+        found = _run(todo, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
+    show.summary(todo, found, path, as_json=as_json)
     if report is not None:
-        write_report(everything, report)
-    return 0 if all(row.is_good for row in everything) else 1
+        write_report(found, report)
+    return 0 if all(row.is_good for row in found) else 1
 
 
-def _in_order(jobs: "Iterable[Job]", rows: dict[str, Any]) -> list[Any]:
-    return [rows[job.key] for job in jobs if job.key in rows]
+def _run(
+    todo: "Agenda", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
+) -> "list[Row]":
+    """Run what is to be done, and return the rows of all jobs, in the order of the plan."""
+    from mae_convert.show import sweep as show
+    from mae_convert.sweep.running import run_sweep
+
+    with show.progress(todo, as_json=as_json, on_terminal=sys.stderr.isatty()) as told:
+        fresh = run_sweep(todo.todo, file, engine, fail_fast=fail_fast, tell=told)
+    rows = {row.key: row for row in (*todo.done, *fresh)}
+    return [rows[job.key] for job in todo.jobs if job.key in rows]
 
 
 def _said(options: dict[str, Any]) -> dict[str, list[Any]]:

@@ -196,6 +196,10 @@ def _hash(value: str | None) -> str:
     return f'<td title="{escape(value or "")}">{short}</td>'
 
 
+def _long(value: str) -> str:
+    return f'<td class="long">{escape(value)}</td>'
+
+
 def _path(value: str | None) -> str:
     return f'<td class="path">{escape(value or "")}</td>'
 
@@ -206,7 +210,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
     ("verdict", "text", lambda r: f"<td>{_mark(r)}</td>"),
     (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _number(r.function, number)),
     ("float32 own error", "number", lambda r: _number(r.own_error.get("float32"), number)),
-    ("why", "text", lambda r: f'<td class="long">{escape(r.error or r.cause or "")}</td>'),
+    ("why", "text", lambda r: _long(r.error or r.cause or "")),
     ("weights", "number", lambda r: _number(r.source_bytes, _megabytes)),
     ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
     ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
@@ -215,7 +219,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
     ("target", "text", lambda r: _path(r.published or r.target)),
     ("source sha256", "text", lambda r: _hash(r.source_sha256)),
     ("target sha256", "text", lambda r: _hash(r.target_sha256)),
-    ("what else", "text", lambda r: _text(", ".join(_said(r)))),
+    ("what else", "text", lambda r: _long(", ".join(_said(r)))),
 )
 
 
