@@ -13,6 +13,7 @@ import pytest
 from ray_nodes import descendants
 from sweep_worker import dies, dies_once
 
+from mae_convert.plain import plain
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.local import Limits, Waiting, Worker, _share_for, run_local
 from mae_convert.sweep.results import read_results
@@ -121,6 +122,62 @@ def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
     assert "target: " in result.err
     assert "exists already, and was not made by this sweep" in result.err
     assert not (runs / "out/c-0").exists()
+
+
+def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
+    (runs / "runs/c-40.pth").unlink()
+    sweep()
+    begin, *_, end = events(sweep("--set", "dtype=float16", "--json"))
+    assert (begin["todo"], end["done"]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--report", "page.pdf"), "let the name of a sweep's report end in .html or .parquet"),
+        (("--report", "runs/nothing/page.html"), "there is no directory runs/nothing"),
+        (("--report", "runs.html"), "is a directory and not a file"),
+        (("--results", "rows.parquet"), "pass --report rows.parquet"),
+        (("--results", "nothing/rows.sqlite"), "there is no directory nothing"),
+        (("--address", "head:6379"), "add --engine ray"),
+        (("--engine", "ray", "--workers", "2"), "--workers is of --engine local"),
+    ],
+)
+def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, said):
+    (runs / "runs.html").mkdir()
+    result = sweep(*options)
+    assert (result.status, result.out) == (2, "")
+    assert said in result.err
+    assert sorted(path.name for path in runs.iterdir()) == ["runs", "runs.html"]
+
+
+@pytest.mark.parametrize(("option", "package"), [("--report", "parquet"), ("--engine", "ray")])
+def test_a_package_that_is_missing_is_named_before_any_work(runs, option, package):
+    """Whether or not they are installed here."""
+    code = "import sys\nsys.modules.update(ray=None, pyarrow=None)\n"
+    code += "from mae_convert.cli import main\nmain(sys.argv[1:])"
+    value = {"--report": "a.parquet", "--engine": "ray"}[option]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sweep", "runs/*.pth", *CONVERT, option, value],
+        cwd=runs, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert f"pip install 'mae-convert[{package}]'" in done.stderr
+    assert not (runs / "out").exists()
+
+
+def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs mae-convert[parquet]")
+    from mae_convert.sweep.reports import write_reports
+
+    rows = list(run_local([*jobs(runs, 2), Job(f"{runs}/runs/c-40.pth", None)], LIMITS))
+    write_reports(rows, [runs / "rows.parquet"])
+    table = parquet.read_table(runs / "rows.parquet").to_pylist()
+    for found, row in zip(table, rows, strict=True):
+        told = row.to_dict()
+        for name in ("settings", "own_error", "source_version", "target_version"):
+            assert json.loads(found.pop(name)) == plain(told.pop(name))
+        assert found == told
 
 
 def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):

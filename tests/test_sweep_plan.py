@@ -87,7 +87,7 @@ JOB = "- source: runs/checkpoint-0.pth\n  verify: true\n"
 WRONG = {
     JOB + "  to: kears\n": ", line 3, to: 'kears' is not one of",
     JOB + "  too: keras\n": ", line 3, too: there is no such field; is to meant?",
-    JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is not a valid",
+    JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is no value of it; write a",
     JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is no value",
     JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
     JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: nothing says what {epoch}",
@@ -103,6 +103,19 @@ WRONG = {
     "- source: 'runs/*.pth'\n  to: timm\n  target: out\n": ", line 1, target: two jobs write",
     JOB + "  to: timm\n" + JOB + "  to: timm\n": ", line 4, source: this job is there already",
     "jobs:\n  source: x\n": ", line 2, jobs: this is no list",
+    JOB + "  to: timm\n  target: ''\n": ", line 4, target: '' is no value of it",
+    JOB + "  to: timm\n  num_heads: 4.5\n": ", line 4, num_heads: 4.5 is no value of it; write a w",
+    JOB + "  to: timm\n  mask_ratio: .nan\n": ", line 4, mask_ratio: nan is no value",
+    JOB + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is no witness",
+    JOB + "  to: timm\n  [a, b]: 3\n": ", line 4: this is no name of a field",
+    JOB + "  to: timm\n  target: hf://me\n": ", line 4, target: hf://me is no place on the Hub",
+    JOB + "  to: timm\n  publish: me/x@dev\n": ", line 4, publish: me/x@dev is no OWNER/NAME",
+    JOB + "  to: keras\n  target: hf://me/x\n": ", line 4, target: a model directory is published",
+    JOB + "  to: timm\n  target: nope://b/x\n": ", line 4, target: nope://b/x is no address",
+    JOB + "  to: timm\n  target: runs\n": ", line 1, target: {}/runs holds {}/runs/check",
+    "- source:\n  to: timm\n": ", line 1, source: every job needs one",
+    "- source: nope://b/x.pth\n  to: timm\n": ", line 1, source: nope://b/x.pth is no address",
+    "- source: 'runs/**x'\n  to: timm\n": ", line 1, source: runs/**x is no pattern",
     "works: []\n": ", line 1, works: there is no such part",
     "- a: [\n": ", line 2: this is not YAML",
     "": " holds no jobs",
@@ -111,7 +124,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
-    assert complaint(runs, text).startswith(WRONG[text])
+    assert complaint(runs, text).startswith(WRONG[text].replace("{}", str(runs)))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +132,66 @@ def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
     [
         ("source,to\nruns/checkpoint-0.pth,kears\n", ", line 2, to: 'kears'"),
         ("source,to,to\n", ", line 1, to: two columns"),
+        ("source;to\nruns/checkpoint-0.pth;timm\n", ", line 1, source;to: there is no such field"),
+        ("source,to\nruns/checkpoint-0.pth,;\n", ", line 2, to: the list is empty"),
+        ("source,\nruns/checkpoint-0.pth,timm\n", ", line 2: 'timm' stands in a column without"),
         ("source,to\nruns/checkpoint-0.pth\n", ", line 2: 1 cells, but there are 2 columns"),
     ],
 )
 def test_a_wrong_table_is_refused_by_line_and_field(runs, text, said):
     assert complaint(runs, text, "plan.csv").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ("a", "a/b", "a/b stands in {}/a, which is a target too"),
+        ("a/b", "a", "a/b stands in {}/a, which is a target too"),
+        ("runs/checkpoint-0.pth/a", "b", "runs/checkpoint-0.pth/a is, or stands in, {}/runs/"),
+    ],
+)
+def test_jobs_that_would_get_into_each_others_way_are_refused(runs, first, second, said):
+    text = "".join(
+        f"- {{source: runs/checkpoint-{n}.pth, to: transformers, target: {target}}}\n"
+        for n, target in ((0, first), (20, second))
+    )
+    assert f", target: {runs}/{said.format(runs)}" in complaint(runs, text)
+
+
+def test_a_source_is_never_a_target(run, runs):
+    (runs / "a.pth").write_bytes(b"weights")
+    result = run(
+        "sweep", "a.pth", "--to", "facebook", "--target", "{stem}.pth", "--overwrite", cwd=runs
+    )
+    assert (result.status, "which is a source; choose another name" in result.err) == (2, True)
+    assert (runs / "a.pth").read_bytes() == b"weights"
+
+
+def test_defaults_about_a_step_are_for_the_jobs_that_have_it(runs):
+    jobs = plan(
+        runs,
+        "defaults: {source: runs/checkpoint-0.pth, to: timm, framework_a: torch, license: mit}\n"
+        "jobs:\n- target: a\n- target: b\n  verify: true\n- target: hf://me/c\n",
+    )
+    assert [{"framework_a", "license"} & {*job.settings} for job in jobs] == [
+        set(), {"framework_a"}, {"framework_a", "license"},
+    ]  # fmt: skip
+
+
+def test_a_job_can_take_fields_from_another_by_a_merge_key_of_yaml(runs):
+    first, second = plan(
+        runs,
+        "- &first {source: runs/checkpoint-0.pth, to: timm, target: a, num_heads: 4}\n"
+        "- {<<: *first, target: b}\n",
+    )
+    assert (first.target, second.target) == (f"{runs}/a", f"{runs}/b")
+    assert first.settings == second.settings
+
+
+def test_a_field_can_be_taken_back_by_saying_nothing(runs):
+    text = "defaults: {inputs: plan.yaml, against: timm}\njobs:\n- {source: runs/checkpoint-0.pth,"
+    (job,) = plan(runs, text + " to: timm, verify: true, inputs: null, against: null}")
+    assert job.settings == {"to": "timm", "verify": True}
 
 
 def test_a_wrong_plan_leaves_nothing_behind(run, runs):

@@ -54,7 +54,7 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, trai
     assert "checkpoint-5.pth" in broken["error"]
     assert told["best_epoch"] == 10
     page = (training / "t.html").read_text()
-    assert page.count("<img ") == 4 * (2 + 2)  # of three that were to be shown one is broken
+    assert page.count("<img ") == 4 * (2 + 3)  # for the broken one, the next is shown
     assert "http" not in page.replace("http-equiv", "")
     with (training / "t.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]

@@ -32,7 +32,12 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--results", type=FILE, help="SQLite file.  [default: PLAN.results.sqlite]")
 @click.option(
-    "--report", type=FILE, metavar="FILE.html", help="Also write a page with all results."
+    "--report",
+    "reports",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Also write all results as an .html page, or a .parquet table.",
 )
 @click.option(
     "--engine",
@@ -62,7 +67,7 @@ FILE = click.Path(path_type=Path)
 def sweep(
     plan: tuple[str, ...],
     results: Path | None,
-    report: Path | None,
+    reports: tuple[Path, ...],
     dry_run: bool,
     fail_fast: bool,
     retry_failed: bool,
@@ -83,12 +88,12 @@ def sweep(
     """
     from mae_convert.show import sweep as show
     from mae_convert.sweep.plan import read_plan
-    from mae_convert.sweep.report import check_name, write_report
+    from mae_convert.sweep.reports import check_names, write_reports
     from mae_convert.sweep.results import Results
     from mae_convert.sweep.running import agenda, refuse_targets
 
-    if report is not None:
-        check_name(report)
+    _check_engine(options)
+    check_names(reports)
     jobs = read_plan(plan, _said(options))
     path = results or _default_results(plan)
     nothing = dry_run and not path.exists()
@@ -102,8 +107,7 @@ def sweep(
             return 0
         found = _run(todo, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
     show.summary(todo, found, path, as_json=as_json)
-    if report is not None:
-        write_report(found, report)
+    write_reports(found, reports)
     return 0 if all(row.is_good for row in found) else 1
 
 
@@ -140,6 +144,15 @@ def _default_results(plan: tuple[str, ...]) -> Path:
     from mae_convert.sweep.reading import is_plan
 
     return Path(plan[0] if is_plan(plan[0]) else "sweep").with_suffix(".results.sqlite")
+
+
+def _check_engine(options: dict[str, Any]) -> None:
+    """Refuse an option that the engine would not look at."""
+    on_ray = options["engine"] == "ray"
+    if on_ray and options["workers"]:
+        raise click.UsageError("--workers is of --engine local; Ray places jobs by --threads")
+    if options["address"] and not on_ray:
+        raise click.UsageError("--address is that of a Ray cluster; add --engine ray")
 
 
 def _engine(options: dict[str, Any]) -> "Engine":

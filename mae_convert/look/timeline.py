@@ -116,13 +116,19 @@ def timeline(
     """
     run = _Run(images, view)
     kept = {sources[i] for i in spread(len(sources), view.shown)}
-    points, shown = list[Point](), dict[str, Reconstruction]()
+    points, shown, owed = list[Point](), dict[str, Reconstruction](), False
+    latest: tuple[str, Reconstruction] | None = None
     for place, source in enumerate(sources):
         point, done = run(source, place)
         points.append(point)
-        if done is not None and (source in kept or not shown):
-            shown[source] = done
+        owed |= source in kept
+        if done is not None:
+            latest = source, done
+            if owed:  # for itself, or for an earlier one that cannot be run
+                shown[source], owed = done, False
         advance(1)
+    if latest and owed:
+        shown[latest[0]] = latest[1]
     if run.configuration is None:
         raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
     points = _in_order(points)

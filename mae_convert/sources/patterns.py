@@ -30,6 +30,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         parse_source(text)
         return [text]
     if storage.is_remote(text):
+        storage.filesystem(text)  # which says if nothing speaks its protocol
         found = storage.glob(text) if MAGIC.search(text) else [text]
     else:
         path = folder / storage.local_path(text)
@@ -39,7 +40,10 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
             if isinstance(parse_source(text), Path):
                 raise MaeConvertError(f"{path} does not exist")
             return [text]
-        found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
+        try:
+            found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
+        except ValueError as error:
+            raise MaeConvertError(f"{text} is no pattern: {error}") from error
     if not found:
         raise MaeConvertError(f"nothing fits the pattern {text}")
     return sorted(found, key=natural)

@@ -4,6 +4,7 @@ They have the names of the options of `convert`, `verify` and `publish`, so that
 can write a plan. Where two commands have an option of one name, the field says whose it is.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,20 @@ from mae_convert.options import (
     ByteSize,
     ImageSize,
 )
+from mae_convert.verify.job import FRAMEWORKS
+
+
+class Witness(click.ParamType):
+    """A framework that runs the target too, with its Python where that is another one."""
+
+    name = "FRAMEWORK[=PYTHON]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return it as it is written."""
+        if str(value).partition("=")[0] not in FRAMEWORKS:
+            self.fail(f"{value!r} is no witness; write {', '.join(FRAMEWORKS)}", param, ctx)
+        return str(value)
+
 
 COUNT = click.IntRange(min=1)
 PAIR = {"framework": FRAMEWORK, "device": DEVICE, "python": click.STRING, "mode": MODE}
@@ -49,7 +64,7 @@ CONVERT: Mapping[str, click.ParamType] = {
 VERIFY: Mapping[str, click.ParamType] = {
     "verify": click.BOOL,
     **{f"{name}_{side}": kind for name, kind in PAIR.items() for side in "ab"},
-    "against": click.STRING,
+    "against": Witness(),
     "run_dtype": RUN_DTYPE,
     "at_mask_ratio": click.FloatRange(0, 1, max_open=True),
     "inputs": click.STRING,
@@ -85,25 +100,41 @@ LISTS = ("against", "run_dtype")
 LOCAL = ("inputs", "images")  # local paths, beside the plan
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no field has.
+
+    Raises:
+        MaeConvertError: there is no such field.
+    """
+    if name not in FIELDS:
+        raise MaeConvertError(f"there is no such field{_nearest(name)}")
+
+
 def parse(name: str, value: Any) -> Any:
     """Return a field's value as its type has it, as plain data; None stays.
 
     Raises:
         MaeConvertError: there is no such field, or the value is none of its type.
     """
-    if name not in FIELDS:
-        raise MaeConvertError(f"there is no such field{_nearest(name)}")
+    check_name(name)
     if value is None:
         return None
     kind = FIELDS[name]
+    wrong = MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
     if isinstance(value, dict | list):
-        raise MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
+        raise wrong
     if isinstance(value, bool) != (kind is click.BOOL) and not isinstance(value, str):
-        raise MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
+        raise wrong
+    if isinstance(value, str) and not value.strip():
+        raise wrong
     try:
         parsed = kind.convert(value if kind is click.BOOL else str(value), None, None)
     except click.BadParameter as error:
+        if kind is click.BOOL or "is not a valid" in error.message:
+            raise wrong from error
         raise MaeConvertError(error.message) from error
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise wrong
     return list(parsed) if isinstance(parsed, tuple) else parsed
 
 
@@ -112,7 +143,9 @@ def _wanted(kind: click.ParamType) -> str:
         return ", ".join(map(str, kind.choices))
     if kind is click.BOOL:
         return "true or false"
-    return "a text" if kind is click.STRING else "a number"
+    if isinstance(kind, click.IntRange):
+        return "a whole number"
+    return "a number" if kind is click.FLOAT or isinstance(kind, click.FloatRange) else "a text"
 
 
 def _nearest(name: str) -> str:

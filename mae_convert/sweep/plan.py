@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mae_convert import storage
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.layouts import layout_named
 from mae_convert.planning import SUFFIX_KINDS, container_kind, is_directory
 from mae_convert.sources.patterns import absolute, sources_named
-from mae_convert.sources.reference import PROTOCOL
+from mae_convert.sources.reference import PROTOCOL, parse_source
+from mae_convert.sweep.collisions import refuse_collisions
 from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.reading import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
@@ -41,33 +42,39 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
         for entry in entries
         for job in _jobs(Entry(entry.where, {**entry.fields, **given}), folder)
     ]
-    _refuse_collisions(jobs)
+    refuse_collisions(jobs)
     return jobs
 
 
 def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
     """Yield the jobs of an entry: each source with each combination of what lists hold."""
-    if "source" not in entry.fields:
+    fixed, varied = _values(entry, folder)
+    patterns = varied.pop("source", None) or (fixed.pop("source", None),)
+    if None in patterns:
         raise PlanError(f"{entry.where}, source: every job needs one; write a path or a pattern")
-    fixed: Settings = {}
-    varied: dict[str, tuple[Any, ...]] = {}
-    for name, given in entry.fields.items():
-        values = tuple(_parsed(name, value, given.where) for value in given.values)
-        if name in LISTS:
-            fixed[name] = list(values)
-        elif name in LOCAL:
-            fixed[name] = _local_file(name, values[0], given.where, folder)
-        elif given.is_list:
-            varied[name] = values
-        else:
-            fixed[name] = values[0]
-    patterns = varied.pop("source", None) or (fixed.pop("source"),)
     where = entry.fields["source"].where
     sources = [s for pattern in patterns for s in _sources(str(pattern), where, folder)]
     for source in dict.fromkeys(sources):
         for values in itertools.product(*varied.values()):
             settings = {**fixed, **dict(zip(varied, values, strict=True))}
             yield _job(source, {k: v for k, v in settings.items() if v is not None}, entry, folder)
+
+
+def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
+    """Return what each job of an entry says, and what lists give, of which each says one."""
+    fixed: Settings = {}
+    varied: dict[str, tuple[Any, ...]] = {}
+    for name, given in entry.fields.items():
+        values = tuple(_parsed(name, value, given.where) for value in given.values)
+        if name in LOCAL:
+            values = tuple(_local_file(name, value, given.where, folder) for value in values)
+        if name in LISTS:
+            fixed[name] = [value for value in values if value is not None] or None
+        elif given.is_list:
+            varied[name] = values
+        else:
+            fixed[name] = values[0]
+    return fixed, varied
 
 
 def _parsed(name: str, value: Any, where: str) -> Any:
@@ -77,7 +84,9 @@ def _parsed(name: str, value: Any, where: str) -> Any:
         raise PlanError(f"{where}, {name}: {error}") from error
 
 
-def _local_file(name: str, value: str, where: str, folder: Path) -> str:
+def _local_file(name: str, value: str | None, where: str, folder: Path) -> str | None:
+    if value is None:
+        return None
     path = folder / value
     if not path.exists():
         raise PlanError(f"{where}, {name}: {path} does not exist")
@@ -101,6 +110,8 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
     """
 
     def refuse(field: str, sentence: object) -> PlanError:
+        if field == "publish" and field not in entry.fields:
+            field = "target"  # hf://OWNER/NAME
         given = entry.fields.get(field)
         return PlanError(f"{given.where if given else entry.where}, {field}: {sentence}")
 
@@ -114,12 +125,37 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
             settings["publish"], target = target.removeprefix(PROTOCOL), None
         if "publish" in settings:
             settings["publish"] = _filled(settings["publish"], words)
-        settings = _completed(settings)
+            _check_repository(settings["publish"])
+        settings = _completed(_without_idle_defaults(settings, entry))
     except MaeConvertError as error:
         raise refuse(field, error) from error
     if complaint := _complaint(target, settings):
         raise refuse(*complaint)
     return Job(source, target, settings, entry.where)
+
+
+def _check_repository(name: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        MaeConvertError: it is none, or more than that.
+    """
+    place = parse_source(f"{PROTOCOL}{name}")
+    if getattr(place, "repo_id", None) != name:
+        raise MaeConvertError(f"{name} is no OWNER/NAME; the branch is another field, branch")
+
+
+def _without_idle_defaults(settings: Settings, entry: Entry) -> Settings:
+    """Return the settings without what `defaults` say about a step that this job has not."""
+    publishes = "publish" in settings
+    idle = set() if publishes else set(PUBLISH)
+    if not settings.get("verify") and not (publishes and not settings.get("unverified")):
+        idle |= set(VERIFY)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in idle or not entry.fields[name].is_default
+    }
 
 
 def _completed(settings: Settings) -> Settings:
@@ -131,28 +167,44 @@ def _completed(settings: Settings) -> Settings:
 
 def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | None:
     """Return the field that does not go with the others, and why; None if all do."""
+    if stray := _stray(settings):
+        return stray
     to, verified = settings.get("to"), settings.get("verify")
-    stray = next((name for name in settings if name in VERIFY and settings[name]), None)
-    if not verified and stray:
-        return stray, "this is about a verification; add verify: true"
-    stray = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
-    if "publish" not in settings and stray:
-        return stray, "this is about publishing; add publish: OWNER/NAME"
     if to is None:
         if not verified or target is None:
             return "to", "say which layout to write, or, to verify what is there, target and verify"
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` it is only verified"
         return None
+    layout = layout_named(to)
+    if "publish" in settings and not is_directory(layout, Path(target or "model")):
+        return "publish" if target is None else "target", (
+            "a model directory is published; let `to` be a layout, and the target, that is one"
+        )
     if target is None:
         keeps = verified or "publish" in settings
         return None if keeps else ("target", "say where to write to; or verify: true to try only")
     try:
-        container_kind(layout_named(to), Path(PurePosixPath(target).name))
-        if "publish" in settings and not is_directory(layout_named(to), Path(target)):
-            return "target", "a directory is published; name one"
+        container_kind(layout, Path(PurePosixPath(target).name))
+        if storage.is_remote(target):
+            storage.filesystem(target)
+    except MissingRequirementError:
+        raise
     except MaeConvertError as error:
         return "target", error
+    return None
+
+
+def _stray(settings: Settings) -> tuple[str, object] | None:
+    """Return a field that is about a step that the job has not, and why; None if all are."""
+    stray = next((name for name in settings if name in VERIFY and settings[name]), None)
+    if not settings.get("verify") and stray:
+        return stray, "this is about a verification; add verify: true"
+    stray = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
+    if "publish" not in settings and stray:
+        return stray, "this is about publishing; add publish: OWNER/NAME"
+    if "inputs" in settings and "images" in settings:
+        return "images", "inputs names pictures too; give one of them"
     return None
 
 
@@ -189,22 +241,3 @@ def _resolved(target: str, folder: Path) -> str:
     if target.startswith(PROTOCOL) or storage.is_remote(target):
         return target.rstrip("/")
     return absolute(folder / storage.local_path(target))
-
-
-def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    """Refuse two jobs that are the same, or write to the same place."""
-    seen: dict[str, Job] = {}
-    for job in jobs:
-        places = [job.key, job.target if "to" in job.settings else None]
-        if name := job.settings.get("publish"):
-            places.append(f"{PROTOCOL}{name}@{job.settings.get('branch', 'main')}")
-        for place in filter(None, places):
-            if (other := seen.setdefault(place, job)) is job:
-                continue
-            if place == job.key:
-                raise PlanError(f"{job.where}, source: this job is there already ({other.where})")
-            apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
-            hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
-            raise PlanError(
-                f"{job.where}, target: two jobs write {place}; put {hint} into its name"
-            )

@@ -18,6 +18,8 @@ SLACK = 2  # tasks for each core that Ray is given to place
 def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) -> Iterator[Row]:
     """Run jobs on a Ray cluster and yield their rows as they end; closed early, it stops what runs.
 
+    The cluster is reached before this returns.
+
     Args:
         jobs: what to do.
         address: of the cluster; None is RAY_ADDRESS, or the one that runs on this machine.
@@ -26,16 +28,19 @@ def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) ->
     Raises:
         MissingRequirementError: Ray is not installed, or no cluster answers.
     """
-    ray = _connected(address)
+    return _rows(_connected(address), jobs, threads or 1)
+
+
+def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
     try:
         # A process for each job, as `local` has it: its memory is its own, and ends with it.
         task = ray.remote(max_calls=1, max_retries=RETRIES)(run_job)
         waiting, running = iter(jobs), dict[Any, Job]()
         try:
             while True:
-                free = _room(ray, threads or 1) - len(running)
+                free = _room(ray, threads) - len(running)
                 for job in itertools.islice(waiting, max(free, 0)):
-                    running[_submit(ray, task, job, threads or 1)] = job
+                    running[_submit(ray, task, job, threads)] = job
                 if not running:
                     return
                 (ended,), _ = ray.wait(list(running), num_returns=1)

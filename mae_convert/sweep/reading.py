@@ -2,11 +2,12 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
+from mae_convert.sweep.fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)
 SEPARATOR = ";"  # between the values of a list in a cell
@@ -25,11 +26,13 @@ class Given:
         values: one, or those of a list.
         where: file and line, or the command line.
         is_list: whether it is written as a list.
+        is_default: whether it is said of all jobs, and so not of this one in particular.
     """
 
     values: tuple[Any, ...]
     where: str
     is_list: bool = False
+    is_default: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
         heads = [head.strip() for head in next(reader, [])]
         if twice := [head for head in heads if heads.count(head) > 1]:
             raise PlanError(f"{path}, line 1, {twice[0]}: two columns have this name")
+        for head in filter(None, heads):
+            _check_name(head, f"{path}, line 1")
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(heads) and cells:
                 raise PlanError(f"{where}: {len(cells)} cells, but there are {len(heads)} columns")
             given = {
-                head: _in_cell(cell.strip(), where)
+                head: _in_cell(head, cell.strip(), where)
                 for head, cell in zip(heads, cells, strict=False)
                 if cell.strip()
             }
@@ -83,9 +88,21 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
         raise PlanError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _in_cell(cell: str, where: str) -> Given:
-    values = tuple(value.strip() for value in cell.split(SEPARATOR))
-    return Given(tuple(value for value in values if value), where, len(values) > 1)
+def _check_name(name: str, where: str) -> None:
+    try:
+        check_name(name)
+    except MaeConvertError as error:
+        raise PlanError(f"{where}, {name}: {error}") from error
+
+
+def _in_cell(head: str, cell: str, where: str) -> Given:
+    if not head:
+        raise PlanError(f"{where}: {cell!r} stands in a column without a name")
+    cells = cell.split(SEPARATOR)
+    values = tuple(value.strip() for value in cells if value.strip())
+    if not values:
+        raise PlanError(f"{where}, {head}: the list is empty; leave it out")
+    return Given(values, where, len(cells) > 1)
 
 
 def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
@@ -100,7 +117,8 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
         if isinstance(root, yaml.MappingNode):
             parts = dict(_items(path, root, ("defaults", "jobs")))
             if "defaults" in parts:
-                defaults = _fields(path, parts["defaults"], loader)
+                said = _fields(path, parts["defaults"], loader)
+                defaults = {n: replace(given, is_default=True) for n, given in said.items()}
             if "jobs" not in parts:
                 raise PlanError(f"{path}: there is no list of jobs; write one under jobs:")
             root = parts["jobs"]
@@ -118,22 +136,26 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
 
 
 def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield key and node of a mapping, and refuse keys that come twice."""
+    """Yield key and node of a mapping, first those it takes by ``<<``; refuse keys said twice."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
         raise PlanError(f"{_at(path, node)}: this is no job; write fields as `source: PATH`")
     seen = set()
-    for key, value in node.value:
-        name = str(key.value)
-        if name in seen:
-            raise PlanError(f"{_at(path, key)}, {name}: this was said already")
-        if known and name not in known:
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+        if key.value in seen:
+            raise PlanError(f"{_at(path, key)}, {key.value}: this was said already")
+        if known and key.value not in known:
             raise PlanError(
-                f"{_at(path, key)}, {name}: there is no such part; write {' and '.join(known)}"
+                f"{_at(path, key)}, {key.value}: there is no such part; write {' and '.join(known)}"
             )
-        seen.add(name)
-        yield name, value
+        seen.add(key.value)
+    whole = yaml.MappingNode(node.tag, [*node.value], node.start_mark, node.end_mark)
+    yaml.constructor.SafeConstructor().flatten_mapping(whole)
+    for key, value in whole.value:
+        yield str(key.value), value
 
 
 def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:

@@ -5,11 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.atomic import replacing_file
-from mae_convert.errors import OutputError
 from mae_convert.plain import number
 from mae_convert.sources.patterns import natural
 from mae_convert.sweep.row import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
@@ -55,24 +52,6 @@ document.querySelector("#filter").oninput = event => {
   for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(words);
 };
 """
-
-
-def check_name(path: Path) -> None:
-    """Refuse a report that could not be written, before any work is done.
-
-    Raises:
-        OutputError: another suffix, or no such directory.
-    """
-    if path.suffix != ".html":
-        raise OutputError(f"{path}: the report of a sweep is a page; let its name end in .html")
-    if not path.resolve().parent.is_dir():
-        raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
-
-
-def write_report(rows: Sequence[Row], path: Path) -> None:
-    """Write the page, in place of an earlier one."""
-    with replacing_file(path, overwrite=True) as place:
-        place.write_text(page(rows), encoding="utf-8")
 
 
 def page(rows: Sequence[Row]) -> str:

@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,15 +14,10 @@ from typing import Any
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.plain import plain
 from mae_convert.sweep.job import Job
-from mae_convert.sweep.row import Row
+from mae_convert.sweep.row import COLUMNS, MAPPINGS, Row
 
 FORMAT = 1
 TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER", "str": "TEXT"}
-COLUMNS = {
-    field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    for field in fields(Row)
-}
-MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
 BOOLEANS = [name for name, kind in COLUMNS.items() if kind.startswith("bool")]
 
 
@@ -39,6 +33,13 @@ class Results:
         """
         from filelock import FileLock, Timeout
 
+        if path.suffix == ".parquet":
+            raise OutputError(
+                f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"
+                f" of them all, pass --report {path}"
+            )
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"there is no directory {path.parent} for the results {path.name}")
         self.path = path
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
@@ -90,8 +91,8 @@ class Results:
             )
 
     def begun(self) -> set[str]:
-        """Return the keys of jobs that were begun, in this or an earlier run."""
-        return {key for (key,) in self._file.execute("SELECT key FROM begun")}
+        """Return the targets of jobs that were begun, in this or an earlier run."""
+        return {target for (target,) in self._file.execute("SELECT target FROM begun")}
 
     def write(self, row: Row) -> None:
         """Write the row of a job that has ended, in place of an earlier one."""

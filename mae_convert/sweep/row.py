@@ -3,7 +3,7 @@
 import math
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from time import time
 from typing import Any
 
@@ -100,6 +100,13 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return asdict(self)
+
+
+COLUMNS = {
+    field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    for field in fields(Row)
+}
+MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
 
 
 def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: BaseException) -> Row:

@@ -58,13 +58,13 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
 
     Args:
         todo: the jobs to run.
-        begun: keys of the jobs that were begun earlier.
+        begun: targets of the jobs that were begun earlier.
 
     Raises:
         PlanError: a target is there, and no job of these results has written it.
     """
     for job in todo:
-        if job.converts and job.target and job.key not in begun and storage.exists(job.target):
+        if job.converts and job.target and job.target not in begun and storage.exists(job.target):
             raise PlanError(
                 f"{job.where}, target: {job.target} exists already, and was not made by this sweep;"
                 " choose another name, or pass --overwrite"
@@ -83,9 +83,9 @@ def run_sweep(
         fail_fast: stop at the first row that is not good; what runs then is ended.
         tell: is given each row once it is written.
     """
-    results.begin(todo)
     rows = []
     with closing(engine(todo)) as ended:  # type: ignore[type-var]
+        results.begin(todo)
         for row in ended:
             results.write(row)
             rows.append(row)
