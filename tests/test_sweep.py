@@ -7,16 +7,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray_nodes import descendants
 from sweep_worker import dies, dies_once
 
+from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.plain import plain
+from mae_convert.sweep.freshness import is_unchanged, version
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.local import Limits, Waiting, Worker, _share_for, run_local
-from mae_convert.sweep.results import read_results
+from mae_convert.sweep.results import Results, read_results
+from mae_convert.sweep.row import error_row
 
 CONVERT = ("--to", "transformers", "--target", "out/{stem}")
 LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
@@ -181,8 +185,6 @@ def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
 
 
 def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
-    from mae_convert.sweep.results import Results
-
     with Results(runs / "sweep.results.sqlite"):
         result = sweep()
     assert result.status == 2
@@ -192,8 +194,64 @@ def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
 def test_results_that_are_something_else_are_left_as_they_are(sweep, runs):
     (runs / "sweep.results.sqlite").write_text("my notes " * 99)
     result = sweep()
-    assert (result.status, "is not a file of results" in result.err) == (2, True)
+    assert (result.status, "is not a file of results of this version" in result.err) == (2, True)
     assert (runs / "sweep.results.sqlite").read_text() == "my notes " * 99
+
+
+DAMAGES = {
+    "its pages are overwritten": lambda f: f.write_bytes(f.read_bytes()[:5000] + b"\xff" * 15480),
+    "it is cut short": lambda f: f.write_bytes(f.read_bytes()[:9000]),
+    "a cell is no JSON": lambda f: execute(f, "UPDATE jobs SET settings = '{'"),
+    "a column is missing": lambda f: execute(f, "ALTER TABLE jobs DROP COLUMN host"),
+    "it is of a later version": lambda f: execute(f, "PRAGMA user_version = 99"),
+}
+
+
+def execute(path, statement):
+    with sqlite3.connect(path) as file:
+        file.execute(statement)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_results_are_refused_in_a_sentence(runs, damage):
+    path = runs / "rows.sqlite"
+    with Results(path) as results:
+        for row in map(failed, jobs(runs, 20)):
+            results.write(row)
+    DAMAGES[damage](path)
+    with pytest.raises(CheckpointError, match="move it away"), Results(path) as results:
+        results.rows()
+
+
+def failed(job):
+    return error_row(job.identity(), {}, MaeConvertError("no such thing " * 20))
+
+
+def test_a_full_disk_is_said(runs):
+    with Results(runs / "rows.sqlite") as results:
+        results._file.execute("PRAGMA max_page_count = 6")
+        rows = map(failed, jobs(runs, 99))
+        with pytest.raises(OutputError, match=r"cannot be written: database or disk is full"):
+            list(map(results.write, rows))
+
+
+def test_a_configuration_is_part_of_what_a_checkpoint_is(runs):
+    """Weights alone do not tell: another epsilon is another function."""
+    (job,) = jobs(runs, 1)
+    row = run_job(job, 1)
+    config = Path(job.target) / "config.json"
+    assert is_unchanged(row, job)
+    (Path(job.target) / "notes.txt").write_text("from my evaluation")
+    for path in Path(job.target).iterdir():
+        path.touch()
+    assert is_unchanged(row, job)
+    config.write_text(config.read_text().replace("1e-06", "1e-12"))
+    assert not is_unchanged(row, job)
+    back = Job(job.target, None, {"to": "facebook", "verify": True})
+    as_source = replace(row, source_version=version(job.target), source_sha256=row.target_sha256)
+    assert is_unchanged(as_source, back)
+    config.write_text(config.read_text().replace("1e-12", "1e-06"))
+    assert not is_unchanged(as_source, back)
 
 
 def test_a_verification_that_fails_is_a_row_with_its_figures_and_cause(run, runs):
@@ -249,7 +307,7 @@ def test_processes_end_when_nobody_waits_for_them(tmp_path):
     assert waited_for(lambda: not is_running(int(mark.read_text() or 0)))
 
 
-def waited_for(condition, seconds=30):
+def waited_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

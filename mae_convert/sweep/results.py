@@ -5,8 +5,8 @@ Other programs can read it while a sweep goes on: ``SELECT * FROM jobs``. What i
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,9 +54,7 @@ class Results:
             self._open()
         except sqlite3.Error as error:
             self._lock.release()
-            raise CheckpointError(
-                f"{path} is not a file of results ({error}); name another with --results"
-            ) from error
+            raise _no_results(path, error) from error
 
     def _open(self) -> None:
         self._file = sqlite3.connect(self.path)
@@ -85,25 +83,62 @@ class Results:
 
     def begin(self, jobs: Iterable[Job]) -> None:
         """Note that jobs are going to be done: from now on their targets are this sweep's."""
-        with self._file:
+        with self._writing():
             self._file.executemany(
                 "INSERT OR IGNORE INTO begun VALUES (?, ?)", [(j.key, j.target) for j in jobs]
             )
 
     def begun(self) -> set[str]:
-        """Return the targets of jobs that were begun, in this or an earlier run."""
-        return {target for (target,) in self._file.execute("SELECT target FROM begun")}
+        """Return the targets of jobs that were begun, in this or an earlier run.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        with self._reading():
+            return {target for (target,) in self._file.execute("SELECT target FROM begun")}
 
     def write(self, row: Row) -> None:
-        """Write the row of a job that has ended, in place of an earlier one."""
+        """Write the row of a job that has ended, in place of an earlier one.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         values = [_stored(value) for value in row.to_dict().values()]
         marks = ", ".join("?" * len(values))
-        with self._file:
+        with self._writing():
             self._file.execute(f"INSERT OR REPLACE INTO jobs VALUES ({marks})", values)
 
     def rows(self) -> dict[str, Row]:
-        """Return all rows, by key of their job."""
-        return _rows(self._file)
+        """Return all rows, by key of their job.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        with self._reading():
+            return _rows(self._file)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise _no_results(self.path, error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Commit what is written within, or nothing of it."""
+        try:
+            with self._file:
+                yield
+        except sqlite3.Error as error:
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
+
+
+def _no_results(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged, or is not a file of results of this version ({error}); move it away,"
+        " or name another with --results"
+    )
 
 
 def read_results(path: Path) -> list[Row]:
