@@ -1,6 +1,7 @@
 """A sweep as a user meets it: what is skipped, repeated, reported; processes that die."""
 
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_nodes import descendants
+from ray_nodes import command_of, descendants
 from sweep_worker import dies, dies_once
 
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
@@ -287,6 +288,16 @@ def test_a_process_that_is_killed_costs_its_job_a_second_attempt(tmp_path):
 def test_a_process_that_always_dies_is_a_row_that_says_so(tmp_path):
     (row,) = run_local(jobs(tmp_path, 1), LIMITS, dies)
     assert row.error == "its process died 2 times, by signal 9 (SIGKILL); is there enough memory?"
+
+
+def test_what_starts_the_processes_may_die_too(tmp_path):
+    rows = run_local(jobs(tmp_path, 4), replace(LIMITS, workers=1))
+    found = [next(rows)]
+    (server,) = (p for p in descendants(os.getpid()) if "forkserver import main" in command_of(p))
+    os.kill(server, signal.SIGKILL)
+    found += rows
+    assert {row.outcome for row in found} == {"done"}
+    assert {row.key for row in found} == {job.key for job in jobs(tmp_path, 4)}
 
 
 def test_processes_end_when_nobody_waits_for_them(tmp_path):

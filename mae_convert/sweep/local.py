@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from mae_convert.sweep.memory import SHARE, available_cores, available_memory, n
 from mae_convert.sweep.row import Row, error_row
 
 ATTEMPTS = 2
+START_ATTEMPTS = 5
 Work = Callable[[Job, int], Row]
 
 
@@ -145,11 +147,19 @@ def _share_for(
 def _start(
     context: Any, waiting: Waiting, share: tuple[int, str | None], work: tuple[Work, int]
 ) -> Worker:
-    ours, theirs = context.Pipe()
     memory, gpu = share
-    process = context.Process(target=_work, args=(waiting.job, work, gpu, theirs))
-    process.start()
-    theirs.close()
+    for attempt in range(START_ATTEMPTS):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(waiting.job, work, gpu, theirs))
+        try:
+            process.start()
+            break
+        except (EOFError, ConnectionError):  # what forks the workers has died; it is started again
+            if attempt == START_ATTEMPTS - 1:
+                raise
+            time.sleep(2**attempt / 4)
+        finally:
+            theirs.close()
     return Worker(replace(waiting, attempts=waiting.attempts + 1), process, ours, memory, gpu)
 
 
