@@ -7,6 +7,7 @@ which readers know a model, last.
 """
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,8 @@ WAIT = 0.5  # seconds before the second attempt; doubled for each further one
 LAST = "config.json"
 OURS = OUR_NAMES - {"README.md"}
 FILE = "file://"
+# Here a path begins with a bucket, which is not made unasked, and folders need no making.
+BUCKETS = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"))
 PACKAGES = {"s3": "mae-convert[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 T = TypeVar("T")
 
@@ -35,6 +38,11 @@ def is_remote(text: str) -> bool:
 def local_path(text: str) -> Path:
     """Return a local path, which may be written as file://."""
     return Path(text.removeprefix(FILE))
+
+
+def last_part(url: str) -> str:
+    """Return the name of what an address is that of."""
+    return url.rstrip("/").rpartition("/")[2]
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -108,7 +116,7 @@ def download(url: str, folder: Path) -> Path:
     """
     system, path = filesystem(url)
     before = version_of(url)
-    local = folder / path.rstrip("/").rpartition("/")[2]
+    local = folder / last_part(path)
     for name, info in files_below(url).items():
         place = local / name if name else local
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -144,13 +152,12 @@ def upload(local: Path, url: str) -> None:
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
     places = {n: (f"{temporary}/{n}" if n else temporary) for n in files}
     try:
-        patiently(lambda: system.makedirs(temporary if "" not in files else folder, exist_ok=True),
-                  url)  # fmt: skip
+        _make_folder(system, temporary if "" not in files else folder, url)
         for n, source in files.items():
             patiently(lambda s=source, t=places[n]: _send(system, s, t), url)  # type: ignore[misc]
         if "" not in files:
             _clear(system, path, set(files), url)
-            patiently(lambda: system.makedirs(path, exist_ok=True), url)
+            _make_folder(system, path, url)
         for n in sorted(files, key=lambda n: n == LAST):
             final = f"{path}/{n}" if n else path
             patiently(lambda a=places[n], b=final: _rename(system, a, b), url)  # type: ignore[misc]
@@ -158,6 +165,23 @@ def upload(local: Path, url: str) -> None:
         raise OutputError(f"{url} cannot be written: {error}") from error
     finally:
         _forget(system, temporary)
+    for left in _left_behind(system, folder, name):
+        _forget(system, left)
+
+
+def _make_folder(system: Any, path: str, url: str) -> None:
+    if url.partition("://")[0] not in BUCKETS:
+        patiently(lambda: system.makedirs(path, exist_ok=True), url)
+
+
+def _left_behind(system: Any, folder: str, name: str) -> list[str]:
+    """Return what runs that were killed have left under temporary names of this target."""
+    ours = re.compile(re.escape(f".{name}.") + "[0-9a-f]{32}")
+    try:
+        listed = [str(place).rstrip("/") for place in system.ls(folder, detail=False)]
+    except Exception:  # as `_forget`
+        return []
+    return [place for place in listed if ours.fullmatch(place.rpartition("/")[2])]
 
 
 def _send(system: Any, source: Path, place: str) -> None:

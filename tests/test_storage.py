@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from mae_convert import storage
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
 from mae_convert.sources.patterns import sources_named
+from mae_convert.sweep.job import Job, run_job
 
 
 @pytest.fixture
@@ -90,6 +91,32 @@ def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, m
     assert memory.cat("/bucket/model/config.json") == (model / "config.json").read_bytes()
 
 
+def test_what_a_killed_run_left_under_temporary_names_is_taken_away(memory, model):
+    left = f"/bucket/.model.{'a' * 32}"
+    others = [f"/bucket/.model-2.{'a' * 32}/config.json", "/bucket/.model.notes"]
+    for path in (f"{left}/config.json", *others):
+        memory.pipe(path, b"old")
+    storage.upload(model, "memory://bucket/model")
+    hidden = [path for path in memory.find("/bucket") if path.startswith("/bucket/.")]
+    assert sorted(hidden) == sorted(others)
+
+
+def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_path):
+    whole = case("pretrain_tiny").checkpoint.read_bytes()
+    memory.pipe("/bucket/whole.pth", whole)
+    memory.pipe("/bucket/short.pth", whole[:3000])
+    said = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
+    row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", said))
+    assert row.error.startswith("memory://bucket/short.pth is truncated or damaged")
+    row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
+    assert row.error.startswith("memory://bucket/whole.pth: nothing in the file tells the number")
+    row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", said))
+    assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
+    assert set(row.target_version) == {
+        "config.json", "conversion.json", "model.safetensors", "preprocessor_config.json",
+    }  # fmt: skip
+
+
 def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, model, monkeypatch):
     def write(self, data):
         return super(MemoryFile, self).write(b"x" + bytes(data)[1:])
@@ -159,9 +186,21 @@ def s3(monkeypatch):
         for name, value in in_environment(url).items():
             monkeypatch.setenv(name, value)
         import boto3
+        import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # which know the server of another test
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield server
+
+
+@S3
+def test_a_bucket_is_not_made_unasked(s3, model):
+    import boto3
+
+    for local, url in ((model, "s3://mistyped/model"), (model / "config.json", "s3://mistyped/c")):
+        with pytest.raises(OutputError, match=f"{url} cannot be written: "):
+            storage.upload(local, url)
+    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["bucket"]
 
 
 @S3

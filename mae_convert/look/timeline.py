@@ -16,6 +16,7 @@ from mae_convert.configuration import Configuration
 from mae_convert.errors import MaeConvertError
 from mae_convert.look.masks import noise_of, ratio_that_keeps
 from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
+from mae_convert.origin import Origin
 from mae_convert.pictures import VARIANCE_FLOOR
 from mae_convert.sources import locate, parse_source
 
@@ -199,11 +200,15 @@ class _Run:
 
     def _open(self, source: str, folder: Path) -> Checkpoint:
         view = self._view
+        origin: Origin | None
         if storage.is_remote(source):
-            path, origin = storage.download(source, folder), None
+            path, origin = storage.download(source, folder), Origin(source)
         else:
             path, origin = locate(parse_source(source))
-        return open_checkpoint(path, view.flags, state_key=view.state_key, origin=origin)
+        try:
+            return open_checkpoint(path, view.flags, state_key=view.state_key, origin=origin)
+        except MaeConvertError as error:
+            raise type(error)(str(error).replace(str(path), source)) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
         """Load the pictures for the first checkpoint, and see that others take the same."""

@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert import storage
@@ -18,6 +18,7 @@ from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
 from mae_convert.heads import with_new_head
+from mae_convert.origin import Origin
 from mae_convert.packing import Packing
 from mae_convert.planning import Plan, plan_conversion
 from mae_convert.record import files_sha256
@@ -102,12 +103,19 @@ def run_job(job: Job, threads: int | None = None) -> Row:
         try:
             _work(job, Path(folder), found)
             row = Row(**job.identity(), **found)
-        except (MaeConvertError, OSError, MemoryError) as error:
-            row = error_row(job.identity(), found, error)
         except Exception as error:
-            # A mistake of ours costs this job, and not the eight hundred others.
-            row = error_row(job.identity(), found, error)
+            # A mistake of ours, too, costs this job, and not the eight hundred others.
+            row = _named(error_row(job.identity(), found, error), job, folder)
     return row.ended(started, memory.peak)
+
+
+def _named(row: Row, job: Job, folder: str) -> Row:
+    """Return the row of an error with the names that the user knows, and not those on the way."""
+    said = row.error or ""
+    for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
+        if name and storage.is_remote(name):
+            said = said.replace(f"{folder}/{kept}/{storage.last_part(name)}", name)
+    return replace(row, error=said)
 
 
 def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
@@ -146,7 +154,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
 def _local(text: str, folder: Path) -> tuple[Path, Any]:
     """Return the local path of a checkpoint, downloaded if need be, and where it was got from."""
     if storage.is_remote(text):
-        return storage.download(text, folder), None
+        return storage.download(text, folder), Origin(text)
     return locate(parse_source(text.removeprefix(storage.FILE)))
 
 
@@ -157,7 +165,7 @@ def _place(job: Job, scratch: Path) -> Path:
     folder = scratch / "converted"
     folder.mkdir()
     if job.target is not None:
-        return folder / PurePosixPath(job.target).name
+        return folder / storage.last_part(job.target)
     return folder / _default_name(job.settings.get("to", ""))
 
 
