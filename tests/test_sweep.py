@@ -20,6 +20,7 @@ from mae_convert.plain import plain
 from mae_convert.sweep.freshness import is_unchanged, version
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.local import Limits, Waiting, Worker, _share_for, run_local
+from mae_convert.sweep.ray_engine import _submit
 from mae_convert.sweep.results import Results, read_results
 from mae_convert.sweep.row import error_row
 
@@ -99,9 +100,12 @@ def test_changed_weights_are_converted_again(sweep, runs, run):
 def test_only_what_failed_is_repeated_if_so_asked(sweep, runs):
     sweep()
     shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
-    begin, *_, end = events(sweep("--retry-failed", "--json"))
-    assert begin["todo"] == 1
-    assert end["not_run"] == 1
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-40.pth")
+    result = sweep("--retry-failed", "--json", "--report", "page.html")
+    begin, *_, end = events(result)
+    assert (begin["todo"], end["error"], end["not_run"]) == (1, 0, 1)
+    assert result.status == 1  # of the plan one job is not done
+    assert '<h1 class="bad">5 jobs, 1 not run</h1>' in (runs / "page.html").read_text()
 
 
 def test_a_sweep_ends_with_the_first_failure_if_so_asked(sweep, runs):
@@ -357,6 +361,44 @@ def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
         )
     assert count == 3
     assert seconds > 0
+
+
+def test_conversions_of_a_sweep_import_no_framework(tmp_path):
+    code = (
+        "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preloaded\n"
+        "from mae_convert.sweep.job import run_job\n"
+        "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
+        "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == "set()\n"
+
+
+def test_ray_is_asked_for_what_a_job_needs():
+    """As its scheduler is told: cores, a GPU for who uses one, no more memory than a node has."""
+    asked = []
+
+    class Ray:
+        @staticmethod
+        def nodes():
+            return [{"Alive": alive, "Resources": {"memory": n}} for alive, n in ((1, 9), (0, 99))]
+
+        def options(self, **options):
+            asked.append(options)
+            return self
+
+        def remote(self, *_):
+            return None
+
+    for settings in ({"to": "timm"}, {"to": "timm", "verify": True, "device_b": "cuda"}):
+        _submit(Ray, Ray(), Job("a", None, settings), 3)
+    assert asked == [
+        {"name": "a", "num_cpus": 3, "num_gpus": 0, "memory": 9},
+        {"name": "a", "num_cpus": 3, "num_gpus": 1, "memory": 9},
+    ]
 
 
 def test_a_gpu_is_given_to_one_job_at_a_time(tmp_path):

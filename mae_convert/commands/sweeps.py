@@ -107,8 +107,9 @@ def sweep(
             return 0
         found = _run(todo, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
     show.summary(todo, found, path, as_json=as_json)
-    write_reports(found, reports)
-    return 0 if all(row.is_good for row in found) else 1
+    not_run = len(jobs) - len(found)
+    write_reports(found, reports, not_run)
+    return 0 if not not_run and all(row.is_good for row in found) else 1
 
 
 def _run(
@@ -235,5 +236,6 @@ def timeline(
         length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         result = follow(list(dict.fromkeys(found)), pictures, view, bar.update)
+    outputs = tuple(dict.fromkeys(outputs))
     write(result, outputs, overwrite=overwrite)
     print_json(timeline_json(result)) if as_json else show(result, outputs)

@@ -54,11 +54,13 @@ document.querySelector("#filter").oninput = event => {
 """
 
 
-def page(rows: Sequence[Row]) -> str:
-    """Return the page."""
+def page(rows: Sequence[Row], not_run: int = 0) -> str:
+    """Return the page about the jobs that were run, which says how many were not."""
     counts = Counter(row.outcome for row in rows)
     bad = len(rows) - counts[DONE]
-    title = f"{len(rows)} jobs, {bad} failed" if bad else f"{len(rows)} jobs, all done"
+    amiss = [f"{bad} failed"] if bad else []
+    amiss += [f"{not_run} not run"] if not_run else []
+    title = ", ".join([f"{len(rows) + not_run} jobs", *(amiss or ["all done"])])
     proven = sum(bool(row.proven) and row.is_good for row in rows)
     passed = sum(bool(row.passed) for row in rows)
     verified = sum(row.passed is not None for row in rows)
@@ -71,7 +73,7 @@ def page(rows: Sequence[Row]) -> str:
         f"{seconds:.0f} s of work",
     ]
     parts = [
-        f'<h1 class="{"bad" if bad else "ok"}">{title}</h1><p>{"; ".join(said)}</p>',
+        f'<h1 class="{"bad" if amiss else "ok"}">{title}</h1><p>{"; ".join(said)}</p>',
         *_matrix(rows),
         "<h2>Jobs</h2>",
         '<input id="filter" placeholder="show only rows that hold …" aria-label="filter">',

@@ -34,14 +34,24 @@ def check_names(paths: Sequence[Path]) -> None:
             )
 
 
-def write_reports(rows: Sequence[Row], paths: Sequence[Path]) -> None:
-    """Write each report, in place of an earlier one."""
+def write_reports(rows: Sequence[Row], paths: Sequence[Path], not_run: int = 0) -> None:
+    """Write each report, in place of an earlier one.
+
+    Args:
+        rows: of the jobs that were run.
+        paths: where to.
+        not_run: how many jobs of the plan were not.
+    """
     for path in paths:
         with replacing_file(path, overwrite=True) as place:
-            place.write_bytes(WRITERS[path.suffix](rows))
+            place.write_bytes(WRITERS[path.suffix](rows, not_run))
 
 
-def table(rows: Sequence[Row]) -> bytes:
+def _page(rows: Sequence[Row], not_run: int) -> bytes:
+    return page(rows, not_run).encode()
+
+
+def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
     """Return a Parquet file with a row for each job and the columns of the file of results."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -62,7 +72,7 @@ def _cells(row: Row) -> dict[str, Any]:
     }
 
 
-WRITERS: Mapping[str, Callable[[Sequence[Row]], bytes]] = {
-    ".html": lambda rows: page(rows).encode(),
-    ".parquet": table,
+WRITERS: Mapping[str, Callable[[Sequence[Row], int], bytes]] = {
+    ".html": _page,
+    ".parquet": _table,
 }
