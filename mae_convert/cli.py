@@ -11,7 +11,7 @@ import sys
 import click
 
 from mae_convert import __version__
-from mae_convert.commands import checkpoints, hub, pictures, verdicts
+from mae_convert.commands import checkpoints, hub, pictures, sweeps, verdicts
 from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
 from mae_convert.errors import MaeConvertError
 
@@ -24,6 +24,8 @@ COMMANDS = (
     verdicts.verify,
     pictures.reconstruct,
     pictures.features,
+    sweeps.sweep,
+    sweeps.timeline,
     hub.catalog,
     hub.download,
     hub.publish,

@@ -68,7 +68,7 @@ def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, 
 def _whence(source: Checkpoint) -> dict[str, Any]:
     """Return where a checkpoint was got from, and what it was made of, as far as that is known."""
     known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
-    if source.origin is None and (official := confirmed(source)):
+    if not known and (official := confirmed(source)):
         known = official.record
     before = (source.container.conversion or {}).get("source")
     return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}

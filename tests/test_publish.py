@@ -509,3 +509,27 @@ def test_the_picture_shows_what_a_framework_computes(command, model):
     made = picture.picture_of(open_checkpoint(model))
     with Image.open(io.BytesIO(made)) as panel:
         assert panel.width > 900
+
+
+def test_a_job_of_a_sweep_converts_proves_and_publishes(hub, case):
+    from mae_convert.sweep.job import Job, run_job
+
+    said = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3, "verify": True,
+            "certify": True, "framework_a": "torch", "framework_b": "torch", "publish": REPO,
+            "license": "mit"}  # fmt: skip
+    row = run_job(Job(str(case("pretrain_tiny").checkpoint), None, said))
+    assert (row.outcome, row.error) == ("done", None)
+    assert row.published.startswith(f"{hub.url}/{REPO}/commit/")
+    assert hub.state.names(REPO) > PROOF
+
+
+def test_a_job_of_a_sweep_reads_from_the_hub_and_knows_the_commit(command, hub, model, tmp_path):
+    from mae_convert.sweep.freshness import is_unchanged
+    from mae_convert.sweep.job import Job, run_job
+
+    assert command("publish", model, REPO, *MIT).status == 0
+    job = Job(f"hf://{REPO}", str(tmp_path / "back.pth"), {"to": "facebook"})
+    row = run_job(job)
+    assert (row.outcome, row.error) == ("done", None)
+    assert set(row.source_version) == {"commit"}
+    assert is_unchanged(row, job)

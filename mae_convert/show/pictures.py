@@ -1,6 +1,6 @@
 """Print what came of pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from mae_convert.show.console import console
 
 if TYPE_CHECKING:
     from mae_convert.look.features import Features
+    from mae_convert.look.timeline import Timeline
 
 
 def reconstructions(report: Mapping[str, Any]) -> None:
@@ -60,3 +61,20 @@ def features(found: "Features", path: Path) -> None:
     out = console()
     out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
     out.print(escape(told["path"]), soft_wrap=True)
+
+
+def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
+    """Print the loss of each checkpoint, and where the files are."""
+    out = console()
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
+    grid.add_column("epoch", justify="right")
+    grid.add_column("loss", justify="right")
+    grid.add_column("checkpoint")
+    for point in found.points:
+        loss = "" if point.loss is None else f"{point.loss:.4f}"
+        name = f"{point.source}: {point.error}" if point.error else point.source
+        grid.add_row(str(point.epoch), loss, escape(name))
+    out.print(grid)
+    out.print(f"lowest at epoch {found.best.epoch}; 99 % of the gain by {found.paid_until.epoch}")
+    for path in outputs:
+        out.print(escape(str(path)), soft_wrap=True)

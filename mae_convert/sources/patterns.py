@@ -1,0 +1,63 @@
+"""Names that mean several checkpoints: patterns, on the disk and in storage."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mae_convert import storage
+from mae_convert.errors import MaeConvertError
+from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
+
+MAGIC = re.compile(r"[*?[]")
+
+
+def sources_named(text: str, folder: Path = Path()) -> list[str]:
+    """Return the checkpoints that a name or a pattern means, in natural order.
+
+    Local paths are returned from the root, so that they mean the same everywhere.
+
+    Args:
+        text: a path or an address, in which ``*``, ``?``, ``[...]`` and ``**`` stand for others; a
+            place on the Hub, or an official name.
+        folder: what relative paths begin at.
+
+    Raises:
+        MaeConvertError: there is no such file, or nothing fits the pattern.
+        MissingRequirementError: the package that reads such an address is not installed.
+    """
+    if text.startswith((PROTOCOL, *PAGES)):
+        parse_source(text)
+        return [text]
+    if storage.is_remote(text):
+        storage.filesystem(text)  # which says if nothing speaks its protocol
+        found = storage.glob(text) if MAGIC.search(text) else [text]
+    else:
+        path = folder / storage.local_path(text)
+        if path.exists():
+            return [absolute(path)]
+        if not MAGIC.search(text):
+            if isinstance(parse_source(text), Path):
+                raise MaeConvertError(f"{path} does not exist")
+            return [text]
+        try:
+            found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
+        except ValueError as error:
+            raise MaeConvertError(f"{text} is no pattern: {error}") from error
+    if not found:
+        raise MaeConvertError(f"nothing fits the pattern {text}")
+    return sorted(found, key=natural)
+
+
+def absolute(path: Path) -> str:
+    """Return a path from the root; links keep their names."""
+    return os.path.normpath(Path.cwd() / path)
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(path.anchor)) if path.anchor else str(path)
+
+
+def natural(text: str) -> list[Any]:
+    """Return a key that sorts checkpoint-9 before checkpoint-10."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]

@@ -1,0 +1,65 @@
+"""Jobs that would get into each other's way: refused, before any work."""
+
+from collections.abc import Iterator, Sequence
+
+from mae_convert.sources.reference import PROTOCOL
+from mae_convert.sweep.job import Job
+from mae_convert.sweep.reading import PlanError
+
+
+def refuse_collisions(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that are the same, write to the same place, or into what another reads.
+
+    Raises:
+        PlanError: two of them do; the sentence says where, and in which field.
+    """
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        for place in _places(job):
+            if (other := seen.setdefault(place, job)) is not job:
+                raise _same_place(place, job, other)
+    _refuse_nesting(jobs)
+
+
+def _places(job: Job) -> Iterator[str]:
+    """Yield what is one job's alone: itself, and where it writes to."""
+    yield job.key
+    if job.converts and job.target:
+        yield job.target
+    if name := job.settings.get("publish"):
+        yield f"{PROTOCOL}{name}@{job.settings.get('branch', 'main')}"
+
+
+def _same_place(place: str, job: Job, other: Job) -> PlanError:
+    if place == job.key:
+        return PlanError(f"{job.where}, source: this job is there already ({other.where})")
+    apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
+    hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
+    return PlanError(f"{job.where}, target: two jobs write {place}; put {hint} into its name")
+
+
+def _refuse_nesting(jobs: Sequence[Job]) -> None:
+    """Refuse a target that is, holds, or stands in a source or another target."""
+    sources = {job.source: job for job in jobs}
+    targets = {job.target: job for job in jobs if job.converts and job.target}
+    for job in targets.values():
+        assert job.target
+        for inner, outer in [(job.target, name) for name in (job.target, *_above(job.target))]:
+            if outer in sources:
+                raise _refused(job, f"{inner} is, or stands in, {outer}, which is a source")
+            if outer != inner and outer in targets:
+                raise _refused(job, f"{inner} stands in {outer}, which is a target too")
+    for job in jobs:
+        for outer in _above(job.source):
+            if outer in targets:
+                raise _refused(targets[outer], f"{outer} holds {job.source}, which is a source")
+
+
+def _refused(job: Job, sentence: str) -> PlanError:
+    return PlanError(f"{job.where}, target: {sentence}; choose another name")
+
+
+def _above(place: str) -> Iterator[str]:
+    """Yield the directories that a place stands in, from the inside out."""
+    while (place := place.rpartition("/")[0].rstrip("/")) and not place.endswith(":"):
+        yield place

@@ -1,0 +1,85 @@
+"""Whether a file is what it was: by size and time of change, else by its hash."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_convert import storage
+from mae_convert.errors import MaeConvertError
+from mae_convert.record import files_sha256
+
+if TYPE_CHECKING:
+    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.row import Row
+
+Version = dict[str, Any]
+JSON = ".json"
+
+
+def version(text: str) -> Version:
+    """Return what changes when a checkpoint does, without reading it.
+
+    Of local tensors that is size and time of change, of what else is read (configurations) size and
+    SHA-256; in storage what it tells, on the Hub the commit.
+    It is empty where nothing is there, and for an official checkpoint, which stays what it is.
+    """
+    from mae_convert.sources import HubReference, parse_source
+
+    if storage.is_remote(text):
+        return dict(storage.version_of(text))
+    source = parse_source(text.removeprefix(storage.FILE))
+    if isinstance(source, HubReference):
+        return {"commit": _commit(source)}
+    if not isinstance(source, Path):
+        return {}
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    return {os.path.relpath(path, source): _stamp(path) for path in files}
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    if path.suffix == JSON:
+        return [status.st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _commit(source: Any) -> str:
+    from mae_convert.hub import client, speaking
+    from mae_convert.sources.snapshot import take_snapshot
+
+    with speaking(str(source)):
+        return str(take_snapshot(client(), source).commit)
+
+
+def is_unchanged(row: "Row", job: "Job") -> bool:
+    """Return whether source and target of a job are what they were when its row was written."""
+    if not _is_same(job.source, dict(row.source_version), row.source_sha256):
+        return False
+    if job.target is None:
+        return True
+    return _is_same(job.target, dict(row.target_version), row.target_sha256, may_hold_more=True)
+
+
+def _is_same(
+    text: str, before: Version, sha256: str | None, *, may_hold_more: bool = False
+) -> bool:
+    """Return whether a checkpoint is what it was; a target may have got notes beside it."""
+    from mae_convert.checkpoint import open_checkpoint
+
+    try:
+        now = version(text)
+        if may_hold_more:
+            now = {name: stamp for name, stamp in now.items() if name in before}
+        if now == before:
+            return True
+        if sha256 is None or storage.is_remote(text) or set(now) != set(before):
+            return False
+        if any(now[name] != before[name] for name in now if name.endswith(JSON)):
+            return False
+        # Touched, or copied: its bytes tell.
+        path = storage.local_path(text)
+        files = [path] if path.is_file() else open_checkpoint(path).container.files
+        return bool(files_sha256(files).get("sha256") == sha256)
+    except (MaeConvertError, OSError):
+        return False

@@ -1,0 +1,283 @@
+"""One job of a sweep: from its description to its row, by the code that the single commands use."""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_convert import storage
+from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.convert import execute
+from mae_convert.errors import MaeConvertError
+from mae_convert.heads import with_new_head
+from mae_convert.origin import Origin
+from mae_convert.packing import Packing
+from mae_convert.planning import Plan, plan_conversion
+from mae_convert.record import files_sha256
+from mae_convert.sources import locate, parse_source
+from mae_convert.steps import Geometry
+from mae_convert.sweep.freshness import version
+from mae_convert.sweep.memory import PeakMemory
+from mae_convert.sweep.row import Row, error_row, verdict_fields
+
+if TYPE_CHECKING:
+    from mae_convert.verify.verification import Verification
+
+Settings = Mapping[str, Any]
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with one checkpoint.
+
+    Attributes:
+        source: a path, an address, a place on the Hub or an official name.
+        target: where the result is to stand; None where it is only verified or published.
+        settings: the other fields of the plan, as `fields.parse` returns them.
+        where: where in the plan it stands.
+    """
+
+    source: str
+    target: str | None
+    settings: Settings = field(default_factory=dict)
+    where: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """What tells this job from every other, whatever the files hold."""
+        what = json.dumps([self.source, self.target, dict(self.settings)], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields of a row that say which job it is of."""
+        settings = {name: value for name, value in self.settings.items() if name != "to"}
+        return {
+            "key": self.key,
+            "source": self.source,
+            "target": self.target,
+            "layout": self.settings.get("to"),
+            "settings": settings,
+        }
+
+    @property
+    def converts(self) -> bool:
+        """Whether something is written, and not only what is there verified."""
+        return "to" in self.settings
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the frameworks are run."""
+        return bool(self.settings.get("verify"))
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a side is run on a GPU."""
+        return "cuda" in (self.settings.get("device_a"), self.settings.get("device_b"))
+
+
+def run_job(job: Job, threads: int | None = None) -> Row:
+    """Convert, verify and publish as a job asks, and return its row, whatever happens.
+
+    Args:
+        job: what to do. What stands at its target is replaced.
+        threads: how many threads each framework computes with; None leaves it to them.
+    """
+    if threads is not None:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    started, found = time.time(), dict[str, Any]()
+    with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="mae-convert-sweep-") as folder:
+        try:
+            _work(job, Path(folder), found)
+            row = Row(**job.identity(), **found)
+        except Exception as error:
+            # A mistake of ours, too, costs this job, and not the eight hundred others.
+            row = _named(error_row(job.identity(), found, error), job, folder)
+    return row.ended(started, memory.peak)
+
+
+def _named(row: Row, job: Job, folder: str) -> Row:
+    """Return the row of an error with the names that the user knows, and not those on the way."""
+    said = row.error or ""
+    for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
+        if name and storage.is_remote(name):
+            said = said.replace(f"{folder}/{kept}/{storage.last_part(name)}", name)
+    return replace(row, error=said)
+
+
+def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
+    """Do a job; what was found so far is kept when a later step fails."""
+    found["source_version"] = version(job.source)
+    path, origin = _local(job.source, scratch / "source")
+    flags, state_key = flags_of(job.settings), job.settings.get("state_key")
+    said: dict[str, Any] = {"state_key": state_key, "origin": origin}
+    place = _place(job, scratch)
+    if job.converts:
+        with _timed(found, "convert_seconds"):
+            plan = _plan(job, open_checkpoint(path, flags, **said), place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            report = execute(plan, overwrite=True)
+        found["source_sha256"] = report["source"].get("sha256")
+    elif job.target is not None:
+        place, _ = _local(job.target, scratch / "target")
+    source = open_checkpoint(path, flags, fill_only=True, **said)
+    target = open_checkpoint(place, flags, fill_only=True, state_key=state_key)
+    found["task"] = target.task
+    found["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
+    if job.verifies:
+        with _timed(found, "verify_seconds"):
+            done = _verify(job, source, target)
+        found |= verdict_fields(done.verdict)
+        if job.settings.get("certify") and done.verdict.passed:
+            _certify(done, target)
+    for name, checkpoint in (("source", source), ("target", target)):
+        _account(found, name, checkpoint)
+    if found.get("verdict") is None or found["passed"]:
+        _deliver(job, place, found)
+        if job.target is not None:
+            found["target_version"] = version(job.target)
+
+
+def _local(text: str, folder: Path) -> tuple[Path, Any]:
+    """Return the local path of a checkpoint, downloaded if need be, and where it was got from."""
+    if storage.is_remote(text):
+        return storage.download(text, folder), Origin(text)
+    return locate(parse_source(text.removeprefix(storage.FILE)))
+
+
+def _place(job: Job, scratch: Path) -> Path:
+    """Return where the conversion is written: at its target, if that is on this machine."""
+    if job.target is not None and not storage.is_remote(job.target):
+        return Path(job.target)
+    folder = scratch / "converted"
+    folder.mkdir()
+    if job.target is not None:
+        return folder / storage.last_part(job.target)
+    return folder / _default_name(job.settings.get("to", ""))
+
+
+def _default_name(layout: str) -> str:
+    """Return a name under which any layout can be written."""
+    from mae_convert.layouts import LAYOUTS
+    from mae_convert.planning import SUFFIX_KINDS
+
+    if layout not in LAYOUTS or LAYOUTS[layout].weights_name is not None:
+        return "model"
+    kinds = LAYOUTS[layout].containers
+    return "model" + next(suffix for suffix, kind in SUFFIX_KINDS.items() if kind in kinds)
+
+
+def flags_of(settings: Settings) -> Flags:
+    """Return what a job says about its checkpoint."""
+    size = settings.get("source_image_size")
+    return Flags(
+        num_attention_heads=settings.get("num_heads"),
+        decoder_num_attention_heads=settings.get("decoder_num_heads"),
+        layer_norm_eps=settings.get("layer_norm_eps"),
+        norm_pix_loss=settings.get("norm_pix_loss"),
+        mask_ratio=settings.get("mask_ratio"),
+        image_size=None if size is None else size[0] if size[0] == size[1] else tuple(size),
+    )
+
+
+def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
+    said = job.settings
+    if labels := said.get("num_labels"):
+        source = with_new_head(source, labels)
+    size = said.get("image_size")
+    geometry = Geometry(
+        None if size is None else tuple(size),
+        bool(said.get("sincos_positions")),
+        said.get("in_channels"),
+    )
+    packing = Packing(said.get("prefix", ""), bool(said.get("bin")), said.get("max_shard_size"))
+    return plan_conversion(
+        source, place, said["to"], task=said.get("task"), dtype=said.get("dtype"),
+        geometry=geometry, packing=packing,
+    )  # fmt: skip
+
+
+def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
+    from mae_convert.verify.inputs import InputChoice
+    from mae_convert.verify.sides import Side
+    from mae_convert.verify.verification import parse_options, run_verification
+
+    said = job.settings
+    sides = [
+        Side(said.get(f"framework_{s}"), said.get(f"device_{s}", "cpu"), said.get(f"python_{s}"),
+             said.get(f"mode_{s}", "eager"))
+        for s in "ab"
+    ]  # fmt: skip
+    inputs, images = (Path(said[n]) if n in said else None for n in ("inputs", "images"))
+    options = parse_options(
+        said.get("against", ()),
+        said.get("at_mask_ratio"),
+        inputs=InputChoice(inputs, images, said.get("seed", 0), said.get("batch")),
+        dtypes=tuple(said.get("run_dtype", ())),
+        **{name: bool(said.get(name)) for name in ("unmasked", "gradients", "require_proof")},
+    )
+    return run_verification(a, b, sides[0], sides[1], options)
+
+
+def _certify(done: "Verification", target: Checkpoint) -> None:
+    from mae_convert.verify.certificate import write_certificate
+
+    write_certificate(done, target)
+
+
+def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
+    """Note hash and size of the files that tensors are read from."""
+    files = checkpoint.container.files
+    if not found.get(f"{name}_sha256"):
+        found[f"{name}_sha256"] = files_sha256(files).get("sha256")
+    found[f"{name}_bytes"] = sum(path.stat().st_size for path in files)
+
+
+def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
+    """Bring a result to where it is to stand: into storage, and to the Hub."""
+    if job.converts and job.target is not None and storage.is_remote(job.target):
+        storage.upload(place, job.target)
+    if name := job.settings.get("publish"):
+        found["published"] = _publish(job.settings, place, name)
+
+
+def _publish(said: Settings, directory: Path, name: str) -> str:
+    """Publish a model and return the address of the commit.
+
+    Raises:
+        MaeConvertError: it cannot be published, or the Hub serves something else.
+    """
+    from mae_convert.publish import Target, Wish, plan_publication, publish
+
+    branch = said.get("branch", "main")
+    target = Target(name, branch, bool(said.get("create_pr")), bool(said.get("private")))
+    licence = {n: said[n] for n in ("license", "license_name", "license_link") if n in said}
+    wish = Wish(directory, target, (), bool(said.get("unverified")), licence,
+                said.get("base_model"))  # fmt: skip
+    published = publish(plan_publication(wish))
+    if published.wrong:
+        path, how = next(iter(published.wrong.items()))
+        raise MaeConvertError(f"published, but the Hub serves something else: {path} {how}")
+    return str(published.committed.url)
+
+
+@contextmanager
+def _timed(found: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        found[name] = time.perf_counter() - start

@@ -1,0 +1,130 @@
+"""How much memory a job takes: estimated before it, measured while it runs; and what there is."""
+
+import math
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mae_convert.errors import MaeConvertError
+
+if TYPE_CHECKING:
+    from mae_convert.sweep.job import Job
+
+MB = 1 << 20
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+INTERVAL = 0.05  # seconds between two looks
+CONVERT_BYTES = 300 * MB
+VERIFY_BYTES = 1500 * MB
+VERIFY_FACTOR = 7  # times the model in float32; of a ViT-B it is 4.4 GB in all
+SHARE = 0.9  # of the memory that is available
+
+
+class PeakMemory:
+    """The most memory that this process and those it started have held together, in bytes.
+
+    Attributes:
+        peak: None where the system does not tell.
+    """
+
+    def __init__(self) -> None:
+        self.peak: int | None = None
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._note()
+        if self.peak is not None:
+            self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(INTERVAL):
+            self._note()
+
+    def _note(self) -> None:
+        held = held_by(os.getpid())
+        if held:
+            self.peak = max(self.peak or 0, held)
+
+
+def held_by(process: int) -> int:
+    """Return the bytes of memory that a process and its descendants hold; 0 where nothing tells."""
+    held = 0
+    try:
+        held = int(Path(f"/proc/{process}/statm").read_bytes().split()[1]) * PAGE
+        for task in Path(f"/proc/{process}/task").iterdir():
+            children = (task / "children").read_bytes().split()
+            held += sum(held_by(int(child)) for child in children)
+    except (OSError, ValueError, IndexError):
+        pass  # it has ended, or this is no Linux
+    return held
+
+
+def needed_by(job: "Job") -> int:
+    """Return about how many bytes of memory a job takes.
+
+    A conversion streams; a verification holds the model in both frameworks, in float64 too. What
+    cannot be opened takes little: its job will only say why.
+    """
+    if not job.verifies:
+        return CONVERT_BYTES
+    return VERIFY_BYTES + VERIFY_FACTOR * model_bytes(job)
+
+
+def model_bytes(job: "Job") -> int:
+    """Return the bytes of a job's model in float32: of what is elsewhere, those of its files."""
+    from mae_convert import storage
+    from mae_convert.official import Official
+    from mae_convert.sources import HubReference, open_source, parse_source
+    from mae_convert.sweep.job import flags_of
+
+    try:
+        if storage.is_remote(job.source):
+            return storage.size_of(job.source)
+        source = parse_source(job.source)
+        if isinstance(source, HubReference | Official):
+            return UNKNOWN_BYTES
+        flags, key = flags_of(job.settings), job.settings.get("state_key")
+        checkpoint = open_source(source, flags, state_key=key)
+    except (MaeConvertError, OSError):
+        return 0
+    return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+UNKNOWN_BYTES = 1300 * MB  # as of a ViT-L: what is not downloaded yet does not tell
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that can be taken now, here or in this container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, ValueError, StopIteration):
+        return 8 << 30
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, taken = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+        inactive = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+        return min(free, int(most) - int(taken) + inactive)
+    except (OSError, ValueError, StopIteration):
+        return free
+
+
+def available_cores() -> int:
+    """Return how many processes can compute at the same time, here or in this container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores or 1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores or 1

@@ -1,0 +1,102 @@
+"""The engine of a cluster: Ray places the jobs, and repeats those whose node or process is lost."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.local import died
+from mae_convert.sweep.memory import needed_by
+from mae_convert.sweep.row import Row, error_row
+
+RETRIES = 3  # of a job whose process or node was lost
+SLACK = 2  # tasks for each core that Ray is given to place
+
+
+def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) -> Iterator[Row]:
+    """Run jobs on a Ray cluster and yield their rows as they end; closed early, it stops what runs.
+
+    The cluster is reached before this returns.
+
+    Args:
+        jobs: what to do.
+        address: of the cluster; None is RAY_ADDRESS, or the one that runs on this machine.
+        threads: that each framework computes with, and cores that a job asks for; None is 1.
+
+    Raises:
+        MissingRequirementError: Ray is not installed, or no cluster answers.
+    """
+    return _rows(_connected(address), jobs, threads or 1)
+
+
+def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
+    try:
+        # A process for each job, as `local` has it: its memory is its own, and ends with it.
+        task = ray.remote(max_calls=1, max_retries=RETRIES)(run_job)
+        waiting, running = iter(jobs), dict[Any, Job]()
+        try:
+            while True:
+                free = _room(ray, threads) - len(running)
+                for job in itertools.islice(waiting, max(free, 0)):
+                    running[_submit(ray, task, job, threads)] = job
+                if not running:
+                    return
+                (ended,), _ = ray.wait(list(running), num_returns=1)
+                yield _row_of(ray, ended, running.pop(ended))
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+    finally:
+        ray.shutdown()
+
+
+def _connected(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingRequirementError(
+            "the engine ray needs Ray; pip install 'mae-convert[ray]', on every node"
+        ) from error
+    try:
+        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise MissingRequirementError(
+            f"no Ray cluster answers at {address or 'this machine'} ({said}); start one with `ray"
+            " start --head`, or give its --address"
+        ) from error
+    return ray
+
+
+def _room(ray: Any, threads: int) -> int:
+    """Return how many tasks Ray is given at a time: enough to keep every core busy."""
+    cores = ray.cluster_resources().get("CPU", 1.0)
+    return max(8, int(SLACK * cores / threads))
+
+
+def _submit(ray: Any, task: Any, job: Job, threads: int) -> Any:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max((node.get("memory", 0) for node in nodes), default=0)
+    return task.options(
+        name=job.source,
+        num_cpus=threads,
+        num_gpus=1 if job.needs_gpu else 0,
+        # What fits nowhere would wait forever; alone on the largest node it may do.
+        memory=int(min(needed_by(job), largest)) or None,
+    ).remote(job, threads)
+
+
+def _row_of(ray: Any, ended: Any, job: Job) -> Row:
+    try:
+        row: Row = ray.get(ended)
+    except ray.exceptions.RayError as error:
+        known = ray.exceptions
+        if isinstance(
+            error, known.WorkerCrashedError | known.NodeDiedError | known.OutOfMemoryError
+        ):
+            return died(job, RETRIES + 1, "as Ray tells")
+        sentence = f"Ray could not run it: {' '.join(str(error).split())[:400]}"
+        return replace(error_row(job.identity(), {}, MaeConvertError(sentence)), attempts=0)
+    return row

@@ -1,0 +1,162 @@
+"""The result of one job, as it stands in the file of results."""
+
+import math
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from time import time
+from typing import Any
+
+from mae_convert import __version__
+from mae_convert.errors import MaeConvertError
+from mae_convert.verify.judge import FUNCTION_LIMIT, UNIT_ROUNDOFF, Check, Verdict
+from mae_convert.verify.summary import answer
+
+DONE, FAILED, ERROR = "done", "failed", "error"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a job.
+
+    Attributes:
+        key: of the job.
+        source: what was converted.
+        target: where the result stands, or None.
+        layout: that it was converted to, or None where it was only verified.
+        settings: what else the plan said.
+        outcome: "done"; "failed", a verification that did not pass; or "error".
+        verdict: of the verification, in a word or two; None where there was none.
+        passed: whether the verification passed.
+        proven: whether no side was read through our own tables.
+        function: largest distance between the sides in float64, relative L2.
+        own_error: by dtype, the larger own error of the two sides, relative L2.
+        first_divergence: first step where the sides part.
+        cause: why a verification failed, as far as it was explained.
+        error: why there is no result, in one sentence.
+        exit_status: that the single command would have had.
+        source_sha256: of the files that hold the tensors.
+        source_bytes: their size.
+        target_sha256: of the files that were written.
+        target_bytes: their size.
+        task: of the result.
+        parameters: of the result.
+        published: address of the commit.
+        convert_seconds: time of reading, writing and comparing.
+        verify_seconds: time of the verification.
+        seconds: of everything.
+        peak_memory: bytes of the job's processes together, or None where it cannot be told.
+        started: seconds since 1970.
+        host: where it ran.
+        attempts: how often it was begun.
+        mae_convert: the version.
+        source_version: what the source was known by when the job ended, see `freshness`.
+        target_version: likewise.
+    """
+
+    key: str
+    source: str
+    target: str | None = None
+    layout: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    outcome: str = DONE
+    verdict: str | None = None
+    passed: bool | None = None
+    proven: bool | None = None
+    function: float | None = None
+    own_error: Mapping[str, float] = field(default_factory=dict)
+    first_divergence: str | None = None
+    cause: str | None = None
+    error: str | None = None
+    exit_status: int = 0
+    source_sha256: str | None = None
+    source_bytes: int | None = None
+    target_sha256: str | None = None
+    target_bytes: int | None = None
+    task: str | None = None
+    parameters: int | None = None
+    published: str | None = None
+    convert_seconds: float | None = None
+    verify_seconds: float | None = None
+    seconds: float = 0.0
+    peak_memory: int | None = None
+    started: float = 0.0
+    host: str = ""
+    attempts: int = 1
+    mae_convert: str = __version__
+    source_version: Mapping[str, Any] = field(default_factory=dict)
+    target_version: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything that was asked for was done, and passed."""
+        return self.outcome == DONE
+
+    def ended(self, started: float, peak_memory: int | None) -> "Row":
+        """Return the row of a job that has ended just now."""
+        host, seconds = socket.gethostname(), time() - started
+        return replace(self, started=started, seconds=seconds, peak_memory=peak_memory, host=host)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+
+COLUMNS = {
+    field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    for field in fields(Row)
+}
+MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
+
+
+def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: BaseException) -> Row:
+    """Return the row of a job that gave no result."""
+    return Row(
+        **{**identity, **found, "outcome": ERROR, "error": sentence(error)},
+        exit_status=error.exit_status if isinstance(error, MaeConvertError) else 2,
+    )
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error in one sentence."""
+    if isinstance(error, MaeConvertError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "there was not enough memory; run fewer jobs at a time with --workers"
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """Return what a row says of a verification."""
+    function = [c.measured for c in verdict.checks if c.name.startswith("function/")]
+    own: dict[str, float] = {}
+    for check in verdict.checks:
+        dtype = check.name.partition("/")[0]
+        if dtype in UNIT_ROUNDOFF and _is_number(check):
+            own[dtype] = max(own.get(dtype, 0.0), float(check.measured))
+    return {
+        "outcome": DONE if verdict.passed else FAILED,
+        "exit_status": 0 if verdict.passed else 1,
+        "verdict": answer(verdict)[0],
+        "passed": verdict.passed,
+        "proven": verdict.proven,
+        "function": _largest(function),
+        "own_error": own,
+        "first_divergence": verdict.first_divergence,
+        "cause": verdict.causes[0] if verdict.causes and not verdict.passed else None,
+    }
+
+
+def _is_number(check: Check) -> bool:
+    return isinstance(check.measured, int | float) and not isinstance(check.measured, bool)
+
+
+def _largest(values: list[Any]) -> float | None:
+    """Return the largest of the distances; what is no number, or NaN, is infinitely far."""
+    numbers = [float(v) if isinstance(v, int | float) else math.inf for v in values]
+    return max((math.inf if math.isnan(n) else n for n in numbers), default=None)
+
+
+__all__ = ["DONE", "ERROR", "FAILED", "FUNCTION_LIMIT", "Row", "error_row", "verdict_fields"]

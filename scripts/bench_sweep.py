@@ -1,0 +1,63 @@
+"""Measure what a sweep adds to its jobs, and what more workers save: bench_sweep.py CHECKPOINT.
+
+The same jobs are run by calling the function in a loop, by one worker, and by two, in turn, and the
+shortest time of each is told. Memory is the most that a job's processes held together.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.local import limits, run_local
+from mae_convert.sweep.memory import available_cores, needed_by
+from mae_convert.sweep.row import Row
+
+
+def main() -> None:
+    """Measure, and print a line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--verify", action="store_true", help="verify each conversion too")
+    parser.add_argument("--num-heads", type=int)
+    args = parser.parse_args()
+    cores = available_cores()
+    ways: dict[str, Callable[[Sequence[Job]], list[Row]]] = {
+        "a loop": lambda jobs: [run_job(job, cores) for job in jobs],
+        "1 worker": lambda jobs: list(run_local(jobs, limits(1))),
+        "2 workers": lambda jobs: list(run_local(jobs, limits(2))),
+    }
+    best: dict[str, float] = {}
+    peak, needed = 0, 0
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                jobs = jobs_of(args, Path(folder))
+                start = time.perf_counter()
+                rows = way(jobs)
+                seconds = time.perf_counter() - start
+            assert all(row.is_good for row in rows), [row.error or row.cause for row in rows]
+            print(f"  {name}: {seconds:.1f} s", flush=True)
+            best[name] = min(seconds, best.get(name, seconds))
+            peak, needed = max(peak, *(row.peak_memory or 0 for row in rows)), needed_by(jobs[0])
+    loop = best["a loop"]
+    for name, seconds in best.items():
+        print(f"{name:<10}{seconds:8.1f} s for {args.jobs} jobs{seconds / loop - 1:+8.1%}")
+    print(f"memory of a job: {peak / 1e9:.2f} GB, estimated {needed / 1e9:.2f} GB")
+
+
+def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
+    """Return jobs that differ in their targets."""
+    said = {"to": "transformers-tf", "verify": args.verify}
+    if args.num_heads:
+        said["num_heads"] = args.num_heads
+    source = str(args.checkpoint.resolve())
+    return [Job(source, str(folder / f"{n}"), said) for n in range(args.jobs)]
+
+
+if __name__ == "__main__":
+    main()

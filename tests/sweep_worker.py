@@ -1,0 +1,28 @@
+"""What a sweep's processes do in tests: die, once or always."""
+
+import os
+import signal
+from pathlib import Path
+
+from mae_convert.sweep.job import run_job
+
+
+def dies_once(job, threads):
+    """Be killed the first time that a job's file of marks is not there, as by a lack of memory."""
+    mark = Path(f"{job.target}.begun")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_job(job, threads)
+
+
+def dies(job, threads):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(job, threads):
+    """Tell who this is, and wait to be ended."""
+    import time
+
+    Path(f"{job.target}.pid").write_text(str(os.getpid()))
+    time.sleep(600)

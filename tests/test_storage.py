@@ -1,0 +1,219 @@
+"""Files elsewhere: whole under their names or not there, whatever fails on the way."""
+
+import hashlib
+import importlib.util
+import os
+import random
+import sys
+
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+from mae_convert import storage
+from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
+from mae_convert.sources.patterns import sources_named
+from mae_convert.sweep.job import Job, run_job
+
+
+@pytest.fixture
+def memory():
+    """A file system in memory, as fsspec has it, that fails when told to."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return MemoryFileSystem()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """What waits for a server that is out of order says how long, and does not wait."""
+    waited = []
+    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "conversion.json", "model.safetensors"):
+        (folder / name).write_bytes(random.Random(name).randbytes(3000))
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_directory_goes_there_and_comes_back(memory, model, tmp_path):
+    storage.upload(model, "memory://bucket/deep/model")
+    assert sorted(memory.find("/bucket")) == [
+        f"/bucket/deep/model/{name}" for name in sorted(contents(model))
+    ]
+    back = storage.download("memory://bucket/deep/model", tmp_path / "back")
+    assert contents(back) == contents(model)
+
+
+def test_a_file_goes_there_and_comes_back(memory, model, tmp_path):
+    storage.upload(model / "config.json", "memory://bucket/a.json")
+    back = storage.download("memory://bucket/a.json", tmp_path / "back")
+    assert back.read_bytes() == (model / "config.json").read_bytes()
+
+
+def test_patterns_are_looked_up_there(memory, model):
+    for epoch in (5, 10):
+        storage.upload(model / "config.json", f"memory://bucket/c-{epoch}.pth")
+    assert sources_named("memory://bucket/c-*.pth") == [
+        "memory:///bucket/c-5.pth",
+        "memory:///bucket/c-10.pth",
+    ]
+
+
+def test_a_model_is_known_by_its_configuration_which_comes_last(memory, model, monkeypatch):
+    seen = []
+    original = type(memory).mv
+
+    def mv(self, a, b, **options):
+        original(self, a, b, **options)
+        seen.append(b.rpartition("/")[2])
+
+    monkeypatch.setattr(type(memory), "mv", mv)
+    storage.upload(model, "memory://bucket/model")
+    assert seen[-1] == "config.json"
+    assert sorted(seen) == sorted(contents(model))
+
+
+def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, model):
+    for name in ("tf_model.h5", "notes.txt", "config.json", "README.md"):
+        memory.pipe(f"/bucket/model/{name}", b"old")
+    storage.upload(model, "memory://bucket/model")
+    left = {path.rpartition("/")[2] for path in memory.find("/bucket/model")}
+    assert left == {*contents(model), "notes.txt", "README.md"}
+    assert memory.cat("/bucket/model/config.json") == (model / "config.json").read_bytes()
+
+
+def test_what_a_killed_run_left_under_temporary_names_is_taken_away(memory, model):
+    left = f"/bucket/.model.{'a' * 32}"
+    others = [f"/bucket/.model-2.{'a' * 32}/config.json", "/bucket/.model.notes"]
+    for path in (f"{left}/config.json", *others):
+        memory.pipe(path, b"old")
+    storage.upload(model, "memory://bucket/model")
+    hidden = [path for path in memory.find("/bucket") if path.startswith("/bucket/.")]
+    assert sorted(hidden) == sorted(others)
+
+
+def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_path):
+    whole = case("pretrain_tiny").checkpoint.read_bytes()
+    memory.pipe("/bucket/whole.pth", whole)
+    memory.pipe("/bucket/short.pth", whole[:3000])
+    said = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
+    row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", said))
+    assert row.error.startswith("memory://bucket/short.pth is truncated or damaged")
+    row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
+    assert row.error.startswith("memory://bucket/whole.pth: nothing in the file tells the number")
+    row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", said))
+    assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
+    assert set(row.target_version) == {
+        "config.json", "conversion.json", "model.safetensors", "preprocessor_config.json",
+    }  # fmt: skip
+
+
+def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, model, monkeypatch):
+    def write(self, data):
+        return super(MemoryFile, self).write(b"x" + bytes(data)[1:])
+
+    monkeypatch.setattr(MemoryFile, "write", write, raising=False)
+    with pytest.raises(OutputError, match="does not read back as it was sent"):
+        storage.upload(model, "memory://bucket/model")
+    assert memory.find("/bucket") == []
+
+
+def test_a_read_that_breaks_goes_on_where_it_was(memory, tmp_path, monkeypatch, waits):
+    data = random.Random(1).randbytes(3 * 1000)
+    memory.pipe("/bucket/a.pth", data)
+    monkeypatch.setattr(storage, "CHUNK", 1000)
+    starts, original = [], MemoryFile.read
+
+    def read(self, size=-1):
+        starts.append(self.tell())
+        if len(starts) in (2, 4):
+            raise ConnectionError("reset by peer")
+        return original(self, size)
+
+    monkeypatch.setattr(MemoryFile, "read", read, raising=False)
+    back = storage.download("memory://bucket/a.pth", tmp_path)
+    assert hashlib.sha256(back.read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert starts == [0, 1000, 1000, 2000, 2000, 3000]
+    assert waits == [0.5, 1.0]
+
+
+def test_what_stays_out_of_order_is_given_up_with_its_words(memory, monkeypatch, tmp_path, waits):
+    memory.pipe("/bucket/a.pth", b"data")
+
+    def find(self, *_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(type(memory), "find", find)
+    with pytest.raises(MaeConvertError, match="no route to host"):
+        storage.download("memory://bucket/a.pth", tmp_path)
+    assert len(waits) == storage.ATTEMPTS - 1
+
+
+def test_what_is_not_there_is_said_at_once(memory, tmp_path, waits):
+    with pytest.raises(MaeConvertError, match=r"memory://bucket/none\.pth does not exist"):
+        storage.download("memory://bucket/none.pth", tmp_path)
+    assert waits == []
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(MissingRequirementError, match="pip install 'gcsfs'"):
+        storage.exists("gs://bucket/a")
+    with pytest.raises(MaeConvertError, match="no address that can be read"):
+        storage.exists("nonsense://bucket/a")
+
+
+S3 = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("moto", "s3fs")),
+    reason="needs mae-convert[sweep-test]",
+)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    from s3_server import in_environment, s3_server
+
+    with s3_server() as (url, server):
+        for name, value in in_environment(url).items():
+            monkeypatch.setenv(name, value)
+        import boto3
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # which know the server of another test
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield server
+
+
+@S3
+def test_a_bucket_is_not_made_unasked(s3, model):
+    import boto3
+
+    for local, url in ((model, "s3://mistyped/model"), (model / "config.json", "s3://mistyped/c")):
+        with pytest.raises(OutputError, match=f"{url} cannot be written: "):
+            storage.upload(local, url)
+    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["bucket"]
+
+
+@S3
+@pytest.mark.parametrize("share", [0.0, 0.15])
+def test_a_real_server_that_fails_now_and_then(s3, model, tmp_path, share):
+    (model / "model.safetensors").write_bytes(os.urandom(20 << 20))  # several parts
+    s3.share = share
+    storage.upload(model, "s3://bucket/out/model")
+    back = storage.download("s3://bucket/out/model", tmp_path / "back")
+    assert contents(back) == contents(model)
+    assert bool(s3.failed) == bool(share)
+    s3.share = 0.0
+    import boto3
+
+    listed = boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]
+    assert {item["Key"] for item in listed} == {f"out/model/{name}" for name in contents(model)}

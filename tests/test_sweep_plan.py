@@ -1,0 +1,202 @@
+"""Plans: what they may say, and that a wrong one is refused by line and field before any work."""
+
+import pytest
+
+from mae_convert.sources.patterns import natural
+from mae_convert.sweep.plan import read_plan
+from mae_convert.sweep.reading import PlanError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder with three checkpoints that nobody opens."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for epoch in (0, 20, 100):
+        (folder / f"checkpoint-{epoch}.pth").write_bytes(b"")
+    return tmp_path
+
+
+def plan(folder, text, name="plan.yaml", **said):
+    path = folder / name
+    path.write_text(text)
+    return read_plan([str(path)], said)
+
+
+def complaint(folder, text, name="plan.yaml"):
+    with pytest.raises(PlanError) as refused:
+        plan(folder, text, name)
+    return str(refused.value).removeprefix(f"{folder / name}")
+
+
+def test_a_pattern_and_lists_make_a_job_of_each_combination_in_natural_order(runs):
+    text = """
+defaults:
+  target: out/{stem}-{to}-{dtype}
+jobs:
+  - source: runs/*.pth
+    to: [transformers, keras]
+    dtype: [float32, float16]
+    target: out/{stem}-{dtype}-{to}.keras
+    verify: true
+"""
+    text = text.replace("[transformers, keras]", "[keras]")
+    jobs = plan(runs, text)
+    assert [job.target for job in jobs[1:3]] == [
+        f"{runs}/out/checkpoint-0-float16-keras.keras",
+        f"{runs}/out/checkpoint-20-float32-keras.keras",
+    ]
+    assert len(jobs) == len({job.key for job in jobs}) == 6
+
+
+def test_a_table_says_the_same_as_yaml(runs):
+    yaml = plan(runs, "- {source: 'runs/*-20.pth', to: [timm, facebook], verify: yes, seed: 3}")
+    table = "source,to,verify,seed,dtype\nruns/*-20.pth,timm;facebook,true,3,\n"
+    assert [j.key for j in plan(runs, table, "plan.csv")] == [j.key for j in yaml]
+
+
+def test_the_command_line_replaces_what_the_plan_says(runs):
+    text = "- {source: runs/checkpoint-0.pth, to: keras, verify: true}"
+    jobs = plan(runs, text, to=["timm", "transformers"], num_heads=["12"])
+    assert [job.settings["to"] for job in jobs] == ["timm", "transformers"]
+    assert jobs[0].settings["num_heads"] == 12
+
+
+def test_checkpoints_can_be_named_without_a_plan(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    jobs = read_plan(["runs/*-0.pth", "runs/checkpoint-20.pth"], {"to": ["timm"], "verify": [True]})
+    assert [job.source for job in jobs] == [
+        str(runs / "runs" / f"checkpoint-{n}.pth") for n in ("0", "20")
+    ]
+
+
+def test_a_place_on_the_hub_as_target_is_published_with_its_proof(runs):
+    text = "- {source: runs/checkpoint-0.pth, to: transformers, target: 'hf://me/{stem}'}"
+    (job,) = plan(runs, text)
+    assert job.target is None
+    assert job.settings["publish"] == "me/checkpoint-0"
+    assert job.settings["verify"]
+    assert job.settings["certify"]
+
+
+def test_numbers_sort_as_numbers():
+    assert sorted(["c-10", "c-9", "c"], key=natural) == ["c", "c-9", "c-10"]
+
+
+JOB = "- source: runs/checkpoint-0.pth\n  verify: true\n"
+WRONG = {
+    JOB + "  to: kears\n": ", line 3, to: 'kears' is not one of",
+    JOB + "  too: keras\n": ", line 3, too: there is no such field; is to meant?",
+    JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is no value of it; write a",
+    JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is no value",
+    JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
+    JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: nothing says what {epoch}",
+    JOB + "  to: timm\n  images: none\n": ", line 4, images: ",
+    JOB + "  to: timm\n  to: keras\n": ", line 4, to: this was said already",
+    JOB + "  to: timm\n  license: mit\n": ", line 4, license: this is about publishing",
+    JOB: ", line 1, to: say which layout to write",
+    JOB + "  target: nothing-there\n": ", line 3, target: ",
+    "- source: runs/checkpoint-0.pth\n  to: timm\n": ", line 1, target: say where to write to",
+    "- source: runs/none.pth\n": ", line 1, source: ",
+    "- source: 'runs/*.npz'\n": ", line 1, source: nothing fits",
+    "- to: timm\n": ", line 1, source: every job needs one",
+    "- source: 'runs/*.pth'\n  to: timm\n  target: out\n": ", line 1, target: two jobs write",
+    JOB + "  to: timm\n" + JOB + "  to: timm\n": ", line 4, source: this job is there already",
+    "jobs:\n  source: x\n": ", line 2, jobs: this is no list",
+    JOB + "  to: timm\n  target: ''\n": ", line 4, target: '' is no value of it",
+    JOB + "  to: timm\n  num_heads: 4.5\n": ", line 4, num_heads: 4.5 is no value of it; write a w",
+    JOB + "  to: timm\n  mask_ratio: .nan\n": ", line 4, mask_ratio: nan is no value",
+    JOB + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is no witness",
+    JOB + "  to: timm\n  [a, b]: 3\n": ", line 4: this is no name of a field",
+    JOB + "  to: timm\n  target: hf://me\n": ", line 4, target: hf://me is no place on the Hub",
+    JOB + "  to: timm\n  publish: me/x@dev\n": ", line 4, publish: me/x@dev is no OWNER/NAME",
+    JOB + "  to: keras\n  target: hf://me/x\n": ", line 4, target: a model directory is published",
+    JOB + "  to: timm\n  target: nope://b/x\n": ", line 4, target: nope://b/x is no address",
+    JOB + "  to: timm\n  target: runs\n": ", line 1, target: {}/runs holds {}/runs/check",
+    "- source:\n  to: timm\n": ", line 1, source: every job needs one",
+    "- source: nope://b/x.pth\n  to: timm\n": ", line 1, source: nope://b/x.pth is no address",
+    "- source: 'runs/**x'\n  to: timm\n": ", line 1, source: runs/**x is no pattern",
+    "works: []\n": ", line 1, works: there is no such part",
+    "- a: [\n": ", line 2: this is not YAML",
+    "": " holds no jobs",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
+    assert complaint(runs, text).startswith(WRONG[text].replace("{}", str(runs)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("source,to\nruns/checkpoint-0.pth,kears\n", ", line 2, to: 'kears'"),
+        ("source,to,to\n", ", line 1, to: two columns"),
+        ("source;to\nruns/checkpoint-0.pth;timm\n", ", line 1, source;to: there is no such field"),
+        ("source,to\nruns/checkpoint-0.pth,;\n", ", line 2, to: the list is empty"),
+        ("source,\nruns/checkpoint-0.pth,timm\n", ", line 2: 'timm' stands in a column without"),
+        ("source,to\nruns/checkpoint-0.pth\n", ", line 2: 1 cells, but there are 2 columns"),
+    ],
+)
+def test_a_wrong_table_is_refused_by_line_and_field(runs, text, said):
+    assert complaint(runs, text, "plan.csv").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ("a", "a/b", "a/b stands in {}/a, which is a target too"),
+        ("a/b", "a", "a/b stands in {}/a, which is a target too"),
+        ("runs/checkpoint-0.pth/a", "b", "runs/checkpoint-0.pth/a is, or stands in, {}/runs/"),
+    ],
+)
+def test_jobs_that_would_get_into_each_others_way_are_refused(runs, first, second, said):
+    text = "".join(
+        f"- {{source: runs/checkpoint-{n}.pth, to: transformers, target: {target}}}\n"
+        for n, target in ((0, first), (20, second))
+    )
+    assert f", target: {runs}/{said.format(runs)}" in complaint(runs, text)
+
+
+def test_a_source_is_never_a_target(run, runs):
+    (runs / "a.pth").write_bytes(b"weights")
+    result = run(
+        "sweep", "a.pth", "--to", "facebook", "--target", "{stem}.pth", "--overwrite", cwd=runs
+    )
+    assert (result.status, "which is a source; choose another name" in result.err) == (2, True)
+    assert (runs / "a.pth").read_bytes() == b"weights"
+
+
+def test_defaults_about_a_step_are_for_the_jobs_that_have_it(runs):
+    jobs = plan(
+        runs,
+        "defaults: {source: runs/checkpoint-0.pth, to: timm, framework_a: torch, license: mit}\n"
+        "jobs:\n- target: a\n- target: b\n  verify: true\n- target: hf://me/c\n",
+    )
+    assert [{"framework_a", "license"} & {*job.settings} for job in jobs] == [
+        set(), {"framework_a"}, {"framework_a", "license"},
+    ]  # fmt: skip
+
+
+def test_a_job_can_take_fields_from_another_by_a_merge_key_of_yaml(runs):
+    first, second = plan(
+        runs,
+        "- &first {source: runs/checkpoint-0.pth, to: timm, target: a, num_heads: 4}\n"
+        "- {<<: *first, target: b}\n",
+    )
+    assert (first.target, second.target) == (f"{runs}/a", f"{runs}/b")
+    assert first.settings == second.settings
+
+
+def test_a_field_can_be_taken_back_by_saying_nothing(runs):
+    text = "defaults: {inputs: plan.yaml, against: timm}\njobs:\n- {source: runs/checkpoint-0.pth,"
+    (job,) = plan(runs, text + " to: timm, verify: true, inputs: null, against: null}")
+    assert job.settings == {"to": "timm", "verify": True}
+
+
+def test_a_wrong_plan_leaves_nothing_behind(run, runs):
+    (runs / "plan.yaml").write_text("- {source: runs/checkpoint-0.pth, to: kears, target: out}")
+    result = run("sweep", "plan.yaml", cwd=runs)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("mae-convert: plan.yaml, line 1, to: 'kears' is not one of")
+    assert sorted(path.name for path in runs.iterdir()) == ["plan.yaml", "runs"]

@@ -1,0 +1,29 @@
+"""Hold the loss of a timeline against that of the reference model: CHECKPOINT PICTURES."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.in_memory import load_model
+from mae_convert.look.masks import noise_of
+from mae_convert.look.reconstruction import load_cut
+from mae_convert.look.timeline import View, timeline
+from mae_convert.preprocessing import pictures_in
+
+source, images = sys.argv[1], pictures_in(Path(sys.argv[2]))
+for norm in (False, True):
+    flags = Flags(norm_pix_loss=norm)
+    (point,) = timeline([source], images, View(flags=flags, seed=3)).points
+    checkpoint = open_checkpoint(source, flags)
+    model = load_model(checkpoint, "torch", dtype="float32")
+    assert model.config.norm_pix_loss == norm
+    pixels = load_cut(images, checkpoint, stretch=False)
+    noise = noise_of("random", checkpoint.configuration.model, count=len(images), seed=3)
+    for i, ours in enumerate(point.losses):
+        given = (torch.from_numpy(array[i : i + 1]) for array in (pixels, noise))
+        with torch.inference_mode():
+            theirs = float(model(*given).loss)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5)
