@@ -280,11 +280,17 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
         others = {
             file: configuration.value(name)
             for file, configuration in opened.items()
-            if name in configuration.sources and name != "image_size"
+            if name in configuration.sources
         }
-        if others and flag not in others.values():
+        if others and all(_square(flag) != _square(value) for value in others.values()):
             said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
             raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
+
+
+def _square(value: Any) -> Any:
+    """Return a size as its one number where it is square; anything else as it is."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else ()
+    return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
 
 
 def _check_stated(task: str, evidence: Evidence) -> None:

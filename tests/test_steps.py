@@ -484,8 +484,9 @@ class TestWideGrid:
         size = ["--source-image-size", "16x64"]
         heads = case("pretrain_tiny").heads
         run("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)
-        contradiction = ["--source-image-size", "32"]
-        assert run("diff", wide, tmp_path / "k.weights.h5", *heads, *contradiction).status == 2
+        wrong, stating = ["--source-image-size", "32"], tmp_path / "k.weights.h5"
+        assert run("diff", stating, stating, *wrong).status == 2
+        assert run("diff", wide, stating, *heads, *wrong).status == 1  # it is about the first
         result = run("diff", wide, tmp_path / "k.weights.h5", *heads)
         assert result.status == 1
         assert "image_size is 32 in A and (16, 64) in B" in result.out

@@ -174,7 +174,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
 S3 = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("moto", "s3fs")),
-    reason="needs mae-convert[sweep-test]",
+    reason="needs mae-convert[test]",
 )
 
 
