@@ -250,6 +250,15 @@ def check_the_same_noise_gives_the_same_and_none_gives_another():
     assert not np.array_equal(*drawn)
 
 
+def check_the_encoder_can_be_frozen_by_the_name_that_it_has_in_transformers():
+    ours, path = CASES["pretrain"]
+    model = ours.from_pretrained(GOLDEN / path)
+    model.vit.trainable = False
+    kept = {variable.path.split("/")[1] for variable in model.trainable_variables}
+    assert kept == {"decoder"}, kept
+    assert model.base_model is model.vit
+
+
 def check_saved_and_loaded_it_is_the_same():
     for task, (cls, _) in CASES.items():
         model, inputs = model_of(task), inputs_of(task)

@@ -303,6 +303,20 @@ def test_mask_ratio_and_kind_of_target_can_be_changed_on_the_model():
     assert outputs[0] is outputs.logits
 
 
+@pytest.mark.parametrize("task", ["pretrain", "classify"])
+def test_encoder_and_decoder_can_be_frozen_by_the_names_that_they_have_in_transformers(task):
+    _, real_class, path = CLASSES[task]
+    model, real = model_of(task), real_class.from_pretrained(path)
+    for part in ("vit", "base_model", *(["decoder"] if task == "pretrain" else [])):
+        counts = [sum(p.numel() for p in getattr(m, part).parameters()) for m in (model, real)]
+        assert counts[0] == counts[1], part
+    before = dict(model.named_parameters())
+    model.vit.requires_grad_(False)
+    assert any(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for n, p in before.items() if n.startswith("blocks."))
+    assert list(model.state_dict()) == list(model_of(task).state_dict())
+
+
 def test_options_of_from_pretrained(tmp_path):
     path = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
     heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}

@@ -81,6 +81,16 @@ class KerasModel(PretrainedModel):
         weights = self.trainable_weights if only_trainable else self.weights  # type: ignore[attr-defined]
         return sum(int(np.prod(weight.shape)) for weight in weights)
 
+    @property
+    def vit(self) -> Any:
+        """The encoder's layer, under the name that it has in transformers."""
+        return self.encoder  # type: ignore[attr-defined]
+
+    @property
+    def base_model(self) -> Any:
+        """As ``vit``; of an encoder, itself."""
+        return self if self.task == "encoder" else self.vit
+
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
         """Compute the inside of each block anew for its gradient instead of keeping it.
 

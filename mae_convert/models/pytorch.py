@@ -3,7 +3,7 @@
 Parameters are named as the original has them, and so is the state dict.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from mae_convert.models.pretrained import (
     check_size,
     problem_type,
 )
+from mae_convert.verify.torch_runs import nothing_drawn
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 
@@ -59,6 +60,16 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return the projection of patches."""
         projection: nn.Module = self.patch_embed
         return projection
+
+    @property
+    def vit(self) -> nn.Module:
+        """Embeddings, blocks and norm of the encoder, to be frozen, counted or given a rate."""
+        return part_of(self, lambda name: not name.startswith((*DECODER, *HEAD)))
+
+    @property
+    def base_model(self) -> nn.Module:
+        """As ``vit``; of an encoder, itself."""
+        return self if self.task == "encoder" else self.vit
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
         """Compute the inside of each block anew for its gradient instead of keeping it."""
@@ -98,7 +109,7 @@ class TorchModel(PretrainedModel, nn.Module):
             for state in (state_dict, self.state_dict())
         )
         check_same(given, own)
-        with torch.device("meta"):
+        with nothing_drawn():
             model = type(self)(self.config)
         model.load_state_dict(state_dict, strict=True, assign=True)
         return model
@@ -117,7 +128,23 @@ class TorchModel(PretrainedModel, nn.Module):
         return view
 
 
+def part_of(model: nn.Module, wanted: Callable[[str], bool]) -> nn.Module:
+    """Return a module with the parameters and modules of a model whose names are wanted.
+
+    They are the model's own: what is done to them is done to the model. It cannot be called.
+    """
+    part = nn.Module()
+    for name, parameter in model.named_parameters(recurse=False):
+        if wanted(name):
+            part.register_parameter(name, parameter)
+    for name, module in model.named_children():
+        if wanted(name):
+            part.add_module(name, module)
+    return part
+
+
 REFERENCE = "reference_models."
+DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
@@ -178,6 +205,11 @@ class ViTMAEForPreTraining(MaskedTorchModel, reference.ViTMAEForPreTraining):  #
     """Encoder and decoder, for scripts that use ``transformers.ViTMAEForPreTraining``."""
 
     task = "pretrain"
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The parameters and modules of the decoder, as those of the encoder in ``vit``."""
+        return part_of(self, lambda name: name.startswith(DECODER))
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert import storage
-from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
 from mae_convert.heads import with_new_head
@@ -135,6 +135,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
         place, _ = _local(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, **said)
     target = open_checkpoint(place, flags, fill_only=True, state_key=state_key)
+    check_flags(flags, source, target)
     found["task"] = target.task
     found["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
     if job.verifies:
