@@ -83,13 +83,12 @@ class KerasModel(PretrainedModel):
 
     @property
     def vit(self) -> Any:
-        """The encoder's layer, under the name that it has in transformers."""
-        return self.encoder  # type: ignore[attr-defined]
+        """The encoder's layer, under the name that it has in transformers.
 
-    @property
-    def base_model(self) -> Any:
-        """As ``vit``; of an encoder, itself."""
-        return self if self.task == "encoder" else self.vit
+        Keras names what it saves by the first attribute, in the alphabet, that holds it: a second
+        name for a layer has to come after its own.
+        """
+        return self.encoder  # type: ignore[attr-defined]
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
         """Compute the inside of each block anew for its gradient instead of keeping it.
