@@ -65,7 +65,7 @@ def run(job_path: Path) -> None:
     keep_what_is_freed()
     job = Job.load(job_path)
     if job.framework == "torch" and hasattr(os, "nice"):
-        os.nice(5)  # PyTorch is done first: the other side, which everybody waits for, goes before
+        os.nice(19)  # PyTorch is done first: the other side, which everybody waits for, goes before
     runner = import_runner(job.framework, job.loader)
     import numpy as np
     from safetensors.numpy import save_file
