@@ -12,6 +12,7 @@ DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
 RUN_DTYPE = click.Choice(["float64", "float32", "tf32", "float16", "bfloat16"])
 FRAMEWORK = click.Choice(["torch", "tensorflow", "jax", "transformers", "timm"])
 DEVICE = click.Choice(["cpu", "cuda"])
+REFERENCE = click.Choice(["torch", "tensorflow", "jax"])
 MODE = click.Choice(["eager", "compiled", "xla", "train"])
 
 
@@ -105,6 +106,10 @@ def checkpoint_options(command: Command) -> Command:
     return with_options(command, with_flags, options)
 
 
+framework_option = click.option(
+    "--framework", type=REFERENCE, help="Default: the first that is installed."
+)
+device_option = click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )

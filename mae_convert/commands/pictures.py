@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.opening import open_and_tell
-from mae_convert.options import DEVICE, SourceType, checkpoint_options, json_option
+from mae_convert.options import (
+    SourceType,
+    checkpoint_options,
+    device_option,
+    framework_option,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -57,7 +63,7 @@ def first_installed() -> str:
     type=click.Choice(["torch", "tensorflow", "jax", "both"]),
     help="Default: the first installed. With both: PyTorch, TensorFlow, and how they differ.",
 )
-@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@device_option
 @click.option(
     "--fit",
     type=click.Choice(["crop", "stretch"]),
@@ -105,12 +111,8 @@ def reconstruct(
 @click.argument("folder", type=PICTURES, metavar="DIR")
 @click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option(
-    "--framework",
-    type=click.Choice(["torch", "tensorflow", "jax"]),
-    help="Default: the first that is installed.",
-)
-@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@framework_option
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @json_option
 @checkpoint_options

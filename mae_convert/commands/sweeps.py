@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mae_convert.options import DEVICE, checkpoint_options, json_option
+from mae_convert.options import checkpoint_options, device_option, framework_option, json_option
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -188,12 +188,8 @@ def _engine(options: dict[str, Any]) -> "Engine":
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
 )
-@click.option(
-    "--framework",
-    type=click.Choice(["torch", "tensorflow", "jax"]),
-    help="Default: the first that is installed.",
-)
-@click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+@framework_option
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @json_option
 @checkpoint_options
