@@ -27,6 +27,25 @@ SUFFIX_KINDS = {
     ".bin": "pth",
     ".npz": "npz",
 }
+# Suffixes of other files of weights, in lower case: a directory of such a name would be taken for
+# a file of that kind.
+FILE_SUFFIXES = (
+    *SUFFIX_KINDS,
+    *(
+        ".h5",
+        ".hdf5",
+        ".ckpt",
+        ".tar",
+        ".tgz",
+        ".gz",
+        ".zip",
+        ".pkl",
+        ".pickle",
+        ".npy",
+        ".msgpack",
+    ),
+    *(".onnx", ".tflite", ".pb", ".gguf", ".distcp", ".index", ".json"),
+)
 
 
 @dataclass(frozen=True)
@@ -170,20 +189,19 @@ def _token_pooled(model: Any, task: str) -> Any:
 
 def container_kind(layout: Layout, target: Path) -> str:
     """Return the kind of container that the target's name asks for."""
-    suffix = _suffix(target)
+    suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
+    as_file = f"a file whose name ends in {' or '.join(suffixes)}"
     if is_directory(layout, target):
-        if suffix is not None:
+        if target.name.lower().endswith(FILE_SUFFIXES):
+            forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
             raise OutputError(
-                f"{layout.name} is written as a directory; name one instead of {target.name}"
+                f"{layout.name} is written as {forms}, and {target.name} is named like another"
+                " kind of file; choose another name"
             )
         return layout.containers[0]
-    kind = SUFFIX_KINDS.get(suffix or "")
+    kind = SUFFIX_KINDS.get(_suffix(target) or "")
     if kind not in layout.containers:
-        suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
-        raise OutputError(
-            f"{layout.name} is written as a file whose name ends in {' or '.join(suffixes)}, not as"
-            f" {target.name or target}"
-        )
+        raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
     return kind
 
 

@@ -5,12 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from mae_convert import load_model, save_model
 from mae_convert.canonical import schema
 from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.cli import cli
 from mae_convert.containers import open_container, write_file
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.convert import execute
@@ -24,7 +27,7 @@ from mae_convert.errors import (
 )
 from mae_convert.layouts import LAYOUTS
 from mae_convert.mapping import write_tensors
-from mae_convert.planning import plan_conversion
+from mae_convert.planning import FILE_SUFFIXES, SUFFIX_KINDS, container_kind, plan_conversion
 from reference_models.configuration import ViTMAEConfig
 
 CASES = ["pretrain_tiny", "encoder_tiny", "finetune_cls_tiny", "finetune_gap_tiny"]
@@ -388,3 +391,42 @@ def test_a_new_head_on_a_classifier_is_refused(case, run, tmp_path):
     )  # fmt: skip
     assert result.status == 2
     assert "has a classifier head already" in result.err
+
+
+@pytest.mark.parametrize("layout", [n for n, entry in LAYOUTS.items() if entry.weights_name])
+def test_no_directory_is_called_like_a_file_of_weights(layout, tmp_path, case):
+    written = [s for s in FILE_SUFFIXES if SUFFIX_KINDS.get(s) in LAYOUTS[layout].containers]
+    for suffix in FILE_SUFFIXES:
+        if LAYOUTS[layout].also_file and suffix in written:
+            continue
+        for name in (f"x{suffix}", f"x{suffix.upper()}"):
+            with pytest.raises(OutputError, match=r"named like another kind of|written as a file"):
+                container_kind(LAYOUTS[layout], tmp_path / name)
+    for name in ("mae", "mae-vit.b16", "v1.5", "h5"):
+        container_kind(LAYOUTS[layout], tmp_path / name)
+    source = open_checkpoint(case("encoder_tiny").checkpoint, flags_of(case("encoder_tiny")))
+    with pytest.raises(OutputError, match=r"x\.h5 is named like another kind of file"):
+        plan_conversion(source, tmp_path / "x.h5", layout)
+
+
+def test_no_model_is_saved_into_a_directory_that_is_called_like_a_file(tmp_path, case):
+    source = case("encoder_tiny")
+    model = load_model(
+        source.checkpoint, framework="torch", num_attention_heads=source.facts["num_heads"]
+    )
+    for layout in ("transformers", "transformers-tf"):
+        with pytest.raises(OutputError, match="named like another kind of file"):
+            save_model(model, tmp_path / "x.h5", layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_target_of_several_is_checked_before_any_is_written(tmp_path, case):
+    source = case("encoder_tiny")
+    call = [
+        *("convert", source.checkpoint, tmp_path / "a.npz", "--to", "facebook", "--to"),
+        *(f"transformers={tmp_path}/b.safetensors", "--num-heads", source.facts["num_heads"]),
+    ]
+    result = CliRunner().invoke(cli, [str(argument) for argument in call])
+    assert isinstance(result.exception, OutputError)
+    assert "b.safetensors is named like another kind of file" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import tempfile
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mae_convert.models import (
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
+from mae_convert.models.configuration import plain
 from mae_convert.planning import plan_conversion
 from mae_convert.steps import Geometry
 from reference_models import pytorch as reference
@@ -289,6 +291,28 @@ def test_a_configuration_has_transformers_attributes_and_can_be_set(tmp_path):
     shared = ours.to_dict().keys() & theirs.keys() - {"transformers_version"}
     assert len(shared) > 20
     assert all(getattr(ours, name) == theirs[name] for name in shared)
+
+
+def test_a_configuration_that_can_change_has_no_hash_and_is_equal_by_its_values():
+    a, b = ViTMAEConfig(mask_ratio=0.5), ViTMAEConfig()
+    assert not isinstance(a, Hashable)
+    assert a != b
+    b.mask_ratio = 0.5
+    assert a == b
+    assert a != plain(a)  # the immutable one, which has a hash, is another type
+    assert (plain(a), hash(plain(a))) == (plain(b), hash(plain(b)))
+    b.output_attentions = True
+    assert a != b
+    again = copy.copy(b)
+    again.hidden_act = "relu"
+    assert b.hidden_act == "gelu"
+    assert vars(b)["hidden_size"] == 768
+    with pytest.raises(AttributeError, match="num_patches follows from the other fields"):
+        b.num_patches = 3
+    with pytest.raises(AttributeError, match="has no attribute 'num_patch'"):
+        _ = b.num_patch
+    assert ViTMAEConfig(**b.to_dict()) == b == ViTMAEConfig.from_dict(b.to_dict())
+    assert '"mask_ratio": 0.5' in repr(b)
 
 
 def test_mask_ratio_and_kind_of_target_can_be_changed_on_the_model():

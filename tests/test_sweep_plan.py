@@ -90,6 +90,8 @@ WRONG = {
     JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is no value of it; write a",
     JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is no value",
     JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
+    JOB + "  to: transformers\n  target: x.h5\n": ", line 4, target: transformers is written as a"
+    " directory, and x.h5 is named like another kind of file",
     JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: nothing says what {epoch}",
     JOB + "  to: timm\n  images: none\n": ", line 4, images: ",
     JOB + "  to: timm\n  to: keras\n": ", line 4, to: this was said already",

@@ -12,6 +12,7 @@ from mae_convert.layouts.transformers import CONVENTIONS
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 FIELDS = tuple(field.name for field in fields(ReferenceConfig))
+IMPLIED = tuple(n for n, value in vars(ReferenceConfig).items() if isinstance(value, property))
 CONFIG_NAME = "config.json"
 # What transformers' configurations have besides, and what it is there by default.
 HABITS: Mapping[str, Any] = {
@@ -36,12 +37,14 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
         )
 
 
-class ViTMAEConfig(ReferenceConfig):
+class ViTMAEConfig:
     """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
 
-    Every field can be set; what is impossible is refused then. Anything else that is given is kept
+    Every field can be set; an impossible value is refused then. Anything else that is given is kept
     as an attribute, as transformers does. The default of ``layer_norm_eps`` is 1e-6, with which the
-    original is trained, and not 1e-12.
+    original is trained, and not 1e-12. Two configurations are equal if `to_dict` is; as they can
+    change, they have no hash. `plain` returns the fields as the immutable configuration of
+    ``reference_models``.
 
     Raises:
         ValueError: a field is impossible.
@@ -52,6 +55,7 @@ class ViTMAEConfig(ReferenceConfig):
     output_attentions: bool
     return_dict: bool
     problem_type: str | None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, **values: Any) -> None:
         labels = values.pop("id2label", None)
@@ -59,22 +63,38 @@ class ViTMAEConfig(ReferenceConfig):
         values.pop("model_type", None)
         if labels is not None:
             values["num_labels"] = len(labels)
-        ReferenceConfig.__init__(self, **{n: v for n, v in values.items() if n in FIELDS})
+        fields_given = {n: v for n, v in values.items() if n in FIELDS}
         rest = {**HABITS, **{n: v for n, v in values.items() if n not in FIELDS}}
-        check_problem_type(rest["problem_type"], self.num_labels)
-        self.__dict__.update(rest, _labels=None)
+        checked = ReferenceConfig(**fields_given)
+        check_problem_type(rest["problem_type"], checked.num_labels)
+        self.__dict__.update(vars(checked), **rest, _labels=None)
         if labels is not None:
             self.id2label = labels
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what the fields imply, such as ``num_patches`` and ``grid_hw``."""
+        if name in IMPLIED:
+            return getattr(plain(self), name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in IMPLIED:
+            raise AttributeError(f"{name} follows from the other fields and cannot be set")
         if name in FIELDS:
-            plain = {field: getattr(self, field) for field in FIELDS}
-            value = getattr(ReferenceConfig(**{**plain, name: value}), name)
+            value = getattr(plain(self, **{name: value}), name)
             if name == "num_labels" and value != self.num_labels:
                 self.__dict__["_labels"] = None
         if name == "problem_type":
             check_problem_type(value, self.num_labels)
         object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ViTMAEConfig):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -87,7 +107,7 @@ class ViTMAEConfig(ReferenceConfig):
         by_number = {int(number): str(name) for number, name in labels.items()}
         if sorted(by_number) != list(range(len(by_number))):
             raise ValueError("id2label must name classes 0, 1, 2 and so on")
-        setattr(self, "num_labels", len(by_number))  # noqa: B010 (its class is frozen)
+        self.num_labels = len(by_number)
         names = tuple(by_number[number] for number in range(len(by_number)))
         unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))
         self.__dict__["_labels"] = None if unnamed else names
@@ -121,7 +141,7 @@ class ViTMAEConfig(ReferenceConfig):
             if name not in FIELDS and not name.startswith("_")
         }
         named = {"id2label": self.id2label, "label2id": self.label2id} if self.labels else {}
-        return {**ReferenceConfig.to_dict(self), **rest, **named, "model_type": self.model_type}
+        return {**plain(self).to_dict(), **rest, **named, "model_type": self.model_type}
 
     def to_json_string(self) -> str:
         """Return everything as JSON."""
@@ -160,16 +180,16 @@ class ViTMAEConfig(ReferenceConfig):
         self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
-def adopted(config: ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
+def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
     """Return a configuration in the form of this module."""
     if isinstance(config, ViTMAEConfig):
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{config!r} is no configuration; give a ViTMAEConfig")
+        raise ConfigurationError(f"{config!r} is not a configuration; give a ViTMAEConfig")
     return ViTMAEConfig(**values)
 
 
-def plain(config: ReferenceConfig, **changes: Any) -> ReferenceConfig:
-    """Return the fields that make a model, as a value that nobody can change."""
+def plain(config: ViTMAEConfig | ReferenceConfig, **changes: Any) -> ReferenceConfig:
+    """Return the fields that make a model, as an immutable value."""
     return ReferenceConfig(**{**{name: getattr(config, name) for name in FIELDS}, **changes})

@@ -18,7 +18,7 @@ class ConfiguredModel(keras.Model):
 
     def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        self.config = config if isinstance(config, ViTMAEConfig) else ViTMAEConfig.from_dict(config)
+        self.config = ViTMAEConfig.from_dict(config) if isinstance(config, Mapping) else config
 
     def _cast(self, x: Tensor) -> Tensor:
         """Return a tensor in the precision of the weights, but at least in float32."""
