@@ -87,6 +87,38 @@ def test_what_is_not_a_number_is_the_worst_of_its_group():
     assert [(line.measured, line.passed) for line in lines] == [("nan", False)]
 
 
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        ((2e-10, 0.8, 3e-10), "8.0e-01"),
+        ((0.8, float("nan"), 2e-10), "nan"),
+        ((2e-10, float("inf")), "inf"),
+        ((1e-12, 3e-11, 2e-13), "3.0e-11"),
+    ],
+)
+def test_the_worst_of_a_group_is_shown(measured, shown):
+    names = (f"function/encoder.blocks.{number}.q" for number in range(9))
+    checks = [Check(n, m <= 1e-10, m, 1e-10) for n, m in zip(names, measured, strict=False)]
+    assert [line.measured for line in summary(checks)] == [shown]
+
+
+def test_the_worst_is_the_one_furthest_beyond_its_own_limit():
+    checks = [
+        Check("float32/B/logits", False, 9e-5, 8e-5),
+        Check("float32/B/loss", False, 5e-6, 1e-6),
+    ]
+    assert [(line.measured, line.limit) for line in summary(checks)] == [("5.0e-06", "1.0e-06")]
+
+
+def test_after_declared_changes_the_answer_says_so():
+    steps = ({"step": "image_size"}, {"step": "image_size"}, {"step": "dtype"})
+    check = Check("function/logits", True, 0.0, 1e-10)
+    assert answer(made_up(check, steps=steps))[1] == (
+        "the same function and the same weights as the source after the declared changes"
+        " (image size, dtype)"
+    )
+
+
 def test_the_depth_of_an_error_is_told_in_the_order_of_the_computation():
     names = ["logits", "decoder.norm", "encoder.blocks.10.output", "encoder.blocks.9.output",
              "encoder.embedding", "encoder.blocks.9.q"]  # fmt: skip

@@ -8,7 +8,7 @@ configurations are compared as well.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
 from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
-from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
+from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
 from mae_convert.verify.trace import GRADIENT, Trace
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -46,7 +46,9 @@ RESULTS = {
     "classify": ("logits",),
 }
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"
+SOURCE_AT_HAND = "proof/the source is at hand"
 Results = Mapping[str, np.ndarray]
+Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
 GEOMETRY = (
     "hidden_size",
@@ -93,6 +95,8 @@ class Verdict:
         effects: how far the declared rounding moves each result, relative L2; not judged.
         steps: declared steps that were applied to the source before it was run.
         not_compared: what the verdict says nothing about, in sentences.
+        replayed: the results of A were taken from B's certificate; A itself was not run. It is
+            then not proven: who writes a certificate can write the results of any model into it.
     """
 
     passed: bool
@@ -105,6 +109,7 @@ class Verdict:
     effects: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[Mapping[str, Any], ...] = ()
     not_compared: tuple[str, ...] = ()
+    replayed: bool = False
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -216,14 +221,14 @@ def _function(a: Trace, b: Trace) -> Iterator[Check]:
             yield Check(f"function/{name}", differing == 0, differing, 0)
     left, right = a.results("float64"), b.results("float64")
     for name in _common_results(a, b):
-        error = _distance(right, left, name)
+        error = _distance(right, left, name, function_error)
         yield Check(f"function/{name}", error <= FUNCTION_LIMIT, error, FUNCTION_LIMIT)
     for name, side in missing_results(a, b):
         yield Check(f"function/{name}", False, f"missing in {side}", FUNCTION_LIMIT)
 
 
-def _distance(found: Results, exact: Results, name: str) -> float:
-    """Return the relative error of a result.
+def _distance(found: Results, exact: Results, name: str, error: Error = relative_error) -> float:
+    """Return how far a result is from the exact one.
 
     The gradient for a key bias is zero, because softmax cancels the bias: what is computed is what
     rounding leaves of the sum that the gradient of the key weight is made of, and is held against
@@ -235,7 +240,7 @@ def _distance(found: Results, exact: Results, name: str) -> float:
             away = found[name].astype(np.float64) - exact[name].astype(np.float64)
             size = max(np.linalg.norm(exact[name]), np.linalg.norm(weight))
             return float(np.linalg.norm(away) / size) if size else relative_error(away, away * 0)
-    return relative_error(found[name], exact[name])
+    return error(found[name], exact[name])
 
 
 def own_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
@@ -276,7 +281,7 @@ def ceiling_units(trace: Trace) -> float:
     allows more. The logits follow from the taps of q and k.
     """
     if (kept := trace.description.get("ceiling_units")) is not None:
-        return float(kept)
+        return min(float(kept), LARGEST_CEILING_UNITS)
     config = trace.description["config"]
     largest = 0.0
     for name, q in trace.arrays.items():

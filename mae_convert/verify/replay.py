@@ -11,11 +11,13 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.origin import Origin
 from mae_convert.verify.certificate import Certificate, read_certificate, read_source
 from mae_convert.verify.explain.verdict import explained_by_traces
-from mae_convert.verify.judge import Verdict, judge, proof
+from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import Side, choose_side
 from mae_convert.verify.trace import GRADIENT, Trace
 from mae_convert.verify.verification import Options, Verification
+
+SOURCE_NOT_RUN = "the source itself: its results and hashes are those that the certificate states"
 
 
 def replay(
@@ -27,7 +29,8 @@ def replay(
 ) -> Verification:
     """Judge a certified checkpoint once more, against the results that its certificate keeps.
 
-    Files that are not those that were verified are failed checks, whatever they compute.
+    Files that are not those that were verified are failed checks, whatever they compute. The
+    result is never proven: nothing shows that the results in the certificate are the source's.
 
     Args:
         target: the model directory or file beside which the certificate is.
@@ -54,18 +57,18 @@ def replay(
             raise
         # What was changed cannot even be run: that it was changed is the answer.
         return Verification(
-            Verdict(False, False, tuple(checks), None, (), (str(error),), ()), inputs
+            Verdict(False, False, tuple(checks), None, (), (str(error),), (), replayed=True), inputs
         )
     verdict = explained_by_traces(judge(source, trace), source, trace)
-    proven = bool(verdict.proven and certificate.document["proven"])
-    verdict = replace(verdict, proven=proven)
     if options.require_proof:
-        checks += proof(verdict, source, trace)
+        checks.append(Check(SOURCE_AT_HAND, False, False, True))
     verdict = replace(
         verdict,
+        proven=False,
+        replayed=True,
         passed=verdict.passed and all(check.passed for check in checks),
         checks=(*checks, *verdict.checks),
-        not_compared=(*verdict.not_compared, _not_kept(certificate)),
+        not_compared=(*verdict.not_compared, SOURCE_NOT_RUN, _not_kept(certificate)),
     )
     return Verification(verdict, inputs, (source, trace))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert import __version__
+from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import OutputError
 from mae_convert.plain import number, plain
 from mae_convert.verify.judge import Verdict
@@ -73,9 +74,15 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
 
 
 def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
-    """Write the verdict to every path, in the format that its suffix names."""
+    """Write the verdict to every path, in the format that its suffix names.
+
+    Raises:
+        OutputError: the system refuses to write; then no report appears in part.
+    """
     for path in paths:
-        path.write_text(WRITERS[path.suffix.lower()](done), encoding="utf-8")
+        text = WRITERS[path.suffix.lower()](done)
+        with replacing_file(path, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _as_json(done: "Verification") -> str:

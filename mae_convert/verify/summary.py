@@ -8,7 +8,14 @@ from typing import Any
 
 from mae_convert.plain import number
 from mae_convert.verify.blame import execution_order
-from mae_convert.verify.judge import NATIVE, UNIT_ROUNDOFF, WHOLE, Check, Verdict
+from mae_convert.verify.judge import (
+    NATIVE,
+    SOURCE_AT_HAND,
+    UNIT_ROUNDOFF,
+    WHOLE,
+    Check,
+    Verdict,
+)
 
 GROUPS = (
     ("configuration/", "configuration fields that change the function"),
@@ -17,6 +24,7 @@ GROUPS = (
     ("file/", "files that are not those that were verified"),
     (WHOLE, "what only one side has is declared dropped"),
     (NATIVE, "both sides read without our mapping tables"),
+    (SOURCE_AT_HAND, "the source is at hand"),
     ("certificate/", "what the certificate says"),
 )
 FUNCTION = "function/"
@@ -55,13 +63,16 @@ def _line(title: str, group: Sequence[Check]) -> Line:
     return Line(title + many, measured, limit, failed == 0)
 
 
-def _badness(check: Check) -> float:
-    if not check.passed:
-        large = isinstance(check.measured, float) and math.isfinite(check.measured)
-        return 1e300 if large else math.inf
-    if isinstance(check.measured, int | float) and isinstance(check.limit, int | float):
-        return check.measured / check.limit if check.limit else 0.0
-    return 0.0
+def _badness(check: Check) -> tuple[bool, float]:
+    """Return a sort key: failed checks come after passed ones, then measured over limit counts."""
+    measured, limit = check.measured, check.limit
+    if not isinstance(measured, int | float) or not isinstance(limit, int | float):
+        return not check.passed, 0.0 if check.passed else math.inf
+    if not math.isfinite(measured):
+        return not check.passed, math.inf
+    if not limit:  # a count that must be 0
+        return not check.passed, float(measured)
+    return not check.passed, measured / limit
 
 
 def _title(name: str) -> str:
@@ -115,14 +126,32 @@ def answer(verdict: Verdict) -> tuple[str, str]:
         return "NOT FINITE", (
             "results are NaN, so that nothing shows whether these are the same function"
         )
+    if not verdict.passed and verdict.replayed:
+        return "DIFFERENT", "B is not what was certified, or does not compute the same any more"
     if not verdict.passed:
         return "DIFFERENT", "these are not the same function with the same weights"
+    if verdict.replayed:
+        return "PASSED", (
+            "B still computes what was certified; the source was not at hand, so this is no proof"
+            " that B is the same function"
+        )
     if verdict.proven:
         common = ", as far as it was compared" if verdict.not_compared else ""
-        return "PASSED and proven", f"the same function, the same weights{common}"
+        return "PASSED and proven", f"{_same(verdict)}{common}"
     return "PASSED", (
         "not proven: a side was loaded through our own mapping tables, so a mistake in them would"
         " not show"
+    )
+
+
+def _same(verdict: Verdict) -> str:
+    """Return what is the same on both sides, as far as no declared step has changed it."""
+    if not verdict.steps:
+        return "the same function, the same weights"
+    kinds = dict.fromkeys(str(step["step"]).replace("_", " ") for step in verdict.steps)
+    return (
+        "the same function and the same weights as the source after the declared changes"
+        f" ({', '.join(kinds)})"
     )
 
 
@@ -133,6 +162,11 @@ def suspects_title(verdict: Verdict) -> str:
 
 
 def _unproven(failed: Sequence[Check]) -> str:
+    if any(check.name == SOURCE_AT_HAND for check in failed):
+        return (
+            "the source is not at hand: a certificate alone cannot prove what it says; verify B"
+            " with its source"
+        )
     if any(check.name == WHOLE for check in failed):
         return (
             "a side lacks a part of the other that no conversion record declares dropped; convert"

@@ -1,7 +1,6 @@
 """The ``trace`` command: one checkpoint, one file of results, to be compared here or elsewhere."""
 
 import json
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.verify.inputs import InputChoice, in_order, make_inputs
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
@@ -64,18 +64,18 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
         inputs, ratio = in_order(inputs), 0.0
     request = Request(options.dtypes, options.taps, options.gradients, ratio)
     (trace,) = run_together([Run(after, side, request, stored)], inputs)
-    save_trace(trace, output)
+    save_trace(trace, output, overwrite=options.overwrite)
 
 
-def save_trace(trace: Trace, output: Path) -> None:
-    """Write a trace; it appears under its name when it is whole."""
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(8)}.partial")
+def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
+    """Write a trace; it appears under its name when it is whole.
+
+    Raises:
+        OutputError: it exists already and is not to be replaced, or the system refuses to write.
+    """
     metadata: dict[str, Any] = {"trace": json.dumps(trace.description)}
-    try:
-        save_file(dict(trace.arrays), partial, metadata=metadata)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing_file(output, overwrite=overwrite) as temporary:
+        save_file(dict(trace.arrays), temporary, metadata=metadata)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mae_convert.verify import run_pytorch
-from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
+from mae_convert.verify.distance import FUNCTION_LIMIT, function_error
 from mae_convert.verify.explain.alternatives import Arithmetic
 from mae_convert.verify.explain.edits import Change
 from mae_convert.verify.explain.walk import Walk, inputs_as
@@ -163,4 +163,4 @@ def _error(name: str, value: Tensor, expected: Tensor) -> float:
     if name in EXACT:
         same = value.shape == expected.shape and bool((value == expected).all())
         return 0.0 if same else float("inf")
-    return relative_error(value.numpy(), expected.numpy())
+    return function_error(value.numpy(), expected.numpy())
