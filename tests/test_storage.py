@@ -1,17 +1,24 @@
 """Files elsewhere: whole under their names or not there, whatever fails on the way."""
 
+import errno
 import hashlib
+import http.client
 import importlib.util
 import os
 import random
+import shutil
+import ssl
 import sys
+import threading
+from datetime import timedelta
 
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from mae_convert import storage
+from mae_convert import storage, storage_retry, storage_upload
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
 from mae_convert.sources.patterns import sources_named
+from mae_convert.storage_upload import upload
 from mae_convert.sweep.job import Job, run_job
 
 
@@ -27,7 +34,7 @@ def memory():
 def waits(monkeypatch):
     """What waits for a server that is out of order says how long, and does not wait."""
     waited = []
-    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    monkeypatch.setattr(storage_retry.time, "sleep", waited.append)
     return waited
 
 
@@ -40,12 +47,16 @@ def model(tmp_path):
     return folder
 
 
+def held(memory):
+    return {path.rpartition("/")[2]: memory.cat(path) for path in memory.find("/bucket/model")}
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_directory_goes_there_and_comes_back(memory, model, tmp_path):
-    storage.upload(model, "memory://bucket/deep/model")
+    upload(model, "memory://bucket/deep/model")
     assert sorted(memory.find("/bucket")) == [
         f"/bucket/deep/model/{name}" for name in sorted(contents(model))
     ]
@@ -54,14 +65,14 @@ def test_a_directory_goes_there_and_comes_back(memory, model, tmp_path):
 
 
 def test_a_file_goes_there_and_comes_back(memory, model, tmp_path):
-    storage.upload(model / "config.json", "memory://bucket/a.json")
+    upload(model / "config.json", "memory://bucket/a.json")
     back = storage.download("memory://bucket/a.json", tmp_path / "back")
     assert back.read_bytes() == (model / "config.json").read_bytes()
 
 
 def test_patterns_are_looked_up_there(memory, model):
     for epoch in (5, 10):
-        storage.upload(model / "config.json", f"memory://bucket/c-{epoch}.pth")
+        upload(model / "config.json", f"memory://bucket/c-{epoch}.pth")
     assert sources_named("memory://bucket/c-*.pth") == [
         "memory:///bucket/c-5.pth",
         "memory:///bucket/c-10.pth",
@@ -77,7 +88,7 @@ def test_a_model_is_known_by_its_configuration_which_comes_last(memory, model, m
         seen.append(b.rpartition("/")[2])
 
     monkeypatch.setattr(type(memory), "mv", mv)
-    storage.upload(model, "memory://bucket/model")
+    upload(model, "memory://bucket/model")
     assert seen[-1] == "config.json"
     assert sorted(seen) == sorted(contents(model))
 
@@ -85,20 +96,108 @@ def test_a_model_is_known_by_its_configuration_which_comes_last(memory, model, m
 def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, model):
     for name in ("tf_model.h5", "notes.txt", "config.json", "README.md"):
         memory.pipe(f"/bucket/model/{name}", b"old")
-    storage.upload(model, "memory://bucket/model")
+    upload(model, "memory://bucket/model")
     left = {path.rpartition("/")[2] for path in memory.find("/bucket/model")}
     assert left == {*contents(model), "notes.txt", "README.md"}
     assert memory.cat("/bucket/model/config.json") == (model / "config.json").read_bytes()
 
 
-def test_what_a_killed_run_left_under_temporary_names_is_taken_away(memory, model):
-    left = f"/bucket/.model.{'a' * 32}"
-    others = [f"/bucket/.model-2.{'a' * 32}/config.json", "/bucket/.model.notes"]
-    for path in (f"{left}/config.json", *others):
-        memory.pipe(path, b"old")
-    storage.upload(model, "memory://bucket/model")
-    hidden = [path for path in memory.find("/bucket") if path.startswith("/bucket/.")]
-    assert sorted(hidden) == sorted(others)
+def test_what_a_killed_run_left_is_taken_away_once_it_is_old(memory, model):
+    old = [f"/bucket/.model.{'a' * 32}/config.json", f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"]
+    kept = [
+        f"/bucket/.model-2.{'a' * 32}/config.json",
+        "/bucket/.model.notes",
+        f"/bucket/.model.{'b' * 32}/model.safetensors",  # a run that is still sending
+        f"/bucket/.model.{'b' * 32}/config.json",
+    ]
+    for path in (*old, *kept):
+        memory.pipe(path, b"data")
+    for path in (*old, *kept[:3]):
+        memory.store[path].modified -= timedelta(seconds=storage_upload.ABANDONED + 1)
+    upload(model, "memory://bucket/model")
+    assert [path for path in memory.find("/bucket") if path.startswith("/bucket/.")] == sorted(kept)
+
+
+def test_a_claim_of_another_run_holds_for_an_hour(memory, model):
+    claim = f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"
+    memory.pipe(claim, b'{"host": "node-7", "process": 12, "since": "2026-01-01T00:00:00"}')
+    said = r"another run is writing to memory://bucket/model \(process 12 on node-7, since 2026"
+    with pytest.raises(OutputError, match=said):
+        upload(model, "memory://bucket/model")
+    assert memory.find("/bucket") == [claim]
+    memory.store[claim].modified -= timedelta(seconds=storage_upload.LEASE + 1)
+    upload(model, "memory://bucket/model")
+    assert held(memory) == contents(model)
+
+
+def test_an_answer_that_is_lost_is_no_failure_and_a_file_that_vanished_no_success(
+    memory, model, monkeypatch
+):
+    original, lost = MemoryFileSystem.mv, []
+
+    def mv(self, a, b, **options):
+        original(self, a, b, **options)
+        if b not in lost:
+            lost.append(b)
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(MemoryFileSystem, "mv", mv)
+    upload(model, "memory://bucket/model")
+    assert held(memory) == contents(model)
+    assert len(lost) == 3
+
+    def vanish(self, a, b, **options):
+        self.rm_file(a)
+        self.pipe_file(b, b"of another program")
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(MemoryFileSystem, "mv", vanish)
+    with pytest.raises(OutputError, match="another program wrote to memory://bucket/model"):
+        upload(model, "memory://bucket/model")
+
+
+@pytest.mark.parametrize("mistake", [TypeError("f() takes 1"), KeyError("x"), AttributeError("y")])
+def test_a_mistake_in_a_program_is_raised_as_it_is_and_at_once(
+    memory, model, monkeypatch, waits, mistake
+):
+    def wrong(*_, **__):
+        raise mistake
+
+    monkeypatch.setattr(MemoryFileSystem, "open", wrong)
+    with pytest.raises(type(mistake)) as caught:
+        upload(model, "memory://bucket/model")
+    assert caught.value is mistake
+    assert waits == []
+
+
+class ToldError(Exception):
+    def __init__(self, **attributes):
+        super().__init__("told")
+        vars(self).update(attributes)
+
+
+TRANSIENT = [
+    ConnectionResetError(104, "reset"), TimeoutError(), OSError(errno.EIO, "in"), OSError("short"),
+    OSError(errno.EBUSY, "SlowDown"), ToldError(status=503), ToldError(code=429),
+    ToldError(response={"ResponseMetadata": {"HTTPStatusCode": 500}}),
+    http.client.IncompleteRead(b""), type("HTTPClientError", (Exception,), {})(),
+]  # fmt: skip
+PERMANENT = [
+    PermissionError(13, "denied"), FileNotFoundError(), NotADirectoryError("/a"), FileExistsError(),
+    OSError(errno.ENOSPC, "full"), OSError(errno.EINVAL, "InvalidBucketName"), ValueError("bad"),
+    ToldError(response={"ResponseMetadata": {"HTTPStatusCode": 400}}), ToldError(status=403),
+    ToldError(), NotImplementedError("cannot write"), ssl.SSLCertVerificationError("self-signed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", TRANSIENT + PERMANENT, ids=repr)
+def test_only_what_may_pass_is_tried_again(waits, error):
+    def work():
+        raise error
+
+    with pytest.raises(MaeConvertError, match=r"^s3://bucket/x: ."):
+        storage_retry.patiently(work, "s3://bucket/x")
+    assert len(waits) == (storage_retry.ATTEMPTS - 1 if error in TRANSIENT else 0)
 
 
 def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_path):
@@ -123,7 +222,7 @@ def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, mode
 
     monkeypatch.setattr(MemoryFile, "write", write, raising=False)
     with pytest.raises(OutputError, match="does not read back as it was sent"):
-        storage.upload(model, "memory://bucket/model")
+        upload(model, "memory://bucket/model")
     assert memory.find("/bucket") == []
 
 
@@ -155,7 +254,7 @@ def test_what_stays_out_of_order_is_given_up_with_its_words(memory, monkeypatch,
     monkeypatch.setattr(type(memory), "find", find)
     with pytest.raises(MaeConvertError, match="no route to host"):
         storage.download("memory://bucket/a.pth", tmp_path)
-    assert len(waits) == storage.ATTEMPTS - 1
+    assert len(waits) == storage_retry.ATTEMPTS - 1
 
 
 def test_what_is_not_there_is_said_at_once(memory, tmp_path, waits):
@@ -199,7 +298,7 @@ def test_a_bucket_is_not_made_unasked(s3, model):
 
     for local, url in ((model, "s3://mistyped/model"), (model / "config.json", "s3://mistyped/c")):
         with pytest.raises(OutputError, match=f"{url} cannot be written: "):
-            storage.upload(local, url)
+            upload(local, url)
     assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["bucket"]
 
 
@@ -208,7 +307,7 @@ def test_a_bucket_is_not_made_unasked(s3, model):
 def test_a_real_server_that_fails_now_and_then(s3, model, tmp_path, share):
     (model / "model.safetensors").write_bytes(os.urandom(20 << 20))  # several parts
     s3.share = share
-    storage.upload(model, "s3://bucket/out/model")
+    upload(model, "s3://bucket/out/model")
     back = storage.download("s3://bucket/out/model", tmp_path / "back")
     assert contents(back) == contents(model)
     assert bool(s3.failed) == bool(share)
@@ -217,3 +316,33 @@ def test_a_real_server_that_fails_now_and_then(s3, model, tmp_path, share):
 
     listed = boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]
     assert {item["Key"] for item in listed} == {f"out/model/{name}" for name in contents(model)}
+
+
+@S3
+def test_two_runs_at_one_target_of_a_real_server(s3, model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    for path in other.iterdir():
+        path.write_bytes(path.read_bytes()[::-1])
+    outcomes = {}
+
+    def work(folder):
+        try:
+            upload(folder, "s3://bucket/out/model")
+            outcomes[folder] = "done"
+        except OutputError as error:
+            outcomes[folder] = str(error)
+
+    threads = [threading.Thread(target=work, args=(folder,)) for folder in (model, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [folder for folder, outcome in outcomes.items() if outcome == "done"]
+    assert all("another run is writing" in outcomes[f] for f in outcomes if f not in done)
+    back = contents(storage.download("s3://bucket/out/model", tmp_path / "back"))
+    assert back in [contents(folder) for folder in done]
+    import boto3
+
+    listed = boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]
+    assert len(listed) == len(back)

@@ -148,7 +148,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
         _account(found, name, checkpoint)
     if found.get("verdict") is None or found["passed"]:
         _deliver(job, place, found)
-        if job.target is not None:
+        if job.target is not None and "target_version" not in found:
             found["target_version"] = version(job.target)
 
 
@@ -250,7 +250,9 @@ def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
 def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
     """Bring a result to where it is to stand: into storage, and to the Hub."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
-        storage.upload(place, job.target)
+        from mae_convert.storage_upload import upload
+
+        found["target_version"] = dict(upload(place, job.target))
     if name := job.settings.get("publish"):
         found["published"] = _publish(job.settings, place, name)
 

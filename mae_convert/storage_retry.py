@@ -1,0 +1,110 @@
+"""Repeat work on remote storage after failures that may pass, and only after those."""
+
+import errno
+import ssl
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from mae_convert.errors import MaeConvertError
+
+ATTEMPTS = 5
+WAIT = 0.5  # seconds before the second attempt; doubled for each further one
+T = TypeVar("T")
+
+# Errors of the system that another attempt does not mend.
+PERMANENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "EEXIST", "ENOTEMPTY", "ENOSPC"),
+        *("EROFS", "EDQUOT", "EINVAL", "ENAMETOOLONG", "EFBIG", "EMSGSIZE", "ENOSYS", "EOPNOTSUPP"),
+        *("ELOOP", "EXDEV", "EMFILE", "ENFILE"),
+    )
+    if hasattr(errno, name)
+)
+RETRIED_STATUS = frozenset((408, 409, 425, 429))
+# The same where a file system raises them without a number.
+PERMANENT_TYPES = (
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    ssl.SSLCertVerificationError,
+)
+# Classes, by name, with which clients of storage report a connection that broke; none of them is an
+# OSError. Clients are not imported for this: whatever raised an error is already there.
+BROKEN_CONNECTION = frozenset(
+    (
+        "HTTPClientError",  # botocore
+        "IncompleteReadError",
+        "ResponseStreamingError",
+        "ResponseParserError",
+        "ClientConnectionError",  # aiohttp
+        "ClientPayloadError",
+        "ServiceRequestError",  # azure
+        "ServiceResponseError",
+        "IncompleteRead",  # http.client
+        "TransportError",  # httpx
+        "ProtocolError",  # urllib3
+        "SSHException",  # paramiko
+    )
+)
+# A mistake in a program, ours or another's: neither repeated nor turned into a sentence.
+MISTAKES = (
+    *(TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError),
+    *(RecursionError, MemoryError, SyntaxError),
+)
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same work may succeed when it is done again."""
+    if (status := http_status(error)) is not None:
+        return status in RETRIED_STATUS or status >= 500
+    if isinstance(error, OSError):
+        return not (isinstance(error, PERMANENT_TYPES) or error.errno in PERMANENT)
+    return not BROKEN_CONNECTION.isdisjoint(base.__name__ for base in type(error).__mro__)
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """Return the HTTP status of an error of a storage client, or of what caused it; or None."""
+    if error is None:
+        return None
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        response = SimpleNamespace(
+            status=response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        )
+    for holder in (error, response):
+        for name in ("status", "status_code", "code"):
+            found = getattr(holder, name, None)
+            if type(found) is int and 100 <= found < 600:
+                return found
+    return http_status(error.__cause__)
+
+
+def patiently(work: Callable[[], T], what: str) -> T:
+    """Return what a function returns, called again after failures that may pass.
+
+    Args:
+        work: may be called several times.
+        what: the address that it is about.
+
+    Raises:
+        MaeConvertError: it fails each time, or in a way that will not pass.
+        Exception: a mistake in a program, as it was raised.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except (MaeConvertError, *MISTAKES):
+            raise
+        except Exception as error:
+            if attempt < ATTEMPTS - 1 and is_transient(error):
+                time.sleep(WAIT * 2**attempt)
+                continue
+            raise MaeConvertError(f"{what}: {_reason(error)}") from error
+    raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file, directory or bucket"
+    return " ".join(str(error).split()) or type(error).__name__
