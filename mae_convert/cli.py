@@ -4,17 +4,24 @@ Every command parses, calls one function of the library, and prints. Imports tha
 inside the commands, so that ``--help`` answers at once.
 """
 
-import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import click
 
 from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, sweeps, verdicts
 from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
+from mae_convert.commands.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError
+from mae_convert.redaction import without_secrets
+from mae_convert.text import for_terminal
 
+NO_OUTPUT = (
+    "standard output is closed, so that nothing could be shown; redirect it to a file, or to"
+    " /dev/null"
+)
 COMMANDS = (
     checkpoints.inspect,
     checkpoints.convert,
@@ -50,27 +57,31 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     interrupts = raise_interrupts()
+    has_output = prepare_streams()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        status, sentence = _outcome(arguments)
-    except Exception:
+        status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
+    except Exception as error:
         if not interrupts:
-            raise
-        status, sentence = 130, None
+            print_unexpected(error)
+        # Not 1, which means that two checkpoints differ.
+        status = 130 if interrupts else 2
+        sentence = None if interrupts else "this is an error of mae-convert itself; report it"
     ignore_interrupts()
     if interrupts and status:  # C code, and the making of a class, turn them into other errors
         status, sentence = 130, "interrupted"
     if sentence:
-        click.echo(f"mae-convert: {sentence}", err=True)
+        say(f"mae-convert: {sentence}")
     sys.exit(status)
 
 
-def _outcome(arguments: list[str] | None) -> tuple[int, str | None]:
+def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     """Run the command line; return its exit status and what there is to complain about."""
+    if any("\0" in argument for argument in arguments):
+        return 2, "an argument holds a NUL character, which no name can; leave it out"
     try:
         # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
-        with cli.make_context(
-            "mae-convert", sys.argv[1:] if arguments is None else arguments
-        ) as ctx:
+        with cli.make_context("mae-convert", list(arguments)) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except MaeConvertError as error:
@@ -78,14 +89,28 @@ def _outcome(arguments: list[str] | None) -> tuple[int, str | None]:
     except click.exceptions.Exit as error:  # --help and --version
         return error.exit_code, None
     except click.UsageError as error:
-        error.show()
+        _printable(error).show()
         return error.exit_code, None
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted"
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); that is not ours to complain about.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from mae_convert.show.console import discard_output
+
+        discard_output()
         return 0, None
     except OSError as error:
-        return 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return 2, for_terminal(without_secrets(words))
     return status or 0, None
+
+
+def _printable(error: click.UsageError) -> click.UsageError:
+    """Return an error about the arguments, which may be names of files, as a terminal may see it.
+
+    Only what names no argument's value has line breaks of its own: the choices of an option.
+    """
+    if isinstance(error, click.MissingParameter):
+        return error
+    message = for_terminal(without_secrets(error.format_message()))
+    return click.UsageError(message, error.ctx)

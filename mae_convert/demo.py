@@ -12,7 +12,7 @@ from mae_convert.diff import diff
 from mae_convert.look.sheet import panel
 from mae_convert.planning import plan_conversion
 from mae_convert.preprocessing import load_pictures
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 from mae_convert.show.verdict import answer_line, checks_table
 from mae_convert.verify.inputs import random_inputs
 from mae_convert.verify.judge import Check, Verdict, judge
@@ -37,12 +37,12 @@ def run_demo(output: Path) -> bool:
     out = console()
     data = Path(str(resources.files("mae_convert") / "data" / "demo"))
     source = open_checkpoint(data / "checkpoint.pth")
-    out.print(f"The embedded checkpoint, in the original layout: {source.path}")
+    out.print(f"The embedded checkpoint, in the original layout: {markup(source.path)}")
     converted = {layout: output / layout for layout in TARGETS}
     output.mkdir(parents=True, exist_ok=True)
     for layout, target in converted.items():
         execute(plan_conversion(source, target, layout), overwrite=True)
-        out.print(f"  converted to {layout}: {target}")
+        out.print(f"  converted to {layout}: {markup(target)}")
     out.print("  running PyTorch and TensorFlow on the same pictures with the same noise ...")
     pictures = sorted(data.glob("*.jpg"))
     pixels = load_pictures(pictures, source)
@@ -60,7 +60,7 @@ def run_demo(output: Path) -> bool:
         [path.name for path in pictures], source.configuration,
     ).save(output / PICTURE)  # fmt: skip
     out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
-    out.print(f"  {(output / PICTURE).resolve()}")
+    out.print(f"  {markup((output / PICTURE).resolve())}")
     out.print(f"\n{time.monotonic() - started:.0f} s")
     return passed
 

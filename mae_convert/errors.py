@@ -1,18 +1,22 @@
 """The exceptions of mae-convert: each is one sentence that says what is wrong and what to do."""
 
+from mae_convert.redaction import without_secrets
+from mae_convert.text import for_terminal
+
 LONGEST = 1200
 
 
 class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints it and exits with status 2.
 
-    What a file says may stand in the sentence, but it cannot flood or command a terminal there.
+    What a file or a server says may stand in the sentence, but it cannot flood or command a
+    terminal there, and credentials of the user are not repeated.
     """
 
     exit_status = 2
 
     def __init__(self, sentence: str) -> None:
-        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        plain = for_terminal(without_secrets(sentence))
         if len(plain) > LONGEST:
             plain = f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
         super().__init__(plain)

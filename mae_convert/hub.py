@@ -12,10 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mae_convert import __version__
 from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError
+from mae_convert.hub_limits import (
+    LONGEST_WAIT,
+    limit_session,
+    limits_on_answers,
+    requested_wait,
+)
+from mae_convert.redaction import without_secrets
+from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,9 +33,10 @@ LOGGER = logging.getLogger(__name__)
 
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, where the Hub names none
 WAITS_FOR_A_CONNECTION = (1, 2)
-LONGEST_WAIT = 300  # seconds; what asks for more is told to the user instead
 BUSY = (408, 429, 500, 502, 503, 504)
 TIMEOUT = 120.0  # seconds without a sign of life; the client itself would wait for ever
+# Where an error is raised by an answer that is not built as the client expects.
+CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -41,7 +50,9 @@ def client() -> "HfApi":
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
         disable_progress_bars()
-    get_session().timeout = TIMEOUT
+    session = get_session()
+    session.timeout = TIMEOUT
+    limit_session(session)
     return HfApi(library_name="mae-convert", library_version=__version__)
 
 
@@ -70,16 +81,22 @@ def is_transient(error: BaseException) -> bool:
     return status is None or status in BUSY
 
 
-def wait_after(error: BaseException, attempt: int) -> float | None:
-    """Return for how many seconds to wait before the next attempt, or None to give up."""
+def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float | None:
+    """Return for how many seconds to wait before the next attempt, or None to give up.
+
+    Args:
+        error: why the last attempt failed.
+        attempt: its number, from 0.
+        waited: seconds that were waited before earlier attempts; all together have a limit.
+    """
     waits = WAITS_FOR_A_CONNECTION if _never_began(error) else WAITS
     if attempt >= len(waits):
         return None
     refused = error if status_of(error) else error.__cause__
-    asked = getattr(getattr(refused, "response", None), "headers", {}).get("Retry-After", "")
-    if asked.isdigit():
-        return float(asked) if int(asked) <= LONGEST_WAIT else None
-    return float(WAITS[attempt])
+    headers = getattr(getattr(refused, "response", None), "headers", {})
+    requested = requested_wait(headers)
+    wait = float(waits[attempt]) if requested is None else requested
+    return wait if waited + wait <= LONGEST_WAIT else None
 
 
 def _never_began(error: BaseException) -> bool:
@@ -90,17 +107,17 @@ def _never_began(error: BaseException) -> bool:
 
 def patiently(call: Callable[[], T]) -> T:
     """Return what a call returns that may be repeated; wait and repeat it while the Hub is busy."""
-    attempt = 0
+    attempt, waited = 0, 0.0
     while True:
         try:
             return call()
         except Exception as error:
-            wait = wait_after(error, attempt) if is_transient(error) else None
+            wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is None:
                 raise
             say_wait(error, wait)
         time.sleep(wait)
-        attempt += 1
+        attempt, waited = attempt + 1, waited + wait
 
 
 def say_wait(error: BaseException, seconds: float) -> None:
@@ -123,9 +140,14 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 
     try:
-        yield
+        with limits_on_answers():
+            yield
     except MaeConvertError:
         raise
+    except (AttributeError, IndexError, TypeError, RecursionError) as error:
+        if not _was_raised_by_client(error):
+            raise
+        raise unexpected_answer(what, server) from error
     except (
         connection_errors(),
         EntryNotFoundError,
@@ -140,7 +162,7 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
     """Return the error in a sentence that says what to do next."""
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
     if isinstance(error, wrapped) and error.__cause__ is not None:
@@ -161,16 +183,41 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
             f"{what}: {error.filename} cannot be used ({error.strerror}); make room there, or set"
             " HF_HOME to another directory"
         )
-    elif isinstance(error, JSONDecodeError):
-        kind = MissingRequirementError
-        sentence = (
-            f"{what}: {server} answers something else than it should; check HF_ENDPOINT, and"
-            " whether a proxy or a page to log in is in between"
-        )
+    elif isinstance(error, JSONDecodeError | KeyError):
+        return unexpected_answer(what, server)
     else:
         kind, sentence = HubError, f"{what}: {_in_short(error)}"
-    token = get_token()
-    return kind(sentence.replace(token, "<token>") if token else sentence)
+    return kind(sentence)
+
+
+def unexpected_answer(what: str, server: str = "the Hub") -> MissingRequirementError:
+    """Return the error for an answer that is not built as the Hub's are."""
+    return MissingRequirementError(
+        f"{what}: {server} answers something else than it should; check HF_ENDPOINT, and whether a"
+        " proxy or a page to log in is in between"
+    )
+
+
+def _was_raised_by_client(error: BaseException) -> bool:
+    """Tell whether an error comes from the client's own code, which trusts the Hub's answers."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0] in CLIENT_MODULES
+
+
+def account_of(api: "HfApi") -> str:
+    """Return the name of the account whose token the client has.
+
+    Raises:
+        MissingRequirementError: the Hub's answer holds no name.
+    """
+    answer: Any = patiently(api.whoami)
+    name = answer.get("name") if isinstance(answer, dict) else None
+    if not isinstance(name, str) or not name:
+        raise unexpected_answer("the account of the token")
+    return name
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -236,10 +283,18 @@ def _refused(error: BaseException, what: str, server: str) -> str:
 
 
 def _in_short(error: BaseException) -> str:
-    """Return what an error says, in one line and without addresses, which may hold signatures."""
+    """Return what an error says, in one line and without addresses, which may hold signatures.
+
+    Servers repeat in errors what they were sent, the token too.
+    """
+    from huggingface_hub import get_token
+
     said = str(getattr(error, "server_message", None) or error)
+    if token := get_token():
+        said = said.replace(token, "<token>")
+    said = without_secrets(said)  # before anything is cut, which could leave a part of one
     lines = [line.strip(" -") for line in said.splitlines() if line.strip()]
     # The Hub's complaints about a card come as a list.
     told = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
     words = (word.split("?")[0] if "://" in word else word for word in told.split())
-    return (" ".join(words)[:300] or type(error).__name__).rstrip(".")
+    return for_terminal((" ".join(words)[:300] or type(error).__name__).rstrip("."))

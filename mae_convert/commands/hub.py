@@ -2,16 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from mae_convert.options import (
-    json_option,
-)
-
-if TYPE_CHECKING:
-    pass
+from mae_convert.commands.streams import say
+from mae_convert.options import json_option
+from mae_convert.text import for_terminal
 
 
 @click.command()
@@ -57,8 +53,8 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
         return
     for field, value in report.items():
         if field != "path":
-            click.echo(f"{field:<10}{value}", err=True)
-    click.echo(report["path"])
+            say(f"{field:<10}{value}")
+    click.echo(for_terminal(report["path"]))
 
 
 @click.command()

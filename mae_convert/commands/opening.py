@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
+from mae_convert.commands.streams import say
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Checkpoint, Flags
@@ -36,4 +36,4 @@ def open_pair_and_tell(
 def say_notes(origin: "Origin | None") -> None:
     """Print on standard error what is noted of a checkpoint's origin."""
     for note in origin.notes if origin else ():
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}")

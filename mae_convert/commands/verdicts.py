@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.opening import open_and_tell, open_pair_and_tell, say_notes
+from mae_convert.commands.streams import say
 from mae_convert.options import (
     DEVICE,
     FRAMEWORK,
@@ -18,6 +19,7 @@ from mae_convert.options import (
     json_option,
     side_options,
 )
+from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -89,7 +91,7 @@ def trace(
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
     )
-    click.echo(f"wrote {out}")
+    click.echo(f"wrote {for_terminal(out)}")
 
 
 @click.command()
@@ -208,7 +210,7 @@ def verify(
         if certify and done.verdict.passed:
             write_certificate(done, second)
         elif certify and has_certificate(second.path):
-            click.echo(f"note: the certificate beside {b} is of an earlier verification", err=True)
+            say(f"note: the certificate beside {b} is of an earlier verification")
     write_reports(done, reports)
     _tell(done.verdict, as_json=as_json)
     return 0 if done.verdict.passed else 1

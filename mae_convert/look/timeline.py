@@ -18,6 +18,7 @@ from mae_convert.look.masks import noise_of, ratio_that_keeps
 from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
 from mae_convert.origin import Origin
 from mae_convert.pictures import VARIANCE_FLOOR
+from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source
 
 ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left where it has paid
@@ -134,6 +135,7 @@ def timeline(
         raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
     points = _in_order(points)
     pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
+    points = [replace(p, source=without_credentials(p.source)) for p in points]
     names = tuple(path.name for path in images)
     return Timeline(tuple(points), names, pictures, run.configuration, run.mask_ratio)
 
@@ -202,7 +204,7 @@ class _Run:
         view = self._view
         origin: Origin | None
         if storage.is_remote(source):
-            path, origin = storage.download(source, folder), Origin(source)
+            path, origin = storage.download(source, folder), Origin(without_credentials(source))
         else:
             path, origin = locate(parse_source(source))
         try:

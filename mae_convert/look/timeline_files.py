@@ -5,7 +5,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mae_convert.look.timeline import Timeline
 from mae_convert.look.timeline_plot import plot
 from mae_convert.pictures import GREY, as_colours, pasted
 from mae_convert.plain import plain
+from mae_convert.text import for_html
 from mae_convert.verify.page import STYLE
 
 MOST_PICTURES = 4  # on a sheet; a loss is of all
@@ -142,8 +142,8 @@ def _table(found: Timeline) -> str:
         )
         loss = f"{point.loss:.4f}" if point.loss is not None else ""
         span = f"{min(point.losses):.4f} to {max(point.losses):.4f}" if point.losses else ""
-        name = f'{escape(point.source)}<br><span class="bad">{escape(point.error)}</span>' \
-            if point.error else escape(point.source)  # fmt: skip
+        name = f'{for_html(point.source)}<br><span class="bad">{for_html(point.error)}</span>' \
+            if point.error else for_html(point.source)  # fmt: skip
         cells = (point.epoch, loss, change, span)
         lines.append(
             f'<tr class="{marks}">'
@@ -159,7 +159,7 @@ def _table(found: Timeline) -> str:
 
 def _pictures(found: Timeline) -> str:
     columns = _columns(found)
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{for_html(name)}</th>" for name in columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{_picture(column[i])}</td>" for column in columns.values()) + "</tr>"
         for i in range(min(len(found.images), MOST_PICTURES))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mae_convert.containers.messages import shown
 from mae_convert.errors import HubError
 
 BEGIN = (
@@ -20,6 +21,10 @@ SECTION = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 MARK = re.compile(r"<!-- mae-convert: (begin|end)")
+# What may stand in the lines of the marks, which are replaced whole.
+MARK_LINE = re.compile(
+    r"(?:> \*\*Not verified:\*\*[^<]*)?<!-- mae-convert: (?:begin|end)[^<>]*-->[ \t]*\r?"
+)
 
 
 def marked(lines: str, *, warning: str = "") -> str:
@@ -63,7 +68,14 @@ def merged_card(
     line_break = "\r\n" if "\r\n" in existing else "\n"
     head, text = _split(existing)
     head, added = _with_missing(head, metadata, line_break)
-    return head + _with_section(text, section.replace("\n", line_break), line_break, on_top), added
+    text = _with_section(text, section.replace("\n", line_break), line_break, on_top)
+    if _rendered_marks(text) != ["begin", "end"]:
+        raise HubError(
+            "the marks of mae-convert in the repository's README.md stand within code or another"
+            " comment, where the section would not be shown as text; mend them there, then publish"
+            " again"
+        )
+    return head + text, added
 
 
 def metadata_of(card: str) -> dict[str, Any]:
@@ -136,9 +148,29 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
             f"{', '.join(marks)}) and not as one begin and one end; mend them there, then publish"
             " again"
         )
+    lines = [line for line in text.split("\n") if MARK.search(line)]
+    if wrong := [line for line in lines if not MARK_LINE.fullmatch(line)]:
+        raise HubError(
+            f"a mark of mae-convert in the repository's README.md shares its line with other text,"
+            f" which would be lost ({shown(wrong[0])}); mend it there, then publish again"
+        )
     if marks and not on_top:
         return SECTION.sub(lambda _: section, text, count=1)
     rest = SECTION.sub("", text, count=1) if marks else text
     if on_top:
         return line_break + section + line_break * 2 + rest.lstrip("\r\n")
     return rest.rstrip("\r\n") + line_break * 2 + section + line_break
+
+
+def _rendered_marks(text: str) -> list[str]:
+    """Return the marks that Markdown takes for comments of their own, in their order."""
+    from markdown_it import MarkdownIt
+
+    found = []
+    for block in MarkdownIt("commonmark").parse(text):
+        # A mark after a warning is within its paragraph.
+        pieces = [block] if block.type == "html_block" else block.children or ()
+        for piece in pieces:
+            if piece.type.startswith("html_") and (mark := MARK.match(piece.content.lstrip())):
+                found.append(mark[1])
+    return found

@@ -75,7 +75,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
         HubError: the Hub refuses, or someone else has changed the branch meanwhile.
         MissingRequirementError: the Hub cannot be reached, or stays out of order.
     """
-    attempt = 0
+    attempt, waited = 0, 0.0
     while True:
         try:
             info = _send(api, target, remote, change)
@@ -83,7 +83,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
         except Exception as error:
             if isinstance(error, MaeConvertError) or not _may_have_been_made(error):
                 raise
-            wait = wait_after(error, attempt) if is_transient(error) else None
+            wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is not None:
                 say_wait(error, wait)
                 time.sleep(wait)  # before the look: what was sent may still be on its way
@@ -98,7 +98,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
                 raise changed_meanwhile(target, remote) from error
             if wait is None:
                 raise
-        attempt += 1
+        attempt, waited = attempt + 1, waited + wait
 
 
 def _may_have_been_made(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Which licence weights are published under: that of their source, and never an invented one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from mae_convert.official import LICENSE, candidates
 from mae_convert.publish.parts import Part
 from mae_convert.sources.licence import FIELDS
 
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 MORE = "https://huggingface.co/docs/hub/repositories-licenses"
 
 
@@ -30,6 +32,11 @@ class Licence:
     def name(self) -> str:
         """The licence in one word."""
         return self.fields.get("license_name") or self.fields["license"]
+
+
+def is_repository(name: object) -> bool:
+    """Tell whether what a record names can be a repository on the Hub."""
+    return isinstance(name, str) and REPOSITORY.fullmatch(name) is not None
 
 
 def sources_of(part: Part) -> Iterator[Mapping[str, Any]]:

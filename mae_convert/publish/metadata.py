@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from mae_convert.publish.licence import Licence, sources_of
+from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.publish.parts import Part
+from mae_convert.text import for_yaml
 
 # By layout; a layout that no library on the Hub loads has none.
 LIBRARIES = {
@@ -29,12 +30,12 @@ def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None)
     task = "image-classification" if checkpoint.task == "classify" else "image-feature-extraction"
     sources = list(sources_of(part))
     base = [base_model] if base_model else []
-    base += [str(source["repository"]) for source in sources if source.get("repository")]
-    base += [str(source["on_the_hub"]) for source in sources if source.get("on_the_hub")]
-    told = (source["datasets"] for source in sources if source.get("datasets"))
-    datasets = next((list(names) for names in told), None)
+    for field in ("repository", "on_the_hub"):
+        base += [source[field] for source in sources if is_repository(source.get(field))]
+    told = (source["datasets"] for source in sources if isinstance(source.get("datasets"), list))
+    datasets = next(([name for name in names if is_repository(name)] for names in told), None)
     library = LIBRARIES.get(checkpoint.layout.name)
-    return {
+    fields = {
         **licence.fields,
         **({"library_name": library} if library else {}),
         "pipeline_tag": task,
@@ -42,3 +43,4 @@ def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None)
         **({"datasets": datasets} if datasets else {}),
         "tags": list(TAGS),
     }
+    return dict(for_yaml(fields))

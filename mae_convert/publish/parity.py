@@ -6,6 +6,7 @@ from typing import Any
 from mae_convert.plain import number
 from mae_convert.publish.markdown import table
 from mae_convert.publish.parts import Part
+from mae_convert.text import code_in_markdown, for_html, for_markdown
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check
 from mae_convert.verify.summary import summary
 
@@ -37,13 +38,16 @@ def in_short(part: Part) -> str:
 
 def verification(part: Part) -> str:
     """Return the parity table of a part, and how it came about."""
-    names = ", ".join(f"`{path.name}`" for path in part.weights[:1])
+    names = ", ".join(code_in_markdown(path.name) for path in part.weights[:1])
     if part.certificate is None:
         return f"{names} was **not verified**."
     document = part.certificate.document
     checks = [Check(**check) for check in document["checks"]]
     rows = [
-        (line.title, line.measured, line.limit, "ok" if line.passed else "**FAILED**")
+        (
+            *map(for_markdown, (line.title, line.measured, line.limit)),
+            "ok" if line.passed else "**FAILED**",
+        )
         for line in summary(checks)
     ]
     how = "; ".join(_witness(witness) for witness in document.get("witnesses", []))
@@ -55,24 +59,28 @@ def verification(part: Part) -> str:
         " show."
     )
     source = document["source"]
+    digits = code_in_markdown(source.get("sha256"))
     lines = [
-        f"{names} against `{source.get('name')}` (SHA-256 `{source.get('sha256')}`): the same"
+        f"{names} against {code_in_markdown(source.get('name'))} (SHA-256 {digits}): the same"
         f" pictures with the same noise through both. {proven}",
         table(("compared", "how far apart", "limit", ""), rows),
-        f"Distances are relative L2. {how}. Inputs (SHA-256): `{document['inputs']}`."
+        f"Distances are relative L2. {how}. Inputs (SHA-256):"
+        f" {code_in_markdown(document['inputs'])}."
         f" {_versions(document.get('environment', {}))}",
     ]
     lines += [
-        f"The declared rounding moves {name} by {number(effect)} (relative L2, not judged)."
+        for_markdown(
+            f"The declared rounding moves {name} by {number(effect)} (relative L2, not judged)."
+        )
         for name, effect in document.get("effects", {}).items()
     ]
-    lines += [f"Not compared: {what}." for what in document.get("not_compared", [])]
+    lines += [f"Not compared: {for_markdown(what)}." for what in document.get("not_compared", [])]
     return "\n\n".join(lines)
 
 
 def folded(part: Part) -> str:
     """Return the same for a further part, to be opened by a click."""
-    name = part.weights[0].name
+    name = for_html(part.weights[0].name)
     return (
         f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(part)}"
         "\n\n</details>"
@@ -82,7 +90,7 @@ def folded(part: Part) -> str:
 def _witness(witness: Mapping[str, Any]) -> str:
     how = "its own names" if witness.get("native") else "the conversion's tables"
     version = (witness.get("versions") or {}).get(witness.get("framework"), "")
-    return (
+    return for_markdown(
         f"{witness.get('side')} is the {witness.get('layout')} layout, run by"
         f" {witness.get('framework')} {version} on {witness.get('device')}, loaded by {how}"
     )
@@ -90,4 +98,4 @@ def _witness(witness: Mapping[str, Any]) -> str:
 
 def _versions(environment: Mapping[str, str]) -> str:
     kept = [f"{name} {version}" for name, version in environment.items() if name != "platform"]
-    return f"Versions: {', '.join(kept)}." if kept else ""
+    return f"Versions: {for_markdown(', '.join(kept))}." if kept else ""

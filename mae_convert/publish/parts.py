@@ -1,5 +1,6 @@
 """What a publication is made of: model directories and files, each with its proof."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.containers.checkpoint import JSON_NAMES
+from mae_convert.containers.messages import shown
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.sources.choosing import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
 from mae_convert.verify.certificate import Certificate, read_certificate
 
+NAME = re.compile(r"\w[\w.-]*")
 PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5", "keras_archive")
 UNVERIFIED = "--unverified publishes it all the same, and the card says so in its first line"
 
@@ -79,6 +82,11 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
         raise CheckpointError(
             f"{target} holds its weights as {name}, where nobody looks for them; convert it to a"
             " directory, which has them by the name that readers know"
+        )
+    if wrong := [path.name for path in checkpoint.container.files if not NAME.fullmatch(path.name)]:
+        raise CheckpointError(
+            f"{shown(wrong[0])} is not a name for a file that is published, which commands and code"
+            " in the card repeat: rename it to letters, digits and . _ - only"
         )
     if unverified:
         return Part(target, checkpoint, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.hub import client, is_unreachable, patiently, speaking
+from mae_convert.hub import account_of, client, is_unreachable, speaking
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.metadata import metadata
@@ -156,7 +156,7 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
         try:
             account = None
             if get_token() or not dry_run:
-                account = str(patiently(api.whoami)["name"])
+                account = account_of(api)
             return account, look(api, target, account), ()
         except Exception as error:
             if not dry_run or not is_unreachable(error):

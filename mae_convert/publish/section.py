@@ -4,21 +4,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import PREPROCESSING
 from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import listed
+from mae_convert.official import BASE_URL
 from mae_convert.plain import plain
-from mae_convert.publish.licence import Licence, sources_of
+from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.publish.loading import loading
 from mae_convert.publish.markdown import size, table
 from mae_convert.publish.parity import folded, in_short, verification
 from mae_convert.publish.parts import Part
 from mae_convert.publish.staging import Staged
 from mae_convert.show.conversion import step_in_words
+from mae_convert.text import code_in_markdown, for_markdown, link_in_markdown
 
+MOST_NAMES = 4  # of tensors, in a line
 TASKS = {
     "pretrain": "encoder and decoder",
     "encoder": "encoder, without a decoder",
@@ -130,35 +133,54 @@ def provenance(facts: Facts) -> str:
     for number_, source in enumerate(sources_of(part)):
         title = "which was made of" if number_ else "converted from"
         rows.append((title, _source(source)))
-        rows.append(("SHA-256", f"`{source.get('sha256', 'unknown')}`"))
+        rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
     if not rows:
         rows.append(("converted from", "unknown: there is no record of a conversion"))
     if (family := part.checkpoint.family) and family.certain:
-        rows.append(("family", family.family.name))
-        rows += [("to be known", family.family.caveat)] if family.family.caveat else []
+        rows.append(("family", for_markdown(family.family.name)))
+        rows += (
+            [("to be known", for_markdown(family.family.caveat))] if family.family.caveat else []
+        )
     licence = facts.licence
-    name = licence.name
+    name = for_markdown(licence.name)
     if link := licence.fields.get("license_link"):
-        name = f"[{name}]({link})"
-    rows.append(("licence", f"{name}, {licence.said_by}"))
+        name = link_in_markdown(name, link)
+    rows.append(("licence", f"{name}, {for_markdown(licence.said_by)}"))
     version = part.record.get("mae_convert", __version__)
     if part.record:
-        rows.append(("converted by", f"mae-convert {version}, to {_layout(part)}"))
+        rows.append(("converted by", f"mae-convert {for_markdown(version)}, to {_layout(part)}"))
     return table(("", ""), rows)
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """Return where a checkpoint was got from, as a link where there is one."""
+    """Return where a checkpoint was got from, as a link where it is a known place.
+
+    The record is a file that anyone can write: what it names elsewhere is shown, and not linked.
+    """
     name = str(source.get("official") or source.get("name"))
-    if url := source.get("url"):
-        place = f"[`{name}`]({url})"
-    elif repository := source.get("repository"):
-        revision = source.get("revision", "main")
-        address = f"https://huggingface.co/{repository}/tree/{revision}"
-        place = f"`{source.get('file', name)}` of [{repository}]({address}) at `{revision}`"
+    repository, url = source.get("repository"), str(source.get("url") or "")
+    if url.startswith(f"{BASE_URL}/"):
+        place = link_in_markdown(code_in_markdown(name), url)
+    elif url:
+        place = f"{code_in_markdown(name)} from {code_in_markdown(url)}"
+    elif repository:
+        revision = str(source.get("revision", "main"))
+        place = (
+            f"{code_in_markdown(source.get('file', name))} of {_repository(repository, revision)}"
+        )
     else:
-        place = f"`{name}`"
-    return f"{place}, layout `{source.get('layout', 'unknown')}`, {source.get('task', '')}"
+        place = code_in_markdown(name)
+    layout, task = source.get("layout", "unknown"), source.get("task", "")
+    return f"{place}, layout {code_in_markdown(layout)}, {for_markdown(task)}"
+
+
+def _repository(name: object, revision: str) -> str:
+    """Return a repository on the Hub at a revision, linked if it can be the name of one."""
+    shown = for_markdown(name)
+    if is_repository(name):
+        address = f"https://huggingface.co/{name}/tree/{quote(revision, safe='/')}"
+        shown = link_in_markdown(shown, address)
+    return f"{shown} at {code_in_markdown(revision)}"
 
 
 def _changes(part: Part) -> Iterator[str]:
@@ -170,12 +192,14 @@ def _changes(part: Part) -> Iterator[str]:
     steps = record.get("steps", [])
     if any(step.get("step") != "task" for step in steps):
         lines = [f"- mapped: {len(record.get('tensors', {}))} tensors"]
-    lines += [f"- changed on purpose: {step_in_words(step)}" for step in steps]
+    lines += [f"- changed on purpose: {for_markdown(step_in_words(step))}" for step in steps]
     for title in ("dropped", "created"):
         tensors: Mapping[str, str] = record.get(title, {})
         for reason in dict.fromkeys(tensors.values()):
-            names = [f"`{name}`" for name, why in tensors.items() if why == reason]
-            lines.append(f"- {title}: {listed(names, 4)}: {reason}")
+            names = [code_in_markdown(n) for n, why in tensors.items() if why == reason]
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            shown = ", ".join(names[:MOST_NAMES]) + more
+            lines.append(f"- {title}: {shown}: {for_markdown(reason)}")
         if not tensors:
             lines.append(f"- {title}: nothing")
     yield "\n".join(lines)
@@ -191,7 +215,7 @@ def configurationtable(part: Part) -> str:
         value = plain(entry["value"])
         if name in PREPROCESSING:
             value = ", ".join(f"{x:g}" for x in entry["value"])
-        rows.append((f"`{name}`", str(value), str(source)))
+        rows.append((code_in_markdown(name), for_markdown(value), for_markdown(source)))
     return table(("field", "value", "taken from"), rows)
 
 
@@ -221,7 +245,8 @@ def filestable(facts: Facts) -> str:
         for path in part.weights:
             staged = facts.staged[path.name]
             layout = f"`{part.checkpoint.layout.name}`"
-            rows.append((f"`{path.name}`", layout, size(staged.size), f"`{staged.sha256}`"))
+            digits = code_in_markdown(staged.sha256)
+            rows.append((code_in_markdown(path.name), layout, size(staged.size), digits))
     return table(("file", "layout", "size", "SHA-256"), rows)
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from mae_convert.plain import plain
+from mae_convert.text import for_terminal
 
 PIPE_WIDTH = 200
 
@@ -26,18 +27,31 @@ class PatientConsole(Console):
 
 def discard_output() -> None:
     """Send what is still to be printed nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def console() -> Console:
     """Return a console for standard output; what is piped is not wrapped to a screen's width."""
-    return PatientConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return PatientConsole(highlight=False, emoji=False, width=width)
+
+
+def markup(text: object) -> str:
+    """Return text as it may stand in the markup of a console: no styles, on one line, printable."""
+    return escape(for_terminal(text))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return plain data as JSON in printable ASCII; numbers that are not finite become strings."""
+    return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def as_json(value: Any) -> None:
     """Print one JSON object; numbers that are not finite become strings."""
     try:
-        print(json.dumps(plain(value), indent=2), flush=True)
+        print(json_text(value, indent=2), flush=True)
     except BrokenPipeError:
         discard_output()
 
@@ -46,7 +60,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Grid:
     """Return names and values in two columns."""
     grid = Grid.grid(padding=(0, 2))
     for name, value in rows:
-        grid.add_row(escape(name), escape(value))
+        grid.add_row(markup(name), markup(value))
     return grid
 
 
@@ -54,6 +68,5 @@ def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return the fields that no tensor tells, with value and source."""
     grid = Grid.grid(padding=(0, 2))
     for name, entry in assumed.items():
-        value = escape(str(plain(entry["value"])))
-        grid.add_row(f"  {name}", value, escape(entry["source"]))
+        grid.add_row(f"  {markup(name)}", markup(plain(entry["value"])), markup(entry["source"]))
     return grid

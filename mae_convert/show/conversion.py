@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from mae_convert.diff import Difference
@@ -14,7 +13,7 @@ from mae_convert.oddities import by_reason
 from mae_convert.plain import number
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES
-from mae_convert.show.console import assumptions, console, pairs
+from mae_convert.show.console import assumptions, console, markup, pairs
 from mae_convert.show.inspection import family_rows, size_of
 
 
@@ -103,8 +102,9 @@ def difference(result: Difference) -> None:
     for t in result.tensors:
         a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
         kind = a if a == b else f"{a} | {b}"
-        grid.add_row(t.name, kind, str(t.elements), number(t.relative_l2), number(t.max_abs))
+        cells = (t.name, kind, t.elements, number(t.relative_l2), number(t.max_abs))
+        grid.add_row(*map(markup, cells))
     if result.tensors:
         out.print(grid)
     for name, (a, b) in result.configuration.items():
-        out.print(f"configuration: {name} is {escape(str(a))} in A and {escape(str(b))} in B")
+        out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.show.console import assumptions, console, pairs
+from mae_convert.show.console import assumptions, console, markup, pairs
 
 
 def inspection(report: Mapping[str, Any]) -> None:
@@ -117,5 +117,5 @@ def _statistics(stats: Mapping[str, Mapping[str, float]]) -> Grid:
         grid.add_column(column, justify="right")
     for name, s in stats.items():
         values = [f"{s[key]:.4g}" for key in ("min", "max", "mean", "std")]
-        grid.add_row(name, *values, str(s["zeros"]), str(s["not_finite"]))
+        grid.add_row(markup(name), *values, str(s["zeros"]), str(s["not_finite"]))
     return grid

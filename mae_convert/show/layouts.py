@@ -7,7 +7,7 @@ from rich.table import Table as Grid
 from mae_convert.layouts import Layout
 from mae_convert.mapping import Repeat, Row
 from mae_convert.planning import SUFFIX_KINDS
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 
 
 def layouts(all_layouts: Iterable[Layout]) -> None:
@@ -18,7 +18,7 @@ def layouts(all_layouts: Iterable[Layout]) -> None:
     for entry in all_layouts:
         tasks = ", ".join(dict.fromkeys(task for table in entry.tables for task in table.tasks))
         written = f"directory with {entry.weights_name}" if entry.weights_name else _kinds(entry)
-        grid.add_row(entry.name, entry.title, tasks, written)
+        grid.add_row(*map(markup, (entry.name, entry.title, tasks, written)))
     console().print(grid)
 
 
@@ -39,9 +39,9 @@ def layout(entry: Layout) -> None:
         for column in ("canonical", entry.name, ""):
             grid.add_column(column)
         for canonical, external, transform in table_rows(table.rows):
-            grid.add_row(canonical, external, transform)
+            grid.add_row(*map(markup, (canonical, external, transform)))
         for drop in table.drops:
-            grid.add_row("not used", drop.external, drop.why)
+            grid.add_row("not used", markup(drop.external), markup(drop.why))
         out.print(grid)
 
 

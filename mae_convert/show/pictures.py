@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table as Grid
 
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 
 if TYPE_CHECKING:
     from mae_convert.look.features import Features
@@ -23,12 +22,12 @@ def reconstructions(report: Mapping[str, Any]) -> None:
     grid.add_column("picture")
     grid.add_column("removed patches", justify="right")
     for name in frameworks:
-        grid.add_column(f"error on them, {name}", justify="right")
+        grid.add_column(f"error on them, {markup(name)}", justify="right")
     for row in report["images"]:
         removed = f"{row['removed']} of {row['patches']}"
         errors = (row["loss"][name] for name in frameworks)
         cells = ("none" if error is None else f"{error:.4f}" for error in errors)
-        grid.add_row(escape(row["image"]), removed, *cells)
+        grid.add_row(markup(row["image"]), removed, *cells)
     out.print(grid)
     out.print("error: mean square over removed patches, in normalised pixels")
     if "film_ratios" in report:
@@ -37,9 +36,9 @@ def reconstructions(report: Mapping[str, Any]) -> None:
     if "largest_difference" in report:
         out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
     if report["note"]:
-        out.print(f"note: {report['note']}")
+        out.print(f"note: {markup(report['note'])}")
     for path in report["outputs"]:
-        out.print(escape(path), soft_wrap=True)
+        out.print(markup(path), soft_wrap=True)
 
 
 def features_json(found: "Features", path: Path) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def features(found: "Features", path: Path) -> None:
     labels = f", {count} label{'s' if count > 1 else ''}" if count else ""
     out = console()
     out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
-    out.print(escape(told["path"]), soft_wrap=True)
+    out.print(markup(told["path"]), soft_wrap=True)
 
 
 def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
@@ -73,8 +72,8 @@ def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
     for point in found.points:
         loss = "" if point.loss is None else f"{point.loss:.4f}"
         name = f"{point.source}: {point.error}" if point.error else point.source
-        grid.add_row(str(point.epoch), loss, escape(name))
+        grid.add_row(str(point.epoch), loss, markup(name))
     out.print(grid)
     out.print(f"lowest at epoch {found.best.epoch}; 99 % of the gain by {found.paid_until.epoch}")
     for path in outputs:
-        out.print(escape(str(path)), soft_wrap=True)
+        out.print(markup(path), soft_wrap=True)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from mae_convert.publish.markdown import size
 from mae_convert.publish.plan import Publication
 from mae_convert.publish.publishing import Published
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 
 
 def plan(publication: Publication, *, with_card: bool) -> None:
@@ -19,21 +18,26 @@ def plan(publication: Publication, *, with_card: bool) -> None:
     where = remote.revision + (" (new branch)" if remote.is_new_branch else "")
     if wish.target.pull_request:
         where = remote.pull_request_url or "a new pull request to main"
-    out.print(f"[bold]{escape(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {where}")
+    out.print(
+        f"[bold]{markup(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
+    )
     out.print(_files(publication))
     count = len(publication.parts)
     layouts = "one layout" if count == 1 else f"{count} layouts"
     out.print(f"weights in {layouts}, {'NOT verified' if wish.unverified else 'verified'}")
-    out.print(f"licence: {publication.licence.name}, {escape(publication.licence.said_by)}")
+    out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
     for name in publication.kept:
-        out.print(f"[yellow]stays[/yellow]: {name} in the repository, which this is not about")
+        out.print(
+            f"[yellow]stays[/yellow]: {markup(name)} in the repository, which this is not about"
+        )
     if publication.added_metadata:
-        out.print(f"added to the card's metadata: {', '.join(publication.added_metadata)}")
+        out.print(f"added to the card's metadata: {markup(', '.join(publication.added_metadata))}")
     for note in publication.notes:
-        out.print(f"[yellow]note[/yellow]: {escape(note)}")
+        out.print(f"[yellow]note[/yellow]: {markup(note)}")
     if with_card:
         out.print("\n[bold]README.md[/bold]\n")
-        out.print(publication.card, markup=False, soft_wrap=True)
+        for line in publication.card.splitlines():
+            out.print(markup(line), soft_wrap=True)
         out.print("\nnothing was sent: --dry-run")
 
 
@@ -43,7 +47,7 @@ def _files(publication: Publication) -> Grid:
     grid.add_column()
     grid.add_column(justify="right")
     for path, what, count in _rows(publication):
-        grid.add_row(f"  {what}", escape(path), "" if count is None else size(count))
+        grid.add_row(f"  {what}", markup(path), "" if count is None else size(count))
     return grid
 
 
@@ -98,7 +102,7 @@ def published(done: Published) -> None:
     if not committed.is_new:
         out.print("everything was there already: no commit was made")
     for path, how in done.wrong.items():
-        out.print(f"[red]differs[/red]  {escape(path)}: {how}")
+        out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
     count = len(done.publication.staged)
     if done.wrong:
         out.print(f"[bold red]DIFFERENT[/bold red]: of {count} files that the Hub serves now,"
@@ -106,5 +110,5 @@ def published(done: Published) -> None:
     else:
         out.print(f"[bold green]PUBLISHED[/bold green]: {count} files, downloaded again and equal")
     if committed.pull_request_url:
-        out.print(committed.pull_request_url, soft_wrap=True)
-    out.print(committed.url, soft_wrap=True)
+        out.print(markup(committed.pull_request_url), soft_wrap=True)
+    out.print(markup(committed.url), soft_wrap=True)

@@ -1,16 +1,15 @@
 """Print how a checkpoint compares with what others published of it."""
 
-from rich.markup import escape
 from rich.table import Table as Grid
 
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 from mae_convert.verify.published import PublishedResult
 
 
 def published(result: PublishedResult) -> None:
     """Print the values, published and measured, and the answer."""
     out, truth = console(), result.truth
-    out.print(f"{escape(result.checkpoint)}, run by {result.framework}")
+    out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
     out.print(f"logits [0, :3, :3] as published for {truth.source} by {truth.where}")
     if truth.layer_norm_eps is not None:
         out.print(

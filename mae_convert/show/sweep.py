@@ -1,6 +1,5 @@
 """Print what a sweep will do, how far it is, and what came of it."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from mae_convert import storage
-from mae_convert.plain import plain
 from mae_convert.show.console import as_json as print_json
-from mae_convert.show.console import console
+from mae_convert.show.console import console, json_text, markup
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
 from mae_convert.sweep.row import DONE, Row
@@ -24,7 +21,7 @@ from mae_convert.sweep.running import Agenda, Tell
 
 def event(kind: str, **fields: Any) -> None:
     """Print one line of JSON."""
-    print(json.dumps(plain({"event": kind, **fields})), flush=True)
+    print(json_text({"event": kind, **fields}), flush=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
         said = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
         cells = (line["state"], local_name(line["source"]), line["layout"] or "", _target(line),
                  said, size(line["bytes"]), size(line["memory"]))  # fmt: skip
-        grid.add_row(*(escape(str(cell)) for cell in cells))
+        grid.add_row(*map(markup, cells))
     out = console()
     out.print(grid)
     total = sum(line["bytes"] or 0 for line in lines if line["state"] in ("new", "again"))
@@ -139,7 +136,7 @@ def _bar(todo: Agenda) -> Iterator[Tell]:
         shown.TimeRemainingColumn(elapsed_when_finished=True),
         shown.TextColumn("{task.fields[said]}"),
     )
-    out = Console(stderr=True)
+    out = Console(stderr=True, highlight=False, emoji=False)
     with shown.Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task("jobs", total=len(todo.todo), said="")
         rows: list[Row] = []
@@ -147,7 +144,7 @@ def _bar(todo: Agenda) -> Iterator[Tell]:
         def tell(row: Row) -> None:
             rows.append(row)
             if not row.is_good:
-                bar.console.print(escape(_complaint(row)))
+                bar.console.print(markup(_complaint(row)))
             bar.update(task, advance=1, said=Counts.of(rows).in_words())
 
         yield tell
@@ -164,10 +161,12 @@ def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> 
     if not sys.stderr.isatty():  # else they were told when they came
         for row in rows:
             if not row.is_good:
-                out.print(escape(_complaint(row)))
+                out.print(markup(_complaint(row)))
     earlier = f" ({len(todo.done)} of them earlier)" if todo.done else ""
     left = f", {not_run} not run" if not_run else ""
-    out.print(f"{len(todo.jobs)} jobs: {counts.in_words()}{earlier}{left}; results in {path}")
+    out.print(
+        f"{len(todo.jobs)} jobs: {counts.in_words()}{earlier}{left}; results in {markup(path)}"
+    )
 
 
 def _complaint(row: Row) -> str:

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from mae_convert.plain import number, plain
-from mae_convert.show.console import console
+from mae_convert.show.console import console, markup
 from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
@@ -25,14 +24,14 @@ def verdict(result: Verdict) -> None:
     for witness in result.witnesses:
         out.print(_witness(witness))
         for line in _assumed_by(witness):
-            out.print(f"   {escape(line)}")
+            out.print(f"   {markup(line)}")
     for step in result.steps:
-        out.print(f"declared by B and applied to A: {escape(step_in_words(step))}")
+        out.print(f"declared by B and applied to A: {markup(step_in_words(step))}")
     out.print(checks_table(result.checks))
     failed = result.failed()
     for check in failed[:MOST_ROWS]:
         measured = f"{number(check.measured)}, limit {number(check.limit)}"
-        out.print(f"[red]failed[/red]  {check.name}: {escape(measured)}")
+        out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
     if len(failed) > MOST_ROWS:
         out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json has them all")
     for line in _explanation(result):
@@ -42,16 +41,18 @@ def verdict(result: Verdict) -> None:
 
 def _explanation(result: Verdict) -> Iterator[str]:
     if result.first_divergence:
-        yield f"first divergence: [bold]{result.first_divergence}[/bold]"
-        yield from map(escape, depth_chart(result))
+        yield f"first divergence: [bold]{markup(result.first_divergence)}[/bold]"
+        yield from map(markup, depth_chart(result))
     if result.suspects and not result.passed:
-        yield f"{suspects_title(result)}: " + ", ".join(result.suspects[:6])
+        yield f"{suspects_title(result)}: {markup(', '.join(result.suspects[:6]))}"
     for cause in result.causes:
-        yield f"cause: {escape(cause)}"
+        yield f"cause: {markup(cause)}"
     for what in result.not_compared:
-        yield f"[yellow]not compared[/yellow]: {escape(what)}"
+        yield f"[yellow]not compared[/yellow]: {markup(what)}"
     for name, effect in result.effects.items():
-        yield f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        yield markup(
+            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        )
 
 
 def answer_line(result: Verdict) -> str:
@@ -67,8 +68,8 @@ def _witness(witness: Mapping[str, Any]) -> str:
     place = witness["device"]
     if witness.get("mode") not in (None, "eager"):
         place += f", {witness['mode']}"
-    return (
-        f"{witness['side']}  {escape(witness['checkpoint']['name'])}  ({witness['layout']},"
+    return markup(
+        f"{witness['side']}  {witness['checkpoint']['name']}  ({witness['layout']},"
         f" {witness['task']}), run by {witness['framework']} {version} on {place}, loaded by {how}"
     )
 
@@ -92,7 +93,7 @@ def checks_table(checks: Iterable[Check]) -> Grid:
         grid.add_column(column)
     for line in summary(checks):
         said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
-        grid.add_row(escape(line.title), line.measured, line.limit, said)
+        grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
     return grid
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.hub import is_unreachable, patiently
+from mae_convert.hub import is_unreachable, patiently, unexpected_answer
 from mae_convert.mapping import listed
 from mae_convert.record import file_sha256
 from mae_convert.sources.reference import HubReference
@@ -74,13 +74,29 @@ def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
 
 
 def entries_of(info: "ModelInfo") -> dict[str, Entry]:
-    """Return the files of a repository by path, as the Hub tells them."""
+    """Return the files of a repository by path, as the Hub tells them.
+
+    Raises:
+        MissingRequirementError: the Hub's answer is not built as a listing is.
+    """
+    if any(not _is_file(sibling) for sibling in info.siblings or ()):
+        raise unexpected_answer("the repository's files")
     return {
         sibling.rfilename: Entry(
             sibling.size, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id
         )
         for sibling in info.siblings or ()
     }
+
+
+def _is_file(sibling: Any) -> bool:
+    """Tell whether name, size and hashes of a file that the Hub lists are of the right types."""
+    hashes = (sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
+    return (
+        isinstance(sibling.rfilename, str)
+        and isinstance(sibling.size, int | None)
+        and all(isinstance(digits, str | None) for digits in hashes)
+    )
 
 
 def _cached_entries(repo_id: str, commit: str) -> dict[str, Entry]:

@@ -22,6 +22,7 @@ from mae_convert.origin import Origin
 from mae_convert.packing import Packing
 from mae_convert.planning import Plan, plan_conversion
 from mae_convert.record import files_sha256
+from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source
 from mae_convert.steps import Geometry
 from mae_convert.sweep.freshness import version
@@ -63,12 +64,12 @@ class Job:
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of a row that say which job it is of."""
+        """Return the fields of a row that say which job it is of, without credentials."""
         settings = {name: value for name, value in self.settings.items() if name != "to"}
         return {
             "key": self.key,
-            "source": self.source,
-            "target": self.target,
+            "source": without_credentials(self.source),
+            "target": self.target and without_credentials(self.target),
             "layout": self.settings.get("to"),
             "settings": settings,
         }
@@ -114,7 +115,8 @@ def _named(row: Row, job: Job, folder: str) -> Row:
     said = row.error or ""
     for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
         if name and storage.is_remote(name):
-            said = said.replace(f"{folder}/{kept}/{storage.last_part(name)}", name)
+            shown = without_credentials(name)
+            said = said.replace(f"{folder}/{kept}/{storage.last_part(name)}", shown)
     return replace(row, error=said)
 
 
@@ -155,7 +157,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
 def _local(text: str, folder: Path) -> tuple[Path, Any]:
     """Return the local path of a checkpoint, downloaded if need be, and where it was got from."""
     if storage.is_remote(text):
-        return storage.download(text, folder), Origin(text)
+        return storage.download(text, folder), Origin(without_credentials(text))
     return locate(parse_source(text.removeprefix(storage.FILE)))
 
 

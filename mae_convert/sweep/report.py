@@ -4,12 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 from mae_convert.plain import number
 from mae_convert.sources.patterns import natural
 from mae_convert.sweep.row import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
+from mae_convert.text import for_html
 from mae_convert.verify.page import STYLE
 
 TAG = re.compile("<[^>]*>")
@@ -98,9 +98,9 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     for row in rows:
         cells.setdefault((row.source, _variant(row, differing)), []).append(_mark(row, link=True))
     names = _short_names(sources)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("source", *columns))
+    head = "".join(f"<th>{for_html(name)}</th>" for name in ("source", *columns))
     lines = (
-        f'<tr><td title="{escape(source)}">{escape(names[source])}</td>'
+        f'<tr><td title="{for_html(source)}">{for_html(names[source])}</td>'
         + "".join(f"<td>{' '.join(cells.get((source, name), ()))}</td>" for name in columns)
         + "</tr>"
         for source in sources
@@ -149,19 +149,19 @@ def _mark(row: Row, *, link: bool = False) -> str:
     tone = "ok" if row.is_good and row.passed else "" if row.is_good else "bad"
     word = {"PASSED and proven": "proven", "PASSED": "passed"}.get(word, word)
     if not link:
-        return f'<span class="cell {tone}">{escape(word)}</span>'
-    why = escape(row.error or row.cause or "")
-    return f'<a class="cell {tone}" href="#{row.key[:16]}" title="{why}">{escape(word)}</a>'
+        return f'<span class="cell {tone}">{for_html(word)}</span>'
+    why, anchor = for_html(row.error or row.cause or ""), for_html(row.key[:16])
+    return f'<a class="cell {tone}" href="#{anchor}" title="{why}">{for_html(word)}</a>'
 
 
 def _text(value: str | None) -> str:
-    return f"<td>{escape(value or '')}</td>"
+    return f"<td>{for_html(value or '')}</td>"
 
 
 def _number(value: float | None, show: Callable[[float], str]) -> str:
     if value is None:
         return '<td class="n" data-value=""></td>'
-    return f'<td class="n" data-value="{value:.17g}">{escape(show(value))}</td>'
+    return f'<td class="n" data-value="{value:.17g}">{for_html(show(value))}</td>'
 
 
 def _megabytes(value: float) -> str:
@@ -173,16 +173,16 @@ def _seconds(value: float) -> str:
 
 
 def _hash(value: str | None) -> str:
-    short = f"<code>{escape(value[:12])}</code>" if value else ""
-    return f'<td title="{escape(value or "")}">{short}</td>'
+    short = f"<code>{for_html(value[:12])}</code>" if value else ""
+    return f'<td title="{for_html(value or "")}">{short}</td>'
 
 
 def _long(value: str) -> str:
-    return f'<td class="long">{escape(value)}</td>'
+    return f'<td class="long">{for_html(value)}</td>'
 
 
 def _path(value: str | None) -> str:
-    return f'<td class="path">{escape(value or "")}</td>'
+    return f'<td class="path">{for_html(value or "")}</td>'
 
 
 COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
@@ -215,10 +215,10 @@ def _table(rows: Sequence[Row]) -> str:
     columns = [(name, kind, list(map(cell, shown))) for name, kind, cell in COLUMNS]
     columns = [c for c in columns if any(TAG.sub("", cell) for cell in c[2])]
     head = "".join(
-        f'<th data-sort="{kind}" title="sort">{escape(name)}</th>' for name, kind, _ in columns
+        f'<th data-sort="{kind}" title="sort">{for_html(name)}</th>' for name, kind, _ in columns
     )
     body = "\n".join(
-        f'<tr id="{row.key[:16]}">' + "".join(cells) + "</tr>"
+        f'<tr id="{for_html(row.key[:16])}">' + "".join(cells) + "</tr>"
         for row, *cells in zip(rows, *(cells for _, _, cells in columns), strict=True)
     )
     return f'<table id="rows"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'

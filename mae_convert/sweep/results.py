@@ -85,11 +85,12 @@ class Results:
         """Note that jobs are going to be done: from now on their targets are this sweep's."""
         with self._writing():
             self._file.executemany(
-                "INSERT OR IGNORE INTO begun VALUES (?, ?)", [(j.key, j.target) for j in jobs]
+                "INSERT OR IGNORE INTO begun VALUES (?, ?)",
+                [(j.key, j.identity()["target"]) for j in jobs],
             )
 
     def begun(self) -> set[str]:
-        """Return the targets of jobs that were begun, in this or an earlier run.
+        """Return the targets of jobs that were begun, now or earlier, without credentials.
 
         Raises:
             CheckpointError: the file is damaged.

@@ -64,7 +64,8 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
         PlanError: a target is there, and no job of these results has written it.
     """
     for job in todo:
-        if job.converts and job.target and job.target not in begun and storage.exists(job.target):
+        is_ours = job.identity()["target"] in begun
+        if job.converts and job.target and not is_ours and storage.exists(job.target):
             raise PlanError(
                 f"{job.where}, target: {job.target} exists already, and was not made by this sweep;"
                 " choose another name, or pass --overwrite"

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from mae_convert.configuration import Configuration
 from mae_convert.pictures import amplified_difference, as_colours, in_pixels, pasted, tiles
 from mae_convert.plain import number, plain
+from mae_convert.text import for_html
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
 from mae_convert.verify.trace import Trace
@@ -46,7 +46,7 @@ def page(done: "Verification", environment: Mapping[str, str]) -> str:
     word, meaning = answer(verdict)
     tone = "ok" if verdict.passed else "bad"
     parts = [
-        f'<h1 class="{tone}">{escape(word)}</h1><p>{escape(meaning)}</p>',
+        f'<h1 class="{tone}">{for_html(word)}</h1><p>{for_html(meaning)}</p>',
         *_explanation(verdict),
         "<h2>Who ran what</h2>",
         _table(("", "checkpoint", "run by", "loaded by"), map(_witness, verdict.witnesses)),
@@ -57,20 +57,20 @@ def page(done: "Verification", environment: Mapping[str, str]) -> str:
         "<h2>Environment</h2>",
         _table(
             ("package", "version"),
-            ((escape(name), escape(version)) for name, version in environment.items()),
+            ((for_html(name), for_html(version)) for name, version in environment.items()),
         ),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>mae-convert: {escape(word)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>mae-convert: {for_html(word)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
 
 
 def _table(heads: Sequence[str], rows: Any) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    head = "".join(f"<th>{for_html(name)}</th>" for name in heads)
     body = "\n".join(
         "<tr>" + "".join(f'<td class="n">{cell}</td>' if i else f"<td>{cell}</td>"
                          for i, cell in enumerate(row)) + "</tr>"
@@ -81,18 +81,20 @@ def _table(heads: Sequence[str], rows: Any) -> str:
 
 def _line(line: Any) -> tuple[str, ...]:
     mark = '<span class="ok">ok</span>' if line.passed else '<strong class="bad">FAILED</strong>'
-    return escape(line.title), escape(line.measured), escape(line.limit), mark
+    return for_html(line.title), for_html(line.measured), for_html(line.limit), mark
 
 
 def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
     versions = witness["versions"] or {}
     name, sha256 = witness["checkpoint"]["name"], witness["checkpoint"]["sha256"]
     return (
-        escape(witness["side"]),
-        f"<code>{escape(name.rsplit('/', 1)[-1])}</code><br>{escape(witness['layout'])},"
-        f' {escape(witness["task"])}<br><span class="grey">sha256 {escape(sha256[:16])}…</span>',
-        f"{escape(witness['framework'])} {escape(versions.get(witness['framework'], ''))}"
-        f" on {escape(witness['device'])}",
+        for_html(witness["side"]),
+        f"<code>{for_html(name.rsplit('/', 1)[-1])}</code><br>"
+        f"{for_html(witness['layout'])},"
+        f" {for_html(witness['task'])}<br>"
+        f'<span class="grey">sha256 {for_html(sha256[:16])}…</span>',
+        f"{for_html(witness['framework'])} {for_html(versions.get(witness['framework'], ''))}"
+        f" on {for_html(witness['device'])}",
         "its own names" if witness["native"] else "our mapping tables",
     )
 
@@ -100,18 +102,20 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
 def _explanation(verdict: Verdict) -> Iterator[str]:
     said = []
     if verdict.first_divergence:
-        said.append(f"first divergence: <code>{escape(verdict.first_divergence)}</code>")
+        said.append(f"first divergence: <code>{for_html(verdict.first_divergence)}</code>")
     if verdict.suspects and not verdict.passed:
-        names = ", ".join(f"<code>{escape(name)}</code>" for name in verdict.suspects[:6])
+        names = ", ".join(f"<code>{for_html(name)}</code>" for name in verdict.suspects[:6])
         said.append(f"{suspects_title(verdict)}: {names}")
-    said += [f"cause: {escape(cause)}" for cause in verdict.causes]
-    said += [f"not compared: {escape(what)}" for what in verdict.not_compared]
+    said += [f"cause: {for_html(cause)}" for cause in verdict.causes]
+    said += [f"not compared: {for_html(what)}" for what in verdict.not_compared]
     said += [
-        f"declared by B and applied to A: {escape(str(plain(dict(step))))}"
+        f"declared by B and applied to A: {for_html(str(plain(dict(step))))}"
         for step in verdict.steps
     ]
     said += [
-        f"the declared rounding moves {escape(name)} by {number(effect)} (relative L2, not judged)"
+        for_html(
+            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        )
         for name, effect in verdict.effects.items()
     ]
     if said:
@@ -153,11 +157,11 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     marks = "".join(
         f'<circle cx="{x:.1f}" cy="{v:.1f}" r="3.5"'
         f' fill="{"#1a7f37" if error <= FUNCTION_LIMIT else "#c62828"}">'
-        f"<title>{escape(name)}: {number(error)}</title></circle>"
+        f"<title>{for_html(f'{name}: {number(error)}')}</title></circle>"
         + (
             f'<text x="{x:.1f}" y="{height - bottom + 14}" font-size="10" fill="#57606a"'
             f' text-anchor="end" transform="rotate(-50 {x:.1f} {height - bottom + 14})">'
-            f"{escape(name)}</text>"
+            f"{for_html(name)}</text>"
             if i % every == 0
             else ""
         )

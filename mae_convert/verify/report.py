@@ -16,6 +16,7 @@ from mae_convert import __version__
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import OutputError
 from mae_convert.plain import number, plain
+from mae_convert.text import code_in_markdown, for_markdown, for_terminal, for_xml
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import answer, summary, suspects_title
 
@@ -101,10 +102,13 @@ def junit(done: "Verification") -> str:
         skipped="0",
     )
     for check in verdict.checks:
-        case = ET.SubElement(suite, "testcase", classname="mae_convert.verify", name=check.name)
+        case = ET.SubElement(
+            suite, "testcase", classname="mae_convert.verify", name=for_xml(check.name)
+        )
         if not check.passed:
-            words = f"measured {check.measured}, limit {check.limit}"
-            ET.SubElement(case, "failure", message=words).text = "\n".join(verdict.causes)
+            words = for_xml(f"measured {check.measured}, limit {check.limit}")
+            causes = "\n".join(map(for_xml, verdict.causes))
+            ET.SubElement(case, "failure", message=words).text = causes
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -124,17 +128,19 @@ def markdown(done: "Verification") -> str:
     lines += ["", "| compared | how far apart | limit | |", "|---|---|---|---|"]
     for line in summary(verdict.checks):
         mark = "ok" if line.passed else "**FAILED**"
-        lines.append(f"| {_cell(line.title)} | {_cell(line.measured)} | {line.limit} | {mark} |")
+        cells = map(for_markdown, (line.title, line.measured, line.limit))
+        lines.append(f"| {' | '.join(cells)} | {mark} |")
     lines.append("")
     if verdict.first_divergence:
-        lines.append(f"First divergence: `{verdict.first_divergence}`")
+        lines.append(f"First divergence: {code_in_markdown(verdict.first_divergence)}")
     if verdict.suspects and not verdict.passed:
-        names = ", ".join(f"`{name}`" for name in verdict.suspects[:6])
+        names = ", ".join(map(code_in_markdown, verdict.suspects[:6]))
         lines.append(f"{suspects_title(verdict).capitalize()}: {names}")
-    lines += [f"- cause: {_cell(cause)}" for cause in verdict.causes]
-    lines += [f"- not compared: {_cell(what)}" for what in verdict.not_compared]
+    lines += [f"- cause: {for_markdown(cause)}" for cause in verdict.causes]
+    lines += [f"- not compared: {for_markdown(what)}" for what in verdict.not_compared]
     lines += [
-        f"- the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        f"- the declared rounding moves {for_markdown(name)} by {number(effect)} (relative L2, not"
+        " judged)"
         for name, effect in verdict.effects.items()
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -154,22 +160,18 @@ def text(verdict: Verdict) -> str:
     if verdict.suspects and not verdict.passed:
         lines.append(f"{suspects_title(verdict)}: " + ", ".join(verdict.suspects[:6]))
     lines += [f"cause: {cause}" for cause in verdict.causes]
-    return "\n".join(lines)
+    return "\n".join(map(for_terminal, lines))
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
     how = "its own names" if witness["native"] else "our mapping tables"
     version = (witness["versions"] or {}).get(witness["framework"], "")
     name = Path(witness["checkpoint"]["name"]).name
-    return (
-        f"**{witness['side']}** `{name}` ({witness['layout']}, {witness['task']}), run by"
-        f" {witness['framework']} {version} on {witness['device']}, loaded by {how}"
+    about = for_markdown(
+        f"({witness['layout']}, {witness['task']}), run by {witness['framework']} {version} on"
+        f" {witness['device']}, loaded by {how}"
     )
-
-
-def _cell(text: str) -> str:
-    """Return text that cannot end a table's cell or begin a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"
 
 
 def _as_html(done: "Verification") -> str:

@@ -1,0 +1,102 @@
+"""Limits on what a server may ask of the Hub's client: no answer without an end, no endless wait.
+
+The client reads an answer of the Hub's API whole before it looks at it, and waits as long as the
+server asks. The limits hold for the calls that this program makes, within `limits_on_answers`, and
+not for others in the same process, which share the client's session.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from mae_convert.errors import MissingRequirementError
+
+LONGEST_WAIT = 300  # seconds; what asks for more is told to the user instead
+LONGEST_ANSWER = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
+LONGEST_TIME = 120.0  # seconds that an answer of the API may take
+REDIRECT = 300  # this status, those above it, and the API: their bodies are read whole
+API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
+RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
+
+_ACTIVE: ContextVar[bool] = ContextVar("limits on answers", default=False)
+
+
+@contextmanager
+def limits_on_answers() -> Iterator[None]:
+    """Hold the calls of this block to the limits."""
+    token = _ACTIVE.set(True)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def limit_session(session: Any) -> None:
+    """Have a session of the client look at each answer before it is read; once for a session."""
+    hooks = session.event_hooks
+    if check_answer not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], check_answer]}
+
+
+def check_answer(response: Any) -> None:
+    """Look at an answer whose headers have come.
+
+    Raises:
+        MissingRequirementError: the server asks to wait too long, or its answer does not end.
+    """
+    if not _ACTIVE.get():
+        return
+    where = f"{response.request.method} {response.request.url.path}"
+    wait = requested_wait(response.headers)
+    if response.status_code >= REDIRECT and wait is not None and wait > LONGEST_WAIT:
+        raise MissingRequirementError(
+            f"the server asks to wait for {wait:.0f} s ({where}, status {response.status_code});"
+            " run the same command again later"
+        )
+    if response.status_code >= REDIRECT or API.search(response.request.url.path):
+        _read(response, where)
+
+
+def _read(response: Any, where: str) -> None:
+    """Read an answer whole, and give up on one that has no end."""
+    end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
+    for piece in response.iter_bytes():
+        size += len(piece)
+        if size > LONGEST_ANSWER or time.monotonic() > end:
+            raise MissingRequirementError(
+                f"the server's answer has no end ({where}: {size} bytes came, at most"
+                f" {LONGEST_ANSWER} are read, for {LONGEST_TIME:.0f} s); check HF_ENDPOINT, and"
+                " whether a proxy is in between"
+            )
+        pieces.append(piece)
+    response._content = b"".join(pieces)  # as the response's own `read` keeps what it has read
+
+
+def requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Return for how many seconds a server asks to wait; None where it does not."""
+    if (limit := RATE_LIMIT.search(headers.get("ratelimit", ""))) is not None:
+        return max(float(limit[1]), seconds_of(headers.get("retry-after", "")) or 0.0)
+    return seconds_of(headers.get("retry-after", ""))
+
+
+def seconds_of(retry_after: str) -> float | None:
+    """Return the seconds that a Retry-After header asks for; None where it cannot be read.
+
+    Args:
+        retry_after: a number of seconds, or an HTTP date (RFC 9110), which may be past.
+    """
+    text = retry_after.strip()
+    if re.fullmatch(r"[0-9]{1,15}", text):
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if date.tzinfo is None:  # written as -0000, and in UTC as every HTTP date
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())

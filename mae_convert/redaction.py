@@ -1,0 +1,104 @@
+"""Keep credentials out of messages: a server may echo in an error what it was sent.
+
+The credentials of this process are known by their values: those of the environment, and the token
+that ``hf auth login`` has stored. Others are known by where they stand: in an address, after the
+name of a header or of a parameter, or by how a token of the Hub begins.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+HIDDEN = "<redacted>"
+SHORTEST = 8  # characters; shorter values stand in ordinary words
+LONGEST_FILE = 1 << 16  # characters that are read of a file of credentials
+# Names of environment variables whose values are credentials: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
+# AZURE_STORAGE_ACCOUNT_KEY, FSSPEC_S3_SECRET and the like.
+NAME_OF_SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(ACCESS|ACCOUNT|API|SECRET|PRIVATE)_?KEY(_ID)?"
+    r"|CONNECTION_STRING)$|^FSSPEC_\w+_KEY$",
+    re.IGNORECASE,
+)
+# Values in settings of fsspec that are JSON, and in the file of AWS's command line.
+STORED_SECRET = re.compile(
+    r"""(?:key|secret|token|password)["']?\s*[:=]\s*["']?([^\s"',}]+)""", re.IGNORECASE
+)
+HEADERS = (
+    r"(?:proxy-)?authorization|(?:set-)?cookie|x-amz-(?:security-token|signature|credential)"
+    r"|(?:private|x-auth)-token"
+)
+PARAMETERS = (
+    r"awsaccesskeyid|credential|sig(?:nature)?|policy|key-pair-id"
+    r"|(?:access|secret|account|api|private)[_-]?(?:access[_-]?)?key(?:[_-]?id)?"
+    r"|(?:access|auth|hf|id|refresh|session)?[_-]?token|secret|password|passwd|pwd"
+)
+VALUE = r"""[^\s"'&,;<>)\]}]+"""
+PATTERNS = (
+    (
+        re.compile(
+            rf"""(?<![\w-])({HEADERS})(["']?\s*[=:]\s*["']?(?:(?:bearer|basic|token)\s+)?){VALUE}""",
+            re.IGNORECASE,
+        ),
+        rf"\1\2{HIDDEN}",
+    ),
+    # With a colon only in quotes, as in JSON: a sentence may go on after "the token:".
+    (
+        re.compile(
+            rf"""(?<![\w.-])({PARAMETERS})(\s?=\s?["']?|["']\s*[:=]\s*["']?){VALUE}""",
+            re.IGNORECASE,
+        ),
+        rf"\1\2{HIDDEN}",
+    ),
+    (re.compile(r"\b(bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}(?!\w)"), HIDDEN),
+)
+# name:password@ of an address. A secret may hold slashes; a port before a path is none.
+USER_OF_ADDRESS = re.compile(r"(\w://)(?:[^\s/@:]*:(?!\d+/)[^\s@]+|[^\s/@]+)@")
+
+
+def without_secrets(text: str) -> str:
+    """Return a message without credentials: for errors, logs and tracebacks."""
+    for value in sorted(_known(), key=len, reverse=True):
+        text = text.replace(value, HIDDEN).replace(quote(value, safe=""), HIDDEN)
+    for pattern, replacement in PATTERNS:
+        text = pattern.sub(replacement, text)
+    return without_credentials(text)
+
+
+def without_credentials(address: str) -> str:
+    """Return an address, or a text with addresses, without the name and password of a user."""
+    return USER_OF_ADDRESS.sub(rf"\1{HIDDEN}@", address) if "@" in address else address
+
+
+def _known() -> Iterator[str]:
+    """Yield the credentials of this process, where they are long enough to be told apart."""
+    values = [_stored_token()]
+    for name, value in os.environ.items():
+        if NAME_OF_SECRET.search(name):
+            values.append(value)
+        elif name.startswith("FSSPEC_"):
+            values += STORED_SECRET.findall(value)
+    aws = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    values += STORED_SECRET.findall(_text_of(aws))
+    yield from {value.strip() for value in values if len(value.strip()) >= SHORTEST}
+
+
+def _stored_token() -> str:
+    """Return the token that ``hf auth login`` keeps in a file; empty where there is none.
+
+    The Hub's client is not imported for that: most errors are raised without it.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return _text_of(os.environ.get("HF_TOKEN_PATH") or f"{home}/token")
+
+
+def _text_of(path: str) -> str:
+    """Return the first part of a text file; empty where it cannot be read."""
+    try:
+        with Path(path).expanduser().open(encoding="utf-8", errors="replace") as stream:
+            return stream.read(LONGEST_FILE)
+    except (OSError, ValueError, RuntimeError):
+        return ""

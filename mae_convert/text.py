@@ -1,0 +1,95 @@
+"""Text from outside (file names, tensor names, configurations, a server's words) made safe to show.
+
+There is one function for each kind of output. Whatever prints or writes a string that this program
+did not make passes it through one of them, at the place where the output is put together.
+"""
+
+import html
+import re
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+CODE_SPAN_ENDS = frozenset("`|<")  # of a table's cell, or of the marks in a model card, too
+MARKDOWN_ENTITIES = {
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "|": "&#124;",
+    "@": "&#64;",
+    "$": "&#36;",
+}
+# A URL becomes a link without any brackets on most sites that render Markdown.
+BARE_LINK = re.compile(r"://|www\.", re.IGNORECASE)
+# An underscore within a word is no emphasis.
+EMPHASIS = re.compile(r"[\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])")
+BLOCK_START = re.compile(r"^(?:([#+=-])|(\d+)([.)]))")
+URL_CHARACTERS = ":/?#@!$&*+,;=%~-._"
+
+
+def for_terminal(text: object) -> str:
+    r"""Return text on one line, with every character that is not printable as an escape sequence.
+
+    Control characters could command a terminal, and bidirectional controls reorder what is read;
+    both are shown as ``\x1b`` or ``\u202e``, as are line breaks, lone surrogates and spaces other
+    than U+0020.
+    """
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def for_html(text: object) -> str:
+    """Return text as it may stand in an HTML element or in a quoted attribute."""
+    return html.escape(for_terminal(text))
+
+
+def for_xml(text: object) -> str:
+    """Return text for a writer of XML that escapes markup itself: XML 1.0 allows no controls."""
+    return for_terminal(text)
+
+
+def for_markdown(text: object) -> str:
+    """Return text that Markdown renders as it is: no link, tag, emphasis, heading or table cell."""
+    line = "".join(MARKDOWN_ENTITIES.get(c, c) for c in for_terminal(text).strip())
+    line = EMPHASIS.sub(lambda match: f"\\{match[0]}", line)
+    line = BARE_LINK.sub(_broken_link, line)
+    return BLOCK_START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", line)
+
+
+def _broken_link(match: re.Match[str]) -> str:
+    return match[0].replace("/", "&#47;").replace(".", "&#46;")
+
+
+def code_in_markdown(text: object) -> str:
+    """Return text as code in Markdown, on one line; it may stand in a table's cell."""
+    line = for_terminal(text)
+    if not line or CODE_SPAN_ENDS & set(line):
+        return f"<code>{for_markdown(line)}</code>"
+    return f"`{line}`"
+
+
+def link_in_markdown(label: str, address: object) -> str:
+    """Return a link in Markdown; the label alone where the address is not one of a web page.
+
+    Args:
+        label: Markdown, made safe already.
+        address: where it leads; only http and https become links.
+    """
+    url = for_terminal(address).strip()
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return label
+    if parts.scheme.lower() not in ("http", "https") or not parts.netloc:
+        return label
+    return f"[{label}]({quote(url, safe=URL_CHARACTERS)})"
+
+
+def for_yaml(value: Any) -> Any:
+    """Return a value for a YAML writer, every text in it on one line and printable."""
+    if isinstance(value, dict):
+        return {for_terminal(name): for_yaml(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_yaml(item) for item in value]
+    return for_terminal(value) if isinstance(value, str) else value
