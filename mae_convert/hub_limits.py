@@ -79,9 +79,9 @@ def _read(response: Any, where: str) -> None:
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
     """Return for how many seconds a server asks to wait; None where it does not."""
-    if (limit := RATE_LIMIT.search(headers.get("ratelimit", ""))) is not None:
-        return max(float(limit[1]), seconds_of(headers.get("retry-after", "")) or 0.0)
-    return seconds_of(headers.get("retry-after", ""))
+    if (limit := RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
+        return max(float(limit[1]), seconds_of(headers.get("Retry-After", "")) or 0.0)
+    return seconds_of(headers.get("Retry-After", ""))
 
 
 def seconds_of(retry_after: str) -> float | None:

@@ -22,7 +22,8 @@ MARKDOWN_ENTITIES = {
 BARE_LINK = re.compile(r"://|www\.", re.IGNORECASE)
 # An underscore within a word is no emphasis.
 EMPHASIS = re.compile(r"[\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])")
-BLOCK_START = re.compile(r"^(?:([#+=-])|(\d+)([.)]))")
+# What begins a heading, an item of a list, or a line that makes the one above it a heading.
+BLOCK_START = re.compile(r"^(\d{0,9})(?=(?:#{1,6}|[+.)-])(?:\s|$)|[=-]+\s*$)")
 URL_CHARACTERS = ":/?#@!$&*+,;=%~-._"
 
 
@@ -54,7 +55,7 @@ def for_markdown(text: object) -> str:
     line = "".join(MARKDOWN_ENTITIES.get(c, c) for c in for_terminal(text).strip())
     line = EMPHASIS.sub(lambda match: f"\\{match[0]}", line)
     line = BARE_LINK.sub(_broken_link, line)
-    return BLOCK_START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", line)
+    return BLOCK_START.sub(r"\1\\", line)
 
 
 def _broken_link(match: re.Match[str]) -> str:

@@ -1,0 +1,226 @@
+"""What a server may ask of us: answers of the wrong kind or without an end, and waits."""
+
+import json
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mae_convert import hub as our_hub
+from mae_convert import hub_limits
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.hub import account_of, client, patiently, speaking, wait_after
+from mae_convert.hub_limits import LONGEST_WAIT, seconds_of
+
+TOKEN = "tokenThatIsEchoed"
+
+
+class RefusalError(Exception):
+    """What the client raises for an answer with a status of 400 or more."""
+
+    def __init__(self, headers=None, status=503):
+        super().__init__("busy")
+        self.response = type("Response", (), {"headers": headers or {}, "status_code": status})
+
+
+class ConnectError(Exception):
+    """Named as the client's error for a connection that never was."""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("7", 7), (" 7 ", 7), ("-7", None), ("1.5", None), ("", None), ("soon", None),
+     ("²", None), ("٣", None), ("9" * 400, None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+     ("Wed, 21 Oct 2015 07:28:00 -0000", 0), ("Wed, 99 Oct 2015 07:28:00 GMT", None)],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+def test_a_date_to_come_is_waited_for():
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+    assert 37 < (wait_after(RefusalError({"Retry-After": later}), 0) or 0) <= 40
+    too_late = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)
+    assert wait_after(RefusalError({"Retry-After": too_late}), 0) is None
+
+
+def test_each_kind_of_failure_has_its_own_waits(monkeypatch):
+    monkeypatch.setattr(our_hub, "WAITS_FOR_A_CONNECTION", (3, 5))
+    assert [wait_after(ConnectError(), n) for n in range(3)] == [3, 5, None]
+    assert [wait_after(RefusalError(), n) for n in range(6)] == [1, 2, 4, 8, 8, None]
+
+
+def test_all_waits_together_have_a_limit():
+    error = RefusalError({"Retry-After": "200"})
+    assert wait_after(error, 0) == 200
+    assert wait_after(error, 1, waited=200) is None
+    assert wait_after(RefusalError(), 1, waited=LONGEST_WAIT) is None
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server that answers every request alike, for the real client. Yields what it answers."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    answer = {"status": 200, "headers": {}, "body": b"", "forever": False}
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            if "agent-harnesses" in self.path:  # the client keeps this list in a file of the user
+                return self.send_error(404)
+            self.send_response(answer["status"])
+            for name, value in answer["headers"].items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer["body"])
+            try:
+                while answer["forever"] and not stop.wait(0.001):
+                    self.wfile.write(answer["forever"])
+            except OSError:
+                pass
+            return None
+
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.0")
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{running.server_port}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    close_session()
+    yield answer
+    stop.set()
+    running.shutdown()
+    running.server_close()
+    close_session()
+
+
+def ask_who():
+    with speaking("someone/my-mae"):
+        return account_of(client())
+
+
+@pytest.mark.parametrize(
+    "body", ["[]", "null", '"name"', "7", "{}", '{"name": null}', '{"name": ["a"]}', '{"name": ""}',
+             "[" * 200_000, "{", "<html>", ""],
+)  # fmt: skip
+def test_an_account_without_a_name_is_an_error_in_one_sentence(server, body):
+    server["body"] = body.encode()
+    with pytest.raises(MissingRequirementError, match="answers something else than it should"):
+        ask_who()
+
+
+@pytest.mark.parametrize("answer", [[], None, "x", {"siblings": 7}, {"siblings": [[]]},
+                                    {"id": "a/b", "siblings": [{"rfilename": 7}]}])  # fmt: skip
+def test_a_repository_of_another_form_is_an_error_in_one_sentence(server, answer):
+    from mae_convert.sources.snapshot import entries_of
+
+    server["body"] = json.dumps(answer).encode()
+    with (
+        pytest.raises(MissingRequirementError, match="answers something else than it should"),
+        speaking("someone/my-mae"),
+    ):
+        entries_of(client().model_info("someone/my-mae"))
+
+
+def test_our_own_mistakes_are_not_taken_for_the_servers():
+    with pytest.raises(TypeError), speaking("someone/my-mae"):
+        len(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("LONGEST_ANSWER", 100_000), ("LONGEST_TIME", 0.2)])
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_answer_without_an_end_is_given_up(server, monkeypatch, limit, value, status):
+    monkeypatch.setattr(hub_limits, limit, value)
+    server.update(status=status, body=b"[", forever=b" " * 4096)
+    with pytest.raises(MissingRequirementError, match="has no end"):
+        ask_who()
+
+
+def test_a_compressed_answer_without_an_end_is_given_up(server, monkeypatch):
+    import gzip
+
+    monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 1 << 20)
+    server.update(headers={"Content-Encoding": "gzip"}, body=gzip.compress(b" " * (8 << 20)))
+    with pytest.raises(MissingRequirementError, match="has no end"):
+        ask_who()
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "86400"}, {"ratelimit": '"api";r=0;t=86400'}],
+)  # fmt: skip
+def test_the_client_too_waits_no_longer_than_the_limit(server, headers):
+    from huggingface_hub.utils import http_backoff
+
+    server.update(status=429, headers=headers)
+    address = f"{client().endpoint}/x"
+    with pytest.raises(MissingRequirementError, match="asks to wait"), speaking("someone/my-mae"):
+        http_backoff("GET", address)
+
+
+def test_who_uses_the_client_beside_us_has_no_limits(server, monkeypatch):
+    from huggingface_hub import get_session
+
+    monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 2)
+    server["body"] = b'{"name": "someone"}'
+    api = client()
+    assert get_session().get(f"{api.endpoint}/api/whoami-v2").json() == {"name": "someone"}
+    with pytest.raises(MissingRequirementError, match="has no end"):
+        ask_who()
+    assert get_session().event_hooks["response"].count(hub_limits.check_answer) == 1
+
+
+@pytest.mark.parametrize(
+    "where", [{"headers": {"X-Error-Message": f"you sent {TOKEN}"}},
+              {"body": json.dumps({"error": f"Bearer {TOKEN}"}).encode()},
+              {"body": json.dumps({"error": "x" * 290 + TOKEN}).encode()},
+              {"headers": {"X-Error-Message": f"https://u:{TOKEN}@host/{TOKEN}"}}],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
+def test_a_token_that_a_server_echoes_is_not_repeated(server, caplog, status, where):
+    server.update(status=status, **where)
+    api = client()
+    with (
+        caplog.at_level(logging.DEBUG, "mae_convert"),
+        pytest.raises(MaeConvertError) as raised,
+        speaking("someone/my-mae"),
+    ):
+        patiently(api.whoami)
+    assert TOKEN[:9] not in str(raised.value)
+    assert TOKEN not in caplog.text
+
+
+def test_neither_logs_nor_tracebacks_of_the_command_line_hold_the_token(server, command, capfd):
+    """The client's own log and an error that nobody foresaw go through the same function."""
+    from mae_convert.commands.streams import print_unexpected
+
+    before = logging.getLogRecordFactory()
+    try:
+        command("layouts")
+        handler = logging.StreamHandler()
+        log = logging.getLogger("huggingface_hub.of_a_test")
+        log.addHandler(handler)
+        try:
+            raise ValueError(f"Bearer {TOKEN}")
+        except ValueError as error:
+            log.warning("sent %s\x1b[2J", TOKEN, exc_info=True)
+            try:
+                raise RuntimeError(TOKEN) from error
+            except RuntimeError as second:
+                print_unexpected(second)
+    finally:
+        logging.setLogRecordFactory(before)
+        log.removeHandler(handler)
+    said = capfd.readouterr().err
+    assert "RuntimeError" in said
+    assert "ValueError" in said
+    assert TOKEN not in said
+    assert "\x1b" not in said

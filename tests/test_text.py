@@ -1,0 +1,199 @@
+"""Text from outside, made safe for a terminal, HTML, Markdown and YAML."""
+
+import re
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.redaction import HIDDEN, without_credentials, without_secrets
+from mae_convert.text import (
+    code_in_markdown,
+    for_html,
+    for_markdown,
+    for_terminal,
+    for_yaml,
+    link_in_markdown,
+)
+
+# As a site renders it that knows tables, strikethrough and bare addresses.
+GITHUB = MarkdownIt("commonmark", {"linkify": False}).enable(["table", "strikethrough"])
+HOSTILE = [
+    "\x1b]0;title\x07\x1b[2J",
+    "\x9b31m C1",
+    "a\u202eb\u2066c\u200fd",
+    "line\nbreak\r\nand\x85next\u2028line\x00",
+    "<script>alert(1)</script><img src=x onerror=y>",
+    "[click](https://evil.example) ![i](http://evil.example/x.png) <https://evil.example>",
+    "https://evil.example www.evil.example",
+    "# heading",
+    "- item",
+    "1. item",
+    "=====",
+    "> quote",
+    "**bold** _em_ ~~no~~ `code` ``co`de``",
+    "cell | other \\| cell \\\\| end",
+    "<!-- mae-convert: end -->",
+    "trailing \\",
+    "\\",
+    "&lt;b&gt; &#124;",
+    " \x7f\udcff",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_terminal_gets_one_printable_line(text):
+    shown = for_terminal(text)
+    assert shown.isprintable()
+    assert for_terminal(shown) == shown
+
+
+def test_ordinary_text_stays_as_it_is():
+    for text in ("Grüße, 日本語 🙂", "a/b c.pth", "encoder.blocks.0.weight", "שלום"):
+        assert for_terminal(text) == text == for_yaml(text)
+    assert for_markdown("1.0e-12, the convention of facebook's num_heads") == (
+        "1.0e-12, the convention of facebook's num_heads"
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_html_shows_the_text_and_nothing_else(text):
+    import html
+
+    shown = for_html(text)
+    assert not set(shown) & set("<>\"'")
+    assert shown.isprintable()
+    assert html.unescape(shown) == for_terminal(text)
+
+
+def tags(markdown: str) -> list[str]:
+    """Return the tags of rendered Markdown."""
+    return re.findall(r"</?\w+", GITHUB.render(markdown))
+
+
+def words(markdown: str) -> str:
+    """Return the text of rendered Markdown."""
+    import html
+
+    return html.unescape(re.sub("<[^>]*>", "", GITHUB.render(markdown)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markdown_shows_the_text_and_nothing_else(text):
+    for before, after in (("", ""), ("- ", ""), ("word ", " word")):
+        shown = for_markdown(text)
+        item = ["<ul", "<li", "</li", "</ul"] if before == "- " else ["<p", "</p"]
+        assert tags(f"{before}{shown}{after}") in (item, [], ["<ul", "<li", "</li", "</ul"])
+        assert for_terminal(text).strip() in words(f"{before}{shown}{after}")
+    assert "://" not in shown
+    assert "<" not in shown
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_code_in_markdown_is_one_piece_of_code(text):
+    shown = code_in_markdown(text)
+    assert tags(f"word {shown} word") == ["<p", "<code", "</code", "</p"]
+    assert for_terminal(text).strip() in words(f"word {shown} word")
+    assert "<!--" not in shown
+
+
+@pytest.mark.parametrize("make", [for_markdown, code_in_markdown])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_ends_the_cell_of_a_table(text, make):
+    table = f"| a | b |\n|---|---|\n| {make(text)} | last |"
+    assert tags(table).count("<td") == 2
+    assert tags(table).count("<tr") == 2
+    assert "last" in words(table)
+
+
+@pytest.mark.parametrize(
+    ("address", "links"),
+    [
+        ("https://example.org/a_b?c=d#e", True),
+        ("http://example.org/a b) [x](javascript:alert(1)", True),
+        ("https://example.org/|\n<b>", True),
+        ("javascript:alert(1)", False),
+        ("data:text/html,<script>", False),
+        ("https:", False),
+        ("http://[", False),
+        (["https://example.org"], False),
+    ],
+)
+def test_a_link_leads_to_a_web_page_or_is_none(address, links):
+    markdown = link_in_markdown("label", address)
+    assert tags(markdown) == (["<p", "<a", "</a", "</p"] if links else ["<p", "</p"])
+    assert words(markdown).strip() == "label"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_yaml_gets_text_on_one_line(text):
+    stored = yaml.safe_dump(for_yaml({"a": text, "b": [text]}), allow_unicode=True)
+    assert yaml.safe_load(stored) == {"a": for_terminal(text), "b": [for_terminal(text)]}
+    assert all(line.isprintable() for line in stored.splitlines())
+    assert "\n---" not in stored
+
+
+@pytest.fixture
+def secrets(monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("tokenInAFile/1\n")
+    (tmp_path / "aws").write_text("[default]\naws_session_token = sessionInAFile\n")
+    for name, value in {
+        "HF_TOKEN": "tokenOf+Environment",
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "aws"),
+        "AWS_SECRET_ACCESS_KEY": "secretOfAws/4",
+        "FSSPEC_S3_SECRET": "secretOfFsspec",
+        "FSSPEC_GCS": '{"token": "tokenOfFsspec"}',
+    }.items():
+        monkeypatch.setenv(name, value)
+    return ["tokenOf+Environment", "tokenInAFile/1", "sessionInAFile", "secretOfAws/4",
+            "secretOfFsspec", "tokenOfFsspec", "tokenOf%2BEnvironment"]  # fmt: skip
+
+
+def test_credentials_of_the_process_are_nowhere_in_an_error(secrets):
+    sentence = f"the server says {' and '.join(secrets)}, here"
+    said = str(MaeConvertError(sentence))
+    assert not [secret for secret in secrets if secret in said]
+    assert said.count(HIDDEN) == len(secrets)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer SECRET99",
+        "{'authorization': 'Bearer SECRET99'}",
+        "authorization: Basic SECRET99",
+        '{"token": "SECRET99"}',
+        "X-Amz-Security-Token: SECRET99",
+        "https://host/path?X-Amz-Signature=SECRET99&X-Amz-Credential=SECRET99/1",
+        "https://host/path?token=SECRET99",
+        "s3://key:SECRET99@bucket/model",
+        "s3://SECRET99:a/b+c@bucket/model",
+        "https://user:SECRET99@host:8080/x",
+        "https://SECRET99@host/x",
+        "Bearer SECRET99SECRET99SECRET99",
+        "the token hf_SECRET99abcdefghij is not valid",
+    ],
+)
+def test_credentials_are_known_by_where_they_stand(text):
+    assert "SECRET99" not in without_secrets(text)
+    assert HIDDEN in without_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://owner/name@main/file.safetensors",
+        "http://localhost:8080/a@b",
+        "s3://bucket/folder/model",
+        "decoder.mask_token: (1, 1, 2) and cls_token=1",
+        "the token: it is not valid",
+        "log in with `hf auth login`, or set HF_TOKEN",
+        "hf_hub_download of hf_model.pth",
+        "use Bearer authentication",
+    ],
+)
+def test_what_is_no_credential_stays(text):
+    assert without_secrets(text) == text == without_credentials(text)
