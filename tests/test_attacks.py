@@ -1,4 +1,7 @@
-"""Hostile files are refused in one sentence: none runs, or allocates on its own word."""
+"""Hostile files are refused in one sentence: none runs, or allocates on its own word.
+
+What no weight needs is passed over; then the weights are read as they are.
+"""
 
 from pathlib import Path
 
@@ -18,5 +21,7 @@ def _warm() -> None:
     [pytest.param(a, marks=[pytest.mark.slow] if a.is_heavy else []) for a in ATTACKS],
     ids=str,
 )
-def test_a_hostile_file_is_refused_in_a_sentence(tmp_path: Path, attack: Attack) -> None:
+def test_a_hostile_file_is_refused_in_a_sentence_or_read_unharmed(
+    tmp_path: Path, attack: Attack
+) -> None:
     assert outcome(attack, tmp_path).complaint() is None

@@ -36,6 +36,8 @@ class Container:
         training_args: arguments of the training run that made the file, or None.
         conversion: the record of the conversion that made it, or None.
         ignored: what the file holds besides, by name, each with a short description.
+        passed_over: dotted names in a pickle that were neither imported nor called, because no
+            weight needs what they make; PyTorch's own reader refuses such a file.
         wrapper: the key under which the tensors stand ("model", dotted where it is deeper), or None
             where nothing stands around them.
         state_key: the key that the user said, or None.
@@ -56,6 +58,7 @@ class Container:
     wrapper: str | None
     state_key: str | None
     is_directory: bool
+    passed_over: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +111,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         wrapper=contents.wrapper,
         state_key=state_key,
         is_directory=is_directory,
+        passed_over=contents.passed_over,
     )
 
 

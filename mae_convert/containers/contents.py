@@ -37,6 +37,8 @@ class Contents:
         conversion: the record of the conversion that made the file, or None.
         training_args: arguments of the training run that made the file, or None.
         ignored: what else the file holds: name and a short description.
+        passed_over: dotted names in a pickle that were neither imported nor called, because no
+            weight needs what they make; PyTorch's own reader refuses such a file.
         wrapper: key under which the tensors stand, or None.
     """
 
@@ -48,6 +50,7 @@ class Contents:
     conversion: Mapping | None = None
     training_args: Mapping | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
     wrapper: str | None = None
 
 

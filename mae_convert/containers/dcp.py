@@ -25,7 +25,7 @@ from mae_convert.containers.dcp_metadata import (
 )
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe, plain_mapping
-from mae_convert.containers.pth import SETTINGS, lazy
+from mae_convert.containers.pth import ARGUMENTS, META, SETTINGS, lazy, training_arguments
 from mae_convert.containers.pth_read import folder_of, read_value
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import StoredTensor
@@ -52,7 +52,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
         check_tiling(path, name, tensor)
         for chunk in tensor.chunks:
             files.check(chunk.stretch)
-    keys = selection.settings(SETTINGS)
+    keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
     settings = {name: files.settings(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
     return Contents(
@@ -61,7 +61,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
         files=(metadata, *(files.used[name] for name in sorted(files.used))),
         config=settings.get("config"),
         conversion=settings.get("conversion"),
-        training_args=settings.get("args"),
+        training_args=training_arguments(settings),
         ignored={
             shown(name): str(item) if isinstance(item, Pickled) else describe(item)
             for name, item in selection.beside.items()
@@ -100,7 +100,7 @@ class _Files:
         folder = folder_of(archive)
         if folder is None:
             raise damaged(archive.path, "a chunk was not written by torch.save")
-        return read_value(archive, folder)
+        return read_value(archive, folder, strict=True)[:2]
 
     def tensor(self, name: str, chunk: Chunk, dtype: np.dtype) -> np.ndarray:
         """Return the numbers of a chunk.

@@ -101,7 +101,7 @@ def read_metadata(file: ByteFile) -> dict[str, Any]:
         CheckpointError: the file is damaged, would run code, or describes what is not read.
     """
     with reading(file.path, *DAMAGE):
-        reader = PickleReader(file.path, _no_storage, TYPES)
+        reader = PickleReader(file.path, _no_storage, TYPES, strict=True)
         metadata = _fields(reader.load(PickleStream.of_file(file)), "Metadata")
         return _nested(dict(_entries(file.path, metadata)), metadata.get("planner_data"))
 

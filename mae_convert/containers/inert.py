@@ -27,6 +27,8 @@ BUILTINS = ("builtins", "__builtin__")
 TYPE_NAMES = ("int", "float", "str", "bool", "list", "dict", "tuple", "Ellipsis")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
+NOT_READ = ("O8", "|O8", "O", "M8", "m8")
+"""Codes of NumPy's dtypes of Python objects and of times."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,30 @@ class Maker:
 
 class WouldRunCodeError(Exception):
     """A call that is no data, whatever its arguments may be."""
+
+
+class Opaque:
+    """An object, or the name of a type or function, that is not in the table of inert types.
+
+    It is neither imported nor called. Each equals itself alone.
+
+    Attributes:
+        name: the dotted name in the pickle: of the type, or of the function that makes the object.
+        arguments: what the call was handed; None where this is the name itself and not an object.
+        received: the states and items that the pickle has handed to the object.
+    """
+
+    __slots__ = ("arguments", "name", "received")
+
+    def __init__(self, name: str, arguments: tuple | None = None) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.received: list[Any] = []
+
+    @property
+    def is_name(self) -> bool:
+        """Whether this is a type or function, and not an object that one has made."""
+        return self.arguments is None
 
 
 @runtime_checkable
@@ -54,9 +80,7 @@ class Fields(dict):
 
     def set_state(self, state: Any) -> None:
         """Take the attributes."""
-        if not isinstance(state, dict):
-            raise TypeError("a Namespace without names")
-        self.update(state)
+        self.update(_attributes(state))
 
 
 class Ordered(dict):
@@ -68,15 +92,15 @@ class Ordered(dict):
 
     def set_state(self, state: Any) -> None:
         """Take the attributes."""
-        if not isinstance(state, dict):
-            raise TypeError("attributes without names")
-        self.attributes = state
+        self.attributes = _attributes(state)
 
 
 class NumpyDtype:
     """A NumPy dtype of numbers or text; a pickle states its byte order afterwards."""
 
     def __init__(self, code: Any, *_: object) -> None:
+        if code in NOT_READ:
+            raise WouldRunCodeError
         if not NUMPY_DTYPE.fullmatch(code):
             raise ValueError("a NumPy dtype that is not of numbers or text")
         self.dtype = np.dtype(code)
@@ -94,10 +118,15 @@ class NumpyArray:
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0)
+        self.unread: str | None = None  # the name of its dtype, where that is not read
+        self.elements: Any = None  # then what the pickle states as its elements
 
     def set_state(self, state: Any) -> None:
         """Take version, shape, dtype, order and bytes."""
         _, shape, dtype, fortran, data = state
+        if isinstance(dtype, Opaque):
+            self.unread, self.elements = dtype.name, (state, self.elements)
+            return
         self.array = _array_of(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -113,13 +142,23 @@ class Record:
         self.state = state
 
 
+def _attributes(state: Any) -> dict:
+    """Return attributes that a pickle gives to an object.
+
+    One named `__setstate__` would be called by Python when the object is given a state again.
+    """
+    if not isinstance(state, dict) or "__setstate__" in state:
+        raise TypeError("attributes that are not values by name")
+    return state
+
+
 def check_hashable(key: Any) -> Any:
-    """Return a value that may be a key: a scalar, a tuple of scalars, or a record.
+    """Return a value that may be a key: a scalar, a record, or a tuple of these.
 
     Deeper tuples are refused: a short pickle can describe one whose hash takes for ever.
     """
     parts = key if type(key) is tuple else (key,)
-    if not all(isinstance(part, SCALARS) for part in parts) and type(key) is not Record:
+    if not all(isinstance(part, (*SCALARS, Record, Opaque)) for part in parts):
         raise TypeError("a key that is not a scalar")
     return key
 

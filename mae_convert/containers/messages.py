@@ -15,6 +15,14 @@ GATHER = (
 )
 """What to do where the tensors of a model are kept in pieces that do not tell what they are."""
 
+SHARDED = (
+    "torch._utils._rebuild_wrapper_subclass",
+    "torch.distributed.tensor.",
+    "torch.distributed._tensor.",
+    "torch.distributed._shard.",
+)
+"""How the names of types begin by which such pieces are pickled."""
+
 
 def damaged(path: Path, what: str) -> CheckpointError:
     """Return the error for a file whose bytes cannot be what its writer wrote."""
@@ -25,6 +33,20 @@ def shown(name: object) -> str:
     """Return a name that a file states as it may stand in a message: short, and on one line."""
     text = str(name)[:LONGEST_SHOWN]
     return text if text.isprintable() else ascii(text)
+
+
+def would_run_code(path: Path, dotted: str) -> CheckpointError:
+    """Return the error for a file that can only be read by making what a name stands for."""
+    if dotted.startswith(SHARDED):
+        return CheckpointError(
+            f"{path} holds tensors that are spread over processes or wrapped (its pickle names "
+            f"{shown(dotted)}); {GATHER}"
+        )
+    return CheckpointError(
+        f"{path} is not opened: its pickle names {shown(dotted)}, and to load that would run code; "
+        "write the weights alone, with torch.save({'model': model.state_dict()}, ...), where the "
+        "file comes from"
+    )
 
 
 def is_plain_name(name: object) -> bool:

@@ -1,8 +1,9 @@
 """Reads a pickle as data: a stack machine that imports nothing and calls nothing of the file's.
 
 Python's own unpickler imports whatever a pickle names and calls it, so that opening a file can run
-any program. Here a name is looked up in one table of inert types (`mae_convert.containers.inert`);
-a name that is not there ends the reading. `pickletools` takes the bytes apart.
+any program. Here a name is looked up in one table of inert types (`mae_convert.containers.inert`).
+What is made by a name that is not there is an `Opaque` object: it is noted what it is handed, and
+whoever needs it refuses the file. `pickletools` takes the bytes apart.
 """
 
 import itertools
@@ -11,17 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mae_convert.containers.code_names import runs_code
 from mae_convert.containers.inert import (
     INERT,
     Maker,
     NumpyArray,
+    Opaque,
     Stateful,
     WouldRunCodeError,
     check_hashable,
 )
-from mae_convert.containers.messages import GATHER, damaged, shown
+from mae_convert.containers.messages import damaged, would_run_code
+from mae_convert.containers.opaque import Effects
 from mae_convert.containers.pickle_stream import PickleStream
-from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors import MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
 COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
@@ -29,12 +33,16 @@ MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
 """How many elements calls may make beyond the bytes that were read."""
 
-SHARDED = (
-    "torch._utils._rebuild_wrapper_subclass",
-    "torch.distributed.tensor.",
-    "torch.distributed._tensor.",
-    "torch.distributed._shard.",
+HOLDS_ANYTHING = frozenset(
+    name
+    for name in INERT
+    if name.startswith(("collections.", "mmengine."))
+    or name.endswith((".set", ".frozenset", ".slice"))
 )
+"""Types whose objects are read even if they are made of objects that are not."""
+
+SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+"""Makes a tensor by a function, its first argument, and then an object of a subclass of it."""
 
 DAMAGE = (
     IndexError,
@@ -55,9 +63,11 @@ class PickleReader:
         path: the file, for messages.
         persistent: makes a value of a persistent id, which is how PyTorch names a storage.
         inert: what each name means that the pickles may use.
+        strict: refuse a pickle with any other name, and not only one whose values are needed.
 
     Attributes:
         names: the dotted names that were met so far.
+        effects: what the last pickle did with objects of types that are not read.
     """
 
     def __init__(
@@ -65,10 +75,14 @@ class PickleReader:
         path: Path,
         persistent: Callable[[Any], object],
         inert: Mapping[str, object] = INERT,
+        *,
+        strict: bool = False,
     ) -> None:
         self.path = path
         self.persistent = persistent
         self.inert = inert
+        self.strict = strict
+        self.effects = Effects()
         self.names: list[str] = []
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -79,12 +93,13 @@ class PickleReader:
     def load(self, stream: PickleStream) -> object:
         """Return the next value and leave the stream behind its last byte.
 
-        Lists, dicts and scalars come as themselves; every other type as `inert` makes it.
+        Lists, dicts and scalars come as themselves; every other type as `inert` makes it, or as an
+        `Opaque`.
 
         Raises:
-            CheckpointError: the pickle is damaged, or names something that is not inert.
+            CheckpointError: the pickle is damaged, or names something by which code is run.
         """
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack, self.marks, self.memo, self.effects = [], [], {}, Effects()
         self.stream, self.begins, self.made = stream, stream.tell(), 0
         try:
             opcodes = pickletools.genops(cast(IO[bytes], stream))
@@ -115,39 +130,85 @@ class PickleReader:
         del self.stack[start:]
         return items
 
-    def push_global(self, dotted: str) -> None:
-        """Push what a name means.
+    def push_global(self, module: object, name: object) -> None:
+        """Push what a name means: a value of the table of inert types, or an `Opaque`.
 
         Raises:
-            CheckpointError: the name is not in the table of inert types.
+            CheckpointError: it is a name by which code is run.
         """
-        if dotted not in self.inert:
-            raise self._refusal(dotted)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is not text")
+        dotted = f"{module}.{name}"
         self.names.append(dotted)
-        self.push(self.inert[dotted])
+        if dotted in self.inert:
+            self.push(self.inert[dotted])
+            return
+        if self.strict or runs_code(dotted):
+            raise would_run_code(self.path, dotted)
+        self.effects.mentioned.append(dotted)
+        self.push(Opaque(dotted))
 
-    def _refusal(self, dotted: str) -> CheckpointError:
-        if dotted.startswith(SHARDED):
-            return CheckpointError(
-                f"{self.path} holds tensors that are spread over processes or wrapped (its pickle "
-                f"names {shown(dotted)}); {GATHER}"
-            )
-        return CheckpointError(
-            f"{self.path} is not opened: its pickle names {shown(dotted)}, and to load "
-            "that would run code; write the weights alone, with "
-            "torch.save({'model': model.state_dict()}, ...), where the file comes from"
-        )
-
-    def push_made(self, maker: object, arguments: object) -> None:
-        """Push the plain value that an inert type makes of its arguments."""
-        if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
+    def push_made(self, maker: object, arguments: object, keywords: object = None) -> None:
+        """Push what a type or function makes of its arguments: a plain value, or an `Opaque`."""
+        if not isinstance(arguments, tuple):
+            raise TypeError("a call without arguments")
+        if isinstance(maker, Opaque):
+            self._push_opaque(maker.name, (maker, *arguments, keywords))
+            return
+        if not isinstance(maker, Maker):
             raise TypeError("a call of what cannot be called")
+        opaque = next((part for part in arguments if isinstance(part, Opaque)), None)
         try:
-            value = maker.make(*arguments)
+            if keywords or (opaque and maker.name not in HOLDS_ANYTHING):
+                raise WouldRunCodeError
+            value = self._made(maker, arguments, holds_unread=opaque is not None)
         except WouldRunCodeError:
-            raise self._refusal(maker.name) from None
+            if maker.name == SUBCLASS:  # which calls the function that makes the tensor itself
+                arguments = arguments[1:]
+            self._push_opaque(opaque.name if opaque else maker.name, (*arguments, keywords))
+            return
         self.charge(value)
         self.push(value)
+
+    def _made(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
+        """Return what a type makes of its arguments.
+
+        Raises:
+            WouldRunCodeError: an argument that is not read has to be known for it.
+        """
+        try:
+            return maker.make(*arguments)
+        except TypeError:
+            if holds_unread:
+                raise WouldRunCodeError from None
+            raise
+
+    def push_persistent(self, identity: object) -> None:
+        """Push what a persistent id means: a storage, or an `Opaque` where its type is unknown."""
+        parts = identity if isinstance(identity, tuple) else ()
+        if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
+            self._push_opaque(unknown.name, parts)
+            return
+        self.push(self.persistent(identity))
+
+    def _push_opaque(self, name: str, arguments: tuple) -> None:
+        if self.strict:
+            raise would_run_code(self.path, name)
+        self.effects.mentioned.append(name)
+        made = Opaque(name, arguments)
+        self.effects.calls.append(made)
+        self.push(made)
+
+    def hand(self, target: Opaque, items: object) -> None:
+        """Note that an object is handed a state or items.
+
+        Raises:
+            CheckpointError: it is no object but a type, function or module, which would be changed
+                for the whole process.
+        """
+        if target.is_name:
+            raise would_run_code(self.path, target.name)
+        target.received.append(items)
 
     def charge(self, value: object) -> None:
         """Count what a call has made, which may be no more than the file holds.
@@ -184,6 +245,9 @@ def _pop(reader: PickleReader, _: object) -> None:
 
 def _extend(reader: PickleReader, items: list) -> None:
     target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
     if type(target) is not list:
         raise TypeError("items for what is not a list")
     target.extend(items)
@@ -192,6 +256,9 @@ def _extend(reader: PickleReader, items: list) -> None:
 def _add_items(reader: PickleReader, _: object) -> None:
     items = reader.pop_to_mark()
     target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
     if type(target) is not set:
         raise TypeError("items for what is not a set")
     target.update(check_hashable(item) for item in items)
@@ -199,9 +266,15 @@ def _add_items(reader: PickleReader, _: object) -> None:
 
 def _set_items(reader: PickleReader, items: list) -> None:
     target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
     if not isinstance(target, dict):
         raise TypeError("items for what is not a mapping")
-    target.update(_pairs(items))
+    pairs = _pairs(items)
+    for key in target.keys() & pairs.keys():
+        reader.effects.replace(target, target[key])
+    target.update(pairs)
 
 
 def _pairs(items: list) -> dict:
@@ -216,9 +289,14 @@ def _memoize(reader: PickleReader, _: object) -> None:
     reader.memo[len(reader.memo)] = reader.stack[-1]
 
 
+def _global(reader: PickleReader, argument: Any) -> None:
+    module, _, name = argument.partition(" ")
+    reader.push_global(module, name)
+
+
 def _stack_global(reader: PickleReader, _: object) -> None:
     module, name = reader.pop_last(2)
-    reader.push_global(f"{module}.{name}")
+    reader.push_global(module, name)
 
 
 def _reduce(reader: PickleReader, _: object) -> None:
@@ -226,15 +304,12 @@ def _reduce(reader: PickleReader, _: object) -> None:
 
 
 def _new_with_keywords(reader: PickleReader, _: object) -> None:
-    maker, arguments, keywords = reader.pop_last(3)
-    if keywords:
-        raise TypeError("an object made with keywords")
-    reader.push_made(maker, arguments)
+    reader.push_made(*reader.pop_last(3))
 
 
 def _instance(reader: PickleReader, argument: Any) -> None:
     arguments = tuple(reader.pop_to_mark())
-    reader.push_global(argument.replace(" ", "."))
+    _global(reader, argument)
     reader.push_made(reader.stack.pop(), arguments)
 
 
@@ -245,7 +320,10 @@ def _object(reader: PickleReader, _: object) -> None:
 
 def _build(reader: PickleReader, _: object) -> None:
     target, state = reader.pop_last(2)
-    if isinstance(target, Stateful):
+    if isinstance(target, Opaque):
+        reader.hand(target, state)
+    elif isinstance(target, Stateful):
+        reader.effects.replace(target, state)
         target.set_state(state)
         reader.charge(target)
     elif type(target) is not dict:
@@ -292,13 +370,13 @@ STEPS: Mapping[str, Step] = {
     ),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
     "MEMOIZE": _memoize,
-    "GLOBAL": lambda reader, argument: reader.push_global(argument.replace(" ", ".")),
+    "GLOBAL": _global,
     "STACK_GLOBAL": _stack_global,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _reduce),
     "NEWOBJ_EX": _new_with_keywords,
     "INST": _instance,
     "OBJ": _object,
     "BUILD": _build,
-    "PERSID": lambda reader, argument: reader.push(reader.persistent(argument)),
-    "BINPERSID": lambda reader, _: reader.push(reader.persistent(reader.stack.pop())),
+    "PERSID": lambda reader, argument: reader.push_persistent(argument),
+    "BINPERSID": lambda reader, _: reader.push_persistent(reader.stack.pop()),
 }

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.containers.inert import NumpyArray, NumpyDtype
+from mae_convert.containers.inert import NumpyArray, NumpyDtype, Opaque
+from mae_convert.containers.messages import shown
+from mae_convert.containers.settings_objects import UNKNOWN, settings_in
 from mae_convert.containers.torch_types import TensorPlace
 
 LARGEST_COUNT = 100_000
@@ -29,8 +31,10 @@ def plain_mapping(value: object) -> dict[str, Any] | None:
     """Return a mapping as JSON could hold it, or None if it is not a mapping of settings.
 
     Tuples, sets and arrays become lists, keys become text, and what JSON has no word for becomes
-    its description.
+    its description. Objects of types that are not read are left out, but for the settings in those
+    of configuration libraries.
     """
+    value = _opened(value)
     if not isinstance(value, Mapping):
         return None
     try:
@@ -39,17 +43,31 @@ def plain_mapping(value: object) -> dict[str, Any] | None:
         return None
 
 
+def _opened(value: object) -> object:
+    """Return the settings in a value, which may be the object of a configuration library."""
+    for _ in range(DEEPEST):
+        if isinstance(value, NumpyArray) and value.unread:
+            return UNKNOWN
+        if not isinstance(value, Opaque):
+            return value
+        value = settings_in(value)
+    return UNKNOWN
+
+
 def _plain(value: Any, budget: _Budget, depth: int) -> Any:
     budget.spend(depth)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
+        items = {key: _opened(item) for key, item in value.items() if not isinstance(key, Opaque)}
         return {
             key if isinstance(key, str) else repr(key): _plain(item, budget, depth + 1)
-            for key, item in value.items()
+            for key, item in items.items()
+            if item is not UNKNOWN
         }
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, budget, depth + 1) for item in value]
+        opened = map(_opened, value)
+        return [_plain(item, budget, depth + 1) for item in opened if item is not UNKNOWN]
     if isinstance(value, NumpyArray) and value.array.size <= budget.left:
         return value.array.tolist()
     return describe(value)
@@ -61,6 +79,8 @@ def describe(value: object) -> str:
         return f"a tensor of shape {value.shape}"
     if isinstance(value, NumpyArray):
         return f"an array of shape {value.array.shape}"
+    if isinstance(value, Opaque):
+        return f"an object of {shown(value.name)}, which is not read"
     if isinstance(value, NumpyDtype):
         return str(value.dtype)
     if isinstance(value, Mapping | list | tuple | set | frozenset):

@@ -3,19 +3,28 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.config_text import read_config_text
 from mae_convert.containers.contents import Contents
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.opaque import Effects, passed_over
 from mae_convert.containers.plain import describe, plain_mapping
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import Storage, StoredTensor
 from mae_convert.containers.wrappers import Selection, select_model
 from mae_convert.errors import CheckpointError
 
-SETTINGS = ("config", "conversion", "args")
+SETTINGS = ("config", "conversion")
+ARGUMENTS = ("hyper_parameters", "args")
+"""Keys of the arguments of training: of Lightning, and of many programs. The last one decides."""
+
+META, CONFIG_TEXTS = "meta", ("cfg", "config")
+"""The key of mmengine and mmcv for what they tell of training, and theirs for its configuration."""
+
 ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict, an OrderedDict, in which we keep its settings."""
 
@@ -27,7 +36,11 @@ ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], n
 
 
 def pth_contents(
-    file: ByteFile, value: object, read: ReadStorage, state_key: str | None = None
+    file: ByteFile,
+    value: object,
+    read: ReadStorage,
+    state_key: str | None = None,
+    effects: Effects | None = None,
 ) -> Contents:
     """Return the weights and the rest of what a pickle described.
 
@@ -36,14 +49,15 @@ def pth_contents(
         value: what the pickle holds.
         read: a way to the file's storages.
         state_key: the key of the weights, where it is not plain.
+        effects: what the pickle did with objects of types that are not read.
 
     Raises:
         CheckpointError: it holds no weights that are recognised, or a tensor lies outside its
             storage.
     """
-    path = file.path
-    selection = select_model(path, value, state_key)
-    keys = selection.settings(SETTINGS)
+    path, effects = file.path, effects or Effects()
+    selection = select_model(path, value, state_key, effects)
+    keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
     settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
     settings = {**_carried(selection), **settings}
@@ -53,14 +67,38 @@ def pth_contents(
         files=(file,),
         config=settings.get("config"),
         conversion=settings.get("conversion"),
-        training_args=settings.get("args"),
+        training_args=training_arguments(settings),
         ignored={
-            shown(name): describe(item)
-            for name, item in selection.beside.items()
-            if name not in used
+            **{
+                shown(name): describe(item)
+                for name, item in selection.beside.items()
+                if name not in used
+            },
+            **passed_over(value, effects),
         },
+        passed_over=effects.names(),
         wrapper=selection.wrapper,
     )
+
+
+def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | None:
+    """Return what a checkpoint tells of the training that made it; None where that is nothing.
+
+    Args:
+        settings: the plain mappings under the keys `ARGUMENTS` and `META`.
+
+    Returns:
+        The arguments by name, those of Lightning's `hyper_parameters` and of `args` in one mapping;
+        and under "meta" what mmengine tells, in which "cfg" is its configuration as nested
+        mappings.
+    """
+    found = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
+    meta = settings.get(META)
+    if meta is not None:
+        texts = {name: meta[name] for name in CONFIG_TEXTS if isinstance(meta.get(name), str)}
+        read = {name: read_config_text(text) for name, text in texts.items()}
+        found.append({META: {**meta, **{k: v for k, v in read.items() if v is not None}}})
+    return {name: value for part in found for name, value in part.items()} if found else None
 
 
 def _carried(selection: Selection) -> dict[str, dict | None]:

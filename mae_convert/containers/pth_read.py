@@ -10,6 +10,7 @@ from mae_convert.containers.archive import Archive
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import Contents
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.opaque import Effects
 from mae_convert.containers.pickle_stream import PickleStream
 from mae_convert.containers.pickles import PickleReader
 from mae_convert.containers.pth import ReadStorage, pth_contents
@@ -29,12 +30,17 @@ def folder_of(archive: Archive) -> str | None:
     return min(pickles, key=len).removesuffix(PICKLE) if pickles else None
 
 
-def read_value(archive: Archive, folder: str) -> tuple[object, ReadStorage]:
+def read_value(
+    archive: Archive, folder: str, *, strict: bool = False
+) -> tuple[object, ReadStorage, Effects]:
     """Return what `torch.save` wrote into a zip archive, and a way to the storages.
+
+    The third value is what the pickle did with objects of types that are not read.
 
     Args:
         archive: the file.
         folder: the folder in it in which everything stands, with its slash.
+        strict: refuse any object of a type that is not read, and not only one that is needed.
 
     Raises:
         CheckpointError: it is damaged, or would run code.
@@ -42,13 +48,13 @@ def read_value(archive: Archive, folder: str) -> tuple[object, ReadStorage]:
     if not any(f"{folder}{name}" in archive.records for name in VERSIONS):
         raise damaged(archive.path, "it does not say of which version it is")
     storages = _ZipStorages(archive, folder)
-    reader = PickleReader(archive.path, storages.of_id)
+    reader = PickleReader(archive.path, storages.of_id, strict=strict)
     stored = archive.part(f"{folder}{PICKLE}")
     if stored is None:  # torch.save does not pack it, but somebody may have packed the archive
         stream = PickleStream.of_bytes(archive.raw(f"{folder}{PICKLE}", LARGEST_UNPACKED_PICKLE))
     else:
         stream = PickleStream.of_file(stored)
-    return reader.load(stream), storages.read
+    return reader.load(stream), storages.read, reader.effects
 
 
 def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Contents:
@@ -62,8 +68,8 @@ def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Con
     Raises:
         CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
     """
-    value, read = read_value(archive, folder)
-    return pth_contents(archive.file, value, read, state_key)
+    value, read, effects = read_value(archive, folder)
+    return pth_contents(archive.file, value, read, state_key, effects)
 
 
 def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
@@ -78,18 +84,20 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
             weights that are recognised.
     """
     storages = _LegacyStorages(file)
-    reader, stream = PickleReader(file.path, storages.of_id), PickleStream.of_file(file)
-    if reader.load(stream) != LEGACY_MAGIC:
-        named = ", ".join(map(shown, sorted(set(reader.names)))) or "plain values"
+    reader = PickleReader(file.path, storages.of_id)
+    framing = PickleReader(file.path, storages.of_id, strict=True)
+    stream = PickleStream.of_file(file)
+    if framing.load(stream) != LEGACY_MAGIC:
+        named = ", ".join(map(shown, sorted(set(framing.names)))) or "plain values"
         raise CheckpointError(
             f"{file.path} is a Python pickle (of {named}) and not a PyTorch checkpoint; "
             "write the weights with torch.save({'model': model.state_dict()}, ...)"
         )
-    _protocol_version = reader.load(stream)
-    _system_information = reader.load(stream)
+    _protocol_version = framing.load(stream)
+    _system_information = framing.load(stream)
     value = reader.load(stream)
-    storages.locate(reader.load(stream), stream.tell())
-    return pth_contents(file, value, storages.read, state_key)
+    storages.locate(framing.load(stream), stream.tell())
+    return pth_contents(file, value, storages.read, state_key, reader.effects)
 
 
 class _ZipStorages:

@@ -1,4 +1,4 @@
-"""A corpus of hostile files: each is made by a function, and is to be refused."""
+"""A corpus of hostile files: each is made by a function, and is to be refused, or read unharmed."""
 
 import json
 import shutil
@@ -21,11 +21,13 @@ class Attack:
         container: what it pretends to be.
         name: what it tries.
         build: makes it in a directory and returns what is to be opened.
+        weights: what is to be read of it, by name, where it is to be read; None where refused.
     """
 
     container: str
     name: str
     build: Callable[[Path], Path]
+    weights: dict[str, list[float]] | None = None
 
     @property
     def is_heavy(self) -> bool:
@@ -54,6 +56,13 @@ def attacks(container: str, cases: dict[str, object], make: Callable[[Path, obje
     """Add what a function makes of each of several values, by their names."""
     for name, case in cases.items():
         ATTACKS.append(Attack(container, name, lambda folder, case=case: make(folder, case)))
+
+
+def benign(container: str, cases: dict[str, object], make: Callable[[Path, object], Path]) -> None:
+    """Add files in which something is passed over: their weights, `a` = [1, 2], are to be read."""
+    for name, case in cases.items():
+        build = lambda folder, case=case: make(folder, case)  # noqa: E731
+        ATTACKS.append(Attack(container, name, build, {"a": [1.0, 2.0]}))
 
 
 def with_pickle(folder: Path, pickled: bytes, storage: bytes = bytes(8)) -> Path:

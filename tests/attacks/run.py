@@ -63,6 +63,8 @@ class Outcome:
 
     Attributes:
         message: how it was refused, or None if it was not.
+        wanted: what is to be read of it, or None where it is to be refused.
+        weights: what was read of it.
         error: what else was raised, or None.
         memory: bytes that were allocated at most at one time.
         seconds: how long it took.
@@ -74,11 +76,17 @@ class Outcome:
     memory: int
     seconds: float
     events: tuple[str, ...]
+    wanted: dict[str, list[float]] | None = None
+    weights: dict[str, list[float]] | None = None
 
     def complaint(self) -> str | None:
         """Return what is wrong with it, or None."""
         if self.error:
             return f"raised {self.error}"
+        if self.wanted is not None:
+            if self.weights != self.wanted:
+                return f"was not read as it is, but as {self.weights} ({self.message})"
+            return f"did {self.events[0]}" if self.events else None
         if self.message is None:
             return "was not refused"
         if "\n" in self.message or len(self.message) > 900:
@@ -95,13 +103,16 @@ def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
     long.
     """
     path = attack.build(folder)
-    message = error = None
+    message = error = weights = None
     if not timed:
         tracemalloc.start()
     started = time.process_time()
     with WATCH.of(folder) as events, contextlib.chdir(folder):
         try:
             read_everything(path, as_model=attack.container in MODELS)
+            if attack.weights is not None:
+                tensors = open_container(path).tensors
+                weights = {name: tensor.load().tolist() for name, tensor in tensors.items()}
         except MaeConvertError as caught:
             message = str(caught)
         except Exception as caught:
@@ -110,7 +121,8 @@ def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
     memory = 0 if timed else tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     done = ["a flag was set"] if (folder / "PWNED").exists() else []
-    return Outcome(message, error, memory, seconds, (*done, *events))
+    events = (*done, *events)
+    return Outcome(message, error, memory, seconds, events, attack.weights, weights)
 
 
 MODELS = ("names", "config.json", "preprocessor_config.json", "conversion.json")

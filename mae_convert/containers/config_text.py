@@ -1,0 +1,81 @@
+"""Reads the configuration text of mmengine and mmcv, which is Python, without running it.
+
+Such a text is a list of assignments of literals, `dict(...)` and lists. It is parsed into a syntax
+tree, of which only these are taken; whatever else there is (a call, an import, a name) is left out.
+"""
+
+import ast
+from typing import Any
+
+LONGEST = 1 << 18
+DEEPEST = 40
+
+
+def read_config_text(text: str) -> dict[str, Any] | None:
+    """Return the values that a text assigns, by name.
+
+    Returns:
+        The values as plain data, or None where the text is not Python or assigns nothing.
+    """
+    if len(text) > LONGEST:
+        return None
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=node):
+                try:
+                    values[name] = _value(node, 0)
+                except ValueError:
+                    values.pop(name, None)
+            case ast.Expr(value=ast.Constant()):  # a comment
+                pass
+            case _:  # whatever it does to the names above, it is not known
+                return None
+    return values or None
+
+
+def _value(node: ast.expr, depth: int) -> Any:
+    """Return the value of an expression.
+
+    Raises:
+        ValueError: it is not a literal, or too deep.
+    """
+    if depth > DEEPEST:
+        raise ValueError("too deep for settings")
+    match node:
+        case ast.Constant(value=str() | bool() | int() | float() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return -number
+        case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
+            return [_value(item, depth + 1) for item in items]
+        case ast.Dict(keys=keys, values=items):
+            names = [_name(key) for key in keys]
+            return _known(dict(zip(names, items, strict=True)), depth)
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
+            return _known({_name(keyword.arg): keyword.value for keyword in keywords}, depth)
+        case _:
+            raise ValueError("not a literal")
+
+
+def _name(key: ast.expr | str | None) -> str:
+    if isinstance(key, ast.Constant):
+        key = key.value if isinstance(key.value, str) else repr(key.value)
+    if not isinstance(key, str):
+        raise ValueError("a mapping that is made of another")
+    return key
+
+
+def _known(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
+    """Return the values of a mapping that are literals."""
+    known = {}
+    for name, node in items.items():
+        try:
+            known[name] = _value(node, depth + 1)
+        except ValueError:
+            continue
+    return known
