@@ -14,9 +14,7 @@ from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, sweeps, verdicts
 from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
 from mae_convert.commands.streams import prepare_streams, print_unexpected, say
-from mae_convert.errors import MaeConvertError
-from mae_convert.redaction import without_secrets
-from mae_convert.text import for_terminal
+from mae_convert.errors import MaeConvertError, one_line
 
 NO_OUTPUT = (
     "standard output is closed, so that nothing could be shown; redirect it to a file, or to"
@@ -101,7 +99,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
         return 0, None
     except OSError as error:
         words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return 2, for_terminal(without_secrets(words))
+        return 2, one_line(words)
     return status or 0, None
 
 
@@ -112,5 +110,4 @@ def _printable(error: click.UsageError) -> click.UsageError:
     """
     if isinstance(error, click.MissingParameter):
         return error
-    message = for_terminal(without_secrets(error.format_message()))
-    return click.UsageError(message, error.ctx)
+    return click.UsageError(one_line(error.format_message()), error.ctx)

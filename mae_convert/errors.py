@@ -6,6 +6,14 @@ from mae_convert.text import for_terminal
 LONGEST = 1200
 
 
+def one_line(sentence: str) -> str:
+    """Return a message that may hold other people's text: printable, not long, no credentials."""
+    plain = for_terminal(without_secrets(sentence))
+    if len(plain) > LONGEST:
+        return f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
+    return plain
+
+
 class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints it and exits with status 2.
 
@@ -16,10 +24,7 @@ class MaeConvertError(Exception):
     exit_status = 2
 
     def __init__(self, sentence: str) -> None:
-        plain = for_terminal(without_secrets(sentence))
-        if len(plain) > LONGEST:
-            plain = f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
-        super().__init__(plain)
+        super().__init__(one_line(sentence))
 
 
 class CheckpointError(MaeConvertError):

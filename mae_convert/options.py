@@ -1,5 +1,6 @@
 """Options that several commands share, and the types of their values."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ RUN_DTYPE = click.Choice(["float64", "float32", "tf32", "float16", "bfloat16"])
 FRAMEWORK = click.Choice(["torch", "tensorflow", "jax", "transformers", "timm"])
 DEVICE = click.Choice(["cpu", "cuda"])
 REFERENCE = click.Choice(["torch", "tensorflow", "jax"])
+COUNT = click.IntRange(1, 1_000_000)  # more is a slip of the finger, and memory that is not there
 MODE = click.Choice(["eager", "compiled", "xla", "train"])
 
 
@@ -26,7 +28,7 @@ class ImageSize(click.ParamType):
         if isinstance(value, tuple):
             return value
         sides = str(value).lower().split("x")
-        if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        if len(sides) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", side) for side in sides):
             self.fail(f"{value!r} is no size; write 224 or 224x192 (height x width)", param, ctx)
         return int(sides[0]), int(sides[-1])
 
@@ -157,7 +159,7 @@ def input_options(command: Command) -> Command:
             ),
             click.option(
                 "--batch",
-                type=click.IntRange(min=1),
+                type=COUNT,
                 help="Number of random pictures, or at most so many of --images.  [default: 2; 16]",
             ),
             click.option(

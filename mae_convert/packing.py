@@ -8,7 +8,7 @@ from mae_convert.layouts import Layout
 from mae_convert.prefixes import LEADING, is_readable
 
 BIN = "pytorch_model.bin"
-BYTES = re.compile(r"([1-9]\d*)([KMGT]?)(i?)B", re.IGNORECASE)
+BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
 
 
 def byte_count(size: int | str) -> int:

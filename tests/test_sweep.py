@@ -1,6 +1,7 @@
 """A sweep as a user meets it: what is skipped, repeated, reported; processes that die."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -209,7 +210,36 @@ DAMAGES = {
     "a cell is no JSON": lambda f: execute(f, "UPDATE jobs SET settings = '{'"),
     "a column is missing": lambda f: execute(f, "ALTER TABLE jobs DROP COLUMN host"),
     "it is of a later version": lambda f: execute(f, "PRAGMA user_version = 99"),
-}
+    "a mapping is a list": lambda f: execute(f, "UPDATE jobs SET settings = '[]'"),
+    "a mapping is nested deeply": lambda f: execute(
+        f, f"UPDATE jobs SET settings = '{'[' * 100_000}'"
+    ),
+    "an error is text": lambda f: execute(f, """UPDATE jobs SET own_error = '{"a": "b"}'"""),
+    "an outcome is unknown": lambda f: execute(f, "UPDATE jobs SET outcome = 'well'"),
+    "there is another table": lambda f: execute(f, "CREATE TABLE more (a)"),
+    "there is a trigger": lambda f: execute(
+        f, "CREATE TRIGGER t AFTER INSERT ON begun BEGIN DELETE FROM jobs; END"
+    ),
+    "cells are of other types": lambda f: retyped(f, "x'00ff'"),
+    "its jobs are a view without an end": lambda f: (
+        execute(f, "ALTER TABLE jobs RENAME TO old"),
+        execute(f, "CREATE VIEW jobs AS WITH RECURSIVE n(key) AS (SELECT 1 UNION ALL SELECT key"
+                   " FROM n) SELECT * FROM n"),
+    ),
+}  # fmt: skip
+
+
+def retyped(path, value):
+    """Put a value where its type is not allowed, and leave no trace of how."""
+    with sqlite3.connect(path) as file:
+        (before,) = file.execute("SELECT sql FROM sqlite_master WHERE name = 'jobs'").fetchone()
+        file.execute("PRAGMA writable_schema = ON")
+        schema = "UPDATE sqlite_master SET sql = ? WHERE name = 'jobs'"
+        file.execute(schema, [before.removesuffix(" STRICT")])
+    with sqlite3.connect(path) as file:
+        file.execute(f"UPDATE jobs SET verdict = {value}, seconds = {value}")
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute(schema, [before])
 
 
 def execute(path, statement):
@@ -226,6 +256,17 @@ def test_damaged_results_are_refused_in_a_sentence(runs, damage):
     DAMAGES[damage](path)
     with pytest.raises(CheckpointError, match="move it away"), Results(path) as results:
         results.rows()
+    with pytest.raises(CheckpointError, match="move it away"):
+        read_results(path)
+
+
+def test_an_error_that_is_not_finite_is_read_as_it_was(runs):
+    path = runs / "rows.sqlite"
+    (job,) = jobs(runs, 1)
+    row = replace(failed(job), own_error={"float32": math.inf})
+    with Results(path) as results:
+        results.write(row)
+        assert results.rows()[row.key].own_error == {"float32": math.inf}
 
 
 def failed(job):

@@ -202,3 +202,72 @@ def test_a_wrong_plan_leaves_nothing_behind(run, runs):
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith("mae-convert: plan.yaml, line 1, to: 'kears' is not one of")
     assert sorted(path.name for path in runs.iterdir()) == ["plan.yaml", "runs"]
+
+
+def doubling(levels):
+    """Return a plan in which each mapping takes the one before twice."""
+    lines = ["- &a0 {source: runs/checkpoint-0.pth, to: keras, verify: true}"]
+    lines += [f"- &a{n} {{<<: [*a{n - 1}, *a{n - 1}], seed: {n}}}" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+JOB = "source: runs/checkpoint-0.pth, to: keras, verify: true"
+HOSTILE = {
+    "nested lists": "[" * 1500 + "]" * 1500,
+    "nested mappings": "{a: " * 1500,
+    "a nested value": f"- {{{JOB}, seed: [[[1]]]}}",
+    "a mapping as value": f"- {{{JOB}, seed: {{a: 1}}}}",
+    "a long number": f"- {{{JOB}, seed: {'9' * 5000}}}",
+    "a long hexadecimal number": f"- {{{JOB}, seed: 0x{'f' * 5000}}}",
+    "a long sexagesimal number": f"- {{{JOB}, seed: {'1' + ':59' * 3000}}}",
+    "a long number as text": f"- {{{JOB}, seed: '{'9' * 5000}'}}",
+    "a long size": f"- {{{JOB}, image_size: '{'9' * 5000}'}}",
+    "a large number": f"- {{{JOB}, seed: {1 << 80}}}",
+    "a date that is none": f"- {{{JOB}, branch: 2026-02-31}}",
+    "NUL": "- {source: 'runs/\0', to: keras, verify: true}",
+    "NUL that is written out": '- {source: "runs/\\0.pth", to: keras, verify: true}',
+    "NUL on the Hub": '- {source: "hf://a/b@c\\0", to: keras, verify: true}',
+    "NUL in storage": '- {source: "memory://a\\0b", to: keras, verify: true}',
+    "a lone surrogate": '- {source: "hf://a/b/\\ud800", to: keras, verify: true}',
+    "binary data": f"- {{{JOB}, seed: !!binary aGVsbG8=}}",
+    "an object": f"- {{{JOB}, seed: !!python/object/apply:os.getcwd []}}",
+    "a set": f"- {{{JOB}, seed: !!set {{a, b}}}}",
+    "doubling by values": "- &a0 [x, x]\n"
+    + "\n".join(f"- &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)),
+    "a chain of merges": doubling(60),
+    "a mapping that takes itself": "- &a {<<: *a, source: x}",
+    "a merge of text": "- {<<: text, source: x}",
+    "a key that is a list": "- {? [a] : b, source: x}",
+    "too many jobs": f"- {{{JOB}, " + ", ".join(
+        f"{name}: {list(range(1, 100))}" for name in ("seed", "batch", "num_heads", "num_labels")
+    ) + "}",
+    "too much text": "#" * 5_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_plan_is_refused_in_one_short_sentence(runs, name):
+    said = complaint(runs, HOSTILE[name])
+    assert said.isprintable()
+    assert len(said) < 1300
+
+
+@pytest.mark.parametrize("text", ["source,to\nruns/\0,keras", "source,to\n" + '"' * 99,
+                                  "source,seed\nruns/checkpoint-0.pth," + "9" * 5000,
+                                  "source\n" + "x" * 200_000])  # fmt: skip
+def test_a_hostile_table_is_refused_in_one_short_sentence(runs, text):
+    said = complaint(runs, text, "plan.csv")
+    assert said.isprintable()
+    assert len(said) < 1300
+
+
+def test_fields_that_are_taken_twice_are_taken_once(runs):
+    """Fifteen levels of doubling would be 32,768 copies."""
+    jobs = plan(runs, doubling(15))
+    assert len(jobs) == 15
+    assert jobs[14].settings["seed"] == 14
+
+
+def test_numbers_of_any_length_sort():
+    names = ["a9" * 3, "a" + "9" * 5000, "a1" + "0" * 5000, "a007", "a10", "b"]
+    assert sorted(names, key=natural) == ["a007", "a9a9a9", "a10", names[1], names[2], "b"]

@@ -8,6 +8,7 @@ import click
 from mae_convert.commands.ending import ignore_interrupts
 from mae_convert.commands.opening import open_and_tell, open_pair_and_tell
 from mae_convert.options import (
+    COUNT,
     DTYPE,
     ByteSize,
     ImageSize,
@@ -76,12 +77,12 @@ def inspect(
 )
 @click.option(
     "--num-labels",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Put a new classifier head of zeros on the encoder, to fine-tune.",
 )
 @click.option(
     "--in-channels",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
 )
 @click.option(

@@ -39,8 +39,18 @@ def console() -> Console:
 
 
 def markup(text: object) -> str:
-    """Return text as it may stand in the markup of a console: no styles, on one line, printable."""
-    return escape(for_terminal(text))
+    """Return text as it may stand in the markup of a console: no styles, on one line, printable.
+
+    What the encoding of standard output cannot hold is an escape sequence here already, so that the
+    columns of a table stay in line.
+    """
+    return escape(printable(for_terminal(text)))
+
+
+def printable(text: str) -> str:
+    """Return text with escape sequences for what standard output's encoding does not have."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

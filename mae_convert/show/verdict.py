@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table as Grid
 
 from mae_convert.plain import number, plain
-from mae_convert.show.console import console, markup
+from mae_convert.show.console import console, markup, printable
 from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
@@ -107,8 +107,9 @@ def depth_chart(result: Verdict) -> Iterator[str]:
         step = math.ceil(len(depths) / MOST_BARS)
         depths = [*depths[:-1:step], depths[-1]]
     width = max((len(name) for name, _ in depths), default=0)
+    full = "█" if printable("█") == "█" else "#"
     for name, error in depths:
         filled = 1.0 if math.isinf(error) else (math.log10(max(error, 1e-16)) + 16) / 16
-        bar = "█" * round(BAR * min(max(filled, 0.0), 1.0))
+        bar = full * round(BAR * min(max(filled, 0.0), 1.0))
         mark = " " if error <= FUNCTION_LIMIT else "!"
         yield f"  {name:{width}} {mark} {bar:{BAR}} {number(error)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_convert import storage
 from mae_convert.errors import MaeConvertError
-from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
+from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source, refuse_nul
 
 MAGIC = re.compile(r"[*?[]")
 
@@ -26,6 +26,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         MaeConvertError: there is no such file, or nothing fits the pattern.
         MissingRequirementError: the package that reads such an address is not installed.
     """
+    refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):
         parse_source(text)
         return [text]
@@ -59,5 +60,7 @@ def _relative(path: Path) -> str:
 
 
 def natural(text: str) -> list[Any]:
-    """Return a key that sorts checkpoint-9 before checkpoint-10."""
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
+    """Return a key that sorts checkpoint-9 before checkpoint-10, with numbers of any length."""
+    pieces = filter(None, re.split(r"(\d+)", text))
+    digits = ((p.isdecimal(), p.lstrip("0")) for p in pieces)
+    return [(0, len(rest), rest) if is_number else (1, 0, rest) for is_number, rest in digits]

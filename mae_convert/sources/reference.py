@@ -41,6 +41,7 @@ def parse_source(text: str) -> Source:
     Raises:
         MaeConvertError: it is an address that is no model on the Hub.
     """
+    refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):
         return _parse_hub(text)
     path = Path(text)
@@ -61,10 +62,22 @@ def parse_source(text: str) -> Source:
     return path
 
 
+def refuse_nul(text: str) -> None:
+    """Refuse a name that the system could not even look for.
+
+    Raises:
+        MaeConvertError: it holds a NUL character.
+    """
+    if "\0" in text:
+        raise MaeConvertError(f"{text} holds a NUL character, which no name can; leave it out")
+
+
 def _parse_hub(text: str) -> HubReference:
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 
+    if not text.isprintable():
+        raise MaeConvertError(f"{text} holds a character that is not printable; leave it out")
     example = f"write it as {PROTOCOL}owner/name, {PROTOCOL}owner/name@revision/file"
     try:
         parsed = parse_hf_uri(text)

@@ -14,6 +14,7 @@ from mae_convert.canonical import TASKS
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.options import (
+    COUNT,
     DEVICE,
     DTYPE,
     FRAMEWORK,
@@ -37,7 +38,6 @@ class Witness(click.ParamType):
         return str(value)
 
 
-COUNT = click.IntRange(min=1)
 PAIR = {"framework": FRAMEWORK, "device": DEVICE, "python": click.STRING, "mode": MODE}
 
 CHECKPOINT: Mapping[str, click.ParamType] = {
@@ -127,6 +127,8 @@ def parse(name: str, value: Any) -> Any:
         raise wrong
     if isinstance(value, str) and not value.strip():
         raise wrong
+    if isinstance(value, str) and "\0" in value:
+        raise MaeConvertError(f"{value!r} holds a NUL character; leave it out")
     try:
         parsed = kind.convert(value if kind is click.BOOL else str(value), None, None)
     except click.BadParameter as error:

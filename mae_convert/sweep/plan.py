@@ -1,6 +1,7 @@
 """From what a plan says to jobs; what is wrong is refused by line and field, before any work."""
 
 import itertools
+import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.reading import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
+MOST_JOBS = 100_000  # of one plan, in which each list makes a job of each of its values
 Settings = dict[str, Any]
 
 
@@ -37,13 +39,23 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
     given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in said.items()}
     sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
     entries = read_entries(Path(plans[0])) if plans else [Entry(COMMAND_LINE, {"source": sources})]
-    jobs = [
+    found = (
         job
         for entry in entries
         for job in _jobs(Entry(entry.where, {**entry.fields, **given}), folder)
-    ]
+    )
+    jobs = list(itertools.islice(found, MOST_JOBS + 1))
+    if len(jobs) > MOST_JOBS:
+        raise _too_many(jobs[-1].where)
     refuse_collisions(jobs)
     return jobs
+
+
+def _too_many(where: str) -> PlanError:
+    return PlanError(
+        f"{where}: this makes more than {MOST_JOBS} jobs; give lists to fewer fields, or write"
+        " several plans"
+    )
 
 
 def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
@@ -54,6 +66,8 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
         raise PlanError(f"{entry.where}, source: every job needs one; write a path or a pattern")
     where = entry.fields["source"].where
     sources = [s for pattern in patterns for s in _sources(str(pattern), where, folder)]
+    if len(sources) * math.prod(map(len, varied.values())) > MOST_JOBS:
+        raise _too_many(entry.where)
     for source in dict.fromkeys(sources):
         for values in itertools.product(*varied.values()):
             settings = {**fixed, **dict(zip(varied, values, strict=True))}

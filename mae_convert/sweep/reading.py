@@ -10,6 +10,10 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.sweep.fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)
+LARGEST = 4_000_000  # characters of a plan, about 40,000 jobs
+LARGEST_NUMBER = 1 << 63
+DEEPEST = 20  # mappings that take fields from each other by <<
+MERGE = "tag:yaml.org,2002:merge"
 SEPARATOR = ";"  # between the values of a list in a cell
 COMMAND_LINE = "command line"
 
@@ -55,10 +59,13 @@ def read_entries(path: Path) -> list[Entry]:
         PlanError: it cannot be read, or is not built as a plan is.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            text = stream.read(LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise PlanError(f"{path} cannot be read: {reason}") from error
+    if len(text) > LARGEST:
+        raise PlanError(f"{path} has more than {LARGEST} characters; write several plans")
     entries = list(_read_csv(path, text) if path.suffix.lower() in CSV else _read_yaml(path, text))
     if not entries:
         raise PlanError(f"{path} holds no jobs; write at least one, with a source")
@@ -108,7 +115,10 @@ def _in_cell(head: str, cell: str, where: str) -> Given:
 def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
     import yaml
 
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise _no_yaml(path, error) from error
     try:
         root = loader.get_single_node()
         if root is None:
@@ -127,12 +137,18 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
         for node in root.value:
             yield Entry(_at(path, node), {**defaults, **_fields(path, node, loader)})
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise PlanError(f"{place}: this is not YAML: {problem}") from error
+        raise _no_yaml(path, error) from error
+    except RecursionError as error:
+        raise PlanError(f"{path}: lists or mappings are nested too deeply to be read") from error
     finally:
         loader.dispose()
+
+
+def _no_yaml(path: Path, error: Exception) -> PlanError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}, line {mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return PlanError(f"{place}: this is not YAML: {problem}")
 
 
 def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
@@ -152,16 +168,65 @@ def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[s
                 f"{_at(path, key)}, {key.value}: there is no such part; write {' and '.join(known)}"
             )
         seen.add(key.value)
-    whole = yaml.MappingNode(node.tag, [*node.value], node.start_mark, node.end_mark)
-    yaml.constructor.SafeConstructor().flatten_mapping(whole)
-    for key, value in whole.value:
-        yield str(key.value), value
+    yield from _with_merged(path, node, {}, 0).items()
+
+
+def _with_merged(
+    path: Path, node: Any, known: dict[int, dict[str, Any]], depth: int
+) -> dict[str, Any]:
+    """Return keys and nodes of a mapping, with those that it takes by ``<<``; its own come first.
+
+    Args:
+        path: of the plan.
+        node: the mapping.
+        known: what was returned for other mappings, by the identity of their nodes: a mapping that
+            is taken many times is read once.
+        depth: how many mappings take fields from each other on the way here.
+    """
+    import yaml
+
+    if id(node) in known:
+        return known[id(node)]
+    own: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+        if key.tag != MERGE:
+            own[str(key.value)] = value
+            continue
+        for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(part, yaml.MappingNode) or depth == DEEPEST:
+                raise PlanError(f"{_at(path, value)}: << takes the fields of another mapping, of"
+                                f" which at most {DEEPEST} take them from each other")  # fmt: skip
+            taken = {**_with_merged(path, part, known, depth + 1), **taken}
+    known[id(node)] = {**taken, **own}
+    return known[id(node)]
+
+
+def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
+    """Return the value of a field: a text, a number, and so on, or a list of such."""
+    import yaml
+
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+        raise PlanError(f"{_at(path, node)}, {name}: write one value, or a list of values")
+    try:
+        read = loader.construct_object(node, deep=True)
+    except (ValueError, OverflowError) as error:
+        raise PlanError(f"{_at(path, node)}, {name}: this cannot be read: {error}") from error
+    for value in read if isinstance(read, list) else [read]:
+        if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+            raise PlanError(f"{_at(path, node)}, {name}: this number is too large")
+        if isinstance(value, bytes):
+            raise PlanError(f"{_at(path, node)}, {name}: write text, not binary data")
+    return read
 
 
 def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:
     found = {}
     for name, value in _items(path, node):
-        read = loader.construct_object(value, deep=True)
+        read = _constructed(path, value, name, loader)
         many = isinstance(read, list)
         if many and not read:
             raise PlanError(f"{_at(path, value)}, {name}: the list is empty; leave it out")

@@ -14,11 +14,27 @@ from typing import Any
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.plain import plain
 from mae_convert.sweep.job import Job
-from mae_convert.sweep.row import COLUMNS, MAPPINGS, Row
+from mae_convert.sweep.row import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
 FORMAT = 1
 TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER", "str": "TEXT"}
+PYTHON_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (float, int),
+    "bool": int,
+}
 BOOLEANS = [name for name, kind in COLUMNS.items() if kind.startswith("bool")]
+
+
+def _columns() -> str:
+    kinds = ((name, kind.removesuffix(" | None")) for name, kind in COLUMNS.items())
+    return ", ".join(f"{name} {TYPES.get(kind, 'TEXT')}" for name, kind in kinds)
+
+
+TABLES = {
+    "jobs": f"({_columns()}, PRIMARY KEY (key)) STRICT",
+    "begun": "(key TEXT PRIMARY KEY, target TEXT) STRICT",
+}
 
 
 class Results:
@@ -51,26 +67,10 @@ class Results:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         try:
-            self._open()
+            self._file = _opened(path)
         except sqlite3.Error as error:
             self._lock.release()
             raise _no_results(path, error) from error
-
-    def _open(self) -> None:
-        self._file = sqlite3.connect(self.path)
-        made_by = self._file.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._file.execute("SELECT name FROM sqlite_master").fetchall()
-        if made_by != FORMAT and tables:
-            raise sqlite3.DatabaseError(f"it has format {made_by}, and this version {FORMAT}")
-        columns = ", ".join(f"{name} {_sql_type(kind)}" for name, kind in COLUMNS.items())
-        with self._file:
-            self._file.execute(
-                f"CREATE TABLE IF NOT EXISTS jobs ({columns}, PRIMARY KEY (key)) STRICT"
-            )
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS begun (key TEXT PRIMARY KEY, target TEXT) STRICT"
-            )
-            self._file.execute(f"PRAGMA user_version = {FORMAT}")
 
     def __enter__(self) -> "Results":
         return self
@@ -122,7 +122,7 @@ class Results:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError, TypeError) as error:
+        except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise _no_results(self.path, error) from error
 
     @contextmanager
@@ -143,9 +143,59 @@ def _no_results(path: Path, error: Exception) -> CheckpointError:
 
 
 def read_results(path: Path) -> list[Row]:
-    """Return the rows of a file of results, in the order in which their jobs ended."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
-        return list(_rows(file).values())
+    """Return the rows of a file of results, in the order in which their jobs ended.
+
+    Raises:
+        CheckpointError: it is not a file of results, or it is damaged.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            _check_tables(file)
+            return list(_rows(file).values())
+    except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise _no_results(path, error) from error
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a file of results, which is made where there is none.
+
+    Raises:
+        sqlite3.Error: it is something else, or it cannot be opened.
+    """
+    file = sqlite3.connect(path)
+    try:
+        if _is_empty(file):
+            with file:
+                for name, body in TABLES.items():
+                    file.execute(f"CREATE TABLE {name} {body}")
+                file.execute(f"PRAGMA user_version = {FORMAT}")
+        _check_tables(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _is_empty(file: sqlite3.Connection) -> bool:
+    return not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _check_tables(file: sqlite3.Connection) -> None:
+    """Refuse a file that holds anything but the tables of this version, as they are made here.
+
+    A view or a generated column of the same name could give any type, or have no end.
+
+    Raises:
+        sqlite3.DatabaseError: it is such a file.
+    """
+    made_by = file.execute("PRAGMA user_version").fetchone()[0]
+    if made_by != FORMAT:
+        raise sqlite3.DatabaseError(f"it has format {made_by}, and this version {FORMAT}")
+    found = file.execute(
+        "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%' ORDER BY name"
+    ).fetchall()
+    if found != [(f"CREATE TABLE {name} {body}",) for name, body in sorted(TABLES.items())]:
+        raise sqlite3.DatabaseError("its tables are not those of this version")
 
 
 def _rows(file: sqlite3.Connection) -> dict[str, Row]:
@@ -155,17 +205,31 @@ def _rows(file: sqlite3.Connection) -> dict[str, Row]:
     return {row.key: row for row in rows}
 
 
-def _sql_type(kind: str) -> str:
-    return TYPES.get(kind.removesuffix(" | None"), "TEXT")
-
-
 def _stored(value: Any) -> Any:
     return json.dumps(plain(value), sort_keys=True) if isinstance(value, Mapping) else value
 
 
 def _loaded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's values as `Row` has them.
+
+    Raises:
+        TypeError: one is of another type.
+        ValueError: one is not possible.
+    """
+    for name, value in values.items():
+        kind = COLUMNS[name]
+        if value is None and kind.endswith("| None"):
+            continue
+        if not isinstance(value, PYTHON_TYPES.get(kind.removesuffix(" | None"), str)):
+            raise TypeError(f"{name} of a job is {type(value).__name__}")
     for name in MAPPINGS:
         values[name] = json.loads(values[name])
+        if not isinstance(values[name], dict):
+            raise TypeError(f"{name} of a job is no mapping")
     for name in BOOLEANS:
         values[name] = None if values[name] is None else bool(values[name])
+    # What is not finite is stored as text.
+    values["own_error"] = {str(dtype): float(x) for dtype, x in values["own_error"].items()}
+    if values["outcome"] not in (DONE, FAILED, ERROR):
+        raise ValueError("the outcome of a job is not one of this version")
     return values
