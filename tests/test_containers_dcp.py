@@ -93,6 +93,7 @@ def test_one_process(one: Path) -> None:
         assert (opened.kind, opened.wrapper) == ("dcp", "model")
         assert opened.training_args == {"model": "mae_vit_base_patch16"}
         assert opened.ignored == {"optim": "1 tensor and settings", "epoch": "a pickled value"}
+        assert opened.epoch == 5
         assert opened.files == (one / ".metadata", one / "__0_0.distcp")
 
 

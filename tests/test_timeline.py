@@ -11,6 +11,7 @@ import pytest
 import mae_convert
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers import LazyTensor, write_file
+from mae_convert.containers.checkpoint import open_container
 from mae_convert.look.timeline import spread
 
 DEMO = Path(mae_convert.__file__).parent / "data" / "demo"
@@ -45,7 +46,9 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, trai
         "timeline", "*.pth", "--images", DEMO, "-o", "t.html", "-o", "t.csv", "-o", "t.png",
         "--framework", "torch", "--shown", "3", "--json", cwd=training,
     )  # fmt: skip
-    assert result.status == 0, result.err
+    assert result.status == 1, result.err
+    assert "1 of 4 checkpoints have no loss" in result.err
+    assert "checkpoint-5.pth" in result.err
     told = result.json
     assert [p["epoch"] for p in told["points"]] == [0, 5, 9, 10]
     first, broken, better, best = told["points"]
@@ -78,6 +81,20 @@ def test_what_cannot_be_written_is_refused_before_any_work(run, training):
         2,
         "mae-convert: nothing fits the pattern none*.pth\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("stored", "epoch"),
+    [({"epoch": 12}, 12), ({"meta": {"epoch": 3}}, 3), ({"epoch": None, "meta": {"epoch": 4}}, 4),
+     ({"epoch": np.int64(5)}, 5), ({"epoch": "12"}, None), ({"epoch": True}, None),
+     ({"epoch": -1}, None), ({"epoch": 10**20}, None), ({"epoch": 1.0}, None), ({}, None),
+     ({"epoch": [12]}, None)],
+)  # fmt: skip
+def test_the_epoch_is_the_number_that_the_checkpoint_stores(tmp_path, case, stored, epoch):
+    torch = pytest.importorskip("torch")
+    whole = torch.load(case("pretrain_tiny").checkpoint, weights_only=True)
+    torch.save({**whole, **stored}, tmp_path / "run-7.pth")
+    assert open_container(tmp_path / "run-7.pth").epoch == epoch
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.commands.streams import say
 from mae_convert.options import checkpoint_options, device_option, framework_option, json_option
 
 if TYPE_CHECKING:
@@ -204,11 +205,11 @@ def timeline(
     state_key: str | None,
     flags: "Flags",
     **options: Any,
-) -> None:
+) -> int:
     """Show how a training went: the loss of each checkpoint on the same pictures and masks.
 
     SRC is any number of checkpoints and patterns. The epoch is what the file says, else the last
-    number in its name.
+    number in its name. Exit status 1 if a checkpoint could not be run.
 
     Example:
 
@@ -219,6 +220,7 @@ def timeline(
     from mae_convert.look.timeline import View
     from mae_convert.look.timeline import timeline as follow
     from mae_convert.look.timeline_files import check_names, timeline_json, write
+    from mae_convert.mapping import listed
     from mae_convert.preprocessing import pictures_in
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.pictures import timeline as show
@@ -235,3 +237,7 @@ def timeline(
     outputs = tuple(dict.fromkeys(outputs))
     write(result, outputs, overwrite=overwrite)
     print_json(timeline_json(result)) if as_json else show(result, outputs)
+    if failed := result.failed:
+        names = listed([point.source for point in failed])
+        say(f"{len(failed)} of {len(result.points)} checkpoints have no loss: {names}")
+    return 1 if failed else 0

@@ -42,6 +42,7 @@ class Container:
             where nothing stands around them.
         state_key: the key that the user said, or None.
         is_directory: the user named a directory.
+        epoch: of the training run that made the file, where it states it.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Container:
     state_key: str | None
     is_directory: bool
     passed_over: tuple[str, ...] = ()
+    epoch: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -112,6 +114,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         state_key=state_key,
         is_directory=is_directory,
         passed_over=contents.passed_over,
+        epoch=contents.epoch,
     )
 
 

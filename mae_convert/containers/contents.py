@@ -40,6 +40,7 @@ class Contents:
         passed_over: dotted names in a pickle that were neither imported nor called, because no
             weight needs what they make; PyTorch's own reader refuses such a file.
         wrapper: key under which the tensors stand, or None.
+        epoch: of the training run, where a PyTorch checkpoint states it.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Contents:
     ignored: Mapping[str, str] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
     wrapper: str | None = None
+    epoch: int | None = None
 
 
 @contextmanager

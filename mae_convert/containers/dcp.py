@@ -29,7 +29,7 @@ from mae_convert.containers.pth import ARGUMENTS, META, SETTINGS, lazy, training
 from mae_convert.containers.pth_read import folder_of, read_value
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import StoredTensor
-from mae_convert.containers.wrappers import select_model
+from mae_convert.containers.wrappers import EPOCH_KEYS, epoch_in, select_model
 from mae_convert.errors import CheckpointError
 
 
@@ -55,6 +55,8 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
     keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
     settings = {name: files.settings(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
+    progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
+    epoch = epoch_in(files.settings(progress))
     return Contents(
         kind="dcp",
         tensors={name: _join(files, name, item) for name, item in selection.tensors.items()},
@@ -68,6 +70,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
             if name not in used
         },
         wrapper=selection.wrapper,
+        epoch=epoch,
     )
 
 

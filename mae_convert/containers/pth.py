@@ -15,7 +15,7 @@ from mae_convert.containers.opaque import Effects, passed_over
 from mae_convert.containers.plain import describe, plain_mapping
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.torch_types import Storage, StoredTensor
-from mae_convert.containers.wrappers import Selection, select_model
+from mae_convert.containers.wrappers import EPOCH_KEYS, Selection, epoch_in, select_model
 from mae_convert.errors import CheckpointError
 
 SETTINGS = ("config", "conversion")
@@ -61,6 +61,7 @@ def pth_contents(
     settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
     settings = {**_carried(selection), **settings}
+    progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
     return Contents(
         kind="pth",
         tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
@@ -78,6 +79,7 @@ def pth_contents(
         },
         passed_over=effects.names(),
         wrapper=selection.wrapper,
+        epoch=epoch_in(plain_mapping(progress)),
     )
 
 

@@ -23,6 +23,8 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
 """How other such keys are named."""
 
+EPOCH_KEYS = ("epoch", "meta")
+LARGEST_EPOCH = 10**9  # a larger number is a damaged file
 DEEPEST = 3
 KEYS_SHOWN = 12
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
@@ -58,6 +60,20 @@ class Selection:
         keys = {name: f"{level}.{name}" if level else name for name in names}
         found = {name: key if key in self.beside else name for name, key in keys.items()}
         return {name: key for name, key in found.items() if key in self.beside}
+
+
+def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
+    """Return the epoch that a training loop has stored: at the top, or in `meta` as MMEngine does.
+
+    Args:
+        settings: what the checkpoint holds as `EPOCH_KEYS`, as plain data.
+    """
+    settings = settings or {}
+    meta = settings.get("meta")
+    for value in (settings.get("epoch"), meta.get("epoch") if isinstance(meta, Mapping) else None):
+        if type(value) is int and 0 <= value <= LARGEST_EPOCH:  # a bool is none
+            return value
+    return None
 
 
 def select_model(

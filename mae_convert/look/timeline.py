@@ -21,6 +21,7 @@ from mae_convert.pictures import VARIANCE_FLOOR
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source
 
+LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a date with its time
 ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left where it has paid
 
 
@@ -61,6 +62,11 @@ class Timeline:
     shown: dict[int, Reconstruction]
     configuration: Configuration
     mask_ratio: float
+
+    @property
+    def failed(self) -> list[Point]:
+        """The points without a loss."""
+        return [point for point in self.points if point.error is not None]
 
     @property
     def best(self) -> Point:
@@ -152,15 +158,9 @@ def spread(count: int, wanted: int) -> list[int]:
     return places
 
 
-def epoch_of(checkpoint: Checkpoint) -> int | None:
-    """Return the epoch that a training checkpoint states, or None."""
-    stated = checkpoint.container.ignored.get("epoch", "")
-    return int(stated) if stated.isdecimal() else None
-
-
 def _number_in(source: str) -> int | None:
-    numbers = re.findall(r"\d+", PurePosixPath(source.rstrip("/")).stem)
-    return int(numbers[-1]) if numbers else None
+    numbers = re.findall(r"[0-9]+", PurePosixPath(source.rstrip("/")).stem)
+    return int(numbers[-1]) if numbers and len(numbers[-1]) <= LONGEST_NUMBER else None
 
 
 def _in_order(points: Sequence[Point]) -> list[Point]:
@@ -185,7 +185,8 @@ class _Run:
         try:
             with tempfile.TemporaryDirectory(prefix="mae-convert-timeline-") as folder:
                 checkpoint = self._open(source, Path(folder))
-                epoch = epoch_of(checkpoint) if epoch_of(checkpoint) is not None else epoch
+                if checkpoint.container.epoch is not None:
+                    epoch = checkpoint.container.epoch
                 epoch = place if epoch is None else epoch
                 self._prepare(checkpoint)
                 run = Reconstructor(checkpoint, self._view.framework, self._view.device)
