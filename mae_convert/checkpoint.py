@@ -11,7 +11,7 @@ from mae_convert.configuration import Configuration, Evidence, check_flags_taken
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
-from mae_convert.errors import CheckpointError, LayoutError, MaeConvertError
+from mae_convert.errors import LayoutError, MaeConvertError
 from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
@@ -19,6 +19,7 @@ from mae_convert.mapping import Rule, Table, read_tensors
 from mae_convert.origin import Origin
 from mae_convert.prefixes import Stripped, as_stored, strippings
 from mae_convert.recognition import Reading, recognise
+from mae_convert.validation import check_document
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,19 @@ def _after(container: Container, step: Mapping[str, Any]) -> Container:
     return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 
 
-def _check_steps(container: Container) -> None:
-    """Raise CheckpointError if the conversion record, which one may edit, has no list of steps."""
-    steps = (container.conversion or {}).get("steps", [])
-    if not isinstance(steps, list) or not all(
-        isinstance(step, Mapping) and isinstance(step.get("step"), str) for step in steps
+def _check_documents(container: Container) -> None:
+    """Hold what stands beside or inside a file, and anyone may edit, against its schema.
+
+    Raises:
+        CheckpointError: a field is not of the type that it must have.
+    """
+    for schema_name, document, what in (
+        ("config", container.config, container.config_source),
+        ("preprocessor", container.preprocessor, "preprocessor_config.json"),
+        ("conversion", container.conversion, "conversion record (conversion.json)"),
     ):
-        raise CheckpointError(
-            f"{container.path}: the steps of its conversion record are {steps!r}, which is no list"
-            " of steps; mend or remove the record (conversion.json)"
-        )
+        if document:
+            check_document(document, schema_name, f"{container.path}: {what}", "mend or remove it")
 
 
 def _renamed(container: Container, way: Stripped) -> Container:
@@ -223,7 +227,7 @@ def open_checkpoint(
         ConfigurationError: something is missing or contradicted.
     """
     container = _with_known(_open(path, state_key, optional=fill_only), origin)
-    _check_steps(container)
+    _check_documents(container)
     stated = container.config or {}
     (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
     container = _renamed(container, prefix)

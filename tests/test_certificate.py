@@ -1,11 +1,15 @@
 """A certificate is replayed without the source, and fails when anything has changed since."""
 
+import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from mae_convert.verify.certificate import ARRAYS, DOCUMENT, read_certificate
+from mae_convert.verify.certificate import ARRAYS, DOCUMENT, read_certificate, read_source
+from mae_convert.verify.judge import LARGEST_CEILING_UNITS, ceiling_units
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,9 @@ def edited(folder, change):
 EDITS = {
     "certificate/checks": lambda d: d["checks"][3].update(passed=False),
     "certificate/limits": lambda d: d["limits"].update(function=1.0),
-    "certificate/steps": lambda d: d["steps"].append({"step": "dtype", "to": "bfloat16"}),
+    "certificate/steps": lambda d: d["steps"].append(
+        {"step": "dtype", "from": ["float32"], "to": "bfloat16"}
+    ),
     "file/config.json": lambda d: d["files"].pop("config.json"),
 }
 
@@ -123,18 +129,94 @@ def test_a_certificate_that_says_other_things_than_it_should_fails(run, copy, na
     assert [c["name"] for c in result.json["checks"] if not c["passed"]] == [name]
 
 
+DAMAGE = {
+    "checks": lambda d: d.update(checks=[]),
+    "layer_norm_eps": lambda d: d["source_trace"]["config"].update(layer_norm_eps="x"),
+    "control characters": lambda d: d["source_trace"]["checkpoint"].update(name="\x1b[2J"),
+    "checks[3].passed": lambda d: d["checks"][3].update(passed="yes"),
+    "checks[3]": lambda d: d["checks"].__setitem__(3, None),
+    "source": lambda d: d.update(source=[]),
+    "source must contain": lambda d: d["source"].pop("sha256"),
+    "'../stolen' is not the name": lambda d: d["files"].update({"../stolen": "0" * 64}),
+    "'/etc/passwd' is not the name": lambda d: d["files"].update({"/etc/passwd": "0" * 64}),
+    "files.config.json": lambda d: d["files"].update({"config.json": 7}),
+    "limits.function": lambda d: d["limits"].update(function="inf"),
+    "steps[0] must contain": lambda d: d.update(steps=[{"step": "dtype", "to": "float16"}]),
+    "tensors": lambda d: d["source_trace"].update(tensors={}),
+    "encoder.cls_token": lambda d: d["source_trace"]["tensors"].pop("encoder.cls_token"),
+    "not of one of its runs": lambda d: d["source_trace"].update(dtypes=["float32"]),
+    "own_errors": lambda d: d["source_trace"].update(own_errors={"float32": {"logits": -1}}),
+    "ceiling_units": lambda d: d["source_trace"].update(ceiling_units=True),
+    "num_hidden_layers": lambda d: d["source_trace"]["config"].update(num_hidden_layers=10**9),
+    "the inputs that": lambda d: d.update(inputs="0" * 64),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_a_certificate_that_is_damaged_is_refused(command, copy, said):
+    edited(copy, DAMAGE[said])
+    done = command("verify", copy, "--framework-a", "torch")
+    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+
+
 @pytest.mark.parametrize(
-    "edit",
+    ("text", "said"),
     [
-        lambda d: d.update(checks=[]),
-        lambda d: d["source_trace"]["config"].pop("layer_norm_eps"),
-        lambda d: d["source_trace"]["checkpoint"].update(name="\x1b[2J"),
+        (b"[]", "must be object"),
+        (b'{"format": 1, "format": 1}', "twice"),
+        (b'{"format": NaN}', "NaN"),
+        (b'{"format": 1e999}', "too large"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "integer of 5000 digits"),
+        (b'{"format": ' + b"[" * 900 + b"]" * 900 + b"}", "nested"),
+        (b"[" * 200_000, "nested"),
+        (b'{"format": "\\ud800"}', "surrogate"),
+        (b'\xff\xfe{"format": 1}', "UTF-8"),
+        (b"", "empty"),
+        (b" " * (5 << 20), "bytes"),
     ],
 )
-def test_a_certificate_that_is_damaged_is_refused(run, copy, edit):
-    edited(copy, edit)
-    result = run("verify", copy)
-    assert (result.status, result.err.count("\n")) == (2, 1), result.err
+def test_a_text_that_is_not_plain_json_is_refused(command, copy, text, said):
+    (copy / DOCUMENT).write_bytes(text)
+    done = command("verify", copy)
+    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+
+
+def changed_arrays(folder, change):
+    """Change the arrays, and have the certificate name the new file."""
+    arrays = {name: array.copy() for name, array in load_file(folder / ARRAYS).items()}
+    change(arrays)
+    save_file(arrays, folder / ARRAYS)
+    digest = hashlib.sha256((folder / ARRAYS).read_bytes()).hexdigest()
+    edited(folder, lambda d: d.update(arrays=digest))
+
+
+ARRAY_DAMAGE = {
+    "lacks logits": lambda a: a.pop("float64/logits"),
+    "holds no noise": lambda a: a.pop("inputs/noise"),
+    "float64/logits has shape (0, ": lambda a: a.update(
+        {"float64/logits": a["float64/logits"][:0]}
+    ),
+    "float64/logits has shape": lambda a: a.update({"float64/logits": a["float64/logits"][0]}),
+    "float64/logits holds float32": lambda a: a.update(
+        {"float64/logits": a["float64/logits"].astype(np.float32)}
+    ),
+    "float64/odd is not a result": lambda a: a.update({"float64/odd": a["float64/logits"]}),
+    "of 1 and 2 images": lambda a: a.update(mask=a["mask"][:1].copy()),
+    "mask has shape": lambda a: a.update(mask=a["mask"][..., None].copy()),
+    "NaN": lambda a: a["inputs/noise"].fill(np.nan),
+}
+
+
+@pytest.mark.parametrize("said", ARRAY_DAMAGE)
+def test_arrays_that_are_not_those_of_a_run_are_refused(command, copy, said):
+    changed_arrays(copy, ARRAY_DAMAGE[said])
+    done = command("verify", copy, "--framework-a", "torch")
+    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+
+
+def test_a_ceiling_beyond_ours_does_not_widen_the_limits(copy):
+    edited(copy, lambda d: d["source_trace"].update(ceiling_units=1e9))
+    assert ceiling_units(read_source(read_certificate(copy))[0]) == LARGEST_CEILING_UNITS
 
 
 def test_a_replay_says_what_it_leaves_out(run, copy):

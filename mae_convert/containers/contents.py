@@ -11,6 +11,7 @@ import numpy as np
 
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
 
@@ -101,8 +102,8 @@ def json_in(file: ByteFile, advice: str) -> Any:
             f"{file.path} has {file.size} bytes, more than any JSON file of a model; {advice}"
         )
     try:
-        return json.loads(file.raw(0, file.size))
-    except (ValueError, RecursionError) as error:
+        return parse_json(file.raw(0, file.size))
+    except JsonError as error:
         raise CheckpointError(f"{file.path} is not JSON ({_in_short(error)}); {advice}") from error
 
 

@@ -15,6 +15,7 @@ from mae_convert.containers.contents import Contents, json_in
 from mae_convert.containers.messages import is_plain_name, shown
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError
+from mae_convert.validation import check_document
 
 INDEX_SUFFIX = ".index.json"
 INDEX_NAMES = (f"model.safetensors{INDEX_SUFFIX}", f"pytorch_model.bin{INDEX_SUFFIX}")
@@ -69,9 +70,8 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
 def _read_index(file: ByteFile) -> dict[str, set[str]]:
     """Return the names of the tensors that each shard holds."""
     index, stated = file.path, json_in(file, "download it again")
-    places = stated.get("weight_map") if isinstance(stated, dict) else None
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index} has no weight_map and so is no index of weights")
+    check_document(stated, "index", index, "it is not an index of weights; download it again")
+    places = stated["weight_map"]
     by_file: dict[str, set[str]] = {}
     for tensor, shard in places.items():
         if not is_plain_name(shard):

@@ -20,10 +20,14 @@ from safetensors.numpy import load_file, save
 from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.atomic import replacing_file
-from mae_convert.errors import CheckpointError
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.contents import json_in
+from mae_convert.containers.messages import is_plain_name
+from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256
-from mae_convert.verify.inputs import inputs_sha256
+from mae_convert.validation import check_document
+from mae_convert.verify.inputs import check_inputs, inputs_sha256
 from mae_convert.verify.judge import (
     LIMITS,
     Check,
@@ -32,28 +36,17 @@ from mae_convert.verify.judge import (
 )
 from mae_convert.verify.report import environment
 from mae_convert.verify.steps import declared_steps
-from mae_convert.verify.trace import Trace, check_description, refuse_control_characters
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.trace_check import check_trace, has_control_characters
 from mae_convert.verify.verification import Verification
+from reference_models.configuration import ViTMAEConfig
 
 FORMAT = 1
 DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
 INPUTS = "inputs/"
+ADVICE = "verify again with --certify"
 # What of a directory decides what a model computes; other files may come and go.
 BESIDE = ("config.json", "preprocessor_config.json", "conversion.json")
-FIELDS = {
-    "format": int,
-    "passed": bool,
-    "proven": bool,
-    "source": dict,
-    "target": dict,
-    "files": dict,
-    "arrays": str,
-    "inputs": str,
-    "checks": list,
-    "limits": dict,
-    "steps": list,
-    "source_trace": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -220,32 +213,38 @@ def read_certificate(target: Path) -> Certificate:
             f"{target} has no certificate; make one with `mae-convert verify SOURCE {target}"
             " --certify`"
         )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name, kind in FIELDS.items() if not isinstance(document[name], kind)]
-        wrong += [name for name in ("files", "checks") if not document[name]]
-        check_description(document["source_trace"])
-        if not isinstance(document["source_trace"]["run_mask_ratio"], int | float):
-            wrong.append("run_mask_ratio")
-        refuse_control_characters(document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{error}") from error
-    if wrong or document["format"] != FORMAT:
-        raise _damaged(path, f"its {(*wrong, 'format')[0]} is not one of this version")
+    document = json_in(ByteFile(path), ADVICE)
+    check_document(document, "certificate", path, ADVICE)
+    if strange := next((n for n in document["files"] if not is_plain_name(n)), None):
+        raise _damaged(path, f"{strange!r} is not the name of a file beside it")
+    if has_control_characters(document):
+        raise _damaged(path, "a text in it holds control characters")
     return Certificate(target, document)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a certificate that can be read ({what}); verify again")
+    return CheckpointError(f"{path} is not a certificate that can be read ({what}); {ADVICE}")
 
 
 def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return the source's trace as far as the certificate keeps it, and the inputs."""
+    """Return the source's trace as far as the certificate keeps it, and the inputs.
+
+    Raises:
+        CheckpointError: the file of arrays cannot be read, or holds others than it should.
+    """
     path = _folder(certificate.target) / _names(certificate.target)[1]
     try:
         arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise _damaged(path, f"{error}") from error
     inputs = {n.removeprefix(INPUTS): a for n, a in arrays.items() if n.startswith(INPUTS)}
     kept = {name: array for name, array in arrays.items() if not name.startswith(INPUTS)}
-    return Trace(certificate.document["source_trace"], kept), inputs
+    description = certificate.document["source_trace"]
+    check_trace(description, kept, f"{path}, with what {DOCUMENT} says of it")
+    try:
+        check_inputs(path, inputs, ViTMAEConfig.from_dict(description["config"]))
+    except MaeConvertError as error:
+        raise _damaged(path, f"{error}") from error
+    if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
+        raise _damaged(path, "it does not hold the inputs that the certificate names")
+    return Trace(description, kept), inputs

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from mae_convert.verify.blame import LAST_STEPS
 from mae_convert.verify.sides import THIRD_PARTIES
-from mae_convert.verify.trace import GRADIENT, Trace
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.trace_check import GRADIENT
 
 
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:

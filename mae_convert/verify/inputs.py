@@ -86,6 +86,24 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
         MaeConvertError: the file is no such npz, or shapes, dtypes or values do not fit.
     """
     arrays = _arrays_in(path)
+    if "noise" not in arrays and arrays.get("pixel_values", np.empty(0)).ndim == 4:
+        row = (np.arange(config.num_patches) + 0.5) / config.num_patches
+        arrays["noise"] = np.tile(row.astype(np.float32), (len(arrays["pixel_values"]), 1))
+    check_inputs(path, arrays, config)
+    return arrays
+
+
+def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
+    """Check that arrays are inputs of a model: ``pixel_values`` and ``noise``.
+
+    Args:
+        path: the file that holds them, for the message.
+        arrays: the arrays.
+        config: of the model.
+
+    Raises:
+        MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
+    """
     if "pixel_values" not in arrays:
         raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
     pixels = arrays["pixel_values"]
@@ -96,16 +114,14 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
             + ", ".join(map(str, wanted))
             + ")"
         )
+    if "noise" not in arrays:
+        raise MaeConvertError(f"{path} holds no noise (N, L)")
     for name, array in arrays.items():
         if array.dtype != np.float32:
             raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
         if not np.isfinite(array).all():
             raise MaeConvertError(f"{path}: {name} holds NaN or infinite values; remove them")
-    if "noise" not in arrays:
-        row = (np.arange(config.num_patches) + 0.5) / config.num_patches
-        arrays["noise"] = np.tile(row.astype(np.float32), (len(pixels), 1))
     _check_noise(path, arrays["noise"], (len(pixels), config.num_patches))
-    return arrays
 
 
 def _arrays_in(path: Path) -> dict[str, np.ndarray]:

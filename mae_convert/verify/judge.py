@@ -19,7 +19,8 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
-from mae_convert.verify.trace import GRADIENT, Trace
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.trace_check import GRADIENT, RESULTS
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's own error may be this many times the other's ...
@@ -40,11 +41,6 @@ LIMITS = {
     "largest_ceiling_units": LARGEST_CEILING_UNITS,
 }
 
-RESULTS = {
-    "pretrain": ("mask", "ids_restore", "last_hidden_state", "logits", "reconstruction"),
-    "encoder": ("mask", "ids_restore", "last_hidden_state"),
-    "classify": ("logits",),
-}
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"
 SOURCE_AT_HAND = "proof/the source is at hand"
 Results = Mapping[str, np.ndarray]

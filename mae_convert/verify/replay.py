@@ -14,7 +14,8 @@ from mae_convert.verify.explain.verdict import explained_by_traces
 from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import Side, choose_side
-from mae_convert.verify.trace import GRADIENT, Trace
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.trace_check import GRADIENT
 from mae_convert.verify.verification import Options, Verification
 
 SOURCE_NOT_RUN = "the source itself: its results and hashes are those that the certificate states"
@@ -46,8 +47,9 @@ def replay(
     """
     options, certificate = options or Options(), read_certificate(target)
     checks = certificate.checks()
-    source, inputs = read_source(certificate)
+    inputs: Mapping[str, np.ndarray] = {}
     try:
+        source, inputs = read_source(certificate)
         checkpoint = open_checkpoint(target, flags, fill_only=True, origin=origin)
         check_flags(flags, checkpoint)
         checks += certificate.checks_of(checkpoint)

@@ -1,5 +1,6 @@
 """Run a checkpoint in a child process, one framework each, and collect its trace."""
 
+import json
 import os
 import subprocess
 import sys
@@ -88,8 +89,9 @@ class Running:
             _, errors = self.process.communicate()
             if self.process.returncode == 0 and self.output.exists():
                 metadata, arrays = read_trace(self.output)
+                own = json.loads(metadata)
                 described = self.description.result()
-                return with_canonical_gradients(Trace({**described, **metadata}, arrays))
+                return with_canonical_gradients(Trace({**described, **own}, arrays))
         finally:
             self.stop()
         side = self.run.side

@@ -1,0 +1,95 @@
+"""JSON from outside, read strictly: what two programs could read differently is refused."""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+DEEPEST = 200
+MOST_DIGITS = 18  # of an integer, which then fits into 64 bits
+
+
+class JsonError(ValueError):
+    """A text is not JSON, or JSON that is not the same to every reader."""
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return what a JSON text says.
+
+    Refused are, besides what is not JSON in UTF-8: a key that an object has twice, NaN and
+    Infinity, which JSON does not have, numbers beyond 64 bits, half of a surrogate pair, and lists
+    and objects within each other more than 200 deep.
+
+    Raises:
+        JsonError: it is refused; the message says why and does not name the file.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(
+            text,
+            object_pairs_hook=_distinct,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise JsonError(f"it is nested more than {DEEPEST} deep") from None
+    except UnicodeDecodeError as error:
+        raise JsonError(f"it is not text in UTF-8, at byte {error.start}") from None
+    except JsonError:
+        raise
+    except ValueError as error:
+        raise JsonError(str(error)) from error
+    _check_depth(value)
+    if "\\u" in text and not _is_unicode(value):
+        raise JsonError("it holds half of a surrogate pair, which is not a character")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise JsonError(f"it has the key {twice[:100]!r} twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise JsonError(f"it holds {name}, which is not JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits.removeprefix("-")) > MOST_DIGITS:
+        raise JsonError(f"it holds an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise JsonError(f"it holds the number {digits[:40]}, which is too large")
+    return number
+
+
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for parent in level for item in _children(parent)]
+        if not level:
+            return
+    raise JsonError(f"it is nested more than {DEEPEST} deep")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
