@@ -178,9 +178,9 @@ SPOILED = {
     "a folder": (moved_to("sub/x.safetensors"), "reaches out"),
     "a path of Windows": (moved_to("..\\x.safetensors"), "reaches out"),
     "the directory itself": (moved_to(".."), "reaches out"),
-    "a number": (moved_to(3), "reaches out"),
-    "no map": (change_index(lambda index: index.pop("weight_map")), "no weight_map"),
-    "an empty map": (change_index(lambda index: index["weight_map"].clear()), "no weight_map"),
+    "a number": (moved_to(3), "must be string"),
+    "no map": (change_index(lambda index: index.pop("weight_map")), "weight_map"),
+    "an empty map": (change_index(lambda index: index["weight_map"].clear()), "weight_map"),
     "no JSON": (lambda folder: (folder / INDEX["safetensors"]).write_text("{"), "is not JSON"),
     "another kind": (
         lambda folder: np.savez((folder / "model-00003-of-00003.safetensors").open("wb"), c=1),

@@ -90,19 +90,20 @@ def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
 BAD = {
     "size": ({"size": {"height": 40, "width": 40}}, "the model takes 32x32"),
     "two edges": ({"size": {"shortest_edge": 32, "longest_edge": 40}}, "is no size of pictures"),
-    "no factor": ({"rescale_factor": float("nan")}, "cannot be multiplied"),
+    "no number": ({"rescale_factor": float("nan")}, "NaN"),
+    "no factor": ({"rescale_factor": 0.0}, "cannot be multiplied"),
     "no size": ({"size": {"height": -1}}, "is no size of pictures"),
     "filter": ({"resample": 17}, "Pillow does not know"),
-    "factor": ({"rescale_factor": "big"}, "cannot be multiplied"),
+    "factor": ({"rescale_factor": "big"}, "rescale_factor must be number"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
     stated, words = BAD[name]
-    checkpoint = open_checkpoint(with_stated(model, tmp_path, stated))
+    directory = with_stated(model, tmp_path, stated)
     with pytest.raises(MaeConvertError, match=words):
-        load_pictures(pictures(tmp_path), checkpoint)
+        load_pictures(pictures(tmp_path), open_checkpoint(directory))
 
 
 def test_what_is_no_picture_is_refused(model, tmp_path):

@@ -311,8 +311,8 @@ class TestHistory:
         target = converted(pretrain, tmp_path / "m", "transformers")
         record = json.loads((tmp_path / "m" / "conversion.json").read_text())
         (tmp_path / "m" / "conversion.json").write_text(json.dumps({**record, "steps": [step]}))
-        target = open_checkpoint(tmp_path / "m")
         with pytest.raises(MaeConvertError):
+            target = open_checkpoint(tmp_path / "m")
             apply_steps(pretrain, steps_between(pretrain, target), target)
 
 
