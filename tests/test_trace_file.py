@@ -51,7 +51,9 @@ DAMAGE = {
     "tensors must contain at least 1": lambda d, a: d.update(tensors={}),
     "encoder.cls_token has shape None": lambda d, a: d["tensors"].pop("encoder.cls_token"),
     "decoder.more": lambda d, a: d["tensors"].update({"decoder.more": [[1], "float32", "0" * 64]}),
-    "tensors.encoder.cls_token[2]": lambda d, a: d["tensors"]["encoder.cls_token"].__setitem__(2, 1),
+    "tensors.encoder.cls_token[2]": lambda d, a: d["tensors"].update(
+        {"encoder.cls_token": [[1, 1, 32], "float32", 1]}
+    ),
     "is a trace of format 2": lambda d, a: d.update(format=2),
     "native must be boolean": lambda d, a: d.update(native="yes"),
     "dtypes": lambda d, a: d.update(dtypes=["float64", {}]),
