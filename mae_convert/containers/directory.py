@@ -6,6 +6,7 @@ from pathlib import Path
 from mae_convert.containers.contents import reading
 from mae_convert.containers.dcp_metadata import METADATA
 from mae_convert.containers.shards import INDEX_NAMES, INDEX_SUFFIX, SHARD
+from mae_convert.containers.tensorflow_files import refuse_tensorflow
 from mae_convert.errors import CheckpointError
 
 WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
@@ -23,6 +24,7 @@ def find_weights(path: Path) -> Path:
     """
     if path.is_dir():
         return _find_in(path)
+    refuse_tensorflow(path)
     if path.suffix == ".distcp":
         raise CheckpointError(
             f"{path} is a part of a distributed checkpoint; name its directory, {path.parent}"
@@ -58,6 +60,7 @@ def _find_in(directory: Path) -> Path:
         raise CheckpointError(
             f"{directory} holds checkpoints of DeepSpeed; name one, for instance {tags[-1].parent}"
         )
+    refuse_tensorflow(directory)
     wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in OTHER_SUFFIXES)))
     raise CheckpointError(f"{directory} holds no weights; looked for {wanted}; name the file")
 

@@ -11,11 +11,12 @@ from mae_convert.containers.hdf5_format import Tree, read_tree
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.slicing import Sliceable
 from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers.tensorflow_files import functional_weights, whole_model
 from mae_convert.containers.torch_types import TORCH_DTYPES
 from mae_convert.errors import CheckpointError
 
 SETTINGS = ("config", "conversion")
-LAYERS, WEIGHTS = "layer_names", "weight_names"
+LAYERS, WEIGHTS, MODEL = "layer_names", "weight_names", "model_config"
 
 DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, IndexError, zlib.error)
 
@@ -29,11 +30,16 @@ def read_hdf5(file: ByteFile) -> Contents:
     that the file states. Otherwise each dataset is a tensor. Names are the paths of the datasets.
 
     Raises:
-        CheckpointError: it is damaged, or a tensor lies in another file or is not of numbers.
+        CheckpointError: it is damaged, a tensor lies in another file or is not of numbers, or it is
+            a whole model of Keras.
     """
     with reading(file.path, *DAMAGE):
         tree = read_tree(file)
+        if MODEL in tree.attributes[""]:
+            raise whole_model(file.path, tree.text("", MODEL), tree.text("", "keras_version"))
         legacy = _has_names(tree, "", LAYERS)
+        if legacy and (error := functional_weights(file.path, _read_names(tree, "", LAYERS))):
+            raise error
         names = _listed_names(file, tree) if legacy else list(tree.datasets)
         if not names:
             raise CheckpointError(
@@ -62,15 +68,20 @@ def _has_names(tree: Tree, path: str, name: str) -> bool:
 
 def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
     names = [
-        f"{layer}/{weight}"
-        for layer in _read_names(tree, "", LAYERS)
-        for weight in _read_names(tree, layer, WEIGHTS)
+        name for layer in _read_names(tree, "", LAYERS) for name in _names_of_layer(tree, layer)
     ]
     missing = set(names) - set(tree.datasets)
     if missing or len(set(names)) != len(names):
         what = f"{shown(min(missing))} is missing" if missing else "a weight is listed twice"
         raise damaged(file.path, what)
     return names
+
+
+def _names_of_layer(tree: Tree, layer: str) -> list[str]:
+    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    if layer in tree.datasets:
+        return [layer]
+    return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]
 
 
 def _read_names(tree: Tree, path: str, name: str) -> list[str]:

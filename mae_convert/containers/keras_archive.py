@@ -14,10 +14,12 @@ from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import KERAS, Contents
 from mae_convert.containers.hdf5 import read_hdf5
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.tensorflow_files import whole_model
 from mae_convert.errors import CheckpointError
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24
+FUNCTIONAL = ("Functional", "Sequential")
 PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 """How the names begin under which models are registered whose configuration is understood."""
 
@@ -77,6 +79,8 @@ def _read_config(archive: Archive) -> dict[str, Any]:
     name = stated.get("registered_name") if isinstance(stated, dict) else None
     if not isinstance(name, str) or not name.startswith(PACKAGES):
         of = stated.get("class_name") if isinstance(stated, dict) else None
+        if of in FUNCTIONAL:
+            raise whole_model(archive.path, json.dumps(stated), None)
         raise CheckpointError(
             f"{archive.path} holds a Keras model of class {shown(of)}, and of .keras files only"
             " those of reference_models and KerasHub are read; write its weights with"

@@ -1,7 +1,8 @@
 """Weights in parts, as transformers and the Hub keep them: shards and an index in JSON.
 
 `model.safetensors.index.json` says which of `model-00001-of-00002.safetensors` and so on holds each
-tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format.
+tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format, `tf_model.h5.index.json`
+for that of transformers' TensorFlow classes.
 """
 
 import math
@@ -18,9 +19,11 @@ from mae_convert.errors import CheckpointError
 from mae_convert.validation import check_document
 
 INDEX_SUFFIX = ".index.json"
-INDEX_NAMES = (f"model.safetensors{INDEX_SUFFIX}", f"pytorch_model.bin{INDEX_SUFFIX}")
-SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-KINDS = ("safetensors", "pth")
+INDEX_NAMES = tuple(
+    f"{name}{INDEX_SUFFIX}" for name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+)
+SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin|h5)")
+KINDS = ("safetensors", "pth", "tf_h5")
 
 
 def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
@@ -49,8 +52,12 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
             f"the parts that {index} names are of kind {', '.join(sorted(kinds))}; they must all "
             f"be {' or all '.join(KINDS)}"
         )
+    if kinds == {"tf_h5"}:
+        by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
     for name, shard in shards.items():
         _check_holds(index, name, set(shard.tensors), by_file[name])
+    if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
+        raise CheckpointError(f"{index} names a tensor in two parts; download it again")
     first = next(iter(shards.values()))
     return Contents(
         kind=first.kind,
@@ -81,6 +88,11 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
             )
         by_file.setdefault(shard, set()).add(tensor)
     return by_file
+
+
+def _without_scope(name: str) -> str:
+    """Return a variable's name as a shard of TensorFlow's has it: without the model's name."""
+    return name.partition("/")[2]
 
 
 def _check_holds(index: Path, shard: str, found: set[str], wanted: set[str]) -> None:

@@ -25,6 +25,14 @@ CLASSES = {
 }
 
 
+STATE = "the optimizer's state"
+OPTIMIZER = (
+    Drop("optimizer/vars/*", STATE),
+    # Around another one, as for training in mixed float16.
+    Drop("optimizer/inner_optimizer/vars/*", STATE),
+)
+
+
 def dense(canonical: str, external: str) -> tuple[Row, Row]:
     """Return the rows of one dense layer: the kernel is the transposed weight."""
     return (
@@ -145,7 +153,7 @@ KERAS = Layout(
                 norm("head.norm", "fc_norm"),
                 *dense("head", "classifier"),
             ),
-            (Drop("optimizer/vars/#", "the optimizer's state"),),
+            OPTIMIZER,
         ),
     ),
     containers=("keras_h5", "keras_archive"),

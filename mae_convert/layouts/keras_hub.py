@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.layouts.keras import archived, dense, norm
+from mae_convert.layouts.keras import OPTIMIZER, archived, dense, norm
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.transformers_tf import KERNEL
-from mae_convert.mapping import Drop, Repeat, Row, Table
+from mae_convert.mapping import Repeat, Row, Table
 from mae_convert.transforms import SplitHeads, WithoutBatch
 from reference_models.configuration import ViTMAEConfig
-
-OPTIMIZER = (Drop("optimizer/vars/#", "the optimizer's state"),)
 
 
 def _heads(canonical: str, external: str, kind: str) -> tuple[Row, Row]:

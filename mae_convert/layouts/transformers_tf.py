@@ -3,6 +3,9 @@
 A dataset's path is the layer's name, then the weight's name, which begins with the name scope of
 the class. Loading throws the scope away, so any scope is read, and the class's own is written.
 Fixed position embeddings come last in their layer, because Keras lists frozen weights last.
+
+In shards (``tf_model-00001-of-00002.h5``) and in safetensors files with the metadata ``format: tf``
+the name of a tensor is the weight's without the scope, and without the layer before it.
 """
 
 from mae_convert.layouts.layout import Layout
@@ -43,8 +46,7 @@ BLOCK = (
 )
 
 
-def _encoder(scope: str, *, frozen_positions: bool) -> Rows:
-    vit = f"vit/{scope}/vit"
+def _encoder(vit: str, *, frozen_positions: bool) -> Rows:
     cls_token = Row("encoder.cls_token", f"{vit}/embeddings/cls_token:0")
     positions = Row("encoder.position_embedding", f"{vit}/embeddings/position_embeddings:0")
     projection = f"{vit}/embeddings/patch_embeddings/projection"
@@ -57,8 +59,7 @@ def _encoder(scope: str, *, frozen_positions: bool) -> Rows:
     return (cls_token, *rest, positions) if frozen_positions else (cls_token, positions, *rest)
 
 
-def _decoder(scope: str) -> Rows:
-    decoder = f"decoder/{scope}/decoder"
+def _decoder(decoder: str) -> Rows:
     return (
         Row("decoder.mask_token", f"{decoder}/mask_token:0"),
         *dense("decoder.embed", f"{decoder}/decoder_embed"),
@@ -69,25 +70,38 @@ def _decoder(scope: str) -> Rows:
     )
 
 
-def _tables(pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
-    """Return the three tables, given the name scope of each class."""
-    name = "transformers-tf"
-    head = dense("head", f"classifier/{classify}/classifier")
+def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
+    """Return the three tables, given what is between layer and weight: the scope of each class.
+
+    With "" as the scope the layer is left out too.
+    """
+
+    def at(layer: str, scope: str) -> str:
+        return f"{layer}/{scope}/{layer}" if scope else layer
+
+    head = dense("head", at("classifier", classify))
     return (
         Table(
             name,
             ("pretrain",),
-            (*_encoder(pretrain, frozen_positions=True), *_decoder(pretrain)),
+            (
+                *_encoder(at("vit", pretrain), frozen_positions=True),
+                *_decoder(at("decoder", pretrain)),
+            ),
         ),
-        Table(name, ("encoder",), _encoder(encoder, frozen_positions=True)),
-        Table(name, ("classify",), (*_encoder(classify, frozen_positions=False), *head)),
+        Table(name, ("encoder",), _encoder(at("vit", encoder), frozen_positions=True)),
+        Table(name, ("classify",), (*_encoder(at("vit", classify), frozen_positions=False), *head)),
     )
 
 
 WRITTEN = _tables(
-    "tf_vi_tmae_for_pre_training", "tf_vi_tmae_model", "tf_vi_t_for_image_classification"
+    "transformers-tf",
+    "tf_vi_tmae_for_pre_training",
+    "tf_vi_tmae_model",
+    "tf_vi_t_for_image_classification",
 )
-ANY_SCOPE = _tables("*", "*", "*")
+ANY_SCOPE = _tables("transformers-tf", "*", "*", "*")
+WITHOUT_SCOPE = _tables("transformers-tf, names without the class", "", "", "")
 
 
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
@@ -116,7 +130,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 TRANSFORMERS_TF = Layout(
     name="transformers-tf",
     title="Hugging Face transformers, TensorFlow classes up to 4.57 (tf_model.h5)",
-    tables=WRITTEN + ANY_SCOPE,
+    tables=WRITTEN + ANY_SCOPE + WITHOUT_SCOPE,
     containers=("tf_h5",),
     weights_name="tf_model.h5",
     conventions=CONVENTIONS,
