@@ -21,6 +21,7 @@ from mae_convert.pictures import (
     in_pixels,
     pasted,
 )
+from mae_convert.text import for_terminal
 
 TILE = 224  # pixels on the sheet of a picture's longer side, at least
 MARGIN, GAP, LINE = 16, 6, 20
@@ -188,7 +189,7 @@ def _write(
     """Write a line, cut off where it does not fit, in the letters that Pillow's own font has."""
     font = ImageFont.load_default(13)
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = text.encode("ascii", "replace").decode()
+    text = for_terminal(text).encode("ascii", "replace").decode()
     if pen.textlength(text, font=font) > width:
         while text and pen.textlength(text + " ...", font=font) > width:
             text = text[:-1]

@@ -18,7 +18,7 @@ from mae_convert.look.timeline import Timeline
 from mae_convert.look.timeline_plot import plot
 from mae_convert.pictures import GREY, as_colours, pasted
 from mae_convert.plain import plain
-from mae_convert.text import for_html
+from mae_convert.text import for_html, for_terminal
 from mae_convert.verify.page import STYLE
 
 MOST_PICTURES = 4  # on a sheet; a loss is of all
@@ -185,10 +185,12 @@ def _as_png(found: Timeline) -> bytes:
 def _as_csv(found: Timeline) -> bytes:
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(("epoch", "loss", *found.images, "checkpoint", "error"))
+    images = map(for_terminal, found.images)
+    table.writerow(("epoch", "loss", *images, "checkpoint", "error"))
     for p in found.points:
         losses = p.losses or ("",) * len(found.images)
-        table.writerow((p.epoch, p.loss, *losses, p.source, p.error))
+        words = (for_terminal(p.source), for_terminal(p.error or ""))
+        table.writerow((p.epoch, p.loss, *losses, *words))
     return text.getvalue().encode()
 
 

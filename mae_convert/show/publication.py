@@ -36,7 +36,7 @@ def plan(publication: Publication, *, with_card: bool) -> None:
         out.print(f"[yellow]note[/yellow]: {markup(note)}")
     if with_card:
         out.print("\n[bold]README.md[/bold]\n")
-        for line in publication.card.splitlines():
+        for line in publication.card.split("\n"):
             out.print(markup(line), soft_wrap=True)
         out.print("\nnothing was sent: --dry-run")
 

@@ -10,20 +10,21 @@ def published(result: PublishedResult) -> None:
     """Print the values, published and measured, and the answer."""
     out, truth = console(), result.truth
     out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
-    out.print(f"logits [0, :3, :3] as published for {truth.source} by {truth.where}")
+    whose = f"logits [0, :3, :3] as published for {truth.source} by {truth.where}"
+    out.print(markup(whose))
     if truth.layer_norm_eps is not None:
         out.print(
             f"run with a layer norm epsilon of {truth.layer_norm_eps}, as they were made with"
         )
     grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("published", *result.corners):
+    for column in ("published", *map(markup, result.corners)):
         grid.add_column(column, justify="right")
     measured = [corner.reshape(-1) for corner in result.corners.values()]
     for number, value in enumerate(x for row in truth.corner for x in row):
         grid.add_row(f"{value:.4f}", *(f"{corner[number]:.6f}" for corner in measured))
     out.print(grid)
     for dtype, share in result.share.items():
-        out.print(f"{dtype}: the farthest is at {share:.2g} of what is allowed")
+        out.print(f"{markup(dtype)}: the farthest is at {share:.2g} of what is allowed")
     if result.passed:
         out.print("[bold green]AS PUBLISHED[/bold green]: these nine values; everything else is"
                   " not compared")  # fmt: skip

@@ -58,7 +58,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
 def answer_line(result: Verdict) -> str:
     """Return the verdict in one line."""
     word, meaning = answer(result)
-    return f"[bold {COLOURS.get(word, 'red')}]{word}[/]: {meaning}"
+    return f"[bold {COLOURS.get(word, 'red')}]{word}[/]: {markup(meaning)}"
 
 
 def _witness(witness: Mapping[str, Any]) -> str:

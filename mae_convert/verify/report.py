@@ -120,7 +120,7 @@ def markdown(done: "Verification") -> str:
     lines = [
         f"## {'✅' if verdict.passed else '❌'} {word}",
         "",
-        f"{meaning[0].upper()}{meaning[1:]}.",
+        f"{for_markdown(meaning[0].upper() + meaning[1:])}.",
         "",
     ]
     for witness in verdict.witnesses:
