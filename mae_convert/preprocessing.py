@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.image_files import brightness_problem, open_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
-UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes that can mean anything
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+LARGEST_RESIZED = 1 << 28  # pixels
 BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
 WHERE = "in preprocessor_config.json or in the call"
 Size = tuple[int, int]
@@ -70,6 +69,12 @@ class Preprocessing:
             return self.resize
         short, long = sorted((picture.height, picture.width))
         other = int(self.shortest_edge * long / short)
+        if other * self.shortest_edge > LARGEST_RESIZED:
+            raise MaeConvertError(
+                f"an image of {picture.height}x{picture.width} pixels would have"
+                f" {other * self.shortest_edge} of them when its shorter side has"
+                f" {self.shortest_edge}; crop it"
+            )
         tall = picture.height > picture.width
         return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
 
@@ -169,18 +174,11 @@ def _rescale(stated: Mapping[str, Any]) -> float:
 
 
 def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
-    if picture.mode in UNKNOWN_BRIGHTNESS:
-        raise MaeConvertError(_of_unknown_brightness(picture))
+    if problem := brightness_problem(picture):
+        raise MaeConvertError(problem)
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
-
-
-def _of_unknown_brightness(picture: Image.Image) -> str:
-    return (
-        f"a picture of mode {picture.mode} does not say how bright its numbers are; save"
-        " it with 8 or 16 bits a channel"
-    )
 
 
 def _middle(picture: Image.Image, crop: Size) -> Image.Image:
@@ -189,70 +187,13 @@ def _middle(picture: Image.Image, crop: Size) -> Image.Image:
     return picture.crop((left, top, left + crop[1], top + crop[0]))
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Return a picture as it is meant to be seen, turned as its camera noted.
-
-    Raises:
-        MaeConvertError: the file is no picture that Pillow can read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
-    except UNREADABLE as error:
-        raise MaeConvertError(f"{path} is not a picture that can be read: {error}") from error
-
-
-def check_pictures(paths: Sequence[Path]) -> None:
-    """See to it that files are pictures that can be read, without preparing them.
-
-    JPEGs are read at an eighth of their size, of others headers and checksums are.
-
-    Raises:
-        MaeConvertError: some are not; the sentence names the first and counts the rest.
-    """
-    wrong = [error for path in paths if (error := _reason_against(path))]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-        raise MaeConvertError(f"{wrong[0]}{more}; mend or remove it")
-
-
-def _reason_against(path: Path) -> str | None:
-    """Return why a file is no picture for a model, or None."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode in UNKNOWN_BRIGHTNESS:
-                return f"{path}: {_of_unknown_brightness(picture)}"
-            if picture.format == "JPEG":  # which has no checksums
-                picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))
-                picture.load()
-            else:
-                picture.verify()
-    except UNREADABLE as error:
-        return f"{path} is not a picture that can be read: {error}"
-    return None
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, by name.
-
-    Raises:
-        MaeConvertError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise MaeConvertError(f"{folder} is not a folder; name one that holds pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise MaeConvertError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    return found
-
-
 def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
     """Return pictures as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
 
     Raises:
         MaeConvertError: a file is no picture, or does not come out in the model's size.
     """
-    return np.stack([as_pixels(open_picture(path), str(path), checkpoint) for path in paths])
+    return np.stack([as_pixels(open_image(path), str(path), checkpoint) for path in paths])
 
 
 def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.ndarray:

@@ -148,7 +148,7 @@ def test_two_frameworks_paint_the_same(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere.png", "-o", "x.png"], "nowhere.png is not a picture"),
+        (["nowhere.png", "-o", "x.png"], "nowhere.png does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "ends in .png"),
         ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
         ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes is neither"),
@@ -193,8 +193,8 @@ def test_features_have_names_and_labels(run, tmp_path):
     (folder / "cups" / "vague.tif").write_bytes(b"not a picture")
     torn = run("features", MODEL, folder, "-o", tmp_path / "torn.npz")
     assert torn.status == 2
-    assert "torn.jpg is not a picture that can be read" in torn.err
+    assert "torn.jpg is not an image that can be read" in torn.err
     assert "(and 1 more like it)" in torn.err
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no pictures" in run("features", MODEL, empty, "-o", tmp_path / "x.npz").err
+    assert "holds no images" in run("features", MODEL, empty, "-o", tmp_path / "x.npz").err

@@ -10,8 +10,9 @@ from transformers import ViTImageProcessorPil
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
+from mae_convert.image_files import check_images, open_image
 from mae_convert.planning import plan_conversion
-from mae_convert.preprocessing import check_pictures, load_pictures, open_picture
+from mae_convert.preprocessing import load_pictures
 
 STATED = {
     "as written": {},
@@ -74,7 +75,7 @@ def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (2, 4)
+    assert open_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
 def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
@@ -108,7 +109,7 @@ def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
 
 def test_what_is_no_picture_is_refused(model, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(MaeConvertError, match="not a picture"):
+    with pytest.raises(MaeConvertError, match="not an image"):
         load_pictures([tmp_path / "text.png"], open_checkpoint(model))
 
 
@@ -117,7 +118,7 @@ def test_files_are_checked_before_they_are_prepared(tmp_path):
     Image.new("RGB", (64, 64), "red").save(good)
     torn.write_bytes(good.read_bytes()[:-20])
     Image.new("I", (4, 4)).save(vague)
-    check_pictures([good])
-    for path, words in ((torn, "torn.png is not a picture"), (vague, "vague.tif: .* mode I does")):
+    check_images([good])
+    for path, words in ((torn, "torn.png is not an image"), (vague, "vague.tif: .* mode I does")):
         with pytest.raises(MaeConvertError, match=words):
-            check_pictures([good, path])
+            check_images([good, path])

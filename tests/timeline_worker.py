@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.image_files import images_in
 from mae_convert.in_memory import load_model
 from mae_convert.look.masks import noise_of
 from mae_convert.look.reconstruction import load_cut
 from mae_convert.look.timeline import View, timeline
-from mae_convert.preprocessing import pictures_in
 
-source, images = sys.argv[1], pictures_in(Path(sys.argv[2]))
+source, images = sys.argv[1], images_in(Path(sys.argv[2]))
 for norm in (False, True):
     flags = Flags(norm_pix_loss=norm)
     (point,) = timeline([source], images, View(flags=flags, seed=3)).points

@@ -137,13 +137,14 @@ def features(
     \b
         mae-convert features mae_pretrain_vit_base pictures -o features.npz
     """
-    from mae_convert.look.features import check_output, features_of, pictures_below
+    from mae_convert.image_files import images_below
+    from mae_convert.look.features import check_output, features_of
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.pictures import features as show
     from mae_convert.show.pictures import features_json
 
     check_output(output, overwrite=overwrite)
-    paths = pictures_below(folder)
+    paths = images_below(folder)
     checkpoint = open_and_tell(src, flags, state_key=state_key)
     chosen = framework or first_installed()
     with click.progressbar(

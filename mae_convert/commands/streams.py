@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from typing import Any
 
 from mae_convert.redaction import without_secrets
@@ -33,6 +34,7 @@ def prepare_streams() -> bool:
         if reconfigure is not None:  # a test's own stream has none
             reconfigure(errors="backslashreplace")
     _redact_logs()
+    warnings.showwarning = _say_warning
     return has_output
 
 
@@ -68,6 +70,14 @@ def _redact_logs() -> None:
 
     redacted.is_redacting = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(redacted)
+
+
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning, of this program or of a library, on one line and without its place in code.
+
+    This is what Python provides for it; `warnings.filters` still decides which are shown.
+    """
+    say(f"note: {' '.join(str(message).split())}")
 
 
 def say(sentence: str) -> None:

@@ -217,17 +217,17 @@ def timeline(
         mae-convert timeline 'runs/checkpoint-*.pth' --images photographs -o training.html
     """
     from mae_convert.commands.pictures import first_installed
+    from mae_convert.image_files import images_in
     from mae_convert.look.timeline import View
     from mae_convert.look.timeline import timeline as follow
     from mae_convert.look.timeline_files import check_names, timeline_json, write
     from mae_convert.mapping import listed
-    from mae_convert.preprocessing import pictures_in
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.pictures import timeline as show
     from mae_convert.sources.patterns import sources_named
 
     check_names(outputs, overwrite=overwrite)
-    pictures = pictures_in(images)[:most]
+    pictures = images_in(images)[:most]
     found = [name for text in sources for name in sources_named(text)]
     view = View(framework or first_installed(), flags=flags, state_key=state_key, **options)
     with click.progressbar(

@@ -19,6 +19,7 @@ import numpy as np
 from mae_convert.containers.messages import damaged
 from mae_convert.containers.slicing import Sliceable
 from mae_convert.errors import CheckpointError
+from mae_convert.input_files import kind_of
 
 NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
 
@@ -121,6 +122,8 @@ class ByteFile:
 
 
 def _open(path: Path) -> int:
+    if (kind := kind_of(path)) is not None:
+        raise CheckpointError(f"{path} is {kind} and not a regular file; {NAMED}")
     try:
         # A pipe would otherwise be waited for.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

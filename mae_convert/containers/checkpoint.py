@@ -1,5 +1,6 @@
 """Opens what the user named: a file, or a directory with weights and their configuration."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
 
 
 def _read_json(path: Path) -> dict | None:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     value = json_in(ByteFile(path), "mend or remove it")
     if not isinstance(value, dict):

@@ -66,6 +66,15 @@ def read_npz(archive: Archive) -> Contents:
     )
 
 
+def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
+    """Return some arrays of a NumPy archive, those that it has; the others are not looked at.
+
+    Raises:
+        CheckpointError: one is damaged, or is not an array of numbers.
+    """
+    return {n: _lazy(archive, n) for n in names if f"{n}{SUFFIX}" in archive.records}
+
+
 def npz_blueprint(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> Blueprint:

@@ -17,7 +17,8 @@ from mae_convert.containers.shards import (
     split,
 )
 from mae_convert.containers.tensor import LazyTensor
-from mae_convert.errors import OutputError
+from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.input_files import open_input
 
 Hashes = Mapping[str, str]
 JsonFile = Mapping | Callable[[Hashes], Mapping]
@@ -92,9 +93,10 @@ def require_ours(directory: Path) -> None:
     """Raise OutputError if a directory holds anything that this program did not write."""
     names = sorted(path.name for path in directory.iterdir())
     try:
-        record = json.loads((directory / RECORD).read_bytes())
+        with open_input(directory / RECORD) as file:
+            record = json.load(file)
         outputs = record.get("outputs", ())
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (MaeConvertError, OSError, ValueError, AttributeError, RecursionError):
         record, outputs = None, ()
     ours = OUR_NAMES | set(outputs if isinstance(outputs, dict | list) else ())
     foreign = [n for n in names if record is None or not (n in ours or SHARD.fullmatch(n))]

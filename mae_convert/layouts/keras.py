@@ -166,5 +166,4 @@ KERAS = Layout(
         "norm_pix_loss": False,
         **IMAGENET,
     },
-    pooling_in_names=False,
 )

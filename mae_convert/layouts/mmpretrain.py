@@ -59,7 +59,6 @@ MMPRETRAIN = Layout(
     ),
     containers=("pth", "safetensors"),
     state_key="state_dict",
-    # All configurations of its MAE predict normalised patches.
-    conventions={**FACEBOOK.conventions, "norm_pix_loss": True},
+    conventions=FACEBOOK.conventions,
     refusal=refusal,
 )

@@ -11,13 +11,9 @@ import numpy as np
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
+from mae_convert.image_files import check_images
 from mae_convert.in_memory import load_model
-from mae_convert.preprocessing import (
-    SUFFIXES,
-    check_pictures,
-    load_pictures,
-    preprocessing_of,
-)
+from mae_convert.preprocessing import load_pictures, preprocessing_of
 
 Progress = Callable[[int], None]
 
@@ -61,22 +57,6 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise MaeConvertError(f"{path.parent} is not a folder; make it, or write elsewhere")
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and its subfolders, by path.
-
-    Raises:
-        MaeConvertError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise MaeConvertError(f"{folder} is not a folder; name one that holds pictures")
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    if not found:
-        raise MaeConvertError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    return found
-
-
 def features_of(
     checkpoint: Checkpoint,
     folder: Path,
@@ -103,7 +83,7 @@ def features_of(
         MissingRequirementError: the framework or the device is not there.
     """
     preprocessing_of(checkpoint)
-    check_pictures(paths)  # before minutes of work
+    check_images(paths)  # before minutes of work
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras

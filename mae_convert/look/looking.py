@@ -10,10 +10,10 @@ from PIL import Image
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.image_files import open_image
 from mae_convert.look.masks import KINDS, drawn_mask, noise_of, ratio_that_keeps
 from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
 from mae_convert.look.sheet import FILMS, check_name, draw, save, sheet_of
-from mae_convert.preprocessing import open_picture
 
 FILM_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 BORROWED = (
@@ -127,7 +127,7 @@ def _shapes(images: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
     height, width = checkpoint.configuration.model.image_hw
     if not stretch:
         return [width / height] * len(images)
-    return [picture.width / picture.height for picture in map(open_picture, images)]
+    return [picture.width / picture.height for picture in map(open_image, images)]
 
 
 def _drawn(

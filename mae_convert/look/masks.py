@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.preprocessing import open_picture
+from mae_convert.image_files import open_image
 from reference_models.configuration import ViTMAEConfig
 
 KINDS = ("random", "block", "grid")
@@ -52,7 +52,7 @@ def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndar
         MaeConvertError: the file is no picture, or it leaves no patch.
     """
     rows, columns = config.grid_hw
-    drawn = open_picture(path).convert("L").resize((columns, rows), Image.Resampling.BOX)
+    drawn = open_image(path).convert("L").resize((columns, rows), Image.Resampling.BOX)
     removed = np.asarray(drawn).reshape(-1) >= REMOVED_FROM
     if removed.all():
         raise MaeConvertError(

@@ -11,9 +11,10 @@ from PIL import Image
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.image_files import open_image
 from mae_convert.in_memory import load_model
 from mae_convert.pictures import in_pixels
-from mae_convert.preprocessing import as_pixels, open_picture
+from mae_convert.preprocessing import as_pixels
 from mae_convert.verify.running import Request, Run, run_together
 from mae_convert.verify.sides import Side
 
@@ -56,7 +57,7 @@ def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
     image_hw = checkpoint.configuration.model.image_hw
     pixels = []
     for path in paths:  # one at a time: photographs are large
-        picture = open_picture(path)
+        picture = open_image(path)
         picture = picture if stretch else cut_to_shape(picture, image_hw)
         pixels.append(as_pixels(picture, str(path), checkpoint))
     return np.stack(pixels)

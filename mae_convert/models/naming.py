@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, MaeConvertError
+from mae_convert.input_files import open_input
 from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -74,8 +75,9 @@ def read_json(file: Path) -> dict[str, Any]:
         ConfigurationError: it holds none.
     """
     try:
-        stored = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        with open_input(file) as opened:
+            stored = json.load(opened)
+    except (MaeConvertError, OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} cannot be read ({error}); mend it") from error
     if not isinstance(stored, dict):
         raise ConfigurationError(f"{file} is not a JSON object; mend it")

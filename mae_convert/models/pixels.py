@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.errors import PictureError
-from mae_convert.preprocessing import MODES, Preprocessing, open_picture
+from mae_convert.image_files import open_image
+from mae_convert.preprocessing import MODES, Preprocessing
 
 AXES = {"channels_first": "first", "channels_last": "last"}
 CHANNELS = (1, 3, 4)  # how many a picture has, whatever the model takes
@@ -81,7 +82,7 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
         MaeConvertError: the file cannot be read.
     """
     if isinstance(image, str | Path):
-        image = open_picture(Path(image))
+        image = open_image(Path(image))
     if isinstance(image, Image.Image):
         return prepare(image)
     pixels = _channels_last(image, axes, prepare.channels)

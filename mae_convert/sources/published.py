@@ -5,19 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
-from mae_convert.official_catalog import (
-    BASE_URL,
-    LICENSE,
-    OFFICIAL,
-    Official,
-    candidates,
-    official_named,
-)
+from mae_convert.image_files import check_images
+from mae_convert.official import BASE_URL, LICENSE, OFFICIAL, Official, candidates, official_named
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.fetch import Record, Wanted, fetch
@@ -105,10 +97,9 @@ def get_picture(url: str) -> Path:
 
 def _examine_picture(path: Path) -> None:
     try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise CheckpointError(f"what was downloaded is no picture: {error}") from error
+        check_images([path])
+    except MaeConvertError as error:
+        raise CheckpointError(f"what was downloaded is not an image: {error}") from error
 
 
 def origin_of(official: Official, record: Record) -> Origin:

@@ -1,12 +1,14 @@
 """Read a plan, YAML or CSV, into what each job says; every value knows where it stands."""
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
+from mae_convert.input_files import open_input
 from mae_convert.sweep.fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)
@@ -59,8 +61,10 @@ def read_entries(path: Path) -> list[Entry]:
         PlanError: it cannot be read, or is not built as a plan is.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with open_input(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
             text = stream.read(LARGEST + 1)
+    except MaeConvertError as error:
+        raise PlanError(str(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise PlanError(f"{path} cannot be read: {reason}") from error

@@ -1,16 +1,21 @@
 """The inputs of a comparison: pictures and noise that both sides are given, bit for bit."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.errors import MaeConvertError
-from mae_convert.preprocessing import load_pictures, pictures_in
+from mae_convert.containers.archive import Archive
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.npz import arrays_in
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.image_files import images_in
+from mae_convert.preprocessing import load_pictures
 from reference_models.configuration import ViTMAEConfig
 
 Arrays = Mapping[str, np.ndarray]
@@ -49,7 +54,7 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
     if choice.images is None:
         batch = choice.batch or RANDOM_BATCH
         return random_inputs(model, batch=batch, seed=choice.seed)
-    paths = pictures_in(choice.images)[: choice.batch or MOST_IMAGES]
+    paths = images_in(choice.images)[: choice.batch or MOST_IMAGES]
     pixels = load_pictures(paths, checkpoint)
     made_up = random_inputs(model, batch=len(pixels), seed=choice.seed)
     return {"pixel_values": pixels, "noise": made_up["noise"]}
@@ -83,10 +88,12 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
     A file without noise gets noise that leaves the patches in order.
 
     Raises:
-        MaeConvertError: the file is no such npz, or shapes, dtypes or values do not fit.
+        MaeConvertError: the file is not such an npz, or shapes, dtypes or values do not fit.
     """
-    arrays = _arrays_in(path)
-    if "noise" not in arrays and arrays.get("pixel_values", np.empty(0)).ndim == 4:
+    tensors = _tensors_in(path)
+    _check_shapes(path, tensors, config)
+    arrays = {name: _read(path, tensor) for name, tensor in tensors.items()}
+    if "noise" not in arrays:
         row = (np.arange(config.num_patches) + 0.5) / config.num_patches
         arrays["noise"] = np.tile(row.astype(np.float32), (len(arrays["pixel_values"]), 1))
     check_inputs(path, arrays, config)
@@ -104,55 +111,72 @@ def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
     Raises:
         MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
     """
-    if "pixel_values" not in arrays:
-        raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
-    pixels = arrays["pixel_values"]
-    wanted = (config.num_channels, *config.image_hw)
-    if pixels.ndim != 4 or pixels.shape[1:] != wanted or len(pixels) == 0:
-        raise MaeConvertError(
-            f"{path}: pixel_values has shape {pixels.shape}; this model takes (N, "
-            + ", ".join(map(str, wanted))
-            + ")"
-        )
+    _check_shapes(path, arrays, config)
     if "noise" not in arrays:
         raise MaeConvertError(f"{path} holds no noise (N, L)")
     for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
+        _check_dtype(path, name, array)
         if not np.isfinite(array).all():
             raise MaeConvertError(f"{path}: {name} holds NaN or infinite values; remove them")
-    _check_noise(path, arrays["noise"], (len(pixels), config.num_patches))
-
-
-def _arrays_in(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz that are inputs.
-
-    Raises:
-        MaeConvertError: it is none, or they are no arrays of numbers.
-    """
-    said = f"{path} is not an .npz file of inputs, with pixel_values (N, C, H, W) and noise (N, L)"
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise MaeConvertError(f"{said}; write it with numpy.savez")
-        with archive:
-            return {name: archive[name] for name in ("pixel_values", "noise") if name in archive}
-    except FileNotFoundError as error:
-        raise MaeConvertError(f"{path} does not exist") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise MaeConvertError(f"{said}: it holds Python objects, which are not read") from error
-        raise MaeConvertError(f"{said}: {error}") from error
-
-
-def _check_noise(path: Path, noise: np.ndarray, shape: tuple[int, int]) -> None:
-    if noise.shape != shape:
-        raise MaeConvertError(f"{path}: noise has shape {noise.shape}; {shape} is needed")
-    if any(len(np.unique(row)) < len(row) for row in noise):
+    if any(len(np.unique(row)) < len(row) for row in arrays["noise"]):
         raise MaeConvertError(
             f"{path}: noise holds equal values, so the order of patches is undefined; make them"
             " distinct"
         )
+
+
+def _check_shapes(path: Path, arrays: Mapping[str, Any], config: ViTMAEConfig) -> None:
+    """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
+    if "pixel_values" not in arrays:
+        raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
+    shape, wanted = arrays["pixel_values"].shape, (config.num_channels, *config.image_hw)
+    if len(shape) != 4 or shape[1:] != wanted or not shape[0]:
+        raise MaeConvertError(
+            f"{path}: pixel_values has shape {shape}; this model takes (N, "
+            + ", ".join(map(str, wanted))
+            + ")"
+        )
+    patches = (shape[0], config.num_patches)
+    if "noise" in arrays and arrays["noise"].shape != patches:
+        raise MaeConvertError(
+            f"{path}: noise has shape {arrays['noise'].shape}; {patches} is needed"
+        )
+
+
+def _check_dtype(path: Path, name: str, array: Any) -> None:
+    if array.dtype != np.float32:
+        raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
+
+
+def _tensors_in(path: Path) -> dict[str, LazyTensor]:
+    """Return the arrays of an .npz that are inputs; none is read yet.
+
+    Raises:
+        MaeConvertError: the file is not an .npz, or they are not arrays of numbers.
+    """
+    try:
+        return arrays_in(Archive(ByteFile(path)), ("pixel_values", "noise"))
+    except CheckpointError as error:
+        raise MaeConvertError(
+            f"{error}. An .npz file of inputs holds pixel_values (N, C, H, W) and may hold noise"
+            " (N, L), both float32; write it with numpy.savez"
+        ) from error
+
+
+def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
+    """Read an array of inputs.
+
+    Raises:
+        MaeConvertError: it is not float32, or does not fit into memory.
+    """
+    _check_dtype(path, tensor.name, tensor)
+    try:
+        return tensor.load()
+    except MemoryError as error:
+        raise MaeConvertError(
+            f"{path}: {tensor.name} takes {tensor.nbytes} bytes, more than there is memory; give"
+            " fewer images"
+        ) from error
 
 
 def inputs_sha256(inputs: Arrays) -> str:

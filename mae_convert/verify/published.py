@@ -14,7 +14,8 @@ import numpy as np
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.errors import MaeConvertError
-from mae_convert.preprocessing import BILINEAR, Preprocessing, open_picture
+from mae_convert.image_files import open_image
+from mae_convert.preprocessing import BILINEAR, Preprocessing
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import Side, choose_side
 
@@ -168,7 +169,7 @@ def check_published(
     if truth.layer_norm_eps is not None:
         model = replace(model, layer_norm_eps=truth.layer_norm_eps)
     configuration = replace(checkpoint.configuration, model=model)
-    pixels = _preprocessing(truth, configuration)(open_picture(picture))[None]
+    pixels = _preprocessing(truth, configuration)(open_image(picture))[None]
     inputs = {"pixel_values": pixels, "noise": published_noise(truth, model.num_patches)}
     prepared = replace(checkpoint, configuration=configuration)
     (trace,) = run_together([Run(prepared, side, Request(taps=False))], inputs)

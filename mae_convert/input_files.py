@@ -1,0 +1,54 @@
+"""Files that a user names as input: opened only if they are regular files.
+
+A named pipe, a terminal or another device would be waited for without end, and a directory or a
+socket gives an error that says nothing to a user.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from mae_convert.errors import MaeConvertError
+
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        MaeConvertError: there is no such file, it may not be read, or it is something else.
+    """
+    if (kind := kind_of(path)) is not None:
+        raise MaeConvertError(f"{path} is {kind} and not a regular file; name a file")
+    try:
+        # A pipe that has come into its place would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise MaeConvertError(f"{path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+        reason = getattr(error, "strerror", None) or error
+        raise MaeConvertError(f"{path} cannot be opened: {reason}") from error
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise MaeConvertError(f"{path} is not a regular file; name a file")
+    return file
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what stands under a name if it is not a regular file; None also if nothing does."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")
