@@ -6,17 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.canonical import schema
-from mae_convert.configuration import Configuration, Evidence, check_flags_taken, resolve
+from mae_convert.canonical import BATCH_NORM, schema
+from mae_convert.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
 from mae_convert.errors import LayoutError, MaeConvertError
+from mae_convert.evidence import Evidence
 from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
 from mae_convert.origin import Origin
+from mae_convert.position_tables import TABLES as POSITION_EMBEDDINGS
 from mae_convert.prefixes import Stripped, as_stored, strippings
 from mae_convert.recognition import Reading, recognise
 from mae_convert.validation import check_document
@@ -29,9 +31,11 @@ class Flags:
     num_attention_heads: int | None = None
     decoder_num_attention_heads: int | None = None
     layer_norm_eps: float | None = None
+    decoder_layer_norm_eps: float | None = None
     norm_pix_loss: bool | None = None
     mask_ratio: float | None = None
     image_size: int | tuple[int, int] | None = None
+    global_pool: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the fields that were said."""
@@ -40,7 +44,9 @@ class Flags:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose layout was recognised and whose configuration is complete.
+    """A checkpoint whose layout was recognised.
+
+    Its configuration is complete, unless it was opened with ``incomplete``.
 
     Attributes:
         tensors: canonical name → lazy tensor, in canonical order.
@@ -69,6 +75,18 @@ class Checkpoint:
     def path(self) -> Path:
         """The file or directory that was opened."""
         return self.container.path
+
+    def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
+        """Return the checkpoint with some fields of its configuration set, as heads that are tried.
+
+        Args:
+            fields: field of the model's configuration → value, as ``num_attention_heads``.
+            source: where the values come from, for reports and records.
+
+        Raises:
+            ConfigurationError: a value is impossible.
+        """
+        return replace(self, configuration=self.configuration.specified(fields, source))
 
     @property
     def preprocessor(self) -> Mapping[str, Any]:
@@ -206,18 +224,21 @@ def open_checkpoint(
     flags: Flags | None = None,
     *,
     fill_only: bool = False,
+    incomplete: bool = False,
     state_key: str | None = None,
     origin: Origin | None = None,
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
 
-    No tensor data is read.
+    Of the tensor data only the position embeddings are read, which may give the grid of patches.
 
     Args:
         path: a checkpoint file or a model directory.
         flags: what the user says that the file does not.
         fill_only: a flag tells what the file does not, and does not overrule it; of two files that
             are compared, it may be about the other. See `check_flags`.
+        incomplete: open the checkpoint even where nothing gives a field, as the number of heads;
+            ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
         origin: where it was downloaded from, which tells what the file may not.
 
@@ -235,7 +256,7 @@ def open_checkpoint(
     with _naming(origin.name if origin else str(container.path)):
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
-        configuration = resolve(reading.task, evidence)
+        configuration = resolve(reading.task, evidence, incomplete=incomplete)
     container, reading, canonical = _folded(container, reading)
     order = schema(configuration.model, reading.task)
     return Checkpoint(
@@ -291,8 +312,11 @@ def _evidence(
 ) -> Evidence:
     """Return everything that may tell what no tensor tells."""
     patches = reading.geometry["num_patches"]
+    geometry = dict(reading.geometry)
+    if _pooling_untold(reading):
+        del geometry["global_pool"]
     return Evidence(
-        geometry=reading.geometry,
+        geometry=geometry,
         flags=flags,
         stated=reading.layout.read_config(container.config or {}),
         stated_where=container.config_source or "the file",
@@ -303,5 +327,24 @@ def _evidence(
         family=family.conventions(patches) if family else {},
         family_name=family.family.name if family else "",
         size_hint=family.size_hint(patches) if family else "",
+        fixed=reading.layout.fixed + reading.layout.class_defaults * bool(container.config),
+        positions=_positions(container, reading),
+        recorded=(container.conversion or {}).get("assumptions", {}),
         fill_only=fill_only,
     )
+
+
+def _pooling_untold(reading: Reading) -> bool:
+    """Return whether the names are those of a class-token classifier and of a pooled one."""
+    if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
+        return False
+    # Only the original's program writes a batch norm before the head, and it has fc_norm to pool.
+    return not any(
+        name.startswith(BATCH_NORM) for rule in reading.rules for name in rule.canonicals
+    )
+
+
+def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
+    """Return the position embeddings by canonical name."""
+    rules = [rule for rule in reading.rules if set(rule.canonicals) & set(POSITION_EMBEDDINGS)]
+    return read_tensors(container.tensors, rules)

@@ -1,85 +1,52 @@
 """Resolve what tensors cannot tell: each field is taken from a named source, never guessed.
 
-The order is: a flag, a configuration beside or inside the file, the training arguments stored in
-the checkpoint, a known preset of the same widths, what the model's family takes for granted, the
-layout's own convention. The number of heads has no convention.
+`mae_convert.evidence` has the sources and their order.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mae_convert.canonical import square_grid
 from mae_convert.errors import ConfigurationError
+from mae_convert.evidence import FLAGS, PREPROCESSING, Evidence, first, grid_of_size, same_size
+from mae_convert.position_tables import grid_of_tables
 from reference_models.configuration import ViTMAEConfig
 
-# (name, hidden size, MLP width, heads): Vision Transformer sizes of the literature. Dosovitskiy et
-# al. 2020, table 1 (B, L, H) and Touvron et al. 2020, table 1 (Ti, S).
-ENCODER_PRESETS = (
-    ("ViT-Ti", 192, 768, 3),
-    ("ViT-S", 384, 1536, 6),
-    ("ViT-B", 768, 3072, 12),
-    ("ViT-L", 1024, 4096, 16),
-    ("ViT-H", 1280, 5120, 16),
-)
-# He et al. 2021, section 3: the default decoder is 512 wide; the published models give it 16 heads.
-DECODER_PRESETS = (("MAE decoder", 512, 2048, 16),)
-# The original's factory functions: width and heads.
-MODEL_SIZES = {"base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
-MODEL_NAME = re.compile(r"(mae_)?vit_(?P<size>base|large|huge)_patch\d+(_dec512d8b)?")
-
-FLAGS = {
-    "num_attention_heads": "--num-heads",
-    "decoder_num_attention_heads": "--decoder-num-heads",
-    "layer_norm_eps": "--layer-norm-eps",
-    "norm_pix_loss": "--norm-pix-loss",
-    "mask_ratio": "--mask-ratio",
-    "image_size": "--source-image-size",
-}
 # One function under two names.
 ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-PREPROCESSING = ("image_mean", "image_std")
 CONFIG_FIELDS = tuple(f.name for f in fields(ViTMAEConfig))
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Everything that may tell a field, as found; each mapping may be empty.
+class Missing:
+    """A field that nothing gives, and what to do about it.
 
     Attributes:
-        geometry: fields that the tensors' shapes tell, and ``num_patches``.
-        flags: fields that the user gave, by field name.
-        stated: the configuration beside or inside the file, and where it stands.
-        preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
-        training_args: arguments of the training run that wrote the checkpoint.
-        conventions: what the layout takes for granted, and the layout's name.
-        family: what the family of models takes for granted that the checkpoint is known to belong
-            to, and the family's name.
-        size_hint: the image size of a family that the shapes suggest, for a message.
-        fill_only: a flag tells what the file does not state, and does not overrule it.
+        field: the field.
+        what: the field in words, for a sentence.
+        option: the option that specifies it.
+        reason: what the tensors leave open, and evidence that could not be used.
     """
 
-    geometry: Mapping[str, Any]
-    flags: Mapping[str, Any]
-    stated: Mapping[str, Any]
-    stated_where: str
-    preprocessor: Mapping[str, Any]
-    training_args: Mapping[str, Any]
-    conventions: Mapping[str, Any]
-    layout: str
-    family: Mapping[str, Any] = field(default_factory=dict)
-    family_name: str = ""
-    size_hint: str = ""
-    fill_only: bool = False
+    field: str
+    what: str
+    option: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A complete configuration, and where each field that tensors cannot tell came from.
+    """A configuration, and where each field that tensors cannot give came from.
 
-    ``labels`` are the names of a classifier's classes, or None where nothing names them.
+    Attributes:
+        model: the fields of the model. Those that are `missing` hold placeholders.
+        image_mean: taken off each channel.
+        image_std: what each channel is then divided by.
+        sources: where each field that no tensor gives came from, for a person.
+        labels: names of a classifier's classes, or None where nothing names them.
+        assumptions: why a field is an assumption ("official", "layout" ...), for those that are.
+        missing: fields that nothing gives; empty for every checkpoint that can be run or converted.
     """
 
     model: ViTMAEConfig
@@ -87,44 +54,106 @@ class Configuration:
     image_std: tuple[float, ...]
     sources: Mapping[str, str]
     labels: tuple[str, ...] | None = None
+    assumptions: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
 
     def value(self, name: str) -> Any:
-        """Return a field of the model or of the preprocessing."""
+        """Return a field of the model or of the preprocessing; None where it is missing."""
+        if name in {missing.field for missing in self.missing}:
+            return None
         return getattr(self, name) if name in PREPROCESSING else getattr(self.model, name)
 
     def assumed(self) -> dict[str, dict[str, Any]]:
-        """Return field → value and source, for every field that tensors do not tell."""
+        """Return field → value and source, for every field that tensors do not give."""
         return {
             name: {"value": self.value(name), "source": source}
             for name, source in self.sources.items()
         }
 
+    def only_assumed(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of `assumed` that are assumptions; ``assumption`` is the kind."""
+        return {
+            name: {**entry, "assumption": self.assumptions[name]}
+            for name, entry in self.assumed().items()
+            if name in self.assumptions
+        }
+
+    def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
+        """Return the configuration with some fields of the model set, and their source.
+
+        They are neither missing nor assumptions any more.
+
+        Raises:
+            ConfigurationError: a value is impossible.
+        """
+        try:
+            model = replace(self.model, **fields)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"impossible configuration: {error}") from error
+        return replace(
+            self,
+            model=model,
+            sources={**self.sources, **dict.fromkeys(fields, source)},
+            assumptions={k: v for k, v in self.assumptions.items() if k not in fields},
+            missing=tuple(missing for missing in self.missing if missing.field not in fields),
+        )
+
+    def require_complete(self) -> None:
+        """Raise ConfigurationError if a field is missing; one message asks for all of them."""
+        if self.missing:
+            what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
+            options = " and ".join(field.option for field in self.missing)
+            it = "it" if len(self.missing) == 1 else "them"
+            raise ConfigurationError(
+                f"nothing in the file gives {what}; specify {it} with {options}"
+            )
+
 
 def untold_fields(task: str) -> tuple[str, ...]:
-    """Return the fields that matter for a task and that no tensor tells."""
+    """Return the fields that matter for a task and that no tensor gives."""
     common = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
     masking = {
         "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
         "encoder": ("mask_ratio",),
-        "classify": (),
+        "classify": ("global_pool",),
     }
     return common + masking[task] + PREPROCESSING
 
 
-def resolve(task: str, evidence: Evidence) -> Configuration:
+def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Configuration:
     """Return the configuration that the evidence gives, with the source of each field.
 
+    Args:
+        task: "pretrain", "encoder" or "classify".
+        evidence: everything that may give a field.
+        incomplete: return a configuration even where fields are missing.
+
     Raises:
-        ConfigurationError: a field that nothing tells, is impossible, or is contradicted.
+        ConfigurationError: a field is impossible or contradicted; or is missing, unless
+            ``incomplete``.
     """
     _check_stated(task, evidence)
     values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in CONFIG_FIELDS}
     sources: dict[str, str] = {}
+    assumptions: dict[str, str] = {}
+    missing = []
     for name in untold_fields(task):
-        values[name], sources[name] = _first(name, evidence)
+        found = first(name, task, evidence)
         _check_flag(name, evidence)
+        if found is None:
+            missing.append(_missing(name, evidence))
+            values[name] = _placeholder(name, evidence.geometry)
+            continue
+        values[name], sources[name] = found.value, found.source
+        if found.assumption:
+            assumptions[name] = found.assumption
         if name.endswith("num_attention_heads"):
-            _check_heads(name, values[name], sources[name], evidence)
+            _check_heads(name, found.value, found.source, evidence)
+    if task == "pretrain" and (found := first("decoder_layer_norm_eps", task, evidence)):
+        values["decoder_layer_norm_eps"] = found.value
+        sources["decoder_layer_norm_eps"] = found.source
+    if values.get("global_pool") == "avg":
+        values["fc_norm"] = None if "global_pool" in evidence.geometry else False
     values |= _carried_along(values, evidence.stated)
     channels = evidence.geometry["num_channels"]
     preprocessing = {
@@ -135,8 +164,41 @@ def resolve(task: str, evidence: Evidence) -> Configuration:
         model = ViTMAEConfig(**values)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"impossible configuration: {error}") from error
-    labels = _labels(evidence) if task == "classify" else None
-    return Configuration(model, **preprocessing, sources=sources, labels=labels)
+    resolved = Configuration(
+        model,
+        **preprocessing,
+        sources=sources,
+        labels=_labels(evidence) if task == "classify" else None,
+        assumptions=assumptions,
+        missing=tuple(missing),
+    )
+    if not incomplete:
+        resolved.require_complete()
+    return resolved
+
+
+def _placeholder(name: str, geometry: Mapping[str, Any]) -> Any:
+    """Return a possible value for a field that is missing; nothing may be computed with it."""
+    if name != "image_size":
+        return 1
+    patch = geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return geometry["num_patches"] * height, width
+
+
+def _missing(name: str, evidence: Evidence) -> Missing:
+    if name == "image_size":
+        count = evidence.geometry["num_patches"]
+        reason = f"{count} patches are not a square grid"
+        return Missing(name, "the image size", f"{FLAGS[name]} HxW{evidence.size_hint}", reason)
+    width_field = name.replace("num_attention_heads", "hidden_size")
+    width = evidence.geometry[width_field]
+    possible = [str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 4]
+    part = "decoder" if name.startswith("decoder") else "encoder"
+    reason = f"{width_field} {width} allows {', '.join(possible)}"
+    if contradiction := evidence.arguments.contradiction(name):
+        reason += f"; {contradiction}"
+    return Missing(name, f"the number of attention heads of the {part}", FLAGS[name], reason)
 
 
 def _labels(evidence: Evidence) -> tuple[str, ...] | None:
@@ -169,94 +231,6 @@ def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[flo
     return tuple(numbers)
 
 
-def _first(name: str, evidence: Evidence) -> tuple[Any, str]:
-    for value, source in _candidates(name, evidence):
-        if value is not None:
-            return value, source
-    if name == "image_size":
-        raise ConfigurationError(
-            f"{evidence.geometry['num_patches']} patches are no square grid; say the image's size"
-            f" with --source-image-size HxW{evidence.size_hint}"
-        )
-    width_field = "decoder_hidden_size" if name.startswith("decoder") else "hidden_size"
-    width = evidence.geometry[width_field]
-    possible = [str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 4]
-    raise ConfigurationError(
-        f"nothing in the file tells the number of attention heads ({width_field} {width} allows"
-        f" {', '.join(possible)}); say it with {FLAGS[name]}"
-    )
-
-
-def _candidates(name: str, evidence: Evidence) -> Iterator[tuple[Any, str]]:
-    if name != "image_size":
-        yield evidence.geometry.get(name), "the tensors' shapes"
-    told = [
-        (evidence.flags.get(name), f"flag {FLAGS.get(name, '')}"),
-        (_stated(name, evidence), evidence.stated_where),
-    ]
-    yield from reversed(told) if evidence.fill_only else told
-    if name in PREPROCESSING:
-        yield evidence.preprocessor.get(name), "preprocessor_config.json"
-        yield evidence.family.get(name), f"convention of {evidence.family_name}"
-        channels = evidence.geometry["num_channels"]
-        convention = evidence.conventions.get(name)
-        if convention is not None and len(convention) != channels:
-            # Other sensors: no convention of RGB pictures applies; say so as identity.
-            yield (0.0 if name == "image_mean" else 1.0,) * channels, f"{channels} channels: none"
-        yield convention, f"convention of the {evidence.layout} layout"
-        return
-    yield _from_training_args(name, evidence), "training arguments"
-    yield from _presets(name, evidence.geometry)
-    yield evidence.family.get(name), f"convention of {evidence.family_name}"
-    if name == "image_size":
-        yield _square_image(evidence.geometry), "square grid"
-    yield evidence.conventions.get(name), f"convention of the {evidence.layout} layout"
-
-
-def _stated(name: str, evidence: Evidence) -> Any:
-    value = evidence.stated.get(name)
-    if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
-        return tuple(value)
-    return value
-
-
-def _from_training_args(name: str, evidence: Evidence) -> Any:
-    args, geometry = evidence.training_args, evidence.geometry
-    if name in ("num_attention_heads", "decoder_num_attention_heads"):
-        match = MODEL_NAME.fullmatch(str(args.get("model", "")))
-        # The name of a preset tells the heads only of a model that has the preset's width.
-        if not match or geometry["hidden_size"] != MODEL_SIZES[match["size"]][0]:
-            return None
-        if name == "num_attention_heads":
-            return MODEL_SIZES[match["size"]][1]
-        preset = DECODER_PRESETS[0]
-        return preset[3] if geometry.get("decoder_hidden_size") == preset[1] else None
-    if name in ("mask_ratio", "norm_pix_loss"):
-        return args.get(name)
-    return None
-
-
-def _presets(name: str, geometry: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    presets, prefix = {
-        "num_attention_heads": (ENCODER_PRESETS, ""),
-        "decoder_num_attention_heads": (DECODER_PRESETS, "decoder_"),
-    }.get(name, ((), ""))
-    widths = (geometry.get(f"{prefix}hidden_size"), geometry.get(f"{prefix}intermediate_size"))
-    for preset, hidden, intermediate, heads in presets:
-        if widths == (hidden, intermediate):
-            yield heads, f"preset {preset} (width {hidden}, MLP {intermediate})"
-
-
-def _square_image(geometry: Mapping[str, Any]) -> int | tuple[int, int] | None:
-    grid = square_grid(geometry["num_patches"])
-    if grid is None:
-        return None
-    patch = geometry["patch_size"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    size = (grid[0] * height, grid[1] * width)
-    return size[0] if size[0] == size[1] else size
-
-
 def _check_flag(name: str, evidence: Evidence) -> None:
     flag = evidence.flags.get(name)
     told = evidence.geometry.get(name)
@@ -282,15 +256,9 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
             for file, configuration in opened.items()
             if name in configuration.sources
         }
-        if others and all(_square(flag) != _square(value) for value in others.values()):
+        if others and all(same_size(flag) != same_size(value) for value in others.values()):
             said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
             raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
-
-
-def _square(value: Any) -> Any:
-    """Return a size as its one number where it is square; anything else as it is."""
-    sides = tuple(value) if isinstance(value, (list, tuple)) else ()
-    return sides[0] if len(sides) == 2 and sides[0] == sides[1] else value
 
 
 def _check_stated(task: str, evidence: Evidence) -> None:
@@ -307,9 +275,27 @@ def _check_stated(task: str, evidence: Evidence) -> None:
                 f"{evidence.stated_where} says {name} is {stated}, but the tensors say {told};"
                 " this configuration belongs to other weights"
             )
-    size = evidence.flags.get("image_size") or _stated("image_size", evidence)
+    _check_pooling(task, evidence)
+    size = evidence.flags.get("image_size") or evidence.stated_value("image_size")
     if size is not None:
         _check_image_size(size, evidence)
+        _check_position_tables(size, evidence)
+
+
+def _check_pooling(task: str, evidence: Evidence) -> None:
+    """Refuse a configuration of a pooled classifier whose tensors are missing.
+
+    Without ``fc_norm`` the names are also those of a model that normalises before it pools.
+    """
+    if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
+        return
+    pooling = evidence.stated.get("global_pool")
+    before = pooling == "avg" and evidence.stated.get("fc_norm") is False
+    if pooling not in (None, "token") and not before:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says global_pool is {pooling}, but the tensors say token, as"
+            " they lack fc_norm; this configuration belongs to other weights"
+        )
 
 
 def _check_image_size(size: Any, evidence: Evidence) -> None:
@@ -326,6 +312,23 @@ def _check_image_size(size: Any, evidence: Evidence) -> None:
         raise ConfigurationError(
             f"{where} says the image size is {size}, but with patches of {patch} the tensors hold"
             f" {count} positions; say the size that they were made for with --source-image-size"
+        )
+
+
+def _check_position_tables(size: Any, evidence: Evidence) -> None:
+    """Refuse a configuration whose grid is not that of the fixed position tables.
+
+    An option overrules them, and so does a family whose positions do not follow the grid.
+    """
+    if evidence.flags.get("image_size") or "image_size" in evidence.family:
+        return
+    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
+    grid = grid_of_size(size, evidence.geometry["patch_size"])
+    if table is not None and table.grid != grid:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
+            f" patches, but {table.where} is that of {table.words}; specify the image size that the"
+            " model was trained for with --source-image-size HxW"
         )
 
 

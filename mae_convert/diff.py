@@ -92,6 +92,10 @@ def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[An
         left, right = a.configuration.value(name), b.configuration.value(name)
         if left != right:
             yield name, (left, right)
+    left, right = (checkpoint.configuration.model for checkpoint in (a, b))
+    own = {left.decoder_layer_norm_eps, right.decoder_layer_norm_eps} != {None}
+    if a.task == b.task == "pretrain" and own and left.decoder_eps != right.decoder_eps:
+        yield "decoder_layer_norm_eps", (left.decoder_eps, right.decoder_eps)
     if a.task == b.task and a.configuration.labels != b.configuration.labels:
         yield "labels", (a.configuration.labels, b.configuration.labels)
     if a.task != b.task:

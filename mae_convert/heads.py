@@ -25,7 +25,9 @@ def with_new_head(source: Checkpoint, num_labels: int) -> Checkpoint:
             "this checkpoint has a classifier head already; --num-labels makes one on an encoder"
             " (drop the old head first: --task encoder)"
         )
-    model = replace(source.configuration.model, num_labels=num_labels, global_pool="token")
+    model = replace(
+        source.configuration.model, num_labels=num_labels, global_pool="token", fc_norm=None
+    )
     dtype = source.tensors["encoder.norm.weight"].dtype
     tensors = {
         name: source.tensors.get(name) or _zeros(name, shape, dtype)

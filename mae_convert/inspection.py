@@ -1,6 +1,7 @@
 """Say what a checkpoint is, without reading tensor data unless asked to."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.layouts import LAYOUTS
 from mae_convert.oddities import in_names, in_values
-from mae_convert.official import identify
+from mae_convert.official import confirmed_by_hash, identify
 
 
 def inspect(
@@ -21,6 +22,7 @@ def inspect(
         stats: read all tensors and give statistics of their values.
         with_hash: hash the file, to tell whether it is an official one.
     """
+    checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
     container = checkpoint.container
     tensors = container.tensors.values()
     report: dict[str, Any] = {
@@ -34,8 +36,10 @@ def inspect(
         "synonyms": list(checkpoint.synonyms),
         "task": checkpoint.task,
         "family": checkpoint.family.to_dict() if checkpoint.family else None,
-        "config": checkpoint.configuration.model.to_dict(),
+        "config": _known_fields(checkpoint),
         "assumed": checkpoint.configuration.assumed(),
+        "assumptions": checkpoint.configuration.only_assumed(),
+        "missing": [asdict(missing) for missing in checkpoint.configuration.missing],
         "tensors": len(container.tensors),
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
@@ -51,6 +55,12 @@ def inspect(
         values = {name: statistics(t.load()) for name, t in checkpoint.tensors.items()}
         report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
     return report
+
+
+def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the configuration, with None for the fields that are missing."""
+    missing = {missing.field: None for missing in checkpoint.configuration.missing}
+    return {**checkpoint.configuration.model.to_dict(), **missing}
 
 
 def reconstruction(checkpoint: Checkpoint) -> str | None:
@@ -70,6 +80,9 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
 def becomes(checkpoint: Checkpoint) -> dict[str, str]:
     """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
+    if missing := checkpoint.configuration.missing:
+        options = " and ".join(field.option for field in missing)
+        return dict.fromkeys(LAYOUTS, f"specify {options} first")
     return {
         name: layout.refusal(model, task)
         or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")

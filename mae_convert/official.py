@@ -1,157 +1,17 @@
-"""The catalog of the published facebookresearch/mae checkpoints: what each is, and what it is for.
+"""Which published facebookresearch/mae checkpoint a file may be, by its names, shapes and hash.
 
-Names, sizes and hashes tell which of them a file may be. Six equal digits of a hash suggest, they
-do not prove.
+Six equal digits of a hash suggest, they do not prove.
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_convert.canonical import schema
 from mae_convert.checkpoint import Checkpoint
-from reference_models.configuration import ViTMAEConfig
-
-BASE_URL = "https://dl.fbaipublicfiles.com/mae"
-SUFFIX = ".pth"
-# The LICENSE of facebookresearch/mae; copies of the weights that say Apache-2.0 are wrong.
-LICENSE = "cc-by-nc-4.0"
-LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
-DATASET = "imagenet-1k"
-
-
-@dataclass(frozen=True)
-class Official:
-    """One published file.
-
-    Attributes:
-        name: what it is called here: its file name without ``.pth``.
-        folder: where it is under `BASE_URL`.
-        task: "pretrain", "encoder" or "classify".
-        model: the configuration, as the original's factory functions make it.
-        normalised: the decoder predicts pixels that are normalised patch by patch; None where
-            there is no decoder.
-        purpose: what to take it for, in a line.
-        md5: the six digits that its publisher names, where any.
-        known: configuration fields that neither the file nor its layout's conventions tell.
-        on_the_hub: a repository on the Hugging Face Hub with the same weights, where one is known.
-    """
-
-    name: str
-    folder: str
-    task: str
-    model: ViTMAEConfig
-    normalised: bool | None
-    purpose: str
-    md5: str | None = None
-    on_the_hub: str | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def file(self) -> str:
-        """The file's name at its publisher."""
-        return self.name + SUFFIX
-
-    @property
-    def path(self) -> str:
-        """The path of the file under `BASE_URL`."""
-        return f"{self.folder}/{self.file}"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a conversion record says of where such a file is from."""
-        return {
-            "official": self.name,
-            "url": f"{BASE_URL}/{self.path}",
-            "license": LICENSE,
-            "datasets": [DATASET],
-            **({"on_the_hub": self.on_the_hub} if self.on_the_hub else {}),
-        }
-
-    @property
-    def parameters(self) -> int:
-        """The number of values in the file."""
-        return sum(math.prod(shape) for shape in schema(self.model, self.task).values())
-
-
-# Width, depth, heads and patch size.
-_SIZES = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}
-_MD5 = {
-    "mae_pretrain_vit_base": "8cad7c",
-    "mae_pretrain_vit_large": "b8b06e",
-    "mae_pretrain_vit_huge": "9bdbb0",
-    "mae_finetuned_vit_base": "1b25e9",
-    "mae_finetuned_vit_large": "51f550",
-    "mae_finetuned_vit_huge": "2541f2",
-}
-# Top-1 accuracy in percent that the publisher reports for the fine-tuned models.
-_ACCURACY = {"base": 83.664, "large": 85.952, "huge": 86.928}
-_HUB = {
-    "mae_visualize_vit_base": "facebook/vit-mae-base",
-    "mae_visualize_vit_large": "facebook/vit-mae-large",
-    "mae_visualize_vit_huge": "facebook/vit-mae-huge",
-    "mae_pretrain_vit_base": "timm/vit_base_patch16_224.mae",
-    "mae_pretrain_vit_large": "timm/vit_large_patch16_224.mae",
-    "mae_pretrain_vit_huge": "timm/vit_huge_patch14_224.mae",
-}
-_KINDS = (
-    # name, folder, task, normalised, purpose
-    ("mae_visualize_vit_{}", "visualize", "pretrain", False,
-     "to look at reconstructions: encoder and decoder, trained on plain pixels"),
-    ("mae_pretrain_vit_{}", "pretrain", "encoder", None,
-     "for features and fine-tuning: the encoder of the paper's models"),
-    ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
-     "to pre-train further: encoder and decoder, reported to be trained on normalised pixels"),
-    ("mae_finetuned_vit_{}", "finetune", "classify", None,
-     "to classify ImageNet-1k pictures: {accuracy} % top-1 as published"),
-)  # fmt: skip
-
-
-def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
-    width, depth, heads, patch = _SIZES[size]
-    return ViTMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        patch_size=patch,
-        norm_pix_loss=normalised,
-        global_pool="avg" if task == "classify" else "token",
-    )
-
-
-def _catalog() -> Iterator[Official]:
-    for pattern, folder, task, normalised, purpose in _KINDS:
-        for size in _SIZES:
-            name = pattern.format(size)
-            yield Official(
-                name,
-                folder,
-                task,
-                _model(size, task, normalised=bool(normalised)),
-                normalised,
-                purpose.format(accuracy=_ACCURACY[size]),
-                _MD5.get(name),
-                _HUB.get(name),
-                {} if normalised is None else {"norm_pix_loss": normalised},
-            )
-
-
-OFFICIAL = tuple(_catalog())
-
-
-def official_named(text: str) -> Official | None:
-    """Return the published file of this name, or None."""
-    return next((official for official in OFFICIAL if official.name == text), None)
-
-
-def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
-    """Return the published files whose tensors have the names and shapes of such a model."""
-    wanted = schema(model, task)
-    return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
+from mae_convert.evidence import OFFICIAL as OFFICIAL_KIND
+from mae_convert.evidence import PREPROCESSING
+from mae_convert.official_catalog import Official, candidates
 
 
 def probable(checkpoint: Checkpoint) -> list[Official]:
@@ -195,6 +55,27 @@ def confirmed(checkpoint: Checkpoint) -> Official | None:
         return None
     digest = file_md5(checkpoint.container.weights_file)
     return next((o for o in hashed if digest.startswith(str(o.md5))), None)
+
+
+def confirmed_by_hash(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without assumptions where its hash is that of an official file.
+
+    Reads the whole file, but only where names and shapes are those of an official file and
+    something is assumed.
+    """
+    configuration = checkpoint.configuration
+    assumed = [name for name in configuration.assumptions if name not in PREPROCESSING]
+    official = (
+        confirmed(checkpoint) if OFFICIAL_KIND in configuration.assumptions.values() else None
+    )
+    if official is None:
+        return checkpoint
+    known = {
+        name: configuration.value(name)
+        for name in assumed
+        if configuration.value(name) == getattr(official.model, name)
+    }
+    return checkpoint.specified(known, f"{official.file}, confirmed by its MD5")
 
 
 def file_md5(path: Path) -> str:

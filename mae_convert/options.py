@@ -15,6 +15,7 @@ FRAMEWORK = click.Choice(["torch", "tensorflow", "jax", "transformers", "timm"])
 DEVICE = click.Choice(["cpu", "cuda"])
 REFERENCE = click.Choice(["torch", "tensorflow", "jax"])
 COUNT = click.IntRange(1, 1_000_000)  # more is a slip of the finger, and memory that is not there
+POOLING = click.Choice(["token", "avg"])
 MODE = click.Choice(["eager", "compiled", "xla", "train"])
 
 
@@ -78,6 +79,8 @@ def checkpoint_options(command: Command) -> Command:
             num_attention_heads=options.pop("num_heads"),
             decoder_num_attention_heads=options.pop("decoder_num_heads"),
             layer_norm_eps=options.pop("layer_norm_eps"),
+            decoder_layer_norm_eps=options.pop("decoder_layer_norm_eps"),
+            global_pool=options.pop("global_pool"),
             norm_pix_loss=options.pop("norm_pix_loss"),
             mask_ratio=options.pop("mask_ratio"),
             image_size=size[0] if size and size[0] == size[1] else size,
@@ -93,6 +96,16 @@ def checkpoint_options(command: Command) -> Command:
         click.option("--num-heads", type=int, help="Attention heads of the encoder."),
         click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
         click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
+        click.option(
+            "--decoder-layer-norm-eps",
+            type=float,
+            help="Epsilon of the decoder's, where it is another.",
+        ),
+        click.option(
+            "--global-pool",
+            type=POOLING,
+            help="What a classifier reads: the class token, or the mean of the patches.",
+        ),
         click.option(
             "--norm-pix-loss/--no-norm-pix-loss",
             default=None,

@@ -109,6 +109,7 @@ def plan_conversion(
             of such a geometry.
         OutputError: the target's name or the packing does not fit the layout.
     """
+    source.configuration.require_complete()
     layout, packing = layout_named(layout_name), packing or Packing()
     task = task or source.task
     _check_decoder(source, task)
@@ -184,7 +185,7 @@ def _suffix(target: Path) -> str | None:
 
 def _token_pooled(model: Any, task: str) -> Any:
     """Return the configuration whose schema the task has: only classifiers pool."""
-    return model if task == "classify" else replace(model, global_pool="token")
+    return model if task == "classify" else replace(model, global_pool="token", fc_norm=None)
 
 
 def container_kind(layout: Layout, target: Path) -> str:

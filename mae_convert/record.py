@@ -13,7 +13,7 @@ from mae_convert.configuration import Configuration
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.tensor import PIECE_BYTES, LazyTensor
 from mae_convert.heads import CREATED
-from mae_convert.official import confirmed
+from mae_convert.official import confirmed, confirmed_by_hash
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES, rounding_error
 
@@ -28,7 +28,7 @@ def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, 
         plan: the conversion.
         source_files: what it says of the files, as `SourceHashes.told` returns it.
     """
-    source = plan.source
+    source = confirmed_by_hash(plan.source)
     stored = source.prefix.stored
     origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
     return {
@@ -46,6 +46,7 @@ def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, 
         "layout": plan.layout.name,
         "task": plan.task,
         "assumed": source.configuration.assumed(),
+        "assumptions": source.configuration.only_assumed(),
         "steps": list(plan.steps),
         "tensors": {
             rule.external: {
@@ -84,7 +85,9 @@ def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a record that a single file keeps inside; what shapes tell is left out."""
-    kept = {name: record[name] for name in ("mae_convert", "source", "task", "steps")}
+    kept = {
+        name: record[name] for name in ("mae_convert", "source", "task", "steps", "assumptions")
+    }
     family = record["family"]
     return {**kept, "family": family} if family and family["certainty"] == "known" else kept
 

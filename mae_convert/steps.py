@@ -91,7 +91,11 @@ def _with_image_size(
         "to": list(wanted.image_hw),
         "positions": "sincos" if sincos else "bicubic",
     }
-    sources = {**source.configuration.sources, "image_size": "flag --image-size"}
+    resized = "flag --image-size"
+    if "image_size" in source.configuration.assumptions:  # it stays one: what was resampled?
+        before = source.configuration.sources["image_size"]
+        resized += f", from {model.image_hw[0]}x{model.image_hw[1]} ({before})"
+    sources = {**source.configuration.sources, "image_size": resized}
     configuration = replace(source.configuration, model=wanted, sources=sources)
     return _changed(source, changed, configuration), (step,)
 

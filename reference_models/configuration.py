@@ -37,6 +37,8 @@ class ViTMAEConfig:
         attention_probs_dropout_prob: dropout on attention probabilities.
         initializer_range: standard deviation of freshly initialised tokens.
         layer_norm_eps: added to the variance in every layer normalisation.
+        decoder_layer_norm_eps: the same in the decoder; None where it is ``layer_norm_eps`` there
+            too.
         image_size: side of a square image or (height, width), in pixels.
         patch_size: side of a square patch or (height, width); divides ``image_size``.
         num_channels: channels of an image.
@@ -48,7 +50,9 @@ class ViTMAEConfig:
         mask_ratio: share of patches that the encoder does not see, in [0, 1).
         norm_pix_loss: whether the decoder predicts pixels normalised patch by patch.
         global_pool: what a classifier reads: the class "token" after the final norm, or the "avg"
-            of the patch tokens, which is then normalised.
+            of the patch tokens.
+        fc_norm: whether that average is normalised (None or True, as the original fine-tunes), or
+            the tokens before it (False), as in timm. Nothing for the class token.
         num_labels: classes of a classifier.
 
     Raises:
@@ -74,7 +78,9 @@ class ViTMAEConfig:
     decoder_intermediate_size: int = 2048
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
+    decoder_layer_norm_eps: float | None = None
     global_pool: str = "token"
+    fc_norm: bool | None = None
     num_labels: int = 1000
 
     def __post_init__(self) -> None:
@@ -95,6 +101,17 @@ class ViTMAEConfig:
     def patch_hw(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return _pair(self.patch_size)
+
+    @property
+    def decoder_eps(self) -> float:
+        """Epsilon of the decoder's layer normalisations."""
+        eps = self.decoder_layer_norm_eps
+        return self.layer_norm_eps if eps is None else eps
+
+    @property
+    def normalises_mean(self) -> bool:
+        """Whether a classifier normalises the mean of its patches, and not its tokens."""
+        return self.global_pool == "avg" and self.fc_norm is not False
 
     @property
     def grid_hw(self) -> tuple[int, int]:
@@ -168,6 +185,8 @@ def _check_choices(config: ViTMAEConfig) -> None:
         value = getattr(config, name)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if not (config.fc_norm is None or isinstance(config.fc_norm, bool)):
+        raise ValueError(f"fc_norm must be true, false or null, not {config.fc_norm!r}")
     for name in ("qkv_bias", "norm_pix_loss"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
@@ -178,8 +197,10 @@ def _check_ranges(config: ViTMAEConfig) -> None:
         value = getattr(config, name)
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} must be at least 0 and less than 1, not {value!r}")
-    for name in ("layer_norm_eps", "initializer_range"):
+    for name in ("layer_norm_eps", "decoder_layer_norm_eps", "initializer_range"):
         value = getattr(config, name)
+        if value is None and name == "decoder_layer_norm_eps":
+            continue
         if not (_is_number(value) and 0 < value < float("inf")):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
 

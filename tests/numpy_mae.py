@@ -47,10 +47,10 @@ def attention(weights, name, x, heads):
     return linear(weights, f"{name}.proj", mixed), all_probabilities
 
 
-def blocks(weights, name, x, config, heads):
+def blocks(weights, name, x, config, heads, eps):
     """Return input and output of every block, and every block's probabilities."""
     states, probabilities = [x], []
-    activation, eps = ACTIVATIONS[config.hidden_act], config.layer_norm_eps
+    activation = ACTIVATIONS[config.hidden_act]
     for index in range(1 + max(int(key.split(".")[1]) for key in weights if key.startswith(name))):
         block = f"{name}.{index}"
         mixed, seen = attention(
@@ -108,9 +108,11 @@ def pretrain(weights, images, noise, config):
         mask[n, kept[n]] = 0
     every = embed(weights, images, config)
     tokens = np.stack([every[n, [0, *(kept[n] + 1)]] for n in range(count)])
-    states, attentions = blocks(weights, "blocks", tokens, config, config.num_attention_heads)
+    eps, heads = config.layer_norm_eps, config.num_attention_heads
+    states, attentions = blocks(weights, "blocks", tokens, config, heads, eps)
     latent = normalise(weights, "norm", states[-1], config.layer_norm_eps)
 
+    eps = config.decoder_layer_norm_eps or config.layer_norm_eps
     visible = linear(weights, "decoder_embed", latent)
     tokens = np.tile(weights["mask_token"], (count, 1 + noise.shape[1], 1))
     for n in range(count):
@@ -121,8 +123,9 @@ def pretrain(weights, images, noise, config):
         tokens + weights["decoder_pos_embed"],
         config,
         config.decoder_num_attention_heads,
+        eps,
     )
-    normed = normalise(weights, "decoder_norm", decoded[-1], config.layer_norm_eps)
+    normed = normalise(weights, "decoder_norm", decoded[-1], eps)
     logits = linear(weights, "decoder_pred", normed)[:, 1:]
     return {
         "mask": mask,
@@ -150,9 +153,12 @@ def loss(images, logits, mask, config, *, normalised):
 def classify(weights, images, config):
     """Return a classifier's logits (N, K)."""
     tokens = embed(weights, images, config)
-    states, _ = blocks(weights, "blocks", tokens, config, config.num_attention_heads)
-    if config.global_pool == "avg":
-        read = normalise(weights, "fc_norm", states[-1][:, 1:].mean(1), config.layer_norm_eps)
+    eps = config.layer_norm_eps
+    states, _ = blocks(weights, "blocks", tokens, config, config.num_attention_heads, eps)
+    if config.global_pool == "avg" and config.fc_norm is False:
+        read = normalise(weights, "norm", states[-1][:, 1:], eps).mean(1)
+    elif config.global_pool == "avg":
+        read = normalise(weights, "fc_norm", states[-1][:, 1:].mean(1), eps)
     else:
-        read = normalise(weights, "norm", states[-1][:, 0], config.layer_norm_eps)
+        read = normalise(weights, "norm", states[-1][:, 0], eps)
     return linear(weights, "head", read)

@@ -54,18 +54,52 @@ def test_sources_are_asked_in_order():
         "stated": {"num_attention_heads": 4},
         "training_args": {"model": "mae_vit_base_patch16"},
     }
-    expected = [(2, "flag"), (4, "config.json"), (12, "training arguments"), (12, "preset ViT-B")]
+    official = "official ViT-B/16 of the same shapes"
+    expected = [(2, "flag"), (4, "config.json"), (12, "training arguments"), (12, official)]
     for value, source in expected:
         resolved = resolve("pretrain", evidence(**told))
         assert resolved.model.num_attention_heads == value
         assert resolved.sources["num_attention_heads"].startswith(source)
+        kind = "official" if source == official else None
+        assert resolved.assumptions.get("num_attention_heads") == kind
         if told:
             told.pop(next(iter(told)))
 
 
-def test_a_model_s_name_tells_the_heads_only_of_a_model_of_that_width():
+def test_a_width_alone_gives_no_number_of_heads():
+    # MAE-Lite's Tiny and solo-learn's have 12 heads at this width, timm's has 3.
+    small = {**GEOMETRY, "hidden_size": 192, "intermediate_size": 768}
+    other_depth = {**GEOMETRY, "num_hidden_layers": 6}
+    for geometry in (small, other_depth):
+        with pytest.raises(ConfigurationError, match="--num-heads and --decoder-num-heads"):
+            resolve("pretrain", evidence(geometry=geometry))
+        resolved = resolve("pretrain", evidence(geometry=geometry), incomplete=True)
+        missing = {field.field: field.option for field in resolved.missing}
+        assert missing == {
+            "num_attention_heads": "--num-heads",
+            "decoder_num_attention_heads": "--decoder-num-heads",
+        }
+        assert resolved.value("num_attention_heads") is None
+        with pytest.raises(ConfigurationError, match="--num-heads"):
+            resolved.require_complete()
+        done = resolved.specified(dict.fromkeys(missing, 4), "experiment")
+        assert (done.missing, done.value("num_attention_heads")) == ((), 4)
+        assert done.sources["num_attention_heads"] == "experiment"
+
+
+def test_layouts_under_whose_names_nothing_is_published_have_no_official_model():
+    with pytest.raises(ConfigurationError, match="--num-heads"):
+        resolve("pretrain", evidence(layout="mmpretrain"))
+
+
+def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
     told = {"training_args": {"model": "mae_vit_large_patch16"}}
-    assert resolve("pretrain", evidence(**told)).sources["num_attention_heads"].startswith("preset")
+    narrow = {**GEOMETRY, "hidden_size": 192}
+    with pytest.raises(ConfigurationError, match=r"name mae_vit_large_patch16.* width 192") as said:
+        resolve("pretrain", evidence(geometry=narrow, **told))
+    assert "has an encoder of width 1024 with 24 blocks" in str(said.value)
+    # The decoder is the one of that name, so that its heads are known.
+    assert "--decoder-num-heads" not in str(said.value)
 
 
 def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
@@ -117,13 +151,15 @@ def test_impossible_values_are_refused(field, value):
 
 
 def test_a_grid_that_is_no_square_needs_a_size():
-    wide = {**GEOMETRY, "num_patches": 98}
+    wide, heads = {**GEOMETRY, "num_patches": 98}, {"num_attention_heads": 12}
     with pytest.raises(ConfigurationError, match="--source-image-size"):
-        resolve("encoder", evidence(geometry=wide))
-    resolved = resolve("encoder", evidence(geometry=wide, flags={"image_size": (112, 224)}))
+        resolve("encoder", evidence(geometry=wide, flags=heads))
+    flags = {**heads, "image_size": (112, 224)}
+    resolved = resolve("encoder", evidence(geometry=wide, flags=flags))
     assert resolved.model.grid_hw == (7, 14)
+    flags = {**heads, "image_size": (224, 224)}
     with pytest.raises(ConfigurationError, match="98 positions"):
-        resolve("encoder", evidence(geometry=wide, flags={"image_size": (224, 224)}))
+        resolve("encoder", evidence(geometry=wide, flags=flags))
 
 
 def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it_says():
@@ -138,7 +174,8 @@ def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it
 
 
 def test_other_sensors_have_no_mean_colour():
-    resolved = resolve("encoder", evidence(geometry={**GEOMETRY, "num_channels": 4}))
+    flags = {"num_attention_heads": 12}
+    resolved = resolve("encoder", evidence(geometry={**GEOMETRY, "num_channels": 4}, flags=flags))
     assert (resolved.image_mean, resolved.image_std) == ((0.0,) * 4, (1.0,) * 4)
 
 
@@ -173,3 +210,82 @@ def test_image_statistics_come_from_the_preprocessor(golden, tmp_path):
     assert configuration.image_mean == (0.1, 0.2, 0.3)
     assert configuration.sources["image_std"] == "preprocessor_config.json"
     assert np.all(np.isfinite(configuration.image_std))
+
+
+MMPRETRAIN = {
+    "backbone": {"type": "MAEViT", "arch": "b", "img_size": 224, "patch_size": 16,
+                 "mask_ratio": 0.6},
+    "neck": {"type": "MAEPretrainDecoder", "decoder_num_heads": 16},
+    "head": {"type": "MAEPretrainHead", "norm_pix": False},
+    "data_preprocessor": {"mean": [127.5, 127.5, 127.5], "std": [51, 51, 51]},
+}  # fmt: skip
+EASYCV = {
+    "type": "MAE",
+    "backbone": {"img_size": 224, "patch_size": 16, "num_heads": 12},
+    "neck": {"decoder_num_heads": 16},
+    "mask_ratio": 0.6,
+    "norm_pix_loss": False,
+}
+SOLO = {
+    "method": "mae",
+    "backbone": {"name": "vit_base", "kwargs": {"img_size": 224, "patch_size": 16}},
+    "method_kwargs": {"decoder_num_heads": 16, "norm_pix_loss": False, "mask_ratio": 0.6},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "conventions"),
+    [
+        ({"meta": {"cfg": {"model": MMPRETRAIN}}}, {**CONVENTIONS, "norm_pix_loss": True}),
+        ({"meta": {"config": {"model": EASYCV}}}, {**CONVENTIONS, "norm_pix_loss": True}),
+        (SOLO, CONVENTIONS),
+        ({"num_heads": 12, "decoder_num_heads": 16, "norm_pix_loss": False, "mask_ratio": 0.6,
+          "img_size": 224}, CONVENTIONS),
+    ],
+    ids=["mmpretrain", "EasyCV", "solo-learn", "plain"],
+)  # fmt: skip
+def test_the_settings_of_other_training_programs_are_evidence(arguments, conventions):
+    resolved = resolve(
+        "pretrain",
+        evidence(training_args=arguments, conventions=conventions, layout="mmpretrain"),
+    )
+    model = resolved.model
+    assert (model.num_attention_heads, model.decoder_num_attention_heads) == (12, 16)
+    assert (model.norm_pix_loss, model.mask_ratio, model.image_size) == (False, 0.6, 224)
+    told = ("num_attention_heads", "decoder_num_attention_heads", "norm_pix_loss", "image_size")
+    assert {resolved.sources[name] for name in told} == {"training arguments"}
+    assert not set(told) & set(resolved.assumptions)
+    if "meta" in arguments and "cfg" in arguments["meta"]:
+        assert (resolved.image_mean, resolved.image_std) == ((0.5,) * 3, (0.2,) * 3)
+    if arguments is SOLO:  # whose decoder has PyTorch's default epsilon
+        assert (model.layer_norm_eps, model.decoder_eps) == (1e-6, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {
+            "meta": {
+                "cfg": {"model": {"backbone": {"arch": 3}, "neck": [], "head": {"norm_pix": 1}}}
+            }
+        },
+        {"meta": {"cfg": {"model": "x", "data_preprocessor": 3}}},
+        {"meta": 7, "method": "x", "method_kwargs": {"decoder_num_heads": True}},
+        {"num_heads": "12", "input_size": "1e99", "patch_size": {}, "model": ["vit_base_patch16"]},
+    ],
+)
+def test_settings_that_are_not_what_they_should_be_give_nothing(odd):
+    flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}
+    resolved = resolve("pretrain", evidence(training_args=odd, flags=flags))
+    assert "training arguments" not in resolved.sources.values()
+
+
+def test_each_layout_has_its_own_convention_of_normalised_pixels():
+    from mae_convert.layouts import LAYOUTS
+
+    flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}
+    for name, expected in (("mmpretrain", True), ("facebook", False), ("transformers", False)):
+        found = evidence(conventions=LAYOUTS[name].conventions, layout=name, flags=flags)
+        resolved = resolve("pretrain", found)
+        assert resolved.model.norm_pix_loss is expected
+        assert resolved.assumptions["norm_pix_loss"] == "layout"

@@ -249,6 +249,20 @@ def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, 
         open_checkpoint(tmp_path / "model")
 
 
+def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, tmp_path):
+    flags = replace(FLAGS, global_pool="avg")
+    source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)
+    model = source.configuration.model
+    assert (model.global_pool, model.fc_norm, model.normalises_mean) == ("avg", False, False)
+    execute(plan_conversion(source, tmp_path / "model", "timm"))
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())["model_args"]
+    assert (stored["global_pool"], stored["fc_norm"]) == ("avg", False)
+    read = open_checkpoint(tmp_path / "model").configuration
+    assert (read.model, read.sources["global_pool"]) == (model, "config.json")
+    for layout in ("transformers", "torchvision", "transformers-tf", "keras-hub"):
+        assert LAYOUTS[layout].refusal(model, "classify")
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"image_size": (32, 16)}, {"patch_size": (8, 4)}, {"num_channels": 4}, {"qkv_bias": False},

@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from mae_convert import official
+from mae_convert import official_catalog as official
 from mae_convert.checkpoint import open_checkpoint
-from mae_convert.official import OFFICIAL, Official, candidates
+from mae_convert.official_catalog import OFFICIAL, Official, candidates
 from mae_convert.verify import published
 from mae_convert.verify.published import PUBLISHED, PublishedTruth, published_noise
 

@@ -47,7 +47,7 @@ def inspect(
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.inspection import inspection as show
 
-    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
     print_json(report) if as_json else show(report)
 

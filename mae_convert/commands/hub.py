@@ -20,7 +20,7 @@ def catalog(as_json: bool) -> None:
     \b
         mae-convert catalog
     """
-    from mae_convert.official import OFFICIAL
+    from mae_convert.official_catalog import OFFICIAL
     from mae_convert.show import catalog as show
     from mae_convert.show.console import as_json as print_json
 

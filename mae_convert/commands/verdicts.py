@@ -229,7 +229,7 @@ def _replay(
     source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
 ) -> "Verification":
     """Judge a checkpoint by its certificate, downloaded if need be."""
-    from mae_convert.official import Official
+    from mae_convert.official_catalog import Official
     from mae_convert.sources import locate
     from mae_convert.verify.replay import replay
     from mae_convert.verify.sides import Side

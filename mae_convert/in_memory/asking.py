@@ -12,6 +12,8 @@ ARGUMENTS = {
     "--num-heads": "num_attention_heads",
     "--decoder-num-heads": "decoder_num_attention_heads",
     "--layer-norm-eps": "layer_norm_eps",
+    "--decoder-layer-norm-eps": "decoder_layer_norm_eps",
+    "--global-pool": "global_pool",
     "--norm-pix-loss": "norm_pix_loss",
     "--mask-ratio": "mask_ratio",
     "--source-image-size": "source_image_size",

@@ -62,8 +62,8 @@ def load_model(
         num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
         said: what the checkpoint does not say: ``num_attention_heads``,
-            ``decoder_num_attention_heads``, ``layer_norm_eps``, ``norm_pix_loss``, ``mask_ratio``,
-            ``source_image_size``.
+            ``decoder_num_attention_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``,
+            ``global_pool``, ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``.
 
     Returns:
         The model, in evaluation mode. What the checkpoint tells besides weights and configuration

@@ -77,4 +77,6 @@ FACEBOOK = Layout(
         "norm_pix_loss": False,
         **IMAGENET,
     },
+    fixed=("layer_norm_eps", "hidden_act"),
+    pooling_in_names=False,
 )

@@ -166,4 +166,5 @@ KERAS = Layout(
         "norm_pix_loss": False,
         **IMAGENET,
     },
+    pooling_in_names=False,
 )

@@ -34,6 +34,11 @@ class Layout:
             ``.pth``; None where they want a plain state dict.
         conventions: configuration fields that the layout implies where nothing else tells them,
             and ``image_mean``, ``image_std``.
+        fixed: the conventions that the layout's own code has no other value for.
+        class_defaults: the conventions that its classes take where a configuration is there and
+            lacks the field.
+        pooling_in_names: a classifier that reads the class token has other names than a pooled one
+            in every program that uses the layout.
         also_file: whether a layout with a directory is also written as a single file.
         read_config: the fields that a configuration beside or inside the weights tells.
         write_config: ``config.json`` of a directory or of a Keras archive, made of the
@@ -50,6 +55,9 @@ class Layout:
     weights_name: str | None = None
     state_key: str | None = None
     conventions: Mapping[str, Any] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    class_defaults: tuple[str, ...] = ()
+    pooling_in_names: bool = True
     also_file: bool = False
     read_config: ConfigReader = dict
     write_config: ConfigWriter = dict

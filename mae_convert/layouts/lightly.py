@@ -81,5 +81,6 @@ LIGHTLY = Layout(
     tables=(UP_TO_1_5, Table("lightly", ("encoder",), ENCODER, UNUSED), SINCE_1_6),
     containers=("pth", "safetensors"),
     conventions=FACEBOOK.conventions,
+    fixed=FACEBOOK.fixed,
     refusal=refusal,
 )

@@ -59,6 +59,7 @@ MMPRETRAIN = Layout(
     ),
     containers=("pth", "safetensors"),
     state_key="state_dict",
-    conventions=FACEBOOK.conventions,
+    # All configurations of its MAE predict normalised patches.
+    conventions={**FACEBOOK.conventions, "norm_pix_loss": True},
     refusal=refusal,
 )

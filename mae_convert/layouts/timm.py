@@ -44,6 +44,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     if stored.get("num_classes"):
         # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
         told["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
+        told["fc_norm"] = arguments.get("fc_norm")
     if isinstance(names := stored.get("label_names"), list):
         told["id2label"] = dict(enumerate(names))
     return {name: value for name, value in told.items() if value is not None and value != []}
@@ -78,6 +79,7 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
             "act_layer": ACTIVATION_NAMES[config.hidden_act],
             # timm passes over the field of this name above when it makes the model.
             "global_pool": config.global_pool if classifies else "token",
+            **({"fc_norm": False} if classifies and config.fc_norm is False else {}),
         },
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
@@ -114,6 +116,8 @@ TIMM = Layout(
     weights_name="model.safetensors",
     also_file=True,
     conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    fixed=("layer_norm_eps", "hidden_act"),
+    pooling_in_names=False,
     read_config=read_config,
     write_config=write_config,
     owns_config=lambda stored: "architecture" in stored,

@@ -63,5 +63,6 @@ TORCHVISION = Layout(
     ),
     containers=("pth", "safetensors"),
     conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    fixed=("layer_norm_eps", "hidden_act"),
     refusal=refusal,
 )

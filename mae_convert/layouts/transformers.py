@@ -146,6 +146,12 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
             f" {height}x{width}; convert it to facebook or keras, or its encoder with"
             " --task encoder"
         )
+    if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
+        return (
+            "transformers has one layer norm epsilon for encoder and decoder, and those of this"
+            f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook"
+            " or keras, or its encoder with --task encoder"
+        )
     if task == "classify" and config.global_pool == "avg":
         return (
             "ViTForImageClassification reads the class token and has no place for a globally"
@@ -170,6 +176,7 @@ TRANSFORMERS = Layout(
     containers=("safetensors", "pth"),
     weights_name="model.safetensors",
     conventions=CONVENTIONS,
+    class_defaults=("layer_norm_eps", "hidden_act"),
     read_config=read_config,
     write_config=write_config,
     refusal=refusal,

@@ -134,6 +134,7 @@ TRANSFORMERS_TF = Layout(
     containers=("tf_h5",),
     weights_name="tf_model.h5",
     conventions=CONVENTIONS,
+    class_defaults=("layer_norm_eps", "hidden_act"),
     read_config=read_config,
     write_config=write_config,
     refusal=refusal,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.official import LICENSE, candidates
+from mae_convert.official_catalog import LICENSE, candidates
 from mae_convert.publish.parts import Part
 from mae_convert.sources.licence import FIELDS
 

@@ -7,6 +7,7 @@ from mae_convert.plain import number
 from mae_convert.publish.markdown import table
 from mae_convert.publish.parts import Part
 from mae_convert.text import code_in_markdown, for_html, for_markdown
+from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check
 from mae_convert.verify.summary import summary
 
@@ -28,6 +29,8 @@ def in_short(part: Part) -> str:
         "the source's, after the changes that are declared below" if declared else "the source's"
     )
     word = "Verified" if document["proven"] else "Verified, not proven"
+    if assumed := in_words(shared(document.get("assumptions", []))):
+        word += f", assuming {for_markdown(assumed)}"
     return (
         f"**{word}:** in float64 every step and every result is within"
         f" {number(max(distances, default=0.0))} of {source} (relative L2, limit"
@@ -73,6 +76,12 @@ def verification(part: Part) -> str:
             f"The declared rounding moves {name} by {number(effect)} (relative L2, not judged)."
         )
         for name, effect in document.get("effects", {}).items()
+    ]
+    lines += [
+        f"Assumed by {' and '.join(map(str, assumption['sides']))}, and not confirmed:"
+        f" {for_markdown(in_words([assumption]))}."
+        for assumption in document.get("assumptions", [])
+        if len(assumption["sides"]) > 1
     ]
     lines += [f"Not compared: {for_markdown(what)}." for what in document.get("not_compared", [])]
     return "\n\n".join(lines)

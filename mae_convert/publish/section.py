@@ -10,7 +10,7 @@ from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import PREPROCESSING
 from mae_convert.layouts import LAYOUTS
-from mae_convert.official import BASE_URL
+from mae_convert.official_catalog import BASE_URL
 from mae_convert.plain import plain
 from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.publish.loading import loading

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.official import BASE_URL, LICENSE, LICENSE_URL, Official
+from mae_convert.official_catalog import BASE_URL, LICENSE, LICENSE_URL, Official
 from mae_convert.show.console import console
 from mae_convert.verify.published import PUBLISHED, PublishedTruth
 

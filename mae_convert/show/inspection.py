@@ -41,6 +41,13 @@ def inspection(report: Mapping[str, Any]) -> None:
     rows.append(("official", _official(report["official"])))
     rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
     out.print(pairs(rows))
+    if report["missing"]:
+        out.print("\n[bold]Missing: nothing in the file gives it[/bold]")
+        rows = [
+            (f"  {field['field']}", f"specify it with {field['option']} ({field['reason']})")
+            for field in report["missing"]
+        ]
+        out.print(pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
     out.print(assumptions(report["assumed"]))
     out.print("\n[bold]Can be converted to[/bold]")
@@ -84,6 +91,8 @@ def _with_synonyms(report: Mapping[str, Any]) -> str:
 
 def size_of(size: Any) -> str:
     """Return a size, one number or two, as height and width."""
+    if size is None:
+        return "size not specified"
     height, width = (size, size) if isinstance(size, int) else size
     return f"{height} x {width}"
 
@@ -92,7 +101,7 @@ def _stack(config: Mapping[str, Any], prefix: str) -> str:
     return (
         f"{config[prefix + 'num_hidden_layers']} blocks, width {config[prefix + 'hidden_size']},"
         f" MLP {config[prefix + 'intermediate_size']},"
-        f" {config[prefix + 'num_attention_heads']} heads"
+        f" {config[prefix + 'num_attention_heads'] or 'an unspecified number of'} heads"
     )
 
 

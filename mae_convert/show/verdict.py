@@ -10,7 +10,7 @@ from mae_convert.plain import number, plain
 from mae_convert.show.console import console, markup, printable
 from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
-from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
+from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
 
 MOST_ROWS = 8
 MOST_BARS = 24
@@ -58,7 +58,8 @@ def _explanation(result: Verdict) -> Iterator[str]:
 def answer_line(result: Verdict) -> str:
     """Return the verdict in one line."""
     word, meaning = answer(result)
-    return f"[bold {COLOURS.get(word, 'red')}]{word}[/]: {markup(meaning)}"
+    colour = COLOURS.get(word, "red")
+    return f"[bold {colour}]{markup(headline(result))}[/]: {markup(meaning)}"
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
@@ -80,10 +81,13 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
         return
     by_source: dict[str, list[str]] = {}
     for name, entry in (witness["assumed"] or {}).items():
-        if entry["source"].startswith(("flag", "training", "preset", "square", "convention")):
-            by_source.setdefault(entry["source"], []).append(f"{name} {plain(entry['value'])}")
+        assumption = name in (witness.get("assumptions") or {})
+        how = "assumed" if assumption else "given"
+        if assumption or entry["source"].startswith(("flag", "training")):
+            said = by_source.setdefault(f"{how} by {entry['source']}", [])
+            said.append(f"{name} {plain(entry['value'])}")
     for source, fields in by_source.items():
-        yield f"assumed by {source}: {', '.join(fields)}"
+        yield f"{source}: {', '.join(fields)}"
 
 
 def checks_table(checks: Iterable[Check]) -> Grid:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.official import Official, official_named
+from mae_convert.official_catalog import Official, official_named
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.reference import HubReference, Source, parse_source
@@ -59,6 +59,7 @@ def open_source(
     flags: Flags | None = None,
     *,
     fill_only: bool = False,
+    incomplete: bool = False,
     state_key: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint wherever it is, as `open_checkpoint` opens what is on the disk.
@@ -68,7 +69,14 @@ def open_source(
     """
     path, origin = locate(source)
     try:
-        return open_checkpoint(path, flags, fill_only=fill_only, state_key=state_key, origin=origin)
+        return open_checkpoint(
+            path,
+            flags,
+            fill_only=fill_only,
+            incomplete=incomplete,
+            state_key=state_key,
+            origin=origin,
+        )
     except MaeConvertError as error:
         if origin is None:
             raise

@@ -9,7 +9,14 @@ from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.image_files import check_images
-from mae_convert.official import BASE_URL, LICENSE, OFFICIAL, Official, candidates, official_named
+from mae_convert.official_catalog import (
+    BASE_URL,
+    LICENSE,
+    OFFICIAL,
+    Official,
+    candidates,
+    official_named,
+)
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.fetch import Record, Wanted, fetch

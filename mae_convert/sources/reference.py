@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.official import SUFFIX, Official, official_named
+from mae_convert.official_catalog import SUFFIX, Official, official_named
 
 PROTOCOL = "hf://"
 PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser

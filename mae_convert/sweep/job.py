@@ -190,6 +190,8 @@ def flags_of(settings: Settings) -> Flags:
         num_attention_heads=settings.get("num_heads"),
         decoder_num_attention_heads=settings.get("decoder_num_heads"),
         layer_norm_eps=settings.get("layer_norm_eps"),
+        decoder_layer_norm_eps=settings.get("decoder_layer_norm_eps"),
+        global_pool=settings.get("global_pool"),
         norm_pix_loss=settings.get("norm_pix_loss"),
         mask_ratio=settings.get("mask_ratio"),
         image_size=None if size is None else size[0] if size[0] == size[1] else tuple(size),

@@ -163,6 +163,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "steps": list(verdict.steps),
         "effects": dict(verdict.effects),
         "not_compared": list(verdict.not_compared),
+        "assumptions": list(verdict.assumptions),
         "environment": environment(),
         "source_trace": {
             **_without_path(source.description),

@@ -16,6 +16,7 @@ import numpy as np
 
 from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
+from mae_convert.verify.assumptions import assumptions, blocking, in_words
 from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
@@ -41,6 +42,7 @@ LIMITS = {
     "largest_ceiling_units": LARGEST_CEILING_UNITS,
 }
 
+SPECIFIED = "proof/no assumption that both sides share changes the function"
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"
 SOURCE_AT_HAND = "proof/the source is at hand"
 Results = Mapping[str, np.ndarray]
@@ -93,6 +95,8 @@ class Verdict:
         not_compared: what the verdict says nothing about, in sentences.
         replayed: the results of A were taken from B's certificate; A itself was not run. It is
             then not proven: who writes a certificate can write the results of any model into it.
+        assumptions: what is assumed on a side and changes the function, as
+            `mae_convert.verify.assumptions.assumptions` returns it.
     """
 
     passed: bool
@@ -106,6 +110,7 @@ class Verdict:
     steps: tuple[Mapping[str, Any], ...] = ()
     not_compared: tuple[str, ...] = ()
     replayed: bool = False
+    assumptions: tuple[Mapping[str, Any], ...] = ()
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -143,11 +148,15 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
         causes=tuple(_configuration_causes(a, b)),
         witnesses=tuple(_witness(side, trace) for side, trace in (("A", a), ("B", b))),
         not_compared=tuple(not_compared(a, b)),
+        assumptions=assumptions(a, b),
     )
 
 
-def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, Check]:
-    """Return the checks of a proof: no table of ours was used, and nothing is left out in silence.
+def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
+    """Return the checks of a proof.
+
+    No table of ours was used, nothing is left out in silence, and both sides do not rest on the
+    same assumption about the function.
 
     Args:
         verdict: of the two traces.
@@ -155,9 +164,11 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, Check]:
         b: the trace of the target.
     """
     whole = all(declared for *_, declared in left_out(a, b))
+    assumed = blocking(verdict.assumptions)
     return (
         Check(NATIVE, verdict.proven, verdict.proven, True),
         Check(WHOLE, whole, whole, True),
+        Check(SPECIFIED, not assumed, in_words(assumed) or "none", "none"),
     )
 
 
@@ -312,17 +323,30 @@ def _compared_fields(a: Trace, b: Trace) -> list[str]:
     fields = list(FUNCTION_FIELDS)
     if tasks == {"pretrain"}:
         fields += DECODER_FIELDS
+        # Where neither side has an epsilon of the decoder's own, there is one for the whole model.
+        if any(_config(trace, "decoder_layer_norm_eps") is not None for trace in (a, b)):
+            fields.append("decoder_layer_norm_eps")
     if tasks <= {"pretrain", "encoder"}:
         fields.append("mask_ratio")
     if tasks == {"classify"}:
         fields += ["global_pool", "num_labels"]
+        if any(_config(trace, "fc_norm") is False for trace in (a, b)):
+            fields.append("fc_norm")
     return fields + list(PREPROCESSING_FIELDS)
 
 
 def _field(trace: Trace, name: str) -> Any:
     description = trace.description
-    value = description[name] if name in PREPROCESSING_FIELDS else description["config"][name]
+    value = description[name] if name in PREPROCESSING_FIELDS else _config(trace, name)
+    if name == "decoder_layer_norm_eps" and value is None:
+        return _config(trace, "layer_norm_eps")
     return ACTIVATION_SYNONYMS.get(value, value) if name == "hidden_act" else value
+
+
+def _config(trace: Trace, name: str) -> Any:
+    config = trace.description["config"]
+    # Traces of earlier versions lack these fields.
+    return config.get(name) if name in ("decoder_layer_norm_eps", "fc_norm") else config[name]
 
 
 def differing_tensors(a: Trace, b: Trace) -> list[str]:
@@ -354,5 +378,5 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 
 def _witness(side: str, trace: Trace) -> dict[str, Any]:
     keys = ("framework", "device", "mode", "native", "versions", "settings", "layout", "task",
-            "checkpoint", "assumed")  # fmt: skip
+            "checkpoint", "assumed", "assumptions")  # fmt: skip
     return {"side": side, **{key: trace.description.get(key) for key in keys}}

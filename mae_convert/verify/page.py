@@ -14,7 +14,7 @@ from mae_convert.pictures import amplified_difference, as_colours, in_pixels, pa
 from mae_convert.plain import number, plain
 from mae_convert.text import for_html
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
-from mae_convert.verify.summary import answer, by_depth, summary, suspects_title
+from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
 from mae_convert.verify.trace import Trace
 from reference_models.configuration import ViTMAEConfig
 
@@ -43,7 +43,7 @@ img { image-rendering: pixelated; max-width: 100%; }
 def page(done: "Verification", environment: Mapping[str, str]) -> str:
     """Return the page."""
     verdict = done.verdict
-    word, meaning = answer(verdict)
+    word, meaning = headline(verdict), answer(verdict)[1]
     tone = "ok" if verdict.passed else "bad"
     parts = [
         f'<h1 class="{tone}">{for_html(word)}</h1><p>{for_html(meaning)}</p>',

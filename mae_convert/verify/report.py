@@ -17,8 +17,9 @@ from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import OutputError
 from mae_convert.plain import number, plain
 from mae_convert.text import code_in_markdown, for_markdown, for_terminal, for_xml
+from mae_convert.verify.assumptions import in_words
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, summary, suspects_title
+from mae_convert.verify.summary import answer, headline, summary, suspects_title
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -101,6 +102,11 @@ def junit(done: "Verification") -> str:
         errors="0",
         skipped="0",
     )
+    if verdict.assumptions:
+        properties = ET.SubElement(suite, "properties")
+        for assumption in verdict.assumptions:
+            name = f"assumed by {' and '.join(assumption['sides'])}"
+            ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
     for check in verdict.checks:
         case = ET.SubElement(
             suite, "testcase", classname="mae_convert.verify", name=for_xml(check.name)
@@ -116,9 +122,9 @@ def junit(done: "Verification") -> str:
 def markdown(done: "Verification") -> str:
     """Return the verdict as Markdown, for a pull request or a CI job's summary."""
     verdict = done.verdict
-    word, meaning = answer(verdict)
+    meaning = answer(verdict)[1]
     lines = [
-        f"## {'✅' if verdict.passed else '❌'} {word}",
+        f"## {'✅' if verdict.passed else '❌'} {for_markdown(headline(verdict))}",
         "",
         f"{for_markdown(meaning[0].upper() + meaning[1:])}.",
         "",
@@ -148,8 +154,8 @@ def markdown(done: "Verification") -> str:
 
 def text(verdict: Verdict) -> str:
     """Return the verdict as plain lines: the answer, what failed, and why."""
-    word, meaning = answer(verdict)
-    lines = [f"{word}: {meaning}"]
+    meaning = answer(verdict)[1]
+    lines = [f"{headline(verdict)}: {meaning}"]
     lines += [
         f"  {line.title}: {line.measured}, limit {line.limit}"
         for line in summary(verdict.checks)

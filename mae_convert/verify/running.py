@@ -106,6 +106,7 @@ class Running:
 def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
     """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``."""
     side, request = run.side, run.request
+    run.checkpoint.configuration.require_complete()
     assert side.framework is not None
     folder = tempfile.TemporaryDirectory(prefix="mae-convert-")
     work = Path(folder.name)

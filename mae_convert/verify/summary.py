@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.plain import number
+from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.blame import execution_order
 from mae_convert.verify.judge import (
     NATIVE,
     SOURCE_AT_HAND,
+    SPECIFIED,
     UNIT_ROUNDOFF,
     WHOLE,
     Check,
@@ -25,6 +27,7 @@ GROUPS = (
     (WHOLE, "what only one side has is declared dropped"),
     (NATIVE, "both sides read without our mapping tables"),
     (SOURCE_AT_HAND, "the source is at hand"),
+    (SPECIFIED, "assumptions about the function that both sides share"),
     ("certificate/", "what the certificate says"),
 )
 FUNCTION = "function/"
@@ -121,7 +124,7 @@ def answer(verdict: Verdict) -> tuple[str, str]:
             " precisely than it could"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
-        return "NOT PROVEN", f"nothing differs, but {_unproven(failed)}"
+        return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict)}"
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
             "results are NaN, so that nothing shows whether these are the same function"
@@ -155,17 +158,29 @@ def _same(verdict: Verdict) -> str:
     )
 
 
+def headline(verdict: Verdict) -> str:
+    """Return the verdict in a few words, with the assumptions that both sides share."""
+    word, assumed = answer(verdict)[0], in_words(shared(verdict.assumptions))
+    return f"{word}, assuming {assumed}" if verdict.passed and assumed else word
+
+
 def suspects_title(verdict: Verdict) -> str:
     """Return what the suspects of a verdict are: guilty, or only where to look."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
     return "made with these tensors, which are equal" if same else "suspects"
 
 
-def _unproven(failed: Sequence[Check]) -> str:
+def _unproven(failed: Sequence[Check], verdict: Verdict) -> str:
     if any(check.name == SOURCE_AT_HAND for check in failed):
         return (
             "the source is not at hand: a certificate alone cannot prove what it says; verify B"
             " with its source"
+        )
+    if any(check.name == SPECIFIED for check in failed):
+        assumed = blocking(verdict.assumptions)
+        return (
+            f"both sides assume {in_words(assumed)}, so a mistake in it would not show;"
+            f" {how_to_confirm(assumed)}"
         )
     if any(check.name == WHOLE for check in failed):
         return (

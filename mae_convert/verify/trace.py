@@ -103,6 +103,7 @@ def describe(
         "image_std": list(checkpoint.configuration.image_std),
         "labels": list(checkpoint.configuration.labels or ()),
         "assumed": checkpoint.configuration.assumed(),
+        "assumptions": checkpoint.configuration.only_assumed(),
         "inputs": inputs_sha256(inputs),
         "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
         "tensors": {

@@ -9,6 +9,7 @@ import numpy as np
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.official import confirmed_by_hash
 from mae_convert.verify.explain.pair import Pair
 from mae_convert.verify.explain.process import Subject
 from mae_convert.verify.explain.verdict import explained
@@ -121,6 +122,7 @@ def run_verification(
         MaeConvertError: a run failed.
     """
     options = options or Options()
+    a, b = confirmed_by_hash(a), confirmed_by_hash(b)
     steps = tuple(step for step in steps_between(a, b) if step["step"] != "task")
     after = apply_steps(a, steps, b)
     if mismatch := _shape_mismatch(after, b):

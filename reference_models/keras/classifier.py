@@ -21,12 +21,13 @@ class TFViTForImageClassification(ConfiguredModel):
 
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
     ``"avg"``, which transformers has not, it reads the mean of the patch tokens after ``fc_norm``,
-    and the encoder has no final norm.
+    and the encoder has no final norm; with ``fc_norm=False`` besides, as in timm, it reads the mean
+    of the patch tokens after the encoder's final norm.
     """
 
     def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        pooled = self.config.global_pool == "avg"
+        pooled = self.config.normalises_mean
         self.encoder = Encoder(
             self.config,
             learned_positions=True,
@@ -80,7 +81,11 @@ class TFViTForImageClassification(ConfiguredModel):
         if self.fc_norm is not None:
             tokens = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
             taps = {**taps, "head.norm": tokens}
-        logits = self.classifier(tokens[:, 0])
+        if self.config.global_pool == "avg" and self.fc_norm is None:
+            read = mean(tokens[:, 1:], axis=1)  # (N, D)
+        else:
+            read = tokens[:, 0]
+        logits = self.classifier(read)
         return ImageClassifierOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,

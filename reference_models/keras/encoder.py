@@ -116,7 +116,12 @@ class Encoder(Trunk):
             config, learned_positions=learned_positions, name="embeddings", dtype=dtype
         )
         self.embedding_dropout = keras.layers.Dropout(embedding_dropout, dtype=dtype)
-        sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
+        sizes = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.layer_norm_eps,
+        )
         self.add_blocks(config, sizes, config.num_hidden_layers, "layer_._")
         self.norm = (
             LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None

@@ -116,10 +116,17 @@ class Block(keras.layers.Layer):
     """Attention and MLP, each normalised before and added to its input (ViT, equations 2 and 3)."""
 
     def __init__(
-        self, config: ViTMAEConfig, width: int, heads: int, hidden: int, *, name: str, dtype: Any
+        self,
+        config: ViTMAEConfig,
+        width: int,
+        heads: int,
+        hidden: int,
+        epsilon: float,
+        *,
+        name: str,
+        dtype: Any,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        epsilon = config.layer_norm_eps
         self.norm1 = LayerNorm(epsilon, name="layernorm_before", dtype=dtype)
         self.attention = Attention(config, width, heads, name="attention", dtype=dtype)
         self.norm2 = LayerNorm(epsilon, name="layernorm_after", dtype=dtype)
@@ -155,9 +162,9 @@ class Trunk(keras.layers.Layer):
     """
 
     def add_blocks(
-        self, config: ViTMAEConfig, sizes: tuple[int, int, int], depth: int, prefix: str
+        self, config: ViTMAEConfig, sizes: tuple[int, int, int, float], depth: int, prefix: str
     ) -> None:
-        """Add blocks of some (width, heads, hidden width), named by a prefix and their index."""
+        """Add blocks of some (width, heads, hidden width, epsilon), named by prefix and index."""
         self.width, self.depth = sizes[0], depth
         for index in range(depth):
             block = Block(config, *sizes, name=f"{prefix}{index}", dtype=self.dtype_policy)

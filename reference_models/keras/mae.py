@@ -111,9 +111,10 @@ class Decoder(Trunk):
             config.decoder_hidden_size,
             config.decoder_num_attention_heads,
             config.decoder_intermediate_size,
+            config.decoder_eps,
         )
         self.add_blocks(config, sizes, config.decoder_num_hidden_layers, "decoder_layers.")
-        self.norm = LayerNorm(config.layer_norm_eps, name="decoder_norm", dtype=dtype)
+        self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
         self.prediction = keras.layers.Dense(config.patch_dim, name="decoder_pred", dtype=dtype)
 
     def build(self) -> None:

@@ -12,7 +12,8 @@ class ViTForImageClassification(Encoder):
     """A ViT with a head: what facebookresearch/mae publishes as ``mae_finetuned_vit_*``.
 
     With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
-    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``.
+    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with
+    ``fc_norm=False`` besides, as in timm, it reads the mean of the patch tokens after ``norm``.
     ``load_state_dict(strict=True)`` takes the original's state dict.
     """
 
@@ -20,7 +21,7 @@ class ViTForImageClassification(Encoder):
         super().__init__(config, learned_positions=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.global_pool == "avg":
+        if config.normalises_mean:
             self.fc_norm = norm
         else:
             self.norm = norm
@@ -50,13 +51,15 @@ class ViTForImageClassification(Encoder):
         """
         wanted = Wanted(output_hidden_states, output_attentions, output_taps)
         trunk = self.encode(self.dropout(self.embed(pixel_values)), wanted)
-        if self.config.global_pool == "avg":
+        if self.config.normalises_mean:
             normed = self.fc_norm(trunk.tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
             seen = {"head.norm": normed}
         else:
             normed = self.norm(trunk.tokens)  # (N, T, D)
             seen = {"encoder.norm": normed}
-        logits = self.head(normed[:, 0])
+        averaged = self.config.global_pool == "avg" and not self.config.normalises_mean
+        read = normed[:, 1:].mean(dim=1) if averaged else normed[:, 0]  # (N, D)
+        logits = self.head(read)
         return ImageClassifierOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,

@@ -48,7 +48,13 @@ class Encoder(nn.Module):
         )
         self.patch_embed = PatchEmbedding(config)
         self.blocks = nn.ModuleList(
-            Block(config, width, config.num_attention_heads, config.intermediate_size)
+            Block(
+                config,
+                width,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.layer_norm_eps,
+            )
             for _ in range(config.num_hidden_layers)
         )
 

@@ -96,11 +96,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each normalised before and added to its input (ViT, equations 2 and 3)."""
 
-    def __init__(self, config: ViTMAEConfig, width: int, heads: int, hidden: int) -> None:
+    def __init__(
+        self, config: ViTMAEConfig, width: int, heads: int, hidden: int, eps: float
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(config, width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(config, width, hidden)
 
     def forward(self, tokens: Tensor, wanted: Wanted) -> LayerResult:

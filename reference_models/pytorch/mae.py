@@ -99,11 +99,15 @@ class ViTMAEForPreTraining(MaskedEncoder):
         self.decoder_embed = nn.Linear(config.hidden_size, width)
         self.decoder_blocks = nn.ModuleList(
             Block(
-                config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size
+                config,
+                width,
+                config.decoder_num_attention_heads,
+                config.decoder_intermediate_size,
+                config.decoder_eps,
             )
             for _ in range(config.decoder_num_hidden_layers)
         )
-        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.decoder_pred = nn.Linear(width, config.patch_dim)
         self.initialize()
 

@@ -94,7 +94,10 @@ def _few(order: np.ndarray) -> str:
 
 
 def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    configured = a.description["config"][EPSILON]
+    config = a.description["config"]
+    configured = config[EPSILON]
+    if first.startswith("decoder.") and config.get(f"decoder_{EPSILON}") is not None:
+        configured = config[f"decoder_{EPSILON}"]
     found = epsilons_of(a.results("float64"), b.results("float64"), first, configured)
     if found:
         yield (

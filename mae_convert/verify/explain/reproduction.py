@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify.blame import execution_order
@@ -15,11 +16,13 @@ from mae_convert.verify.explain.process import Laboratory
 from mae_convert.verify.explain.search import Answer, Search, search
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.trace import Trace
+from reference_models.configuration import ViTMAEConfig
 
 SECONDS = 60.0  # of search in one direction; a ViT-B takes less than half of it
 GIVEN_BYTES = 1 << 31  # tensors of the other side that are handed to a child at most
 # Fields that change the function and not the shapes, and what they change.
 CONFIGURED = {
+    "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first that matches counts
     "layer_norm_eps": ("eps", "*"),
     "hidden_act": ("activation", "*"),
     "num_attention_heads": ("heads", "encoder.*"),
@@ -51,6 +54,11 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
         return Explanation((sentences.not_tested(kinds),))
     except MaeConvertError as error:  # why it failed is not to stand in the way of that it did
         return Explanation((f"hypotheses could not be tried: {error}",))
+
+
+def _effective(model: ViTMAEConfig, name: str) -> Any:
+    """Return a field as it is computed with: the decoder's epsilon may be the encoder's."""
+    return model.decoder_eps if name == "decoder_layer_norm_eps" else getattr(model, name)
 
 
 def _same(pair: Pair) -> bool:
@@ -149,6 +157,11 @@ def _configured(pair: Pair) -> list[Hypothesis]:
     return [
         Hypothesis("configuration", f"{pair.names[1]}'s {name}", arithmetic=((kind, where, value),))
         for name, (kind, where) in CONFIGURED.items()
-        if (value := getattr(theirs, name)) != getattr(ours, name)
+        if (value := _effective(theirs, name)) != _effective(ours, name)
         and (pair.a.checkpoint.task == "pretrain" or not name.startswith("decoder_"))
+        # The epsilon of the whole model has been changed to it already.
+        and not (
+            name == "decoder_layer_norm_eps"
+            and ours.layer_norm_eps != theirs.layer_norm_eps == value
+        )
     ]

@@ -140,12 +140,14 @@ class Walk:
 
     def _classify(self, tokens: Tensor, how: Arithmetic) -> Steps:
         model = self.model
-        if model.config.global_pool == "avg":
+        if model.config.normalises_mean:
             normed = ends.pooled(model, tokens, how)
             yield "head.norm", normed
         else:
             normed = norm(model.norm, tokens, "encoder.norm", how)
             yield from (("encoder.norm", normed), ("last_hidden_state", normed))
+            if model.config.global_pool == "avg":  # the mean of what was normalised before
+                normed = normed[:, 1:].mean(dim=1, keepdim=True)
         yield "logits", linear(model.head, ends.read_out(normed, how), "logits", how)
 
     def _results(self, logits: Tensor, pixels: Tensor, mask: Tensor, how: Arithmetic) -> Steps:

@@ -1,0 +1,100 @@
+"""Assumptions that change the function, in a verdict: who makes them, and what they do to a proof.
+
+Two sides that share an assumption agree whether it is right or wrong, so that no forward pass can
+confirm it. Where only one side assumes a value and the other specifies the same, it is confirmed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mae_convert.evidence import FLAGS, LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
+from mae_convert.plain import plain
+from mae_convert.verify.trace import Trace
+
+FUNCTION_FIELDS = (
+    "num_attention_heads",
+    "decoder_num_attention_heads",
+    "layer_norm_eps",
+    "decoder_layer_norm_eps",
+    "hidden_act",
+    "global_pool",
+    "image_size",
+)
+# What models of the same names and shapes have in other values. A convention that the layout's own
+# code fixes, and one of a family that the checkpoint is known to belong to, are not among them.
+UNCERTAIN = (OFFICIAL, NAMES, LAYOUT, SQUARE)
+
+Assumption = Mapping[str, Any]
+
+
+def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
+    """Return the assumptions of two sides about fields that change the function.
+
+    Returns:
+        Each with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
+        ``blocks_proof``: both sides share it and others have other values.
+    """
+    resampled = any(
+        step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]
+    )
+    tasks = {a.description["task"], b.description["task"]}
+    return tuple(
+        assumption
+        for field in FUNCTION_FIELDS
+        if tasks == {"pretrain"} or not field.startswith("decoder_")
+        for assumption in _about(field, a, b, resampled=resampled)
+    )
+
+
+def _about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assumption]:
+    entries = {
+        side: trace.description["assumptions"][field]
+        for side, trace in (("A", a), ("B", b))
+        if field in trace.description.get("assumptions", {})
+    }
+    values = [same_size(entry["value"]) for entry in entries.values()]
+    shared = len(entries) == 2 and values[0] == values[1]
+    for sides in (("A", "B"),) if shared else tuple((side,) for side in entries):
+        entry = entries[sides[0]]
+        kinds = {entries[side]["assumption"] for side in sides}
+        # The same sequence of patches gives the same output on any grid: the grid is part of the
+        # function where positions are resampled on it.
+        uncertain = kinds <= set(UNCERTAIN) and (field != "image_size" or resampled)
+        yield {
+            "field": field,
+            "value": entry["value"],
+            "source": entry["source"],
+            "sides": list(sides),
+            "blocks_proof": shared and uncertain,
+        }
+
+
+def blocking(assumed: Iterable[Assumption]) -> list[Assumption]:
+    """Return the assumptions that a proof must not rest on."""
+    return [assumption for assumption in assumed if assumption["blocks_proof"]]
+
+
+def shared(assumed: Iterable[Assumption]) -> list[Assumption]:
+    """Return the assumptions that both sides make."""
+    return [assumption for assumption in assumed if len(assumption["sides"]) == 2]
+
+
+def in_words(assumed: Sequence[Assumption]) -> str:
+    """Return assumptions in words: fields and values by their source."""
+    by_source: dict[str, list[str]] = {}
+    for assumption in assumed:
+        words = f"{assumption['field']} {plain(assumption['value'])}"
+        by_source.setdefault(str(assumption["source"]), []).append(words)
+    return "; ".join(f"{' and '.join(said)} ({source})" for source, said in by_source.items())
+
+
+def how_to_confirm(assumed: Sequence[Assumption]) -> str:
+    """Return what to do about assumptions that a proof must not rest on."""
+    options = [FLAGS[a["field"]] for a in assumed if a["field"] in FLAGS]
+    words = f"specify what you know ({', '.join(dict.fromkeys(options))})"
+    if any("official" in str(assumption["source"]) for assumption in assumed):
+        words += (
+            ", or name the official checkpoint itself as a source, whose hash"
+            " (`mae-convert inspect FILE --hash`) confirms it"
+        )
+    return words
