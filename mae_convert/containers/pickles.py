@@ -29,6 +29,10 @@ from mae_convert.errors import MaeConvertError
 
 LARGEST_INTEGER_BITS = 1024
 COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
+HIGHEST_PROTOCOL = 5
+FRAME_HEAD = 9
+"""Bytes of the opcode FRAME and its argument."""
+
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
 """How many elements calls may make beyond the bytes that were read."""
@@ -101,11 +105,17 @@ class PickleReader:
         """
         self.stack, self.marks, self.memo, self.effects = [], [], {}, Effects()
         self.stream, self.begins, self.made = stream, stream.tell(), 0
+        frame_ends: int | None = None
         try:
             opcodes = pickletools.genops(cast(IO[bytes], stream))
-            for opcode, argument, _ in itertools.islice(opcodes, MOST_STEPS):
+            for opcode, argument, position in itertools.islice(opcodes, MOST_STEPS):
+                frame_ends = _checked_frame(opcode.name, argument, position or 0, frame_ends)
                 if opcode.name == "STOP":
+                    if len(self.stack) != 1 or self.marks:
+                        raise ValueError("more than one value")
                     return self.stack.pop()
+                if opcode.name not in STEPS:
+                    raise damaged(self.path, f"its pickle has the opcode {opcode.name}")
                 STEPS[opcode.name](self, argument)
             raise ValueError("more than any checkpoint describes")
         except MaeConvertError:
@@ -143,7 +153,7 @@ class PickleReader:
         if dotted in self.inert:
             self.push(self.inert[dotted])
             return
-        if self.strict or runs_code(dotted):
+        if self.strict or runs_code(module, name):
             raise would_run_code(self.path, dotted)
         self.effects.mentioned.append(dotted)
         self.push(Opaque(dotted))
@@ -224,6 +234,37 @@ class PickleReader:
             self.made += len(value)
         if self.made > MADE_UNASKED + self.stream.tell() - self.begins:
             raise ValueError("more is made than the file holds")
+
+
+def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
+    """Return where the frame ends that an opcode is in; readers differ where frames do not fit.
+
+    Args:
+        name: the opcode.
+        argument: its argument, which is the length of the frame that FRAME begins.
+        position: where it stands.
+        ends: where the frame ends that was begun last, or None.
+
+    Raises:
+        ValueError: an opcode crosses the end of a frame, or a frame is in another, or in the
+            pickle's end.
+    """
+    if ends is not None and position >= ends:
+        if position > ends:
+            raise ValueError("an opcode crosses the end of a frame")
+        ends = None
+    if name == "FRAME":
+        if ends is not None:
+            raise ValueError("a frame in a frame")
+        return position + FRAME_HEAD + argument
+    if name == "STOP" and ends not in (None, position + 1):
+        raise ValueError("a frame that ends elsewhere than the pickle")
+    return ends
+
+
+def _protocol(_reader: PickleReader, number: Any) -> None:
+    if number > HIGHEST_PROTOCOL:
+        raise ValueError("a protocol that is not known")
 
 
 def _skip(_reader: PickleReader, _: object) -> None:
@@ -334,7 +375,8 @@ def _build(reader: PickleReader, _: object) -> None:
 Step = Callable[[PickleReader, Any], None]
 
 STEPS: Mapping[str, Step] = {
-    **dict.fromkeys(("PROTO", "FRAME"), _skip),
+    "PROTO": _protocol,
+    "FRAME": _skip,
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _literal),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _literal),
     **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _literal),

@@ -92,7 +92,8 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
     among = f" of layers {_listed(layers)}" if layers else ""
     return CheckpointError(
         f"{path} is a whole Keras model (class {shown(name)}{among}) and not the weights of a known"
-        " class; two lines of Python write those of the layer that is the MAE: "
+        " class; two lines of Python, to be run on a file of your own only because Keras runs what "
+        "is in it, write those of the layer that is the MAE: "
         f"`model = keras.models.load_model({str(path)!r})` and "
         f"`model.get_layer({mae!r}).save_weights({target!r})`"
     )

@@ -1,6 +1,6 @@
 """The corpus of hostile files, of which each module holds a part."""
 
-from attacks import hdf5, passed_over, pickled, plain, zipped
+from attacks import advisories, hdf5, passed_over, pickled, plain, zipped
 from attacks.corpus import ATTACKS, Attack
 
-__all__ = ["ATTACKS", "Attack", "hdf5", "passed_over", "pickled", "plain", "zipped"]
+__all__ = ["ATTACKS", "Attack", "advisories", "hdf5", "passed_over", "pickled", "plain", "zipped"]
