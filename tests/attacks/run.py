@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import mae_convert
 from attacks import ATTACKS, Attack
 from attacks.corpus import GOLDEN, MODEL
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers import open_container
 from mae_convert.errors import MaeConvertError
 from mae_convert.planning import plan_conversion
+from mae_convert.validation import check_document
 
 LARGEST = 64_000_000
 LONGEST = 3.0
@@ -28,6 +30,11 @@ FORBIDDEN = (
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
     "os.chmod", "shutil.", "webbrowser.open", "urllib.Request", "mmap.",
 )  # fmt: skip
+
+# What is read so that no message repeats what is in it.
+CREDENTIALS = tuple(
+    str(Path(name).expanduser()) for name in ("~/.cache/huggingface/token", "~/.aws/credentials")
+)
 
 
 class _Watch:
@@ -41,7 +48,8 @@ class _Watch:
     def _note(self, event: str, arguments: tuple) -> None:
         if self.folder is None:
             return
-        elsewhere = event == "open" and not str(arguments[0]).startswith(self.folder)
+        opened = str(arguments[0]) if event == "open" else self.folder
+        elsewhere = not opened.startswith(self.folder) and opened not in CREDENTIALS
         if elsewhere or event.startswith(FORBIDDEN):
             self.seen.append(f"{event} {arguments[:1]!r:.200}")
 
@@ -148,6 +156,9 @@ def warm_up() -> None:
         for path in sorted(GOLDEN.glob(pattern))[:1]:
             read_everything(path, as_model=False)
     importlib.import_module("mae_convert.containers.keras_archive")  # of which none is there
+    for schema in (Path(mae_convert.__file__).parent / "data" / "schemas").glob("*.json"):
+        with contextlib.suppress(MaeConvertError):
+            check_document(None, schema.stem, "a document", "")
     with contextlib.suppress(MaeConvertError):  # a misfit, for which names are compared
         open_checkpoint(sorted(GOLDEN.glob("*/golden.npz"))[0])
 
