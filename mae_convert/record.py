@@ -176,13 +176,13 @@ class SourceHashes:
         return _told(dict(zip(paths, self._hashes, strict=True)))
 
 
-def files_sha256(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the name and the SHA-256 of what tensors are read from.
+def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
+    """Return the name and the SHA-256 of what tensors are read from, as it is open.
 
     Where that is several files, the name is the first one's in its directory, ``files`` has the
     SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
     """
-    return _told({path: file_sha256(path) for path in files})
+    return _told({file.path: open_sha256(file) for file in files})
 
 
 def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
@@ -196,6 +196,17 @@ def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
     whole = hashlib.sha256(lines.encode()).hexdigest()
     folder = first.resolve().parent.name
     return {"name": f"{folder}/{first.name}", "sha256": whole, "files": named}
+
+
+def open_sha256(file: ByteFile) -> str:
+    """Return the SHA-256 of the bytes of an open file.
+
+    Raises:
+        CheckpointError: it was changed since it was opened.
+    """
+    digest = _sha256(file, lambda _: None)
+    file.require_unchanged()
+    return digest
 
 
 def file_sha256(path: Path) -> str:

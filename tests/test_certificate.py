@@ -8,8 +8,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.verify.certificate import ARRAYS, DOCUMENT, read_certificate, read_source
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.convert import execute
+from mae_convert.errors import CheckpointError
+from mae_convert.planning import plan_conversion
+from mae_convert.verify import running
+from mae_convert.verify.certificate import (
+    ARRAYS,
+    DOCUMENT,
+    _hashes,
+    _require_the_same,
+    read_certificate,
+    read_source,
+    write_certificate,
+)
 from mae_convert.verify.judge import LARGEST_CEILING_UNITS, ceiling_units
+from mae_convert.verify.sides import Side
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.verification import Verification, run_verification
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +296,83 @@ def test_a_single_file_has_its_certificate_beside_it(run, case, tmp_path):
 def test_what_a_replay_cannot_do_is_refused(run, certified, option, words):
     done = run("verify", certified, *option)
     assert (done.status, words in done.err) == (2, True), done.err
+
+
+@pytest.fixture
+def pair(case, tmp_path):
+    """A source, and a file whose names PyTorch reads natively, so that its child opens the file."""
+    source = case("encoder_tiny")
+    flags = Flags(num_attention_heads=source.facts["num_heads"])
+    opened = open_checkpoint(source.checkpoint, flags)
+    (tmp_path / "b").mkdir()
+    execute(plan_conversion(opened, tmp_path / "b" / "model.safetensors", "facebook"))
+    return opened, open_checkpoint(tmp_path / "b" / "model.safetensors")
+
+
+def meanwhile(monkeypatch, action):
+    """Do something when everything was read and before the children open their files."""
+    start, actions = running._start_worker, [action]
+
+    def later(*arguments):
+        while actions:
+            actions.pop()()
+        return start(*arguments)
+
+    monkeypatch.setattr(running, "_start_worker", later)
+
+
+def other_bytes(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 64
+    return bytes(data)
+
+
+def test_weights_that_are_replaced_while_they_are_verified_are_not_certified(pair, monkeypatch):
+    """What was opened is run and judged; what has its name by then gets no certificate."""
+    source, target = pair
+    path = target.container.weights_file
+
+    def replace_it():
+        new = path.with_name("new")
+        new.write_bytes(other_bytes(path))
+        new.replace(path)
+
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    meanwhile(monkeypatch, replace_it)
+    done = run_verification(source, target, Side("torch"), Side("torch"))
+    assert done.verdict.passed
+    assert done.traces[1].description["checkpoint"]["sha256"] == before
+    with pytest.raises(CheckpointError, match="is not the file that was verified"):
+        write_certificate(done, target)
+    assert not [p.name for p in path.parent.iterdir() if "verification" in p.name]
+
+
+def test_weights_that_are_written_to_while_they_are_verified_are_refused(pair, monkeypatch):
+    source, target = pair
+    path = target.container.weights_file
+    meanwhile(monkeypatch, lambda: path.write_bytes(other_bytes(path)))
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        run_verification(source, target, Side("torch"), Side("torch"))
+
+
+def test_a_configuration_that_is_replaced_after_it_was_read_is_not_certified(copy):
+    target = open_checkpoint(copy)
+    done = Verification(None, {}, (None, Trace(
+        {"checkpoint": {"sha256": read_certificate(copy).document["target"]["sha256"]}}, {}
+    )))  # fmt: skip
+    assert _hashes(done, target) == read_certificate(copy).document["files"]
+    changed = json.loads((copy / "config.json").read_text()) | {"layer_norm_eps": 1e-5}
+    (copy / "new").write_text(json.dumps(changed))
+    (copy / "new").replace(copy / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is not the file that was verified"):
+        _require_the_same(_hashes(done, target), copy)
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "adapter_config.json", "modeling.py"])
+def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name):
+    assert not read_certificate(copy).checks_of(open_checkpoint(copy))
+    (copy / "README.md").write_text("a card")
+    assert not read_certificate(copy).checks_of(open_checkpoint(copy))
+    (copy / name).write_text("{}")
+    failed = read_certificate(copy).checks_of(open_checkpoint(copy))
+    assert [check.name for check in failed] == [f"file/{name}"]

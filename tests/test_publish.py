@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.errors import MissingRequirementError
-from mae_convert.publish import picture
+from mae_convert.publish import picture, staging
 from mae_convert.sources import HubReference, locate
 from mae_convert.verify.certificate import read_certificate
 from mae_convert.verify.trace import Trace
@@ -139,9 +139,56 @@ UNPROVEN = {
     "a failed verification": (failed_check, "the verification failed"),
     "a file that was not verified": (uncovered, "does not cover config.json"),
     "a damaged certificate": (
-        lambda model: (model / "verification.json").write_text("{"), "not a certificate",
+        lambda model: (model / "verification.json").write_text("{"), "is not JSON",
     ),
 }  # fmt: skip
+
+
+def replaced(path, data):
+    """Put another file at a path, as a program does that writes beside it and renames."""
+    (path.parent / "new").write_bytes(data)
+    (path.parent / "new").replace(path)
+
+
+@pytest.mark.parametrize("largest", [1000, 10_000_000])  # not in memory, in memory
+@pytest.mark.parametrize("request_", ["GET /api/whoami", "POST .*/preupload", "POST .*/commit/"])
+def test_weights_that_are_replaced_meanwhile_do_not_go_out(
+    hub, command, model, monkeypatch, largest, request_
+):
+    """What was checked against the certificate is sent, whatever has its name by then."""
+    hub.state.create(REPO)
+    monkeypatch.setattr(staging, "LARGEST_IN_GIT", largest)
+    verified = {n: (model / n).read_bytes() for n in ("model.safetensors", "config.json")}
+
+    def attack():
+        for name, data in verified.items():
+            replaced(model / name, data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+
+    hub.meanwhile(request_, attack)
+    assert command("publish", model, REPO, *MIT).status == 0
+    for name, data in verified.items():
+        assert (model / name).read_bytes() != data
+        assert hub.state.file(REPO, name) == data
+
+
+@pytest.mark.parametrize("name", sorted(PROOF))
+def test_a_certificate_that_is_replaced_meanwhile_is_not_published(hub, command, model, name):
+    hub.state.create(REPO)
+    data = (model / name).read_bytes()
+    attack = data.replace(b"1e-10", b"1e-11") if name.endswith("json") else data[:-1] + b"x"
+    hub.meanwhile("GET /api/whoami", lambda: replaced(model / name, attack))
+    result = command("publish", model, REPO, *MIT)
+    assert (result.status, f"{name} of" in result.err) == (2, True), result.err
+    assert hub.state.names(REPO) == set()
+
+
+def test_a_file_that_came_to_the_repository_later_is_noticed(hub, command, model):
+    assert command("publish", model, REPO, *MIT).status == 0
+    hub.state.put(REPO, {"processor_config.json": b"{}"})
+    result = command("verify", f"hf://{REPO}", "--framework-a", "torch", "--json")
+    assert result.status == 1
+    failed = [check["name"] for check in result.json["checks"] if not check["passed"]]
+    assert failed == ["file/processor_config.json"]
 
 
 @pytest.mark.parametrize("name", UNPROVEN)

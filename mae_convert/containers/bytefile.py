@@ -41,7 +41,7 @@ class ByteFile:
         weakref.finalize(self, os.close, self._descriptor)
         self._whole: ByteFile = self  # keeps the descriptor open as long as there is a part
         found = os.fstat(self._descriptor)
-        self._stamp = (found.st_size, found.st_mtime_ns)
+        self._stamp = _stamp(found)
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{path} is not a regular file; {NAMED}")
         if not found.st_size:
@@ -111,14 +111,32 @@ class ByteFile:
         Raises:
             CheckpointError: it has another size, or was written to.
         """
-        found = os.fstat(self._descriptor)
-        if (found.st_size, found.st_mtime_ns) != self._stamp:
+        if not self.is_unchanged:
             raise self._changed()
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it has the size and the time of writing that it had when it was opened."""
+        return _stamp(os.fstat(self._descriptor)) == self._stamp
+
+    @property
+    def pinned(self) -> Path:
+        """A path to the open file, for programs that open files by path.
+
+        Where the system has ``/proc`` it leads to this very file, whatever its own path names by
+        then; elsewhere it is the path.
+        """
+        pinned = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
+        return pinned if os.path.lexists(pinned) else self.path
 
     def _changed(self) -> CheckpointError:
         return CheckpointError(
             f"{self.path} was changed while it was read; wait until it is complete and run again"
         )
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
 
 
 def _open(path: Path) -> int:

@@ -44,6 +44,7 @@ class Container:
         state_key: the key that the user said, or None.
         is_directory: the user named a directory.
         epoch: of the training run that made the file, where it states it.
+        beside: the JSON files beside the weights that were read, open for reading.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Container:
     is_directory: bool
     passed_over: tuple[str, ...] = ()
     epoch: int | None = None
+    beside: tuple[ByteFile, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -92,8 +94,10 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     check_not_flat(path, contents.tensors)
     check_plausible(path, contents)
     belongs = is_directory or is_of_model_directory(path)
+    paths = [weights_file.with_name(name) for name in JSON_NAMES] if belongs else []
+    files = {path.name: ByteFile(path) for path in paths if os.path.lexists(path)}
     beside, preprocessor, conversion = (
-        _read_json(weights_file.with_name(name)) if belongs else None for name in JSON_NAMES
+        _read_json(files[name]) if name in files else None for name in JSON_NAMES
     )
     config = contents.config if beside is None else beside
     if beside is not None and "registered_name" in beside:  # Keras's own, as in its archives
@@ -116,15 +120,14 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         is_directory=is_directory,
         passed_over=contents.passed_over,
         epoch=contents.epoch,
+        beside=tuple(files.values()),
     )
 
 
-def _read_json(path: Path) -> dict | None:
-    if not os.path.lexists(path):
-        return None
-    value = json_in(ByteFile(path), "mend or remove it")
+def _read_json(file: ByteFile) -> dict:
+    value = json_in(file, "mend or remove it")
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; mend or remove it")
+        raise CheckpointError(f"{file.path} is not a JSON object; mend or remove it")
     return value
 
 

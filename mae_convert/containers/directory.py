@@ -12,6 +12,23 @@ from mae_convert.errors import CheckpointError
 WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
 KERAS_SUFFIX = ".weights.h5"
 OTHER_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".h5", ".bin", ".keras")
+# What libraries read beside the weights of a model directory and act on: a file of such a name
+# that comes later can change what the model computes.
+READ_BESIDE = (
+    "config.json",
+    "preprocessor_config.json",
+    "conversion.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "quantization_config.json",
+    "quantize_config.json",
+    "preprocessor.json",
+    "task.json",
+)
 DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 
@@ -91,6 +108,11 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
             "its tensors, and save them with torch.save({'module': tensors}, ...)"
         )
     return parts[0]
+
+
+def is_read_beside(name: str) -> bool:
+    """Tell whether a library may act on a file of this name beside weights."""
+    return name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or name.endswith(".py")
 
 
 def left_aside(weights_file: Path) -> dict[str, str]:

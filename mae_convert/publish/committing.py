@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.errors import HubError, MaeConvertError
 from mae_convert.hub import is_transient, patiently, say_wait, speaking, status_of, wait_after
 from mae_convert.publish.repository import (
@@ -127,7 +128,8 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
         free_memory=False,
     )
     for staged, addition in zip(change.add, additions, strict=True):
-        if addition.upload_info.sha256.hex() != staged.sha256:
+        changed = isinstance(staged.content, ByteFile) and not staged.content.is_unchanged
+        if changed or addition.upload_info.sha256.hex() != staged.sha256:
             raise HubError(
                 f"{staged.path} changed while it was sent; nothing was published: verify it"
                 " again, then publish again"
@@ -144,7 +146,8 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    return staged.content if isinstance(staged.content, bytes) else str(staged.content)
+    """Return the bytes, or the path of the open file, whatever stands at its own path by now."""
+    return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 
 def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:

@@ -149,5 +149,8 @@ def beside(part: Part) -> list[str]:
     """Return the names of what is published beside a part's weights."""
     if part.target.is_dir():
         names = [*JSON_NAMES, *(CERTIFICATE if part.certificate else ())]
+        if part.certificate:  # what else was verified, as a processor_config.json
+            weights = [path.name for path in part.weights]
+            names += [n for n in part.certificate.document["files"] if n not in (*names, *weights)]
         return [name for name in names if (part.target / name).is_file()]
     return [f"{part.target.name}.{name}" for name in CERTIFICATE] if part.certificate else []

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.shards import INDEX_SUFFIX, SHARD
+from mae_convert.errors import MaeConvertError
 from mae_convert.publish.parts import Part, beside
-from mae_convert.record import file_sha256
+from mae_convert.record import open_sha256
 from mae_convert.sources.choosing import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid
 
@@ -22,14 +24,14 @@ class Staged:
 
     Attributes:
         path: where, in the repository.
-        content: a large local file, or the bytes.
+        content: a large local file, which is open, or the bytes.
         size: in bytes.
         sha256: of its bytes.
         git_oid: the name that git gives it; None for a large file.
     """
 
     path: str
-    content: Path | bytes
+    content: ByteFile | bytes
     size: int
     sha256: str
     git_oid: str | None
@@ -43,13 +45,14 @@ class Staged:
         return self.git_oid is not None and entry.git_oid == self.git_oid
 
 
-def stage(path: str, content: Path | bytes) -> Staged:
+def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
     """Return a file with its size and hashes; a small one with its bytes, as they are now."""
     if isinstance(content, Path):
-        size = content.stat().st_size
-        if size >= LARGEST_IN_GIT:
-            return Staged(path, content, size, file_sha256(content), None)
-        content = content.read_bytes()
+        content = ByteFile(content)
+    if isinstance(content, ByteFile):
+        if content.size >= LARGEST_IN_GIT:
+            return Staged(path, content, content.size, open_sha256(content), None)
+        content = content.raw(0, content.size)
     digest = hashlib.sha256(content).hexdigest()
     return Staged(path, content, len(content), digest, git_oid(content))
 
@@ -65,15 +68,21 @@ def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, 
     Args:
         parts: what is published.
         there: what the repository holds.
+
+    Raises:
+        MaeConvertError: a file is not the one that the certificate is about any more.
     """
     staged: dict[str, Staged] = {}
     at_root = not _is_taken(parts[0], there)
     for number, part in enumerate(parts):
-        staged |= {path.name: stage(path.name, path) for path in part.weights}
+        container = part.checkpoint.container
+        read = {file.path.name: file for file in (*container.opened, *container.beside)}
+        for file in container.opened:
+            staged[file.path.name] = _as_certified(part, stage(file.path.name, file))
         folder = f"{CERTIFICATES_FOLDER}/{part.weights[0].name}"
         for name in beside(part):
             local = part.target / name if part.target.is_dir() else part.target.with_name(name)
-            place = stage(name, local)
+            place = _as_certified(part, stage(name, read.get(name, local)))
             if part.target.is_dir() and (number > 0 or not at_root):
                 own = name in OWN_FILES
                 if not own and _same(place, staged.get(name), there.get(name)):
@@ -82,6 +91,28 @@ def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, 
                     place = replace(place, path=f"{folder}/{name}")
             staged[place.path] = place
     return staged
+
+
+def _as_certified(part: Part, file: Staged) -> Staged:
+    """Return a file if its bytes are those that the certificate is about.
+
+    Raises:
+        MaeConvertError: they are not: it was changed since the certificate was checked.
+    """
+    if part.certificate is None:
+        return file
+    known, content = part.certificate.sha256_of(file.path), file.content
+    if known is None:  # the certificate itself
+        data = content if isinstance(content, bytes) else content.raw(0, content.size)
+        same = part.certificate.is_document(data)
+    else:
+        same = known == file.sha256
+    if same:
+        return file
+    raise MaeConvertError(
+        f"{file.path} of {part.target} was changed while it was being published; nothing was sent:"
+        " verify it again, then publish again"
+    )
 
 
 def _is_taken(part: Part, there: Mapping[str, Entry]) -> bool:

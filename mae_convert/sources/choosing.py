@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mae_convert.containers.checkpoint import JSON_NAMES
-from mae_convert.containers.directory import KERAS_SUFFIX, OTHER_SUFFIXES
+from mae_convert.containers.directory import KERAS_SUFFIX, OTHER_SUFFIXES, is_read_beside
 from mae_convert.containers.shards import INDEX_NAMES, INDEX_SUFFIX
 from mae_convert.errors import CheckpointError, HubError
 from mae_convert.mapping import listed
@@ -94,12 +94,22 @@ def _beside(
     if not belongs:
         return {}
     names = (*JSON_NAMES, *CERTIFICATE)
-    found = {name: joined(folder, name) for name in names}
+    found = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
     further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
     if any(path.startswith(f"{further}/") for path in entries):
         del found["conversion.json"], found[CERTIFICATE[0]], found[CERTIFICATE[1]]
         found |= {name: f"{further}/{name}" for name in names if f"{further}/{name}" in entries}
     return {name: path for name, path in found.items() if path in entries}
+
+
+def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
+    """Return files that we do not read and that a library may act on, as processor_config.json."""
+    names = [name_of(path) for path in entries if folder_of(path) == folder]
+    return [name for name in names if is_read_beside(name) and not _is_weights_or_index(name)]
+
+
+def _is_weights_or_index(name: str) -> bool:
+    return name.endswith((*OTHER_SUFFIXES, INDEX_SUFFIX))
 
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:

@@ -66,6 +66,7 @@ def _is_same(
 ) -> bool:
     """Return whether a checkpoint is what it was; a target may have got notes beside it."""
     from mae_convert.checkpoint import open_checkpoint
+    from mae_convert.containers.bytefile import ByteFile
 
     try:
         now = version(text)
@@ -79,7 +80,7 @@ def _is_same(
             return False
         # Touched, or copied: its bytes tell.
         path = storage.local_path(text)
-        files = [path] if path.is_file() else open_checkpoint(path).container.files
+        files = [ByteFile(path)] if path.is_file() else open_checkpoint(path).container.opened
         return bool(files_sha256(files).get("sha256") == sha256)
     except (MaeConvertError, OSError):
         return False

@@ -245,10 +245,10 @@ def _certify(done: "Verification", target: Checkpoint) -> None:
 
 def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
     """Note hash and size of the files that tensors are read from."""
-    files = checkpoint.container.files
+    files = checkpoint.container.opened
     if not found.get(f"{name}_sha256"):
         found[f"{name}_sha256"] = files_sha256(files).get("sha256")
-    found[f"{name}_bytes"] = sum(path.stat().st_size for path in files)
+    found[f"{name}_bytes"] = sum(file.size for file in files)
 
 
 def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:

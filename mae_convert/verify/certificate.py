@@ -22,10 +22,12 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import json_in
+from mae_convert.containers.directory import is_read_beside
 from mae_convert.containers.messages import is_plain_name
+from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.plain import plain
-from mae_convert.record import file_sha256
+from mae_convert.record import file_sha256, open_sha256
 from mae_convert.validation import check_document
 from mae_convert.verify.inputs import check_inputs, inputs_sha256
 from mae_convert.verify.judge import (
@@ -45,8 +47,6 @@ FORMAT = 1
 DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
 INPUTS = "inputs/"
 ADVICE = "verify again with --certify"
-# What of a directory decides what a model computes; other files may come and go.
-BESIDE = ("config.json", "preprocessor_config.json", "conversion.json")
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,26 @@ class Certificate:
     target: Path
     document: Mapping[str, Any]
 
+    def sha256_of(self, name: str) -> str | None:
+        """Return the hash that a file was verified with; None for one that it is not about."""
+        return self._hashes().get(name)
+
+    def is_document(self, data: bytes) -> bool:
+        """Return whether bytes are ``verification.json`` as it was read."""
+        try:
+            return bool(parse_json(data) == self.document)
+        except JsonError:
+            return False
+
+    def _hashes(self) -> dict[str, str]:
+        return {**self.document["files"], _names(self.target)[1]: self.document["arrays"]}
+
     def changed_files(self) -> list[str]:
         """Return the names of files whose bytes are not those that were verified."""
-        folder, names = _folder(self.target), dict(self.document["files"])
-        names[_names(self.target)[1]] = self.document["arrays"]
+        folder = _folder(self.target)
         return [
             name
-            for name, sha256 in names.items()
+            for name, sha256 in self._hashes().items()
             if not (folder / name).is_file() or file_sha256(folder / name) != sha256
         ]
 
@@ -108,10 +121,30 @@ def _names(target: Path) -> tuple[str, str]:
 
 
 def _files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the files that decide what a checkpoint computes."""
-    path = checkpoint.path
-    beside = [name for name in BESIDE if path.is_dir() and (path / name).is_file()]
-    return list(dict.fromkeys([*(file.name for file in checkpoint.container.files), *beside]))
+    """Return the names of the files that decide what a checkpoint computes.
+
+    In a directory these are also files that we do not read and that a library may act on.
+    """
+    container, path = checkpoint.container, checkpoint.path
+    read = [file.path.name for file in (*container.opened, *container.beside)]
+    further = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    return list(dict.fromkeys([*read, *filter(is_read_beside, further)]))
+
+
+def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
+    """Return the SHA-256 of each of these files: of those that were read, as they were read.
+
+    Raises:
+        CheckpointError: one was written to meanwhile.
+    """
+    container, folder = target.container, _folder(target.path)
+    run = verification.traces[1].description["checkpoint"]
+    known = run.get("files") or {container.weights_file.name: run["sha256"]}
+    known |= {file.path.name: open_sha256(file) for file in container.beside}
+    return {
+        name: known[name] if name in known else file_sha256(folder / name)
+        for name in _files(target)
+    }
 
 
 def _folder(target: Path) -> Path:
@@ -121,9 +154,11 @@ def _folder(target: Path) -> Path:
 def write_certificate(verification: Verification, target: Checkpoint) -> Path:
     """Write the certificate of a verification that passed, and return where its document is.
 
-    The arrays take their name first, so that a document without its arrays cannot be seen.
+    The arrays take their name first, so that a document without its arrays cannot be seen. What is
+    certified are the bytes that were run; if other files have their names by now, there is none.
 
     Raises:
+        CheckpointError: a file of the target is not the one that was verified any more.
         OutputError: the system refuses to write.
     """
     folder = _folder(target.path)
@@ -136,17 +171,32 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
         **{name: source.arrays[name] for name in ("mask", "ids_restore") if name in source.arrays},
     }
     data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    document = _document(verification, target, hashlib.sha256(data).hexdigest())
+    _require_the_same(document["files"], folder)
     with replacing_file(folder / arrays_name, overwrite=True) as temporary:
         temporary.write_bytes(data)
-    document = _document(verification, target, hashlib.sha256(data).hexdigest())
     with replacing_file(folder / document_name, overwrite=True) as temporary:
         temporary.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
     return folder / document_name
 
 
+def _require_the_same(files: Mapping[str, str], folder: Path) -> None:
+    """Require that the files that are there now are those that are certified.
+
+    Raises:
+        CheckpointError: one has another.
+    """
+    for name, sha256 in files.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise CheckpointError(
+                f"{path} is not the file that was verified: it was changed or replaced meanwhile;"
+                " no certificate was written, verify again"
+            )
+
+
 def _document(verification: Verification, target: Checkpoint, arrays: str) -> dict[str, Any]:
     verdict, (source, trace) = verification.verdict, verification.traces[:2]
-    folder = _folder(target.path)
     return {
         "format": FORMAT,
         "mae_convert": __version__,
@@ -154,7 +204,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "proven": verdict.proven,
         "source": _about(source),
         "target": _about(trace),
-        "files": {name: file_sha256(folder / name) for name in _files(target)},
+        "files": _hashes(verification, target),
         "arrays": arrays,
         "inputs": inputs_sha256(verification.inputs),
         "limits": LIMITS,

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.containers.bytefile import ByteFile
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify.gradients import with_canonical_gradients
 from mae_convert.verify.job import Job
+from mae_convert.verify.pinned import pinned
 from mae_convert.verify.sides import Side
 from mae_convert.verify.staging import stage
 from mae_convert.verify.trace import Trace, describe, read_trace
@@ -70,6 +72,7 @@ class Running:
     folder: tempfile.TemporaryDirectory[str]
     process: subprocess.Popen[str]
     output: Path
+    held: Sequence[ByteFile] = ()
 
     def stop(self) -> None:
         """End the child if it still runs, and remove what it was given."""
@@ -84,10 +87,13 @@ class Running:
         Raises:
             MissingRequirementError: the child could not import its framework.
             MaeConvertError: the child failed; its last words are in the message.
+        CheckpointError: a file of the checkpoint was written to meanwhile.
         """
         try:
             _, errors = self.process.communicate()
             if self.process.returncode == 0 and self.output.exists():
+                for file in self.held:
+                    file.require_unchanged()
                 metadata, arrays = read_trace(self.output)
                 own = json.loads(metadata)
                 described = self.description.result()
@@ -112,6 +118,7 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
     work = Path(folder.name)
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     weights, loader, native = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored)
+    weights, held = pinned(weights, run.checkpoint, work)
     config = run.checkpoint.configuration.model
     if request.mask_ratio is not None:
         config = replace(config, mask_ratio=request.mask_ratio)
@@ -137,7 +144,8 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
     job.save(work / "job.json")
     process = _start_worker(side, work / "job.json")
     describing = partial(describe, run.checkpoint, side, inputs, native=native)
-    return Running(run, _meanwhile(describing), folder, process, work / "trace.safetensors")
+    description = _meanwhile(describing)
+    return Running(run, description, folder, process, work / "trace.safetensors", held)
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:

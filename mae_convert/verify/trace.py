@@ -86,12 +86,10 @@ def describe(
 
     ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor.
     """
+    hashes = files_sha256(checkpoint.container.opened)
     return {
         "format": FORMAT,
-        "checkpoint": {
-            "name": checkpoint.name,
-            "sha256": files_sha256(checkpoint.container.files)["sha256"],
-        },
+        "checkpoint": {**hashes, "name": checkpoint.name},
         "layout": checkpoint.layout.name,
         "task": checkpoint.task,
         "framework": side.framework,
