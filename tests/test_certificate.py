@@ -75,7 +75,7 @@ def test_a_certificate_proves_nothing_without_the_source(run, copy):
     result = run("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     words = " ".join(result.out.split())
-    assert "PASSED: B still computes what was certified; the source was not at hand" in words
+    assert "B still computes what was certified; the source was not at hand" in words
 
 
 def changed_weight(folder):
