@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table as Grid
-
 from mae_convert.official_catalog import BASE_URL, LICENSE, LICENSE_URL, Official
-from mae_convert.show.console import console
+from mae_convert.show.console import console, pairs, table
 from mae_convert.verify.published import PUBLISHED, PublishedTruth
 
-DECODERS = {None: "none", False: "plain pixels", True: "normalised pixels"}
+DECODERS = {None: "none", False: "plain", True: "normalised"}
 WHICH = (
     ("to look at reconstructions", "mae_visualize_vit_*: decoders that predict plain pixels"),
     ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
@@ -22,9 +20,9 @@ WHICH = (
 def catalog(officials: Sequence[Official]) -> None:
     """Print the table, and what to take for what."""
     out = console()
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("name", "folder", "task", "decoder predicts", "parameters", "md5", "results"):
-        grid.add_column(column, justify="right" if column == "parameters" else "left")
+    heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
+    grid = table(*heads, right=("parameters",), whole=set(heads) - {"pixels predicted"})
+    grid.padding = (0, 1)  # so that all names fit into 80 columns
     for official in officials:
         grid.add_row(
             official.name,
@@ -32,20 +30,22 @@ def catalog(officials: Sequence[Official]) -> None:
             official.task,
             DECODERS[official.normalised],
             f"{official.parameters / 1e6:.1f} M",
-            f"{official.md5}…" if official.md5 else "none",
-            "published" if official.name in PUBLISHED else "",
+            official.md5 or "none",
         )
     out.print(grid)
+    names = ", ".join(official.name for official in officials if official.name in PUBLISHED)
+    out.print(f"\nothers have published results (verify --published) for {names}")
     out.print("\n[bold]Which one?[/bold]")
-    for purpose, names in WHICH:
-        out.print(f"  {purpose:<28}{names}")
+    out.print(pairs((f"  {purpose}", names) for purpose, names in WHICH))
     out.print(
         "\nThe encoders of visualize and pretrain are not the same: a reconstruction with parts of"
         " both is wrong.\nThat _full was trained on normalised pixels is reported, not documented."
         "\nfacebook/vit-mae-* on the Hub are the visualize weights, timm's *.mae the pretrain ones."
     )
     out.print(f"\nlicence of all: {LICENSE}, {LICENSE_URL}")
-    out.print(f"address: {BASE_URL}/FOLDER/NAME.pth; md5: the digits that the publisher names")
+    out.print(
+        f"address: {BASE_URL}/FOLDER/NAME.pth; md5: the first digits, which the publisher names"
+    )
 
 
 def catalog_json(officials: Sequence[Official]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -66,9 +66,31 @@ def as_json(value: Any) -> None:
         discard_output()
 
 
+def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -> Grid:
+    """Return an empty table without lines, in which what is too long is folded and never cut off.
+
+    Args:
+        heads: of the columns.
+        right: those of columns that are flush right.
+        whole: those of columns that are not folded as long as another can be.
+    """
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2), show_header=any(heads))
+    for head in heads:
+        justify: Literal["left", "right"] = "right" if head in right else "left"
+        grid.add_column(head, justify=justify, overflow="fold", no_wrap=head in whole)
+    return grid
+
+
+def _two_columns() -> Grid:
+    grid = Grid.grid(padding=(0, 2))
+    for _ in range(2):
+        grid.add_column(overflow="fold")
+    return grid
+
+
 def pairs(rows: Iterable[tuple[str, str]]) -> Grid:
     """Return names and values in two columns."""
-    grid = Grid.grid(padding=(0, 2))
+    grid = _two_columns()
     for name, value in rows:
         grid.add_row(markup(name), markup(value))
     return grid
@@ -76,7 +98,8 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Grid:
 
 def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return the fields that no tensor tells, with value and source."""
-    grid = Grid.grid(padding=(0, 2))
+    grid = _two_columns()
+    grid.add_column(overflow="fold")
     for name, entry in assumed.items():
         grid.add_row(f"  {markup(name)}", markup(plain(entry["value"])), markup(entry["source"]))
     return grid

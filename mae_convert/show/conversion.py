@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.table import Table as Grid
 
 from mae_convert.diff import Difference
 from mae_convert.mapping import listed
@@ -13,7 +12,7 @@ from mae_convert.oddities import by_reason
 from mae_convert.plain import number
 from mae_convert.planning import Plan
 from mae_convert.rounding import DTYPES
-from mae_convert.show.console import assumptions, console, markup, pairs
+from mae_convert.show.console import assumptions, console, markup, pairs, table
 from mae_convert.show.inspection import family_rows, size_of
 
 
@@ -96,9 +95,7 @@ def difference(result: Difference) -> None:
     """Print which tensors and fields differ."""
     out = console()
     out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("tensor", "shape and dtype", "values that differ", "relative L2", "largest"):
-        grid.add_column(column)
+    grid = table("tensor", "shape and dtype", "values that differ", "relative L2", "largest")
     for t in result.tensors:
         a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
         kind = a if a == b else f"{a} | {b}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.show.console import assumptions, console, markup, pairs
+from mae_convert.show.console import assumptions, console, markup, pairs, table
 
 
 def inspection(report: Mapping[str, Any]) -> None:
@@ -120,10 +120,8 @@ def _official(official: Mapping[str, Any] | None) -> str:
 
 
 def _statistics(stats: Mapping[str, Mapping[str, float]]) -> Grid:
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    grid.add_column("tensor")
-    for column in ("min", "max", "mean", "std", "zeros", "not finite"):
-        grid.add_column(column, justify="right")
+    numbers = ("min", "max", "mean", "std", "zeros", "not finite")
+    grid = table("tensor", *numbers, right=numbers, whole=numbers)
     for name, s in stats.items():
         values = [f"{s[key]:.4g}" for key in ("min", "max", "mean", "std")]
         grid.add_row(markup(name), *values, str(s["zeros"]), str(s["not_finite"]))

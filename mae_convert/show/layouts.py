@@ -2,19 +2,15 @@
 
 from collections.abc import Iterable
 
-from rich.table import Table as Grid
-
 from mae_convert.layouts import Layout
 from mae_convert.mapping import Repeat, Row
 from mae_convert.planning import SUFFIX_KINDS
-from mae_convert.show.console import console, markup
+from mae_convert.show.console import console, markup, table
 
 
 def layouts(all_layouts: Iterable[Layout]) -> None:
     """Print the layouts, one line each."""
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("layout", "what it is", "tasks", "written as"):
-        grid.add_column(column)
+    grid = table("layout", "what it is", "tasks", "written as", whole=("layout",))
     for entry in all_layouts:
         tasks = ", ".join(dict.fromkeys(task for table in entry.tables for task in table.tasks))
         written = f"directory with {entry.weights_name}" if entry.weights_name else _kinds(entry)
@@ -30,17 +26,19 @@ def layout(entry: Layout) -> None:
     """Print the mapping tables of one layout, as they are declared."""
     out = console()
     out.print(f"[bold]{entry.name}[/bold]: {entry.title}")
-    for table in entry.tables:
+    for mapping in entry.tables:
         written = (
-            "written and read" if any(entry.table_for(t) is table for t in table.tasks) else "read"
+            "written and read"
+            if any(entry.table_for(t) is mapping for t in mapping.tasks)
+            else "read"
         )
-        out.print(f"\n{table.name}: {', '.join(table.tasks)} ({written}); # is a block's number")
-        grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-        for column in ("canonical", entry.name, ""):
-            grid.add_column(column)
-        for canonical, external, transform in table_rows(table.rows):
+        out.print(
+            f"\n{mapping.name}: {', '.join(mapping.tasks)} ({written}); # is a block's number"
+        )
+        grid = table("canonical", entry.name, "")
+        for canonical, external, transform in table_rows(mapping.rows):
             grid.add_row(*map(markup, (canonical, external, transform)))
-        for drop in table.drops:
+        for drop in mapping.drops:
             grid.add_row("not used", markup(drop.external), markup(drop.why))
         out.print(grid)
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table as Grid
 
-from mae_convert.show.console import console, markup
+from mae_convert.show.console import console, markup, table
 
 if TYPE_CHECKING:
     from mae_convert.look.features import Features
@@ -18,11 +17,8 @@ def reconstructions(report: Mapping[str, Any]) -> None:
     """Print how much of each picture was removed, the loss, and where the sheet is."""
     out = console()
     frameworks = list(report["images"][0]["loss"])
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    grid.add_column("picture")
-    grid.add_column("removed patches", justify="right")
-    for name in frameworks:
-        grid.add_column(f"error on them, {markup(name)}", justify="right")
+    numbers = ["removed patches", *(f"error on them, {markup(name)}" for name in frameworks)]
+    grid = table("picture", *numbers, right=numbers)
     for row in report["images"]:
         removed = f"{row['removed']} of {row['patches']}"
         errors = (row["loss"][name] for name in frameworks)
@@ -65,10 +61,7 @@ def features(found: "Features", path: Path) -> None:
 def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
     """Print the loss of each checkpoint, and where the files are."""
     out = console()
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    grid.add_column("epoch", justify="right")
-    grid.add_column("loss", justify="right")
-    grid.add_column("checkpoint")
+    grid = table("epoch", "loss", "checkpoint", right=("epoch", "loss"), whole=("epoch", "loss"))
     for point in found.points:
         loss = "" if point.loss is None else f"{point.loss:.4f}"
         name = f"{point.source}: {point.error}" if point.error else point.source

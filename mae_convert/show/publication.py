@@ -7,7 +7,7 @@ from rich.table import Table as Grid
 from mae_convert.publish.markdown import size
 from mae_convert.publish.plan import Publication
 from mae_convert.publish.publishing import Published
-from mae_convert.show.console import console, markup
+from mae_convert.show.console import console, markup, table
 
 
 def plan(publication: Publication, *, with_card: bool) -> None:
@@ -42,10 +42,8 @@ def plan(publication: Publication, *, with_card: bool) -> None:
 
 
 def _files(publication: Publication) -> Grid:
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    grid.add_column()
-    grid.add_column()
-    grid.add_column(justify="right")
+    grid = table("", "", "")
+    grid.columns[-1].justify = "right"
     for path, what, count in _rows(publication):
         grid.add_row(f"  {what}", markup(path), "" if count is None else size(count))
     return grid

@@ -1,8 +1,6 @@
 """Print how a checkpoint compares with what others published of it."""
 
-from rich.table import Table as Grid
-
-from mae_convert.show.console import console, markup
+from mae_convert.show.console import console, markup, table
 from mae_convert.verify.published import PublishedResult
 
 
@@ -16,9 +14,8 @@ def published(result: PublishedResult) -> None:
         out.print(
             f"run with a layer norm epsilon of {truth.layer_norm_eps}, as they were made with"
         )
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("published", *map(markup, result.corners)):
-        grid.add_column(column, justify="right")
+    heads = ("published", *map(markup, result.corners))
+    grid = table(*heads, right=heads)
     measured = [corner.reshape(-1) for corner in result.corners.values()]
     for number, value in enumerate(x for row in truth.corner for x in row):
         grid.add_row(f"{value:.4f}", *(f"{corner[number]:.6f}" for corner in measured))

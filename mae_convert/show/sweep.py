@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as Grid
-
 from mae_convert import storage
 from mae_convert.show.console import as_json as print_json
-from mae_convert.show.console import console, json_text, markup
+from mae_convert.show.console import console, json_text, markup, table
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
 from mae_convert.sweep.row import DONE, Row
@@ -59,11 +57,9 @@ def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": lines, "todo": len(todo.todo)})
         return
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("", "source", "to", "target", "what else"):
-        grid.add_column(column, overflow="fold")
-    for column in ("model", "memory"):
-        grid.add_column(column, justify="right", no_wrap=True)
+    sizes = ("model", "memory")
+    heads = ("", "source", "to", "target", "what else", *sizes)
+    grid = table(*heads, right=sizes, whole=sizes)
     for line in lines:
         said = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
         cells = (line["state"], local_name(line["source"]), line["layout"] or "", _target(line),

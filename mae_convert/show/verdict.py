@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table as Grid
 
 from mae_convert.plain import number, plain
-from mae_convert.show.console import console, markup, printable
+from mae_convert.show.console import console, markup, printable, table
 from mae_convert.show.conversion import step_in_words
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
@@ -92,9 +92,7 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
 
 def checks_table(checks: Iterable[Check]) -> Grid:
     """Return the checks grouped as a person reads them."""
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
-    for column in ("compared", "how far apart", "limit", "verdict"):
-        grid.add_column(column)
+    grid = table("compared", "how far apart", "limit", "verdict")
     for line in summary(checks):
         said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
         grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
