@@ -90,7 +90,7 @@ def test_the_chart_of_a_verdict_has_bars_in_ascii_too(monkeypatch):
 
 
 def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
-    from mae_convert.official import OFFICIAL
+    from mae_convert.official_catalog import OFFICIAL
     from mae_convert.show import catalog, inspection
 
     monkeypatch.setattr("mae_convert.show.console.PIPE_WIDTH", 80)
