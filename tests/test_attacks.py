@@ -6,8 +6,11 @@ What no weight needs is passed over; then the weights are read as they are.
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, Attack
+from attacks import ATTACKS, Attack, advisories, passed_over, scanners
 from attacks.run import outcome, warm_up
+
+from mae_convert.containers import open_container
+from mae_convert.errors import CheckpointError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,3 +28,42 @@ def test_a_hostile_file_is_refused_in_a_sentence_or_read_unharmed(
     tmp_path: Path, attack: Attack
 ) -> None:
     assert outcome(attack, tmp_path).complaint() is None
+
+
+def _message(pickled: bytes, folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_container(passed_over.write(folder, pickled))
+    return str(caught.value)
+
+
+def test_weights_inside_an_object_are_refused_by_its_name(tmp_path: Path) -> None:
+    inside = [passed_over.checkpoint(model) for model in passed_over.INSIDE.values()]
+    among = [
+        passed_over.checkpoint(passed_over.mapping(a=passed_over.tensor(), b=second))
+        for second in passed_over.AMONG.values()
+    ]
+    for pickled in (*inside, *among):
+        assert "to load that would run code" in _message(pickled, tmp_path)
+
+
+def test_what_is_handed_the_weights_is_refused_by_its_name(tmp_path: Path) -> None:
+    aliased = [passed_over.checkpoint(extra=extra) for extra in passed_over.ALIASED.values()]
+    handed = [passed_over.checkpoint(*both) for both in passed_over.HANDED.values()]
+    for pickled in (*aliased, *handed):
+        assert "its pickle hands the weights to" in _message(pickled, tmp_path)
+
+
+def test_published_names_are_refused_by_name_though_no_weight_needs_them(tmp_path: Path) -> None:
+    for name in advisories.GLOBALS.values():
+        message = _message(passed_over.checkpoint(extra=advisories.call(name)), tmp_path)
+        assert f"its pickle names {name.replace(' ', '.')}, " in message
+
+
+def test_answers_are_counted_in_a_table() -> None:
+    files = [("row", ATTACKS[0], "a"), ("row", ATTACKS[1], "b"), ("other", ATTACKS[2], "c")]
+    answers = {"ours": dict.fromkeys("abc", "refused"), "x 1": {"a": "passed", "b": "flagged",
+                                                              "c": "not read"}}  # fmt: skip
+    assert scanners.table(files, answers).splitlines()[2:] == [
+        "| row | 2 | 2 refused | 1 passed, 1 flagged |",
+        "| other | 1 | refused | not read |",
+    ]

@@ -319,5 +319,5 @@ BESIDE = {
     + text("|")
     + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89](NetS.".replace(b"S.", b"b"),
 }
-benign("pth", {f"beside the weights: {name}": checkpoint(extra=d) for name, d in BESIDE.items()},
-       write)  # fmt: skip
+BESIDE_ALL = {"nothing": checkpoint(), **{n: checkpoint(extra=d) for n, d in BESIDE.items()}}
+benign("pth", {f"beside the weights: {name}": data for name, data in BESIDE_ALL.items()}, write)
