@@ -78,8 +78,10 @@ def verification(part: Part) -> str:
         for name, effect in document.get("effects", {}).items()
     ]
     lines += [
-        f"Assumed by {' and '.join(map(str, assumption['sides']))}, and not confirmed:"
-        f" {for_markdown(in_words([assumption]))}."
+        for_markdown(
+            f"Assumed by {' and '.join(map(str, assumption['sides']))}, and not confirmed:"
+            f" {in_words([assumption])}."
+        )
         for assumption in document.get("assumptions", [])
         if len(assumption["sides"]) > 1
     ]
