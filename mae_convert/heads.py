@@ -12,14 +12,24 @@ from mae_convert.errors import ConfigurationError
 CREATED = "zeros: a new head, asked for by --num-labels"
 
 
-def with_new_head(source: Checkpoint, num_labels: int) -> Checkpoint:
+def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
     """Return a checkpoint as a classifier by the class token, with a head (num_labels, D) of zeros.
 
     The decoder of a pre-training model is left behind. The head is declared as a step.
 
+    Args:
+        source: an opened checkpoint.
+        num_labels: classes of the new head.
+        task: what the result is asked to be kept as, or None.
+
     Raises:
-        ConfigurationError: the checkpoint has a head already.
+        ConfigurationError: the checkpoint has a head already, or the task leaves the new one out.
     """
+    if task not in (None, "classify"):
+        raise ConfigurationError(
+            f"a new head of {num_labels} classes makes a model of task classify, and task {task}"
+            " leaves it out; give one of them"
+        )
     if source.task == "classify":
         raise ConfigurationError(
             "this checkpoint has a classifier head already; --num-labels makes one on an encoder"

@@ -145,10 +145,8 @@ def input_options(command: Command) -> Command:
     def with_inputs(**options: Any) -> Any:
         from mae_convert.verify.inputs import InputChoice
 
-        file, images = options.pop("inputs"), options.pop("images")
-        if file is not None and images is not None:
-            raise click.UsageError("--inputs and --images both name pictures; give one of them")
-        choice = InputChoice(file, images, options.pop("seed"), options.pop("batch"))
+        names = ("inputs", "images", "seed", "batch")
+        choice = InputChoice(*(options.pop(name) for name in names))
         return command(inputs=choice, **options)
 
     path = click.Path(path_type=Path)

@@ -150,7 +150,7 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
         (("--results", "rows.parquet"), "pass --report rows.parquet"),
         (("--results", "nothing/rows.sqlite"), "there is no directory nothing"),
         (("--address", "head:6379"), "add --engine ray"),
-        (("--engine", "ray", "--workers", "2"), "--workers is of --engine local"),
+        (("--engine", "ray", "--workers", "2"), "--workers is for processes on this machine"),
     ],
 )
 def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, said):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.ending import ignore_interrupts
 from mae_convert.commands.opening import open_and_tell, open_pair_and_tell
 from mae_convert.options import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mae_convert.sources import Source
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
 @click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
@@ -52,7 +53,7 @@ def inspect(
     print_json(report) if as_json else show(report)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option(
@@ -143,7 +144,7 @@ def convert(
         "packing": Packing(prefix, pickled, max_shard_size),
     }
     source = open_and_tell(src, flags, state_key=state_key)
-    source = with_new_head(source, num_labels) if num_labels else source
+    source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)
@@ -158,7 +159,7 @@ def convert(
             show(plan, report)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("a", type=SourceType())
 @click.argument("b", type=SourceType())
 @json_option
@@ -183,7 +184,7 @@ def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: 
     return 0 if difference.same else 1
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("name", required=False)
 def layouts(name: str | None) -> None:
     """List the layouts, or show the mapping table of one.

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.streams import say
 from mae_convert.options import json_option
 from mae_convert.text import for_terminal
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @json_option
 def catalog(as_json: bool) -> None:
     """List the official checkpoints: which has the decoder, what it predicts, which one to take.
@@ -27,7 +28,7 @@ def catalog(as_json: bool) -> None:
     print_json(show.catalog_json(OFFICIAL)) if as_json else show.catalog(OFFICIAL)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("name")
 @click.option(
     "--output",
@@ -57,7 +58,7 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     click.echo(for_terminal(report["path"]))
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo_id")
 @click.option(
@@ -107,10 +108,6 @@ def publish(
     from mae_convert.show import publication as show
     from mae_convert.show.console import as_json as print_json
 
-    if create_pr and branch != "main":
-        raise click.UsageError("--create-pr proposes a change to main; leave --branch out")
-    if (license_name or license_link) and license_ != "other":
-        raise click.UsageError("--license-name and --license-link go with --license other")
     said = {"license": license_, "license_name": license_name, "license_link": license_link}
     licence = {name: value for name, value in said.items() if value}
     target = Target(repo_id, branch, create_pr, private)

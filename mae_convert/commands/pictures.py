@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.opening import open_and_tell
 from mae_convert.options import (
     SourceType,
@@ -37,7 +38,7 @@ def first_installed() -> str:
     raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
 @click.argument("images", type=PICTURES, nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
@@ -99,14 +100,12 @@ def reconstruct(
 
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
     look = Look(**options, framework=framework or first_installed(), stretch=stretch)
-    if flags.mask_ratio is not None and look.mask not in ("random", "block", "grid"):
-        raise click.UsageError(f"--mask {look.mask} says itself what is removed; no --mask-ratio")
     checkpoint = open_and_tell(src, flags, state_key=state_key)
     report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
     print_json(report) if as_json else show(report)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
 @click.argument("folder", type=PICTURES, metavar="DIR")
 @click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
@@ -158,7 +157,7 @@ def features(
     print_json(features_json(found, output)) if as_json else show(found, output)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.streams import say
 from mae_convert.options import checkpoint_options, device_option, framework_option, json_option
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("plan", nargs=-1, required=True, metavar="PLAN")
 @click.option("--to", multiple=True, metavar="LAYOUT", help="Layout to write, as `to` in a plan.")
 @click.option("--target", metavar="TEXT", help="Where to, as out/{stem}-{to}.")
@@ -93,7 +94,6 @@ def sweep(
     from mae_convert.sweep.results import Results
     from mae_convert.sweep.running import agenda, refuse_targets
 
-    _check_engine(options)
     check_names(reports)
     jobs = read_plan(plan, _said(options))
     path = results or _default_results(plan)
@@ -148,15 +148,6 @@ def _default_results(plan: tuple[str, ...]) -> Path:
     return Path(plan[0] if is_plan(plan[0]) else "sweep").with_suffix(".results.sqlite")
 
 
-def _check_engine(options: dict[str, Any]) -> None:
-    """Refuse an option that the engine would not look at."""
-    on_ray = options["engine"] == "ray"
-    if on_ray and options["workers"]:
-        raise click.UsageError("--workers is of --engine local; Ray places jobs by --threads")
-    if options["address"] and not on_ray:
-        raise click.UsageError("--address is that of a Ray cluster; add --engine ray")
-
-
 def _engine(options: dict[str, Any]) -> "Engine":
     """Return what runs the jobs."""
     if options["engine"] == "ray":
@@ -169,7 +160,7 @@ def _engine(options: dict[str, Any]) -> "Engine":
     return lambda jobs: run_local(jobs, allowed)
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--images", type=FILE, required=True, metavar="DIR", help="Folder of pictures.")
 @click.option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.opening import open_and_tell, open_pair_and_tell, say_notes
 from mae_convert.commands.streams import say
 from mae_convert.options import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mae_convert.verify.verification import Options, Verification
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("ckpt", type=SourceType())
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
@@ -94,7 +95,7 @@ def trace(
     click.echo(f"wrote {for_terminal(out)}")
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("a", type=SourceType())
 @click.argument("b", type=SourceType())
 @json_option
@@ -117,7 +118,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     return 0 if verdict.passed else 1
 
 
-@click.command()
+@click.command(cls=CheckedCommand)
 @click.argument("a", type=SourceType(), required=False)
 @click.argument("b", type=SourceType(), required=False)
 @click.option(
@@ -193,8 +194,6 @@ def verify(
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
-        if b is not None or certify or reports:
-            raise click.UsageError("--published takes no B, no --certify and no --report")
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")

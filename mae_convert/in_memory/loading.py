@@ -79,7 +79,7 @@ def load_model(
     else:
         checkpoint = open_source(parse_source(str(source)), flags_of(said), state_key=state_key)
     if num_labels is not None:
-        checkpoint = with_new_head(checkpoint, num_labels)
+        checkpoint = with_new_head(checkpoint, num_labels, task)
     return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
 
 

@@ -201,7 +201,7 @@ def flags_of(settings: Settings) -> Flags:
 def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
     said = job.settings
     if labels := said.get("num_labels"):
-        source = with_new_head(source, labels)
+        source = with_new_head(source, labels, said.get("task"))
     size = said.get("image_size")
     geometry = Geometry(
         None if size is None else tuple(size),

@@ -209,6 +209,15 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
     return None
 
 
+# Fields of which the second leaves the first without effect.
+TOGETHER = (
+    ("images", "inputs", "inputs names images too; give one of them"),
+    ("seed", "inputs", "the images and the noise are those of inputs; leave seed out"),
+    ("batch", "inputs", "all images of inputs are used; leave batch out"),
+    ("at_mask_ratio", "unmasked", "nothing is masked then; leave one of them out"),
+)
+
+
 def _stray(settings: Settings) -> tuple[str, object] | None:
     """Return a field that is about a step that the job has not, and why; None if all are."""
     stray = next((name for name in settings if name in VERIFY and settings[name]), None)
@@ -217,8 +226,13 @@ def _stray(settings: Settings) -> tuple[str, object] | None:
     stray = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
     if "publish" not in settings and stray:
         return stray, "this is about publishing; add publish: OWNER/NAME"
-    if "inputs" in settings and "images" in settings:
-        return "images", "inputs names pictures too; give one of them"
+    if settings.get("num_labels") and settings.get("task", "classify") != "classify":
+        return "num_labels", "a new head makes a model of task classify; leave task out"
+    if settings.get("sincos_positions") and "image_size" not in settings:
+        return "sincos_positions", "position embeddings are made for another grid; add image_size"
+    for name, other, why in TOGETHER:
+        if settings.get(name) is not None and settings.get(other):
+            return name, why
     return None
 
 
