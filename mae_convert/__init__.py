@@ -4,17 +4,29 @@
 package costs nothing; no framework is imported before a model of it is made.
 """
 
-from typing import TYPE_CHECKING, Any
+import sys
 
-if TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without importing typing, which would come before `python -m` is in our hands
     from mae_convert.in_memory import load_model, save_model
 
 __version__ = "0.1.0"
 __all__ = ["load_model", "save_model"]
+UNSUPPORTED = (
+    "this program runs on Linux and macOS, not on Windows, whose file locks and renames differ; use"
+    " the Windows Subsystem for Linux (WSL)"
+)
 
 
-def __getattr__(name: str) -> Any:
+def is_supported() -> bool:
+    """Return whether this system has what the whole program needs: that of POSIX."""
+    return sys.platform != "win32"
+
+
+def __getattr__(name: str) -> object:
     if name in __all__:
+        if not is_supported():
+            raise ImportError(UNSUPPORTED)
         from mae_convert import in_memory
 
         return getattr(in_memory, name)

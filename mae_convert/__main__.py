@@ -1,11 +1,29 @@
 """``mae-convert`` and ``python -m mae_convert``: the command line."""
 
+import sys
+
+if (
+    __name__ == "__main__"
+    and not sys.flags.safe_path
+    and not __file__.startswith(f"{sys.path[0]}/mae_convert/")
+):
+    # `python -m` puts the current directory before the library: a random.py that lies beside
+    # checkpoints must not be run. A checkout of this project may be used from its own directory.
+    del sys.path[0]
+
 import os
 import signal
 
 
 def main() -> None:
     """Run the command line; an interrupt while it is being imported is told by the status alone."""
+    from mae_convert import UNSUPPORTED, is_supported
+
+    if not is_supported():
+        sys.stderr.write(f"mae-convert: {UNSUPPORTED}\n")
+        sys.exit(3)
+    # Nor is it put there for the Python processes that this one starts.
+    os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from mae_convert.cli import main as run

@@ -4,7 +4,6 @@ Every command parses, calls one function of the library, and prints. Imports tha
 inside the commands, so that ``--help`` answers at once.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,9 +11,9 @@ import click
 
 from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, sweeps, verdicts
-from mae_convert.commands.ending import ignore_interrupts, raise_interrupts
 from mae_convert.commands.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError, one_line
+from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
 
 NO_OUTPUT = (
     "standard output is closed, so that nothing could be shown; redirect it to a file, or to"
@@ -51,23 +50,21 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
-    # A polite end, so that what was begun is cleaned up.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    interrupts = raise_interrupts()
+    received = raise_signals()
     has_output = prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
+    except Ended as ended:
+        status, sentence = int(ended.code or 0), None
     except Exception as error:
-        if not interrupts:
+        if not received:
             print_unexpected(error)
         # Not 1, which means that two checkpoints differ.
-        status = 130 if interrupts else 2
-        sentence = None if interrupts else "this is an error of mae-convert itself; report it"
-    ignore_interrupts()
-    if interrupts and status:  # C code, and the making of a class, turn them into other errors
-        status, sentence = 130, "interrupted"
+        status, sentence = 2, "this is an error of mae-convert itself; report it"
+    ignore_signals()
+    if received and status:  # C code, and the making of a class, turn them into other errors
+        status, sentence = ended_by(received[0])
     if sentence:
         say(f"mae-convert: {sentence}")
     sys.exit(status)

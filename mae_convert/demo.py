@@ -1,12 +1,12 @@
 """The demonstration: the whole way of a checkpoint, on one that comes with the package."""
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.look.sheet import panel
@@ -20,7 +20,13 @@ from mae_convert.verify.running import Run, run_together
 from mae_convert.verify.sides import Side, choose_side
 
 TARGETS = ("transformers", "transformers-tf")
-FULL_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
+FULL_NAMES = {
+    "torch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "transformers": "transformers",
+    "timm": "timm",
+}
 PICTURE = "reconstruction.png"
 
 
@@ -43,13 +49,15 @@ def run_demo(output: Path) -> bool:
     for layout, target in converted.items():
         execute(plan_conversion(source, target, layout), overwrite=True)
         out.print(f"  converted to {layout}: {markup(target)}")
-    out.print("  running PyTorch and TensorFlow on the same pictures with the same noise ...")
     pictures = sorted(data.glob("*.jpg"))
     pixels = load_pictures(pictures, source)
     noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
     inputs = {"pixel_values": pixels, "noise": noise}
     checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
-    traces = run_together([Run(c, choose_side(c, Side())) for c in checkpoints], inputs)
+    runs = [Run(c, choose_side(c, Side())) for c in checkpoints]
+    names = dict.fromkeys(FULL_NAMES[str(run.side.framework)] for run in runs)
+    out.print(f"  running {' and '.join(names)} on the same images with the same noise ...")
+    traces = run_together(runs, inputs)
     verdicts = {
         layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
     }
@@ -67,8 +75,8 @@ def run_demo(output: Path) -> bool:
 
 def round_trip(source: Checkpoint, converted: Path) -> Check:
     """Convert back to the original layout and count what is not the same bits."""
-    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
-        back = Path(folder) / "back.pth"
+    with scratch_directory() as folder:
+        back = folder / "back.pth"
         execute(plan_conversion(open_checkpoint(converted), back, source.layout.name))
         difference = diff(source, open_checkpoint(back))
     return Check(f"weights/{converted.name} and back", difference.same, len(difference.tensors), 0)

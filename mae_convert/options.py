@@ -17,6 +17,7 @@ REFERENCE = click.Choice(["torch", "tensorflow", "jax"])
 COUNT = click.IntRange(1, 1_000_000)  # more is a slip of the finger, and memory that is not there
 POOLING = click.Choice(["token", "avg"])
 MODE = click.Choice(["eager", "compiled", "xla", "train"])
+SECONDS = click.FloatRange(min=0)
 
 
 class ImageSize(click.ParamType):
@@ -125,6 +126,12 @@ framework_option = click.option(
     "--framework", type=REFERENCE, help="Default: the first that is installed."
 )
 device_option = click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+time_limit_option = click.option(
+    "--time-limit",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="That a framework's run may take; 0 is no limit.  [default: MAE_CONVERT_TIME_LIMIT, 3600]",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
@@ -193,11 +200,12 @@ def side_options(command: Command) -> Command:
     def with_sides(**options: Any) -> Any:
         from mae_convert.verify.sides import Side
 
+        limit = options.pop("time_limit")
+        names = ("framework", "device", "python", "mode")
         sides = tuple(
-            Side(*(options.pop(f"{name}_{side}") for name in ("framework", "device", "python",
-                                                              "mode")))
+            Side(**{name: options.pop(f"{name}_{side}") for name in names}, time_limit=limit)
             for side in "ab"
-        )  # fmt: skip
+        )
         return command(sides=sides, **options)
 
     options = []
@@ -222,4 +230,4 @@ def side_options(command: Command) -> Command:
                 help=f"Run {what} as it is, compiled, or as in training with dropout 0.",
             ),
         ]
-    return with_options(command, with_sides, options)
+    return with_options(command, with_sides, [*options, time_limit_option])

@@ -10,6 +10,7 @@ traceback. Keras runs on ``$KERAS_BACKEND``.
 import json
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 
@@ -91,6 +92,29 @@ def refusal(function, *inputs, **named):
 
 
 # --- load_model and save_model ---
+
+
+def check_layers_that_another_thread_makes_meanwhile_are_initialized():
+    loaded, wrong = threading.Event(), []
+
+    def make_layers():
+        while not loaded.is_set():
+            layer = keras.layers.Dense(64)
+            layer.build((None, 64))
+            kernel = np.asarray(layer.kernel)  # uniform in ±0.2165
+            if not (0.1 < kernel.std() < 0.15 and np.abs(kernel).max() < 0.22):
+                wrong.append(kernel)
+
+    other = threading.Thread(target=make_layers)
+    other.start()
+    try:
+        for _ in range(3):
+            model_of("pretrain")
+            load_model(GOLDEN / CASES["pretrain"][1], BACKEND)
+    finally:
+        loaded.set()
+        other.join()
+    assert not wrong, wrong[0]
 
 
 def check_any_checkpoint_computes_what_the_original_computed():

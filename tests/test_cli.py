@@ -292,7 +292,7 @@ import os, signal, sys, time
 from mae_convert import cli, inspection
 class Gone:
     def __del__(self):  # in which Python ignores what is raised
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{name})
         time.sleep(0.1)
 def look(*_, **__):
     del Gone.last
@@ -304,7 +304,46 @@ cli.main(["inspect", *sys.argv[1:]])
 """
 
 
-def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain):
-    command = [sys.executable, "-c", FORGOTTEN, pretrain.checkpoint, *pretrain.heads]
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")],
+)
+def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain, name, status, words):
+    code = FORGOTTEN.format(name=name)
+    command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
+    assert (done.returncode, done.stderr) == (status, f"mae-convert: {words}\n")
+
+
+INSISTENT = """
+import os, signal, sys, threading, time
+from mae_convert import cli, inspection
+class Gone:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+class Thread(threading.Thread):
+    def start(self):  # the one that sends the signal again, while the hook of Python runs
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        super().start()
+def look(*_, **__):
+    threading.Thread = Thread
+    try:
+        del Gone.last
+        time.sleep(10)
+    finally:  # what is cleaning up is not interrupted by a second request
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        sys.stderr.write("cleaned up\\n")
+Gone.last = Gone()
+inspection.inspect = look
+cli.main(["inspect", *sys.argv[1:]])
+"""
+
+
+def test_signals_that_come_while_one_is_handled_are_neither_lost_nor_in_the_way(pretrain):
+    command = [sys.executable, "-c", INSISTENT, pretrain.checkpoint, *pretrain.heads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "cleaned up\nmae-convert: ended by SIGTERM\n"
+    assert done.returncode == 143

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,33 @@ def test_a_dtype_is_taken_as_its_framework_names_it(tmp_path):
         save_model(model, tmp_path / "m.pth", "facebook", dtype=dtype, overwrite=True)
     with pytest.raises(MaeConvertError, match="'int8'; choose float64, float32, float16, bfloat16"):
         save_model(model, tmp_path / "other.pth", "facebook", dtype="int8")
+
+
+def test_layers_that_another_thread_makes_meanwhile_are_initialized():
+    """A model is loaded without drawing random numbers for it, which concerns no other model."""
+    loaded, wrong = threading.Event(), list[str]()
+
+    def make_layers():
+        while not loaded.is_set():
+            norm, linear = torch.nn.LayerNorm(64), torch.nn.Linear(64, 64)
+            if not (torch.equal(norm.weight, torch.ones(64)) and not norm.bias.any()):
+                wrong.append(f"layer norm: {norm.weight}")
+            # Uniform in ±1/8.
+            if not (
+                0.06 < linear.weight.std().item() < 0.09 and linear.weight.abs().max() <= 1 / 8
+            ):
+                wrong.append(f"linear: {linear.weight}")
+            norm.weight.data.fill_(7), linear.weight.data.fill_(7)  # this memory is used again
+
+    other = threading.Thread(target=make_layers)
+    other.start()
+    try:
+        for _ in range(20):
+            load_model(ORIGINAL, **HEADS)
+    finally:
+        loaded.set()
+        other.join()
+    assert not wrong, wrong[0]
 
 
 LAYOUTS = {

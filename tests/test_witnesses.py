@@ -89,7 +89,7 @@ def test_timms_own_model_is_a_witness(case, tmp_path, run, name):
 def bare_python(tmp_path):
     """An interpreter that has no framework."""
     path = tmp_path / "python"
-    path.write_text("#!/bin/sh\necho False\n")
+    path.write_text('#!/bin/sh\necho \'["torch", "timm"]\'\n')
     path.chmod(0o755)
     return path
 
@@ -109,7 +109,7 @@ def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, w
 def test_a_missing_framework_and_what_is_no_interpreter_are_named(source, bare_python):
     with pytest.raises(MissingRequirementError, match="torch is not installed in"):
         choose_side(source, Side("torch", python=str(bare_python)))
-    with pytest.raises(MaeConvertError, match="no Python interpreter"):
+    with pytest.raises(MaeConvertError, match="not a Python interpreter"):
         choose_side(source, Side("torch", python="/bin/cat"))
 
 

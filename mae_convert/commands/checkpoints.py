@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.contradictions import CheckedCommand
-from mae_convert.commands.ending import ignore_interrupts
 from mae_convert.commands.opening import open_and_tell, open_pair_and_tell
 from mae_convert.options import (
     COUNT,
@@ -17,6 +16,7 @@ from mae_convert.options import (
     checkpoint_options,
     json_option,
 )
+from mae_convert.signals import ignore_signals
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -151,7 +151,7 @@ def convert(
     ]
     with progress("read, write and compare") as told:
         reports = execute_all(plans, overwrite=overwrite, progress=told)
-    ignore_interrupts()  # the outputs have their names
+    ignore_signals()  # the outputs have their names
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:

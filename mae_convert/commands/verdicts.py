@@ -19,6 +19,7 @@ from mae_convert.options import (
     input_options,
     json_option,
     side_options,
+    time_limit_option,
 )
 from mae_convert.text import for_terminal
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     help="First apply the lossy steps that a checkpoint made of this one declares.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@time_limit_option
 @input_options
 @checkpoint_options
 def trace(
@@ -67,6 +69,7 @@ def trace(
     device: str,
     python: str | None,
     mode: str,
+    time_limit: float | None,
     dtypes: tuple[str, ...],
     state_key: str | None,
     flags: "Flags",
@@ -88,7 +91,7 @@ def trace(
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
         open_and_tell(ckpt, flags, state_key=state_key),
-        Side(framework, device, python, mode),
+        Side(framework, device, python, mode, time_limit),
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
     )
@@ -240,10 +243,12 @@ def _replay(
             " compares it with results that others published"
         )
     # What is asked for and not done would be a pass for nothing.
-    if sides[1] != Side() or replace(options, dtypes=(), require_proof=False) != Options(dtypes=()):
+    unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
+    if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(
             "a certificate is replayed on its own inputs and in its own way; of the options it"
-            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...);"
+            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...) and"
+            " --time-limit;"
             " give the source too for the others"
         )
     path, origin = locate(source, certificate=True)

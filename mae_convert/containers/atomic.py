@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.containers import renaming
-from mae_convert.containers.staging import staging_beside, undisturbed
+from mae_convert.containers.staging import staging_beside
 from mae_convert.errors import OutputError
+from mae_convert.signals import undisturbed
 
 NEW = "new"
 

@@ -1,26 +1,29 @@
-"""Hidden directories beside a target, in which an output is made before it gets its name.
+"""Hidden directories that end with the run: for outputs, beside the target, and for other files.
 
 The name is random and the directory is the user's alone, so that nobody can foresee it and put
 something there. The run that uses it holds a lock on it: a directory without one was left by a run
 that was killed, and the next run removes it.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
-import signal
 import stat
-import threading
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+
+from mae_convert import UNSUPPORTED
+from mae_convert.signals import undisturbed
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(UNSUPPORTED) from error
 
 NAME = re.compile(r"\.mae-convert-[0-9a-f]{16}")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -30,76 +33,55 @@ def staging_beside(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    sweep(target.parent)
-    with undisturbed():
-        folder, lock = _make(target.parent)
-    try:
+    with _staging_in(target.parent) as folder:
         yield folder
-    finally:
-        with undisturbed():
-            remove(folder)
-            os.close(lock)
-
-
-class Signals:
-    """What was caught while it was put off: Ctrl-C, or a polite request to end."""
-
-    def __init__(self) -> None:
-        self._caught: list[tuple[int, FrameType | None]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._caught)
-
-    def catch(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal for later."""
-        self._caught.append((number, frame))
-
-    def forget(self) -> None:
-        """Let what was caught have come too late."""
-        self._caught.clear()
-
-    def deliver(self, handlers: Mapping[int, Any]) -> None:
-        """Do what would have been done when the first was caught."""
-        for number, frame in self._caught[:1]:
-            handler = handlers[number]
-            if callable(handler):
-                handler(number, frame)
-            elif handler == signal.SIG_DFL:
-                signal.raise_signal(number)
 
 
 @contextmanager
-def undisturbed() -> Iterator[Signals]:
-    """Put off Ctrl-C and a polite request to end until the body is done."""
-    signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # the main thread alone is disturbed
-        return
-    before: dict[int, Any] = {
-        number: signal.signal(number, signals.catch)
-        for number in SIGNALS
-        if signal.getsignal(number) is not None
-    }
+def scratch_directory() -> Iterator[Path]:
+    """Make a directory for temporary files, where the system has them, and remove it at the end.
+
+    Unlike those of `tempfile`, one that a killed run has left is removed by the next run.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with _staging_in(Path(tempfile.gettempdir())) as folder:
+        yield folder
+
+
+@contextmanager
+def _staging_in(directory: Path) -> Iterator[Path]:
+    sweep(directory)
+    made: list[tuple[Path, int]] = []
     try:
-        yield signals
+        with undisturbed():  # what was put off is raised when this ends, and the directory removed
+            made.append(_make(directory))
+        yield made[0][0]
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signals.deliver(before)
+        with undisturbed():
+            for folder, lock in made:
+                remove(folder)
+                os.close(lock)
 
 
 def sweep(directory: Path) -> list[Path]:
     """Remove what killed runs of this user have left in a directory; return what it was."""
-    swept = []
-    with suppress(OSError):
-        for path in sorted(directory.iterdir()):
-            if NAME.fullmatch(path.name) and _is_ours(path):
-                lock = _lock(path, or_none=True)
-                if lock is not None:  # it is held until the directory is gone
-                    remove(path)
-                    os.close(lock)
-                    swept.append(path)
+    swept: list[Path] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        names = sorted(entry.name for entry in entries if NAME.fullmatch(entry.name))
+        swept = [directory / name for name in names if _removed(directory / name)]
     return swept
+
+
+def _removed(path: Path) -> bool:
+    """Remove a directory of ours that no run uses; return whether it was one."""
+    lock = _lock(path, or_none=True) if _is_ours(path) else None
+    if lock is None:
+        return False
+    remove(path)
+    os.close(lock)  # held until the directory is gone
+    return True
 
 
 def remove(path: Path) -> None:
@@ -148,5 +130,7 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
 
 
 def _is_ours(path: Path) -> bool:
-    found = path.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    with suppress(OSError):  # its own run may just have removed it
+        found = path.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return False

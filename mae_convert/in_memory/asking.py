@@ -25,6 +25,7 @@ ARGUMENTS = {
     "--device": "device",
     "--max-shard-size": "max_shard_size",
     "--against": "against",
+    "--time-limit": "time_limit",
     "--overwrite": "overwrite=True",
     "--unmasked": "unmasked=True",
 }

@@ -14,8 +14,8 @@ import numpy as np
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import LayoutError, MissingRequirementError
 from mae_convert.rounding import DTYPES
+from mae_convert.verify.keras_backend import Unset
 from mae_convert.verify.keras_backend import device as on_device
-from mae_convert.verify.keras_backend import nothing_drawn
 from mae_convert.verify.loaders import LoadError
 from reference_models.configuration import ViTMAEConfig
 from reference_models.keras import (
@@ -63,8 +63,7 @@ def make(
 def _make(
     model_class: Any, config: ViTMAEConfig, tensors: Sequence[LazyTensor], policy: str
 ) -> Any:
-    with nothing_drawn():
-        model = model_class(config, dtype=policy)
+    model = model_class(config, dtype=policy, initializer=Unset())
     variables = [variable_at(model, tensor.name) for tensor in tensors]
     if {id(v) for v in variables} != {id(v) for v in model.weights} or len(variables) > len(
         model.weights

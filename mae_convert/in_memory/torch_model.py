@@ -10,7 +10,7 @@ from mae_convert.containers.tensor import LazyTensor, as_bytes
 from mae_convert.errors import LayoutError, MissingRequirementError
 from mae_convert.mapping import listed
 from mae_convert.rounding import DTYPES
-from mae_convert.verify.torch_runs import nothing_drawn
+from mae_convert.verify.torch_runs import WithoutValues
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
@@ -33,7 +33,7 @@ def make(
         LayoutError: the tensors are not the model's.
         MissingRequirementError: there is no such device.
     """
-    with nothing_drawn():
+    with WithoutValues():
         model = model_class(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)

@@ -2,7 +2,6 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ import numpy as np
 from mae_convert import storage
 from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.configuration import Configuration
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import MaeConvertError
 from mae_convert.look.masks import noise_of, ratio_that_keeps
 from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
@@ -183,8 +183,8 @@ class _Run:
     def __call__(self, source: str, place: int) -> tuple[Point, Reconstruction | None]:
         epoch = _number_in(source)
         try:
-            with tempfile.TemporaryDirectory(prefix="mae-convert-timeline-") as folder:
-                checkpoint = self._open(source, Path(folder))
+            with scratch_directory() as folder:
+                checkpoint = self._open(source, folder)
                 if checkpoint.container.epoch is not None:
                     epoch = checkpoint.container.epoch
                 epoch = place if epoch is None else epoch

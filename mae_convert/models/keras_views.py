@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from mae_convert.positions import resampling_matrix
+from reference_models.keras.layers import LayerResult
 from reference_models.outputs import Tensor
 
 Size = tuple[int, int]
@@ -32,8 +33,7 @@ class Anew:
         def output(inputs: Tensor) -> Tensor:
             return compute(self.block, inputs, wanted).output
 
-        kept = compute.__globals__["LayerResult"]
-        return kept(keras.remat(output)(tokens), None, {})
+        return LayerResult(keras.remat(output)(tokens), None, {})
 
 
 def shared(layer: Any, **changes: Any) -> Any:

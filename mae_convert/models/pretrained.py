@@ -1,12 +1,12 @@
 """How a model comes from a checkpoint and goes to one, as scripts for transformers ask for it."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from mae_convert.checkpoint import Flags
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import ConfigurationError
 from mae_convert.in_memory.asking import naming_arguments
 from mae_convert.in_memory.carried import Carried
@@ -240,8 +240,8 @@ class PretrainedModel:
             TypeError: an option that is not known.
         """
         said = about_the_hub(options, "push_to_hub", "max_shard_size")
-        with tempfile.TemporaryDirectory() as folder:
-            directory = Path(folder) / "model"
+        with scratch_directory() as folder:
+            directory = folder / "model"
             save_into(self, directory, self.layout, self._carried(), max_shard_size)
             return push(directory, repo_id, **said)
 

@@ -22,7 +22,7 @@ from mae_convert.models.pretrained import (
     check_size,
     problem_type,
 )
-from mae_convert.verify.torch_runs import nothing_drawn
+from mae_convert.verify.torch_runs import WithoutValues
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 
@@ -109,7 +109,7 @@ class TorchModel(PretrainedModel, nn.Module):
             for state in (state_dict, self.state_dict())
         )
         check_same(given, own)
-        with nothing_drawn():
+        with WithoutValues():
             model = type(self)(self.config)
         model.load_state_dict(state_dict, strict=True, assign=True)
         return model

@@ -1,10 +1,10 @@
 """What the Hub serves after a publication, byte by byte: downloaded anew, past every cache."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.hub import patiently
 from mae_convert.publish.staging import Staged
 from mae_convert.record import file_sha256
@@ -35,7 +35,7 @@ def _served_sha256(api: "HfApi", repo_id: str, commit: str, path: str) -> str | 
     """Return the hash of a file as it is served now, or None where there is no such file."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with tempfile.TemporaryDirectory(prefix="mae-convert-") as folder:
+    with scratch_directory() as folder:
         try:
             local = patiently(
                 lambda: api.hf_hub_download(repo_id, path, revision=commit, cache_dir=folder)

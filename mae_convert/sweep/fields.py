@@ -21,6 +21,7 @@ from mae_convert.options import (
     MODE,
     POOLING,
     RUN_DTYPE,
+    SECONDS,
     ByteSize,
     ImageSize,
 )
@@ -78,6 +79,7 @@ VERIFY: Mapping[str, click.ParamType] = {
     "gradients": click.BOOL,
     "require_proof": click.BOOL,
     "certify": click.BOOL,
+    "time_limit": SECONDS,
 }
 PUBLISH: Mapping[str, click.ParamType] = {
     "publish": click.STRING,

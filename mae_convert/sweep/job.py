@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert import storage
 from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
 from mae_convert.heads import with_new_head
@@ -100,9 +100,9 @@ def run_job(job: Job, threads: int | None = None) -> Row:
     if threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     started, found = time.time(), dict[str, Any]()
-    with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="mae-convert-sweep-") as folder:
+    with PeakMemory() as memory, scratch_directory() as folder:
         try:
-            _work(job, Path(folder), found)
+            _work(job, folder, found)
             row = Row(**job.identity(), **found)
         except Exception as error:
             # A mistake of ours, too, costs this job, and not the eight hundred others.
@@ -110,7 +110,7 @@ def run_job(job: Job, threads: int | None = None) -> Row:
     return row.ended(started, memory.peak)
 
 
-def _named(row: Row, job: Job, folder: str) -> Row:
+def _named(row: Row, job: Job, folder: Path) -> Row:
     """Return the row of an error with the names that the user knows, and not those on the way."""
     said = row.error or ""
     for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
@@ -223,7 +223,7 @@ def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
     said = job.settings
     sides = [
         Side(said.get(f"framework_{s}"), said.get(f"device_{s}", "cpu"), said.get(f"python_{s}"),
-             said.get(f"mode_{s}", "eager"))
+             said.get(f"mode_{s}", "eager"), said.get("time_limit"))
         for s in "ab"
     ]  # fmt: skip
     inputs, images = (Path(said[n]) if n in said else None for n in ("inputs", "images"))

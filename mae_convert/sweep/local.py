@@ -8,22 +8,24 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
+from mae_convert.signals import ignore_signals, raise_signals
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, needed_by
 from mae_convert.sweep.row import Row, error_row
 
 ATTEMPTS = 2
 START_ATTEMPTS = 5
+STOP_SECONDS = 10.0  # that a process has to clean up
 Work = Callable[[Job, int], Row]
 
 
@@ -57,8 +59,10 @@ def _gpus() -> tuple[str, ...]:
     if visible is not None:
         return tuple(name for name in visible.split(",") if name)
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return ()
     count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     return tuple(map(str, range(count)))
@@ -83,9 +87,8 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """End the process, and with it the frameworks that it runs."""
-        self.process.terminate()
-        self.process.join(10)
+        """Wait for a process that was asked to end, and with it the frameworks that it runs."""
+        self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -199,17 +202,20 @@ def _how(status: int | None) -> str:
 def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connection) -> None:
     """Run one job in a process of its own, and send its row."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that waits for us is interrupted
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    raise_signals()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     function, threads = work
-    connection.send(function(job, threads))
+    row = function(job, threads)
+    ignore_signals()
+    connection.send(row)
 
 
 def _end_with(connection: Connection) -> None:
     """End this process when the one that waits for it has gone; it never sends anything."""
-    try:
+    with suppress(EOFError, OSError):
         connection.recv()
-    except (EOFError, OSError):
-        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
+    os._exit(128 + signal.SIGTERM)

@@ -1,9 +1,7 @@
 """What Keras leaves to the backend: devices, precision, compilation, gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import keras
 
@@ -55,27 +53,17 @@ def set_precision(dtype: str, device: str) -> None:
     tensorflow.config.experimental.enable_op_determinism()
 
 
-@contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Let variables begin as they are: drawing what weights then replace takes seconds."""
-    random = (
-        keras.initializers.RandomNormal,
-        keras.initializers.RandomUniform,
-        keras.initializers.VarianceScaling,
-    )
+class Unset(keras.initializers.Initializer):
+    """Leaves a variable's memory as it is: weights come next, and to draw numbers takes seconds."""
 
-    def empty(_: Any, shape: Any, dtype: Any = None) -> Any:
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        """Return a tensor with any values."""
         dtype = keras.backend.standardize_dtype(dtype)
         if _is_jax():
             return keras.ops.zeros(shape, dtype)
         import tensorflow
 
         return tensorflow.raw_ops.Empty(shape=shape, dtype=dtype)
-
-    with ExitStack() as stack:
-        for kind in random:
-            stack.enter_context(mock.patch.object(kind, "__call__", empty))
-        yield
 
 
 def compiled(function: Function, model: Any, mode: str) -> Function:

@@ -100,8 +100,8 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 def build(job: Job, dtype: str) -> Any:
     """Return the reference model in a dtype with the job's weights."""
-    with backend.nothing_drawn():
-        model = MODELS[job.task](ViTMAEConfig.from_dict(job.config), dtype=dtype)
+    config = ViTMAEConfig.from_dict(job.config)
+    model = MODELS[job.task](config, dtype=dtype, initializer=backend.Unset())
     if job.loader == "keras":
         load_weights_file(model, job.weights)
     elif job.loader == "transformers-tf":

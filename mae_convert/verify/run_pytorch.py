@@ -8,7 +8,7 @@ import torch
 
 from mae_convert.verify.job import Job
 from mae_convert.verify.loaders import LoadError, pytorch_state_dict
-from mae_convert.verify.torch_runs import Results, nothing_drawn, settings, torch_runs, versions
+from mae_convert.verify.torch_runs import Results, WithoutValues, settings, torch_runs, versions
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import (
     ViTForImageClassification,
@@ -37,7 +37,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 def build(job: Job) -> torch.nn.Module:
     """Return the reference model with the job's weights."""
     config = ViTMAEConfig.from_dict(job.config)
-    with nothing_drawn():
+    with WithoutValues():
         model = MODELS[job.task](config)
     state = pytorch_state_dict(job.weights)
     try:

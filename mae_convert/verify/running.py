@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,16 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.verify.children import Clock, environment_of_child, python_process, stage_of
 from mae_convert.verify.gradients import with_canonical_gradients
 from mae_convert.verify.job import Job
 from mae_convert.verify.pinned import pinned
-from mae_convert.verify.sides import Side
+from mae_convert.verify.sides import WORKER, Side
 from mae_convert.verify.staging import stage
 from mae_convert.verify.trace import Trace, describe, read_trace
 
-WORKER = Path(__file__).with_name("worker.py")
 DEFAULT_DTYPES = ("float64", "float32")
 
 
@@ -65,32 +66,43 @@ class Run:
 
 @dataclass(frozen=True)
 class Running:
-    """A child process at work."""
+    """A child process at work.
+
+    Attributes:
+        run: what it runs.
+        description: what describes the run, computed meanwhile.
+        process: the child.
+        job: the file that says what the child is to do; its folder is the child's.
+        output: the trace that the child writes.
+        clock: the time that it may take.
+        opened: what ends the child and removes its folder.
+        held: files of the checkpoint that must not change meanwhile.
+    """
 
     run: Run
     description: Future[Mapping[str, Any]]
-    folder: tempfile.TemporaryDirectory[str]
     process: subprocess.Popen[str]
+    job: Path
     output: Path
+    clock: Clock
+    opened: ExitStack
     held: Sequence[ByteFile] = ()
 
     def stop(self) -> None:
         """End the child if it still runs, and remove what it was given."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.folder.cleanup()
+        self.opened.close()
 
     def result(self) -> Trace:
         """Wait for the child and for what describes it, and return its trace.
 
         Raises:
             MissingRequirementError: the child could not import its framework.
-            MaeConvertError: the child failed; its last words are in the message.
-        CheckpointError: a file of the checkpoint was written to meanwhile.
+            MaeConvertError: the child failed or took too long; its last message, or what it was
+                doing, is in the message.
+            CheckpointError: a file of the checkpoint was written to meanwhile.
         """
-        try:
-            _, errors = self.process.communicate()
+        with self.opened:
+            errors = self._wait()
             if self.process.returncode == 0 and self.output.exists():
                 for file in self.held:
                     file.require_unchanged()
@@ -98,24 +110,57 @@ class Running:
                 own = json.loads(metadata)
                 described = self.description.result()
                 return with_canonical_gradients(Trace({**described, **own}, arrays))
-        finally:
-            self.stop()
-        side = self.run.side
-        if self.process.returncode == 0:
-            raise MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
-        said = [line for line in errors.strip().splitlines() if line.strip()]
-        last = said[-1].removeprefix("worker: ") if said else f"signal {-self.process.returncode}"
-        kind = MissingRequirementError if self.process.returncode == 3 else MaeConvertError
-        raise kind(f"the {side.framework} run failed: {last}")
+            raise self._failure(errors)
+
+    def _wait(self) -> str:
+        """Wait until the child has ended; return what it wrote to standard error."""
+        try:
+            return self.process.communicate(timeout=self.clock.left())[1]
+        except subprocess.TimeoutExpired as late:
+            raise self.clock.exceeded(f"the {self.run.side.framework} run", self.job) from late
+
+    def _failure(self, errors: str) -> MaeConvertError:
+        side, status = self.run.side, self.process.returncode
+        if status == 0:
+            return MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
+        lines = [line for line in errors.strip().splitlines() if line.strip()]
+        last = lines[-1].removeprefix("worker: ") if lines else f"status {status}"
+        if status < 0:
+            last = f"signal {-status} {stage_of(self.job)}"
+        kind = MissingRequirementError if status == 3 else MaeConvertError
+        return kind(f"the {side.framework} run failed: {last}")
 
 
 def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
     """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``."""
+    with ExitStack() as opened:
+        work = opened.enter_context(scratch_directory())
+        job, native, held = _prepare(run, inputs, work)
+        process = opened.enter_context(_worker(run.side, job))
+        describing = partial(describe, run.checkpoint, run.side, inputs, native=native)
+        return Running(
+            run,
+            _meanwhile(describing),
+            process,
+            job,
+            work / "trace.safetensors",
+            Clock(run.side.time_limit),
+            opened.pop_all(),
+            held,
+        )
+
+
+def _prepare(
+    run: Run, inputs: Mapping[str, np.ndarray], work: Path
+) -> tuple[Path, bool, Sequence[ByteFile]]:
+    """Write what the child needs.
+
+    Returns:
+        Its job file, whether no mapping table was used, and the files that must not change.
+    """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
     assert side.framework is not None
-    folder = tempfile.TemporaryDirectory(prefix="mae-convert-")
-    work = Path(folder.name)
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     weights, loader, native = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored)
     weights, held = pinned(weights, run.checkpoint, work)
@@ -142,10 +187,7 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
         },
     )
     job.save(work / "job.json")
-    process = _start_worker(side, work / "job.json")
-    describing = partial(describe, run.checkpoint, side, inputs, native=native)
-    description = _meanwhile(describing)
-    return Running(run, description, folder, process, work / "trace.safetensors", held)
+    return work / "job.json", native, held
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
@@ -163,8 +205,8 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
-def _start_worker(side: Side, job: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONNOUSERSITE": "1"}
+def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
     if side.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if side.framework == "jax":
@@ -172,13 +214,12 @@ def _start_worker(side: Side, job: Path) -> subprocess.Popen[str]:
     # Two frameworks share the cores: a thread that has nothing to do is not to keep one busy.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic matrix products on CUDA
-    return subprocess.Popen(
-        [side.python or sys.executable, str(WORKER), str(job)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
+    return python_process(
+        side.python,
+        [WORKER, job],
+        environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
     )
 
 

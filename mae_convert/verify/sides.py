@@ -1,14 +1,19 @@
 """How a side of a comparison is run: by which framework, where, and whether natively."""
 
-import importlib.util
+import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.verify import worker
+from mae_convert.verify.children import cannot_run, environment_of_child
 from mae_convert.verify.job import FRAMEWORKS
+from mae_convert.verify.worker import TF_CLASSES, missing
 
+WORKER = Path(worker.__file__)
 # Which loader reads which spelling's own names into which framework's model. What is not here goes
 # through the mapping tables, and is then witnessed but not proven.
 NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
@@ -35,13 +40,25 @@ INSTALL = {
     "transformers": "pip install transformers torch",
     "timm": "pip install timm",
 }
-MODULES = {
+INSTALL_TF_CLASSES = "pip install transformers==4.57.6 tensorflow tf-keras"
+# What a run imports, as ``worker.missing`` takes it. Keras 3 has ``ops``; versions 4 of
+# transformers have the TensorFlow classes.
+KERAS = ("keras/src/ops", "h5py")
+REQUIREMENTS = {
     "torch": ("torch",),
-    "tensorflow": ("tensorflow", "keras"),
-    "jax": ("jax", "keras"),
-    "transformers": ("transformers",),
+    "tensorflow": ("tensorflow", *KERAS),
+    "jax": ("jax", *KERAS),
+    "transformers": ("transformers", "torch"),
     "timm": ("timm", "torch"),
 }
+TF_CLASSES_FILE = "transformers/models/vit_mae/modeling_tf_vit_mae.py"
+REQUIREMENTS_OF_TF_CLASSES = ("transformers", TF_CLASSES_FILE, "tensorflow", "tf_keras")
+NEEDED_BY_EVERY_RUN = ("numpy", "safetensors")
+FULL_NAMES = {
+    "keras/src/ops": "Keras 3",
+    TF_CLASSES_FILE: "a version of transformers with TensorFlow classes",
+}
+PROBE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -53,16 +70,21 @@ class Side:
         device: where runs other than float64 happen, "cpu" or "cuda".
         python: the interpreter of the child process; None is this one.
         mode: one of ``job.MODES``.
+        time_limit: seconds that a run may take; 0 is no limit, and None the one of the environment
+            variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
     """
 
     framework: str | None = None
     device: str = "cpu"
     python: str | None = None
     mode: str = "eager"
+    time_limit: float | None = None
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     """Return the side with its framework chosen: one that reads the names natively, if it is here.
+
+    It is here if all that the run of this checkpoint imports is installed.
 
     Raises:
         MissingRequirementError: a framework that was asked for, or any at all, is missing.
@@ -72,13 +94,14 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
             raise MaeConvertError(
                 f"unknown framework {side.framework!r}; choose {', '.join(FRAMEWORKS)}"
             )
-        if not has_framework(side.framework, side.python):
-            raise _missing(side.framework, side.python)
+        loader = loader_for(checkpoint, side.framework)
+        if not has_framework(side.framework, side.python, loader):
+            raise _missing(side.framework, side.python, loader)
         return side
     native = [f for f in FRAMEWORKS if loader_for(checkpoint, f) is not None]
     references = [f for f in FRAMEWORKS if f not in THIRD_PARTIES]
     for framework in dict.fromkeys([*native, *references]):
-        if has_framework(framework, side.python):
+        if has_framework(framework, side.python, loader_for(checkpoint, framework)):
             return replace(side, framework=framework)
     raise _missing(native[0] if native else "torch", side.python)
 
@@ -95,25 +118,60 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
     return loader
 
 
-def has_framework(framework: str, python: str | None) -> bool:
-    """Return whether an interpreter finds a framework, without importing it here.
+def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
+    """Return whether an interpreter finds all that a run imports, without importing it.
+
+    Args:
+        framework: one of ``FRAMEWORKS``.
+        python: the interpreter; None is this one.
+        loader: as ``loader_for`` returns it: transformers has classes for two frameworks.
 
     Raises:
         MaeConvertError: there is no such interpreter.
     """
-    modules = MODULES[framework]
-    if python is None:
-        return all(importlib.util.find_spec(module) for module in modules)
-    probe = f"import importlib.util as u; print(all(u.find_spec(m) for m in {modules}))"
+    return not _lacking(framework, python, loader)
+
+
+def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
+    """Return those requirements of a run that an interpreter does not find."""
+    by_tf_classes = (framework, loader) == TF_CLASSES
+    own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
+    requirements = (*own, *NEEDED_BY_EVERY_RUN)
+    return missing(requirements) if python is None else _missing_there(requirements, python)
+
+
+def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
+    """Return the requirements that another interpreter does not find."""
+    command = [python, str(WORKER), "--missing", *requirements]
     try:
-        done = subprocess.run([python, "-c", probe], check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            env=environment_of_child(), timeout=PROBE_SECONDS,
+        )  # fmt: skip
     except OSError as error:
-        raise MaeConvertError(f"cannot run the interpreter {python}: {error.strerror}") from error
-    if done.stdout.strip() not in ("True", "False"):
-        raise MaeConvertError(f"{python} ran and is no Python interpreter; give one")
-    return done.stdout.strip() == "True"
+        raise cannot_run(python, error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MaeConvertError(
+            f"{python} did not say in {PROBE_SECONDS} seconds what is installed there; is it a"
+            " Python interpreter?"
+        ) from error
+    try:
+        lacking = json.loads(done.stdout)
+    except ValueError:
+        lacking = None
+    if not isinstance(lacking, list):
+        raise MaeConvertError(f"{python} ran and is not a Python interpreter; give one")
+    return [requirement for requirement in requirements if requirement in lacking]
 
 
-def _missing(framework: str, python: str | None) -> MissingRequirementError:
+def _missing(
+    framework: str, python: str | None, loader: str | None = None
+) -> MissingRequirementError:
     where = "here" if python is None else f"in the environment of {python}"
-    return MissingRequirementError(f"{framework} is not installed {where}; {INSTALL[framework]}")
+    lacking = [FULL_NAMES.get(name, name) for name in _lacking(framework, python, loader)]
+    if not lacking or lacking[0] == framework:
+        what = f"{framework} is not installed {where}"
+    else:
+        what = f"{framework} needs {', '.join(lacking)}, not installed {where}"
+    install = INSTALL_TF_CLASSES if (framework, loader) == TF_CLASSES else INSTALL[framework]
+    return MissingRequirementError(f"{what}; {install}")

@@ -1,13 +1,13 @@
 """What every PyTorch model is run with: precisions, devices, modes and gradients."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mae_convert.verify.job import Job
 from mae_convert.verify.loaders import LoadError
@@ -36,22 +36,32 @@ def settings() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Make models without values, which weights then bring.
+class WithoutValues(TorchFunctionMode):
+    """Models that are built in this context, in this thread, have parameters without values.
 
-    To draw numbers for what holds none, PyTorch imports a computer algebra system for a second.
+    Their parameters are on the meta device, and initialization leaves them as they are: to draw
+    random numbers on that device, PyTorch first imports a computer algebra system for a second.
+    Other threads build models as always: PyTorch keeps modes for each thread.
     """
 
-    def left_as_it_is(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        """Do what a function of PyTorch does, or less."""
+        named = named or {}
+        if function in INITIALIZERS:
+            return arguments[0] if arguments else named["tensor"]
+        if function in CONSTRUCTORS and named.get("device") is None:
+            named = {**named, "device": "meta"}
+        return function(*arguments, **named)
 
-    with ExitStack() as stack:
-        for name in vars(nn.init):
-            if name.endswith("_") and not name.startswith("_"):
-                stack.enter_context(mock.patch.object(nn.init, name, left_as_it_is))
-        stack.enter_context(torch.device("meta"))
-        yield
+
+CONSTRUCTORS = {torch.empty, torch.zeros, torch.ones, torch.full}
+INITIALIZERS = {
+    Tensor.uniform_,
+    Tensor.normal_,
+    *(value for name, value in vars(nn.init).items() if re.fullmatch(r"[a-z]\w*_", name)),
+}
 
 
 def torch_runs(

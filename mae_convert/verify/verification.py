@@ -166,7 +166,8 @@ def _explained(done: Verification, runs: Sequence[Run]) -> Verification:
     )
     python = next((r.side.python for r in runs[:2] if r.side.framework == "torch"), None)
     ratio = runs[0].request.mask_ratio or 0.0
-    pair = Pair(source, target, done.inputs, ratio, python=python)
+    limit = runs[0].side.time_limit
+    pair = Pair(source, target, done.inputs, ratio, python=python, time_limit=limit)
     return replace(done, verdict=explained(done.verdict, pair))
 
 
@@ -198,7 +199,8 @@ def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
 
     The source is not run a second time by the framework that has run it.
     """
-    side = Side(witness.framework, python=witness.python)
+    limit = source.side.time_limit
+    side = Side(witness.framework, python=witness.python, time_limit=limit)
     reads = [loader_for(run.checkpoint, witness.framework) for run in (source, target)]
     source_only = reads[0] and not reads[1] and source.as_stored
     chosen = source if source_only and source.side.framework != side.framework else target

@@ -2,7 +2,10 @@
 
 It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
 that has NumPy, safetensors and the framework and nothing of ours, so the packages that it needs are
-made importable from the folders beside this file, and no others are.
+made importable from the folders beside this file, and no others are. It ends when its standard
+input does, which is when the process that has started it does.
+
+``python worker.py --missing REQUIREMENT...`` prints which requirements that interpreter lacks.
 """
 
 import gc
@@ -10,8 +13,12 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +37,61 @@ def expose(package: str) -> ModuleType:
     sys.modules[package] = module
     spec.loader.exec_module(module)
     return module
+
+
+def missing(requirements: Sequence[str]) -> list[str]:
+    """Return those requirements that are not installed; none of them is imported.
+
+    Args:
+        requirements: names of packages, as ``torch``, or of what has to be in a package, as
+            ``keras/src/ops``.
+    """
+    return [requirement for requirement in requirements if not _is_installed(requirement)]
+
+
+def _is_installed(requirement: str) -> bool:
+    package, _, inside = requirement.partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or spec.origin is None:  # a folder of that name is not a package
+        return False
+    folders = map(Path, spec.submodule_search_locations or ())
+    return not inside or any((folder / inside).exists() for folder in folders)
+
+
+def stage_file(job_path: Path) -> Path:
+    """Return the file that says what the child of a job is doing."""
+    return job_path.with_name("stage.txt")
+
+
+def note_stage(job_path: Path, stage: str) -> None:
+    """Note what is done next, as "importing torch"; it is told if it takes too long."""
+    with suppress(OSError):  # a full disk will be told of by what is done
+        stage_file(job_path).write_text(stage)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that has started it ends, however it does."""
+    be_killed_with_parent()
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+
+
+def be_killed_with_parent() -> None:
+    """Have Linux kill this process when its parent ends; elsewhere do nothing."""
+    if sys.platform == "linux":
+        with suppress(Exception):  # as where ctypes is missing
+            import ctypes
+
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end_with_standard_input() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+        os._exit(1)
 
 
 TF_CLASSES = ("transformers", "transformers-tf")
@@ -64,6 +126,7 @@ def run(job_path: Path) -> None:
 
     keep_what_is_freed()
     job = Job.load(job_path)
+    note_stage(job_path, f"importing {job.framework}")
     if job.framework == "torch" and hasattr(os, "nice"):
         os.nice(19)  # PyTorch is done first: the other side, which everybody waits for, goes before
     runner = import_runner(job.framework, job.loader)
@@ -73,7 +136,10 @@ def run(job_path: Path) -> None:
     with np.load(job.inputs) as archive:
         inputs = dict(archive)
     arrays: dict[str, np.ndarray] = {}
-    for dtype, results in runner.runs(job, inputs):
+    runs = runner.runs(job, inputs)
+    for dtype in job.dtypes:
+        note_stage(job_path, f"running {dtype}")  # the first time with loading the weights
+        _, results = next(runs)
         for name, array in results.items():
             # What does not depend on the dtype is kept once; that it does not is checked.
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
@@ -85,6 +151,7 @@ def run(job_path: Path) -> None:
         "versions": runner.versions(),
         "settings": runner.settings(),
     }
+    note_stage(job_path, "writing the results")
     save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
 
 
@@ -94,6 +161,10 @@ def main() -> int:
     sys.path[:] = [
         entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/verify"
     ]
+    if sys.argv[1] == "--missing":
+        print(json.dumps(missing(sys.argv[2:])))
+        return 0
+    end_with_parent()
     for package in ("mae_convert", "reference_models"):
         if package not in sys.modules:
             expose(package)

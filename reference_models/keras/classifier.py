@@ -8,7 +8,7 @@ from keras import ops
 
 from reference_models.configuration import ViTMAEConfig
 from reference_models.keras.encoder import Encoder
-from reference_models.keras.layers import LayerNorm
+from reference_models.keras.layers import Initializer, LayerNorm, dense
 from reference_models.keras.model import ConfiguredModel
 from reference_models.keras.numerics import mean, widen
 from reference_models.keras.patches import check_pixels
@@ -22,10 +22,16 @@ class TFViTForImageClassification(ConfiguredModel):
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
     ``"avg"``, which transformers has not, it reads the mean of the patch tokens after ``fc_norm``,
     and the encoder has no final norm; with ``fc_norm=False`` besides, as in timm, it reads the mean
-    of the patch tokens after the encoder's final norm.
+    of the patch tokens after the encoder's final norm. Arguments are those of ``TFViTMAEModel``.
     """
 
-    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: ViTMAEConfig | Mapping[str, Any],
+        *,
+        initializer: Initializer = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config, **kwargs)
         pooled = self.config.normalises_mean
         self.encoder = Encoder(
@@ -33,6 +39,7 @@ class TFViTForImageClassification(ConfiguredModel):
             learned_positions=True,
             embedding_dropout=self.config.hidden_dropout_prob,
             final_norm=not pooled,
+            initializer=initializer,
             dtype=self.dtype_policy,
         )
         self.fc_norm = (
@@ -40,8 +47,8 @@ class TFViTForImageClassification(ConfiguredModel):
             if pooled
             else None
         )
-        self.classifier = keras.layers.Dense(
-            self.config.num_labels, name="classifier", dtype=self.dtype_policy
+        self.classifier = dense(
+            self.config.num_labels, initializer, name="classifier", dtype=self.dtype_policy
         )
         self.build()
 

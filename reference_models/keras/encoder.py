@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from reference_models.configuration import ViTMAEConfig
-from reference_models.keras.layers import LayerNorm, Trunk
+from reference_models.keras.layers import Initializer, LayerNorm, Trunk
 from reference_models.keras.patches import patchify, take_tokens
 from reference_models.outputs import Tensor, TrunkOutput, Wanted
 from reference_models.positions import sincos_position_embedding
@@ -15,9 +15,12 @@ from reference_models.positions import sincos_position_embedding
 class PatchProjection(keras.layers.Layer):
     """The linear projection of patches (ViT, equation 1), its kernel stored as a convolution's."""
 
-    def __init__(self, config: ViTMAEConfig, *, name: str, dtype: Any) -> None:
+    def __init__(
+        self, config: ViTMAEConfig, *, initializer: Initializer = None, name: str, dtype: Any
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.config = config
+        self.initializer = initializer
 
     def build(self) -> None:
         """Make kernel (h, w, C, D) and bias (D,); the kernel is Xavier uniform as a matrix."""
@@ -26,7 +29,7 @@ class PatchProjection(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*config.patch_hw, config.num_channels, width),
-            initializer=keras.initializers.RandomUniform(-limit, limit),
+            initializer=self.initializer or keras.initializers.RandomUniform(-limit, limit),
         )
         self.bias = self.add_weight(name="bias", shape=(width,), initializer="zeros")
 
@@ -44,17 +47,28 @@ class Embeddings(keras.layers.Layer):
     """Patch tokens and a class token, with their positions."""
 
     def __init__(
-        self, config: ViTMAEConfig, *, learned_positions: bool, name: str, dtype: Any
+        self,
+        config: ViTMAEConfig,
+        *,
+        learned_positions: bool,
+        initializer: Initializer = None,
+        name: str,
+        dtype: Any,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.config = config
         self.learned_positions = learned_positions
-        self.projection = PatchProjection(config, name="projection", dtype=dtype)
+        self.initializer = initializer
+        self.projection = PatchProjection(
+            config, initializer=initializer, name="projection", dtype=dtype
+        )
 
     def build(self) -> None:
         """Make tokens, positions and projection."""
         config, width = self.config, self.config.hidden_size
-        random = keras.initializers.RandomNormal(stddev=config.initializer_range)
+        random = self.initializer or keras.initializers.RandomNormal(
+            stddev=config.initializer_range
+        )
         self.cls_token = self.add_weight(name="cls_token", shape=(1, 1, width), initializer=random)
         self.position_embeddings = add_positions(
             self,
@@ -109,11 +123,16 @@ class Encoder(Trunk):
         learned_positions: bool = False,
         embedding_dropout: float = 0.0,
         final_norm: bool = True,
+        initializer: Initializer = None,
         dtype: Any,
     ) -> None:
         super().__init__(name="vit", dtype=dtype)
         self.embeddings = Embeddings(
-            config, learned_positions=learned_positions, name="embeddings", dtype=dtype
+            config,
+            learned_positions=learned_positions,
+            initializer=initializer,
+            name="embeddings",
+            dtype=dtype,
         )
         self.embedding_dropout = keras.layers.Dropout(embedding_dropout, dtype=dtype)
         sizes = (
@@ -122,7 +141,7 @@ class Encoder(Trunk):
             config.intermediate_size,
             config.layer_norm_eps,
         )
-        self.add_blocks(config, sizes, config.num_hidden_layers, "layer_._")
+        self.add_blocks(config, sizes, config.num_hidden_layers, "layer_._", initializer)
         self.norm = (
             LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
         )

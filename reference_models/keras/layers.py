@@ -16,6 +16,9 @@ from reference_models.configuration import ViTMAEConfig
 from reference_models.keras.numerics import ACTIVATION_FUNCTIONS, mean, widen
 from reference_models.outputs import Taps, Tensor, TrunkOutput, Wanted
 
+Initializer = Any
+"""An initializer of Keras for what is otherwise drawn at random, or None."""
+
 
 class LayerResult(NamedTuple):
     """What a layer returns: its output and, where wanted, what happened on the way."""
@@ -23,6 +26,13 @@ class LayerResult(NamedTuple):
     output: Tensor
     probabilities: Tensor | None
     taps: Taps
+
+
+def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
+    """Return a dense layer; its kernel is Xavier uniform where no initializer is given."""
+    return keras.layers.Dense(
+        units, kernel_initializer=initializer or "glorot_uniform", name=name, dtype=dtype
+    )
 
 
 def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
@@ -61,13 +71,20 @@ class Attention(keras.layers.Layer):
     """Multi-head self-attention (ViT, appendix A)."""
 
     def __init__(
-        self, config: ViTMAEConfig, width: int, heads: int, *, name: str, dtype: Any
+        self,
+        config: ViTMAEConfig,
+        width: int,
+        heads: int,
+        *,
+        initializer: Initializer = None,
+        name: str,
+        dtype: Any,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.width = width
         self.heads = heads
         # Xavier's range for the three matrices seen as one, as the original initialises them.
-        joint_xavier = keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
+        joint_xavier = initializer or keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
         self.query, self.key, self.value = (
             keras.layers.Dense(
                 width,
@@ -78,7 +95,7 @@ class Attention(keras.layers.Layer):
             )
             for part in ("query", "key", "value")
         )
-        self.projection = keras.layers.Dense(width, name="dense", dtype=dtype)
+        self.projection = dense(width, initializer, name="dense", dtype=dtype)
         self.probability_dropout = keras.layers.Dropout(
             config.attention_probs_dropout_prob, dtype=dtype
         )
@@ -118,21 +135,22 @@ class Block(keras.layers.Layer):
     def __init__(
         self,
         config: ViTMAEConfig,
-        width: int,
-        heads: int,
-        hidden: int,
-        epsilon: float,
+        sizes: tuple[int, int, int, float],
         *,
+        initializer: Initializer = None,
         name: str,
         dtype: Any,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
+        width, heads, hidden, epsilon = sizes
         self.norm1 = LayerNorm(epsilon, name="layernorm_before", dtype=dtype)
-        self.attention = Attention(config, width, heads, name="attention", dtype=dtype)
+        self.attention = Attention(
+            config, width, heads, initializer=initializer, name="attention", dtype=dtype
+        )
         self.norm2 = LayerNorm(epsilon, name="layernorm_after", dtype=dtype)
-        self.fc1 = keras.layers.Dense(hidden, name="dense", dtype=dtype)
+        self.fc1 = dense(hidden, initializer, name="dense", dtype=dtype)
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        self.fc2 = keras.layers.Dense(width, name="dense", dtype=dtype)
+        self.fc2 = dense(width, initializer, name="dense", dtype=dtype)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -162,12 +180,23 @@ class Trunk(keras.layers.Layer):
     """
 
     def add_blocks(
-        self, config: ViTMAEConfig, sizes: tuple[int, int, int, float], depth: int, prefix: str
+        self,
+        config: ViTMAEConfig,
+        sizes: tuple[int, int, int, float],
+        depth: int,
+        prefix: str,
+        initializer: Initializer = None,
     ) -> None:
         """Add blocks of some (width, heads, hidden width, epsilon), named by prefix and index."""
         self.width, self.depth = sizes[0], depth
         for index in range(depth):
-            block = Block(config, *sizes, name=f"{prefix}{index}", dtype=self.dtype_policy)
+            block = Block(
+                config,
+                sizes,
+                initializer=initializer,
+                name=f"{prefix}{index}",
+                dtype=self.dtype_policy,
+            )
             setattr(self, f"block_{index}", block)
 
     def build_blocks(self) -> None:

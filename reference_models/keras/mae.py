@@ -8,7 +8,7 @@ from keras import ops
 
 from reference_models.configuration import ViTMAEConfig
 from reference_models.keras.encoder import Encoder, add_positions
-from reference_models.keras.layers import LayerNorm, Trunk
+from reference_models.keras.layers import Initializer, LayerNorm, Trunk, dense
 from reference_models.keras.model import ConfiguredModel
 from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
@@ -30,11 +30,23 @@ from reference_models.outputs import (
 
 
 class MaskedModel(ConfiguredModel):
-    """A model whose encoder sees only some patches."""
+    """A model whose encoder sees only some patches.
 
-    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
+    Args:
+        config: its configuration.
+        initializer: for everything that is otherwise drawn at random.
+        kwargs: ``name`` and ``dtype``, as of any Keras model.
+    """
+
+    def __init__(
+        self,
+        config: ViTMAEConfig | Mapping[str, Any],
+        *,
+        initializer: Initializer = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config, **kwargs)
-        self.encoder = Encoder(self.config, dtype=self.dtype_policy)
+        self.encoder = Encoder(self.config, initializer=initializer, dtype=self.dtype_policy)
         self.seed_generator = keras.random.SeedGenerator()
 
     def encode_visible(
@@ -101,11 +113,14 @@ class TFViTMAEModel(MaskedModel):
 class Decoder(Trunk):
     """The decoder (MAE, section 3): mask tokens take the places of the removed patches."""
 
-    def __init__(self, config: ViTMAEConfig, *, dtype: Any) -> None:
+    def __init__(
+        self, config: ViTMAEConfig, *, initializer: Initializer = None, dtype: Any
+    ) -> None:
         super().__init__(name="decoder", dtype=dtype)
         self.config = config
-        self.embed = keras.layers.Dense(
-            config.decoder_hidden_size, name="decoder_embed", dtype=dtype
+        self.initializer = initializer
+        self.embed = dense(
+            config.decoder_hidden_size, initializer, name="decoder_embed", dtype=dtype
         )
         sizes = (
             config.decoder_hidden_size,
@@ -113,16 +128,19 @@ class Decoder(Trunk):
             config.decoder_intermediate_size,
             config.decoder_eps,
         )
-        self.add_blocks(config, sizes, config.decoder_num_hidden_layers, "decoder_layers.")
+        self.add_blocks(
+            config, sizes, config.decoder_num_hidden_layers, "decoder_layers.", initializer
+        )
         self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
-        self.prediction = keras.layers.Dense(config.patch_dim, name="decoder_pred", dtype=dtype)
+        self.prediction = dense(config.patch_dim, initializer, name="decoder_pred", dtype=dtype)
 
     def build(self) -> None:
         """Make all variables of the decoder."""
         self.mask_token = self.add_weight(
             name="mask_token",
             shape=(1, 1, self.width),
-            initializer=keras.initializers.RandomNormal(stddev=self.config.initializer_range),
+            initializer=self.initializer
+            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
         )
         self.position_embeddings = add_positions(self, "decoder_pos_embed", self.width, self.config)
         self.embed.build((None, None, self.config.hidden_size))
@@ -148,9 +166,15 @@ class Decoder(Trunk):
 class TFViTMAEForPreTraining(MaskedModel):
     """Encoder and decoder; variables have the paths of ``transformers.TFViTMAEForPreTraining``."""
 
-    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.decoder = Decoder(self.config, dtype=self.dtype_policy)
+    def __init__(
+        self,
+        config: ViTMAEConfig | Mapping[str, Any],
+        *,
+        initializer: Initializer = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config, initializer=initializer, **kwargs)
+        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
         self.build()
 
     def build(self) -> None:

@@ -1,6 +1,7 @@
 """A laboratory in this process, so that no child has to be started for each fault."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from mae_convert.verify.explain.process import Laboratory
@@ -11,11 +12,8 @@ from mae_convert.verify.trace import Side
 class Bench(Laboratory):
     """Does what a laboratory does, without a child."""
 
-    def _begin(self, described: Mapping[str, Any], side: Side) -> None:
+    def _begin(self, described: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
         self._trial = Trial.of(described)
 
     def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return self._trial.answer(request)
-
-    def stop(self) -> None:
-        self._folder.cleanup()

@@ -7,22 +7,40 @@ line from standard input and answers each by a line on standard output.
 import importlib.util
 import json
 import os
+import queue
 import sys
+import threading
 from pathlib import Path
+from types import ModuleType
 
 WORKER = Path(__file__).resolve().parents[1] / "worker.py"
 
 
-def serve(job_path: Path) -> None:
-    """Answer requests until there are no more."""
+def serve(job_path: Path, worker: ModuleType) -> None:
+    """Answer requests; when there are no more, the process ends."""
+    worker.be_killed_with_parent()
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    worker.note_stage(job_path, "importing torch")
     from mae_convert.verify.explain.trial import Trial
 
     # What a library prints is not to come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    worker.note_stage(job_path, "loading the weights")
     trial = Trial.of(json.loads(job_path.read_text()))
+    while True:
+        worker.note_stage(job_path, "waiting for a request")
+        request = json.loads(requests.get())
+        worker.note_stage(job_path, "running a changed model")
+        print(json.dumps(trial.answer(request)), file=answers, flush=True)
+
+
+def _read(requests: "queue.SimpleQueue[str]") -> None:
+    """Pass requests on; their end is that of the process that asks, whatever is computed now."""
     for line in sys.stdin:
-        print(json.dumps(trial.answer(json.loads(line))), file=answers, flush=True)
+        requests.put(line)
+    os._exit(0)
 
 
 def main() -> int:
@@ -36,7 +54,7 @@ def main() -> int:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     for package in ("mae_convert", "reference_models"):
         worker.expose(package)
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), worker)
     return 0
 
 

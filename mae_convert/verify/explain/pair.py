@@ -35,6 +35,7 @@ class Pair:
         mask_ratio: at which both were run.
         names: what the two are called in sentences.
         python: interpreter of an environment that has PyTorch.
+        time_limit: seconds that an answer of the laboratory may take; see ``children.Clock``.
         laboratory: where hypotheses are tried.
     """
 
@@ -44,6 +45,7 @@ class Pair:
     mask_ratio: float
     names: tuple[str, str] = ("A", "B")
     python: str | None = None
+    time_limit: float | None = None
     laboratory: type[Laboratory] = Laboratory
 
     def turned(self) -> "Pair":
@@ -56,7 +58,7 @@ class Pair:
         other = self.b if subject is self.a else self.a
         return self.laboratory(
             subject, self.inputs, self.mask_ratio, other=other.checkpoint, given=given,
-            python=self.python,
+            python=self.python, time_limit=self.time_limit,
         )  # fmt: skip
 
 

@@ -1,11 +1,10 @@
 """The parent's end of a laboratory: start the child, ask it, stop it."""
 
 import json
-import os
 import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from safetensors.numpy import save_file
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
+from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.transforms import Fuse
+from mae_convert.verify.children import Clock, environment_of_child, python_process
 from mae_convert.verify.explain.hypothesis import Hypothesis
 from mae_convert.verify.explain.search import Answer
 from mae_convert.verify.job import Job
@@ -70,6 +71,7 @@ class Laboratory:
         other: Checkpoint | None = None,
         given: Sequence[str] = (),
         python: str | None = None,
+        time_limit: float | None = None,
     ) -> None:
         """Start the child.
 
@@ -80,28 +82,52 @@ class Laboratory:
             other: the other side.
             given: names of tensors of the other side that hypotheses may use.
             python: interpreter of an environment that has PyTorch.
+            time_limit: seconds that an answer may take; see ``children.Clock``.
 
         Raises:
             MissingRequirementError: there is no PyTorch.
         """
-        side = choose_side(subject.checkpoint, Side("torch", python=python))
-        self._folder = tempfile.TemporaryDirectory(prefix="mae-convert-")
-        self.work = Path(self._folder.name)
+        side = Side("torch", python=python, time_limit=time_limit)
+        side = choose_side(subject.checkpoint, side)
         self._traces: list[tuple[Trace, Path]] = []
         self._made = 0
+        with ExitStack() as opened:
+            self.work = opened.enter_context(scratch_directory())
+            self._begin(self._described(subject, inputs, mask_ratio, other, given), side, opened)
+            self._opened = opened.pop_all()
+
+    def _described(
+        self,
+        subject: Subject,
+        inputs: Mapping[str, np.ndarray],
+        mask_ratio: float,
+        other: Checkpoint | None,
+        given: Sequence[str],
+    ) -> dict[str, Any]:
+        """Write the files that the child needs, and return what says so."""
         others = None
         if other is not None and given:
             others = str(self.work / "other.safetensors")
             write_file(others, "safetensors", [other.tensors[name] for name in given])
         job = job_of(subject, inputs, mask_ratio, self.work)
-        described = {"job": asdict(job), "places": places(subject.checkpoint), "other": others}
-        self._begin(described, side)
+        return {"job": asdict(job), "places": places(subject.checkpoint), "other": others}
 
-    def _begin(self, described: Mapping[str, Any], side: Side) -> None:
-        """Start the child."""
-        (self.work / "laboratory.json").write_text(json.dumps(described))
+    def _begin(self, described: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
+        """Start the child, which ends with a context."""
+        self._side, self._job = side, self.work / "laboratory.json"
+        self._job.write_text(json.dumps(described))
         self._errors = self.work / "errors.txt"
-        self._process = _start(side, self.work / "laboratory.json", self._errors)
+        errors = opened.enter_context(self._errors.open("w"))
+        self._process = opened.enter_context(
+            python_process(
+                side.python,
+                [LABORATORY, self._job],
+                environment_of_child(CUDA_VISIBLE_DEVICES=""),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        )
 
     def __enter__(self) -> "Laboratory":
         return self
@@ -137,16 +163,24 @@ class Laboratory:
         return self._exchange({"steps": steps, "trace": str(self._file_of(trace)), **more})
 
     def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the child's answer."""
+        """Return the child's answer.
+
+        Raises:
+            MaeConvertError: the child has failed, or took too long.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        clock = Clock(self._side.time_limit)
+        with _killed_when_late(self._process, clock) as late:
+            try:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
         if not line:
+            if late.is_set():
+                raise clock.exceeded("the search for the cause", self._job)
             raise MaeConvertError(f"the child that runs the model failed: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -170,9 +204,7 @@ class Laboratory:
 
     def stop(self) -> None:
         """End the child and remove what it was given."""
-        self._process.kill()
-        self._process.communicate()
-        self._folder.cleanup()
+        self._opened.close()
 
 
 def job_of(
@@ -199,13 +231,22 @@ def job_of(
     )
 
 
-def _start(side: Side, job: Path, errors: Path) -> subprocess.Popen[str]:
-    with errors.open("w") as file:
-        return subprocess.Popen(
-            [side.python or sys.executable, str(LABORATORY), str(job)],
-            env={**os.environ, "PYTHONNOUSERSITE": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-        )
+@contextmanager
+def _killed_when_late(process: subprocess.Popen[str], clock: Clock) -> Iterator[threading.Event]:
+    """Kill a child that has not answered in time; give an event that says whether it was."""
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    left = clock.left()
+    timer = None if left is None else threading.Timer(left, kill)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield late
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,162 @@
+"""Signals that ask a process to end: when they are put off, and how they end the command line.
+
+A handler raises an exception, so that every ``finally`` runs: children are stopped, temporary
+directories removed, half-written outputs taken back. Python drops an exception that is raised where
+nothing can catch it, as in a finalizer; then the signal is sent again.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# Ctrl-C, kill, a closed terminal, Ctrl-\, what batch systems warn with, timers and a CPU limit:
+# every signal that ends a process and that a process may handle, but for those of crashes.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
+         "SIGPROF", "SIGXCPU")  # fmt: skip
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+RESEND_SECONDS = 0.02
+QUIET_SECONDS = 5.0  # in which further signals do not interrupt what is cleaning up
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by Ctrl-C."""
+
+
+class Ended(SystemExit):
+    """Raised by any other signal that asks the process to end; its code is 128 + the signal."""
+
+
+class Endings:
+    """The signals that have asked this process to end, and whether that could be raised.
+
+    Attributes:
+        received: their numbers, in order.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._quiet_until = 0.0
+        self._dropped = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise `Interrupted` or `Ended`, unless that was done a moment ago.
+
+        Raises:
+            Interrupted: Ctrl-C came first.
+            Ended: another signal did.
+        """
+        self.received.append(number)
+        if _is_inside(frame, Endings.note_dropped):
+            return  # raised here it would be dropped too; it is sent again
+        now = time.monotonic()
+        if now < self._quiet_until and not self._dropped:
+            return  # what has begun to clean up is not interrupted again
+        self._quiet_until, self._dropped = now + QUIET_SECONDS, False
+        first = self.received[0]
+        raise Interrupted if first == signal.SIGINT else Ended(128 + first)
+
+    def note_dropped(self, unraisable: Any) -> None:
+        """Send a signal again whose exception Python dropped: the ``sys.unraisablehook``."""
+        if not isinstance(unraisable.exc_value, Interrupted | Ended):
+            sys.__unraisablehook__(unraisable)
+            return
+        self._dropped = True
+        threading.Thread(target=self._send_again, daemon=True).start()
+
+    def _send_again(self) -> None:
+        while self._dropped:
+            time.sleep(RESEND_SECONDS)  # until the finalizer, or what it was, is done
+            if self._dropped:
+                os.kill(os.getpid(), self.received[0])
+
+
+def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
+    """Return whether a frame is that of a function, or of what it has called."""
+    while frame is not None:
+        if frame.f_code is function.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def raise_signals() -> list[int]:
+    """Let signals that would end the process raise `Interrupted` or `Ended` instead.
+
+    For a process that is ours alone, from its main thread. Signals that are ignored stay so (as by
+    ``nohup``), and so do other handlers, but for that of Ctrl-C.
+
+    Returns:
+        The signals that have come, a list that grows.
+    """
+    endings = Endings()
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if handler == signal.SIG_DFL or (number == signal.SIGINT and handler != signal.SIG_IGN):
+            signal.signal(number, endings.handle)
+    sys.unraisablehook = endings.note_dropped
+    return endings.received
+
+
+def ignore_signals() -> None:
+    """Let the process end as it does: there is nothing left to interrupt."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def ended_by(number: int) -> tuple[int, str]:
+    """Return the exit status of a process that a signal has ended, and why it ended in words."""
+    name = signal.Signals(number).name
+    return 128 + number, "interrupted" if number == signal.SIGINT else f"ended by {name}"
+
+
+class Signals:
+    """What was caught while it was put off."""
+
+    def __init__(self) -> None:
+        self._caught: list[tuple[int, FrameType | None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._caught)
+
+    def catch(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal for later."""
+        self._caught.append((number, frame))
+
+    def forget(self) -> None:
+        """Let what was caught have come too late."""
+        self._caught.clear()
+
+    def deliver(self, handlers: Mapping[int, Any]) -> None:
+        """Do what would have been done when the first was caught."""
+        for number, frame in self._caught[:1]:
+            handler = handlers[number]
+            if callable(handler):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:
+                signal.raise_signal(number)
+
+
+@contextmanager
+def undisturbed() -> Iterator[Signals]:
+    """Put off signals that ask to end until the body is done."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals  # the main thread alone is disturbed
+        return
+    before: dict[int, Any] = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not None:  # set by Python
+                before[number] = signal.getsignal(number)
+                signal.signal(number, signals.catch)
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signals.deliver(before)
