@@ -328,6 +328,7 @@ def test_faults_in_the_weights_are_caught_by_tensors_by_traces_and_by_both(bench
 CONFIGURATIONS = {
     "eps 1e-12": {"layer_norm_eps": 1e-12},
     "eps 1e-5": {"layer_norm_eps": 1e-5},
+    "eps 1e-5 in the decoder": {"decoder_layer_norm_eps": 1e-5},
     "GELU by tanh": {"hidden_act": "gelu_new"},
     "ReLU": {"hidden_act": "relu"},
     "eight heads": {"num_attention_heads": 8},

@@ -10,6 +10,7 @@ import pytest
 
 from mae_convert import official_catalog as official
 from mae_convert.checkpoint import open_checkpoint
+from mae_convert.official import file_md5
 from mae_convert.official_catalog import OFFICIAL, Official, candidates
 from mae_convert.verify import published
 from mae_convert.verify.published import PUBLISHED, PublishedTruth, published_noise
@@ -99,7 +100,7 @@ def test_a_file_with_the_publishers_digits_keeps_its_licence_wherever_it_is(
 ):
     pretrain = case("pretrain_tiny")
     shutil.copy(pretrain.checkpoint, tmp_path / "renamed.pth")
-    digits = official.file_md5(tmp_path / "renamed.pth")[:6]
+    digits = file_md5(tmp_path / "renamed.pth")[:6]
     convert = ["convert", tmp_path / "renamed.pth", tmp_path / "a.pth", "--to", "facebook",
                "--json", "--overwrite", *pretrain.heads]  # fmt: skip
     assert "license" not in command(*convert).json["source"]

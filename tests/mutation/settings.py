@@ -27,7 +27,10 @@ FUNCTION: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu_new", "quick_gelu", "relu", "silu"),
     "num_attention_heads": (1, 2, 4, 6, 8, 12),
 }
-DECODER: dict[str, tuple[Any, ...]] = {"decoder_num_attention_heads": (1, 4, 8)}
+DECODER: dict[str, tuple[Any, ...]] = {
+    "decoder_num_attention_heads": (1, 4, 8),
+    "decoder_layer_norm_eps": (1e-5, 1e-12),
+}
 FLAGS: dict[str, tuple[Any, ...]] = {"norm_pix_loss": (True,), "mask_ratio": (0.5, 0.75, 0.61)}
 PREPROCESSING: dict[str, tuple[Any, ...]] = {
     "image_mean": ([0.5, 0.5, 0.5], [0.406, 0.456, 0.485]),

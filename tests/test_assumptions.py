@@ -1,0 +1,215 @@
+"""An assumption that changes the function stands in the verdict, and a proof does not rest on it."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from mae_convert import official, official_catalog
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.convert import execute
+from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.layouts import LAYOUTS
+from mae_convert.official_catalog import Official
+from mae_convert.planning import plan_conversion
+from mae_convert.verify.assumptions import assumptions
+from mae_convert.verify.inputs import InputChoice, make_inputs
+from mae_convert.verify.judge import SPECIFIED, Verdict, judge, proof
+from mae_convert.verify.report import junit, markdown, text, verdict_json
+from mae_convert.verify.running import Request, Run, run_together
+from mae_convert.verify.sides import Side, choose_side
+from mae_convert.verify.summary import answer, headline
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.verification import Options, run_verification
+
+HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+
+
+def traced(checkpoint):
+    """Return a trace without results, of which only what is assumed counts."""
+    return Trace(
+        {
+            "task": checkpoint.task,
+            "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
+            "assumptions": checkpoint.configuration.only_assumed(),
+        },
+        {},
+    )
+
+
+def between(a, b):
+    """Return the assumptions between two checkpoints by field: their sides, and what they block."""
+    found = assumptions(traced(a), traced(b))
+    return {x["field"]: ("".join(x["sides"]), x["blocks_proof"]) for x in found}
+
+
+@pytest.fixture
+def stand_in(case, monkeypatch):
+    """A catalog whose only official checkpoint has the shapes of the small golden one."""
+    model = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS).configuration.model
+    entry = Official("mae_visualize_vit_tiny", "visualize", "pretrain", model, False, "for tests")
+    monkeypatch.setattr(official_catalog, "OFFICIAL", (entry,))
+    return entry
+
+
+def converted(source, target, layout="facebook"):
+    execute(plan_conversion(source, target, layout))
+    return open_checkpoint(target)
+
+
+def test_the_heads_of_an_official_model_are_an_assumption_that_blocks_a_proof(
+    case, tmp_path, stand_in
+):
+    source = open_checkpoint(case("pretrain_tiny").checkpoint)
+    heads = ("num_attention_heads", "decoder_num_attention_heads")
+    assert {source.configuration.assumptions[name] for name in heads} == {"official"}
+    assert source.configuration.sources[heads[0]] == "official ViT-T/8 of the same shapes"
+    for layout, name in (("facebook", "a.pth"), ("transformers", "b")):
+        target = converted(source, tmp_path / name, layout)
+        # What was assumed is written into the target's configuration, and stays assumed there.
+        assert "assumed by the conversion: official" in target.configuration.sources[heads[0]]
+        found = between(source, target)
+        assert [found[name] for name in heads] == [("AB", True), ("AB", True)]
+        # The layout's own code fixes these.
+        assert found["layer_norm_eps"] == found["hidden_act"] == ("AB", False)
+        assert "image_size" not in found  # the fixed position table gives it
+        specified = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
+        found = between(specified, target)
+        assert [found[name] for name in heads] == [("B", False), ("B", False)]
+    # A configuration that states another value than was assumed is a statement of its own.
+    path = tmp_path / "b" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 8}))
+    stating = open_checkpoint(tmp_path / "b").configuration
+    assert "num_attention_heads" not in stating.assumptions
+    # And so does one whose conversion is not recorded.
+    (tmp_path / "b" / "conversion.json").unlink()
+    assert between(source, open_checkpoint(tmp_path / "b"))[heads[1]] == ("A", False)
+
+
+def test_a_second_conversion_does_not_turn_an_assumption_into_knowledge(case, tmp_path, stand_in):
+    source = open_checkpoint(case("pretrain_tiny").checkpoint)
+    first = converted(source, tmp_path / "a", "transformers")
+    second = converted(first, tmp_path / "b.pth")
+    assert second.configuration.assumptions["num_attention_heads"] == "official"
+    assert between(first, second)["num_attention_heads"] == ("AB", True)
+
+
+def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, stand_in):
+    md5 = official.file_md5(case("pretrain_tiny").checkpoint)
+    monkeypatch.setattr(official_catalog, "OFFICIAL", (dataclasses.replace(stand_in, md5=md5[:6]),))
+    source = open_checkpoint(case("pretrain_tiny").checkpoint)
+    confirmed = official.confirmed_by_hash(source).configuration
+    assert "num_attention_heads" not in confirmed.assumptions
+    said = confirmed.sources["num_attention_heads"]
+    assert said == "mae_visualize_vit_tiny.pth, confirmed by its MD5"
+    target = converted(source, tmp_path / "a", "transformers")
+    assert "num_attention_heads" not in target.configuration.assumptions
+    monkeypatch.setattr(
+        official_catalog, "OFFICIAL", (dataclasses.replace(stand_in, md5="000000"),)
+    )
+    assert official.confirmed_by_hash(source) is source
+
+
+def test_resampling_makes_an_assumed_grid_part_of_the_function(case, tmp_path):
+    from mae_convert.steps import Geometry
+
+    flags = Flags(num_attention_heads=4, global_pool="token")
+    source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)
+    assert source.configuration.assumptions["image_size"] == "square"
+    same = converted(source, tmp_path / "a.pth")
+    assert between(source, same)["image_size"] == ("AB", False)
+    plan = plan_conversion(
+        source, tmp_path / "b.pth", "facebook", geometry=Geometry(image_size=(48, 48))
+    )
+    execute(plan)
+    resampled = open_checkpoint(tmp_path / "b.pth")
+    assert resampled.configuration.model.image_hw == (48, 48)
+    assert "from 32x32 (square grid)" in resampled.configuration.sources["image_size"]
+    assert between(plan.source, resampled)["image_size"] == ("AB", True)
+
+
+@pytest.mark.parametrize("pooling", [None, "avg"])
+def test_pooling_by_names_alone_is_no_proof(case, tmp_path, pooling):
+    flags = Flags(num_attention_heads=4, global_pool=pooling)
+    source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)
+    target = converted(source, tmp_path / "a.pth")
+    assert source.configuration.model.global_pool == (pooling or "token")
+    assert target.configuration.model == source.configuration.model
+    options = Options(require_proof=True, dtypes=("float64",))
+    verdict = run_verification(source, target, Side("torch"), Side("torch"), options).verdict
+    (check,) = (check for check in verdict.checks if check.name == SPECIFIED)
+    assert check.passed == (pooling is not None)
+    assert verdict.passed == check.passed
+    if pooling is None:
+        assert answer(verdict)[0] == "NOT PROVEN"
+        assert "global_pool token (names of a class-token classifier" in answer(verdict)[1]
+        assert "--global-pool" in answer(verdict)[1]
+    else:
+        assert headline(verdict) == (
+            "PASSED and proven, assuming layer_norm_eps 1e-06 and hidden_act gelu (convention of"
+            " the facebook layout); image_size 32 (square grid)"
+        )
+
+
+def test_names_that_only_one_pooling_has_are_evidence(case):
+    flags = Flags(num_attention_heads=4)
+    for name, pooling in (("finetune_gap_tiny", "avg"), ("linprobe_tiny", "token")):
+        configuration = open_checkpoint(case(name).checkpoint, flags).configuration
+        assert configuration.model.global_pool == pooling
+        assert "global_pool" not in configuration.assumptions
+        other = {"avg": "token", "token": "avg"}[pooling]
+        told = dataclasses.replace(flags, global_pool=other)
+        with pytest.raises(ConfigurationError, match=r"--global-pool .* contradicts"):
+            open_checkpoint(case(name).checkpoint, told)
+
+
+def test_every_form_of_a_verdict_states_its_assumptions():
+    assumed = {
+        "field": "num_attention_heads",
+        "value": 12,
+        "source": "official ViT-B/16 of the same shapes",
+        "sides": ["A", "B"],
+        "blocks_proof": True,
+    }
+    verdict = Verdict(True, True, (), None, (), (), (), assumptions=(assumed,))
+    words = "assuming num_attention_heads 12 (official ViT-B/16 of the same shapes)"
+    assert headline(verdict) == f"PASSED and proven, {words}"
+    assert words in text(verdict)
+    done = SimpleNamespace(verdict=verdict)
+    assert words.replace("_", r"\_") in markdown(done) or words in markdown(done)
+    assert "num_attention_heads 12 (official ViT-B/16" in junit(done)
+    assert verdict_json(verdict)["assumptions"] == (assumed,)
+    empty = Trace({"tensors": {}, "task": "encoder", "steps": [], "dtypes": []}, {})
+    unproven = proof(verdict, empty, empty)
+    assert [check.passed for check in unproven if check.name == SPECIFIED] == [False]
+    failed = dataclasses.replace(verdict, passed=False, checks=unproven)
+    assert answer(failed)[0] == "NOT PROVEN"
+    assert "--num-heads" in answer(failed)[1]
+    assert "--hash" in answer(failed)[1]
+
+
+def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
+    flags = dataclasses.replace(HEADS, decoder_layer_norm_eps=1e-5)
+    source = open_checkpoint(case("pretrain_tiny").checkpoint, flags)
+    model = source.configuration.model
+    assert (model.layer_norm_eps, model.decoder_eps) == (1e-6, 1e-5)
+    for layout in ("transformers", "transformers-tf"):
+        with pytest.raises(LayoutError, match=r"one layer norm epsilon .* 1e-06 and 1e-05"):
+            plan_conversion(source, tmp_path / "x", layout)
+        assert LAYOUTS[layout].refusal(model, "encoder") is None
+    for name, layout in (("a.pth", "facebook"), ("a.weights.h5", "keras"), ("b.pth", "lightly")):
+        read = converted(source, tmp_path / name, layout).configuration
+        assert (read.model.layer_norm_eps, read.model.decoder_layer_norm_eps) == (1e-6, 1e-5)
+    # Without the option the decoder has the epsilon of the encoder, and they part.
+    plain = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
+    target = open_checkpoint(tmp_path / "a.pth")
+    inputs = make_inputs(InputChoice(), plain)
+    side = choose_side(plain, Side("torch"))
+    runs = [Run(c, side, Request(("float64",))) for c in (plain, source, target)]
+    of_plain, of_source, of_target = run_together(runs, inputs)
+    verdict = judge(of_plain, of_target)
+    assert not verdict.passed
+    assert "decoder_layer_norm_eps is 1e-06 in A and 1e-05 in B" in verdict.causes
+    assert verdict.first_divergence.startswith("decoder.blocks.0")
+    assert judge(of_source, of_target).passed
