@@ -1,4 +1,4 @@
-"""An assumption that changes the function stands in the verdict, and a proof does not rest on it."""
+"""An assumption that changes the function stands in the verdict; a proof does not rest on it."""
 
 import dataclasses
 import json

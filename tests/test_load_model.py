@@ -72,7 +72,12 @@ def test_a_task_a_dtype_a_size_and_a_head_are_what_convert_makes_of_them():
 
 
 WRONG = {
-    "no heads": ({}, MaeConvertError, r"say it with num_attention_heads \(--num-heads\)$"),
+    "no heads": (
+        {},
+        MaeConvertError,
+        r"with num_attention_heads \(--num-heads\) and decoder_num_attention_heads"
+        r" \(--decoder-num-heads\)$",
+    ),
     "framework": ({"framework": "mxnet", **HEADS}, MaeConvertError, "torch, tensorflow, jax"),
     "dtype": ({"dtype": "int8", **HEADS}, MaeConvertError, "float64, float32"),
     "policy": ({"dtype": "mixed_float16", **HEADS}, MaeConvertError, "float64, float32"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from mae_convert import __version__
 from mae_convert.errors import MaeConvertError
+from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, UNIT_ROUNDOFF, Check, Verdict
 from mae_convert.verify.summary import answer
 
@@ -27,6 +28,7 @@ class Row:
         settings: what else the plan said.
         outcome: "done"; "failed", a verification that did not pass; or "error".
         verdict: of the verification, in a word or two; None where there was none.
+        assuming: the assumptions that both sides of the verification share, or None.
         passed: whether the verification passed.
         proven: whether no side was read through our own tables.
         function: largest distance between the sides in float64, relative L2.
@@ -61,6 +63,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     outcome: str = DONE
     verdict: str | None = None
+    assuming: str | None = None
     passed: bool | None = None
     proven: bool | None = None
     function: float | None = None
@@ -140,6 +143,7 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
         "outcome": DONE if verdict.passed else FAILED,
         "exit_status": 0 if verdict.passed else 1,
         "verdict": answer(verdict)[0],
+        "assuming": in_words(shared(verdict.assumptions)) or None,
         "passed": verdict.passed,
         "proven": verdict.proven,
         "function": _largest(function),

@@ -155,7 +155,9 @@ def run_verification(
     if options.require_proof:
         checks = proof(done.verdict, *done.traces[:2])
         done = replace(done, verdict=_with_checks(done.verdict, checks))
-    return done if done.verdict.passed else _explained(done, runs)
+    if all(check.name.startswith("proof/") for check in done.verdict.failed()):
+        return done  # nothing differs, so that there is nothing to explain
+    return _explained(done, runs)
 
 
 def _explained(done: Verification, runs: Sequence[Run]) -> Verification:
