@@ -4,9 +4,10 @@ python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # goes on where it w
 python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris, if it is installed
 
 Good files of each container are spoiled at random, opened, read whole, and planned as a conversion
-into every layout. Nothing may be raised but a refusal; no input may take more than 10 seconds of
-the processor or 256 MB of memory. The work is done in child processes of some thousand inputs, and
-one that dies counts as a crash. Prints a summary; exit status 1 if anything went wrong.
+into every layout; certificates and traces are read and judged. Nothing may be raised but a
+refusal; no input may take more than 10 seconds of the processor or 256 MB of memory. The work is
+done in child processes of some thousand inputs, and one that dies counts as a crash. Prints a
+summary; exit status 1 if anything went wrong.
 """
 
 import argparse
@@ -20,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from fuzz_proofs import examine_certificate, examine_trace
 from fuzz_seeds import Seed, make_seeds
 
 from mae_convert.checkpoint import Flags, open_checkpoint
@@ -92,12 +94,19 @@ def examine(path: Path) -> None:
                 piece.view(np.uint8).max()
 
 
+EXAMINERS: Mapping[str, Callable[[Path], None]] = {
+    "trace": examine_trace,
+    "verification.json": examine_certificate,
+    "verification.safetensors": examine_certificate,
+}
+
+
 def judge(path: Path, tally: Tally, name: str) -> None:
-    """Examine a spoiled checkpoint and count what came of it."""
+    """Examine a spoiled file and count what came of it."""
     tally.inputs += 1
     signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
     try:
-        examine(path)
+        EXAMINERS.get(tally.container, examine)(path)
         tally.read += 1
     except MaeConvertError as error:
         tally.refused += 1
@@ -152,7 +161,7 @@ def child(container: str, numbers: range, coverage: bool) -> None:
         seeds = {seed.container: seed for seed in make_seeds(Path(name))}
         seed = seeds[container]
         with contextlib.suppress(MaeConvertError):  # so that all is imported
-            examine(seed.folder / seed.opened)
+            EXAMINERS.get(container, examine)(seed.folder / seed.opened)
         if coverage:
             from fuzz_guided import run_guided
 

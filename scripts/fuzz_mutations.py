@@ -156,6 +156,35 @@ def spoil_header(data: bytes, chance: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def spoil_description(data: bytes, chance: random.Random) -> bytes:
+    """Return a trace whose description, JSON in the header's JSON, is spoiled."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    spoiled = spoil_json(header["__metadata__"]["trace"].encode(), chance)
+    header["__metadata__"]["trace"] = spoiled.decode("utf-8", "replace")
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def spoil_shapes(data: bytes, chance: random.Random) -> bytes:
+    """Return a safetensors file whose header is whole, with arrays renamed, reshaped or gone."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    names = [name for name in header if name != "__metadata__"]
+    for name in chance.sample(names, min(len(names), chance.randint(1, 3))):
+        entry, what = header[name], chance.random()
+        if what < 0.3:
+            header[chance.choice(names) + chance.choice(("", "x", "/0"))] = header.pop(name)
+        elif what < 0.6:
+            entry["shape"] = [*entry["shape"], 1] if what < 0.45 else entry["shape"][::-1]
+        elif what < 0.8:
+            entry["shape"], entry["data_offsets"] = [0], [entry["data_offsets"][0]] * 2
+        else:
+            entry["dtype"] = chance.choice(("F32", "I32", "U32", "F64", "I64", "BF16", "F16"))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
 def spoil_json(data: bytes, chance: random.Random) -> bytes:
     """Return a JSON text with one of its values or names replaced by another, or spoiled bytes."""
     return _spoil_json(data, chance) if chance.random() < 0.7 else spoil(data, chance)

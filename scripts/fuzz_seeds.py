@@ -12,12 +12,15 @@ import h5py
 import numpy as np
 from fuzz_mutations import (
     spoil,
+    spoil_description,
     spoil_header,
     spoil_in_place,
     spoil_in_zip,
     spoil_json,
     spoil_places,
+    spoil_shapes,
 )
+from fuzz_proofs import write_proofs
 
 from mae_convert.canonical import schema
 from mae_convert.containers import LazyTensor, write_directory, write_file
@@ -80,7 +83,7 @@ class Seed:
 
 def make_seeds(folder: Path) -> list[Seed]:
     """Write good checkpoints of every container."""
-    made = (_files, _packed_files, _hdf5_files, _torch_files, _directories)
+    made = (_files, _packed_files, _hdf5_files, _torch_files, _directories, _proofs)
     return [seed for make in made for seed in make(folder)]
 
 
@@ -176,3 +179,23 @@ def _directories(folder: Path) -> Iterator[Seed]:
             path, "model.safetensors", "safetensors", tensors, files, max_shard_size=largest
         )
         yield Seed(name, path, name, ".", (spoil_json, spoil_json, spoil))
+
+
+def _proofs(folder: Path) -> Iterator[Seed]:
+    """A certificate of a model directory, and a trace."""
+    model, traces = folder / "certified", folder / "traces"
+    traces.mkdir()
+    files = {
+        "config.json": LAYOUTS["transformers"].write_config(CARRIED),
+        "conversion.json": {"steps": [{"step": "dtype", "from": ["float64"], "to": "float32"}]},
+    }
+    write_directory(model, "model.safetensors", "safetensors", _tensors("transformers"), files)
+    write_proofs(model, traces)
+    headers = (spoil_header, spoil_shapes, spoil_shapes)
+    yield Seed(
+        "verification.json", model, "verification.json", ".", (spoil_json, spoil_json, spoil)
+    )
+    yield Seed(
+        "verification.safetensors", model, "verification.safetensors", ".", (*headers, spoil)
+    )
+    yield Seed("trace", traces, "x", "x", (*headers, *(spoil_description,) * 6, spoil))

@@ -34,6 +34,14 @@ def test_spoiled_files_are_read_or_refused() -> None:
     assert int(refused) > 200
 
 
+def test_spoiled_proofs_and_records_are_read_or_refused() -> None:
+    rows = table("fuzz.py", "--inputs", "300", "--only", "verification.json", "trace")
+    _, inputs, read, refused, *wrong = rows["all"]
+    assert (int(inputs), wrong) == (300, ["0", "0", "0"])
+    assert int(read) > 20
+    assert int(refused) > 100
+
+
 @pytest.mark.slow
 def test_nothing_breaks_an_output() -> None:
     assert table("torture.py", "--moments", "20")

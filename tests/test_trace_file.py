@@ -60,6 +60,7 @@ DAMAGE = {
     "steps[0] must contain": lambda d, a: d.update(steps=[{}]),
     "image_mean": lambda d, a: d.update(image_mean="x"),
     "config": lambda d, a: d["config"].update(image_size=[32, 32, 32]),
+    "config lacks num_channels": lambda d, a: d["config"].pop("num_channels"),
     "num_attention_heads must divide": lambda d, a: d["config"].update(num_attention_heads=5),
     "control characters": lambda d, a: d["checkpoint"].update(name="\x1b]0;"),
     "lacks logits": lambda d, a: a.pop("float64/logits"),

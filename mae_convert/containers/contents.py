@@ -138,14 +138,24 @@ def check_plausible(path: Path, contents: Contents) -> None:
         )
 
 
-def embedded_json(text: object) -> dict | None:
-    """Return the JSON object in a text that stands in a file, or None if it is something else."""
+def embedded_json(text: object, path: Path) -> dict | None:
+    """Return the JSON object in a text that stands in a file, or None if it is something else.
+
+    Raises:
+        CheckpointError: it is JSON that two programs could read differently.
+    """
     if not isinstance(text, str):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        value = parse_json(text)
+    except JsonError as error:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        raise CheckpointError(
+            f"{path} holds JSON that is ambiguous ({error}); write the file again"
+        ) from error
     return value if isinstance(value, dict) else None
 
 

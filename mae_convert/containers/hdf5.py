@@ -46,7 +46,7 @@ def read_hdf5(file: ByteFile) -> Contents:
                 f"{file.path} is an HDF5 file without weights; name a file that was written by "
                 "save_weights"
             )
-        settings = {name: embedded_json(tree.text("", name)) for name in SETTINGS}
+        settings = {name: embedded_json(tree.text("", name), file.path) for name in SETTINGS}
         listed = set(names)
         return Contents(
             kind="tf_h5" if legacy else "keras_h5",

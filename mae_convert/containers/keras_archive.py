@@ -14,6 +14,7 @@ from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import KERAS, Contents
 from mae_convert.containers.hdf5 import read_hdf5
 from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.containers.tensorflow_files import whole_model
 from mae_convert.errors import CheckpointError
 
@@ -73,9 +74,9 @@ def _read_config(archive: Archive) -> dict[str, Any]:
     if archive.size(CONFIG) > LARGEST_CONFIG:
         raise damaged(archive.path, f"{CONFIG} would have {archive.size(CONFIG)} bytes")
     try:
-        stated = json.loads(archive.raw(CONFIG, LARGEST_CONFIG))
-    except (ValueError, RecursionError) as error:
-        raise damaged(archive.path, f"{CONFIG} is not JSON") from error
+        stated = parse_json(archive.raw(CONFIG, LARGEST_CONFIG))
+    except JsonError as error:
+        raise damaged(archive.path, f"{CONFIG} is not JSON: {error}") from error
     name = stated.get("registered_name") if isinstance(stated, dict) else None
     if not isinstance(name, str) or not name.startswith(PACKAGES):
         of = stated.get("class_name") if isinstance(stated, dict) else None

@@ -55,9 +55,9 @@ def read_npz(archive: Archive) -> Contents:
         kind="npz",
         tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},
         files=(archive.file,),
-        config=embedded_json(texts.get("config")),
+        config=embedded_json(texts.get("config"), archive.path),
         config_place=SETTINGS["config"],
-        conversion=embedded_json(texts.get("conversion")),
+        conversion=embedded_json(texts.get("conversion"), archive.path),
         ignored={
             record: f"{archive.size(record)} bytes"
             for record in archive.records

@@ -59,7 +59,7 @@ def read_safetensors(file: ByteFile) -> Contents:
         raise damaged(path, "its metadata are not text")
     entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
     _check_places(path, entries, file.size - begins)
-    settings = {name: embedded_json(metadata.get(name)) for name in SETTINGS}
+    settings = {name: embedded_json(metadata.get(name), path) for name in SETTINGS}
     return Contents(
         kind="safetensors",
         tensors={

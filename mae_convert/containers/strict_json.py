@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 DEEPEST = 200
-MOST_DIGITS = 18  # of an integer, which then fits into 64 bits
+LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
 
 
 class JsonError(ValueError):
@@ -60,9 +60,9 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits.removeprefix("-")) > MOST_DIGITS:
+    if len(digits) > len(str(-LARGEST)) or abs(number := int(digits)) >= LARGEST:
         raise JsonError(f"it holds an integer of {len(digits)} digits")
-    return int(digits)
+    return number
 
 
 def _finite(digits: str) -> float:

@@ -1,12 +1,12 @@
 """What a script for transformers names as a model, and the configuration there."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mae_convert.containers.strict_json import parse_json
 from mae_convert.errors import ConfigurationError, MaeConvertError
 from mae_convert.input_files import open_input
 from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
@@ -76,7 +76,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         with open_input(file) as opened:
-            stored = json.load(opened)
+            stored = parse_json(opened.read())
     except (MaeConvertError, OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} cannot be read ({error}); mend it") from error
     if not isinstance(stored, dict):

@@ -15,11 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mae_convert.containers.atomic import replacing_file
+from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.hub import client, patiently, speaking
 from mae_convert.sources.cache import VARIABLE
+from mae_convert.validation import check_document
 
 RECORDS = "downloads.json"
+ADVICE = (
+    "it holds the hashes of earlier downloads: mend it, or remove it to trust what is downloaded"
+    " next"
+)
 PARTIAL = ".partial"
 CHUNK = 1 << 20
 
@@ -201,13 +207,11 @@ def read_records(cache: Path) -> dict[str, Record]:
     if not path.is_file():
         return {}
     try:
-        stored: Mapping[str, Mapping] = json.loads(path.read_bytes())
-        return {name: Record(**fields) for name, fields in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); it holds the hashes of earlier downloads: mend it,"
-            " or remove it to trust what is downloaded next"
-        ) from error
+        stored: Mapping[str, Mapping] = parse_json(path.read_bytes())
+    except (OSError, JsonError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {ADVICE}") from error
+    check_document(stored, "downloads", path, ADVICE)
+    return {name: Record(**fields) for name, fields in stored.items()}
 
 
 def _remember(cache: Path, name: str, record: Record) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     """Yield what is wrong, in words; what comes later relies on what was checked before."""
     if has_control_characters(description):
         yield "a text in it holds control characters"
+    if missing := [f.name for f in fields(ViTMAEConfig) if f.name not in description["config"]]:
+        yield f"config lacks {missing[0]}"
     try:
         config = ViTMAEConfig.from_dict(description["config"])
     except (ValueError, TypeError) as error:

@@ -1,0 +1,103 @@
+"""Certificates and traces for `fuzz.py`: made without a framework, and examined after spoiling."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.publish.parity import in_short, verification
+from mae_convert.publish.parts import Part
+from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
+from mae_convert.verify.explain.verdict import explained_by_traces
+from mae_convert.verify.inputs import make_inputs
+from mae_convert.verify.judge import Verdict, judge
+from mae_convert.verify.replay import _not_kept
+from mae_convert.verify.report import junit, markdown, text
+from mae_convert.verify.sides import Side
+from mae_convert.verify.trace import Trace, describe
+from mae_convert.verify.tracing import save_trace
+from mae_convert.verify.verification import InputChoice, Verification
+
+GOOD = "good.safetensors"  # a trace that is not spoiled, beside the one that is
+DTYPES = {"float64": np.float64, "float32": np.float32}
+
+
+def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]:
+    """Return a trace of random results of the right shapes, and the inputs it is said to be of."""
+    inputs, model = make_inputs(InputChoice(), checkpoint), checkpoint.configuration.model
+    chance, tokens, images = np.random.default_rng(0), 1 + model.num_kept, len(inputs["noise"])
+    shapes = {
+        "last_hidden_state": (images, tokens, model.hidden_size),
+        "logits": (images, model.num_patches, model.patch_dim),
+        "reconstruction": (images, model.num_channels, *model.image_hw),
+        "loss": (),
+        "loss_norm_pix": (),
+        "tap/encoder.embedding": (images, tokens, model.hidden_size),
+        **{
+            f"tap/encoder.blocks.0.{name}": (images, tokens, model.hidden_size)
+            for name in ("q", "k", "v", "attention", "mlp", "output")
+        },
+        "tap/decoder.embedding": (images, 1 + model.num_patches, model.decoder_hidden_size),
+        "grad/encoder.norm.weight": (model.hidden_size,),
+    }
+    arrays = {
+        f"{dtype}/{name}": np.asarray(value, kind)
+        for name, shape in shapes.items()
+        for value in [chance.standard_normal(shape)]
+        for dtype, kind in DTYPES.items()
+    }
+    order = np.argsort(inputs["noise"], axis=1)
+    arrays["ids_restore"] = np.argsort(order, axis=1)
+    arrays["mask"] = (arrays["ids_restore"] >= model.num_kept).astype(np.float32)
+    description = {
+        **describe(checkpoint, Side("torch"), inputs, native=True),
+        "dtypes": list(DTYPES),
+        "taps": True,
+        "run_mask_ratio": model.mask_ratio,
+        "versions": {"torch": "2.6"},
+        "settings": {},
+    }
+    return Trace(description, arrays), inputs
+
+
+def write_proofs(model: Path, traces: Path) -> None:
+    """Write a certificate beside a model, and two equal traces into a folder."""
+    checkpoint = open_checkpoint(model)
+    trace, inputs = made_up_trace(checkpoint)
+    write_certificate(Verification(judge(trace, trace), inputs, (trace, trace)), checkpoint)
+    for name in ("x", GOOD):
+        save_trace(trace, traces / name)
+
+
+def examine_trace(path: Path) -> None:
+    """Read a trace, compare it with a good one, and write the verdict in every form.
+
+    Raises:
+        MaeConvertError: it is refused.
+    """
+    good, spoiled = Trace.load(path.with_name(GOOD)), Trace.load(path)
+    for pair in ((good, spoiled), (spoiled, good), (spoiled, spoiled)):
+        _tell(judge(*pair), *pair)
+
+
+def examine_certificate(model: Path) -> None:
+    """Do what a replay and a publication do with a certificate, but for running the model.
+
+    Raises:
+        MaeConvertError: it is refused.
+    """
+    certificate = read_certificate(model)
+    certificate.checks()
+    checkpoint = open_checkpoint(model)
+    certificate.checks_of(checkpoint)
+    part = Part(model, checkpoint, certificate)
+    in_short(part), verification(part)
+    source, _ = read_source(certificate)
+    _not_kept(certificate)
+    again, _ = made_up_trace(checkpoint)
+    _tell(judge(source, again), source, again)
+
+
+def _tell(verdict: Verdict, a: Trace, b: Trace) -> None:
+    done = Verification(explained_by_traces(verdict, a, b), {}, (a, b))
+    text(done.verdict), junit(done), markdown(done)
