@@ -22,7 +22,7 @@ from mae_convert.hub_limits import (
     limits_on_answers,
     requested_wait,
 )
-from mae_convert.redaction import without_secrets
+from mae_convert.redaction import cause_without_secrets, without_secrets
 from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
     except (AttributeError, IndexError, TypeError, RecursionError) as error:
         if not _was_raised_by_client(error):
             raise
-        raise unexpected_answer(what, server) from error
+        raise unexpected_answer(what, server) from cause_without_secrets(error)
     except (
         connection_errors(),
         EntryNotFoundError,
@@ -157,7 +157,7 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
         ValueError,
         KeyError,
     ) as error:
-        raise explained(error, what, server) from error
+        raise explained(error, what, server) from cause_without_secrets(error)
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:

@@ -5,6 +5,7 @@ server asks. The limits hold for the calls that this program makes, within `limi
 not for others in the same process, which share the client's session.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -19,21 +20,22 @@ from mae_convert.errors import MissingRequirementError
 LONGEST_WAIT = 300  # seconds; what asks for more is told to the user instead
 LONGEST_ANSWER = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
 LONGEST_TIME = 120.0  # seconds that an answer of the API may take
+MOST_ANSWERS = 5000  # of the API, to the calls of one block; listings come in pages
 REDIRECT = 300  # this status, those above it, and the API: their bodies are read whole
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
-_ACTIVE: ContextVar[bool] = ContextVar("limits on answers", default=False)
+_ANSWERS: ContextVar[Iterator[int] | None] = ContextVar("numbers of answers", default=None)
 
 
 @contextmanager
 def limits_on_answers() -> Iterator[None]:
     """Hold the calls of this block to the limits."""
-    token = _ACTIVE.set(True)
+    token = _ANSWERS.set(itertools.count(1))
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        _ANSWERS.reset(token)
 
 
 def limit_session(session: Any) -> None:
@@ -47,9 +49,10 @@ def check_answer(response: Any) -> None:
     """Look at an answer whose headers have come.
 
     Raises:
-        MissingRequirementError: the server asks to wait too long, or its answer does not end.
+        MissingRequirementError: the server asks to wait too long, or its answer or the pages of its
+            listing do not end.
     """
-    if not _ACTIVE.get():
+    if (numbers := _ANSWERS.get()) is None:
         return
     where = f"{response.request.method} {response.request.url.path}"
     wait = requested_wait(response.headers)
@@ -58,7 +61,13 @@ def check_answer(response: Any) -> None:
             f"the server asks to wait for {wait:.0f} s ({where}, status {response.status_code});"
             " run the same command again later"
         )
-    if response.status_code >= REDIRECT or API.search(response.request.url.path):
+    is_api = API.search(response.request.url.path)
+    if is_api and next(numbers) > MOST_ANSWERS:
+        raise MissingRequirementError(
+            f"the server has answered {MOST_ANSWERS} times and names ever more pages ({where});"
+            " check HF_ENDPOINT, and whether a proxy is in between"
+        )
+    if is_api or response.status_code >= REDIRECT:
         _read(response, where)
 
 

@@ -5,11 +5,16 @@ that ``hf auth login`` has stored. Others are known by where they stand: in an a
 name of a header or of a parameter, or by how a token of the Hub begins.
 """
 
+import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+from mae_convert.text import for_terminal
 
 HIDDEN = "<redacted>"
 SHORTEST = 8  # characters; shorter values stand in ordinary words
@@ -70,6 +75,49 @@ def without_secrets(text: str) -> str:
 def without_credentials(address: str) -> str:
     """Return an address, or a text with addresses, without the name and password of a user."""
     return USER_OF_ADDRESS.sub(rf"\1{HIDDEN}@", address) if "@" in address else address
+
+
+class RedactedError(Exception):
+    """In place of an error whose own text holds credentials: its type and text without them."""
+
+
+def cause_without_secrets(error: BaseException) -> BaseException:
+    """Return an error to be named as the cause of another, which a traceback would show."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if all(without_secrets(str(link)) == str(link) for link in chain):
+        return error
+    return RedactedError(without_secrets(f"{type(error).__name__}: {error}"))
+
+
+def redact_logs() -> None:
+    """Have what is logged in this process hold no credentials, and no control characters.
+
+    The Hub's client logs addresses, which may be signed, and what servers say. Only for a process
+    that this program has started: the log of another is its own.
+    """
+    before = logging.getLogRecordFactory()
+    if getattr(before, "is_redacting", False):
+        return
+
+    def redacted(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = before(*arguments, **named)
+        try:
+            message = record.getMessage()
+        except Exception:  # the logger tells of an error of its caller in its own way
+            return record
+        lines = without_secrets(message).splitlines()
+        record.msg, record.args = "\n".join(map(for_terminal, lines)), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            text = traceback.format_exception(record.exc_info[1])
+            record.exc_text = without_secrets("".join(text)).rstrip()
+        return record
+
+    redacted.is_redacting = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(redacted)
 
 
 def _known() -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.redaction import cause_without_secrets
 from mae_convert.storage_retry import patiently
 
 CHUNK = 8 << 20
@@ -47,7 +48,9 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"{protocol}:// needs a package that is not installed; pip install '{package}'"
         ) from error
     except ValueError as error:
-        raise MaeConvertError(f"{url} is no address that can be read: {error}") from error
+        raise MaeConvertError(
+            f"{url} is no address that can be read: {error}"
+        ) from cause_without_secrets(error)
     return found, path
 
 

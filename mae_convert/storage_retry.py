@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from mae_convert.errors import MaeConvertError
+from mae_convert.redaction import cause_without_secrets
 
 ATTEMPTS = 5
 WAIT = 0.5  # seconds before the second attempt; doubled for each further one
@@ -100,7 +101,8 @@ def patiently(work: Callable[[], T], what: str) -> T:
             if attempt < ATTEMPTS - 1 and is_transient(error):
                 time.sleep(WAIT * 2**attempt)
                 continue
-            raise MaeConvertError(f"{what}: {_reason(error)}") from error
+            reason = f"{what}: {_reason(error)}"
+            raise MaeConvertError(reason) from cause_without_secrets(error)
     raise AssertionError
 
 

@@ -224,3 +224,34 @@ def test_neither_logs_nor_tracebacks_of_the_command_line_hold_the_token(server, 
     assert "ValueError" in said
     assert TOKEN not in said
     assert "\x1b" not in said
+
+
+def test_a_traceback_shows_no_cause_with_the_token(server):
+    import traceback
+
+    server.update(status=400, headers={"X-Error-Message": f"you sent {TOKEN}"})
+    with pytest.raises(MaeConvertError) as raised, speaking("someone/my-mae"):
+        client().whoami()
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "you sent" in shown
+    assert "direct cause" in shown
+    assert TOKEN not in shown
+
+
+def test_an_error_without_secrets_keeps_its_cause(server):
+    server.update(status=400, headers={"X-Error-Message": "no"})
+    with pytest.raises(MaeConvertError) as raised, speaking("someone/my-mae"):
+        client().whoami()
+    assert our_hub.status_of(raised.value.__cause__) == 400
+
+
+def test_a_listing_of_ever_more_pages_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(hub_limits, "MOST_ANSWERS", 5)
+    api = client()
+    address = f"{api.endpoint}/api/models/someone/my-mae/commits/main?p=1"
+    server.update(headers={"Link": f'<{address}>; rel="next"'}, body=b"[]")
+    with (
+        pytest.raises(MissingRequirementError, match="ever more pages"),
+        speaking("someone/my-mae"),
+    ):
+        api.list_repo_commits("someone/my-mae")

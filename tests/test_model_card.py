@@ -90,3 +90,21 @@ def test_metadata_over_several_lines_stay():
     card = "---\nlicense: mit\nextra_gated_prompt: |\n  Of you\n  we ask\n---\n"
     merged, _ = merged_card(card, OURS, METADATA, on_top=False)
     assert metadata_of(merged)["extra_gated_prompt"] == "Of you\nwe ask"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "a: " + "[" * 3000,
+        "a: " + "{a: " * 40 + "1" + "}" * 40,
+        "a0: &a0 [x, x]\n"
+        + "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)),
+        f"a: {'9' * 5000}",
+        "a: 2026-02-31",
+        "a: \x00",
+        "a: !!python/object/apply:os.getcwd []",
+    ],
+)  # fmt: skip
+def test_hostile_metadata_are_refused_in_a_sentence(block):
+    with pytest.raises(HubError, match="mend"):
+        merged_card(f"---\n{block}\n---\n# Theirs\n", OURS, METADATA, on_top=False)

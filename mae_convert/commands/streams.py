@@ -4,14 +4,13 @@ Only the command line calls this: the streams and the log of a program that impo
 its own.
 """
 
-import logging
 import os
 import sys
 import traceback
 import warnings
 from typing import Any
 
-from mae_convert.redaction import without_secrets
+from mae_convert.redaction import redact_logs, without_secrets
 from mae_convert.text import for_terminal
 
 
@@ -33,7 +32,7 @@ def prepare_streams() -> bool:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a test's own stream has none
             reconfigure(errors="backslashreplace")
-    _redact_logs()
+    redact_logs()
     warnings.showwarning = _say_warning
     return has_output
 
@@ -44,32 +43,6 @@ def _is_open(number: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _redact_logs() -> None:
-    """Have what this program and the libraries log hold no credentials, and no control characters.
-
-    The Hub's client logs addresses, which may be signed, and what servers say.
-    """
-    before = logging.getLogRecordFactory()
-    if getattr(before, "is_redacting", False):
-        return
-
-    def redacted(*arguments: Any, **named: Any) -> logging.LogRecord:
-        record = before(*arguments, **named)
-        try:
-            message = record.getMessage()
-        except Exception:  # the logger tells of an error of its caller in its own way
-            return record
-        lines = without_secrets(message).splitlines()
-        record.msg, record.args = "\n".join(map(for_terminal, lines)), ()
-        if record.exc_info and record.exc_info[1] is not None:
-            text = traceback.format_exception(record.exc_info[1])
-            record.exc_text = without_secrets("".join(text)).rstrip()
-        return record
-
-    redacted.is_redacting = True  # type: ignore[attr-defined]
-    logging.setLogRecordFactory(redacted)
 
 
 def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -20,6 +20,8 @@ SECTION = re.compile(
     r"^[^\n]*<!-- mae-convert: begin.*?^[^\n]*<!-- mae-convert: end -->[^\n]*$",
     re.DOTALL | re.MULTILINE,
 )
+DEEPEST = 30
+MOST_ALIASES = 20
 MARK = re.compile(r"<!-- mae-convert: (begin|end)")
 # What may stand in the lines of the marks, which are replaced whole.
 MARK_LINE = re.compile(
@@ -92,16 +94,34 @@ def metadata_of(card: str) -> dict[str, Any]:
     logger = logging.getLogger("huggingface_hub.repocard")
     level = logger.level
     try:
+        _check_depth(_split(card)[0])
         logger.setLevel(logging.ERROR)  # that there is no metadata is no news
         return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        said = str(error).splitlines()[0]
+    except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
             f"the metadata of the repository's README.md cannot be read ({said}); mend it there,"
             " then publish again"
         ) from error
     finally:
         logger.setLevel(level)
+
+
+def _check_depth(block: str) -> None:
+    """Refuse metadata that are small as text and large, or deep, once they are read.
+
+    Raises:
+        ValueError: they are.
+    """
+    import yaml
+
+    depth = aliases = 0
+    for event in yaml.parse(block.replace("---", ""), Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > DEEPEST or aliases > MOST_ALIASES:
+            raise ValueError("they are nested too deeply, or have too many aliases")
 
 
 def _split(card: str) -> tuple[str, str]:

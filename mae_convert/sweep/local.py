@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
+from mae_convert.redaction import redact_logs
 from mae_convert.signals import ignore_signals, raise_signals
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, needed_by
@@ -205,6 +206,7 @@ def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connect
     raise_signals()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    redact_logs()
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     function, threads = work
     row = function(job, threads)
