@@ -1,11 +1,21 @@
 """Objects in a pickle that no weight needs are passed over, and named in the report."""
 
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import io
 import json
+import logging
+import re
 import sys
 import types
+import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -114,6 +124,62 @@ def test_both_formats_of_pytorch(tmp_path, monkeypatch, legacy) -> None:
     opened = open_container(tmp_path / "x.pth")
     assert (opened.tensors["a"].load() == MODEL["a"].numpy()).all()
     assert opened.passed_over == ("vendor.config.Config",)
+
+
+class Colour(enum.Enum):
+    """Stands for any enumeration."""
+
+    RED = 1
+
+
+LINEAR = torch.nn.Linear(2, 2)
+REAL = {
+    "a time": datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+    "a duration": datetime.timedelta(1),
+    "a function with arguments": functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    "a member of an enumeration": Colour.RED,
+    "one as a key": {Colour.RED: 1, (Colour.RED, 1): 2},
+    "a decimal number": decimal.Decimal("1.5"),
+    "an id": uuid.uuid4(),
+    "a deque": collections.deque([1]),
+    "a pattern": re.compile("a"),
+    "a logger": logging.getLogger("x"),
+    "a generator": np.random.default_rng(1),
+    "a buffer": io.BytesIO(b"a"),
+    "a module": torch.nn.Sequential(LINEAR, torch.nn.GELU()),
+    "a method of a module": LINEAR.forward,
+    "a class": torch.nn.LayerNorm,
+    "a function": torch.nn.functional.gelu,
+    "an optimizer": torch.optim.AdamW(LINEAR.parameters()),
+    "a data set": torch.utils.data.TensorDataset(torch.zeros(2)),
+    "a sparse tensor": torch.eye(2).to_sparse(),
+    "an array of objects": np.array([1, "a", None], dtype=object),
+    "an array of records": np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]),
+    "a masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "a path in a namespace": types.SimpleNamespace(a=Colour.RED),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", REAL)
+def test_real_objects_beside_the_weights(tmp_path: Path, name: str, legacy: bool) -> None:
+    whole = {"model": MODEL, "args": {"lr": 1, "x": REAL[name]}}
+    torch.save(whole, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    opened = open_container(tmp_path / "x.pth")
+    assert (opened.tensors["a"].load() == MODEL["a"].numpy()).all()
+    assert (opened.training_args or {})["lr"] == 1
+    assert any(place.startswith("args.x") for place in opened.ignored)
+    assert opened.passed_over
+    assert "0x" not in str(opened.training_args)
+
+
+def test_a_storage_of_unknown_size_in_the_old_format_is_refused_by_name(tmp_path: Path) -> None:
+    quantised = torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.quint8)
+    whole = {"model": MODEL, "x": quantised}
+    torch.save(whole, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"torch\.QUInt8Storage"):
+        open_container(tmp_path / "x.pth")
 
 
 def test_an_ema_module_that_was_asked_for_is_refused_by_name() -> None:

@@ -12,11 +12,10 @@ asyncio atexit bdb cProfile cgi cgitb codeop compileall commands.getoutput comma
 ctypes dbm distutils.file_util distutils.spawn doctest ensurepip fileinput ftplib gc http.client
 httplib idlelib imaplib imp lib2to3 linecache logging.config marshal modulefinder multiprocessing nt
 nturl2path os pdb pickle pickletools pip pipes pkgutil popen2 poplib posix pty py_compile pyclbr
-pydoc runpy shelve shutil signal site smtplib socket socketserver sqlite3 ssl subprocess sys
-telnetlib turtledemo urllib urllib2 venv webbrowser xmlrpc zipapp zipimport _aix_support
-_bootsubprocess _ctypes _frozen_importlib _frozen_importlib_external _imp _interpchannels
-_interpreters _osx_support _pickle _posixsubprocess _pyrepl _signal _socket _winapi
-_xxsubinterpreters
+pydoc runpy shelve shutil site smtplib socket socketserver sqlite3 ssl subprocess sys telnetlib
+turtledemo urllib urllib2 venv webbrowser xmlrpc zipapp zipimport _aix_support _bootsubprocess
+_ctypes _frozen_importlib _frozen_importlib_external _imp _interpchannels _interpreters _osx_support
+_pickle _posixsubprocess _pyrepl _socket _winapi _xxsubinterpreters
 
 builtins.__import__ builtins.apply builtins.breakpoint builtins.compile builtins.delattr
 builtins.eval builtins.exec builtins.execfile builtins.exit builtins.file builtins.filter
@@ -25,10 +24,11 @@ builtins.quit builtins.reload builtins.setattr builtins.vars code.InteractiveCon
 code.InteractiveInterpreter code.compile_command code.interact importlib.__import__
 importlib._bootstrap importlib._bootstrap_external importlib.import_module importlib.machinery
 importlib.reload importlib.util inspect.getsource io.FileIO io.open io.open_code _io.FileIO _io.open
-_io.open_code operator.methodcaller logging.FileHandler platform profile.Profile profile.run
-profile.runctx tempfile test.support timeit.Timer timeit.main timeit.repeat timeit.timeit
-trace.Trace types.CodeType types.FunctionType types.LambdaType types.ModuleType
-uuid._get_command_stdout uuid._popen _operator.methodcaller _thread threading.Thread
+_io.open_code operator.methodcaller logging.FileHandler profile.Profile profile.run profile.runctx
+tempfile test.support timeit.Timer timeit.main timeit.repeat timeit.timeit trace.Trace
+types.CodeType types.FunctionType types.LambdaType types.ModuleType uuid._get_command_stdout
+uuid._popen _operator.methodcaller _thread threading.Thread platform._syscmd_file
+platform._syscmd_ver platform.popen signal.alarm signal.raise_signal signal.setitimer signal.signal
 
 aiohttp cloudpickle dill httpx.get httpx.post ipykernel IPython joblib.load keras.models.load_model
 keras.saving numpy.ctypeslib numpy.distutils numpy.f2py numpy.load numpy.lib._npyio_impl.load

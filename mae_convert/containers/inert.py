@@ -27,8 +27,8 @@ BUILTINS = ("builtins", "__builtin__")
 TYPE_NAMES = ("int", "float", "str", "bool", "list", "dict", "tuple", "Ellipsis")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
-NOT_READ = ("O8", "|O8", "O", "M8", "m8")
-"""Codes of NumPy's dtypes of Python objects and of times."""
+NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
+"""Codes of NumPy's dtypes of Python objects, of times, and of records."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class NumpyDtype:
     """A NumPy dtype of numbers or text; a pickle states its byte order afterwards."""
 
     def __init__(self, code: Any, *_: object) -> None:
-        if code in NOT_READ:
+        if isinstance(code, str) and NOT_READ.fullmatch(code):
             raise WouldRunCodeError
         if not NUMPY_DTYPE.fullmatch(code):
             raise ValueError("a NumPy dtype that is not of numbers or text")

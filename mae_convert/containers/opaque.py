@@ -26,11 +26,13 @@ class Effects:
         calls: the objects that were made by what is not in the table of inert types; each keeps
             the arguments of the call, and the states and items that it was handed later.
         mentioned: the dotted names that are not in that table.
+        storages: names of types of storages that are not known.
         replaced: by the id of a mapping or an object, that itself and what was overwritten in it.
     """
 
     calls: list[Opaque] = field(default_factory=list)
     mentioned: list[str] = field(default_factory=list)
+    storages: list[str] = field(default_factory=list)
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
@@ -146,7 +148,7 @@ def passed_over(value: object, effects: Effects) -> dict[str, str]:
     """Return the objects in a value that are not read, by place, each with a sentence on it."""
     found = list(outermost(value))
     shown_places = {
-        shown(place) or "the pickle": _reason(item) for place, item in found[:OUTERMOST_SHOWN]
+        shown(place) or "the pickle": in_words(item) for place, item in found[:OUTERMOST_SHOWN]
     }
     if len(found) > OUTERMOST_SHOWN:
         more = len(found) - OUTERMOST_SHOWN
@@ -159,9 +161,10 @@ def passed_over(value: object, effects: Effects) -> dict[str, str]:
     return shown_places
 
 
-def _reason(item: Opaque | NumpyArray) -> str:
+def in_words(item: Opaque | NumpyArray) -> str:
+    """Say what an object is that is not read, and what was done with it."""
     if isinstance(item, NumpyArray):
-        return "an array of Python objects or times, which no weight needs and which is not read"
+        return "an array of objects, times or records, which no weight needs and which is not read"
     values = "" if settings_in(item) is UNKNOWN else ", its values read as plain data"
     return (
         f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "

@@ -197,6 +197,8 @@ class PickleReader:
         """Push what a persistent id means: a storage, or an `Opaque` where its type is unknown."""
         parts = identity if isinstance(identity, tuple) else ()
         if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
+            if parts[0] == "storage":  # and not the source of a class, as old files keep it
+                self.effects.storages.append(unknown.name)
             self._push_opaque(unknown.name, parts)
             return
         self.push(self.persistent(identity))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.containers.inert import NumpyArray, NumpyDtype, Opaque
-from mae_convert.containers.messages import shown
+from mae_convert.containers.opaque import in_words
 from mae_convert.containers.settings_objects import UNKNOWN, settings_in
 from mae_convert.containers.torch_types import TensorPlace
 
@@ -43,6 +43,11 @@ def plain_mapping(value: object) -> dict[str, Any] | None:
         return None
 
 
+def _is_read(key: object) -> bool:
+    parts = key if isinstance(key, tuple) else (key,)
+    return not any(isinstance(part, Opaque) for part in parts)
+
+
 def _opened(value: object) -> object:
     """Return the settings in a value, which may be the object of a configuration library."""
     for _ in range(DEEPEST):
@@ -59,7 +64,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
-        items = {key: _opened(item) for key, item in value.items() if not isinstance(key, Opaque)}
+        items = {key: _opened(item) for key, item in value.items() if _is_read(key)}
         return {
             key if isinstance(key, str) else repr(key): _plain(item, budget, depth + 1)
             for key, item in items.items()
@@ -77,10 +82,10 @@ def describe(value: object) -> str:
     """Say in a few words what a value is: "24 tensors and settings", "49", "3 settings"."""
     if isinstance(value, TensorPlace):
         return f"a tensor of shape {value.shape}"
+    if isinstance(value, Opaque) or (isinstance(value, NumpyArray) and value.unread):
+        return in_words(value)
     if isinstance(value, NumpyArray):
         return f"an array of shape {value.array.shape}"
-    if isinstance(value, Opaque):
-        return f"an object of {shown(value.name)}, which is not read"
     if isinstance(value, NumpyDtype):
         return str(value.dtype)
     if isinstance(value, Mapping | list | tuple | set | frozenset):

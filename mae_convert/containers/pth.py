@@ -19,7 +19,7 @@ from mae_convert.containers.wrappers import EPOCH_KEYS, Selection, epoch_in, sel
 from mae_convert.errors import CheckpointError
 
 SETTINGS = ("config", "conversion")
-ARGUMENTS = ("hyper_parameters", "args")
+ARGUMENTS = ("hparams", "hyper_parameters", "args")
 """Keys of the arguments of training: of Lightning, and of many programs. The last one decides."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")

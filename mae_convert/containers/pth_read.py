@@ -9,7 +9,7 @@ import numpy as np
 from mae_convert.containers.archive import Archive
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import Contents
-from mae_convert.containers.messages import damaged, shown
+from mae_convert.containers.messages import damaged, shown, would_run_code
 from mae_convert.containers.opaque import Effects
 from mae_convert.containers.pickle_stream import PickleStream
 from mae_convert.containers.pickles import PickleReader
@@ -96,6 +96,8 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
     _protocol_version = framing.load(stream)
     _system_information = framing.load(stream)
     value = reader.load(stream)
+    if reader.effects.storages:  # whose size is not known, and behind which others stand
+        raise would_run_code(file.path, reader.effects.storages[0])
     storages.locate(framing.load(stream), stream.tell())
     return pth_contents(file, value, storages.read, state_key, reader.effects)
 
