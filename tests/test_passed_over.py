@@ -174,6 +174,7 @@ def test_real_objects_beside_the_weights(tmp_path: Path, name: str, legacy: bool
     assert "0x" not in str(opened.training_args)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_storage_of_unknown_size_in_the_old_format_is_refused_by_name(tmp_path: Path) -> None:
     quantised = torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.quint8)
     whole = {"model": MODEL, "x": quantised}
