@@ -17,6 +17,14 @@ from mae_convert.errors import CheckpointError
 
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 LOCAL_MAGIC = b"PK\x03\x04"
+# Signature, disks and counts of entries on them, size and offset of the directory, and in the
+# shorter record the length of a comment.
+END = struct.Struct("<4sHHHHIIH")
+END64 = struct.Struct("<4sQHHIIQQQQ")
+LOCATOR64 = struct.Struct("<4sIQI")
+END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
+"""What stands in the short end record for a number that stands in the long one."""
 ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
@@ -49,7 +57,9 @@ class Archive:
     Raises:
         CheckpointError: the directory at its end is missing or does not fit the file, or no
             program that writes weights makes such an archive: records that overlap, are
-            encrypted, or have names that reach out of it.
+            encrypted, or have names that reach out of it. Archives that zip readers understand
+            differently are refused too: names that differ in case only, bytes before or after
+            the archive, two descriptions of where its directory is.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -57,8 +67,10 @@ class Archive:
         self.file = file
         with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(file)) as archive:
             entries = archive.infolist()
-            if len({entry.filename for entry in entries}) != len(entries):
+            # PyTorch looks names up without regard to case.
+            if len({entry.filename.lower() for entry in entries}) != len(entries):
                 raise ValueError("two records of one name")
+            _check_end(file, len(entries))
             located = [(entry, *self._locate(entry)) for entry in entries]
             _refuse_overlaps((start, record) for _, start, record in located)
         self.records: Mapping[str, Record] = {
@@ -73,7 +85,8 @@ class Archive:
         name = self.file.raw(begins + LOCAL_HEADER.size, name_length)
         if magic != LOCAL_MAGIC or (flags | entry.flag_bits) & ENCRYPTED:
             raise ValueError(f"record {shown(entry.filename)} is damaged or encrypted")
-        if name != _stored_name(entry) or method != entry.compress_type:
+        twice = entry.filename != entry.orig_filename or name != _stored_name(entry)
+        if twice or method != entry.compress_type:
             raise ValueError(f"record {shown(entry.filename)} is described in two ways")
         if not _is_inside(entry.filename):
             raise CheckpointError(
@@ -162,8 +175,44 @@ def _is_inside(name: str) -> bool:
 
 
 def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
+    """Require that the first record is at the beginning of the file, and that none overlap."""
     position = 0
-    for begins, record in sorted(located, key=lambda item: item[0]):
+    for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
+        if number == 0 and begins:
+            raise ValueError("bytes before the archive")
         if begins < position:
             raise ValueError("two records overlap")
         position = record.offset + record.packed
+
+
+def _check_end(file: ByteFile, count: int) -> None:
+    """Require that the end records agree, and that the directory stands right before them.
+
+    Python's zipfile and the reader of PyTorch may otherwise find two different directories.
+
+    Args:
+        file: the archive.
+        count: the number of entries that were read.
+    """
+    place = file.size - END.size
+    magic, disk, first_disk, here, entries, size, offset, comment = END.unpack(
+        file.raw(place, END.size)
+    )
+    if magic != END_MAGIC or comment or disk or first_disk:
+        raise ValueError("it has a comment, or bytes behind it")
+    if place >= LOCATOR64.size and file.raw(place - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
+        short = (here, entries, size, offset)
+        _, locator_disk, end64, disks = LOCATOR64.unpack(
+            file.raw(place - LOCATOR64.size, LOCATOR64.size)
+        )
+        place -= LOCATOR64.size + END64.size
+        magic, length, _, _, disk, first_disk, *long = END64.unpack(file.raw(place, END64.size))
+        if (magic, length, end64) != (END64_MAGIC, END64.size - 12, place):
+            raise ValueError("its end is described in two ways")
+        if any((locator_disk, disks > 1, disk, first_disk)) or not all(
+            a == b or a in ELSEWHERE for a, b in zip(short, long, strict=True)
+        ):
+            raise ValueError("its end is described in two ways")
+        here, entries, size, offset = long
+    if (here, entries) != (count, count) or offset + size != place:
+        raise ValueError("its directory is not where its end says")

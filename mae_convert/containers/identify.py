@@ -78,7 +78,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
 
 
 def _read_zip(file: ByteFile, state_key: str | None) -> Contents:
-    path, archive = file.path, Archive(file)
+    archive = Archive(file)
     folder = folder_of(archive)
     if folder is None and _is_of_keras(archive):
         from mae_convert.containers.keras_archive import read_keras_archive
@@ -86,11 +86,6 @@ def _read_zip(file: ByteFile, state_key: str | None) -> Contents:
         return read_keras_archive(archive)
     if folder is None:
         return read_npz(archive)
-    if f"{folder}constants.pkl" in archive.records:
-        raise CheckpointError(
-            f"{path} is a TorchScript program and not weights; write them with "
-            "torch.save({'model': model.state_dict()}, ...)"
-        )
     return read_pth(archive, folder, state_key)
 
 

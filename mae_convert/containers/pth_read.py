@@ -1,5 +1,6 @@
 """Reads PyTorch's two file formats without PyTorch, and without running anything in them."""
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +23,52 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_UNPACKED_PICKLE = 1 << 24
 PICKLE = "data.pkl"
 VERSIONS = ("version", ".data/version")
+VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
+"""What `torch.load` takes for a version of the format: up to 10."""
+
+STORAGES = "data/"
+MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
+           ".storage_alignment", "", ".data/", STORAGES)  # fmt: skip
+"""What `torch.save` writes beside the storages; the last three are folders, by other programs."""
+
+TORCHSCRIPT = ("constants.pkl", "code/")
+"""What only a TorchScript program has. PyTorch below 2.6 runs one though `weights_only` is set."""
 
 
 def folder_of(archive: Archive) -> str | None:
-    """Return the folder in which `torch.save` has put everything, with its slash, if it has."""
-    pickles = [name for name in archive.records if name.rpartition("/")[2] == PICKLE]
-    return min(pickles, key=len).removesuffix(PICKLE) if pickles else None
+    """Return the folder in which `torch.save` has put everything, with its slash.
+
+    `torch.load` takes the folder of the first member and looks names up without regard to case. So
+    that it finds what is found here, there must be one folder, and nothing in it that `torch.save`
+    does not write.
+
+    Returns:
+        The folder, or None where no member is a pickle of `torch.save`.
+
+    Raises:
+        CheckpointError: it is a TorchScript program, or has members that no checkpoint has.
+    """
+    names = list(archive.records)
+    if not any(name.lower().rpartition("/")[2] == PICKLE for name in names):
+        return None
+    folder = names[0].partition("/")[0] + "/"
+    inside = [name.removeprefix(folder) for name in names]
+    for name, member in zip(names, inside, strict=True):
+        if any(f"/{member.lower()}".find(f"/{part}") >= 0 for part in TORCHSCRIPT):
+            raise CheckpointError(
+                f"{archive.path} is a TorchScript program and not weights; write them with "
+                "torch.save({'model': model.state_dict()}, ...)"
+            )
+        known = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
+        if not name.startswith(folder) or not known:
+            raise CheckpointError(
+                f"{archive.path} has a member {shown(name)}, which torch.save does not write, and "
+                "which PyTorch may take for another; write the weights again with "
+                "torch.save({'model': model.state_dict()}, ...)"
+            )
+    if PICKLE not in inside:
+        raise damaged(archive.path, f"it has no {PICKLE}")
+    return folder
 
 
 def read_value(
@@ -45,8 +86,11 @@ def read_value(
     Raises:
         CheckpointError: it is damaged, or would run code.
     """
-    if not any(f"{folder}{name}" in archive.records for name in VERSIONS):
+    versions = [name for name in VERSIONS if f"{folder}{name}" in archive.records]
+    if not versions:
         raise damaged(archive.path, "it does not say of which version it is")
+    if not all(VERSION.fullmatch(archive.raw(f"{folder}{name}", 16)) for name in versions):
+        raise damaged(archive.path, "it is of a version of the format that is not known")
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id, strict=strict)
     stored = archive.part(f"{folder}{PICKLE}")
@@ -108,6 +152,7 @@ class _ZipStorages:
     def __init__(self, archive: Archive, prefix: str) -> None:
         self._archive = archive
         self._prefix = prefix
+        self._wholes: dict[str, Storage] = {}
         self._big_endian = _is_big_endian(archive, f"{prefix}byteorder")
 
     def of_id(self, identity: Any) -> Storage:
@@ -120,6 +165,9 @@ class _ZipStorages:
         if label != "storage":
             raise ValueError("a persistent id that is not of a storage")
         storage = make_storage(kind, key, count)
+        # PyTorch gives a storage the type under which it meets it first.
+        if self._wholes.setdefault(key, storage) != storage:
+            raise ValueError("a storage of two types or sizes")
         size = storage.count * _element_bytes(storage)
         if size and self._archive.size(f"{self._prefix}data/{key}") != size:
             raise damaged(self._archive.path, f"the storage {shown(key)} has not {size} bytes")
@@ -163,7 +211,7 @@ class _LegacyStorages:
             CheckpointError: they do not all lie in the file, or differ from what the pickle says.
         """
         named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-        if not named or set(keys) != set(self._wholes):
+        if not named or sorted(keys) != sorted(self._wholes):
             raise damaged(self._file.path, "it does not hold the storages that it names")
         places = {}
         for key in keys:
