@@ -20,11 +20,13 @@ from mae_convert.containers.torch_types import (
     TORCH_DTYPES,
     StorageType,
     StoredTensor,
+    refuse_changing_state,
 )
 
 SCALARS = (str, bytes, int, float, complex, bool, type(None))
 BUILTINS = ("builtins", "__builtin__")
 TYPE_NAMES = ("int", "float", "str", "bool", "list", "dict", "tuple", "Ellipsis")
+TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
 NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
@@ -250,7 +252,10 @@ def _make_attribute(owner: Any, name: Any) -> str:
     return _make_text(name)
 
 
-def _rebuild_from_type(function: Any, _type: object, arguments: Any, _state: object) -> object:
+def _rebuild_from_type(function: Any, kind: object, arguments: Any, state: Any) -> object:
+    if kind not in TENSOR_TYPES:
+        raise TypeError("a tensor of a type that is not one")
+    refuse_changing_state(state)
     tensor = function.make(*_listed(arguments))
     if not isinstance(tensor, StoredTensor):
         raise TypeError("a tensor subclass without a tensor")
@@ -323,8 +328,7 @@ def _values() -> dict[str, object]:
         **{f"torch.{name}": f"torch.{name}" for name in TORCH_DTYPES},
         **{f"torch.{name}": StorageType(TORCH_DTYPES[of]) for name, of in STORAGES.items()},
         "torch.storage.UntypedStorage": StorageType(None),
-        "torch.nn.parameter.Parameter": "torch.nn.parameter.Parameter",
-        "torch.Tensor": "torch.Tensor",
+        **{name: name for name in TENSOR_TYPES},
     }
 
 

@@ -22,6 +22,9 @@ from mae_convert.errors import CheckpointError
 SUFFIX = ".npy"
 SETTINGS = {"config": "__config__", "conversion": "__conversion__"}
 MAGIC = b"\x93NUMPY"
+HEADS = (b"\1\0", b"\2\0", b"\3\0")
+"""Versions of the head. The third is in UTF-8, which matters for names of fields only."""
+
 FIELDS = ("descr", "fortran_order", "shape")
 DESCR = re.compile(r"[<>|=][biufcU][0-9]{1,9}")
 LARGEST_HEAD = 10_000
@@ -49,6 +52,11 @@ def read_npz(archive: Archive) -> Contents:
         raise CheckpointError(
             f"{archive.path} is a zip archive with neither a PyTorch checkpoint nor NumPy arrays; "
             "name a .pth, .safetensors, .h5 or .npz file"
+        )
+    if twice := next((name for name in names if name in archive.records), None):
+        raise CheckpointError(
+            f"{archive.path} has the members {shown(twice)} and {shown(twice)}{SUFFIX}, of which "
+            f"NumPy reads the first and others the second; write the archive with numpy.savez"
         )
     texts = {name: _text(archive, place) for name, place in SETTINGS.items() if place in names}
     return Contents(
@@ -106,6 +114,8 @@ def _read_head(archive: Archive, name: str) -> _Head:
         begins = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
         fields = ast.literal_eval(start[8 + width : begins].decode("latin-1").strip())
         descr, columns_first, shape = (fields[key] for key in FIELDS)
+        if len(fields) != len(FIELDS) or type(columns_first) is not bool or start[6:8] not in HEADS:
+            raise ValueError(f"{name} has a head that NumPy does not write")
         if not possible_shape(shape) or begins > LARGEST_HEAD:
             raise ValueError(f"{name} has an impossible shape")
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
@@ -114,7 +124,7 @@ def _read_head(archive: Archive, name: str) -> _Head:
                 "numbers (a bfloat16 loses its type in .npz, an object is a pickle); "
                 "write it as float32"
             )
-        return _Head(tuple(shape), bool(columns_first), np.dtype(descr), begins)
+        return _Head(tuple(shape), columns_first, np.dtype(descr), begins)
 
 
 def _lazy(archive: Archive, name: str) -> LazyTensor:

@@ -24,6 +24,7 @@ times that of the largest MAE, because JSON in memory is so many times larger th
 
 METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")
+FIELDS = ("dtype", "shape", "data_offsets")
 
 CODES: Mapping[str, np.dtype] = {
     "F64": TORCH_DTYPES["float64"],
@@ -110,14 +111,22 @@ def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", file.raw(0, 8))
     if length > LARGEST_HEADER:
         raise damaged(file.path, f"its header would have {length} bytes")
-    text = file.raw(8, length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
+        # Decoded here: json would take UTF-16 and lone surrogates too, which the format forbids.
+        text = file.raw(8, length).decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_without_duplicates, parse_int=_natural)
+        json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise damaged(file.path, f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
         raise damaged(file.path, "its header is not a mapping")
     return header, 8 + length
+
+
+def _natural(digits: str) -> int:
+    if not digits.isdigit():
+        raise ValueError(f"{digits} is not a size")
+    return int(digits)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -129,9 +138,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
-            pass
+            complete = len(entry) == len(FIELDS) and type(start) is type(end) is int
         case _:
-            raise damaged(path, f"the entry of {shown(name)} is incomplete")
+            complete = False
+    if not complete:
+        raise damaged(path, f"the entry of {shown(name)} is not {', '.join(FIELDS)}")
     if code not in CODES:
         raise CheckpointError(
             f"{path} holds {shown(name)} as {shown(code)}, which is not read; cast it before"

@@ -148,10 +148,55 @@ def _parameter(tensor: Any, *_: object) -> StoredTensor:
     return tensor
 
 
+def _parameter_with_state(
+    tensor: Any, _gradient: object, _hooks: object, state: Any
+) -> StoredTensor:
+    refuse_changing_state(state)
+    return _parameter(tensor)
+
+
+SETTABLE = frozenset(
+    ("data", "grad", "real", "imag", "names", "requires_grad", "layout", "dtype", "device", "shape")
+)
+"""Attributes of a tensor that PyTorch acts on when they are set."""
+
+
+def refuse_changing_state(state: Any) -> None:
+    """Require that attributes which a pickle gives to a tensor leave its values alone.
+
+    PyTorch sets each by its name, so that one named `data` replaces the values.
+
+    Args:
+        state: the attributes by name, or a pair of such mappings; either may be None.
+
+    Raises:
+        ValueError: a name is one that PyTorch acts on, or a value is more than plain data.
+    """
+    for attributes in state if type(state) is tuple and len(state) == 2 else (state,):
+        for name, value in _items(attributes):
+            if not isinstance(name, str) or name in SETTABLE or name.startswith("__"):
+                raise ValueError("an attribute that changes its tensor")
+            if not _is_plain(value):
+                raise ValueError("an attribute of a tensor that is not plain data")
+
+
+def _items(attributes: Any) -> list[tuple[Any, Any]]:
+    if attributes is None:
+        return []
+    if not isinstance(attributes, dict):
+        raise TypeError("attributes without names")
+    return list(attributes.items())
+
+
+def _is_plain(value: Any) -> bool:
+    values = value if type(value) in (list, tuple) else (value,)
+    return all(item is None or type(item) in (bool, int, float, str) for item in values)
+
+
 REBUILDERS: Mapping[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
 }

@@ -16,6 +16,9 @@ from mae_convert.containers.hdf5_format.objects import (
     EXTERNAL,
     FILTERS,
     LAYOUT,
+    LINK,
+    LINK_INFO,
+    SYMBOL_TABLE,
     Message,
     Structure,
     defined,
@@ -28,6 +31,8 @@ COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = 0, 1, 2, 3
 GZIP, SHUFFLE, FLETCHER32 = 1, 2, 3
 LARGEST_CHUNK = 1 << 28
 CHECKSUM_BYTES = 4
+ONCE = (DATASPACE, DATATYPE, LAYOUT, FILTERS, EXTERNAL)
+OF_GROUPS = frozenset((SYMBOL_TABLE, LINK, LINK_INFO))
 LEAST_ENTRY = 24
 """Bytes that a chunk takes in the tree of them, besides its own."""
 
@@ -54,6 +59,11 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
     """
     found = {message.kind: message for message in messages}
     path = structure.file.path
+    kinds = [message.kind for message in messages]
+    if twice := [kind for kind in ONCE if kinds.count(kind) > 1]:
+        raise ValueError(f"{name} has two messages of kind {twice[0]}")
+    if not OF_GROUPS.isdisjoint(kinds):
+        raise ValueError(f"{name} is a dataset and a group")
     if EXTERNAL in found:
         raise _elsewhere(structure, name)
     if any(found[kind].shared for kind in (DATASPACE, DATATYPE, LAYOUT, FILTERS) if kind in found):
@@ -85,6 +95,8 @@ def _way_to(
     if kind == CHUNKED and version < 4:
         rank = rank or layout.number(1)
         address, chunk = layout.address(), tuple(layout.number(4) for _ in range(rank - 1))
+        if layout.number(4) != dtype.itemsize:
+            raise ValueError(f"{name} has chunks of elements of another size")
         packing = _packing(structure, name, filters)
         return _Chunks(structure, name, address, chunk, shape, dtype, packing)
     size = math.prod(shape) * dtype.itemsize
@@ -196,7 +208,9 @@ class _Chunks:
             if skipped >> number & 1:
                 continue
             if kind == FLETCHER32:
-                data = data[:-CHECKSUM_BYTES]
+                data, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+                if fletcher32(data).to_bytes(4, "little") != checksum:
+                    raise ValueError(f"a chunk of {self.name} has another checksum")
             elif kind == GZIP:
                 data = zlib.decompressobj().decompress(data, size + CHECKSUM_BYTES)
             elif parameter > 1:
@@ -204,6 +218,21 @@ class _Chunks:
         if len(data) != size:
             raise ValueError(f"a chunk of {self.name} has not {size} bytes")
         return np.frombuffer(data, self.dtype).reshape(self.chunk)
+
+
+def fletcher32(data: bytes) -> int:
+    """Return HDF5's checksum of a chunk: two sums, modulo 65535, of big-endian 16-bit words.
+
+    The second sums what the first has been after each word. A sum that is not zero is represented
+    by 1 to 65535, as adding with the carry leaves it.
+    """
+    words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
+    if not words.any():
+        return 0
+    modulus = np.uint64(0xFFFF)
+    weights = np.arange(len(words), 0, -1, dtype=np.uint64) % modulus
+    first, second = int(words.sum() % modulus), int((words * weights % modulus).sum() % modulus)
+    return (second or 0xFFFF) << 16 | (first or 0xFFFF)
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:

@@ -80,7 +80,10 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
     messages = tree.structure.messages(address)
     kinds = {message.kind for message in messages}
     tree.structure.spend(COST_OF_A_NAME + sum(len(message.data) for message in messages))
-    tree.attributes[path] = {a.name: a for a in _attributes(tree.structure, messages)}
+    attributes = list(_attributes(tree.structure, messages))
+    tree.attributes[path] = {attribute.name: attribute for attribute in attributes}
+    if len(tree.attributes[path]) != len(attributes):
+        raise ValueError(f"an attribute of {path or 'the root'} is there twice")
     if LAYOUT in kinds and path:
         tree.datasets[path] = read_dataset(tree.structure, path, messages)
         return
@@ -96,6 +99,8 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
 def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> list[_Link]:
     """Return the links of a group: as they were made where that is told, else by name."""
     links: list[_Link] = []
+    if sum(message.kind in (SYMBOL_TABLE, LINK_INFO) for message in messages) > 1:
+        raise ValueError(f"the group {path} has two lists of what it holds")
     for message in messages:
         if message.kind == SYMBOL_TABLE:
             links += _symbols(structure, path, Cursor(message.data))

@@ -16,13 +16,15 @@ INTEGER, FLOAT, STRING, OPAQUE, COMPOUND, ENUM, VARIABLE = 0, 1, 3, 5, 6, 8, 9
 Order = Literal["<", ">"]
 VERSIONS = (1, 2, 3, 4, 5)
 
-# Size of the number in bytes, then bits of exponent and mantissa.
+# Size of the number in bytes, bits of exponent and mantissa, and what is added to the exponent.
 FLOATS = {
-    (2, 5, 10): TORCH_DTYPES["float16"],
-    (2, 8, 7): TORCH_DTYPES["bfloat16"],
-    (4, 8, 23): TORCH_DTYPES["float32"],
-    (8, 11, 52): TORCH_DTYPES["float64"],
+    (2, 5, 10, 15): TORCH_DTYPES["float16"],
+    (2, 8, 7, 127): TORCH_DTYPES["bfloat16"],
+    (4, 8, 23, 127): TORCH_DTYPES["float32"],
+    (8, 11, 52, 1023): TORCH_DTYPES["float64"],
 }
+IMPLIED = 2
+"""The first bit of the mantissa is one and not stored, as in IEEE 754."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def read_type(cursor: Cursor) -> Type:
         raise ValueError(f"a type of the unknown version {version}")
     order: Order = ">" if flags & 1 else "<"
     if kind == INTEGER:
-        return Type(kind, size, _integer(cursor, size, bool(flags & 8), order))
+        return Type(kind, size, _integer(cursor, size, flags, order))
     if kind == FLOAT:
-        return Type(kind, size, _float(cursor, size, order))
+        return Type(kind, size, _float(cursor, size, flags, order))
     if kind == ENUM:
         return Type(kind, size, _truth(cursor, version, size, flags & 0xFFFF))
     if kind == COMPOUND:
@@ -64,19 +66,22 @@ def read_type(cursor: Cursor) -> Type:
     return Type(kind, size)
 
 
-def _integer(cursor: Cursor, size: int, signed: bool, order: Order) -> np.dtype | None:
+def _integer(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | None:
     offset, precision = cursor.number(2), cursor.number(2)
-    if size not in (1, 2, 4, 8) or (offset, precision) != (0, 8 * size):
+    if size not in (1, 2, 4, 8) or (offset, precision, flags & ~9) != (0, 8 * size, 0):
         return None
-    return np.dtype(f"{order}{'i' if signed else 'u'}{size}")
+    return np.dtype(f"{order}{'i' if flags & 8 else 'u'}{size}")
 
 
-def _float(cursor: Cursor, size: int, order: Order) -> np.dtype | None:
+def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | None:
+    """Return the dtype of a number as IEEE 754 has it; HDF5 converts all others when it reads."""
     offset, precision = cursor.number(2), cursor.number(2)
     exponent_at, exponent, mantissa_at, mantissa = (cursor.number(1) for _ in range(4))
-    cursor.take(4)
-    dtype = FLOATS.get((size, exponent, mantissa))
+    dtype = FLOATS.get((size, exponent, mantissa, cursor.number(4)))
     if (offset, precision, exponent_at, mantissa_at) != (0, 8 * size, mantissa, 0):
+        return None
+    sign_at = 8 * size - 1
+    if flags & ~1 != sign_at << 8 | IMPLIED << 4:
         return None
     if dtype is None or (dtype.kind == "V" and order == ">"):
         return None
