@@ -78,12 +78,13 @@ def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
 
 def _without_one_more(way: Stripped) -> Iterator[Stripped]:
     for prefix in (*ANYWHERE, *LEADING):
-        stored = {_without(prefix, name): kept for name, kept in way.stored.items()}
+        stored = {without(prefix, name): kept for name, kept in way.stored.items()}
         if len(stored) == len(way.stored) and "" not in stored and stored.keys() != way.stored:
             yield Stripped((*way.removed, prefix), stored)
 
 
-def _without(prefix: str, name: str) -> str:
+def without(prefix: str, name: str) -> str:
+    """Return a name with one of the prefixes taken off, if it has it."""
     if prefix not in ANYWHERE:
         return name.removeprefix(prefix)
     part = prefix.removesuffix(".")

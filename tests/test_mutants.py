@@ -26,7 +26,7 @@ from mae_convert.planning import Plan, plan_conversion
 from mae_convert.transforms import SAME, Permute
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.inputs import random_inputs
-from mae_convert.verify.job import Job
+from mae_convert.verify.job import Job, StoredWeights
 from mae_convert.verify.judge import judge
 from mae_convert.verify.sides import Side, loader_for
 from mae_convert.verify.trace import Trace, describe
@@ -248,7 +248,9 @@ class Bench:
             dtypes=("float64", "float32"),
             task=checkpoint.task,
             config={**checkpoint.configuration.model.to_dict(), **config},
-            weights=str(checkpoint.container.weights_file),
+            weights=StoredWeights(
+                (str(checkpoint.container.weights_file),), checkpoint.container.kind, "model"
+            ),
             loader={"torch": "facebook"}.get(side.framework, checkpoint.layout.name),
             inputs=str(self.folder / "inputs.npz"),
             output=str(output),
@@ -260,7 +262,7 @@ class Bench:
                     checkpoint,
                     side,
                     self.inputs,
-                    native=loader_for(checkpoint, side.framework) is not None,
+                    ours=None if loader_for(checkpoint, side.framework) else "our mapping tables",
                 ),
                 "dtypes": ["float64", "float32"],
             },

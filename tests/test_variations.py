@@ -20,7 +20,7 @@ from mae_convert.errors import CheckpointError, LayoutError, OutputError
 from mae_convert.packing import Packing
 from mae_convert.planning import plan_conversion
 from mae_convert.prefixes import LEADING, as_stored, is_readable, strippings
-from mae_convert.verify.loaders import pytorch_state_dict
+from mae_convert.verify.loaders import numpy_arrays, pytorch_state_dict
 from mae_convert.verify.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -285,13 +285,14 @@ def test_the_reference_model_gets_the_tensors_by_their_own_names(tmp_path, state
     path, key = VARIATIONS[name](tmp_path, state)
     checkpoint = open_checkpoint(path, FLAGS, state_key=key)
     (tmp_path / "work").mkdir()
-    staged, loader, _ = stage(checkpoint, "torch", tmp_path / "work")
-    assert loader == "facebook"
-    loaded = pytorch_state_dict(str(staged))
+    staged = stage(checkpoint, "torch", tmp_path / "work")
+    assert staged.loader == "facebook"
+    loaded = pytorch_state_dict(staged.weights)
     assert set(loaded) == set(state)
     assert all(torch.equal(loaded[n], tensor) for n, tensor in state.items())
-    as_it_is = name in ("plain", "module", "model_state", "settings")
-    assert (staged == path) == as_it_is
+    # The library reads the file itself, unless it would run its pickle.
+    assert (staged.ours is None) == ("distributed" not in name)
+    assert (staged.weights.files == (str(path),)) == ("distributed" not in name)
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -299,11 +300,14 @@ def test_a_model_in_parts_is_staged_for_the_keras_reference(tmp_path, plain, pic
     packing = Packing(pickled=pickled, max_shard_size=100_000)
     execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     source = open_checkpoint(tmp_path / "m")
-    staged, loader, _ = stage(source, "tensorflow", tmp_path)
-    assert (staged.name, loader) == ("weights.safetensors", "transformers")
-    loaded = safetensors.torch.load_file(staged)
+    staged = stage(source, "tensorflow", tmp_path)
+    assert staged.loader == "transformers"
+    # A process of TensorFlow cannot read PyTorch's files.
+    assert (staged.ours is not None) == pickled
+    loaded = numpy_arrays(staged.weights)
+    assert loaded.keys() == source.container.tensors.keys()
     for name, tensor in source.container.tensors.items():
-        assert loaded[name].numpy().tobytes() == tensor.load().tobytes()
+        assert loaded[name].load().tobytes() == tensor.load().tobytes()
 
 
 def test_of_two_files_the_key_is_about_the_one_that_has_it(tmp_path, state, plain):

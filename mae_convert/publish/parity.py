@@ -99,7 +99,8 @@ def folded(part: Part) -> str:
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
-    how = "its own names" if witness.get("native") else "the conversion's tables"
+    ours = witness.get("ours") or "the conversion's tables"
+    how = "its own names" if witness.get("native") else ours.replace("our ", "mae-convert's ")
     version = (witness.get("versions") or {}).get(witness.get("framework"), "")
     return for_markdown(
         f"{witness.get('side')} is the {witness.get('layout')} layout, run by"

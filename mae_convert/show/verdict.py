@@ -63,7 +63,7 @@ def answer_line(result: Verdict) -> str:
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
-    how = "its own names" if witness["native"] else "our mapping tables"
+    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
     versions = witness["versions"] or {}
     version = versions.get(witness["framework"], "")
     place = witness["device"]

@@ -14,6 +14,53 @@ MODES = ("eager", "compiled", "xla", "train")
 
 
 @dataclass(frozen=True)
+class StoredWeights:
+    """Which files hold tensors, and how the names in them become those of the model.
+
+    The child process gives the files to the library that reads their format (``torch.load``,
+    safetensors, NumPy, h5py, Keras), and changes nothing but names afterwards.
+
+    Attributes:
+        files: in the order in which they are read; together they hold each tensor once. Or one
+            directory, which a library opens by itself.
+        format: the kind of the files, as in ``Container.kind``.
+        key: dotted keys that lead to the dictionary of the tensors in a PyTorch file, or "".
+        unused: names of tensors that are not the model's.
+        prefixes: taken off the names, one after the other.
+    """
+
+    files: tuple[str, ...]
+    format: str
+    key: str = ""
+    unused: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The file, or the first of several, or the directory."""
+        return self.files[0]
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "StoredWeights":
+        """Return what ``asdict`` has made plain."""
+        lists = ("files", "unused", "prefixes")
+        return cls(**{**plain, **{name: tuple(plain[name]) for name in lists}})
+
+
+@dataclass(frozen=True)
+class ReadTensors:
+    """What this project's reader has read from files, for a library to read and compare.
+
+    Attributes:
+        weights: the files.
+        tensors: name in the files → dtype, shape and SHA-256 of its little-endian bytes in C order.
+    """
+
+    weights: StoredWeights
+    tensors: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Job:
     """One side of a comparison.
 
@@ -23,8 +70,8 @@ class Job:
         dtypes: the runs to make, in order.
         task: "pretrain", "encoder" or "classify".
         config: fields of ViTMAEConfig.
-        weights: file that holds the tensors.
-        loader: how the file's names are those of the reference model (see ``loaders``).
+        weights: the files that hold the tensors.
+        loader: how the names are those of the reference model (see ``loaders``).
         inputs: .npz with pixel_values and noise.
         output: the trace to write.
         taps: whether to keep every step between.
@@ -32,6 +79,8 @@ class Job:
         mode: "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
             XLA compiler; "train" as in training, with dropout 0.
         description: metadata that is copied into the trace.
+        confirmed: what the tensors were computed from, where they are not stored so themselves:
+            the library has to read the same there.
     """
 
     framework: str
@@ -39,7 +88,7 @@ class Job:
     dtypes: tuple[str, ...]
     task: str
     config: Mapping[str, Any]
-    weights: str
+    weights: StoredWeights
     loader: str
     inputs: str
     output: str
@@ -47,6 +96,7 @@ class Job:
     gradients: bool
     mode: str
     description: Mapping[str, Any]
+    confirmed: ReadTensors | None = None
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""
@@ -55,5 +105,20 @@ class Job:
     @classmethod
     def load(cls, path: Path) -> "Job":
         """Read a job that ``save`` wrote."""
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "dtypes": tuple(fields["dtypes"])})
+        return cls.from_plain(json.loads(path.read_text()))
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Job":
+        """Return the job that ``asdict`` has made plain."""
+        confirmed = plain["confirmed"]
+        if confirmed is not None:
+            weights = StoredWeights.from_plain(confirmed["weights"])
+            confirmed = ReadTensors(weights, confirmed["tensors"])
+        return cls(
+            **{
+                **plain,
+                "dtypes": tuple(plain["dtypes"]),
+                "weights": StoredWeights.from_plain(plain["weights"]),
+                "confirmed": confirmed,
+            }
+        )

@@ -377,6 +377,6 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _witness(side: str, trace: Trace) -> dict[str, Any]:
-    keys = ("framework", "device", "mode", "native", "versions", "settings", "layout", "task",
-            "checkpoint", "assumed", "assumptions")  # fmt: skip
+    keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
+            "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
     return {"side": side, **{key: trace.description.get(key) for key in keys}}

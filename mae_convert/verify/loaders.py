@@ -5,52 +5,156 @@ facebookresearch/mae or timm is loaded as it is. The Keras reference has the var
 transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded as it is, and a PyTorch file of
 transformers by the rule by which that library itself renames (``modeling_tf_pytorch_utils``):
 slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
-bias, and kernels are transposed. Files are opened with the frameworks' own readers.
+bias, and kernels are transposed.
+
+Files are opened by the libraries that their formats belong to: ``torch.load``, safetensors, NumPy
+and h5py. What they have read is only selected and renamed: several files are merged, unused tensors
+left out, prefixes taken off.
 """
 
 import argparse
+import hashlib
 import pathlib
+import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from mae_convert.prefixes import without
+from mae_convert.verify.job import ReadTensors, StoredWeights
+
 INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
-
-
-# The keys under which a checkpoint keeps its model. What has more than one of them comes here as a
-# file of its own.
-WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
+IN_ARCHIVE = "model.weights.h5"  # the weights in a .keras file
+OF_NPZ = ("__config__", "__conversion__")  # settings in NumPy archives, which are no tensors
+SAFE_TORCH = (2, 6)
+T = TypeVar("T")
 
 
 class LoadError(Exception):
     """The file does not hold exactly the tensors of the reference model."""
 
 
-def pytorch_state_dict(path: str) -> dict[str, Any]:
-    """Return the tensors of a .pth, .safetensors or .npz file as PyTorch tensors, by name."""
+class UnreadError(LoadError):
+    """The library that a file's format belongs to does not read the file."""
+
+
+def tensors_in(
+    weights: StoredWeights, read: Callable[[StoredWeights, str], Mapping[str, T]]
+) -> dict[str, T]:
+    """Return the tensors of files by the names that the files have, without those not used.
+
+    Args:
+        weights: the files.
+        read: returns the tensors of one file.
+
+    Raises:
+        LoadError: a tensor is in two files.
+    """
+    tensors: dict[str, T] = {}
+    for file in weights.files:
+        part = read(weights, file)
+        if twice := tensors.keys() & part.keys():
+            raise LoadError(f"{min(twice)} is in two files, one of them {file}")
+        tensors |= part
+    unused = set(weights.unused)
+    return {name: tensor for name, tensor in tensors.items() if name not in unused}
+
+
+def renamed(tensors: Mapping[str, T], prefixes: Iterable[str]) -> dict[str, T]:
+    """Return tensors with prefixes taken off their names.
+
+    Raises:
+        LoadError: two have the same name without a prefix.
+    """
+    for prefix in prefixes:
+        shorter = {without(prefix, name): tensor for name, tensor in tensors.items()}
+        if len(shorter) != len(tensors):
+            raise LoadError(f"two tensors have one name without the prefix {prefix}")
+        tensors = shorter
+    return dict(tensors)
+
+
+def pytorch_state_dict(weights: StoredWeights) -> dict[str, Any]:
+    """Return the tensors of .pth, .safetensors or .npz files as PyTorch tensors, by name."""
+    return renamed(tensors_in(weights, _pytorch_tensors), weights.prefixes)
+
+
+def _pytorch_tensors(weights: StoredWeights, path: str) -> dict[str, Any]:
     import torch
 
-    if path.endswith(".safetensors"):
+    if weights.format == "pth":
+        return _saved_by_torch(path, weights.key)
+    if weights.format == "safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    if path.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as archive:
-            return {n: torch.from_numpy(archive[n]) for n in archive if not n.startswith("__")}
+        return read_by("safetensors", path, partial(load_file, path))
+    return {n: torch.from_numpy(stored.load()) for n, stored in _npz(path).items()}
+
+
+def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
+    import torch
+
+    require_safe_torch_load(torch.__version__)
     with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
         # Mapped, so that two processes on one machine do not each hold a copy of a large file.
-        mapped = zipfile.is_zipfile(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    parts = [part for key in WRAPPERS if isinstance(part := stored.get(key), Mapping)]
-    found = (_tensors(part, torch.Tensor) for part in (*parts, stored))
-    return next(filter(None, found), {})
+        load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+        stored = read_by("torch.load", path, load)
+    found = list(_at(stored, key)) if key else [stored]
+    if len(found) != 1 or not isinstance(found[0], Mapping):
+        raise LoadError(f"{path} has no one dictionary of tensors at {key or 'its top level'}")
+    return {n: value for n, value in found[0].items() if isinstance(value, torch.Tensor)}
 
 
-def _tensors(stored: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    return {name: value for name, value in stored.items() if isinstance(value, kind)}
+def require_safe_torch_load(version: str) -> None:
+    """Require a PyTorch whose ``torch.load(weights_only=True)`` runs nothing from a file.
+
+    Before 2.6 it runs TorchScript programs (CVE-2025-32434).
+
+    Raises:
+        ImportError: it is older.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
+        raise ImportError(
+            f"torch.load of PyTorch {version} can run code that is in a file (CVE-2025-32434), and"
+            " so is not given one; install torch>=2.6, or convert the file to safetensors first"
+        )
+
+
+def _can_map(path: str) -> bool:
+    """Return whether a file's storages are not compressed: mapped, they are not decompressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _at(stored: Any, key: str) -> Iterator[Any]:
+    """Yield what stands at dotted keys, which may have dots themselves."""
+    for name, value in stored.items() if isinstance(stored, Mapping) else ():
+        if name == key:
+            yield value
+        elif isinstance(name, str) and key.startswith(f"{name}."):
+            yield from _at(value, key.removeprefix(f"{name}."))
+
+
+def read_by(library: str, path: str, load: Callable[[], T]) -> T:
+    """Return what a library reads.
+
+    Raises:
+        UnreadError: it does not read the file, with whatever error.
+    """
+    try:
+        return load()
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        words = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnreadError(f"{library} does not read {path}: {words[:200]}") from error
 
 
 def _numpy_scalar_globals() -> list[Any]:
@@ -65,44 +169,71 @@ class Stored(NamedTuple):
     load: Callable[[], np.ndarray]
 
 
-def tensorflow_arrays(path: str) -> dict[str, Stored]:
-    """Return the arrays of a ``tf_model.h5`` by variable path, layer and name scope taken off."""
+def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
+    """Return the arrays of .safetensors, .npz or HDF5 files by name, still in their files."""
+    return renamed(tensors_in(weights, _arrays), weights.prefixes)
+
+
+def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
+    if weights.format == "safetensors":
+        return read_by("safetensors", path, partial(_safetensors, path))
+    if weights.format == "npz":
+        return _npz(path)
+    if weights.format in ("tf_h5", "keras_h5"):
+        return read_by("h5py", path, partial(_hdf5, path))
+    if weights.format == "keras_archive":
+        return read_by("h5py", path, lambda: _hdf5(zipfile.ZipFile(path).open(IN_ARCHIVE)))
+    raise LoadError(f"no library reads {weights.format} files here")
+
+
+def _hdf5(path: Any) -> dict[str, Stored]:
+    """Return the datasets of a file: those that Keras lists where it does, else all."""
     import h5py
 
-    arrays: dict[str, Stored] = {}
-    file = h5py.File(path)
-
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            variable = name.split("/", 2)[2].removesuffix(":0")
-            if variable in arrays:
-                raise LoadError(f"two datasets are named {variable} once their scope is taken off")
-            arrays[variable] = Stored(item.shape, lambda: item[()])
-
-    file.visititems(collect)
-    return arrays
+    file = h5py.File(path, "r")
+    names: list[str] = []
+    if layers := _listed(file, "layer_names"):
+        listed = {layer: _listed(file[layer], "weight_names") for layer in layers}
+        names = [f"{layer}/{name}" for layer in layers for name in listed[layer]]
+    else:
+        file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
+    return {name: _dataset(file[name]) for name in names}
 
 
-def transformers_arrays(path: str, variables: Iterable[Any]) -> dict[str, Stored]:
-    """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
-    state = _safetensors(path) if path.endswith(".safetensors") else _pytorch_as_numpy(path)
-    arrays = {}
-    for variable in variables:
-        name, transposed = transformers_name(variable.path)
-        # A bare ViTMAEModel is saved without the name of its only part.
-        name = name if name in state else name.removeprefix("vit.")
-        if name not in state:
-            raise LoadError(f"{path} holds no tensor {name}")
-        array = state.pop(name)
-        arrays[variable.path] = _as_kernel(array) if transposed else array
-    if state:
-        raise LoadError(f"{path} holds tensors that the model has not: {sorted(state)[:4]}")
-    return arrays
+def _dataset(item: Any) -> Stored:
+    return Stored(item.shape, lambda: item[()])
+
+
+def _listed(group: Any, attribute: str) -> list[str]:
+    """Return a list of names; Keras splits a long one into attributes that are numbered."""
+    if attribute in group.attrs:
+        return [_text(name) for name in group.attrs[attribute]]
+    numbered = (f"{attribute}{number}" for number in range(len(group.attrs)))
+    return [_text(name) for part in numbered if part in group.attrs for name in group.attrs[part]]
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _npz(path: str) -> dict[str, Stored]:
+    def read() -> dict[str, np.ndarray]:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive if name not in OF_NPZ}
+
+    arrays = read_by("NumPy", path, read)
+    return {name: Stored(array.shape, partial(_same, array)) for name, array in arrays.items()}
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
 
 
 def _safetensors(path: str) -> dict[str, Stored]:
     from safetensors import safe_open
 
+    with suppress(ImportError):  # which lets NumPy know of bfloat16
+        import ml_dtypes  # noqa: F401
     file = safe_open(path, "numpy")
     return {
         name: Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
@@ -110,11 +241,36 @@ def _safetensors(path: str) -> dict[str, Stored]:
     }
 
 
-def _pytorch_as_numpy(path: str) -> dict[str, Stored]:
-    return {
-        name: Stored(tuple(tensor.shape), tensor.numpy)
-        for name, tensor in pytorch_state_dict(path).items()
-    }
+def tensorflow_arrays(weights: StoredWeights) -> dict[str, Stored]:
+    """Return the arrays of a ``tf_model.h5`` by variable path, layer and name scope taken off.
+
+    Raises:
+        LoadError: a name has neither, or two are the same without them.
+    """
+    arrays: dict[str, Stored] = {}
+    for name, stored in numpy_arrays(weights).items():
+        variable = name.split("/", 2)[-1].removesuffix(":0")
+        if variable in arrays:
+            raise LoadError(f"two datasets are named {variable} once their scope is taken off")
+        arrays[variable] = stored
+    return arrays
+
+
+def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dict[str, Stored]:
+    """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
+    state = numpy_arrays(weights)
+    arrays = {}
+    for variable in variables:
+        name, transposed = transformers_name(variable.path)
+        # A bare ViTMAEModel is saved without the name of its only part.
+        name = name if name in state else name.removeprefix("vit.")
+        if name not in state:
+            raise LoadError(f"{weights.path} holds no tensor {name}")
+        array = state.pop(name)
+        arrays[variable.path] = _as_kernel(array) if transposed else array
+    if state:
+        raise LoadError(f"{weights.path} holds tensors that the model has not: {sorted(state)[:4]}")
+    return arrays
 
 
 def transformers_name(variable_path: str) -> tuple[str, bool]:
@@ -148,3 +304,48 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
         variable.assign(stored.load())
     if remaining:
         raise LoadError(f"the file holds what the model has not: {sorted(remaining)[:4]}")
+
+
+def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
+    """Check that the library reads what this project's reader has read, bit for bit.
+
+    Args:
+        reading: what was read; None where nothing is to be checked.
+        by_torch: PyTorch is the framework of this process.
+
+    Raises:
+        LoadError: it reads something else.
+    """
+    if reading is None:
+        return
+    found: Mapping[str, Any]
+    if by_torch:
+        found = tensors_in(reading.weights, _pytorch_tensors)
+    else:
+        found = tensors_in(reading.weights, _arrays)
+    if found.keys() != reading.tensors.keys():
+        names = sorted(found.keys() ^ reading.tensors.keys())
+        raise LoadError(
+            f"{reading.weights.path}: the library and mae-convert do not find the same tensors,"
+            f" for instance {names[0]}"
+        )
+    for name, value in found.items():
+        digest = _digest_of_tensor(value) if by_torch else _digest_of_array(value.load())
+        if digest != list(reading.tensors[name]):
+            raise LoadError(
+                f"{reading.weights.path}: the library reads {name} otherwise than mae-convert"
+            )
+
+
+def _digest_of_tensor(tensor: Any) -> list[Any]:
+    import torch
+
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return [kind, list(tensor.shape), hashlib.sha256(flat.numpy()).hexdigest()]
+
+
+def _digest_of_array(array: np.ndarray) -> list[Any]:
+    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    digest = hashlib.sha256(little.reshape(-1).view(np.uint8).data).hexdigest()
+    return [str(little.dtype), list(array.shape), digest]

@@ -95,7 +95,9 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
         f'<span class="grey">sha256 {for_html(sha256[:16])}…</span>',
         f"{for_html(witness['framework'])} {for_html(versions.get(witness['framework'], ''))}"
         f" on {for_html(witness['device'])}",
-        "its own names" if witness["native"] else "our mapping tables",
+        for_html(
+            "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+        ),
     )
 
 

@@ -5,38 +5,52 @@ what was run would not be what was hashed. So the child gets links to the open f
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.directory import is_read_beside
+from mae_convert.verify.job import StoredWeights
+from mae_convert.verify.staging import Staged
 
 
-def pinned(weights: Path, checkpoint: Checkpoint, work: Path) -> tuple[Path, Sequence[ByteFile]]:
-    """Return a path for the child in place of ``weights``, and what is open behind it.
+def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, Sequence[ByteFile]]:
+    """Return what a child loads, with links in place of paths, and what is open behind them.
 
     Args:
-        weights: a file of the checkpoint, its directory, or a file that was made in ``work``.
+        staged: files of the checkpoint, its directory, or files that were made in ``work``.
         checkpoint: what is run.
         work: a directory for links, which is removed after the run.
 
     Returns:
-        The path, and the open files, which must be as they were when the run is over.
+        What the child loads, and the open files, which must be as they were when the run is over.
     """
     container = checkpoint.container
     known = {file.path.name: file for file in (*container.opened, *container.beside)}
-    if weights.is_relative_to(work):
-        return weights, tuple(known.values())
     folder = work / "files"
     folder.mkdir()
-    if weights.is_dir():
-        for path in weights.iterdir():
+    weights = _linked(staged.weights, known, work)
+    confirmed = staged.confirmed
+    if confirmed is not None:
+        confirmed = replace(confirmed, weights=_linked(confirmed.weights, known, work))
+    for name, file in known.items():
+        (folder / name).symlink_to(file.pinned.absolute())
+    return replace(staged, weights=weights, confirmed=confirmed), tuple(known.values())
+
+
+def _linked(weights: StoredWeights, known: dict[str, ByteFile], work: Path) -> StoredWeights:
+    """Return weights by the paths of links, and add to ``known`` what these lead to."""
+    paths = [Path(file) for file in weights.files]
+    folder = work / "files"
+    if all(path.is_relative_to(work) for path in paths):
+        return weights
+    if paths[0].is_dir():
+        for path in paths[0].iterdir():
             if path.name not in known and is_read_beside(path.name) and path.is_file():
                 known[path.name] = ByteFile(path)
-        names = list(known)
-    else:
-        names = [weights.name]
-        known.setdefault(weights.name, ByteFile(weights))
-    for name in names:
-        (folder / name).symlink_to(known[name].pinned.absolute())
-    return folder if weights.is_dir() else folder / weights.name, tuple(known.values())
+        return replace(weights, files=(str(folder),))
+    for path in paths:
+        if path.name not in known:
+            known[path.name] = ByteFile(path)
+    return replace(weights, files=tuple(str(folder / path.name) for path in paths))

@@ -170,7 +170,7 @@ def text(verdict: Verdict) -> str:
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
-    how = "its own names" if witness["native"] else "our mapping tables"
+    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
     version = (witness["versions"] or {}).get(witness["framework"], "")
     name = Path(witness["checkpoint"]["name"]).name
     about = for_markdown(

@@ -1,21 +1,22 @@
 """Run the Keras reference model for a job, on TensorFlow or JAX."""
 
-import contextlib
-import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras import ops
 
 from mae_convert.verify import keras_backend as backend
 from mae_convert.verify import objective
-from mae_convert.verify.job import Job
+from mae_convert.verify.job import Job, StoredWeights
 from mae_convert.verify.loaders import (
     LoadError,
     assign_keras,
+    confirm,
+    numpy_arrays,
+    read_by,
     tensorflow_arrays,
     transformers_arrays,
 )
@@ -65,6 +66,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         LoadError: the file's tensors are not exactly the model's, or a result has another dtype
             than was asked for.
     """
+    confirm(job.confirmed, by_torch=False)
     for dtype in job.dtypes:
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype
@@ -112,23 +114,14 @@ def build(job: Job, dtype: str) -> Any:
     return model
 
 
-def load_weights_file(model: Any, path: str) -> None:
+def load_weights_file(model: Any, weights: StoredWeights) -> None:
     """Load ``.weights.h5`` or ``.keras`` by Keras itself, which accepts surplus tensors: count."""
-    try:
-        model.load_weights(path)
-    except (ValueError, KeyError) as error:
-        raise LoadError(f"{path}: {error}") from error
-    stored = []
-    with contextlib.ExitStack() as opened:
-        weights: Any = path
-        if path.endswith(".keras"):
-            archive = opened.enter_context(zipfile.ZipFile(path))
-            weights = opened.enter_context(archive.open("model.weights.h5"))
-        opened.enter_context(h5py.File(weights, "r")).visititems(
-            lambda n, item: stored.append(n) if isinstance(item, h5py.Dataset) else None
-        )
+    read_by("Keras", weights.path, partial(model.load_weights, weights.path))
+    stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
-        raise LoadError(f"{path} holds {len(stored)} tensors, the model {len(model.weights)}")
+        raise LoadError(
+            f"{weights.path} holds {len(stored)} tensors, the model {len(model.weights)}"
+        )
 
 
 class Variable:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mae_convert.verify.job import Job
-from mae_convert.verify.loaders import LoadError, pytorch_state_dict
+from mae_convert.verify.loaders import LoadError, confirm, pytorch_state_dict
 from mae_convert.verify.torch_runs import Results, WithoutValues, settings, torch_runs, versions
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import (
@@ -31,6 +31,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     Raises:
         LoadError: the file's tensors are not exactly the model's.
     """
+    confirm(job.confirmed, by_torch=True)
     return torch_runs(job, inputs, build, forward)
 
 
@@ -43,7 +44,7 @@ def build(job: Job) -> torch.nn.Module:
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise LoadError(f"{job.weights}: {error}") from error
+        raise LoadError(f"{job.weights.path}: {error}") from error
     return model.eval()
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from mae_convert.verify.job import Job
-from mae_convert.verify.loaders import LoadError
+from mae_convert.verify.loaders import LoadError, require_safe_torch_load
 from mae_convert.verify.taps import Point, input_of, output_of, recording
 from mae_convert.verify.torch_runs import Results, settings, torch_runs
 from mae_convert.verify.torch_runs import versions as torch_versions
@@ -33,15 +33,17 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         shuffled = np.any(np.diff(inputs["noise"], axis=1) < 0)
         if job.config["mask_ratio"] or shuffled:
             raise LoadError("timm cannot leave patches out; pass --unmasked")
+    if job.weights.format == "pth":
+        require_safe_torch_load(torch.__version__)
     return torch_runs(job, inputs, build, forward)
 
 
 def build(job: Job) -> torch.nn.Module:
     """Return timm's model with the weights of a directory."""
     try:
-        return timm.create_model(f"local-dir:{job.weights}", pretrained=True).eval()
+        return timm.create_model(f"local-dir:{job.weights.path}", pretrained=True).eval()
     except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise LoadError(f"timm does not take {job.weights}: {error}") from error
+        raise LoadError(f"timm does not take {job.weights.path}: {error}") from error
 
 
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001

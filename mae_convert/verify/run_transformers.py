@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from mae_convert.verify.job import Job
-from mae_convert.verify.loaders import LoadError
+from mae_convert.verify.loaders import LoadError, require_safe_torch_load
 from mae_convert.verify.taps import Point, input_of, output_of, recording
 from mae_convert.verify.torch_runs import Results, settings, torch_runs
 from mae_convert.verify.torch_runs import versions as torch_versions
@@ -49,6 +49,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         raise LoadError(
             f"transformers' classes are run as they are; --mode {job.mode} is not for them"
         )
+    if job.weights.format == "pth":
+        require_safe_torch_load(torch.__version__)
     return torch_runs(job, inputs, build, forward)
 
 
@@ -57,13 +59,13 @@ def build(job: Job) -> nn.Module:
     transformers.logging.set_verbosity_error()
     kind = getattr(transformers, CLASSES[job.task])
     try:
-        model, told = kind.from_pretrained(job.weights, output_loading_info=True)
+        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise LoadError(f"{kind.__name__} does not take {job.weights}: {error}") from error
+        raise LoadError(f"{kind.__name__} does not take {job.weights.path}: {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if told.get(what):
             raise LoadError(
-                f"{kind.__name__} has {what} in {job.weights}: {sorted(told[what])[:4]}"
+                f"{kind.__name__} has {what} in {job.weights.path}: {sorted(told[what])[:4]}"
             )
     model.config.mask_ratio = job.config["mask_ratio"]
     return model.eval()

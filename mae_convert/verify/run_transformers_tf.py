@@ -72,11 +72,11 @@ def _build(job: Job) -> Any:
     _let_positions_be_float64()
     kind = getattr(transformers, CLASSES[job.task])
     try:
-        model, told = kind.from_pretrained(job.weights, output_loading_info=True)
+        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise LoadError(f"{kind.__name__} does not take {job.weights}: {error}") from error
+        raise LoadError(f"{kind.__name__} does not take {job.weights.path}: {error}") from error
     if wrong := [key for keys in told.values() for key in keys]:
-        raise LoadError(f"{kind.__name__} does not take all of {job.weights}: {wrong[:4]}")
+        raise LoadError(f"{kind.__name__} does not take all of {job.weights.path}: {wrong[:4]}")
     model.config.mask_ratio = job.config["mask_ratio"]
     return model
 

@@ -27,6 +27,7 @@ from mae_convert.verify.sides import WORKER, Side
 from mae_convert.verify.staging import stage
 from mae_convert.verify.trace import Trace, describe, read_trace
 
+UNREAD = 4  # the exit status of a worker whose library does not read the file
 DEFAULT_DTYPES = ("float64", "float32")
 
 
@@ -64,6 +65,10 @@ class Run:
     as_stored: bool = True
 
 
+class UnreadFileError(MaeConvertError):
+    """The library that a file's format belongs to does not read the file."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A child process at work.
@@ -97,6 +102,7 @@ class Running:
 
         Raises:
             MissingRequirementError: the child could not import its framework.
+            UnreadFileError: the library does not read the file that it was given.
             MaeConvertError: the child failed or took too long; its last message, or what it was
                 doing, is in the message.
             CheckpointError: a file of the checkpoint was written to meanwhile.
@@ -125,19 +131,27 @@ class Running:
             return MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
         lines = [line for line in errors.strip().splitlines() if line.strip()]
         last = lines[-1].removeprefix("worker: ") if lines else f"status {status}"
+        if status == UNREAD:
+            return UnreadFileError(last)
         if status < 0:
             last = f"signal {-status} {stage_of(self.job)}"
         kind = MissingRequirementError if status == 3 else MaeConvertError
         return kind(f"the {side.framework} run failed: {last}")
 
 
-def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
-    """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``."""
+def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None) -> Running:
+    """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``.
+
+    Args:
+        run: the checkpoint, and how it is run.
+        inputs: what it is run on.
+        unread: why the library does not read the files, where that has been tried.
+    """
     with ExitStack() as opened:
         work = opened.enter_context(scratch_directory())
-        job, native, held = _prepare(run, inputs, work)
+        job, ours, held = _prepare(run, inputs, work, unread)
         process = opened.enter_context(_worker(run.side, job))
-        describing = partial(describe, run.checkpoint, run.side, inputs, native=native)
+        describing = partial(describe, run.checkpoint, run.side, inputs, ours=ours)
         return Running(
             run,
             _meanwhile(describing),
@@ -151,19 +165,20 @@ def start(run: Run, inputs: Mapping[str, np.ndarray]) -> Running:
 
 
 def _prepare(
-    run: Run, inputs: Mapping[str, np.ndarray], work: Path
-) -> tuple[Path, bool, Sequence[ByteFile]]:
+    run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
+) -> tuple[Path, str | None, Sequence[ByteFile]]:
     """Write what the child needs.
 
     Returns:
-        Its job file, whether no mapping table was used, and the files that must not change.
+        Its job file, what of ours is between the files and the model, and the files that must not
+        change.
     """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
     assert side.framework is not None
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
-    weights, loader, native = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored)
-    weights, held = pinned(weights, run.checkpoint, work)
+    staged = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored, unread=unread)
+    staged, held = pinned(staged, run.checkpoint, work)
     config = run.checkpoint.configuration.model
     if request.mask_ratio is not None:
         config = replace(config, mask_ratio=request.mask_ratio)
@@ -173,8 +188,8 @@ def _prepare(
         dtypes=request.dtypes,
         task=run.checkpoint.task,
         config=config.to_dict(),
-        weights=str(weights),
-        loader=loader,
+        weights=staged.weights,
+        loader=staged.loader,
         inputs=str(work / "inputs.npz"),
         output=str(work / "trace.safetensors"),
         taps=request.taps,
@@ -185,9 +200,10 @@ def _prepare(
             "taps": request.taps,
             "run_mask_ratio": config.mask_ratio,
         },
+        confirmed=staged.confirmed,
     )
     job.save(work / "job.json")
-    return work / "job.json", native, held
+    return work / "job.json", staged.ours, held
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
@@ -239,7 +255,19 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
     try:
         for run in runs:
             running.append(start(run, inputs))
-        return [process.result() for process in running]
+        return [_result(process, inputs) for process in running]
     finally:
         for process in running:
             process.stop()
+
+
+def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
+    """Return the trace of a child; where its library does not read the file, our reader does."""
+    try:
+        return running.result()
+    except UnreadFileError as error:
+        again = start(running.run, inputs, unread=str(error))
+    try:
+        return again.result()
+    finally:
+        again.stop()

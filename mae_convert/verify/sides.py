@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.containers.shards import INDEX_NAMES
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify import worker
 from mae_convert.verify.children import cannot_run, environment_of_child
@@ -32,6 +33,21 @@ NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
 }
 # Their own classes read directories with a config.json, and by these names.
 THIRD_PARTIES = ("transformers", "timm")
+KERAS_BACKENDS = ("tensorflow", "jax")
+# The file formats that a loader gives to a library which reads them in the framework's process. A
+# process of TensorFlow or JAX imports no PyTorch, and distributed checkpoints are read by nothing
+# that does not run their pickle.
+READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("facebook", "torch"): ("pth", "safetensors", "npz"),
+    **{("transformers-tf", f): ("tf_h5", "keras_h5", "safetensors", "npz") for f in KERAS_BACKENDS},
+    **{("transformers", f): ("safetensors", "npz") for f in KERAS_BACKENDS},
+    **{("keras", f): ("keras_h5", "keras_archive") for f in KERAS_BACKENDS},
+    ("transformers", "transformers"): ("pth", "safetensors"),
+    ("transformers-tf", "transformers"): ("tf_h5",),
+    ("timm", "timm"): ("pth", "safetensors"),
+}
+# The files that these libraries look for in a directory; transformers looks for parts too.
+LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 UNMASKED = ("timm",)  # frameworks whose model cannot leave patches out
 INSTALL = {
     "torch": "pip install 'mae-convert[torch]'",
@@ -107,15 +123,35 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that reads a checkpoint without our tables, or None."""
+    """Return the loader that reads a checkpoint without our tables and our reader, or None."""
+    loader = named_loader(checkpoint, framework)
+    container = checkpoint.container
+    if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
+        return None
+    # Keras loads its own files by itself, and by their own names.
+    return None if loader == "keras" and checkpoint.prefix.removed else loader
+
+
+def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
+    """Return the loader that has no need of our tables, whoever reads the files, or None."""
     loader = NATIVE_LOADERS.get((checkpoint.table.name, framework))
-    if framework in THIRD_PARTIES and not (
-        checkpoint.path.is_dir()
-        and (checkpoint.path / "config.json").is_file()
-        and not checkpoint.prefix.removed
-    ):
+    if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
         return None
     return loader
+
+
+def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
+    """Return whether a library, given the directory, finds the tensors that were found here."""
+    container, path = checkpoint.container, checkpoint.path
+    name = container.weights_file.name
+    parts = framework == "transformers" and name in INDEX_NAMES
+    return (
+        path.is_dir()
+        and (path / "config.json").is_file()
+        and not checkpoint.prefix.removed
+        and container.wrapper is None
+        and (name in LOOKED_FOR or parts)
+    )
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:

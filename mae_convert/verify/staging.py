@@ -1,23 +1,25 @@
-"""What a child process is given to load: the checkpoint's own file wherever that is possible."""
+"""What a child process is given to load: the checkpoint's own files wherever that is possible."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.containers import write_file
-from mae_convert.containers.tensor import LazyTensor
+from mae_convert.containers import open_container, write_file
+from mae_convert.containers.tensor import LazyTensor, sha256
 from mae_convert.convert import execute
 from mae_convert.planning import plan_conversion
 from mae_convert.rounding import DTYPES
-from mae_convert.verify.sides import THIRD_PARTIES, loader_for
+from mae_convert.verify.job import ReadTensors, StoredWeights
+from mae_convert.verify.sides import KERAS_BACKENDS, THIRD_PARTIES, loader_for, named_loader
 
 # The layout that a checkpoint is converted to where its own names are not the framework's.
 STAGED_AS = {
-    "torch": ("facebook", ".pth"),
-    "tensorflow": ("keras", ".weights.h5"),
-    "jax": ("keras", ".weights.h5"),
-    "transformers": ("transformers", ""),
-    "timm": ("timm", ""),
+    "torch": ("facebook", "safetensors", ".safetensors"),
+    "tensorflow": ("keras", "keras_h5", ".weights.h5"),
+    "jax": ("keras", "keras_h5", ".weights.h5"),
+    "transformers": ("transformers", "safetensors", ""),
+    "timm": ("timm", "safetensors", ""),
 }
 # What tensors that were in a kind of HDF5 file are put into, and its suffix.
 HDF5 = {
@@ -25,61 +27,114 @@ HDF5 = {
     "keras_h5": ("keras_h5", ".weights.h5"),
     "keras_archive": ("keras_h5", ".weights.h5"),
 }
+BY_TABLES = "our mapping tables"
+BY_OUR_READER = "our own reader"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a child process loads, and how much of it is our work.
+
+    Attributes:
+        weights: the files.
+        loader: how their names become those of the model.
+        ours: what of ours stands between the stored bytes and the model, or None: then the run is
+            native, and the library of the format reads the files that were given.
+        confirmed: tensors that the library has to read as our reader did, because what is in
+            ``weights`` was computed from them.
+    """
+
+    weights: StoredWeights
+    loader: str
+    ours: str | None = None
+    confirmed: ReadTensors | None = None
 
 
 def stage(
-    checkpoint: Checkpoint, framework: str, work: Path, *, as_stored: bool = True
-) -> tuple[Path, str, bool]:
-    """Return the file for the child, the loader that reads it, and whether no table was used.
+    checkpoint: Checkpoint,
+    framework: str,
+    work: Path,
+    *,
+    as_stored: bool = True,
+    unread: str | None = None,
+) -> Staged:
+    """Return what a child process loads.
 
-    A file whose names are the framework's own is given as it is, so that no code of ours stands
-    between the bytes and the model. Where the names are so, but have a prefix, or the tensors are
-    spread over several files, or are not all used, the tensors are put into one file under these
-    names, without a table. Others are converted by the tables.
+    Files whose names are the framework's own are given as they are, and the library that their
+    format belongs to reads them. After declared steps, the new tensors are in a file that we
+    write, and the library confirms what they were computed from. Files that no library reads there
+    are read by us and written again under the same names. Others are converted by the tables.
 
     Args:
         checkpoint: what is to be run.
         framework: who runs it.
         work: a directory for files that are made.
         as_stored: the tensors are those of the checkpoint's files; False after declared steps.
+        unread: why the library does not read the files, where that has been tried.
     """
-    loader = loader_for(checkpoint, framework)
-    if framework in THIRD_PARTIES and loader is not None and as_stored:
-        return checkpoint.path, loader, True
-    if framework not in THIRD_PARTIES and loader is not None:
-        path = checkpoint.container.weights_file
-        if not (as_stored and _is_plain(checkpoint) and _is_readable(checkpoint, framework)):
-            path = _under_its_own_names(checkpoint, framework, work)
-        return path, loader, True
-    layout, suffix = STAGED_AS[framework]
-    staged = work / f"model{suffix}"
-    execute(plan_conversion(checkpoint, staged, layout, dtype=_exact_dtype(checkpoint)))
-    return staged, layout, False
+    loader = loader_for(checkpoint, framework) if unread is None else None
+    if loader is not None and as_stored:
+        return Staged(_stored(checkpoint, framework), loader)
+    named = named_loader(checkpoint, framework)
+    if named is None or framework in THIRD_PARTIES:
+        layout, kind, suffix = STAGED_AS[framework]
+        staged = work / f"model{suffix}"
+        execute(plan_conversion(checkpoint, staged, layout, dtype=_exact_dtype(checkpoint)))
+        return Staged(StoredWeights((str(staged),), kind), layout, BY_TABLES)
+    weights = _under_its_own_names(checkpoint, framework, named, work)
+    if loader is not None:
+        return Staged(weights, loader, confirmed=_reading(checkpoint))
+    return Staged(weights, named, _why(checkpoint, framework, unread))
 
 
-def _is_readable(checkpoint: Checkpoint, framework: str) -> bool:
-    """Only PyTorch reads its own container; the other frameworks are not to import it."""
-    return framework == "torch" or checkpoint.container.kind != "pth"
-
-
-def _under_its_own_names(checkpoint: Checkpoint, framework: str, work: Path) -> Path:
-    kind, suffix = HDF5.get(checkpoint.container.kind, ("safetensors", ".safetensors"))
-    staged = work / f"weights{suffix}"
-    tensors = _used(checkpoint)
-    write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
-    return staged
-
-
-def _is_plain(checkpoint: Checkpoint) -> bool:
-    """Return whether a loader finds the tensors by itself: one file, names and key as they are."""
+def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
+    """Return where a checkpoint's tensors are stored."""
     container = checkpoint.container
-    return (
-        len(container.files) == 1
-        and container.state_key is None
-        and "." not in (container.wrapper or "")
-        and not checkpoint.prefix.removed
-        and len(_used(checkpoint)) == len(container.tensors)
+    if framework in THIRD_PARTIES:
+        return StoredWeights((str(checkpoint.path),), container.kind)
+    used = {tensor.name for tensor in _used(checkpoint)}
+    stored = checkpoint.prefix.stored
+    return StoredWeights(
+        files=tuple(map(str, container.files[1:] or container.files)),  # the first is an index
+        format=container.kind,
+        key=container.wrapper or "",
+        unused=tuple(stored[name] for name in container.tensors if name not in used),
+        prefixes=checkpoint.prefix.removed,
     )
+
+
+def _reading(checkpoint: Checkpoint) -> ReadTensors:
+    """Return what our reader reads from the files of a checkpoint, before any declared step."""
+    stored = replace(_stored(checkpoint, ""), prefixes=())
+    before = open_container(checkpoint.path, checkpoint.container.state_key)
+    used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
+    digests = {t.name: [str(t.dtype), list(t.shape), sha256(t)] for t in used}
+    return ReadTensors(stored, digests)
+
+
+def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
+    """Return what of ours was used, and why."""
+    kind = checkpoint.container.kind
+    if unread is None and kind == "dcp":
+        unread = "PyTorch runs the pickle of a distributed checkpoint"
+    if unread is None:
+        unread = f"no library reads {kind} files in a process of {framework}"
+    return f"{BY_OUR_READER}, because {unread}"
+
+
+def _under_its_own_names(
+    checkpoint: Checkpoint, framework: str, loader: str, work: Path
+) -> StoredWeights:
+    """Write the tensors that our reader has read into one file, without a table."""
+    kind, suffix = "safetensors", ".safetensors"
+    if framework in KERAS_BACKENDS:
+        kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
+    if loader == "keras":
+        kind, suffix = HDF5["keras_h5"]
+    staged = work / f"weights{suffix}"
+    tensors: Iterable[LazyTensor] = _used(checkpoint)
+    write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
+    return StoredWeights((str(staged),), kind)
 
 
 def _used(checkpoint: Checkpoint) -> list[LazyTensor]:

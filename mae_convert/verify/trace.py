@@ -80,11 +80,12 @@ def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def describe(
-    checkpoint: Checkpoint, side: Side, inputs: Mapping[str, np.ndarray], *, native: bool
+    checkpoint: Checkpoint, side: Side, inputs: Mapping[str, np.ndarray], *, ours: str | None
 ) -> dict[str, Any]:
     """Return a trace's metadata: everything that a verdict needs besides the results.
 
-    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor.
+    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor. ``native`` means that
+    nothing of ``ours`` stood between the stored bytes and the model.
     """
     hashes = files_sha256(checkpoint.container.opened)
     return {
@@ -93,7 +94,8 @@ def describe(
         "layout": checkpoint.layout.name,
         "task": checkpoint.task,
         "framework": side.framework,
-        "native": native,
+        "native": ours is None,
+        "ours": ours,
         "device": side.device,
         "mode": side.mode,
         "config": checkpoint.configuration.model.to_dict(),

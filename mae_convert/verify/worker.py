@@ -168,10 +168,13 @@ def main() -> int:
     for package in ("mae_convert", "reference_models"):
         if package not in sys.modules:
             expose(package)
-    from mae_convert.verify.loaders import LoadError
+    from mae_convert.verify.loaders import LoadError, UnreadError
 
     try:
         run(Path(sys.argv[1]))
+    except UnreadError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 4
     except LoadError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2

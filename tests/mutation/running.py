@@ -47,17 +47,17 @@ def prepare(run: Run, folder: Path) -> Path:
     """Write the job of a run and return its file."""
     folder.mkdir(parents=True)
     np.savez(folder / "inputs.npz", **run.inputs)
-    weights, loader, native = stage(run.checkpoint, run.framework, folder)
+    staged = stage(run.checkpoint, run.framework, folder)
     model = replace(run.checkpoint.configuration.model, mask_ratio=run.mask_ratio)
-    description = describe(run.checkpoint, Side(run.framework), run.inputs, native=native)
+    description = describe(run.checkpoint, Side(run.framework), run.inputs, ours=staged.ours)
     job = Job(
         framework=run.framework,
         device="cpu",
         dtypes=DTYPES,
         task=run.checkpoint.task,
         config=model.to_dict(),
-        weights=str(weights),
-        loader=loader,
+        weights=staged.weights,
+        loader=staged.loader,
         inputs=str(folder / "inputs.npz"),
         output=str(folder / "trace.safetensors"),
         taps=True,

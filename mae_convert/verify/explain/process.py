@@ -211,7 +211,14 @@ def job_of(
     subject: Subject, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
 ) -> Job:
     """Return what a trial needs to build the model of a side; its weights are put into a folder."""
-    weights, loader, _ = stage(subject.checkpoint, "torch", work, as_stored=subject.as_stored)
+    read = subject.trace.description["native"] or subject.trace.description["framework"] != "torch"
+    staged = stage(
+        subject.checkpoint,
+        "torch",
+        work,
+        as_stored=subject.as_stored,
+        unread=None if read else "it was not read",
+    )
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     config = {**subject.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}
     return Job(
@@ -220,8 +227,8 @@ def job_of(
         dtypes=("float64",),
         task=subject.checkpoint.task,
         config=config,
-        weights=str(weights),
-        loader=loader,
+        weights=staged.weights,
+        loader=staged.loader,
         inputs=str(work / "inputs.npz"),
         output="",
         taps=True,

@@ -64,7 +64,7 @@ class Trial:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Trial":
         """Return the trial that a job file describes."""
-        return cls(Job(**plain["job"]), plain["places"], plain["other"])
+        return cls(Job.from_plain(plain["job"]), plain["places"], plain["other"])
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do what a request asks for.
