@@ -14,6 +14,7 @@ from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.contents import Contents, embedded_json
 from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.plain import describe
+from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.containers.tensor import LazyTensor, possible_shape
 from mae_convert.containers.torch_types import TORCH_DTYPES
 from mae_convert.errors import CheckpointError
@@ -112,27 +113,12 @@ def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
     if length > LARGEST_HEADER:
         raise damaged(file.path, f"its header would have {length} bytes")
     try:
-        # Decoded here: json would take UTF-16 and lone surrogates too, which the format forbids.
-        text = file.raw(8, length).decode("utf-8")
-        header = json.loads(text, object_pairs_hook=_without_duplicates, parse_int=_natural)
-        json.dumps(header, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
+        header = parse_json(file.raw(8, length))
+    except JsonError as error:
         raise damaged(file.path, f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
         raise damaged(file.path, "its header is not a mapping")
     return header, 8 + length
-
-
-def _natural(digits: str) -> int:
-    if not digits.isdigit():
-        raise ValueError(f"{digits} is not a size")
-    return int(digits)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
 
 
 def _checked_entry(path: Path, name: str, entry: Any) -> Entry:

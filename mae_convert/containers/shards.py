@@ -55,6 +55,12 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     if kinds == {"tf_h5"}:
         by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
     for name, shard in shards.items():
+        if shard.wrapper is not None:
+            raise CheckpointError(
+                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, and "
+                "in a part of a model they stand at the top level; write the model again with "
+                "save_pretrained"
+            )
         _check_holds(index, name, set(shard.tensors), by_file[name])
     if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
         raise CheckpointError(f"{index} names a tensor in two parts; download it again")

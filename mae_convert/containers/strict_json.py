@@ -62,6 +62,8 @@ def _refuse_constant(name: str) -> Any:
 def _integer(digits: str) -> int:
     if len(digits) > len(str(-LARGEST)) or abs(number := int(digits)) >= LARGEST:
         raise JsonError(f"it holds an integer of {len(digits)} digits")
+    if digits == "-0":
+        raise JsonError("it holds the number -0, which some parsers take for a fraction")
     return number
 
 

@@ -153,8 +153,10 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
     except (ImportError, MemoryError):
         raise
     except Exception as error:
+        name = pathlib.Path(path).name  # and no more: the sentence may be published
         words = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UnreadError(f"{library} does not read {path}: {words[:200]}") from error
+        said = words.replace(path, name)[:200]
+        raise UnreadError(f"{library} does not read {name}: {said}") from error
 
 
 def _numpy_scalar_globals() -> list[Any]:
@@ -193,11 +195,17 @@ def _hdf5(path: Any) -> dict[str, Stored]:
     file = h5py.File(path, "r")
     names: list[str] = []
     if layers := _listed(file, "layer_names"):
-        listed = {layer: _listed(file[layer], "weight_names") for layer in layers}
-        names = [f"{layer}/{name}" for layer in layers for name in listed[layer]]
+        names = [name for layer in layers for name in _names_of_layer(file, layer)]
     else:
         file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
     return {name: _dataset(file[name]) for name in names}
+
+
+def _names_of_layer(file: Any, layer: str) -> list[str]:
+    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    if not hasattr(file[layer], "keys"):
+        return [layer]
+    return [f"{layer}/{name}" for name in _listed(file[layer], "weight_names")]
 
 
 def _dataset(item: Any) -> Stored:

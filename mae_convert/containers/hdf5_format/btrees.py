@@ -1,6 +1,7 @@
 """B-trees: the old ones of groups and chunks, the new ones of links and attributes."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mae_convert.containers.hdf5_format.cursor import Cursor
@@ -10,16 +11,30 @@ DEEPEST = 16
 GROUP, CHUNKS = 0, 1
 
 
+Order = Callable[[bytes], tuple[int, ...]]
+Bounds = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 def old_tree(
-    structure: Structure, address: int, kind: int, key_width: int
+    structure: Structure, address: int, kind: int, key_width: int, order: Order | None = None
 ) -> Iterator[tuple[bytes, int]]:
     """Yield key and address of everything in a tree of version 1, in order (section III.A.1).
 
+    Args:
+        structure: the file.
+        address: of the root.
+        kind: what the tree is of.
+        key_width: bytes of a key.
+        order: returns by what a key is compared. HDF5 searches for a key and does not find it where
+            the keys are not in order, so that other data would take its place.
+
     Raises:
-        ValueError: there is no such tree, or it has no end.
+        ValueError: there is no such tree, it has no end, or its keys are not in order.
     """
 
-    def visit(address: int, depth: int, level: int | None) -> Iterator[tuple[bytes, int]]:
+    def visit(
+        address: int, depth: int, level: int | None, bounds: Bounds | None
+    ) -> Iterator[tuple[bytes, int]]:
         head = structure.at(address, 24)
         head.expect(b"TREE")
         if head.number(1) != kind:
@@ -29,15 +44,24 @@ def old_tree(
             raise ValueError("a tree with a branch of another height")
         if depth > DEEPEST:
             raise ValueError("a tree without an end")
-        node = structure.at(address + 24, (key_width + 8) * count)
+        node = structure.at(address + 24, (key_width + 8) * count + key_width)
+        keys, children = [node.take(key_width)], []
         for _ in range(count):
-            key, child = node.take(key_width), node.address()
+            children.append(node.address())
+            keys.append(node.take(key_width))
+        places = [order(key) for key in keys] if order else []
+        if any(a >= b for a, b in itertools.pairwise(places)) or (
+            bounds and places and not bounds[0] <= places[0] <= places[-1] <= bounds[1]
+        ):
+            raise ValueError("a tree that is not in order")
+        for number, child in enumerate(children):
             if stated:
-                yield from visit(child, depth + 1, stated - 1)
+                between = (places[number], places[number + 1]) if order else None
+                yield from visit(child, depth + 1, stated - 1, between)
             else:
-                yield key, child
+                yield keys[number], child
 
-    return visit(address, 0, None)
+    return visit(address, 0, None, None)
 
 
 def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iterator[bytes]:

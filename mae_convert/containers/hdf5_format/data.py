@@ -175,7 +175,7 @@ class _Chunks:
         # A tree of its own count: reading the numbers is not reading the structure.
         structure = Structure(self.structure.file)
         width = 8 + 8 * (len(self.shape) + 1)
-        for key, address in old_tree(structure, self.address, CHUNKS, width):
+        for key, address in old_tree(structure, self.address, CHUNKS, width, self._place):
             cursor = Cursor(key)
             stored, skipped = cursor.number(4), cursor.number(4)
             corner = tuple(cursor.address() for _ in self.shape)
@@ -193,6 +193,11 @@ class _Chunks:
         if wanted:
             raise ValueError(f"{self.name} lacks {len(wanted)} chunks")
         return array
+
+    def _place(self, key: bytes) -> tuple[int, ...]:
+        """Return which chunk a key is of, counted along each axis; the last is of bytes."""
+        cursor = Cursor(key, 8)
+        return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))
 
     def _corners(self) -> set[tuple[int, ...]]:
         """Return where each chunk begins; ValueError where they are more than the file has."""
