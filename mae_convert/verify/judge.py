@@ -84,7 +84,8 @@ class Verdict:
 
     Attributes:
         passed: every check passed.
-        proven: both sides were loaded without our mapping tables, so the tables are proven too.
+        proven: both sides were read by the libraries of their formats and loaded without our
+            mapping tables, so that our readers and tables are proven too.
         checks: everything that was compared.
         first_divergence: the first step of the computation where the sides part, or None.
         suspects: canonical tensors, the likeliest culprit first.

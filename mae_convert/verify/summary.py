@@ -141,10 +141,7 @@ def answer(verdict: Verdict) -> tuple[str, str]:
     if verdict.proven:
         common = ", as far as it was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
-    return "PASSED", (
-        "not proven: a side was loaded through our own mapping tables, so a mistake in them would"
-        " not show"
-    )
+    return "PASSED", f"not proven: {_through_ours(verdict)}"
 
 
 def _same(verdict: Verdict) -> str:
@@ -187,7 +184,16 @@ def _unproven(failed: Sequence[Check], verdict: Verdict) -> str:
             "a side lacks a part of the other that no conversion record declares dropped; convert"
             " the other to the same task first, which is declared, and verify that"
         )
-    return "a side was loaded through our own mapping tables, so a mistake in them would not show"
+    return _through_ours(verdict)
+
+
+def _through_ours(verdict: Verdict) -> str:
+    """Return what of ours a side was loaded through, and what follows."""
+    ours = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
+    named = next(filter(None, ours), None) or "our mapping tables"
+    what, _, why = named.replace("our ", "our own ").replace("own own", "own").partition(", ")
+    reason = f" ({why})" if why else ""
+    return f"a side was loaded through {what}{reason}, so a mistake there would not show"
 
 
 def _is_nan(measured: Any) -> bool:

@@ -179,7 +179,7 @@ class _Chunks:
             cursor = Cursor(key)
             stored, skipped = cursor.number(4), cursor.number(4)
             corner = tuple(cursor.address() for _ in self.shape)
-            if corner not in wanted:
+            if corner not in wanted or cursor.address():
                 raise ValueError(f"{self.name} has a chunk twice, or beyond it")
             wanted.remove(corner)
             inside = tuple(
