@@ -2,6 +2,7 @@
 
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mae_convert.verify.loaders import (
     pytorch_state_dict,
     renamed,
     require_safe_torch_load,
+    tensorflow_arrays,
 )
 from mae_convert.verify.running import Request, Run, run_together
 from mae_convert.verify.sides import Side, loader_for
@@ -112,6 +114,16 @@ def test_parts_are_merged_by_the_names_in_them(tmp_path, plain, state):
     assert len(chosen.weights.files) > 2
     with pytest.raises(LoadError, match="is in two files"):
         numpy_arrays(replace(chosen.weights, files=chosen.weights.files * 2))
+
+
+@pytest.mark.parametrize("case_of", ["tf_sharded", "tf_safetensors"])
+def test_shards_of_the_tensorflow_classes_are_read_by_h5py(tmp_path, case_of):
+    source = open_checkpoint(Path(__file__).parent / "data" / "cases" / case_of)
+    chosen = stage(source, "tensorflow", tmp_path)
+    assert (chosen.ours, chosen.loader) == (None, "transformers-tf, shards")
+    loaded = tensorflow_arrays(chosen.weights, scoped=False)
+    for name, tensor in source.container.tensors.items():
+        assert loaded[name.removesuffix(":0")].load().tobytes() == tensor.load().tobytes()
 
 
 def test_arrays_of_numpy_are_read_by_numpy(tmp_path, state):

@@ -249,15 +249,19 @@ def _safetensors(path: str) -> dict[str, Stored]:
     }
 
 
-def tensorflow_arrays(weights: StoredWeights) -> dict[str, Stored]:
-    """Return the arrays of a ``tf_model.h5`` by variable path, layer and name scope taken off.
+def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stored]:
+    """Return the arrays of a file of transformers' TensorFlow classes by variable path.
+
+    Args:
+        weights: the files.
+        scoped: the names begin with layer and name scope, as in ``tf_model.h5`` and not in shards.
 
     Raises:
         LoadError: a name has neither, or two are the same without them.
     """
     arrays: dict[str, Stored] = {}
     for name, stored in numpy_arrays(weights).items():
-        variable = name.split("/", 2)[-1].removesuffix(":0")
+        variable = (name.split("/", 2)[-1] if scoped else name).removesuffix(":0")
         if variable in arrays:
             raise LoadError(f"two datasets are named {variable} once their scope is taken off")
         arrays[variable] = stored

@@ -106,8 +106,9 @@ def build(job: Job, dtype: str) -> Any:
     model = MODELS[job.task](config, dtype=dtype, initializer=backend.Unset())
     if job.loader == "keras":
         load_weights_file(model, job.weights)
-    elif job.loader == "transformers-tf":
-        assign_keras(_without_root(model), tensorflow_arrays(job.weights))
+    elif job.loader in ("transformers-tf", "transformers-tf, shards"):
+        arrays = tensorflow_arrays(job.weights, scoped=job.loader == "transformers-tf")
+        assign_keras(_without_root(model), arrays)
     else:
         variables = _without_root(model)
         assign_keras(variables, transformers_arrays(job.weights, variables))

@@ -22,6 +22,8 @@ NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
     ("timm", "torch"): "facebook",  # the original's names
     ("transformers-tf", "tensorflow"): "transformers-tf",
     ("transformers-tf", "jax"): "transformers-tf",
+    ("transformers-tf, names without the class", "tensorflow"): "transformers-tf, shards",
+    ("transformers-tf, names without the class", "jax"): "transformers-tf, shards",
     ("transformers, names of version 4", "tensorflow"): "transformers",
     ("transformers, names of version 4", "jax"): "transformers",
     ("keras", "tensorflow"): "keras",
@@ -39,7 +41,11 @@ KERAS_BACKENDS = ("tensorflow", "jax")
 # that does not run their pickle.
 READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("facebook", "torch"): ("pth", "safetensors", "npz"),
-    **{("transformers-tf", f): ("tf_h5", "keras_h5", "safetensors", "npz") for f in KERAS_BACKENDS},
+    **{
+        (loader, framework): ("tf_h5", "keras_h5", "safetensors", "npz")
+        for loader in ("transformers-tf", "transformers-tf, shards")
+        for framework in KERAS_BACKENDS
+    },
     **{("transformers", f): ("safetensors", "npz") for f in KERAS_BACKENDS},
     **{("keras", f): ("keras_h5", "keras_archive") for f in KERAS_BACKENDS},
     ("transformers", "transformers"): ("pth", "safetensors"),
