@@ -154,9 +154,16 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
         raise
     except Exception as error:
         name = pathlib.Path(path).name  # and no more: the sentence may be published
-        words = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        said = words.replace(path, name)[:200]
-        raise UnreadError(f"{library} does not read {name}: {said}") from error
+        raise UnreadError(f"{library} does not read {name}: {_reason(error, path)}") from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Return an error's first line, without the advice of PyTorch to let a file run its code."""
+    text = str(error).strip().rpartition("WeightsUnpickler error: ")[2]
+    lines = (line.partition(". Please")[0].strip() for line in text.splitlines())
+    kept = (line for line in lines if line and not line.startswith("Weights only load failed"))
+    words = next(kept, type(error).__name__)
+    return words.replace(path, pathlib.Path(path).name).strip()[:200]
 
 
 def _numpy_scalar_globals() -> list[Any]:

@@ -25,7 +25,7 @@ GROUPS = (
     ("shape/", "shapes"),
     ("file/", "files that are not those that were verified"),
     (WHOLE, "what only one side has is declared dropped"),
-    (NATIVE, "both sides read without our mapping tables"),
+    (NATIVE, "both sides read by their libraries alone"),
     (SOURCE_AT_HAND, "the source is at hand"),
     (SPECIFIED, "assumptions about the function that both sides share"),
     ("certificate/", "what the certificate says"),

@@ -42,7 +42,7 @@ class Options:
         mask_ratio: run with this ratio instead of the configured one.
         unmasked: leave no patch out and keep their order, as a classifier does.
         against: libraries whose own classes run a side once more.
-        require_proof: fail unless both sides are loaded without our mapping tables.
+        require_proof: fail unless both sides are loaded without our readers and mapping tables.
     """
 
     inputs: InputChoice = field(default_factory=InputChoice)
