@@ -30,27 +30,33 @@ def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, 
     known = {file.path.name: file for file in (*container.opened, *container.beside)}
     folder = work / "files"
     folder.mkdir()
-    weights = _linked(staged.weights, known, work)
-    confirmed = staged.confirmed
-    if confirmed is not None:
-        confirmed = replace(confirmed, weights=_linked(confirmed.weights, known, work))
+    read = [staged.weights, *([staged.confirmed.weights] if staged.confirmed else [])]
+    others = {path.name: path for weights in read for path in _paths(weights, work)}
+    known |= {name: ByteFile(path) for name, path in others.items() if name not in known}
     for name, file in known.items():
         (folder / name).symlink_to(file.pinned.absolute())
+    confirmed = staged.confirmed
+    if confirmed is not None:
+        confirmed = replace(confirmed, weights=_linked(confirmed.weights, work))
+    weights = _linked(staged.weights, work)
     return replace(staged, weights=weights, confirmed=confirmed), tuple(known.values())
 
 
-def _linked(weights: StoredWeights, known: dict[str, ByteFile], work: Path) -> StoredWeights:
-    """Return weights by the paths of links, and add to ``known`` what these lead to."""
+def _paths(weights: StoredWeights, work: Path) -> list[Path]:
+    """Return the files that a child reads, but for those that were made for it."""
+    paths = [path for path in map(Path, weights.files) if not path.is_relative_to(work)]
+    if paths and paths[0].is_dir():
+        inside = paths[0].iterdir()
+        return [path for path in inside if is_read_beside(path.name) and path.is_file()]
+    return paths
+
+
+def _linked(weights: StoredWeights, work: Path) -> StoredWeights:
+    """Return weights by the paths of links in place of their own."""
     paths = [Path(file) for file in weights.files]
     folder = work / "files"
     if all(path.is_relative_to(work) for path in paths):
         return weights
     if paths[0].is_dir():
-        for path in paths[0].iterdir():
-            if path.name not in known and is_read_beside(path.name) and path.is_file():
-                known[path.name] = ByteFile(path)
         return replace(weights, files=(str(folder),))
-    for path in paths:
-        if path.name not in known:
-            known[path.name] = ByteFile(path)
     return replace(weights, files=tuple(str(folder / path.name) for path in paths))
