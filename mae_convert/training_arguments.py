@@ -35,6 +35,7 @@ PLAIN: Mapping[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "image_std": ((tuple,), ("image_std",)),
 }
 IMAGE_SIZES = ("input_size", "img_size", "image_size")
+UNSURE = "image_size"  # in many programs the size to which photographs are scaled before a crop
 SIZE_TEXT = re.compile(r"[\[(]?\s*(\d{1,6})\s*(?:[,x]\s*(\d{1,6}))?\s*[\])]?")
 
 
@@ -130,6 +131,8 @@ class TrainingArguments:
         count, grid = self.geometry["num_patches"], _grid(size, patch)
         where = f"{name} is {self.stored[name or '']}"
         if grid is None or grid[0] * grid[1] != count:
+            if name == UNSURE:
+                return None
             raise _contradicted(
                 where, f"with patches of {_by(patch)} the tensors hold {count} positions"
             )

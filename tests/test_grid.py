@@ -111,3 +111,7 @@ def test_tables_are_recognised_in_each_dtype_and_with_their_halves_exchanged(dty
 def test_a_table_of_zeros_or_nan_gives_no_grid(value):
     stored = np.full((1, 17, 32), value, np.float32)
     assert grid_of_table(LazyTensor("x", stored.shape, stored.dtype, lambda: stored), 16) is None
+
+
+def test_the_size_to_which_photographs_were_scaled_is_no_evidence(written):
+    assert opened(written(trained=True, image_size=256)) == ((32, 32), "square grid")

@@ -177,6 +177,11 @@ def _hash(value: str | None) -> str:
     return f'<td title="{for_html(value or "")}">{short}</td>'
 
 
+def _assuming(row: Row) -> str:
+    """Return what a verdict rests on that neither side states; empty where there is nothing."""
+    return f"assuming {row.assuming}" if row.assuming else ""
+
+
 def _long(value: str) -> str:
     return f'<td class="long">{for_html(value)}</td>'
 
@@ -191,7 +196,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
     ("verdict", "text", lambda r: f"<td>{_mark(r)}</td>"),
     (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _number(r.function, number)),
     ("float32 own error", "number", lambda r: _number(r.own_error.get("float32"), number)),
-    ("why", "text", lambda r: _long(r.error or r.cause or "")),
+    ("why", "text", lambda r: _long(r.error or r.cause or _assuming(r))),
     ("weights", "number", lambda r: _number(r.source_bytes, _megabytes)),
     ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
     ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
