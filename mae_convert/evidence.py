@@ -15,7 +15,7 @@ from mae_convert.canonical import square_grid
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.official_catalog import same_geometry
 from mae_convert.position_tables import Grid, grid_of_tables
-from mae_convert.training_arguments import TrainingArguments
+from mae_convert.training_arguments import HEADS, TrainingArguments
 
 PREPROCESSING = ("image_mean", "image_std")
 FLAGS = {
@@ -164,6 +164,8 @@ def _preprocessing(name: str, evidence: Evidence) -> Iterator[Found]:
 
 def _official(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
     if name not in FROM_OFFICIAL or evidence.layout not in PUBLISHED_AS:
+        return
+    if name in HEADS and evidence.arguments.contradiction(name):
         return
     for official in same_geometry(evidence.geometry, task):
         source = f"official {official.model_name} of the same shapes"

@@ -99,6 +99,8 @@ def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
         resolve("pretrain", evidence(geometry=narrow, **told))
     assert "has an encoder of width 1024 with 24 blocks" in str(said.value)
     # The decoder is the one of that name, so that its heads are known.
+    with pytest.raises(ConfigurationError, match="name mae_vit_large_patch16"):
+        resolve("pretrain", evidence(**told))  # though the official ViT-B has these shapes
     assert "--decoder-num-heads" not in str(said.value)
 
 

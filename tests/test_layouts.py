@@ -249,6 +249,17 @@ def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, 
         open_checkpoint(tmp_path / "model")
 
 
+def test_the_width_of_a_timm_architecture_is_held_against_the_tensors(case, tmp_path):
+    source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
+    execute(plan_conversion(source, tmp_path / "model", "timm"))
+    config = tmp_path / "model" / "config.json"
+    stored = json.loads(config.read_text())
+    del stored["model_args"]["embed_dim"], stored["model_args"]["num_heads"]
+    config.write_text(json.dumps(stored))
+    with pytest.raises(ConfigurationError, match="hidden_size is 768, but the tensors say 32"):
+        open_checkpoint(tmp_path / "model")
+
+
 def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, tmp_path):
     flags = replace(FLAGS, global_pool="avg")
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)

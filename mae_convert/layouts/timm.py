@@ -31,6 +31,8 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     pretrained = stored.get("pretrained_cfg") or {}
     known = ARCHITECTURE.fullmatch(str(stored["architecture"]))
     told = {
+        # An architecture of another width would have another number of heads.
+        "hidden_size": arguments.get("embed_dim", SIZES[known["size"]][0] if known else None),
         "num_attention_heads": arguments.get(
             "num_heads", SIZES[known["size"]][2] if known else None
         ),

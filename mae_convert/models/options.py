@@ -11,7 +11,7 @@ from mae_convert.in_memory.asking import size_named
 from mae_convert.models.configuration import FIELDS, plain
 
 # What a caller may say of a checkpoint whatever it says itself.
-SAYABLE = tuple(name for name in vars(Flags()) if name != "image_size")
+SAYABLE = tuple(name for name in vars(Flags()) if name not in ("image_size", "global_pool"))
 # What concerns training only.
 FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 # How transformers is to load it, which here has one way.
@@ -107,7 +107,7 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
     """
     model = source.configuration.model
     for name, value in changes.items():
-        ours = name in (*SAYABLE, *FREE, "image_size", "num_labels", "global_pool")
+        ours = name in (*SAYABLE, *FREE, "image_size", "num_labels", "global_pool", "fc_norm")
         if not ours and value != getattr(model, name):
             raise ConfigurationError(
                 f"{name} is {getattr(model, name)} in {source.name} and cannot become {value};"

@@ -165,6 +165,8 @@ class PretrainedModel:
         told = options.pop("output_loading_info", False)
         changes = changes_of(cls.task, config, options)
         said = {name: value for name, value in changes.items() if name in SAYABLE}
+        if "global_pool" in options:  # of a configuration it may be the default
+            said["global_pool"] = options["global_pool"]
         checkpoint = open_source(source, Flags(**said))
         if cls.task == "classify":
             count = changes.get("num_labels") if names_labels(config, options) else None
