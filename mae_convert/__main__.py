@@ -14,6 +14,8 @@ if (
 import os
 import signal
 
+from mae_convert.shortage import shortage, too_little_address_space
+
 
 def main() -> None:
     """Run the command line; an interrupt while it is being imported is told by the status alone."""
@@ -26,9 +28,23 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from mae_convert.cli import main as run
-
+    try:
+        if sentence := too_little_address_space():
+            _fail(sentence)
+        from mae_convert.cli import main as run
+    except Exception as error:  # nothing of ours is loaded that could tell it
+        if (sentence := shortage(error)) is None:
+            raise
+        _fail(sentence)
     run()
+
+
+def _fail(sentence: str) -> None:
+    """Print a sentence and end; without cleaning up, for which there may be no memory."""
+    try:
+        os.write(2, f"mae-convert: {sentence}\n".encode())
+    finally:
+        os._exit(2)
 
 
 if __name__ == "__main__":

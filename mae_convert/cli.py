@@ -13,6 +13,7 @@ from mae_convert import __version__
 from mae_convert.commands import checkpoints, hub, pictures, sweeps, verdicts
 from mae_convert.commands.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError, one_line
+from mae_convert.shortage import shortage
 from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
 
 NO_OUTPUT = (
@@ -58,10 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     except Ended as ended:
         status, sentence = int(ended.code or 0), None
     except Exception as error:
-        if not received:
+        sentence = shortage(error)
+        if not received and sentence is None:
             print_unexpected(error)
-        # Not 1, which means that two checkpoints differ.
-        status, sentence = 2, "this is an error of mae-convert itself; report it"
+            sentence = "this is an error of mae-convert itself; report it"
+        status = 2  # not 1, which means that two checkpoints differ
     ignore_signals()
     if received and status:  # C code, and the making of a class, turn them into other errors
         status, sentence = ended_by(received[0])
@@ -94,7 +96,11 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
 
         discard_output()
         return 0, None
+    except (MemoryError, RecursionError) as error:
+        return 2, shortage(error)
     except OSError as error:
+        if sentence := shortage(error):
+            return 2, one_line(sentence)
         words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return 2, one_line(words)
     return status or 0, None

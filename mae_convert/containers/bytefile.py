@@ -20,6 +20,7 @@ from mae_convert.containers.messages import damaged
 from mae_convert.containers.slicing import Sliceable
 from mae_convert.errors import CheckpointError
 from mae_convert.input_files import kind_of
+from mae_convert.shortage import shortage
 
 NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
 
@@ -150,6 +151,8 @@ def _open(path: Path) -> int:
     except PermissionError:
         raise CheckpointError(f"{path} may not be read: change its permissions") from None
     except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
+        if reason := shortage(error):
+            raise CheckpointError(f"{path} cannot be opened: {reason}") from error
         raise CheckpointError(f"{path} cannot be opened ({error}); {NAMED}") from None
 
 

@@ -14,6 +14,7 @@ from mae_convert.containers.messages import damaged, shown
 from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.shortage import shortage
 
 KERAS = "keras"
 """The key of what Keras's own `config.json` says, in a configuration."""
@@ -64,14 +65,20 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     Raises:
         CheckpointError: the body raised one of `damage`, or an error of the system.
     """
-    damages: tuple[type[Exception], ...] = (OSError, MemoryError, OverflowError, *damage)
+    damages: tuple[type[Exception], ...] = (OSError, OverflowError, *damage)
     try:
         yield
     except MaeConvertError:
         raise
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read: change its permissions") from error
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: there is too little memory for what it holds or claims to hold"
+        ) from error
     except damages as error:
+        if reason := shortage(error):  # which is not the file's fault
+            raise CheckpointError(f"{path} cannot be read: {reason}") from error
         raise damaged(path, _in_short(error)) from error
 
 

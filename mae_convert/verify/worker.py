@@ -168,8 +168,13 @@ def main() -> int:
     for package in ("mae_convert", "reference_models"):
         if package not in sys.modules:
             expose(package)
-    from mae_convert.verify.loaders import LoadError, UnreadError
+    from mae_convert.shortage import shortage
 
+    try:
+        from mae_convert.verify.loaders import LoadError, UnreadError
+    except Exception as error:
+        print(f"worker: {shortage(error) or error}", file=sys.stderr)
+        return 2
     try:
         run(Path(sys.argv[1]))
     except UnreadError as error:
@@ -178,10 +183,13 @@ def main() -> int:
     except LoadError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
-    except ImportError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 3
     except Exception as error:
+        if reason := shortage(error):  # a library that cannot be loaded for it is not missing
+            print(f"worker: {reason}", file=sys.stderr)
+            return 2
+        if isinstance(error, ImportError):
+            print(f"worker: {error}", file=sys.stderr)
+            return 3
         traceback.print_exc()
         words = next(iter(str(error).strip().splitlines()), "")
         print(f"worker: {type(error).__name__}: {words[:400]}", file=sys.stderr)

@@ -1,0 +1,100 @@
+"""Errors that mean that memory, file descriptors, processes or disk space have run out.
+
+This uses the standard library alone: it is needed when other imports fail.
+"""
+
+import errno
+import os
+
+try:
+    import resource
+except ImportError:  # not on every system
+    resource = None  # type: ignore[assignment]
+
+MEMORY = "there is not enough memory{0}; free some, or raise the limit (ulimit -v, a container's)"
+FILES = "too many files are open; raise the limit (ulimit -n), now {0}"
+THREADS = "no further process or thread can be started; raise the limit (ulimit -u)"
+DISK = "there is no space left on the disk{0}; free some"
+DEPTH = "what is to be read is nested too deeply; make it flatter"
+
+OF_NUMBERS = {
+    errno.ENOMEM: MEMORY,
+    errno.EMFILE: FILES,
+    errno.ENFILE: FILES,
+    errno.EAGAIN: THREADS,
+    errno.ENOSPC: DISK,
+    errno.EDQUOT: DISK,
+}
+# What the loader of shared libraries, and libraries that catch their own errors, say.
+OF_WORDS = (
+    ("failed to map segment", MEMORY),
+    ("cannot allocate memory", MEMORY),
+    ("unable to allocate", MEMORY),
+    ("out of memory", MEMORY),
+    ("too many open files", FILES),
+    ("can't start new thread", THREADS),
+    ("no space left on device", DISK),
+)
+LOADED_BY_WORDS = (ImportError, RuntimeError, SystemError, ValueError)
+# OpenBLAS, which NumPy loads, ends the process itself when it gets no memory, with the status that
+# means "different". Address space that NumPy took when it was imported: 98 MB with one thread, and
+# 41 MB more with each further one; a little is added.
+NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return what has run out, as a sentence for the user, if an error or a cause of it says so."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if found := _shortage(current):
+            return found
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def _shortage(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        said = " ".join(str(error).split())
+        return MEMORY.format(f" ({said[:200]})" if said else "")
+    if isinstance(error, RecursionError):
+        return DEPTH
+    if isinstance(error, OSError) and error.errno in OF_NUMBERS:
+        place = f" ({error.filename})" if error.filename and error.errno == errno.ENOSPC else ""
+        return _filled(OF_NUMBERS[error.errno], place)
+    if isinstance(error, LOADED_BY_WORDS):
+        said = str(error).lower()
+        return next((_filled(text, "") for words, text in OF_WORDS if words in said), None)
+    return None
+
+
+def _filled(text: str, place: str) -> str:
+    return text.format(_open_files() if text == FILES else place)
+
+
+def _open_files() -> str:
+    return "unknown" if resource is None else str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def too_little_address_space() -> str | None:
+    """Return a sentence if a limit leaves less address space than NumPy can be loaded in."""
+    if resource is None:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    needed = NEEDED + FOR_EACH_THREAD * _threads()
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return None
+    return (
+        f"{limit >> 20} MB of address space are too little: NumPy needs {needed >> 20} MB with"
+        f" {_threads()} threads; raise the limit (ulimit -v), or set OPENBLAS_NUM_THREADS=1"
+    )
+
+
+def _threads() -> int:
+    """Return how many threads OpenBLAS makes: as its variables say, else one for each processor."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        if (said := os.environ.get(name, "")).isdecimal() and int(said) > 0:
+            return int(said)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,95 @@
+"""Too little memory, too few descriptors, a full disk: status 2 and one sentence."""
+
+import errno
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from mae_convert.shortage import shortage, too_little_address_space
+
+MEMORY, FILES, DISK = "not enough memory", "too many files are open", "no space left"
+
+
+def caused(cause, error):
+    error.__cause__ = cause
+    return error
+
+
+ERRORS = [
+    (MemoryError(), MEMORY),
+    (MemoryError("Unable to allocate 3 PiB"), r"not enough memory \(Unable to allocate 3 PiB\)"),
+    (OSError(errno.ENOMEM, "x"), MEMORY),
+    (OSError(errno.EMFILE, "x"), FILES),
+    (OSError(errno.ENOSPC, "x", "/a/b"), r"no space left on the disk \(/a/b\)"),
+    (ImportError("libtorch.so: failed to map segment from shared object"), MEMORY),
+    (caused(ImportError("x.so: cannot allocate memory"), ImportError("numpy is broken")), MEMORY),
+    (RuntimeError("can't start new thread"), "no further process or thread"),
+    (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+    (ValueError("a mistake"), None),
+    (ImportError("No module named 'torch'"), None),
+    (FileNotFoundError(errno.ENOENT, "x"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), ERRORS, ids=lambda value: repr(value)[:40])
+def test_an_error_tells_what_has_run_out(error, said):
+    found = shortage(error)
+    assert (found is None) == (said is None)
+    if said is not None:
+        with pytest.raises(OSError, match=said):
+            raise OSError(found)
+
+
+def run(limit, value, *call, output=subprocess.PIPE):
+    def limited():
+        resource.setrlimit(limit, (value, value))
+
+    command = [sys.executable, "-m", "mae_convert", *map(str, call)]
+    return subprocess.run(
+        command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        preexec_fn=limited,
+    )  # fmt: skip
+
+
+def in_one_sentence(done, said):
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mae-convert: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("megabytes", [40, 100])
+def test_too_little_address_space(megabytes, monkeypatch, case):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    call = ("inspect", case("encoder_tiny").checkpoint, "--num-heads", 4)
+    done = run(resource.RLIMIT_AS, megabytes << 20, *call)
+    in_one_sentence(done, "address space")
+
+
+def test_no_limit_is_no_complaint(monkeypatch):
+    limits = {resource.RLIMIT_AS: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    assert too_little_address_space() is None
+    limits[resource.RLIMIT_AS] = (1 << 27, 1 << 27)
+    for threads, fits in ((1, True), (2, False), (64, False)):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(threads))
+        assert (too_little_address_space() is None) == fits
+
+
+@pytest.mark.parametrize("descriptors", [4, 6, 8])
+def test_too_few_descriptors(descriptors, tmp_path, case):
+    call = (
+        *("convert", case("encoder_tiny").checkpoint, tmp_path / "out", "--to", "transformers"),
+        *("--num-heads", 4),
+    )
+    done = run(resource.RLIMIT_NOFILE, descriptors, *call)
+    in_one_sentence(done, "oo many")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", [("layouts",), ("catalog", "--json"), ("--help",)])
+def test_a_full_disk_behind_standard_output(call):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        in_one_sentence(run(resource.RLIMIT_CORE, 0, *call, output=full), DISK)
