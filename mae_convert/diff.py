@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,19 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two checkpoints."""
+    """All that differs between two checkpoints.
+
+    Attributes:
+        equal: number of tensors that are the same bits.
+        tensors: those that are not.
+        configuration: fields that differ, with their values in A and B.
+        not_compared: fields that nothing gives for a checkpoint, with "A", "B" or "A and B".
+    """
 
     equal: int
     tensors: tuple[TensorDifference, ...]
     configuration: dict[str, tuple[Any, Any]]
+    not_compared: dict[str, str] = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
@@ -47,7 +55,16 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
         equal=len(names) - len(differences),
         tensors=differences,
         configuration=dict(_configuration(a, b)),
+        not_compared=_not_compared(a, b),
     )
+
+
+def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    lacking: dict[str, list[str]] = {}
+    for side, checkpoint in (("A", a), ("B", b)):
+        for missing in checkpoint.configuration.missing:
+            lacking.setdefault(missing.field, []).append(side)
+    return {name: " and ".join(sides) for name, sides in lacking.items()}
 
 
 def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
@@ -90,7 +107,7 @@ def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[An
     fields = [name for name in untold_fields(a.task) if name in untold_fields(b.task)]
     for name in fields:
         left, right = a.configuration.value(name), b.configuration.value(name)
-        if left != right:
+        if left != right and None not in (left, right):  # None is missing
             yield name, (left, right)
     left, right = (checkpoint.configuration.model for checkpoint in (a, b))
     own = {left.decoder_layer_norm_eps, right.decoder_layer_norm_eps} != {None}

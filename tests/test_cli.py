@@ -77,6 +77,37 @@ def test_inspect_tells_what_was_assumed_and_from_where(run, pretrain):
     assert report["bytes"] == 4 * report["parameters"]
 
 
+def test_inspect_shows_the_rest_where_fields_are_missing(command, pretrain):
+    report = command("inspect", pretrain.checkpoint, "--json", "--stats").json
+    missing = {field["field"]: field["option"] for field in report["missing"]}
+    assert missing == {
+        "num_attention_heads": "--num-heads",
+        "decoder_num_attention_heads": "--decoder-num-heads",
+    }
+    assert {report["config"][name] for name in missing} == {None}
+    assert not missing.keys() & report["assumed"].keys()
+    assert report["config"]["image_size"] == 32
+    assert report["assumptions"]["layer_norm_eps"]["assumption"] == "layout code"
+    shown = command("inspect", pretrain.checkpoint)
+    assert shown.status == 0
+    assert "specify it with --decoder-num-heads (decoder_hidden_size 24 allows" in shown.out
+    refused = command("convert", pretrain.checkpoint, "x.npz", "--to", "facebook")
+    assert refused.status == 2
+    assert "specify them with --num-heads and --decoder-num-heads" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_tensors_are_compared_where_fields_are_missing(command, pretrain, tmp_path):
+    command("convert", pretrain.checkpoint, tmp_path / "a.npz", "--to", "facebook",
+            *pretrain.heads)  # fmt: skip
+    for pair in ((pretrain.checkpoint, tmp_path / "a.npz"), (pretrain.checkpoint,) * 2):
+        result = command("diff", *pair, "--json").json
+        sides = "A" if pair[0] != pair[1] else "A and B"
+        assert result["same"]
+        assert result["not_compared"]["num_attention_heads"] == sides
+    assert "which nothing gives for A and B" in command("diff", *pair).out
+
+
 def test_inspect_shows_statistics_only_when_asked(run, pretrain):
     plain = run("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
     full = run("inspect", pretrain.checkpoint, "--stats", "--json", *pretrain.heads).json

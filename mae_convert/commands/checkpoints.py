@@ -179,7 +179,8 @@ def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: 
     from mae_convert.show.conversion import difference as show
     from mae_convert.show.conversion import difference_json
 
-    difference = compare_tensors(*open_pair_and_tell((a, b), flags, state_key=state_key))
+    pair = open_pair_and_tell((a, b), flags, state_key=state_key, incomplete=True)
+    difference = compare_tensors(*pair)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
 

@@ -21,13 +21,14 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
 
 
 def open_pair_and_tell(
-    sources: "Sequence[Source]", flags: "Flags", *, state_key: str | None
+    sources: "Sequence[Source]", flags: "Flags", *, state_key: str | None, incomplete: bool = False
 ) -> "list[Checkpoint]":
     """Open two checkpoints that are compared; a flag is about the one that lacks what it says."""
     from mae_convert.checkpoint import check_flags
 
     opened = [
-        open_and_tell(source, flags, fill_only=True, state_key=state_key) for source in sources
+        open_and_tell(source, flags, fill_only=True, state_key=state_key, incomplete=incomplete)
+        for source in sources
     ]
     check_flags(flags, *opened)
     return opened

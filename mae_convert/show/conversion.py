@@ -88,6 +88,7 @@ def difference_json(difference: Difference) -> dict[str, Any]:
         "configuration": {
             name: {"a": a, "b": b} for name, (a, b) in difference.configuration.items()
         },
+        "not_compared": difference.not_compared,
     }
 
 
@@ -105,3 +106,5 @@ def difference(result: Difference) -> None:
         out.print(grid)
     for name, (a, b) in result.configuration.items():
         out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")
+    for name, sides in result.not_compared.items():
+        out.print(f"[yellow]not compared[/yellow]: {name}, which nothing gives for {sides}")
