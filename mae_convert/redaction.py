@@ -35,7 +35,7 @@ HEADERS = (
     r"|(?:private|x-auth)-token"
 )
 PARAMETERS = (
-    r"awsaccesskeyid|credential|sig(?:nature)?|policy|key-pair-id"
+    r"awsaccesskeyid|credential|sig(?:nature)?|(?<=[?&])policy|key-pair-id"
     r"|(?:access|secret|account|api|private)[_-]?(?:access[_-]?)?key(?:[_-]?id)?"
     r"|(?:access|auth|hf|id|refresh|session)?[_-]?token|secret|password|passwd|pwd"
 )

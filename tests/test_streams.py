@@ -1,5 +1,6 @@
 """What a command prints where streams are closed, encodings small, and columns few."""
 
+import importlib
 import io
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import mae_convert
 from mae_convert.checkpoint import open_checkpoint
+from mae_convert.errors import MaeConvertError
 from mae_convert.inspection import inspect
 
 DEMO = Path(mae_convert.__file__).parent / "data" / "demo" / "checkpoint.pth"
@@ -111,3 +113,48 @@ def test_an_error_of_the_program_itself_is_no_verdict(command, monkeypatch):
     assert result.status == 2
     assert "Traceback" in result.err
     assert "an error of mae-convert itself" in result.err.splitlines()[-1]
+
+
+NUL = "a\0b.html"
+
+
+def _converted(name):
+    from mae_convert.convert import execute
+    from mae_convert.planning import plan_conversion
+
+    execute(plan_conversion(open_checkpoint(DEMO), Path(name).with_suffix(".pth"), "facebook"))
+
+
+def _planned(name):
+    from mae_convert.sweep.plan import read_plan
+
+    read_plan([str(DEMO)], {"to": ["timm"], "target": [name]})
+
+
+USES = {
+    "checkpoint": lambda name: open_checkpoint(Path(name)),
+    "source": lambda name: importlib.import_module("mae_convert.sources").parse_source(name),
+    "source on the Hub": lambda name: importlib.import_module("mae_convert.sources").parse_source(
+        f"hf://owner/name@{name}/{name}"
+    ),
+    "pattern": lambda name: importlib.import_module("mae_convert.sources.patterns").sources_named(
+        f"memory://bucket/{name}"
+    ),
+    "target": _converted,
+    "target of a plan": _planned,
+    "report": lambda name: importlib.import_module("mae_convert.verify.report").check_report_names(
+        [Path(name)]
+    ),
+    "timeline": lambda name: importlib.import_module("mae_convert.look.timeline_files").check_names(
+        [Path(name)], overwrite=True
+    ),
+    "results": lambda name: importlib.import_module("mae_convert.sweep.results").Results(
+        Path(name)
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_name_with_nul_is_refused_in_a_sentence_from_python_too(use):
+    with pytest.raises(MaeConvertError, match=r"\\x00"):
+        USES[use](NUL)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.containers import renaming
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.containers.staging import staging_beside
 from mae_convert.errors import OutputError
 from mae_convert.signals import undisturbed
@@ -58,6 +59,7 @@ class Place:
             OutputError: there is something else, or something, or something that is not ours.
         """
         target = self.target
+        refuse_nul(target)
         if target.name in ("", ".."):
             raise OutputError(f"{target} is a directory that cannot be replaced; name one in it")
         if not self.is_directory and target.is_dir():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mae_convert.errors import CheckpointError
+from mae_convert.errors import CheckpointError, MaeConvertError
 
 LONGEST_SHOWN = 200
 LONGEST_FILE_NAME = 255
@@ -47,6 +47,16 @@ def would_run_code(path: Path, dotted: str) -> CheckpointError:
         "write the weights alone, with torch.save({'model': model.state_dict()}, ...), where the "
         "file comes from"
     )
+
+
+def refuse_nul(name: object) -> None:
+    """Refuse a name that the system could not even look for.
+
+    Raises:
+        MaeConvertError: it holds a NUL character.
+    """
+    if "\0" in str(name):
+        raise MaeConvertError(f"{name} holds a NUL character, which no name can; leave it out")
 
 
 def is_plain_name(name: object) -> bool:

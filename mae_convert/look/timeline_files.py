@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.containers.atomic import replacing_file
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import MaeConvertError
 from mae_convert.look.sheet import Row, Sheet, draw
 from mae_convert.look.timeline import Timeline
@@ -37,6 +38,7 @@ def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
         MaeConvertError: an unknown suffix, no such folder, or a file that is there.
     """
     for path in paths:
+        refuse_nul(path)
         if path.suffix not in WRITERS:
             known = ", ".join(WRITERS)
             raise MaeConvertError(f"{path}: a timeline is written to a file that ends in {known}")

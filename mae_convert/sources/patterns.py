@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert import storage
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import MaeConvertError
-from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source, refuse_nul
+from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
 
 MAGIC = re.compile(r"[*?[]")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import MaeConvertError
 from mae_convert.official_catalog import SUFFIX, Official, official_named
 
@@ -60,16 +61,6 @@ def parse_source(text: str) -> Source:
             " which is then downloaded"
         )
     return path
-
-
-def refuse_nul(text: str) -> None:
-    """Refuse a name that the system could not even look for.
-
-    Raises:
-        MaeConvertError: it holds a NUL character.
-    """
-    if "\0" in text:
-        raise MaeConvertError(f"{text} holds a NUL character, which no name can; leave it out")
 
 
 def _parse_hub(text: str) -> HubReference:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.plain import plain
 from mae_convert.sweep.job import Job
@@ -49,6 +50,7 @@ class Results:
         """
         from filelock import FileLock, Timeout
 
+        refuse_nul(path)
         if path.suffix == ".parquet":
             raise OutputError(
                 f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"

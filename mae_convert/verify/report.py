@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert import __version__
 from mae_convert.containers.atomic import replacing_file
+from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import OutputError
 from mae_convert.plain import number, plain
 from mae_convert.text import code_in_markdown, for_markdown, for_terminal, for_xml
@@ -50,6 +51,8 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
     Raises:
         OutputError: an unknown suffix, no such directory, or a file of one of the models.
     """
+    for path in paths:
+        refuse_nul(path)
     own = {model.resolve() for model in models}
     for path in paths:
         if path.suffix.lower() not in WRITERS:
