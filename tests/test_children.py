@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ray_nodes import descendants
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.sweep import ray_engine
 from mae_convert.verify import worker
 from mae_convert.verify.children import Clock, environment_of_child, python_process
 from mae_convert.verify.explain.process import _killed_when_late
@@ -225,13 +227,12 @@ def trapped(tmp_path):
     return trapped
 
 
-def program(tmp_path, *arguments, cwd, **environment):
+def program(tmp_path, *arguments, cwd, inside=()):
     script = tmp_path / "program.py"
     script.write_text("from mae_convert.__main__ import main\nif __name__ == '__main__': main()\n")
     return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
+        [*inside, sys.executable, script, *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -260,6 +261,34 @@ def test_no_module_beside_the_checkpoints_is_run_by_a_sweep(tmp_path, case, trap
     )  # fmt: skip
     assert left_behind(marks) == []
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_no_module_beside_the_checkpoints_is_run_on_ray(tmp_path, case, trapped, monkeypatch):
+    pytest.importorskip("ray")
+    from ray_nodes import cluster, own_network
+
+    folder, marks = trapped(AFTER_DASH_M)
+    shutil.copy(case("pretrain_tiny").checkpoint, folder / "checkpoint.pth")
+    with own_network() as inside, cluster(inside, tmp_path, 1) as (address, _):
+        done = program(
+            tmp_path, "sweep", "checkpoint.pth", "--to", "transformers", "--target", "out",
+            "--set", "num_heads=4", "--set", "decoder_num_heads=3",
+            "--engine", "ray", "--address", address, cwd=folder, inside=inside,
+        )  # fmt: skip
+    assert left_behind(marks) == []
+    assert done.returncode == 0, done.stderr
+
+
+def test_ray_is_not_started_where_the_checkpoints_lie(monkeypatch, tmp_path):
+    """It puts the directory in which it is started on the path of its workers."""
+    started = []
+    ray = types.SimpleNamespace(init=lambda **_: started.append(Path.cwd()))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.chdir(tmp_path)
+    ray_engine._connected("127.0.0.1:1")
+    assert started == [Path("/")]
+    assert Path.cwd() == tmp_path
 
 
 def test_python_dash_m_takes_the_current_directory_off_the_path(run, case, trapped):

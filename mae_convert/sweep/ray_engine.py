@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,10 @@ def _connected(address: str | None) -> Any:
             "the engine ray needs Ray; pip install 'mae-convert[ray]', on every node"
         ) from error
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+        # Ray puts the directory in which it is started before the library of its workers: not the
+        # one where checkpoints lie, whose names of files may be those of modules.
+        with chdir("/"):
+            ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
