@@ -110,6 +110,11 @@ def test_weights_that_keras_2_saved_as_a_checkpoint(tmp_path: Path) -> None:
     assert f"model.load_weights({str(tmp_path / 'weights')!r})" in refused(tmp_path)
 
 
+def test_a_checkpoint_of_orbax_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.ocdbt").write_bytes(b"")
+    assert "is a checkpoint of Orbax" in refused(tmp_path)
+
+
 def test_another_file_of_that_suffix_is_not_one(tmp_path: Path) -> None:
     (tmp_path / "faiss.index").write_bytes(b"IxFI")
     assert "TensorFlow" not in refused(tmp_path / "faiss.index")

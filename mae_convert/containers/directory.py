@@ -29,6 +29,7 @@ READ_BESIDE = (
     "preprocessor.json",
     "task.json",
 )
+ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 
@@ -78,6 +79,11 @@ def _find_in(directory: Path) -> Path:
             f"{directory} holds checkpoints of DeepSpeed; name one, for instance {tags[-1].parent}"
         )
     refuse_tensorflow(directory)
+    if any((directory / name).exists() for name in ORBAX):
+        raise CheckpointError(
+            f"{directory} is a checkpoint of Orbax (JAX), which is not read; restore it where it "
+            "comes from and write its arrays by the names of a known layout with numpy.savez"
+        )
     wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in OTHER_SUFFIXES)))
     raise CheckpointError(f"{directory} holds no weights; looked for {wanted}; name the file")
 

@@ -202,6 +202,12 @@ def _(folder: Path) -> Path:
     return folder / "x.weights"
 
 
+@attack("pth", "archive: a second pickle in capitals")
+def _(folder: Path) -> Path:
+    archived(folder / "x.pth", {"x/DATA.PKL": EVIL})
+    return folder / "x.pth"
+
+
 @attack("pth", "archive: CVE-2025-32434, TorchScript beside good weights")
 def _(folder: Path) -> Path:
     archived(folder / "x.pth", {"x/constants.pkl": b"N.", "x/code/__torch__.py": b"op_version = 1"})

@@ -168,6 +168,7 @@ def main() -> int:
     warm_up()
     counts: dict[str, int] = defaultdict(int)
     refused: dict[str, int] = defaultdict(int)
+    read: dict[str, int] = defaultdict(int)
     memory: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
     for attack in ATTACKS:
@@ -182,14 +183,16 @@ def main() -> int:
         if complaints:
             print(f"{attack} {complaints[0]}")
         counts[attack.container] += 1
-        refused[attack.container] += not complaints
-    print("| container | files | refused in a sentence | most memory | longest |")
-    print("|---|---|---|---|---|")
+        counter = refused if attack.weights is None else read
+        counter[attack.container] += not complaints
+    print("| container | files | refused in a sentence | read unharmed | most memory | longest |")
+    print("|---|---|---|---|---|---|")
     for name, count in counts.items():
-        cells = (name, count, refused[name], f"{memory[name] / 1e6:.1f} MB")
+        cells = (name, count, refused[name], read[name], f"{memory[name] / 1e6:.1f} MB")
         print("| " + " | ".join(map(str, cells)) + f" | {seconds[name]:.2f} s |")
-    print(f"{sum(counts.values())} files, {sum(refused.values())} refused; nothing was run")
-    return int(counts != refused)
+    totals = [sum(counter.values()) for counter in (counts, refused, read)]
+    print("{} files, {} refused, {} read unharmed; nothing was run".format(*totals))
+    return int(totals[0] != totals[1] + totals[2])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Where a file is read though objects in it are passed over, not even hostile ones change it.
+
+Random checkpoints are read by this package and, if that reads them, by `torch.load` without its
+protection, with classes and functions in place of those that were passed over which change whatever
+they are handed: a mapping or list that they can reach and, in a call, every tensor too. What is
+read has to be the same.
+"""
+
+import collections
+import random
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from attacks import passed_over as parts
+
+from mae_convert.containers import open_container
+from mae_convert.errors import CheckpointError
+
+FILES = 400
+
+
+def spoil(value: object, *, tensors: bool, seen: set[int]) -> None:
+    """Change everything that can be reached from a value."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        if tensors:
+            value.fill_(-1)
+    elif isinstance(value, dict):
+        for item in list(value.values()):
+            spoil(item, tensors=tensors, seen=seen)
+        value["a"] = torch.full((2,), -2.0)
+    elif isinstance(value, (list, tuple, set)):
+        for item in list(value):
+            spoil(item, tensors=tensors, seen=seen)
+        if isinstance(value, list):
+            value.append("spoilt")
+    if hasattr(value, "__dict__"):
+        spoil(value.__dict__, tensors=tensors, seen=seen)
+
+
+class Thing:
+    """An object that changes whatever it is handed."""
+
+    def __new__(cls, *arguments: object, **keywords: object) -> "Thing":
+        spoil((arguments, keywords), tensors=True, seen=set())
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        self.handed: list[object] = []
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__["state"] = state
+        spoil(state, tensors=False, seen=set())
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.__dict__.setdefault("handed", []).append((key, value))
+        spoil((key, value), tensors=False, seen=set())
+
+    def append(self, value: object) -> None:
+        """Change what is appended."""
+        self["appended"] = value
+
+    def extend(self, values: list[object]) -> None:
+        """Change what is appended."""
+        self["extended"] = values
+
+
+def make(*arguments: object) -> Thing:
+    """Change the arguments."""
+    spoil(arguments, tensors=True, seen=set())
+    return Thing()
+
+
+class Writer:
+    """Writes random values as opcodes; each is one value on the stack."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def value(self, depth: int = 0) -> bytes:
+        """Return the opcodes of a value."""
+        kinds = [self.leaf] if depth > 3 else [self.leaf, self.container, self.thing, self.thing]
+        return self.random.choice(kinds)(depth)
+
+    def leaf(self, _depth: int) -> bytes:
+        """Return a scalar, a tensor of the model's storage or another, or what is remembered."""
+        shared = [parts.get(parts.STATE), parts.get(parts.ROOT), parts.tensor("0")]
+        others = [b"K\x01", b"N", parts.text("x"), parts.tensor("1"), parts.CLASS]
+        return self.random.choice(shared if self.random.random() < 0.1 else others)
+
+    def container(self, depth: int) -> bytes:
+        """Return a list, tuple or mapping, one of them with attributes."""
+        inner = self.value(depth + 1)
+        return self.random.choice(
+            [
+                b"](" + inner + self.value(depth + 1) + b"e",
+                inner + b"\x85",
+                parts.mapping(x=inner),
+                parts.ORDERED + parts.text("y") + inner + b"s",
+                parts.ORDERED + parts.mapping(note=inner) + b"b",
+            ]
+        )
+
+    def thing(self, depth: int) -> bytes:
+        """Return an object that is passed over, and that is handed a value."""
+        inner = self.value(depth + 1)
+        return self.random.choice(
+            [
+                parts.NEW + parts.mapping(x=inner) + b"b",
+                parts.NEW + inner + b"b",
+                parts.NEW + parts.text("x") + inner + b"s",
+                parts.NEW + inner + b"a",
+                parts.FUNCTION + inner + b"\x85R",
+                parts.CLASS + inner + b"\x85\x81",
+                parts.CLASS + b")" + parts.mapping(x=inner) + b"\x92",
+                parts.FUNCTION + inner + b"\x85R0" + self.value(depth + 1),
+            ]
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_read_is_what_the_most_hostile_objects_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor, objects = types.ModuleType("vendor"), types.ModuleType("vendor.objects")
+    vars(objects).update(Thing=Thing, make=make, OrderedDict=collections.OrderedDict)
+    monkeypatch.setitem(sys.modules, "vendor", vendor)
+    monkeypatch.setitem(sys.modules, "vendor.objects", objects)
+    read = refused = 0
+    for seed in range(FILES):
+        path = parts.write(tmp_path, parts.checkpoint(extra=Writer(seed).value()))
+        try:
+            opened = open_container(path)
+        except CheckpointError:
+            refused += 1
+            continue
+        read += 1
+        left = torch.load(path, weights_only=False)["model"]
+        assert {name: tensor.load().tolist() for name, tensor in opened.tensors.items()} == {
+            name: tensor.tolist() for name, tensor in left.items()
+        }, seed
+    assert read > FILES / 2
+    assert refused > FILES / 20
