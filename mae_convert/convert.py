@@ -18,6 +18,7 @@ from mae_convert.record import (
     conversion_record,
     preprocessor_config,
     record_in_file,
+    with_rounding,
 )
 from mae_convert.rounding import DTYPES
 
@@ -40,12 +41,15 @@ def execute_all(
         MaeConvertError: a tensor is not finite, or the source was changed meanwhile.
     """
     source = SourceHashes(plans[0].source.container.opened)
-    records = [conversion_record(plan, source.told()) for plan in plans]
+    records = [conversion_record(plan, source) for plan in plans]
+    for plan in plans:
+        for each in plan.roundings.values():
+            each.begin()
     outputs = [_output(plan, record, source) for plan, record in zip(plans, records, strict=True)]
     hashes = write_all(outputs, overwrite=overwrite, source=source, progress=progress)
     return [
-        {**source.amend(record), "sha256": of_tensors}
-        for record, of_tensors in zip(records, hashes, strict=True)
+        {**with_rounding(source.amend(record), plan), "sha256": of_tensors}
+        for plan, record, of_tensors in zip(plans, records, hashes, strict=True)
     ]
 
 
@@ -70,7 +74,10 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
         {
             "config.json": plan.layout.write_config(carried),
             "preprocessor_config.json": preprocessor_config(plan),
-            "conversion.json": lambda hashes: {**source.amend(record), "sha256": hashes},
+            "conversion.json": lambda hashes: {
+                **with_rounding(source.amend(record), plan),
+                "sha256": hashes,
+            },
         },
         max_shard_size=plan.packing.max_shard_size,
     )

@@ -1,6 +1,7 @@
 """Say what a checkpoint is, without reading tensor data unless asked to."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -52,7 +53,7 @@ def inspect(
         "odd": in_names(checkpoint),
     }
     if stats:
-        values = {name: statistics(t.load()) for name, t in checkpoint.tensors.items()}
+        values = {name: statistics(tensor.pieces()) for name, tensor in checkpoint.tensors.items()}
         report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
     return report
 
@@ -90,16 +91,30 @@ def becomes(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def statistics(array: np.ndarray) -> dict[str, float | int]:
-    """Return the extremes, mean and deviation of the finite values, and how many are not."""
-    values = array.astype(np.float64).ravel()
-    finite = values[np.isfinite(values)]
-    empty = not finite.size
+def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
+    """Return the extremes, mean and deviation of the finite values, and how many are not.
+
+    Args:
+        pieces: the values, some at a time, so that no large tensor is in memory.
+    """
+    size = zeros = count = 0
+    least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0
+    for piece in pieces:
+        values = piece.astype(np.float64).ravel()
+        finite = values[np.isfinite(values)]
+        size, zeros = size + values.size, zeros + int((values == 0).sum())
+        if not finite.size:
+            continue
+        least, most = min(least, finite.min()), max(most, finite.max())
+        # Chan, Golub and LeVeque 1983: mean and squares of two samples together.
+        total, away = count + finite.size, float(finite.mean()) - mean
+        squares += float(finite.var()) * finite.size + away**2 * count * finite.size / total
+        mean, count = mean + away * finite.size / total, total
     return {
-        "not_finite": int(values.size - finite.size),
-        "zeros": int((values == 0).sum()),
-        "min": 0.0 if empty else float(finite.min()),
-        "max": 0.0 if empty else float(finite.max()),
-        "mean": 0.0 if empty else float(finite.mean()),
-        "std": 0.0 if empty else float(finite.std()),
+        "not_finite": size - count,
+        "zeros": zeros,
+        "min": float(least) if count else 0.0,
+        "max": float(most) if count else 0.0,
+        "mean": mean,
+        "std": (squares / count) ** 0.5 if count else 0.0,
     }

@@ -4,11 +4,13 @@ Six equal digits of a hash suggest, they do not prove.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.tensor import PIECE_BYTES
 from mae_convert.evidence import OFFICIAL as OFFICIAL_KIND
 from mae_convert.evidence import PREPROCESSING
 from mae_convert.official_catalog import Official, candidates
@@ -45,28 +47,35 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
     return report
 
 
-def confirmed(checkpoint: Checkpoint) -> Official | None:
+def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Official | None:
     """Return the published file that a checkpoint is, by names, shapes and its publisher's digits.
 
-    Reads the whole file where there is a hash to compare.
+    Args:
+        checkpoint: the checkpoint.
+        md5: returns the hash of its file, and is called only where there is one to compare; by
+            default the whole file is read.
     """
     hashed: Sequence[Official] = [official for official in probable(checkpoint) if official.md5]
     if not hashed or len(checkpoint.container.files) != 1:
         return None
-    digest = file_md5(checkpoint.container.weights_file)
+    digest = md5() if md5 else open_md5(checkpoint.container.opened[0])
     return next((o for o in hashed if digest.startswith(str(o.md5))), None)
 
 
-def confirmed_by_hash(checkpoint: Checkpoint) -> Checkpoint:
+def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
     """Return the checkpoint without assumptions where its hash is that of an official file.
 
-    Reads the whole file, but only where names and shapes are those of an official file and
-    something is assumed.
+    The file is read only where names and shapes are those of an official file and something is
+    assumed.
+
+    Args:
+        checkpoint: the checkpoint.
+        md5: returns the hash of its file; by default the file is read.
     """
     configuration = checkpoint.configuration
     assumed = [name for name in configuration.assumptions if name not in PREPROCESSING]
     official = (
-        confirmed(checkpoint) if OFFICIAL_KIND in configuration.assumptions.values() else None
+        confirmed(checkpoint, md5) if OFFICIAL_KIND in configuration.assumptions.values() else None
     )
     if official is None:
         return checkpoint
@@ -78,7 +87,16 @@ def confirmed_by_hash(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.specified(known, f"{official.file}, confirmed by its MD5")
 
 
+def open_md5(file: ByteFile) -> str:
+    """Return the MD5 of an open file's bytes, by which the publisher names its files."""
+    digest, buffer = hashlib.md5(usedforsecurity=False), memoryview(bytearray(PIECE_BYTES))
+    for start in range(0, file.size, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, file.size - start)]
+        file.read_into(piece, start)
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def file_md5(path: Path) -> str:
-    """Return the MD5 of a file's bytes, by which the publisher names its files."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    """Return the MD5 of a file's bytes, as `open_md5`."""
+    return open_md5(ByteFile(path))

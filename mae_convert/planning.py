@@ -1,5 +1,6 @@
 """Plan a conversion: which tensor comes from where; nothing is read or written yet."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError,
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.mapping import Rule, Table, write_tensors
 from mae_convert.packing import Packing
-from mae_convert.rounding import DTYPES, rounded
+from mae_convert.rounding import DTYPES, MeasuredRounding
 from mae_convert.steps import Geometry, Step, with_geometry
 
 SUFFIX_KINDS = {
@@ -58,7 +59,8 @@ class Plan:
         rules: how each target tensor is made of canonical ones.
         steps: what the conversion changes on purpose, each with ``step`` and its parameters.
         dropped: source tensors that the target does not hold, with the reason.
-        dtype: what tensors are rounded to, or None where each keeps its own.
+        roundings: what rounds each canonical tensor that does not keep its dtype, and measures it
+            when the conversion is carried out.
         packing: how the tensors are put into files.
     """
 
@@ -73,7 +75,7 @@ class Plan:
     steps: Sequence[Mapping[str, Any]]
     dropped: Mapping[str, str]
     created: Mapping[str, str] = field(default_factory=dict)
-    dtype: str | None = None
+    roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
     packing: Packing = field(default_factory=Packing)
 
     @property
@@ -132,7 +134,9 @@ def plan_conversion(
         for rule in table.expand(names)
     ]
     container_kind(layout, target)
-    kept = {name: _in_dtype(source.tensors[name], dtype) for name in names}
+    kept = {name: source.tensors[name] for name in names}
+    roundings = _roundings(kept, dtype)
+    kept |= {name: kept[name].mapped(each, each.dtype) for name, each in roundings.items()}
     created = _created(table, kept, packing.prefix)
     return Plan(
         source=source,
@@ -146,7 +150,7 @@ def plan_conversion(
         steps=_steps(source, names, task, changes, dtype),
         dropped=_dropped(source, set(names), task),
         created={tensor.name: reason for tensor, reason in created.items()},
-        dtype=dtype,
+        roundings=roundings,
         packing=packing,
     )
 
@@ -206,11 +210,16 @@ def container_kind(layout: Layout, target: Path) -> str:
     return kind
 
 
-def _in_dtype(tensor: LazyTensor, dtype: str | None) -> LazyTensor:
-    if dtype is None or tensor.dtype == DTYPES[dtype]:
-        return tensor
+def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
+    """Return what rounds each tensor that has another dtype than is asked for."""
+    if dtype is None:
+        return {}
     wanted = DTYPES[dtype]
-    return tensor.mapped(lambda array: rounded(array, wanted), wanted)
+    return {
+        name: MeasuredRounding(wanted, math.prod(tensor.shape))
+        for name, tensor in tensors.items()
+        if tensor.dtype != wanted
+    }
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:

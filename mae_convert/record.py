@@ -11,31 +11,30 @@ from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.bytefile import ByteFile
-from mae_convert.containers.tensor import PIECE_BYTES, LazyTensor
+from mae_convert.containers.tensor import PIECE_BYTES
 from mae_convert.heads import CREATED
-from mae_convert.official import confirmed, confirmed_by_hash
+from mae_convert.official import confirmed, confirmed_by_hash, open_md5
 from mae_convert.planning import Plan
-from mae_convert.rounding import DTYPES, rounding_error
 
 NOT_YET = "0" * 64
 """Stands for a SHA-256 that is still being computed, and is as long."""
 
 
-def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, Any]:
+def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
     """Return what a conversion does: source, account of every tensor, declared steps.
 
     Args:
         plan: the conversion.
-        source_files: what it says of the files, as `SourceHashes.told` returns it.
+        hashes: of the files that it reads.
     """
-    source = confirmed_by_hash(plan.source)
+    source = confirmed_by_hash(plan.source, hashes.md5)
     stored = source.prefix.stored
     origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
     return {
         "mae_convert": __version__,
         "source": {
-            **source_files,
-            **_whence(source),
+            **hashes.told(),
+            **_whence(source, hashes.md5),
             "container": source.container.kind,
             "wrapper": source.container.wrapper,
             "prefix": source.prefix.said(),
@@ -52,7 +51,6 @@ def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, 
             rule.external: {
                 "from": list(dict.fromkeys(origin[n] for n in rule.canonicals if n in origin)),
                 "canonical": list(rule.canonicals),
-                **_rounding([source.tensors[name] for name in rule.canonicals], plan.dtype),
             }
             for rule in plan.rules
         },
@@ -66,21 +64,30 @@ def conversion_record(plan: Plan, source_files: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _whence(source: Checkpoint) -> dict[str, Any]:
+def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
     """Return where a checkpoint was got from, and what it was made of, as far as that is known."""
     known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
-    if not known and (official := confirmed(source)):
+    if not known and (official := confirmed(source, md5)):
         known = official.record
     before = (source.container.conversion or {}).get("source")
     return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
 
 
-def _rounding(parts: Sequence[LazyTensor], dtype: str | None) -> dict[str, Any]:
+def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return a record with the largest rounding error of each tensor, once that was written."""
+    tensors = {
+        name: {**entry, **_rounding(plan, entry["canonical"])}
+        for name, entry in record["tensors"].items()
+    }
+    return {**record, "tensors": tensors}
+
+
+def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
     """Return the largest rounding error of what is joined to one tensor, where it is rounded."""
-    if dtype is None or all(part.dtype == DTYPES[dtype] for part in parts):
+    errors = [plan.roundings[name].error() for name in canonicals if name in plan.roundings]
+    if not errors:
         return {}
-    errors = [rounding_error(part.load(), DTYPES[dtype]) for part in parts]
-    return {"rounding": {kind: max(e[kind] for e in errors) for kind in errors[0]}}
+    return {"rounding": {kind: max(error[kind] for error in errors) for kind in errors[0]}}
 
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,11 +162,18 @@ class SourceHashes:
     def __init__(self, files: Sequence[ByteFile]) -> None:
         self._files = files
         self._hashes = [NOT_YET] * len(files)
+        self._md5: str | None = None
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Hash the files, and tell how many bytes are done."""
         self._hashes = [_sha256(file, advance) for file in self._files]
+
+    def md5(self) -> str:
+        """Return the MD5 of the file, by which an official one is known; computed when asked."""
+        if self._md5 is None:
+            self._md5 = open_md5(self._files[0])
+        return self._md5
 
     def require_unchanged(self) -> None:
         """Raise CheckpointError if a file is not what it was when it was opened."""

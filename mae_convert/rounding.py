@@ -1,9 +1,12 @@
 """The dtypes of weights: rounding to one of them, and how far it moves a tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
+
+BLOCK = 1 << 17
+"""Elements that are looked at at once in float64: 1 MiB."""
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES: Mapping[str, np.dtype] = {
@@ -38,17 +41,63 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
     return np.where((near != array) & ends_in_zero, other_side, near)
 
 
-def rounding_error(array: np.ndarray, dtype: np.dtype) -> dict[str, float]:
-    """Return the largest distance by which rounding moves a value of an array.
+class MeasuredRounding:
+    """Rounds a tensor to a dtype, and can measure by how much values are moved.
+
+    A conversion reads a tensor once to write it and again to compare; only the first is measured.
+
+    Args:
+        dtype: what is rounded to.
+        size: the number of elements of the tensor.
+    """
+
+    def __init__(self, dtype: np.dtype, size: int) -> None:
+        self.dtype = dtype
+        self._size, self._left = size, 0
+        self._absolute = self._relative = 0.0
+
+    def begin(self) -> None:
+        """Measure the next elements, as many as the tensor has."""
+        self._left, self._absolute, self._relative = self._size, 0.0, 0.0
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """Return some of the elements, rounded."""
+        made = rounded(array, self.dtype)
+        if self._left > 0:
+            error = rounding_error(array, made)
+            self._absolute = max(self._absolute, error["absolute"])
+            self._relative = max(self._relative, error["relative"])
+            self._left -= array.size
+        return made
+
+    def error(self) -> dict[str, float]:
+        """Return the largest distances that were measured, as `rounding_error`."""
+        return {"absolute": self._absolute, "relative": self._relative}
+
+
+def rounding_error(array: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """Return the largest distance by which rounding has moved a value of an array.
+
+    Args:
+        array: the values before.
+        made: the values after.
 
     Returns:
         ``absolute``, and ``relative`` to the value that was moved; values need not be the same.
     """
-    exact = array.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        away = np.abs(rounded(array, dtype).astype(np.float64) - exact)
-        relative = np.divide(away, np.abs(exact), out=np.zeros_like(away), where=exact != 0)
-    return {
-        "absolute": float(away.max(initial=0.0)),
-        "relative": float(relative.max(initial=0.0)),
-    }
+    absolute = relative = 0.0
+    for before, after in zip(blocks(array), blocks(made), strict=True):
+        exact = before.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            away = np.abs(after.astype(np.float64) - exact)
+            far = np.divide(away, np.abs(exact), out=np.zeros_like(away), where=exact != 0)
+        absolute = max(absolute, float(away.max(initial=0.0)))
+        relative = max(relative, float(far.max(initial=0.0)))
+    return {"absolute": absolute, "relative": relative}
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the elements in order, some at a time."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        yield flat[start : start + BLOCK]

@@ -30,6 +30,7 @@ REASONS = {
     errno.ENOENT: "its directory does not exist; make it first",
     errno.ENOTDIR: "its directory is a file; write elsewhere",
     errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; allow more (`ulimit -n 4096`), or write larger parts",
     errno.EIO: "the disk reports an error; write elsewhere, and check the disk",
 }
 

@@ -95,7 +95,11 @@ class Draft:
         with saying(target):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
-            os.ftruncate(descriptor, blueprint.size)
+            try:
+                os.ftruncate(descriptor, blueprint.size)
+            except BaseException:
+                os.close(descriptor)
+                raise
         return cls(path, target, weights, blueprint, descriptor, list(blueprint.checksums or ()))
 
     def writer(self, number: int) -> Callable[[Advance], None]:

@@ -1,0 +1,151 @@
+"""Large files in little memory and with few descriptors."""
+
+import errno
+import json
+import os
+import resource
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mae_convert import record
+from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers import open_container, write_file
+from mae_convert.containers.bytefile import ByteFile
+from mae_convert.containers.tensor import LazyTensor
+from mae_convert.convert import execute, execute_all
+from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.inspection import statistics
+from mae_convert.packing import Packing
+from mae_convert.planning import plan_conversion
+from mae_convert.rounding import DTYPES, MeasuredRounding, rounded
+
+FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+
+
+@pytest.fixture
+def plain(case):
+    return open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS)
+
+
+def test_statistics_of_pieces_are_those_of_the_whole() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 10_000)
+    values[[5, 17, 9_000]] = np.nan, np.inf, 0
+    finite = values[np.isfinite(values)]
+    for count in (1, 7, 100):
+        found = statistics(np.array_split(values, count))
+        assert (found["not_finite"], found["zeros"]) == (2, 1)
+        assert (found["min"], found["max"]) == (finite.min(), finite.max())
+        assert found["mean"] == pytest.approx(finite.mean(), rel=1e-13)
+        assert found["std"] == pytest.approx(finite.std(), rel=1e-13)
+    nothing = statistics([np.array([np.nan])])
+    assert (nothing["not_finite"], nothing["mean"], nothing["std"]) == (1, 0.0, 0.0)
+
+
+def peak(work) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_tensor_is_never_in_memory(tmp_path: Path) -> None:
+    """Statistics and rounding of 200 MB take less than a tenth of it."""
+    shape = (50_000, 1_000)
+    header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 200_000_000]}}
+    text = json.dumps(header).encode()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 200_000_000)
+    tensor = open_container(tmp_path / "x.safetensors").tensors["w"]
+    assert peak(lambda: statistics(tensor.pieces())) < 20_000_000
+    rounding = MeasuredRounding(DTYPES["float16"], 50_000_000)
+    rounding.begin()
+    half = tensor.mapped(rounding, rounding.dtype)
+    assert peak(lambda: [None for _ in half.pieces()]) < 20_000_000
+
+
+def test_the_rounding_that_is_recorded_is_that_of_each_tensor(tmp_path: Path, plain) -> None:
+    made = execute(plan_conversion(plain, tmp_path / "x.pth", "facebook", dtype="float16"))
+    for entry in made["tensors"].values():
+        exact = [plain.tensors[name].load().astype(np.float64) for name in entry["canonical"]]
+        away = [np.abs(rounded(x, DTYPES["float16"]).astype(np.float64) - x) for x in exact]
+        assert entry["rounding"]["absolute"] == max(float(x.max()) for x in away)
+
+
+def test_each_tensor_is_read_once_to_write_it_and_once_to_compare(
+    tmp_path: Path, plain, monkeypatch
+) -> None:
+    done = []
+    read = ByteFile.read_into
+
+    def counted(file: ByteFile, buffer: memoryview, offset: int) -> None:
+        if file.path == plain.path:
+            done.append(len(buffer))
+        read(file, buffer, offset)
+
+    monkeypatch.setattr(ByteFile, "read_into", counted)
+    execute(plan_conversion(plain, tmp_path / "x.pth", "facebook", dtype="float16"))
+    held = sum(tensor.nbytes for tensor in plain.container.tensors.values())
+    assert sum(done) <= plain.path.stat().st_size + 2 * held  # hashed, written, compared
+
+
+def test_a_file_is_hashed_once_for_all_targets(tmp_path: Path, plain, monkeypatch) -> None:
+    hashed = []
+    monkeypatch.setattr(record, "open_md5", lambda file: hashed.append(file) or "0" * 32)
+    monkeypatch.setattr(record, "confirmed_by_hash", lambda source, md5: (md5(), source)[1])
+    targets = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    execute_all([plan_conversion(plain, target, "facebook") for target in targets])
+    assert len(hashed) == 1
+
+
+@pytest.fixture
+def few_descriptors():
+    """Leave six descriptors that are free."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, before[1]))
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for descriptor in taken[-6:]:
+        os.close(descriptor)
+    yield
+    for descriptor in taken[:-6]:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux does")
+class TestDescriptors:
+    def test_more_parts_than_descriptors_are_named_as_that(self, tmp_path, plain, request) -> None:
+        packing = Packing(max_shard_size=20_000)
+        execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
+        request.getfixturevalue("few_descriptors")
+        with pytest.raises(CheckpointError, match="too many files are open already"):
+            open_container(tmp_path / "m")
+
+    def test_more_parts_cannot_be_written_either(self, tmp_path, plain, few_descriptors) -> None:
+        packing = Packing(max_shard_size=20_000)
+        plan = plan_conversion(plain, tmp_path / "m", "transformers", packing=packing)
+        with pytest.raises((OutputError, CheckpointError), match="too many files are open"):
+            execute(plan)
+        assert not list(tmp_path.iterdir())
+
+    def test_none_is_left_open_where_the_disk_is_full(self, tmp_path, monkeypatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "ftruncate", full)
+        tensor = LazyTensor.from_array("w", np.ones(3, np.float32))
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            with pytest.raises(OutputError, match="no space left"):
+                write_file(tmp_path / "x.safetensors", "safetensors", [tensor])
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
