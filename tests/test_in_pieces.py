@@ -128,7 +128,7 @@ class TestDescriptors:
         packing = Packing(max_shard_size=20_000)
         execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
         request.getfixturevalue("few_descriptors")
-        with pytest.raises(CheckpointError, match="too many files are open already"):
+        with pytest.raises(CheckpointError, match="too many files are open"):
             open_container(tmp_path / "m")
 
     def test_more_parts_cannot_be_written_either(self, tmp_path, plain, few_descriptors) -> None:
