@@ -219,7 +219,8 @@ def test_diff(printed, hostile):
 
     def show(text):
         configuration = {f"hidden_act {text}": (f"gelu {text}", text)}
-        difference(Difference(7, (with_text(tensor, text),), configuration))
+        missing = {f"layer_norm_eps {text}": text}
+        difference(Difference(7, (with_text(tensor, text),), configuration, missing))
 
     printed(show, hostile)
 
@@ -237,11 +238,14 @@ def verdict():
         "device": "cpu", "mode": "train", "versions": {"torch": "2.13"},
         "checkpoint": {"name": "folder/a.pth", "sha256": "0123456789abcdef0123"},
         "assumed": {"hidden_act": {"value": "gelu", "source": "flag --x"}},
+        "ours": "our reader, as it has a prefix",
     }  # fmt: skip
+    assumption = {"field": "hidden_act", "value": "gelu", "source": "the layout",
+                  "sides": ["A", "B"], "blocks_proof": True}  # fmt: skip
     return Verdict(
         passed=False, proven=False, checks=tuple(checks), first_divergence="encoder.norm",
         suspects=("encoder.norm.weight",), causes=("the norm is missing",), witnesses=(witness,),
-        effects={"logits": 0.5}, not_compared=("the decoder",),
+        effects={"logits": 0.5}, not_compared=("the decoder",), assumptions=(assumption,),
         steps=({"step": "dtype", "from": ["float32"], "to": "float16"},),
     )  # fmt: skip
 
@@ -432,6 +436,10 @@ def hostile_part(part, text):
         "checks": [{**c, "limit": f"none {text}"} for c in document["checks"]],
     }
     document["source"] = {"name": text, "sha256": text}
+    document["assumptions"] = [
+        {"field": f"hidden_act {text}", "value": text, "source": text, "sides": [text, text],
+         "blocks_proof": True}
+    ]  # fmt: skip
     container = replace(part.checkpoint.container, conversion=record)
     checkpoint = replace(part.checkpoint, container=container)
     certificate = replace(part.certificate, document=document)

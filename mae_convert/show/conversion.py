@@ -107,4 +107,5 @@ def difference(result: Difference) -> None:
     for name, (a, b) in result.configuration.items():
         out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")
     for name, sides in result.not_compared.items():
-        out.print(f"[yellow]not compared[/yellow]: {name}, which nothing gives for {sides}")
+        what = f"{name}, which nothing gives for {sides}"
+        out.print(f"[yellow]not compared[/yellow]: {markup(what)}")

@@ -108,7 +108,7 @@ def junit(done: "Verification") -> str:
     if verdict.assumptions:
         properties = ET.SubElement(suite, "properties")
         for assumption in verdict.assumptions:
-            name = f"assumed by {' and '.join(assumption['sides'])}"
+            name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
             ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
     for check in verdict.checks:
         case = ET.SubElement(
