@@ -19,6 +19,9 @@ Schema = dict[str, Shape]
 # A linear probe's batch norm before its head: read, and folded into the head (see ``folding``).
 BATCH_NORM = "head.batch_norm."
 
+# Softmax cancels a key bias, so that some programs have none where query and value have one.
+KEY_BIAS = re.compile(r"\.attention\.k\.bias$")
+
 TASKS = ("pretrain", "encoder", "classify")
 
 

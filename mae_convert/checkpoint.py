@@ -6,22 +6,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.canonical import BATCH_NORM, schema
+import numpy as np
+
+from mae_convert import families
+from mae_convert.canonical import BATCH_NORM, TASKS, Shape, check_task, schema, square_grid
 from mae_convert.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.containers import Container, open_container
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError
-from mae_convert.errors import LayoutError, MaeConvertError
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
 from mae_convert.evidence import Evidence
+from mae_convert.extraction import Found, UndecidedError, recognise_model
 from mae_convert.families import Membership, name_family
 from mae_convert.folding import REASON, STEP, fold_batch_norm, has_batch_norm
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Rule, Table, read_tensors
 from mae_convert.origin import Origin
 from mae_convert.position_tables import TABLES as POSITION_EMBEDDINGS
-from mae_convert.prefixes import Stripped, as_stored, strippings
-from mae_convert.recognition import Reading, recognise
+from mae_convert.prefixes import Stripped
+from mae_convert.recognition import Reading
 from mae_convert.validation import check_document
+
+NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class Checkpoint:
         prefix: what was taken off the names; `container.tensors` and `rules` are without it.
         family: the family of models that it belongs to, or None where nothing tells one.
         origin: where it was downloaded from, or None.
+        created: canonical tensors that no stored one holds, with the reason: zeros.
+        key_bias: whether the model has biases of the key; where it has none they are created.
+        also: other tasks for which every tensor is there too.
+        incomplete: task → why the tensors cannot be read as it, where that was tried.
     """
 
     container: Container
@@ -70,6 +80,10 @@ class Checkpoint:
     prefix: Stripped
     family: Membership | None = None
     origin: Origin | None = None
+    created: Mapping[str, str] = field(default_factory=dict)
+    key_bias: bool = True
+    also: tuple[str, ...] = ()
+    incomplete: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -128,14 +142,33 @@ def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> di
     return given
 
 
-def _open(path: Path | str, state_key: str | None, *, optional: bool) -> Container:
-    """Open a container; of two files that are compared, a key may be about the other one only."""
+def _open(
+    path: Path | str, state_key: str | None, *, optional: bool
+) -> tuple[Container, str | None]:
+    """Open a container, and return the prefix of names that a key turns out to be, or None.
+
+    A key is that of a mapping of tensors, or else what stands before some of their names, or both
+    joined by a dot. Of two files that are compared, it may be about the other one only.
+    """
     try:
-        return open_container(path, state_key)
-    except NoSuchKeyError:
-        if not optional:
-            raise
-        return open_container(path)
+        container = open_container(path, state_key)
+        also = any(name.startswith(f"{state_key}.") for name in container.tensors)
+        return container, state_key if also else None
+    except NoSuchKeyError as error:
+        missing = error
+    pieces = str(state_key).rstrip(".").split(".")
+    for end in range(len(pieces) - 1, -1, -1):
+        try:
+            container = open_container(path, ".".join(pieces[:end]) or None)
+        except NoSuchKeyError:
+            continue
+        prefix = ".".join(pieces[end:])
+        if not prefix or any(name.startswith(f"{prefix}.") for name in container.tensors):
+            return container, prefix or "."
+        break
+    if not optional:
+        raise missing
+    return open_container(path), None
 
 
 def _with_known(container: Container, origin: Origin | None) -> Container:
@@ -145,38 +178,29 @@ def _with_known(container: Container, origin: Origin | None) -> Container:
     return replace(container, config=origin.config, config_source=origin.config_source)
 
 
-Recognised = tuple[Reading, tuple[str, ...]]
-
-
-def _recognise(container: Container, preferred: str | None) -> tuple[Recognised, Stripped]:
-    """Return how the tensors read, and what had to be taken off their names for it.
-
-    Raises:
-        LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
-    """
+def _recognise(container: Container, task: str | None, under: str | None) -> Found:
+    """Return how the tensors read; a misfit is explained by what the files beside them say."""
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
+    preferred = _layout_named_by(container.config or {}, container.kind)
     try:
-        return recognise(shapes, preferred), as_stored(shapes)
+        return recognise_model(shapes, preferred, task, under)
+    except UndecidedError as error:
+        raise LayoutError(f"{container.path}: {error}") from error
     except LayoutError as error:
-        misfit = f"{container.path}: {error}"
-    for ways in strippings(shapes):
-        fitting: list[tuple[Recognised, Stripped]] = []
-        for way in ways:
-            stripped = {name: shapes[stored] for name, stored in way.stored.items()}
-            try:
-                fitting.append((recognise(stripped, preferred), way))
-            except LayoutError as error:
-                if way.foreign:
-                    misfit = f"{container.path}, without the prefix {way.said()}: {error}"
-        if len(fitting) > 1:
-            said = " or ".join(str(way.said()) for _, way in fitting)
-            raise LayoutError(
-                f"{container.path}: the names fit a layout without {said}, and it is not told"
-                " which is meant; rename the tensors"
-            )
-        if fitting:
-            return fitting[0]
-    raise LayoutError(misfit)
+        told = families.explain(shapes, container.config, container.adapter)
+        raise LayoutError(f"{container.path}: {told or error}") from error
+
+
+def _key_biases(
+    created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Return biases of the key of zeros, of the dtype of the query's."""
+    dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
+    return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
+
+
+def _zeros(name: str, shape: Shape, dtype: np.dtype) -> LazyTensor:
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
 
 
 def _folded(
@@ -184,6 +208,7 @@ def _folded(
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
     """Return the canonical tensors; a linear probe's batch norm is folded, declared and dropped."""
     canonical = read_tensors(container.tensors, reading.rules)
+    canonical |= _key_biases(reading.created, canonical)
     if not has_batch_norm(canonical):
         return container, reading, canonical
     canonical = fold_batch_norm(canonical)
@@ -214,9 +239,59 @@ def _check_documents(container: Container) -> None:
             check_document(document, schema_name, f"{container.path}: {what}", "mend or remove it")
 
 
-def _renamed(container: Container, way: Stripped) -> Container:
-    tensors = {name: container.tensors[old].renamed(name) for name, old in way.stored.items()}
+def _renamed(container: Container, found: Found) -> Container:
+    """Return the container with the model's tensors by their names without prefixes.
+
+    The others keep their stored names, below a slash where one would be a name of the model.
+    """
+    tensors = {
+        name: container.tensors[old].renamed(name) for name, old in found.stripped.stored.items()
+    }
+    for name in found.dropped:
+        tensors[f"/{name}" if name in tensors else name] = container.tensors[name]
     return replace(container, tensors=tensors)
+
+
+def _check_class_position(container: Container, reading: Reading, said: Mapping[str, Any]) -> None:
+    """Refuse position embeddings that have no row for the class token (timm's no_embed_class).
+
+    Their number is then that of a square grid, and one less is not. A size that is specified, or a
+    first row of zeros, as MAE's fixed table has it, tells the contrary.
+
+    Raises:
+        LayoutError: they have none.
+    """
+    patches, config = reading.geometry["num_patches"], container.config or {}
+    arguments = config.get("model_args")
+    option = isinstance(arguments, Mapping) and arguments.get("no_embed_class")
+    square = square_grid(patches + 1) if square_grid(patches) is None else None
+    if not option and (square is None or "image_size" in said):
+        return
+    rule = next(r for r in reading.rules if "encoder.position_embedding" in r.canonicals)
+    stated = reading.layout.read_config(config).get("image_size")
+    stated = stated or (container.training_args or {}).get("input_size")
+    if not option and (stated is not None and _count(stated, reading) == patches):
+        return
+    (table,) = read_tensors(container.tensors, [rule]).values()
+    if option or table.load()[:, 0].any():
+        grid = f", a grid of {square[0]} x {square[1]}," if square else ""
+        raise LayoutError(
+            f"{rule.external} has {patches + 1} rows{grid} and so none for the class token: this is"
+            " a model of timm made with no_embed_class=True, which no layout here has; the same"
+            " function with a row for it: torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D"
+            " as the width (or pass --source-image-size if there is a row for it)"
+        )
+
+
+def _count(image_size: Any, reading: Reading) -> int | None:
+    """Return the number of patches of a size that is specified, or None if it is not a size."""
+    try:
+        sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        patch = reading.geometry["patch_size"]
+        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        return (sides[0] // rows) * (sides[1] // columns)
+    except (TypeError, ValueError, IndexError):
+        return None
 
 
 def open_checkpoint(
@@ -226,6 +301,7 @@ def open_checkpoint(
     fill_only: bool = False,
     incomplete: bool = False,
     state_key: str | None = None,
+    task: str | None = None,
     origin: Origin | None = None,
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
@@ -239,7 +315,10 @@ def open_checkpoint(
             are compared, it may be about the other. See `check_flags`.
         incomplete: open the checkpoint even where nothing gives a field, as the number of heads;
             ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain, or the
+            prefix of the names of one of several models.
+        task: what to read where the tensors of several tasks are there with others beside them. A
+            file that holds a model and nothing else is read whole: see `as_task`.
         origin: where it was downloaded from, which tells what the file may not.
 
     Raises:
@@ -247,13 +326,16 @@ def open_checkpoint(
         LayoutError: no known layout fits.
         ConfigurationError: something is missing or contradicted.
     """
-    container = _with_known(_open(path, state_key, optional=fill_only), origin)
+    if task is not None and task not in TASKS:
+        raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    container, under = _open(path, state_key, optional=fill_only)
+    container = _with_known(container, origin)
     _check_documents(container)
-    stated = container.config or {}
-    (reading, synonyms), prefix = _recognise(container, _layout_named_by(stated, container.kind))
-    container = _renamed(container, prefix)
+    found = _recognise(container, task, under)
+    container, reading = _renamed(container, found), found.reading
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else str(container.path)):
+        _check_class_position(container, reading, said)
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
         configuration = resolve(reading.task, evidence, incomplete=incomplete)
@@ -263,15 +345,46 @@ def open_checkpoint(
         container=container,
         layout=LAYOUTS[reading.layout.name],
         table=reading.table,
-        synonyms=synonyms,
+        synonyms=found.synonyms,
         task=reading.task,
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
         rules=reading.rules,
-        dropped={prefix.stored[name]: reason for name, reason in reading.dropped.items()},
-        prefix=prefix,
+        dropped={
+            **{found.stripped.stored[name]: reason for name, reason in reading.dropped.items()},
+            **found.dropped,
+        },
+        prefix=found.stripped,
         family=family,
         origin=origin,
+        created=dict.fromkeys(reading.created, NO_KEY_BIAS),
+        key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
+        also=found.also,
+        incomplete=found.incomplete,
+    )
+
+
+def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
+    """Return a checkpoint as a model of a task; what the task does not need is dropped.
+
+    Raises:
+        ConfigurationError: there is no such model in the checkpoint.
+    """
+    if task in (None, checkpoint.task):
+        return checkpoint
+    check_task(task, checkpoint.task)
+    names = schema(replace(checkpoint.configuration.model, global_pool="token"), task)
+    if missing := [name for name in names if name not in checkpoint.tensors]:
+        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
+    rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
+    gone = [rule.external for rule in checkpoint.rules if rule not in rules]
+    reason = f"not part of a model whose task is {task}"
+    return replace(
+        checkpoint,
+        task=task,
+        tensors={name: checkpoint.tensors[name] for name in names},
+        rules=rules,
+        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
     )
 
 

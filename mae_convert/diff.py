@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import untold_fields
+from mae_convert.oddities import not_read
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Difference:
         tensors: those that are not.
         configuration: fields that differ, with their values in A and B.
         not_compared: fields that nothing gives for a checkpoint, with "A", "B" or "A and B".
+        not_read: in words, tensors of the files that are not part of the models that were read.
     """
 
     equal: int
     tensors: tuple[TensorDifference, ...]
     configuration: dict[str, tuple[Any, Any]]
     not_compared: dict[str, str] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -56,7 +59,13 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
         tensors=differences,
         configuration=dict(_configuration(a, b)),
         not_compared=_not_compared(a, b),
+        not_read=left_aside(a, b),
     )
+
+
+def left_aside(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    """Return in words which tensors of each file are not compared, because they were not read."""
+    return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
 
 
 def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:

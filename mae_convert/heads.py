@@ -54,6 +54,10 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         task="classify",
         configuration=replace(source.configuration, model=model),
         tensors=tensors,
+        created={
+            **source.created,
+            **dict.fromkeys((n for n in tensors if n not in source.tensors), CREATED),
+        },
     )
 
 

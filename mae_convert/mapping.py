@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from mae_convert.canonical import Schema, Shape
+from mae_convert.canonical import KEY_BIAS, Schema, Shape
 from mae_convert.containers.messages import shown
 from mae_convert.containers.slicing import Sliceable
 from mae_convert.containers.tensor import LazyTensor
@@ -153,6 +153,26 @@ class Table:
                 found = rule.at(int(match[1] or 0)) if match.groups() else rule
                 return replace(found, external=external)
         return None
+
+    @property
+    def has_key_bias(self) -> bool:
+        """Whether there is a place for a bias of the key in the blocks."""
+        rules = itertools.chain.from_iterable(self.groups)
+        return any(KEY_BIAS.search(name) for rule in rules for name in rule.canonicals)
+
+    def anchor(self, canonical: str) -> tuple[str, ...]:
+        """Return the external names of a canonical tensor that has no index."""
+        rules = itertools.chain.from_iterable(self.groups)
+        return tuple(rule.external for rule in rules if canonical in rule.canonicals)
+
+    @staticmethod
+    def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
+        """Yield what stands before one of some external names in a longer name: ends in a dot."""
+        for anchor in anchors:
+            if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
+                yield name.removesuffix(anchor)
+            elif "*" in anchor and _regex(anchor).fullmatch(name):
+                yield ""
 
     def knows(self, external: str) -> bool:
         """Return whether there is a row or a Drop for an external name."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.tensor import LazyTensor
+from mae_convert.folding import REASON
 from mae_convert.mapping import listed
 from mae_convert.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.rounding import DTYPES
@@ -28,6 +29,10 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"the prefix {prefix} was taken off the names"
     for reason, names in by_reason(checkpoint.dropped).items():
         yield f"not used, {len(names)} tensor{'s' * (len(names) > 1)}: {listed(names, 3)}: {reason}"
+    for task in checkpoint.also:
+        yield f"every tensor of a {task} model is there too: --task {task} reads it"
+    for reason, names in by_reason(checkpoint.created).items():
+        yield f"not stored, {len(names)} tensors: {listed(names, 2)}: {reason}"
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) > 1:
         yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"
@@ -41,6 +46,15 @@ def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)
     return reasons
+
+
+def not_read(checkpoint: Checkpoint) -> list[str]:
+    """Return in words which tensors of the file are not part of the model that was read."""
+    return [
+        f"{listed(names, 3)}, not read: {reason}"
+        for reason, names in by_reason(checkpoint.dropped).items()
+        if reason != REASON
+    ]
 
 
 def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:

@@ -92,7 +92,8 @@ def checkpoint_options(command: Command) -> Command:
         click.option(
             "--state-key",
             metavar="KEY",
-            help="Key of the weights, where a PyTorch checkpoint has several (teacher, model_ema).",
+            help="Key of the weights, or the prefix of their names, where a file has several models"
+            " (teacher, model_ema).",
         ),
         click.option("--num-heads", type=int, help="Attention heads of the encoder."),
         click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
@@ -131,6 +132,11 @@ time_limit_option = click.option(
     type=SECONDS,
     metavar="SECONDS",
     help="That a framework's run may take; 0 is no limit.  [default: MAE_CONVERT_TIME_LIMIT, 3600]",
+)
+task_option = click.option(
+    "--task",
+    type=click.Choice(["pretrain", "encoder", "classify"]),
+    help="Read the checkpoint as this; what it does not need is left out.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."

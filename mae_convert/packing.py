@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mae_convert.errors import OutputError
 from mae_convert.layouts import Layout
-from mae_convert.prefixes import LEADING, is_readable
+from mae_convert.prefixes import is_readable
 
 BIN = "pytorch_model.bin"
 BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
@@ -57,8 +57,8 @@ class Packing:
             )
         if self.prefix and not is_readable(self.prefix):
             raise OutputError(
-                f"the prefix {self.prefix!r} would not be known when the file is read; it can be"
-                f" {', '.join(LEADING)} or several of them joined"
+                f"the prefix {self.prefix!r} would not be known when the file is read; it is one or"
+                " more names, each with a dot behind it, for instance module."
             )
         if (self.pickled or self.max_shard_size is not None) and not is_directory:
             raise OutputError(

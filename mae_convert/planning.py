@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.canonical import check_task, schema
-from mae_convert.checkpoint import Checkpoint
+from mae_convert.canonical import KEY_BIAS, check_task, schema
+from mae_convert.checkpoint import NO_KEY_BIAS, Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
@@ -113,15 +113,17 @@ def plan_conversion(
     """
     source.configuration.require_complete()
     layout, packing = layout_named(layout_name), packing or Packing()
+    _check_chosen(source, task)
     task = task or source.task
-    _check_decoder(source, task)
     check_task(task, source.task)
     source, changes = with_geometry(source, task, geometry or Geometry())
     model = source.configuration.model
     if reason := layout.refusal(model, task):
         raise LayoutError(f"cannot write {layout.name}: {reason}")
-    table = layout.table_for(task)
-    names = schema(_token_pooled(model, task), task)
+    key_bias = _stored_key_bias(source, layout, task)
+    table = layout.table_for(task, key_bias=key_bias)
+    shapes = schema(_token_pooled(model, task), task)
+    names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
             f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
@@ -155,11 +157,35 @@ def plan_conversion(
     )
 
 
-def _check_decoder(source: Checkpoint, task: str) -> None:
-    """Refuse a decoder that was in the file and is none of MAE's, with the reason."""
+def _check_chosen(source: Checkpoint, task: str | None) -> None:
+    """Refuse a task of which the file has something that cannot be read, with the reason.
+
+    Without a task, refuse to choose between several that are complete.
+    """
+    if task is None and source.also:
+        tasks = " or ".join(f"--task {name}" for name in (source.task, *source.also, "encoder"))
+        raise ConfigurationError(
+            f"{source.name} holds complete models of several tasks; choose with {tasks}"
+        )
     why = source.family.family.why_dropped if source.family else ""
     if task == "pretrain" and why in source.dropped.values():
         raise ConfigurationError(f"{why}; pass --task encoder")
+    if task is not None and task != source.task and task in source.incomplete:
+        raise ConfigurationError(
+            f"{source.name} cannot be read as a {task} model: {source.incomplete[task]}; pass"
+            f" --task {source.task}"
+        )
+
+
+def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
+    """Return whether biases of the key are written, which a model without them has as zeros.
+
+    Where the target has a form without them, they are left out again, if they are zeros still.
+    """
+    if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
+        return True
+    biases = [tensor for name, tensor in source.tensors.items() if KEY_BIAS.search(name)]
+    return any(tensor.load().any() for tensor in biases)
 
 
 def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
@@ -258,7 +284,9 @@ def _steps(
 def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
     reason = f"not part of a model whose task is {task}"
     unused = {
-        source.prefix.stored[rule.external]: reason
+        source.prefix.stored[rule.external]: (
+            NO_KEY_BIAS if KEY_BIAS.search(rule.canonicals[0]) and not source.key_bias else reason
+        )
         for rule in source.rules
         if not kept & set(rule.canonicals)
     }

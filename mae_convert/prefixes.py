@@ -1,5 +1,8 @@
 """Prefixes that wrappers and larger models put before a model's names, and that can be taken off.
 
+These are the known ones, which may stand before some of the names only. Of a complete model among
+other tensors, any prefix is taken off: see ``extraction``.
+
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
 ``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from what a training program calls
 its part. Names only: whether they fit a layout once a prefix is off, ``recognition`` tells. Some
@@ -9,7 +12,7 @@ layouts have such prefixes in names of their own, so names are first tried as th
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.")
+ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Of wrappers that may stand around any part of a model: taken off wherever they are in a name."""
 
 LEADING = ("module.", "model.", "backbone.", "encoder.", "vit.")
@@ -57,6 +60,19 @@ def as_stored(names: Iterable[str]) -> Stripped:
     return Stripped((), {name: name for name in names})
 
 
+def without_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Return name → stored name, without the wrappers that may stand around any part of a model."""
+    stored: dict[str, str] = {}
+    for name in names:
+        short = name
+        for wrapper in ANYWHERE:
+            short = without(wrapper, short)
+        if not short or short in stored:  # two names would be one
+            return {name: name for name in names}
+        stored[short] = name
+    return stored
+
+
 def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
     """Yield every way to take off one prefix, then every way to take off two, and so on.
 
@@ -92,7 +108,6 @@ def without(prefix: str, name: str) -> str:
 
 
 def is_readable(prefix: str) -> bool:
-    """Tell whether names with this before them would be read again."""
-    pieces = [f"{piece}." for piece in prefix.split(".")[:-1]]
-    known = all(piece in (*LEADING, *ANYWHERE) for piece in pieces)
-    return prefix.endswith(".") and known and len(pieces) <= MOST_REMOVED
+    """Tell whether names with this before them would be read again: names, each with a dot."""
+    *pieces, last = prefix.split(".")
+    return bool(pieces) and not last and all(piece and "/" not in piece for piece in pieces)

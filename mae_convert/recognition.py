@@ -7,12 +7,13 @@ anything over, or misses anything, does not fit.
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mae_convert import families
 from mae_convert.canonical import (
     BATCH_NORM,
+    KEY_BIAS,
     Shape,
     batch_norm_schema,
     geometry,
@@ -36,6 +37,8 @@ class Reading:
         geometry: configuration fields that the shapes tell.
         dropped: external names that the table declares unused, with the reason.
         problems: what does not fit, in sentences; empty when the table fits.
+        created: biases of the key that are not stored where query and value have theirs: they are
+            zero, which is the same function.
         family: a family of which only the encoder is read, and the tensor that gave it away.
     """
 
@@ -46,6 +49,7 @@ class Reading:
     geometry: Mapping[str, Any]
     dropped: Mapping[str, str]
     problems: tuple[str, ...]
+    created: Mapping[str, Shape] = field(default_factory=dict)
     family: tuple[families.Family, str] | None = None
 
 
@@ -109,6 +113,8 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
     heads = _heads_in(rules, shapes)
     rules = [rule.bound(heads or 0) for rule in rules]
     canonical, problems = _canonical_shapes(rules, shapes)
+    created = _key_biases(canonical)
+    canonical |= created
     task = task_of(canonical)
     known: dict[str, Any] = {}
     expected: dict[str, Shape] = {}
@@ -123,9 +129,24 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
     if task not in table.tasks:
         problems.append(f"{table.name} has other names for a {task} model")
     if expected:
-        problems += _misfit(canonical, expected, table, heads)
-    problems += _unexpected(unknown, table, expected or canonical)
-    return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems))
+        stored = {name: shape for name, shape in expected.items() if name not in created}
+        found = {name: shape for name, shape in canonical.items() if name not in created}
+        problems += _misfit(found, stored, table, heads)
+    problems += unexpected_names(unknown, table, expected or canonical)
+    return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems), created)
+
+
+def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the biases of the key that are missing where query and value have biases."""
+    if any(KEY_BIAS.search(name) for name in canonical):
+        return {}
+    values = (name for name in canonical if name.endswith(".attention.v.bias"))
+    return {
+        key: canonical[query]
+        for value in values
+        for query, key in [(value[:-6] + "q.bias", value[:-6] + "k.bias")]
+        if query in canonical
+    }
 
 
 def _heads_in(rules: list[Rule], shapes: Mapping[str, Shape]) -> int | None:
@@ -193,7 +214,10 @@ def _misfit(
             yield f"{name} has shape {actual[name]} where the other tensors ask for {shape}"
 
 
-def _unexpected(unknown: list[str], table: Table, schema: Mapping[str, Shape]) -> Iterator[str]:
+def unexpected_names(
+    unknown: list[str], table: Table, schema: Mapping[str, Shape]
+) -> Iterator[str]:
+    """Yield a sentence with names that a table does not know, if there are any."""
     if not unknown:
         return
     try:

@@ -12,7 +12,6 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.bytefile import ByteFile
 from mae_convert.containers.tensor import PIECE_BYTES
-from mae_convert.heads import CREATED
 from mae_convert.official import confirmed, confirmed_by_hash, open_md5
 from mae_convert.planning import Plan
 
@@ -57,7 +56,9 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
         "dropped": dict(plan.dropped),
         "created": {
             **{
-                rule.external: CREATED for rule in plan.rules if not origin.keys() & rule.canonicals
+                rule.external: source.created[rule.canonicals[0]]
+                for rule in plan.rules
+                if not origin.keys() & rule.canonicals
             },
             **plan.created,
         },
@@ -108,6 +109,7 @@ def carried_config(plan: Plan) -> dict[str, Any]:
         **({"preprocessor": preprocessor} if preprocessor else {}),
         **plan.configuration.model.to_dict(),
         **_image_statistics(plan.configuration),
+        **({} if plan.source.key_bias else {"key_bias": False}),
         "task": plan.task,
         "layout": plan.layout.name,
     }

@@ -176,21 +176,22 @@ def test_two_prefixes_that_would_both_do_are_not_guessed_between(tmp_path, monke
             raise LayoutError("no")
         return None, ()
 
-    monkeypatch.setattr("mae_convert.checkpoint.recognise", recognise)
+    monkeypatch.setattr("mae_convert.extraction.recognise", recognise)
     tensors = {"module.a": torch.ones(2), "model.b": torch.ones(2)}
-    with pytest.raises(LayoutError, match=r"without module\. or model\., and it is not told"):
+    with pytest.raises(LayoutError, match=r"without module\. or model\., and which is meant"):
         open_checkpoint(saved(tmp_path / "x.pth", tensors))
 
 
 def test_a_prefix_to_write_must_be_one_that_is_read():
     assert all(is_readable(prefix) for prefix in LEADING)
-    assert is_readable("module._orig_mod.backbone.")
-    for prefix in ("", "module", "my.", "module.my.", ".", "module." * 5):
+    for prefix in ("module._orig_mod.backbone.", "my.", "module.my.", "module." * 5):
+        assert is_readable(prefix)
+    for prefix in ("", "module", ".", "my..", ".my.", "a/b."):
         assert not is_readable(prefix)
 
 
 PACKINGS = [
-    (Packing(prefix="my."), "facebook", "x.pth", "would not be known"),
+    (Packing(prefix="my"), "facebook", "x.pth", "would not be known"),
     (Packing(prefix="module."), "transformers", "m", "leave --prefix out"),
     (Packing(prefix="module."), "keras", "x.keras", "prefixes are of PyTorch's names"),
     (Packing(pickled=True), "facebook", "x.pth", "leave them out"),

@@ -15,6 +15,7 @@ from mae_convert.options import (
     SourceType,
     checkpoint_options,
     json_option,
+    task_option,
 )
 from mae_convert.signals import ignore_signals
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 @click.argument("src", type=SourceType())
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
 @click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
+@task_option
 @json_option
 @checkpoint_options
 def inspect(
     src: "Source",
     stats: bool,
     with_hash: bool,
+    task: str | None,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
@@ -44,11 +47,13 @@ def inspect(
     \b
         mae-convert inspect mae_pretrain_vit_base.pth
     """
+    from mae_convert.checkpoint import as_task
     from mae_convert.inspection import inspect as look
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.inspection import inspection as show
 
-    checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
+    checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    checkpoint = as_task(checkpoint, task)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
     print_json(report) if as_json else show(report)
 
@@ -64,7 +69,10 @@ def inspect(
     metavar="LAYOUT[=DST]",
     help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
 )
-@click.option("--task", help="Keep only this: encoder drops a decoder or a classifier head.")
+@click.option(
+    "--task",
+    help="Keep only this (pretrain, encoder, classify): encoder drops a decoder or a head.",
+)
 @click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
 @click.option(
     "--image-size",
@@ -143,7 +151,8 @@ def convert(
         "geometry": Geometry(image_size, sincos_positions, in_channels),
         "packing": Packing(prefix, pickled, max_shard_size),
     }
-    source = open_and_tell(src, flags, state_key=state_key)
+    part = None if num_labels else task
+    source = open_and_tell(src, flags, state_key=state_key, task=part)
     source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)
@@ -162,9 +171,17 @@ def convert(
 @click.command(cls=CheckedCommand)
 @click.argument("a", type=SourceType())
 @click.argument("b", type=SourceType())
+@task_option
 @json_option
 @checkpoint_options
-def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
+def diff(
+    a: "Source",
+    b: "Source",
+    task: str | None,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> int:
     """Compare two checkpoints tensor by tensor, across layouts.
 
     Exit status 1 if anything differs.
@@ -179,7 +196,7 @@ def diff(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: 
     from mae_convert.show.conversion import difference as show
     from mae_convert.show.conversion import difference_json
 
-    pair = open_pair_and_tell((a, b), flags, state_key=state_key, incomplete=True)
+    pair = open_pair_and_tell((a, b), flags, state_key=state_key, task=task, incomplete=True)
     difference = compare_tensors(*pair)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1

@@ -21,15 +21,35 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
 
 
 def open_pair_and_tell(
-    sources: "Sequence[Source]", flags: "Flags", *, state_key: str | None, incomplete: bool = False
+    sources: "Sequence[Source]",
+    flags: "Flags",
+    *,
+    state_key: str | None,
+    task: str | None = None,
+    incomplete: bool = False,
 ) -> "list[Checkpoint]":
-    """Open two checkpoints that are compared; a flag is about the one that lacks what it says."""
-    from mae_convert.checkpoint import check_flags
+    """Open two checkpoints that are compared; a flag is about the one that lacks what it says.
 
-    opened = [
-        open_and_tell(source, flags, fill_only=True, state_key=state_key, incomplete=incomplete)
-        for source in sources
-    ]
+    With a task, both are compared as models of it. Without one, a file that holds complete models
+    of several tasks is read as the other file is.
+    """
+    from mae_convert.checkpoint import as_task, check_flags
+    from mae_convert.sources import open_source
+
+    options: dict[str, Any] = {
+        "fill_only": True,
+        "state_key": state_key,
+        "incomplete": incomplete,
+    }
+    opened = [open_and_tell(source, flags, task=task, **options) for source in sources]
+    if task is None:
+        opened = [
+            open_source(source, flags, task=other.task, **options)
+            if one.also and other.task in (*one.also, "encoder")
+            else one
+            for source, one, other in zip(sources, opened, opened[::-1], strict=True)
+        ]
+    opened = [as_task(checkpoint, task) for checkpoint in opened]
     check_flags(flags, *opened)
     return opened
 

@@ -19,6 +19,7 @@ from mae_convert.options import (
     input_options,
     json_option,
     side_options,
+    task_option,
     time_limit_option,
 )
 from mae_convert.text import for_terminal
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @time_limit_option
+@task_option
 @input_options
 @checkpoint_options
 def trace(
@@ -71,6 +73,7 @@ def trace(
     mode: str,
     time_limit: float | None,
     dtypes: tuple[str, ...],
+    task: str | None,
     state_key: str | None,
     flags: "Flags",
     as_converted: "Source | None",
@@ -83,6 +86,7 @@ def trace(
     \b
         mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
     """
+    from mae_convert.checkpoint import as_task
     from mae_convert.sources import locate
     from mae_convert.verify.running import DEFAULT_DTYPES
     from mae_convert.verify.sides import Side
@@ -90,7 +94,7 @@ def trace(
 
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
-        open_and_tell(ckpt, flags, state_key=state_key),
+        as_task(open_and_tell(ckpt, flags, state_key=state_key, task=task), task),
         Side(framework, device, python, mode, time_limit),
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
@@ -164,6 +168,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     metavar="FILE",
     help="Also write the verdict to FILE.json, FILE.xml (JUnit), FILE.html or FILE.md.",
 )
+@task_option
 @json_option
 @checkpoint_options
 def verify(
@@ -173,6 +178,7 @@ def verify(
     sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
     certify: bool,
+    task: str | None,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
@@ -197,9 +203,13 @@ def verify(
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
+        if task is not None:
+            raise click.UsageError("--published takes no --task")
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
+    if task is not None and b is None:
+        raise click.UsageError("--task is about two checkpoints; a certificate tells its own")
     if certify and not isinstance(b, Path):
         raise click.UsageError("--certify puts a certificate beside B, a local path")
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
@@ -207,7 +217,7 @@ def verify(
     if b is None:
         done = _replay(a, sides, parse_options(**options), flags)
     else:
-        first, second = open_pair_and_tell((a, b), flags, state_key=state_key)
+        first, second = open_pair_and_tell((a, b), flags, state_key=state_key, task=task)
         done = run_verification(first, second, *sides, parse_options(**options))
         if certify and done.verdict.passed:
             write_certificate(done, second)

@@ -13,7 +13,7 @@ from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError, check_not_flat
 from mae_convert.errors import CheckpointError
 
-JSON_NAMES = ("config.json", "preprocessor_config.json", "conversion.json")
+JSON_NAMES = ("config.json", "preprocessor_config.json", "conversion.json", "adapter_config.json")
 KEYED_KINDS = ("pth", "dcp")
 IMAGE_STATISTICS = ("image_mean", "image_std")
 
@@ -45,6 +45,7 @@ class Container:
         is_directory: the user named a directory.
         epoch: of the training run that made the file, where it states it.
         beside: the JSON files beside the weights that were read, open for reading.
+        adapter: `adapter_config.json` beside the weights, or None.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Container:
     passed_over: tuple[str, ...] = ()
     epoch: int | None = None
     beside: tuple[ByteFile, ...] = ()
+    adapter: Mapping | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -96,7 +98,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     belongs = is_directory or is_of_model_directory(path)
     paths = [weights_file.with_name(name) for name in JSON_NAMES] if belongs else []
     files = {path.name: ByteFile(path) for path in paths if os.path.lexists(path)}
-    beside, preprocessor, conversion = (
+    beside, preprocessor, conversion, adapter = (
         _read_json(files[name]) if name in files else None for name in JSON_NAMES
     )
     config = contents.config if beside is None else beside
@@ -121,6 +123,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         passed_over=contents.passed_over,
         epoch=contents.epoch,
         beside=tuple(files.values()),
+        adapter=adapter,
     )
 
 

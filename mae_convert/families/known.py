@@ -130,6 +130,16 @@ SCALE_MAE = Family(
     ),
 )
 
+CROSS_MAE = Family(
+    name="CrossMAE",
+    key=r"(wfm|dec_norms)\..+",
+    decoder=r"mask_token|decoder_.+|wfm\..+|dec_norms\..+",
+    why_dropped=(
+        "CrossMAE's decoder attends to the encoder's outputs, which MAE's does not; its encoder is"
+        " read"
+    ),
+)
+
 RETFOUND = Family(
     name="RETFound (MAE)",
     arguments={"model": "RETFound_mae", "finetune": r"(?i)(.*/)?RETFound_(mae|cfp|oct).*"},
@@ -154,5 +164,5 @@ MAWS = Family(
     shapes=tuple({**size, "task": "encoder"} for size in (BASE, LARGE, HUGE, _size(2560, 24, 14))),
 )
 
-KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, RETFOUND, MEDICAL_MAE, MAWS)
+KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, CROSS_MAE, RETFOUND, MEDICAL_MAE, MAWS)
 """In the order in which families that look the same are named."""

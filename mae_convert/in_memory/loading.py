@@ -77,7 +77,10 @@ def load_model(
     if isinstance(source, Checkpoint):
         checkpoint = source
     else:
-        checkpoint = open_source(parse_source(str(source)), flags_of(said), state_key=state_key)
+        part = task if num_labels is None else None
+        checkpoint = open_source(
+            parse_source(str(source)), flags_of(said), state_key=state_key, task=part
+        )
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
     return make_model(checkpoint, Wanted(framework, task, dtype, device, size))

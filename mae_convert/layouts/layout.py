@@ -64,15 +64,20 @@ class Layout:
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
     refusal: Refusal = _nothing_to_refuse
 
-    def table_for(self, task: str) -> Table:
+    def table_for(self, task: str, *, key_bias: bool = True) -> Table:
         """Return the table that is written for a task.
+
+        Args:
+            task: the task.
+            key_bias: whether the blocks have a bias of the key; where the layout always has a
+                place for one, this makes no difference.
 
         Raises:
             LayoutError: the layout cannot hold the task.
         """
-        for table in self.tables:
-            if task in table.tasks:
-                return table
+        possible = [table for table in self.tables if task in table.tasks]
+        if possible:
+            return next((t for t in possible if t.has_key_bias == key_bias), possible[0])
         held = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
             f"the {self.name} layout cannot hold a model of task {task}, but of {', '.join(held)};"

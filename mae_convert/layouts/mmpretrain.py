@@ -21,6 +21,29 @@ ENCODER = (
     Repeat("encoder.blocks.#", "backbone.layers.#", BLOCK),
     Row("encoder.norm.{weight,bias}", "backbone.ln1.{weight,bias}"),
 )
+# Fine-tuned: `out_type="avg_featmap", final_norm=False` has a norm of its own, `ln2`, behind the
+# mean of the patches; `out_type="cls_token"` has `ln1`. Then LinearClsHead.
+CLASSIFIER = (
+    *ENCODER,
+    Row("head.norm.{weight,bias}", "backbone.ln2.{weight,bias}"),
+    Row("head.{weight,bias}", "head.fc.{weight,bias}"),
+)
+# VisionTransformerClsHead without a hidden layer.
+TOKEN_CLASSIFIER = (*ENCODER, Row("head.{weight,bias}", "head.layers.head.{weight,bias}"))
+
+
+def _probe(head: str) -> tuple[Row | Repeat, ...]:
+    """Return the rows of a linear probe: ClsBatchNormNeck before the head."""
+    return (
+        *ENCODER,
+        Row(
+            "head.batch_norm.{mean,variance,count}",
+            "neck.bn.{running_mean,running_var,num_batches_tracked}",
+        ),
+        Row("head.{weight,bias}", head + ".{weight,bias}"),
+    )
+
+
 DECODER = (
     Row("decoder.mask_token", "neck.mask_token"),
     Row("decoder.position_embedding", "neck.decoder_pos_embed"),
@@ -56,6 +79,10 @@ MMPRETRAIN = Layout(
     tables=(
         Table("mmpretrain", ("pretrain",), ENCODER + DECODER),
         Table("mmpretrain", ("encoder",), ENCODER),
+        Table("mmpretrain", ("classify",), CLASSIFIER),
+        Table("mmpretrain, VisionTransformerClsHead", ("classify",), TOKEN_CLASSIFIER),
+        Table("mmpretrain, linear probe", ("classify",), _probe("head.layers.head")),
+        Table("mmpretrain, linear probe of LinearClsHead", ("classify",), _probe("head.fc")),
     ),
     containers=("pth", "safetensors"),
     state_key="state_dict",

@@ -66,7 +66,8 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,
-        # timm does not mask and passes over this; a conversion back needs it.
+        # timm does not mask and passes over these; a conversion back needs them.
+        **({"key_bias": carried["key_bias"]} if "key_bias" in carried else {}),
         "mask_ratio": config.mask_ratio,
         "global_pool": config.global_pool if classifies else "token",
         "model_args": {

@@ -118,6 +118,8 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     task = carried["task"]
     names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
     written = {name: carried[name] for name in names}
+    if "key_bias" in carried:  # no class of transformers reads it; a conversion back does
+        written["key_bias"] = carried["key_bias"]
     written["architectures"] = [ARCHITECTURES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":

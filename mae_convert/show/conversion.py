@@ -89,6 +89,7 @@ def difference_json(difference: Difference) -> dict[str, Any]:
             name: {"a": a, "b": b} for name, (a, b) in difference.configuration.items()
         },
         "not_compared": difference.not_compared,
+        "not_read": list(difference.not_read),
     }
 
 
@@ -108,4 +109,6 @@ def difference(result: Difference) -> None:
         out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")
     for name, sides in result.not_compared.items():
         what = f"{name}, which nothing gives for {sides}"
+        out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
+    for what in result.not_read:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")

@@ -61,6 +61,7 @@ def open_source(
     fill_only: bool = False,
     incomplete: bool = False,
     state_key: str | None = None,
+    task: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint wherever it is, as `open_checkpoint` opens what is on the disk.
 
@@ -75,6 +76,7 @@ def open_source(
             fill_only=fill_only,
             incomplete=incomplete,
             state_key=state_key,
+            task=task,
             origin=origin,
         )
     except MaeConvertError as error:

@@ -125,7 +125,11 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     found["source_version"] = version(job.source)
     path, origin = _local(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
-    said: dict[str, Any] = {"state_key": state_key, "origin": origin}
+    said: dict[str, Any] = {
+        "state_key": state_key,
+        "task": None if job.settings.get("num_labels") else job.settings.get("task"),
+        "origin": origin,
+    }
     place = _place(job, scratch)
     if job.converts:
         with _timed(found, "convert_seconds"):

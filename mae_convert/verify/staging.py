@@ -79,7 +79,8 @@ def stage(
     if named is None or framework in THIRD_PARTIES:
         layout, kind, suffix = STAGED_AS[framework]
         staged = work / f"model{suffix}"
-        execute(plan_conversion(checkpoint, staged, layout, dtype=_exact_dtype(checkpoint)))
+        whole = replace(checkpoint, key_bias=True, also=())  # loaders know biases of the key only
+        execute(plan_conversion(whole, staged, layout, dtype=_exact_dtype(checkpoint)))
         return Staged(StoredWeights((str(staged),), kind), layout, BY_TABLES)
     weights = _under_its_own_names(checkpoint, framework, named, work)
     if loader is not None:
@@ -92,13 +93,14 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
     container = checkpoint.container
     if framework in THIRD_PARTIES:
         return StoredWeights((str(checkpoint.path),), container.kind)
-    used = {tensor.name for tensor in _used(checkpoint)}
     stored = checkpoint.prefix.stored
+    used = {stored[rule.external] for rule in checkpoint.rules}
+    others = {**dict.fromkeys(stored.values()), **checkpoint.dropped}
     return StoredWeights(
         files=tuple(map(str, container.files[1:] or container.files)),  # the first is an index
         format=container.kind,
         key=container.wrapper or "",
-        unused=tuple(stored[name] for name in container.tensors if name not in used),
+        unused=tuple(name for name in others if name not in used),
         prefixes=checkpoint.prefix.removed,
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.diff import left_aside
 from mae_convert.errors import MaeConvertError
 from mae_convert.official import confirmed_by_hash
 from mae_convert.verify.explain.pair import Pair
@@ -155,6 +156,8 @@ def run_verification(
     if options.require_proof:
         checks = proof(done.verdict, *done.traces[:2])
         done = replace(done, verdict=_with_checks(done.verdict, checks))
+    compared = (*done.verdict.not_compared, *left_aside(a, b))
+    done = replace(done, verdict=replace(done.verdict, not_compared=compared))
     if all(check.name.startswith("proof/") for check in done.verdict.failed()):
         return done  # nothing differs, so that there is nothing to explain
     return _explained(done, runs)
