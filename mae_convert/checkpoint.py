@@ -333,6 +333,8 @@ def open_checkpoint(
     _check_documents(container)
     found = _recognise(container, task, under)
     container, reading = _renamed(container, found), found.reading
+    if found.whole not in (None, reading.task):  # declared, as a conversion with --task does
+        container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else str(container.path)):
         _check_class_position(container, reading, said)

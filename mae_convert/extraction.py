@@ -43,6 +43,7 @@ class Found:
         dropped: every other tensor, by its stored name, with the reason.
         also: other tasks for which everything is there, and which are not contained in this one.
         incomplete: task → why the tensors cannot be read as it.
+        whole: the task that would be read if none were asked for.
     """
 
     reading: Reading
@@ -51,6 +52,7 @@ class Found:
     dropped: Mapping[str, str]
     also: tuple[str, ...] = ()
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    whole: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,11 @@ def find_model(
     if not readable:
         if complete and not _is_broken(complete, every):
             raise LayoutError(_explain_needed(complete, shapes))
-        if task and any(c.readable for c in every):
-            raise UndecidedError(f"it cannot be read as a {task} model: {_why_not(every, task)}")
-        return None
+        if task is None or not any(c.readable for c in every):
+            return None
+        if why := _why_not(every, task):
+            raise UndecidedError(f"it cannot be read as a {task} model: {why}")
+        return find_model(shapes, preferred, None, under)
     exact = [c for c in readable if under is not None and _dotted(under) == c.prefixes[0]]
     chosen, synonyms = _one_model(exact or readable, preferred)
     same = [c for c in every if c.encoder == chosen.encoder]
@@ -207,6 +211,7 @@ def find_model(
         dropped,
         tuple(dict.fromkeys(others)),
         {task: w for task, w in incomplete.items() if w and task not in readable_tasks},
+        next((t for t in TASKS if t in readable_tasks), chosen.task),
     )
 
 

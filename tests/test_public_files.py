@@ -337,6 +337,15 @@ def test_two_decoders_are_asked_about(opened, mae):
     assert opened(both, task="encoder").task == "encoder"
 
 
+def test_an_encoder_of_other_channels_beside_another_objective(opened, mae):
+    """As the encoders of SSL4EO-S12 and FG-MAE: 13 channels, and a decoder that is another."""
+    encoder = {**encoder_of(mae), "patch_embed.proj.weight": noise(32, 13, 8, 8)}
+    hog = {"decoder_pred.weight": noise(9, 24), "decoder_embed.weight": noise(24, 32)}
+    checkpoint = opened({**encoder, **hog}, flags=Flags(num_attention_heads=4))
+    assert (checkpoint.task, checkpoint.configuration.model.num_channels) == ("encoder", 13)
+    assert set(checkpoint.dropped) == set(hog)
+
+
 class TestSeveralTasks:
     """A MAE with a linear head beside it, as of test_time_training_mae."""
 
@@ -379,6 +388,9 @@ class TestSeveralTasks:
             done = run("diff", path, target, *options)
             assert done.status == 0, done.err
             assert "not compared: A's" in done.out
+            step = {"step": "task", "from": "pretrain", "to": task}
+            steps = open_checkpoint(target).container.conversion["steps"]
+            assert (step in steps) == (task != "pretrain")
             if task == "classify":  # the head's batch norm was folded
                 continue
             shown = run("inspect", path, "--task", task, "--json", *options).json
