@@ -15,7 +15,7 @@ from mae_convert.canonical import Shape
 from mae_convert.errors import LayoutError
 from mae_convert.layouts import LAYOUTS, Layout
 from mae_convert.mapping import Table, listed
-from mae_convert.prefixes import Stripped, as_stored, strippings, without_wrappers
+from mae_convert.prefixes import ANYWHERE, Stripped, as_stored, strippings, without_wrappers
 from mae_convert.recognition import Reading, read_as, recognise, unexpected_names
 from mae_convert.unused import UNKNOWN, Unused, sort_unused
 
@@ -205,7 +205,7 @@ def find_model(
         replace(chosen.reading, family=families.without_decoder(_below(chosen, shapes))[0]),
         synonyms,
         Stripped(
-            tuple(dict.fromkeys(prefix for prefix in chosen.prefixes if prefix)),
+            tuple(dict.fromkeys((*_wrappers(chosen.used), *filter(None, chosen.prefixes)))),
             {name: old for name, old in chosen.stored.items() if old not in dropped},
         ),
         dropped,
@@ -246,6 +246,12 @@ def _dropped(
     decoder = families.without_decoder(_below(chosen, shapes))[2]
     dropped |= {prefix + n: why for n, why in decoder.items() if prefix + n in dropped}
     return {name: dropped[name] for name in shapes if name in dropped}
+
+
+def _wrappers(names: Iterable[str]) -> list[str]:
+    """Return the wrappers that stand anywhere in some names."""
+    pieces = {f"{piece}." for name in names for piece in name.split(".")}
+    return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
 
 
 def _below(candidate: Candidate, shapes: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -17,6 +17,8 @@ from mae_convert.diff import diff
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.inspection import inspect
 from mae_convert.planning import plan_conversion
+from mae_convert.verify.loaders import pytorch_state_dict
+from mae_convert.verify.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=2)
 rng = np.random.default_rng(15)
@@ -271,6 +273,25 @@ def test_encoder_and_decoder_may_have_prefixes_of_their_own(opened, mae, encoder
     assert checkpoint.task == "pretrain"
     assert set(checkpoint.dropped) == set(beside)
     assert diff(checkpoint, opened(mae)).same
+
+
+@pytest.mark.parametrize("form", ["beside", "prefix", "parts", "wrapped", "copy"])
+def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, form):
+    """The library gets the file as it is, and the names of what is not the model's."""
+    copy = under("ema.", {name: tensor + 1 for name, tensor in mae.items()})
+    state = {
+        "beside": {**mae, "queue": noise(3)},
+        "prefix": {**under("net.", mae), "norm.weight": noise(7)},  # the name of a model's tensor
+        "parts": parted(mae, "encoder.", "decoder."),
+        "wrapped": {**under("net._orig_mod.", mae), "queue": noise(3)},
+        "copy": {**mae, **copy},
+    }[form]
+    checkpoint = opened(state, state_key="." if form == "copy" else None)
+    staged = stage(checkpoint, "torch", tmp_path)
+    assert staged.ours is None
+    loaded = pytorch_state_dict(staged.weights)
+    assert set(loaded) == set(mae)
+    assert all(torch.equal(loaded[name], mae[name]) for name in mae)
 
 
 def test_lightly_s_benchmark(opened, mae, golden):
