@@ -126,6 +126,36 @@ def checkpoint_options(command: Command) -> Command:
 framework_option = click.option(
     "--framework", type=REFERENCE, help="Default: the first that is installed."
 )
+
+
+class Bands(click.ParamType):
+    """Numbers of channels from 1: one, or three as 3,2,1."""
+
+    name = "N[,N,N]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        numbers = str(value).split(",")
+        known = all(n.strip().isascii() and n.strip().isdecimal() for n in numbers)
+        if len(numbers) not in (1, 3) or not known or not all(int(n) for n in numbers):
+            self.fail(f"{value!r} is not one channel or three; write 1, or 3,2,1", param, ctx)
+        return tuple(map(int, numbers))
+
+
+preprocessed_option = click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In place of image files: an .npz with pixel_values (N, C, H, W) as the model takes them,"
+    " of any number of channels; it may hold noise (N, L).",
+)
+bands_option = click.option(
+    "--bands",
+    type=Bands(),
+    help="Channels of --inputs to show as red, green and blue, or one in grey.  [default: 1,2,3]",
+)
 device_option = click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
 time_limit_option = click.option(
     "--time-limit",

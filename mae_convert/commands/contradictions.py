@@ -60,6 +60,12 @@ PUBLISHED = tuple(
         *("framework_b", "device_b", "python_b", "mode_b"),
     )
 )
+BANDS = Conflict(
+    "bands",
+    None,
+    "chooses channels of --inputs; add it, or leave --bands out",
+    lambda values: values["inputs"] is None,
+)
 CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
     "convert": (
         Conflict(
@@ -100,8 +106,13 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             "a .gif shows mask ratios from 0.5 to 0.95; leave --mask-ratio out",
             _only_films,
         ),
+        Conflict("inputs", "images", "both give the images; leave one out"),
+        Conflict("inputs", "fit", "these images have the model's size; leave --fit out"),
+        BANDS,
     ),
+    "timeline": (Conflict("inputs", "images", "both give the images; leave one out"), BANDS),
     "features": (
+        Conflict("inputs", "folder", "both give the images; leave one out"),
         Conflict("mask_ratio", None, "has no effect here: no patch is left out; leave it out"),
     ),
     "sweep": (

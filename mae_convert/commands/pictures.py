@@ -10,10 +10,12 @@ from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.opening import open_and_tell
 from mae_convert.options import (
     SourceType,
+    bands_option,
     checkpoint_options,
     device_option,
     framework_option,
     json_option,
+    preprocessed_option,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def first_installed() -> str:
 
 @click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
-@click.argument("images", type=PICTURES, nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=PICTURES, nargs=-1, metavar="[IMAGE...]")
 @click.option(
     "-o",
     "--output",
@@ -72,6 +74,8 @@ def first_installed() -> str:
     show_default=True,
     help="Show the model the middle of a picture, or the whole squeezed into its shape.",
 )
+@preprocessed_option
+@bands_option
 @click.option("--across", type=click.IntRange(min=1), help="Groups beside each other on a sheet.")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @json_option
@@ -88,7 +92,8 @@ def reconstruct(
 ) -> None:
     """Hide most of each picture, let the model paint it, and draw original, rest and result.
 
-    The ratio is --mask-ratio, else what the checkpoint says, else 0.75.
+    Pictures are image files, or come preprocessed by --inputs. The ratio is --mask-ratio, else what
+    the checkpoint says, else 0.75.
 
     Example:
     \b
@@ -98,6 +103,8 @@ def reconstruct(
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.pictures import reconstructions as show
 
+    if not images and options["inputs"] is None:
+        raise click.UsageError("there is no picture; give image files, or --inputs FILE.npz")
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
     look = Look(**options, framework=framework or first_installed(), stretch=stretch)
     checkpoint = open_and_tell(src, flags, state_key=state_key)
@@ -107,9 +114,10 @@ def reconstruct(
 
 @click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
-@click.argument("folder", type=PICTURES, metavar="DIR")
+@click.argument("folder", type=PICTURES, required=False, metavar="[DIR]")
 @click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@preprocessed_option
 @framework_option
 @device_option
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
@@ -117,9 +125,10 @@ def reconstruct(
 @checkpoint_options
 def features(
     src: "Source",
-    folder: Path,
+    folder: Path | None,
     output: Path,
     batch: int,
+    inputs: Path | None,
     framework: str | None,
     device: str | None,
     overwrite: bool,
@@ -138,19 +147,24 @@ def features(
     """
     from mae_convert.image_files import images_below
     from mae_convert.look.features import check_output, features_of
+    from mae_convert.look.image_batch import batch_from_inputs
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.pictures import features as show
     from mae_convert.show.pictures import features_json
 
     check_output(output, overwrite=overwrite)
-    paths = images_below(folder)
+    if folder is None and inputs is None:
+        raise click.UsageError("there is no picture; give a folder, or --inputs FILE.npz")
+    paths = images_below(folder) if folder else []
     checkpoint = open_and_tell(src, flags, state_key=state_key)
+    given = batch_from_inputs(inputs, checkpoint) if inputs else None
     chosen = framework or first_installed()
+    count = len(given.names if given else paths)
     with click.progressbar(
-        length=len(paths), label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=count, label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         found = features_of(
-            checkpoint, folder, paths, framework=chosen, device=device, batch=batch,
+            checkpoint, folder, paths, inputs=given, framework=chosen, device=device, batch=batch,
             advance=bar.update,
         )  # fmt: skip
     found.save(output, overwrite=overwrite)

@@ -9,7 +9,14 @@ import click
 
 from mae_convert.commands.contradictions import CheckedCommand
 from mae_convert.commands.streams import say
-from mae_convert.options import checkpoint_options, device_option, framework_option, json_option
+from mae_convert.options import (
+    bands_option,
+    checkpoint_options,
+    device_option,
+    framework_option,
+    json_option,
+    preprocessed_option,
+)
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -162,7 +169,9 @@ def _engine(options: dict[str, Any]) -> "Engine":
 
 @click.command(cls=CheckedCommand)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--images", type=FILE, required=True, metavar="DIR", help="Folder of pictures.")
+@click.option("--images", type=FILE, metavar="DIR", help="Folder of pictures.")
+@preprocessed_option
+@bands_option
 @click.option(
     "-o",
     "--output",
@@ -187,7 +196,7 @@ def _engine(options: dict[str, Any]) -> "Engine":
 @checkpoint_options
 def timeline(
     sources: tuple[str, ...],
-    images: Path,
+    images: Path | None,
     outputs: tuple[Path, ...],
     most: int,
     framework: str | None,
@@ -218,9 +227,12 @@ def timeline(
     from mae_convert.sources.patterns import sources_named
 
     check_names(outputs, overwrite=overwrite)
-    pictures = images_in(images)[:most]
+    if images is None and options["inputs"] is None:
+        raise click.UsageError("there is no picture; give --images DIR, or --inputs FILE.npz")
+    pictures = images_in(images)[:most] if images else []
     found = [name for text in sources for name in sources_named(text)]
-    view = View(framework or first_installed(), flags=flags, state_key=state_key, **options)
+    options |= {"flags": flags, "state_key": state_key, "most": most}
+    view = View(framework or first_installed(), **options)
     with click.progressbar(
         length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:

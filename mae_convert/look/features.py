@@ -13,6 +13,7 @@ from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
 from mae_convert.image_files import check_images
 from mae_convert.in_memory import load_model
+from mae_convert.look.image_batch import ImageBatch
 from mae_convert.preprocessing import load_pictures, preprocessing_of
 
 Progress = Callable[[int], None]
@@ -59,9 +60,10 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 def features_of(
     checkpoint: Checkpoint,
-    folder: Path,
+    folder: Path | None,
     paths: Sequence[Path],
     *,
+    inputs: ImageBatch | None = None,
     framework: str = "torch",
     device: str | None = None,
     batch: int = 32,
@@ -73,6 +75,7 @@ def features_of(
         checkpoint: any with an encoder.
         folder: what names and labels are told from.
         paths: pictures in it.
+        inputs: preprocessed images, in place of a folder's; their noise is not used.
         framework: "torch", "tensorflow" or "jax".
         device: "cpu" or "cuda"; None is where the framework puts it.
         batch: pictures that go through the encoder together.
@@ -82,28 +85,37 @@ def features_of(
         MaeConvertError: a picture cannot be read, or does not fit the model.
         MissingRequirementError: the framework or the device is not there.
     """
-    preprocessing_of(checkpoint)
-    check_images(paths)  # before minutes of work
+    if inputs is None:
+        preprocessing_of(checkpoint)
+        check_images(paths)  # before minutes of work
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for some in _batches(paths, batch):
-        pixels = load_pictures(some, checkpoint)
+    for pixels in _batches(checkpoint, paths, inputs, batch):
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
-        hidden = run(model, pixels, np.tile(in_order, (len(some), 1)), device)
+        hidden = run(model, pixels, np.tile(in_order, (len(pixels), 1)), device)
         found.append((hidden[:, 0], hidden[:, 1:].mean(axis=1, dtype=np.float64)))
         if advance is not None:
-            advance(len(some))
+            advance(len(pixels))
     cls, mean = (np.concatenate(part).astype(np.float32) for part in zip(*found, strict=True))
-    names = [path.relative_to(folder) for path in paths]
+    if inputs is not None:
+        return Features(np.array(inputs.labels), np.array([""] * len(cls)), cls, mean)
+    names = [path.relative_to(folder) for path in paths] if folder else list(paths)
     labels = [str(name.parent) if name.parent != Path() else "" for name in names]
     return Features(np.array([str(name) for name in names]), np.array(labels), cls, mean)
 
 
-def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+def _batches(
+    checkpoint: Checkpoint, paths: Sequence[Path], inputs: ImageBatch | None, size: int
+) -> Iterator[np.ndarray]:
+    """Return the pixels of some images at a time."""
+    if inputs is not None:
+        for start in range(0, len(inputs.names), size):
+            yield inputs.pixel_values[start : start + size]
+        return
     for start in range(0, len(paths), size):
-        yield paths[start : start + size]
+        yield load_pictures(paths[start : start + size], checkpoint)
 
 
 def _run_torch(model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None) -> np.ndarray:

@@ -10,9 +10,15 @@ from PIL import Image
 
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.image_files import open_image
+from mae_convert.look.display import Display, display_of
+from mae_convert.look.image_batch import (
+    ImageBatch,
+    batch_from_files,
+    batch_from_inputs,
+    noise_in,
+)
 from mae_convert.look.masks import KINDS, drawn_mask, noise_of, ratio_that_keeps
-from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
+from mae_convert.look.reconstruction import Reconstruction, Reconstructor
 from mae_convert.look.sheet import FILMS, check_name, draw, save, sheet_of
 
 FILM_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -33,6 +39,8 @@ class Look:
         device: "cpu" or "cuda"; None is where the framework puts it.
         stretch: squeeze whole pictures into the model's shape, in place of taking their middle.
         across: groups of rows beside each other; None is what fits well.
+        inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
+        bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
     """
 
     mask: str = "random"
@@ -41,6 +49,8 @@ class Look:
     device: str | None = None
     stretch: bool = False
     across: int | None = None
+    inputs: Path | None = None
+    bands: tuple[int, ...] | None = None
 
 
 def look_at(
@@ -69,22 +79,29 @@ def look_at(
             f"{look.mask} has one mask ratio, and a film shows many; give a film --mask random,"
             " block or grid"
         )
-    noise, ratio = _masked(checkpoint, len(images), look)
-    pixels = load_cut(images, checkpoint, stretch=look.stretch)
-    shapes = _shapes(images, checkpoint, stretch=look.stretch)
+    if look.inputs is not None:
+        batch = batch_from_inputs(look.inputs, checkpoint)
+    else:
+        batch = batch_from_files(images, checkpoint, stretch=look.stretch)
+    noise, ratio = _masked(checkpoint, batch, look)
+    display = display_of(
+        batch.pixel_values, checkpoint.configuration, look.bands,
+        preprocessed=look.inputs is not None,
+    )  # fmt: skip
     run = Reconstructor(checkpoint, look.framework, look.device)
     report: dict[str, Any] = {}
     for kind, ratios in ((outputs_but(films, outputs), (ratio,)), (films, FILM_RATIOS)):
         if not kind:
             continue
-        found = [run(pixels, noise, each) for each in ratios]
-        frames = [_drawn(done, images, checkpoint, shapes, look) for done in found]
+        found = [run(batch.pixel_values, noise, each) for each in ratios]
+        frames = [_drawn(done, batch, checkpoint, display, look) for done in found]
         for path in kind:
             save(frames, path, overwrite=overwrite)
-        report = report or _measured(found[0], images)
+        report = report or _measured(found[0], batch)
     if len(films) == len(outputs):
         report["film_ratios"] = list(FILM_RATIOS)
-    return {**report, "note": note_on(checkpoint), "outputs": [str(path) for path in outputs]}
+    notes = "; ".join(filter(None, (note_on(checkpoint), display.note))) or None
+    return {**report, "note": notes, "outputs": [str(path) for path in outputs]}
 
 
 def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
@@ -107,9 +124,11 @@ def note_on(checkpoint: Checkpoint) -> str | None:
     return BORROWED if checkpoint.configuration.model.norm_pix_loss else None
 
 
-def _masked(checkpoint: Checkpoint, count: int, look: Look) -> tuple[np.ndarray, float]:
-    """Return noise (count, L), and the mask ratio that goes with it."""
-    model = checkpoint.configuration.model
+def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.ndarray, float]:
+    """Return noise (N, L), and the mask ratio that goes with it."""
+    model, count = checkpoint.configuration.model, len(batch.names)
+    if (given := noise_in(batch, look.mask, KINDS[0])) is not None:
+        return given, ratio_that_keeps(model.num_kept, model)
     if look.mask in KINDS:
         noise = noise_of(look.mask, model, count=count, seed=look.seed)
         return noise, ratio_that_keeps(model.num_kept, model)
@@ -122,35 +141,28 @@ def _masked(checkpoint: Checkpoint, count: int, look: Look) -> tuple[np.ndarray,
     return drawn_mask(path, model, count=count)
 
 
-def _shapes(images: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> list[float]:
-    """Return the width to height in which each picture is shown."""
-    height, width = checkpoint.configuration.model.image_hw
-    if not stretch:
-        return [width / height] * len(images)
-    return [picture.width / picture.height for picture in map(open_image, images)]
-
-
 def _drawn(
     done: Reconstruction,
-    images: Sequence[Path],
+    batch: ImageBatch,
     checkpoint: Checkpoint,
-    shapes: Sequence[float],
+    display: Display,
     look: Look,
 ) -> Image.Image:
     names = [
-        f"{path.name}, {mask.mean():.0%} removed"
-        for path, mask in zip(images, done.mask, strict=True)
+        f"{label}, {mask.mean():.0%} removed"
+        for label, mask in zip(batch.labels, done.mask, strict=True)
     ]
     sheet = sheet_of(
-        done, names, checkpoint.configuration, shapes=shapes, note=note_on(checkpoint) or ""
-    )
+        done, names, checkpoint.configuration, shapes=batch.shapes,
+        note=note_on(checkpoint) or "", display=display,
+    )  # fmt: skip
     return draw(sheet, across=look.across)
 
 
-def _measured(done: Reconstruction, images: Sequence[Path]) -> dict[str, Any]:
+def _measured(done: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
     rows: list[Mapping[str, Any]] = [
         {
-            "image": str(path),
+            "image": name,
             "removed": int(done.mask[i].sum()),
             "patches": done.mask.shape[1],
             "loss": {
@@ -158,7 +170,7 @@ def _measured(done: Reconstruction, images: Sequence[Path]) -> dict[str, Any]:
                 for name, errors in done.loss.items()
             },
         }
-        for i, path in enumerate(images)
+        for i, name in enumerate(batch.names)
     ]
     report: dict[str, Any] = {"mask_ratio": float(done.mask.mean(dtype=np.float64)), "images": rows}
     if len(done.predicted) > 1:

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from mae_convert.configuration import Configuration
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError
+from mae_convert.look.display import Display, display_of
 from mae_convert.look.reconstruction import Reconstruction
 from mae_convert.pictures import (
     GREY,
     amplified_difference,
-    as_colours,
     eight_bits,
     in_pixels,
     pasted,
@@ -64,6 +64,7 @@ def sheet_of(
     *,
     shapes: Sequence[float],
     note: str = "",
+    display: Display | None = None,
 ) -> Sheet:
     """Return a sheet with a row for each picture.
 
@@ -76,12 +77,12 @@ def sheet_of(
         configuration: the model's, for patches and normalisation.
         shapes: width to height in which each picture is shown.
         note: a line for below.
+        display: how pixels become colours; default: as those of photographs.
     """
-    original = _three(as_colours(done.pixel_values, configuration))
+    display = display or display_of(done.pixel_values, configuration)
+    original = display(done.pixel_values)
     masked = pasted(original, np.full_like(original, GREY), done.mask, configuration)
-    painted = {
-        name: _three(as_colours(image, configuration)) for name, image in done.predicted.items()
-    }
+    painted = {name: display(image) for name, image in done.predicted.items()}
     whole = {
         name: pasted(original, image, done.mask, configuration) for name, image in painted.items()
     }
@@ -94,17 +95,13 @@ def sheet_of(
         difference, factor = amplified_difference(*done.predicted.values())
         scale = f"difference (white: +{GREY / factor:.0e})"
         head = scale if math.isfinite(factor) else "no difference at all"
-        columns[head] = _three(difference)
+        columns[head] = display.chosen(difference)
     rows = (
         Row(label, tiles)
         for label, tiles in zip(names, zip(*columns.values(), strict=True), strict=True)
     )
-    return Sheet(tuple(columns), tuple(rows), note, tuple(shapes))
-
-
-def _three(colours: np.ndarray) -> np.ndarray:
-    """Return colours (N, H, W, 1 or 3) with three channels."""
-    return np.broadcast_to(colours, (*colours.shape[:3], 3))
+    notes = "; ".join(text for text in (note, display.note) if text)
+    return Sheet(tuple(columns), tuple(rows), notes, tuple(shapes))
 
 
 def panel(

@@ -14,8 +14,10 @@ from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import MaeConvertError
+from mae_convert.look.display import Display, display_of
+from mae_convert.look.image_batch import ImageBatch, batch_from_files, batch_from_inputs
 from mae_convert.look.masks import noise_of, ratio_that_keeps
-from mae_convert.look.reconstruction import Reconstruction, Reconstructor, load_cut
+from mae_convert.look.reconstruction import Reconstruction, Reconstructor
 from mae_convert.origin import Origin
 from mae_convert.pictures import VARIANCE_FLOOR
 from mae_convert.redaction import without_credentials
@@ -55,6 +57,7 @@ class Timeline:
         shown: by epoch, what came of the pictures, for a few of the points.
         configuration: of the models.
         mask_ratio: share of the patches that was removed.
+        display: how pixels are shown.
     """
 
     points: tuple[Point, ...]
@@ -62,6 +65,7 @@ class Timeline:
     shown: dict[int, Reconstruction]
     configuration: Configuration
     mask_ratio: float
+    display: Display
 
     @property
     def failed(self) -> list[Point]:
@@ -92,6 +96,9 @@ class View:
         shown: number of checkpoints whose pictures are kept.
         flags: what the user says of the checkpoints.
         state_key: the key of the weights.
+        inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
+        most: at most so many of its images.
+        bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
     """
 
     framework: str = "torch"
@@ -100,6 +107,9 @@ class View:
     shown: int = 5
     flags: Flags | None = None
     state_key: str | None = None
+    inputs: Path | None = None
+    most: int | None = None
+    bands: tuple[int, ...] | None = None
 
 
 def timeline(
@@ -142,8 +152,14 @@ def timeline(
     points = _in_order(points)
     pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
     points = [replace(p, source=without_credentials(p.source)) for p in points]
-    names = tuple(path.name for path in images)
-    return Timeline(tuple(points), names, pictures, run.configuration, run.mask_ratio)
+    assert run.batch is not None
+    display = display_of(
+        run.batch.pixel_values, run.configuration, view.bands,
+        preprocessed=view.inputs is not None,
+    )  # fmt: skip
+    return Timeline(
+        tuple(points), run.batch.labels, pictures, run.configuration, run.mask_ratio, display
+    )
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -175,7 +191,7 @@ class _Run:
 
     def __init__(self, images: Sequence[Path], view: View) -> None:
         self._images, self._view = images, view
-        self._pixels: Any = None
+        self.batch: ImageBatch | None = None
         self._noise: Any = None
         self.configuration: Configuration | None = None
         self.mask_ratio = 0.0
@@ -190,7 +206,8 @@ class _Run:
                 epoch = place if epoch is None else epoch
                 self._prepare(checkpoint)
                 run = Reconstructor(checkpoint, self._view.framework, self._view.device)
-                done = run(self._pixels, self._noise, self.mask_ratio)
+                assert self.batch is not None
+                done = run(self.batch.pixel_values, self._noise, self.mask_ratio)
         except (MaeConvertError, OSError) as error:
             if getattr(error, "exit_status", 2) == 3:
                 raise
@@ -225,8 +242,14 @@ class _Run:
                         f" {getattr(first, name)}: their losses cannot be compared"
                     )
             return
-        self._pixels = load_cut(self._images, checkpoint, stretch=False)
-        self._noise = noise_of("random", model, count=len(self._images), seed=self._view.seed)
+        inputs, view = self._view.inputs, self._view
+        if inputs is not None:
+            self.batch = batch_from_inputs(inputs, checkpoint, view.most)
+        else:
+            self.batch = batch_from_files(self._images, checkpoint)
+        self._noise = self.batch.noise
+        if self._noise is None:
+            self._noise = noise_of("random", model, count=len(self.batch.names), seed=view.seed)
         self.mask_ratio = ratio_that_keeps(model.num_kept, model)
         self.configuration = checkpoint.configuration
 

@@ -17,7 +17,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.look.sheet import Row, Sheet, draw
 from mae_convert.look.timeline import Timeline
 from mae_convert.look.timeline_plot import plot
-from mae_convert.pictures import GREY, as_colours, pasted
+from mae_convert.pictures import GREY, pasted
 from mae_convert.plain import plain
 from mae_convert.text import for_html, for_terminal
 from mae_convert.verify.page import STYLE
@@ -81,27 +81,23 @@ def sheet(found: Timeline) -> Image.Image:
         Row(found.images[i], tuple(column[i] for column in columns.values())) for i in range(count)
     )
     height, width = configuration.model.image_hw
-    return draw(Sheet(tuple(columns), rows, "", (width / height,) * count))
+    return draw(Sheet(tuple(columns), rows, found.display.note, (width / height,) * count))
 
 
 def _columns(found: Timeline) -> dict[str, np.ndarray]:
     """Return columns of colours (N, H, W, 3) and their heads."""
     configuration = found.configuration
     first = next(iter(found.shown.values()))
-    original = _three(as_colours(first.pixel_values, configuration))
+    original = found.display(first.pixel_values)
     columns = {
         "original": original,
         "seen": pasted(original, np.full_like(original, GREY), first.mask, configuration),
     }
     for epoch, done in sorted(found.shown.items()):
         (predicted,) = done.predicted.values()
-        painted = _three(as_colours(predicted, configuration))
+        painted = found.display(predicted)
         columns[f"epoch {epoch}"] = pasted(original, painted, done.mask, configuration)
     return columns
-
-
-def _three(colours: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(colours, (*colours.shape[:3], 3))
 
 
 def page(found: Timeline) -> str:
@@ -168,7 +164,7 @@ def _pictures(found: Timeline) -> str:
     )
     return (
         f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        '<p class="grey">Visible patches are put back.</p>'
+        f'<p class="grey">Visible patches are put back. {found.display.note}</p>'
     )
 
 

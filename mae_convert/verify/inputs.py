@@ -90,14 +90,30 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
     Raises:
         MaeConvertError: the file is not such an npz, or shapes, dtypes or values do not fit.
     """
+    arrays = read_inputs(path, config)
+    if "noise" not in arrays:
+        arrays["noise"] = _noise_in_order(len(arrays["pixel_values"]), config)
+    return arrays
+
+
+def read_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+    """Read ``pixel_values`` and, if the file has it, ``noise``, and check them.
+
+    Raises:
+        MaeConvertError: as `load_inputs`.
+    """
     tensors = _tensors_in(path)
     _check_shapes(path, tensors, config)
     arrays = {name: _read(path, tensor) for name, tensor in tensors.items()}
-    if "noise" not in arrays:
-        row = (np.arange(config.num_patches) + 0.5) / config.num_patches
-        arrays["noise"] = np.tile(row.astype(np.float32), (len(arrays["pixel_values"]), 1))
-    check_inputs(path, arrays, config)
+    made_up = _noise_in_order(len(arrays["pixel_values"]), config)
+    check_inputs(path, {"noise": made_up, **arrays}, config)
     return arrays
+
+
+def _noise_in_order(count: int, config: ViTMAEConfig) -> np.ndarray:
+    """Return noise (count, L) that leaves the patches in order."""
+    row = (np.arange(config.num_patches) + 0.5) / config.num_patches
+    return np.tile(row.astype(np.float32), (count, 1))
 
 
 def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
@@ -171,7 +187,7 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
     """
     _check_dtype(path, tensor.name, tensor)
     try:
-        return tensor.load()
+        return np.array(tensor.load())  # of its own, which PyTorch may write to
     except MemoryError as error:
         raise MaeConvertError(
             f"{path}: {tensor.name} takes {tensor.nbytes} bytes, more than there is memory; give"
