@@ -23,6 +23,8 @@ class Carried:
         preprocessor: what else is said of preprocessing, as in ``preprocessor_config.json``.
         sources: who says mean and deviation.
         name: the checkpoint that the model was loaded from.
+        assumptions: what was assumed of the model's configuration when it was loaded, by field, as
+            `Configuration.only_assumed` returns it.
     """
 
     image_mean: tuple[float, ...]
@@ -31,6 +33,7 @@ class Carried:
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     name: str | None = None
+    assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def by(cls, plan: Plan) -> "Carried":
@@ -43,6 +46,7 @@ class Carried:
             preprocessor=plan.source.preprocessor,
             sources={name: configuration.sources[name] for name in PREPROCESSING},
             name=plan.source.origin.name if plan.source.origin else plan.source.path.name,
+            assumptions=configuration.only_assumed(),
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from mae_convert.configuration import PREPROCESSING, Configuration, untold_field
 from mae_convert.containers import Container, LazyTensor
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
+from mae_convert.evidence import same_size
 from mae_convert.in_memory.asking import dtype_named, naming_arguments
 from mae_convert.in_memory.carried import Carried
 from mae_convert.layouts import layout_named
@@ -164,10 +165,19 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
 def _configuration(config: ViTMAEConfig, task: str, carried: Carried) -> Configuration:
     sources = dict.fromkeys(untold_fields(task), "the model's configuration")
     said = {name: carried.sources.get(name, "said when it was saved") for name in PREPROCESSING}
+    # What was assumed when the model was loaded is still assumed, unless it was changed since.
+    assumed = {
+        name: entry
+        for name, entry in carried.assumptions.items()
+        if name in sources
+        and name not in PREPROCESSING
+        and same_size(getattr(config, name)) == same_size(entry["value"])
+    }
     return Configuration(
         config,
         carried.image_mean,
         carried.image_std,
-        {**sources, **said},
+        {**sources, **said, **{name: entry["source"] for name, entry in assumed.items()}},
         carried.labels if task == "classify" else None,
+        {name: entry["assumption"] for name, entry in assumed.items()},
     )
