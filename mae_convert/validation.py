@@ -6,7 +6,6 @@ a file of weights alone does not pay for it.
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from mae_convert.containers.strict_json import parse_json
@@ -37,6 +36,8 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
 
 @cache
 def _validator(schema: str) -> Callable[[Any], Any]:
+    from importlib import resources
+
     from fastjsonschema import compile as compile_schema
 
     text = (resources.files("mae_convert") / "data" / "schemas" / f"{schema}.json").read_bytes()
