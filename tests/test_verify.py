@@ -309,8 +309,8 @@ def test_compare_says_what_only_one_trace_has_and_refuses_other_files(run, work,
     assert "does not exist" in run("compare", a, tmp_path / "none").err
     for change, words in (
         (lambda d: d.update(format=9), "format 9"),
-        (lambda d: d["config"].pop("layer_norm_eps"), "is not a trace"),
-        (lambda d: d["checkpoint"].update(name="\x1b[2J"), "is not a trace"),
+        (lambda d: d["config"].pop("layer_norm_eps"), "config lacks layer_norm_eps"),
+        (lambda d: d["checkpoint"].update(name="\x1b[2J"), "control characters"),
     ):
         with safe_open(b, "numpy") as file:
             described = json.loads(file.metadata()["trace"])

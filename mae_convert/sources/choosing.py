@@ -98,7 +98,8 @@ def _beside(
     further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
     if any(path.startswith(f"{further}/") for path in entries):
         del found["conversion.json"], found[CERTIFICATE[0]], found[CERTIFICATE[1]]
-        found |= {name: f"{further}/{name}" for name in names if f"{further}/{name}" in entries}
+        theirs = (*names, *_further(further, entries))
+        found |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
     return {name: path for name, path in found.items() if path in entries}
 
 
