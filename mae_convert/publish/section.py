@@ -233,7 +233,8 @@ def checking(facts: Facts) -> str:
         "`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
         " source's results in float64. Without the source they show that these files still compute"
         " what was verified:\n\n```sh\npip install 'mae-convert[torch,tensorflow]'\n"
-        f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:\n\n```sh\n"
+        f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:"
+        "\n\n```sh\n"
         f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
     )
 
