@@ -111,8 +111,9 @@ def first(name: str, task: str, evidence: Evidence) -> Found | None:
 
 def _candidates(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
     if name != "image_size":
-        told = "names" if name == "global_pool" else "shapes"
-        yield Found(evidence.geometry.get(name), f"the tensors' {told}")
+        # A conversion may have given the tensors the names that go with what it had assumed.
+        told = "the tensors' names" if name == "global_pool" else "the tensors' shapes"
+        yield _recorded(name, evidence.geometry.get(name), told, evidence)
     option = Found(evidence.flags.get(name), f"flag {FLAGS.get(name, '')}")
     specified = [option, _from_configuration(name, evidence)]
     yield from reversed(specified) if evidence.fill_only else specified
@@ -137,11 +138,16 @@ def _candidates(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
 
 
 def _from_configuration(name: str, evidence: Evidence) -> Found:
-    """Return what the configuration states; what a conversion had assumed stays an assumption."""
+    """Return what the configuration states."""
     value, where = evidence.stated_value(name), evidence.stated_where
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
         # A configuration with one epsilon states it for the whole model.
         value = evidence.stated_value("layer_norm_eps")
+    return _recorded(name, value, where, evidence)
+
+
+def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
+    """Return a value as an assumption if the conversion that wrote it had assumed it."""
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
         source = f"{where} (assumed by the conversion: {recorded.get('source')})"

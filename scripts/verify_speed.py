@@ -56,7 +56,9 @@ def main() -> None:
         convert = ["convert", checkpoint, work / "pt", "--to", "transformers"]
         more = ["--to", f"transformers-tf={work / 'tf'}"]
         subprocess.run([*program, *convert, *more], check=True, capture_output=True)
-        ours = [*program, "verify", checkpoint, work / "tf", "--require-proof"]
+        heads = ["--num-heads", "12" if options.size == "base" else "16"]
+        heads += ["--decoder-num-heads", "16"]
+        ours = [*program, "verify", checkpoint, work / "tf", *heads, "--require-proof"]
         peer = [options.peer_python, "-c", PEER, work / "pt"]
         pairs = [(measure(ours), measure(peer)) for _ in range(options.pairs)]
     print("| ViT | verify, s | transformers 4.57.6, s | ratio | memory, GB | theirs, GB |")

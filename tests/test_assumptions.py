@@ -151,6 +151,9 @@ def test_pooling_by_names_alone_is_no_proof(case, tmp_path):
         found = between(source, target).get("global_pool")
         assert found == (("AB", True) if pooling is None else None)
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, Flags(num_attention_heads=4))
+    # The names of transformers' classifier give the class token, which the conversion assumed.
+    named = converted(source, tmp_path / "model", "transformers")
+    assert between(source, named)["global_pool"] == ("AB", True)
     target = open_checkpoint(tmp_path / "None.pth")
     options = Options(require_proof=True, dtypes=("float64",))
     verdict = run_verification(source, target, Side("torch"), Side("torch"), options).verdict
