@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mae_convert.errors import OutputError
+from mae_convert.verify import tracing
 from mae_convert.verify.certificate import ARRAYS, DOCUMENT
+from mae_convert.verify.trace import Trace
+from mae_convert.verify.tracing import save_trace
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +126,25 @@ def test_one_huge_value_does_not_hide_differences(compared):
     assert "first divergence: encoder.blocks.1.output" in done.out
 
 
-def test_a_trace_is_written_whole_or_not_at_all(trace, tmp_path, monkeypatch):
-    from mae_convert.errors import OutputError
-    from mae_convert.verify import tracing
-    from mae_convert.verify.trace import Trace
+def test_transposed_arrays_are_written_as_they_are(trace, tmp_path):
+    """Gradients of Keras are transposed views."""
+    text, arrays = trace
+    name, grad = "float64/grad/encoder.blocks.0.mlp.fc2.weight", np.random.rand(128, 32).T
+    save_trace(Trace(json.loads(text), {**arrays, name: grad}), tmp_path / "a.safetensors")
+    assert np.array_equal(Trace.load(tmp_path / "a.safetensors").arrays[name], grad)
 
+
+def test_a_trace_is_written_whole_or_not_at_all(trace, tmp_path, monkeypatch):
     text, arrays = trace
     made = Trace(json.loads(text), arrays)
-    tracing.save_trace(made, tmp_path / "a.safetensors")
+    save_trace(made, tmp_path / "a.safetensors")
     with pytest.raises(OutputError):
-        tracing.save_trace(made, tmp_path / "a.safetensors")
+        save_trace(made, tmp_path / "a.safetensors")
 
     def fails(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tracing, "save_file", fails)
     with pytest.raises(OutputError, match="no space"):
-        tracing.save_trace(made, tmp_path / "b.safetensors")
+        save_trace(made, tmp_path / "b.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
@@ -74,8 +75,10 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
         OutputError: it exists already and is not to be replaced, or the system refuses to write.
     """
     metadata: dict[str, Any] = {"trace": json.dumps(trace.description)}
+    # A transposed view would be written in the order of its memory, as other numbers.
+    arrays = {name: np.asarray(array, order="C") for name, array in trace.arrays.items()}
     with replacing_file(output, overwrite=overwrite) as temporary:
-        save_file(dict(trace.arrays), temporary, metadata=metadata)
+        save_file(arrays, temporary, metadata=metadata)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
