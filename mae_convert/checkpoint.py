@@ -102,6 +102,11 @@ class Checkpoint:
         """
         return replace(self, configuration=self.configuration.specified(fields, source))
 
+    def require_complete(self) -> None:
+        """Raise ConfigurationError if a field of the configuration is missing."""
+        with _naming(self.name):
+            self.configuration.require_complete()
+
     @property
     def preprocessor(self) -> Mapping[str, Any]:
         """What it says about preprocessing beyond mean and deviation; empty if that is nothing."""

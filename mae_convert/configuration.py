@@ -47,6 +47,7 @@ class Configuration:
         labels: names of a classifier's classes, or None where nothing names them.
         assumptions: why a field is an assumption ("official", "layout" ...), for those that are.
         missing: fields that nothing gives; empty for every checkpoint that can be run or converted.
+        inferred: the evidence of an experiment that gave fields, as plain data, or None.
     """
 
     model: ViTMAEConfig
@@ -56,6 +57,7 @@ class Configuration:
     labels: tuple[str, ...] | None = None
     assumptions: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
+    inferred: Mapping[str, Any] | None = None
 
     def value(self, name: str) -> Any:
         """Return a field of the model or of the preprocessing; None where it is missing."""
@@ -79,20 +81,23 @@ class Configuration:
         }
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
-        """Return the configuration with some fields of the model set, and their source.
+        """Return the configuration with some fields set, and their source.
 
         They are neither missing nor assumptions any more.
 
         Raises:
             ConfigurationError: a value is impossible.
         """
+        preprocessing = {name: fields[name] for name in PREPROCESSING if name in fields}
+        of_model = {name: value for name, value in fields.items() if name not in preprocessing}
         try:
-            model = replace(self.model, **fields)
+            model = replace(self.model, **of_model)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"impossible configuration: {error}") from error
         return replace(
             self,
             model=model,
+            **preprocessing,
             sources={**self.sources, **dict.fromkeys(fields, source)},
             assumptions={k: v for k, v in self.assumptions.items() if k not in fields},
             missing=tuple(missing for missing in self.missing if missing.field not in fields),
@@ -104,8 +109,11 @@ class Configuration:
             what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
             options = " and ".join(field.option for field in self.missing)
             it = "it" if len(self.missing) == 1 else "them"
+            hint = (
+                "" if self.inferred else f", or find {it} with `mae-convert inspect FILE --infer`"
+            )
             raise ConfigurationError(
-                f"nothing in the file gives {what}; specify {it} with {options}"
+                f"nothing in the file gives {what}; specify {it} with {options}{hint}"
             )
 
 
@@ -166,7 +174,8 @@ def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Confi
         raise ConfigurationError(f"impossible configuration: {error}") from error
     resolved = Configuration(
         model,
-        **preprocessing,
+        image_mean=preprocessing["image_mean"],
+        image_std=preprocessing["image_std"],
         sources=sources,
         labels=_labels(evidence) if task == "classify" else None,
         assumptions=assumptions,

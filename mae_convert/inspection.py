@@ -55,6 +55,8 @@ def inspect(
         "becomes": becomes(checkpoint),
         "odd": in_names(checkpoint),
     }
+    if checkpoint.configuration.inferred is not None:
+        report["inferred"] = dict(checkpoint.configuration.inferred)
     if stats:
         values = {name: statistics(tensor.pieces()) for name, tensor in checkpoint.tensors.items()}
         report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}

@@ -123,6 +123,20 @@ def checkpoint_options(command: Command) -> Command:
     return with_options(command, with_flags, options)
 
 
+infer_option = click.option(
+    "--infer",
+    "use_infer",
+    is_flag=True,
+    help="Find by experiment what the file does not specify (heads, norm_pix_loss ...).",
+)
+images_option = click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --infer: images like those of training.  [default: four photographs]",
+)
+
+
 framework_option = click.option(
     "--framework", type=REFERENCE, help="Default: the first that is installed."
 )

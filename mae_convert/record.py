@@ -45,6 +45,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
         "task": plan.task,
         "assumed": source.configuration.assumed(),
         "assumptions": source.configuration.only_assumed(),
+        **_inferred(source),
         "steps": list(plan.steps),
         "tensors": {
             rule.external: {
@@ -63,6 +64,12 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
             **plan.created,
         },
     }
+
+
+def _inferred(source: Checkpoint) -> dict[str, Any]:
+    """Return the evidence of an experiment that gave fields, where there was one."""
+    inferred = source.configuration.inferred
+    return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
@@ -93,9 +100,8 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a record that a single file keeps inside; what shapes tell is left out."""
-    kept = {
-        name: record[name] for name in ("mae_convert", "source", "task", "steps", "assumptions")
-    }
+    names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred")
+    kept = {name: record[name] for name in names if name in record}
     family = record["family"]
     return {**kept, "family": family} if family and family["certainty"] == "known" else kept
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.contradictions import CheckedCommand
-from mae_convert.commands.opening import open_and_tell, open_pair_and_tell
+from mae_convert.commands.opening import open_and_infer, open_and_tell, open_pair_and_tell
 from mae_convert.options import (
     COUNT,
     DTYPE,
@@ -14,6 +14,8 @@ from mae_convert.options import (
     ImageSize,
     SourceType,
     checkpoint_options,
+    images_option,
+    infer_option,
     json_option,
     task_option,
 )
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
 @click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
 @task_option
+@infer_option
+@images_option
 @json_option
 @checkpoint_options
 def inspect(
@@ -36,6 +40,8 @@ def inspect(
     stats: bool,
     with_hash: bool,
     task: str | None,
+    use_infer: bool,
+    images: Path | None,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
@@ -52,7 +58,10 @@ def inspect(
     from mae_convert.show.console import as_json as print_json
     from mae_convert.show.inspection import inspection as show
 
-    checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    if use_infer:
+        checkpoint, _ = open_and_infer(src, flags, images, state_key=state_key, task=task)
+    else:
+        checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
     checkpoint = as_task(checkpoint, task)
     report = look(checkpoint, stats=stats, with_hash=with_hash)
     print_json(report) if as_json else show(report)
@@ -109,6 +118,8 @@ def inspect(
     help="Put this before every name in the file, as module. of DistributedDataParallel.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
+@infer_option
+@images_option
 @json_option
 @checkpoint_options
 def convert(
@@ -125,6 +136,8 @@ def convert(
     pickled: bool,
     prefix: str,
     overwrite: bool,
+    use_infer: bool,
+    images: Path | None,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
@@ -152,7 +165,11 @@ def convert(
         "packing": Packing(prefix, pickled, max_shard_size),
     }
     part = None if num_labels else task
-    source = open_and_tell(src, flags, state_key=state_key, task=part)
+    if use_infer:
+        source, _ = open_and_infer(src, flags, images, state_key=state_key, task=part)
+        source.require_complete()
+    else:
+        source = open_and_tell(src, flags, state_key=state_key, task=part)
     source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)

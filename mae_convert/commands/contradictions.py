@@ -48,6 +48,12 @@ INPUTS = (
     ),
     Conflict("inputs", "batch", "all images of the file are used; leave --batch out"),
 )
+IMAGES = Conflict(
+    "images",
+    None,
+    "are for the experiment of --infer; add --infer or leave --images out",
+    lambda values: not values["use_infer"],
+)
 NOTHING_MASKED = "nothing is masked then; leave one out"
 # What compares a checkpoint with results that others published has its own image and options.
 PUBLISHED = tuple(
@@ -56,7 +62,7 @@ PUBLISHED = tuple(
     )
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),
-        *("seed", "batch", "unmasked", "gradients", "require_proof", "state_key"),
+        *("seed", "batch", "unmasked", "gradients", "require_proof", "state_key", "use_infer"),
         *("framework_b", "device_b", "python_b", "mode_b"),
     )
 )
@@ -67,7 +73,9 @@ BANDS = Conflict(
     lambda values: values["inputs"] is None,
 )
 CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
+    "inspect": (IMAGES,),
     "convert": (
+        IMAGES,
         Conflict(
             "num_labels",
             "task",
@@ -85,6 +93,12 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
     "verify": (
         *INPUTS,
         *PUBLISHED,
+        Conflict(
+            "use_infer",
+            None,
+            "needs A and B: a certificate is replayed as it is; give both or leave it out",
+            lambda values: values["b"] is None,
+        ),
         Conflict("unmasked", "mask_ratio_of_run", NOTHING_MASKED),
     ),
     "reconstruct": (

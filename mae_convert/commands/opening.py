@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.commands.streams import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mae_convert.checkpoint import Checkpoint, Flags
+    from mae_convert.infer import Inference, InferenceOptions
     from mae_convert.origin import Origin
     from mae_convert.sources import Source
 
@@ -18,6 +21,26 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
     checkpoint = open_source(source, flags, **options)
     say_notes(checkpoint.origin)
     return checkpoint
+
+
+def open_and_infer(
+    source: "Source", flags: "Flags", images: "Path | None", **options: Any
+) -> "tuple[Checkpoint, Inference]":
+    """Open a checkpoint and find by experiment what its file does not specify."""
+    from mae_convert.infer import infer, with_inferred
+
+    checkpoint = open_and_tell(source, flags, incomplete=True, **options)
+    inference = infer(checkpoint, inference_options(images))
+    return with_inferred(checkpoint, inference), inference
+
+
+def inference_options(images: "Path | None") -> "InferenceOptions":
+    """Return how an experiment is made here: by the first framework that is installed."""
+    from mae_convert.infer import InferenceOptions
+    from mae_convert.verify.sides import has_framework
+
+    frameworks = (name for name in ("torch", "tensorflow", "jax") if has_framework(name, None))
+    return InferenceOptions(images, framework=next(frameworks, ""))
 
 
 def open_pair_and_tell(
@@ -51,6 +74,20 @@ def open_pair_and_tell(
         ]
     opened = [as_task(checkpoint, task) for checkpoint in opened]
     check_flags(flags, *opened)
+    return opened
+
+
+def open_pair_and_infer(
+    sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
+) -> "list[Checkpoint]":
+    """Open two checkpoints; what A does not specify is found by experiment, and holds for B too."""
+    from mae_convert.infer import infer, with_inferred, with_inferred_of
+
+    a, b = open_pair_and_tell(sources, flags, incomplete=True, **options)
+    inference = infer(a, inference_options(images))
+    opened = [with_inferred(a, inference), with_inferred_of(b, a, inference)]
+    for checkpoint in opened:
+        checkpoint.require_complete()
     return opened
 
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.commands.contradictions import CheckedCommand
-from mae_convert.commands.opening import open_and_tell, open_pair_and_tell, say_notes
+from mae_convert.commands.opening import (
+    open_and_tell,
+    open_pair_and_infer,
+    open_pair_and_tell,
+    say_notes,
+)
 from mae_convert.commands.streams import say
 from mae_convert.options import (
     DEVICE,
@@ -16,6 +21,7 @@ from mae_convert.options import (
     RUN_DTYPE,
     SourceType,
     checkpoint_options,
+    infer_option,
     input_options,
     json_option,
     side_options,
@@ -169,6 +175,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     help="Also write the verdict to FILE.json, FILE.xml (JUnit), FILE.html or FILE.md.",
 )
 @task_option
+@infer_option
 @json_option
 @checkpoint_options
 def verify(
@@ -179,6 +186,7 @@ def verify(
     reports: tuple[Path, ...],
     certify: bool,
     task: str | None,
+    use_infer: bool,
     as_json: bool,
     state_key: str | None,
     flags: "Flags",
@@ -217,7 +225,12 @@ def verify(
     if b is None:
         done = _replay(a, sides, parse_options(**options), flags)
     else:
-        first, second = open_pair_and_tell((a, b), flags, state_key=state_key, task=task)
+        keys: dict[str, Any] = {"state_key": state_key, "task": task}
+        if use_infer:
+            images = options["inputs"].images
+            first, second = open_pair_and_infer((a, b), flags, images, **keys)
+        else:
+            first, second = open_pair_and_tell((a, b), flags, **keys)
         done = run_verification(first, second, *sides, parse_options(**options))
         if certify and done.verdict.passed:
             write_certificate(done, second)

@@ -42,6 +42,18 @@ def make(
     return model.eval()
 
 
+def with_config(model: Any, config: ViTMAEConfig) -> Any:
+    """Return a model of another configuration whose parameters are those of the first: no copies.
+
+    Raises:
+        RuntimeError: the parameters have other names or shapes.
+    """
+    with nothing_drawn():
+        other = type(model)(config)
+    other.load_state_dict(model.state_dict(), strict=True, assign=True)
+    return other.eval()
+
+
 def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     """Raise LayoutError where names or shapes of tensors are not those that are wanted."""
     if given != wanted:

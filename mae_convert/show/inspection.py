@@ -1,11 +1,14 @@
 """Print what ``inspect`` found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as Grid
 
+from mae_convert.plain import plain
 from mae_convert.show.console import assumptions, console, markup, pairs, table
+
+MOST_CANDIDATES = 5
 
 
 def inspection(report: Mapping[str, Any]) -> None:
@@ -41,6 +44,8 @@ def inspection(report: Mapping[str, Any]) -> None:
     rows.append(("official", _official(report["official"])))
     rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
     out.print(pairs(rows))
+    if report.get("inferred", {}).get("fields"):
+        _inferred(report["inferred"])
     if report["missing"]:
         out.print("\n[bold]Missing: nothing in the file gives it[/bold]")
         rows = [
@@ -58,6 +63,43 @@ def inspection(report: Mapping[str, Any]) -> None:
     if report["odd"]:
         out.print("\n[bold]Odd, or worth a look[/bold]")
         out.print(pairs(("  -", what) for what in report["odd"]))
+
+
+def _inferred(inferred: Mapping[str, Any]) -> None:
+    """Print what an experiment found: for each field the decision and the best candidates."""
+    out = console()
+    out.print("\n[bold]Found by experiment[/bold]")
+    if inferred["images"]:
+        out.print(
+            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each with a"
+            f" mask of its own, run by {markup(inferred['framework'])}; the loss on removed patches"
+            " is relative to that of one colour"
+        )
+    for name, found in inferred["fields"].items():
+        value = markup(plain(found["value"])) if found["decided"] else "[yellow]undecided[/yellow]"
+        by = f" by {markup(found['method'])}" if found["method"] else ""
+        confidence = found["confidence"]
+        sure = "" if confidence is None else f"; confidence of the losses {confidence:.3f}"
+        out.print(f"  {markup(name)}: {value}{by} ({markup(found['reason'])}{sure})")
+        if found["candidates"]:
+            out.print(_candidates(found["candidates"]))
+
+
+def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return a table of the best candidates and, where there are more, how many."""
+    columns = [
+        (head, key)
+        for head, key in (("loss", "loss"), ("weights", "structure"))
+        if any(candidate[key] is not None for candidate in candidates)
+    ]
+    heads = [head for head, _ in columns]
+    grid = table("    value", *heads, right=heads)
+    for candidate in candidates[:MOST_CANDIDATES]:
+        numbers = ("" if candidate[k] is None else f"{candidate[k]:.4g}" for _, k in columns)
+        grid.add_row(f"    {markup(plain(candidate['value']))}", *numbers)
+    if len(candidates) > MOST_CANDIDATES:
+        grid.add_row(f"    and {len(candidates) - MOST_CANDIDATES} more (--json has them)")
+    return grid
 
 
 def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:

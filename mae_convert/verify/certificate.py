@@ -214,6 +214,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "effects": dict(verdict.effects),
         "not_compared": list(verdict.not_compared),
         "assumptions": list(verdict.assumptions),
+        **({"inferred": verdict.inferred} if verdict.inferred else {}),
         "environment": environment(),
         "source_trace": {
             **_without_path(source.description),

@@ -98,6 +98,7 @@ class Verdict:
             then not proven: who writes a certificate can write the results of any model into it.
         assumptions: what is assumed on a side and changes the function, as
             `mae_convert.verify.assumptions.assumptions` returns it.
+        inferred: the evidence of an experiment that gave fields of the source, or None.
     """
 
     passed: bool
@@ -112,6 +113,7 @@ class Verdict:
     not_compared: tuple[str, ...] = ()
     replayed: bool = False
     assumptions: tuple[Mapping[str, Any], ...] = ()
+    inferred: Mapping[str, Any] | None = None
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""

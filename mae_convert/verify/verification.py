@@ -146,7 +146,8 @@ def run_verification(
         alone = replace(request, dtypes=("float64",), gradients=False)
         runs.append(Run(_runnable(unrounded, side_a), side_a, alone, unrounded is a))
     traces = run_together(runs, inputs)
-    verdict = replace(judge(*traces[:2]), steps=steps)
+    inferred = a.configuration.inferred
+    verdict = replace(judge(*traces[:2]), steps=steps, inferred=inferred)
     if len(traces) > 2:
         verdict = replace(verdict, effects=effects(traces[2], traces[0]))
     done = Verification(verdict, inputs, tuple(traces[:2]))

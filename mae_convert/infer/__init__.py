@@ -1,0 +1,28 @@
+"""Find by experiment what no tensor specifies: heads, the target of the loss, pixel statistics.
+
+Two kinds of evidence, which need nothing but the trained weights and some images:
+
+- `head_structure`: training couples the channels of one attention head and no others, which shows
+  in the products of the query and key matrices.
+- `reconstruction`: a model that is run as it was trained reconstructs images best.
+
+Each is a statistical test with a stated confidence; where the tests do not decide, neither do we.
+"""
+
+from mae_convert.infer.decision import Candidate, Decision, Inference
+from mae_convert.infer.experiment import (
+    InferenceOptions,
+    infer,
+    with_inferred,
+    with_inferred_of,
+)
+
+__all__ = [
+    "Candidate",
+    "Decision",
+    "Inference",
+    "InferenceOptions",
+    "infer",
+    "with_inferred",
+    "with_inferred_of",
+]

@@ -1,0 +1,91 @@
+"""What an experiment found about a field: its candidates, and whether one is significant."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SIGNIFICANT = 0.99
+"""Share of bootstrap samples in which a candidate must be the best one."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A value that a field may have, and how well it fits.
+
+    Attributes:
+        value: the value.
+        loss: mean reconstruction loss on removed patches, relative to that of filling each image
+            in one colour (below 1 is better than that); None where no model was run.
+        structure: of a number of heads, the log-likelihood ratio of `head_structure`; else None.
+    """
+
+    value: Any
+    loss: float | None = None
+    structure: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The result for one field of the configuration.
+
+    Attributes:
+        field: the field.
+        value: the value that was decided, or None: undecided.
+        confidence: the share of bootstrap samples in which the best candidate wins against every
+            other one; None where images decided nothing.
+        method: what decided: "reconstruction", "weights" or both joined by " and "; "" if nothing.
+        reason: why, in a sentence without its end.
+        candidates: what was tried, the best first.
+    """
+
+    field: str
+    value: Any
+    confidence: float | None
+    method: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """All decisions of an experiment, and what it was made on.
+
+    Attributes:
+        decisions: field → decision, for every field that the file does not specify.
+        images: how many images were shown to the model; 0 if it was not run.
+        masks: how many crops of each image with a mask of its own.
+        framework: what ran the model, or "".
+    """
+
+    decisions: Mapping[str, Decision]
+    images: int = 0
+    masks: int = 0
+    framework: str = ""
+
+    def decided(self) -> dict[str, Any]:
+        """Return field → value of those that were decided."""
+        return {name: d.value for name, d in self.decisions.items() if d.decided}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the evidence as plain data, for ``--json``, records and certificates."""
+        return {
+            "images": self.images,
+            "masks_per_image": self.masks,
+            "framework": self.framework,
+            "fields": {
+                name: {**asdict(decision), "decided": decision.decided}
+                for name, decision in self.decisions.items()
+            },
+        }
+
+    def source_of(self, name: str) -> str:
+        """Return where a decided value comes from, for a person."""
+        decision = self.decisions[name]
+        by_loss = "reconstruction" in decision.method and decision.confidence is not None
+        confidence = f", confidence {decision.confidence:.3f}" if by_loss else ""
+        return f"experiment ({decision.method}{confidence})"

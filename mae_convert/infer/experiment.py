@@ -1,0 +1,157 @@
+"""The experiment: which fields are open, and what the weights and the images say about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.errors import ConfigurationError
+from mae_convert.evidence import PREPROCESSING
+from mae_convert.image_files import images_in, open_image
+from mae_convert.infer.decision import Decision, Inference
+from mae_convert.infer.grid import grid_decision
+from mae_convert.infer.head_structure import HeadStructure, head_structure
+from mae_convert.infer.losses import make_crops
+from mae_convert.infer.search import HEADS, Search, heads_decision
+from mae_convert.preprocessing import MODES
+
+EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
+FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)
+FEWEST_IMAGES = 3
+"""With fewer, chance differences between images cannot be told from differences of candidates."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How the experiment is made.
+
+    Attributes:
+        images: a folder of images like those of training; default: four photographs.
+        framework: "torch", "tensorflow" or "jax"; "" runs no model and uses the weights alone.
+        device: where the model runs; default: the CPU.
+        crops: how many crops of each image, each with a mask of its own.
+        seed: of crops, masks and bootstrap.
+    """
+
+    images: Path | None = None
+    framework: str = "torch"
+    device: str | None = None
+    crops: int = 32
+    seed: int = 0
+
+
+def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> Inference:
+    """Find by experiment the fields that a checkpoint does not specify.
+
+    Args:
+        checkpoint: opened with ``incomplete=True``; fields that are missing or assumed are tried.
+        options: images, and what runs the model.
+
+    Raises:
+        ConfigurationError: the images are too few.
+        MaeConvertError: an image cannot be read, or the model cannot be run.
+    """
+    options = options or InferenceOptions()
+    images = _images(options)
+    wanted = open_fields(checkpoint)
+    structures = {name: structure_of(checkpoint, name) for name in HEADS if name in wanted}
+    grid: dict[str, Decision] = {}
+    if "image_size" in wanted:
+        grid["image_size"] = grid_decision(checkpoint)
+        if grid["image_size"].decided:
+            size = {"image_size": grid["image_size"].value}
+            checkpoint = checkpoint.specified(size, "experiment")
+    if not wanted:
+        return Inference({})
+    if reason := _why_not_run(checkpoint, options):
+        return Inference(_without_model(wanted, structures, reason) | grid)
+    model = checkpoint.configuration.model
+    crops = make_crops(images, model, crops=options.crops, seed=options.seed)
+    search = Search(checkpoint, structures, wanted, crops, options.framework, options.device)
+    return Inference(search.run() | grid, len(images), options.crops, options.framework)
+
+
+def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the fields that an experiment may find: missing from the file, or only assumed."""
+    configuration = checkpoint.configuration
+    missing = {missing.field for missing in configuration.missing}
+    return tuple(name for name in FIELDS if name in missing | set(configuration.assumptions))
+
+
+def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
+    """Return the checkpoint with everything that was decided, and the experiment as its source."""
+    for name, value in inference.decided().items():
+        checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
+    configuration, decisions = checkpoint.configuration, inference.decisions
+    missing = tuple(
+        replace(entry, reason=f"{entry.reason}; --infer is undecided: {found.reason}")
+        if (found := decisions.get(entry.field))
+        else entry
+        for entry in configuration.missing
+    )
+    evidence = inference.as_json() if decisions else None
+    configuration = replace(configuration, missing=missing, inferred=evidence)
+    return replace(checkpoint, configuration=configuration)
+
+
+def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
+    """Return a target with the fields that it lacks or assumes as they were found on a source."""
+    decided = inference.decided()
+    for name in open_fields(target):
+        if name in decided:
+            where = f"{inference.source_of(name)} on {source.name}"
+            target = target.specified({name: decided[name]}, where)
+    return target
+
+
+def structure_of(checkpoint: Checkpoint, name: str) -> HeadStructure:
+    """Return what the attention weights of the encoder or the decoder show about their heads."""
+    part = "decoder" if name.startswith("decoder") else "encoder"
+    model = checkpoint.configuration.model
+    count = model.decoder_num_hidden_layers if part == "decoder" else model.num_hidden_layers
+
+    def query_and_key(index: int) -> tuple[np.ndarray, np.ndarray]:
+        layer = f"{part}.blocks.{index}.attention"
+        query, key = (checkpoint.tensors[f"{layer}.{which}.weight"].load() for which in "qk")
+        return query.astype(np.float32), key.astype(np.float32)
+
+    return head_structure([partial(query_and_key, index) for index in range(count)])
+
+
+def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
+    """Return why no model can be run, in words; "" if one can."""
+    channels = checkpoint.configuration.model.num_channels
+    if checkpoint.task != "pretrain":
+        return f"without a decoder (task {checkpoint.task}) no image can be reconstructed"
+    if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
+        return "the shape of the grid of patches is undecided"
+    if channels not in MODES:
+        return f"images do not have {channels} channels"
+    return "" if options.framework else "no framework is installed"
+
+
+def _images(options: InferenceOptions) -> list[Image.Image]:
+    folder = options.images or EMBEDDED_IMAGES
+    images = [open_image(path) for path in images_in(folder)]
+    if len(images) < FEWEST_IMAGES:
+        raise ConfigurationError(
+            f"{folder} holds {len(images)} images, and the experiment needs at least"
+            f" {FEWEST_IMAGES}; add images like those that the model was trained on"
+        )
+    return images
+
+
+def _without_model(
+    wanted: Sequence[str], structures: Mapping[str, HeadStructure], reason: str
+) -> dict[str, Decision]:
+    return {
+        name: heads_decision(name, structures[name], {}, None, reason)
+        if name in structures
+        else Decision(name, None, None, "", reason, ())
+        for name in wanted
+        if name != "image_size"
+    }

@@ -1,0 +1,75 @@
+"""The shape of the grid of patches, from learned position embeddings.
+
+Embeddings of neighbouring patches are alike. In a grid of the right shape that holds for the
+neighbours above and below, which are one row apart in the sequence, and not across the ends of
+rows.
+"""
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision
+
+MOST_ELONGATED = 32
+SAMPLES = 500
+NAME = "encoder.position_embedding"
+
+
+def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
+    """Return the decision on ``image_size``, height and width in pixels.
+
+    The confidence is the share of bootstrap samples, over rows of the table, in which the best
+    shape of the grid has more alike neighbours than every other.
+    """
+    model = checkpoint.configuration.model
+    table = checkpoint.tensors[NAME].load()[0, -model.num_patches :].astype(np.float64)
+    centred = table - table.mean(0)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    similarity = (centred / np.maximum(norms, 1e-12)) @ (centred / np.maximum(norms, 1e-12)).T
+    shapes = _shapes(model.num_patches)
+    per_patch = np.stack([_alike(similarity, *shape) for shape in shapes])
+    best = int(per_patch.mean(1).argmax())
+    generator = np.random.Generator(np.random.Philox(seed))
+    chosen = generator.integers(model.num_patches, size=(SAMPLES, model.num_patches))
+    means = per_patch[:, chosen].mean(2)  # (shapes, samples)
+    others = np.delete(means, best, axis=0)
+    confidence = float((means[best] > others).mean(1).min()) if len(others) else 1.0
+    height, width = model.patch_hw
+    sizes = [(rows * height, columns * width) for rows, columns in shapes]
+    order = np.argsort(-per_patch.mean(1))
+    candidates = tuple(
+        Candidate(sizes[i], structure=round(float(per_patch[i].mean()), 4)) for i in order
+    )
+    decided = confidence >= SIGNIFICANT
+    reason = (
+        "neighbours of a grid of this shape have significantly more similar position embeddings"
+        if decided
+        else "no shape of the grid fits the position embeddings significantly better than others"
+    )
+    return Decision(
+        "image_size",
+        sizes[best] if decided else None,
+        confidence,
+        "weights" if decided else "",
+        reason,
+        candidates,
+    )
+
+
+def _shapes(patches: int) -> list[tuple[int, int]]:
+    """Return the possible rows and columns of a grid."""
+    pairs = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
+    return [pair for pair in pairs if max(pair) <= MOST_ELONGATED * min(pair)]
+
+
+def _alike(similarity: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return each patch's mean similarity with its neighbours in a grid, (patches,)."""
+    number = np.arange(rows * columns).reshape(rows, columns)
+    total, count = np.zeros(rows * columns), np.zeros(rows * columns)
+    pairs = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
+    for first, second in ((a.ravel(), b.ravel()) for a, b in pairs):
+        for one, other in ((first, second), (second, first)):
+            total[one] += similarity[one, other]
+            count[one] += 1
+    alike: np.ndarray = total / np.maximum(count, 1)
+    return alike

@@ -1,0 +1,264 @@
+"""Try values of a configuration on a trained model, and decide by its reconstruction losses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint import Checkpoint
+from mae_convert.evidence import PREPROCESSING
+from mae_convert.infer.bootstrap import wins
+from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision
+from mae_convert.infer.head_structure import HeadStructure
+from mae_convert.infer.losses import Crops, Losses, Runner
+
+HEADS = ("num_attention_heads", "decoder_num_attention_heads")
+STATISTICS = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # ViT of Google
+    ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # pixels from 0 to 1
+)
+"""Image mean and standard deviation that models are commonly trained with."""
+SCREENING_CROPS = 4
+MOST_PAIRS = 64
+"""So many pairs of head counts are all tried; of more, encoder and decoder in alternation."""
+COMMON_HEADS = 8
+"""Where the alternation begins."""
+BEST = "fits significantly better than every other candidate"
+NONE = "no candidate fits significantly better than every other"
+
+Pair = tuple[int, int]
+"""Numbers of heads of the encoder and of the decoder."""
+
+
+def heads_decision(
+    name: str,
+    structure: HeadStructure,
+    losses: Mapping[int, np.ndarray],
+    confidence: float | None,
+    reason: str = "",
+) -> Decision:
+    """Return the decision on a number of heads by its two kinds of evidence.
+
+    Args:
+        name: the field.
+        structure: what the weights show.
+        losses: number of heads → relative losses (images, crops); empty if no model was run.
+        confidence: that the lowest mean loss is the lowest; None if losses decide nothing.
+        reason: why no model was run, or why losses decide nothing.
+    """
+    means = {heads: float(values.mean()) for heads, values in losses.items()}
+    significant = confidence is not None and confidence >= SIGNIFICANT
+    found = {
+        "reconstruction": min(means, key=means.__getitem__) if means and significant else None,
+        "weights": structure.best if structure.decided else None,
+    }
+    candidates = tuple(
+        Candidate(heads, means.get(heads), round(structure.scores[heads], 2))
+        for heads in sorted(structure.scores, key=lambda h: (means.get(h, 0), -structure.scores[h]))
+    )
+    methods = [method for method, value in found.items() if value is not None]
+    values = {found[method] for method in methods}
+    if len(values) == 1:
+        return Decision(name, values.pop(), confidence, " and ".join(methods), BEST, candidates)
+    if values:
+        reason = f"the weights show {found['weights']}, the images {found['reconstruction']}"
+    elif reason:
+        reason += ", and the weights show no significant structure"
+    return Decision(name, None, confidence, "", reason or NONE, candidates)
+
+
+@dataclass
+class Search:
+    """Runs of one checkpoint's weights with the values that are tried.
+
+    Attributes:
+        checkpoint: with a grid that is known.
+        structures: what the weights show, for the numbers of heads that are wanted.
+        wanted: the fields to decide.
+        crops: what the model is shown.
+        framework: "torch", "tensorflow" or "jax".
+        device: where the model runs; None is the CPU.
+    """
+
+    checkpoint: Checkpoint
+    structures: Mapping[str, HeadStructure]
+    wanted: Sequence[str]
+    crops: Crops
+    framework: str
+    device: str | None
+    runner: Runner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runner = Runner(self.framework, self.device)
+
+    def run(self) -> dict[str, Decision]:
+        """Return the decisions on the wanted fields, but for the grid."""
+        screened = self._screen()
+        target = self._target(screened)
+        best = min(screened, key=lambda pair: _mean(screened[pair], target))
+        unfit = _why_unfit(screened[best], target)
+        losses = screened if unfit else self._around(best, target)
+        decisions = {
+            name: self._heads(name, index, best, losses, target, unfit)
+            for index, name in enumerate(HEADS)
+            if name in self.wanted
+        }
+        if "norm_pix_loss" in self.wanted:
+            decisions["norm_pix_loss"] = _norm_pix_loss(losses[best], unfit)
+        if set(PREPROCESSING) & set(self.wanted):
+            decisions |= self._statistics(best, target, unfit)
+        return decisions
+
+    def _screen(self) -> dict[Pair, Losses]:
+        """Return losses on few crops: of every pair of heads, or of many in alternation."""
+        few = self.crops.first(SCREENING_CROPS)
+        encoder, decoder = (self._heads_to_try(name) for name in HEADS)
+        pairs = list(product(encoder, decoder))
+        if len(pairs) <= MOST_PAIRS:
+            return {pair: self._losses(pair, few) for pair in pairs}
+        found: dict[Pair, Losses] = {}
+        best, before = (_nearest(encoder, COMMON_HEADS), _nearest(decoder, COMMON_HEADS)), None
+        while best != before:
+            before = best
+            for row in ([(h, best[1]) for h in encoder], [(best[0], h) for h in decoder]):
+                found |= {pair: self._losses(pair, few) for pair in row if pair not in found}
+                target = self._target(found)
+                best = min(found, key=lambda pair: _mean(found[pair], target))
+        return found
+
+    def _heads_to_try(self, name: str) -> list[int]:
+        if name not in self.structures:
+            return [getattr(self.checkpoint.configuration.model, name)]
+        structure = self.structures[name]
+        return [structure.best] if structure.decided else sorted(structure.scores)
+
+    def _losses(self, pair: Pair, crops: Crops) -> Losses:
+        return self.runner.losses(self._with_heads(pair), crops)
+
+    def _with_heads(self, pair: Pair) -> Checkpoint:
+        return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
+
+    def _target(self, losses: Mapping[Pair, Losses]) -> bool:
+        """Return whether predictions fit normalised pixels better than pixels."""
+        if "norm_pix_loss" not in self.wanted:
+            return self.checkpoint.configuration.model.norm_pix_loss
+        lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
+        return lowest[True] < lowest[False]
+
+    def _around(self, best: Pair, target: bool) -> dict[Pair, Losses]:
+        """Return losses of the best pair and of those with one other number.
+
+        Few crops are enough for a pair that loses in every bootstrap sample; the others are run on
+        all crops.
+        """
+        others = [
+            (heads, best[1]) if index == 0 else (best[0], heads)
+            for index, name in enumerate(HEADS)
+            if name in self.structures
+            for heads in self.structures[name].scores
+            if heads != best[index]
+        ]
+        few = self.crops.first(SCREENING_CROPS)
+        found = {pair: self._losses(pair, few) for pair in (best, *others)}
+        lowest = found[best].relative(norm_pix_loss=target)
+        near = [
+            pair
+            for pair in others
+            if wins(lowest, found[pair].relative(norm_pix_loss=target)[None]) < 1
+        ]
+        return found | {pair: self._losses(pair, self.crops) for pair in (best, *near)}
+
+    def _heads(
+        self,
+        name: str,
+        index: int,
+        best: Pair,
+        losses: Mapping[Pair, Losses],
+        target: bool,
+        unfit: str,
+    ) -> Decision:
+        """Return the decision on one number of heads, the other being the best one."""
+        relative = {
+            pair[index]: found.relative(norm_pix_loss=target)
+            for pair, found in losses.items()
+            if pair[1 - index] == best[1 - index]
+        }
+        confidence = None if unfit else _confidence(relative)
+        return heads_decision(name, self.structures[name], relative, confidence, unfit)
+
+    def _statistics(self, pair: Pair, target: bool, unfit: str) -> dict[str, Decision]:
+        """Return the decisions on image mean and standard deviation, of known sets."""
+        tried = self._with_heads(pair)
+        configuration = tried.configuration
+        now = configuration.image_mean, configuration.image_std
+        known = [one for one in STATISTICS if len(one[0]) == configuration.model.num_channels]
+        crops = self.crops.first(SCREENING_CROPS) if unfit else self.crops
+        losses = {}
+        for mean, std in dict.fromkeys((now, *known)):
+            changed = replace(configuration, image_mean=mean, image_std=std)
+            found = self.runner.losses(replace(tried, configuration=changed), crops)
+            losses[mean, std] = found.relative(norm_pix_loss=target)
+        ordered = sorted(losses, key=lambda one: losses[one].mean())
+        confidence = None if unfit or len(losses) == 1 else _confidence(losses)
+        decided = confidence is not None and confidence >= SIGNIFICANT
+        return {
+            name: Decision(
+                name,
+                ordered[0][index] if decided else None,
+                confidence,
+                "reconstruction" if decided else "",
+                BEST if decided else unfit or NONE,
+                tuple(Candidate(one[index], float(losses[one].mean())) for one in ordered),
+            )
+            for index, name in enumerate(PREPROCESSING)
+            if name in self.wanted
+        }
+
+
+def _norm_pix_loss(losses: Losses, unfit: str) -> Decision:
+    """Return the decision on the target of the loss: pixels, or pixels normalised in each patch."""
+    relative = {value: losses.relative(norm_pix_loss=value) for value in (False, True)}
+    best = min(relative, key=lambda value: relative[value].mean())
+    confidence = None if unfit else _confidence(relative)
+    decided = confidence is not None and confidence >= SIGNIFICANT
+    return Decision(
+        "norm_pix_loss",
+        best if decided else None,
+        confidence,
+        "reconstruction" if decided else "",
+        BEST if decided else unfit or NONE,
+        tuple(Candidate(v, float(relative[v].mean())) for v in (best, not best)),
+    )
+
+
+def _why_unfit(losses: Losses, target: bool) -> str:
+    """Return why the model reconstructs too badly to decide anything; "" if it does not."""
+    constant = losses.zero if target else losses.one_colour
+    relative = losses.relative(norm_pix_loss=target)
+    if wins(relative, (constant / constant.mean())[None]) >= SIGNIFICANT:
+        return ""
+    return (
+        "with no candidate are these images reconstructed significantly better than by one colour"
+        " (untrained weights, or images unlike those of training)"
+    )
+
+
+def _confidence(losses: Mapping[Any, np.ndarray]) -> float:
+    """Return how surely the candidate with the lowest mean loss beats every other one."""
+    best = min(losses, key=lambda value: losses[value].mean())
+    others = (values for value, values in losses.items() if value != best)
+    return min(
+        (wins(losses[best][:, : other.shape[1]], other[None]) for other in others), default=1.0
+    )
+
+
+def _mean(losses: Losses, target: bool) -> float:
+    return float(losses.relative(norm_pix_loss=target).mean())
+
+
+def _nearest(candidates: Sequence[int], wanted: int) -> int:
+    return min(candidates, key=lambda heads: abs(heads - wanted))
