@@ -48,7 +48,7 @@ def with_config(model: Any, config: ViTMAEConfig) -> Any:
     Raises:
         RuntimeError: the parameters have other names or shapes.
     """
-    with nothing_drawn():
+    with WithoutValues():
         other = type(model)(config)
     other.load_state_dict(model.state_dict(), strict=True, assign=True)
     return other.eval()
