@@ -16,6 +16,9 @@ CALLS = {
     ("trace", "inputs", "seed"): "a b --inputs i.npz --seed 0",
     ("trace", "inputs", "batch"): "a b --inputs i.npz --batch 4",
     ("trace", "unmasked", "mask_ratio"): "a b --unmasked --mask-ratio 0.5",
+    ("trace", "framework", "mode"): "a b --framework torch --mode xla",
+    ("verify", "framework_a", "mode_a"): "a b --framework-a timm --mode-a xla",
+    ("verify", "framework_b", "mode_b"): "a b --framework-b transformers --mode-b xla",
     ("verify", "inputs", "images"): "a b --inputs i.npz --images d",
     ("verify", "inputs", "seed"): "a b --inputs i.npz --seed 0",
     ("verify", "inputs", "batch"): "a b --inputs i.npz --batch 4",
@@ -62,6 +65,7 @@ CALLS = {
 }
 ALLOWED = {
     "convert": "a b --to keras --task classify --num-labels 10",
+    "verify": "a b --framework-a jax --mode-a xla --framework-b torch --mode-b compiled",
     "trace": "a b --images d --seed 3 --batch 4 --mask-ratio 0.5",
     "reconstruct": "a i.png -o o.png -o o.gif --mask block --seed 1 --mask-ratio 0.5",
     "sweep": "p.yaml --to timm --set dtype=float16 --engine ray --address head:6379",

@@ -41,6 +41,18 @@ def _sets(name: str) -> Callable[[Values], bool]:
     return lambda values: any(t.partition("=")[0] == name for t in values["assignments"])
 
 
+def _no_xla(framework: str, mode: str) -> Conflict:
+    """Return the row for a framework that runs PyTorch and cannot be run by XLA here."""
+    option = f"--{mode.replace('_', '-')}"
+    return Conflict(
+        framework,
+        mode,
+        f"only TensorFlow and JAX are run by XLA here; PyTorch has {option} compiled",
+        lambda values: values[mode] == "xla" and values[framework] in WITHOUT_XLA,
+    )
+
+
+WITHOUT_XLA = ("torch", "transformers", "timm")
 INPUTS = (
     Conflict("inputs", "images", "both give the images; leave one out"),
     Conflict(
@@ -89,7 +101,11 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             lambda values: values["image_size"] is None,
         ),
     ),
-    "trace": (*INPUTS, Conflict("unmasked", "mask_ratio", NOTHING_MASKED)),
+    "trace": (
+        *INPUTS,
+        Conflict("unmasked", "mask_ratio", NOTHING_MASKED),
+        _no_xla("framework", "mode"),
+    ),
     "verify": (
         *INPUTS,
         *PUBLISHED,
@@ -100,6 +116,8 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             lambda values: values["b"] is None,
         ),
         Conflict("unmasked", "mask_ratio_of_run", NOTHING_MASKED),
+        _no_xla("framework_a", "mode_a"),
+        _no_xla("framework_b", "mode_b"),
     ),
     "reconstruct": (
         Conflict(
