@@ -50,7 +50,8 @@ def load_model(
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
             checkpoint, or a checkpoint that is open.
-        framework: "torch", or for the Keras 3 model "tensorflow" or "jax".
+        framework: "torch", or for the Keras 3 model "tensorflow" or "jax". Where Keras is not
+            imported yet, the environment variable KERAS_BACKEND, which it reads then, is set to it.
         task: "pretrain", "encoder" or "classify"; default: everything that is there.
         dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
             TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: that of the
