@@ -380,7 +380,8 @@ def environment_without(folder, *names):
     for entry in {entry for path in sys.path if path.endswith("site-packages")
                   for entry in Path(path).iterdir()}:  # fmt: skip
         package = entry.name.lower().partition("-")[0].partition(".")[0]
-        if package not in names and not (packages / entry.name).exists():
+        wanted = package not in names and entry.suffix != ".pth"  # which name other folders
+        if wanted and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
     (packages / "project.pth").write_text(f"{Path(__file__).resolve().parents[1]}\n")
     return folder / "bin" / "python"
