@@ -208,7 +208,7 @@ def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_pa
     row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", said))
     assert row.error.startswith("memory://bucket/short.pth is truncated or damaged")
     row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
-    assert row.error.startswith("memory://bucket/whole.pth: nothing in the file tells the number")
+    assert row.error.startswith("memory://bucket/whole.pth: nothing in the file gives the number")
     row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", said))
     assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
     assert set(row.target_version) == {

@@ -75,8 +75,18 @@ PUBLISHED = tuple(
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),
         *("seed", "batch", "unmasked", "gradients", "require_proof", "state_key", "use_infer"),
-        *("framework_b", "device_b", "python_b", "mode_b"),
+        *("framework_b", "device_b", "python_b", "mode_b", "task"),
     )
+)
+# With one checkpoint its certificate is replayed, which has its own inputs and its own task.
+REPLAYED = tuple(
+    Conflict(
+        name,
+        None,
+        "is for two checkpoints, and only A is given; give B too, or leave it out",
+        lambda values: values["b"] is None and values["published"] is None,
+    )
+    for name in ("task", "use_infer", "state_key")
 )
 BANDS = Conflict(
     "bands",
@@ -109,6 +119,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
     "verify": (
         *INPUTS,
         *PUBLISHED,
+        *REPLAYED,
         Conflict(
             "use_infer",
             None,

@@ -211,13 +211,9 @@ def verify(
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
-        if task is not None:
-            raise click.UsageError("--published takes no --task")
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
-    if task is not None and b is None:
-        raise click.UsageError("--task is about two checkpoints; a certificate tells its own")
     if certify and not isinstance(b, Path):
         raise click.UsageError("--certify puts a certificate beside B, a local path")
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
