@@ -22,6 +22,7 @@ TABLES = ("encoder.position_embedding", "decoder.position_embedding")
 # about 1 apart.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-3}
 LARGEST_TOLERANCE = 1e-2  # bfloat16
+LARGEST_COUNT = 1 << 16  # of patches; a table of more is not held against its many grids
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,22 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
     """Return the grid of one table, or None where it is not a fixed one. Reads the table."""
-    if count < 2 or table.shape != (1, 1 + count, table.shape[-1]) or table.shape[-1] < 4:
+    if (
+        not 2 <= count <= LARGEST_COUNT
+        or table.shape != (1, 1 + count, table.shape[-1])
+        or table.shape[-1] < 4
+    ):
         return None
     stored = table.load()[0, 1:].astype(np.float64)
     tolerance = TOLERANCE.get(str(table.dtype), LARGEST_TOLERANCE)
     if not _begins_fixed(stored, tolerance):
         return None
     for grid in grids(count):
+        last = _last_patch(stored.shape[-1], grid)
+        if not any(_equal(stored[-1], row, tolerance) for row in (last, _halves_exchanged(last))):
+            continue
         exact = sincos_position_embedding(stored.shape[-1], grid)[0, 1:]
-        if any(_equal(stored, table, tolerance) for table in (exact, _halves_exchanged(exact))):
+        if any(_equal(stored, rows, tolerance) for rows in (exact, _halves_exchanged(exact))):
             return grid
     return None
 
@@ -97,10 +105,19 @@ def _begins_fixed(stored: np.ndarray, tolerance: float) -> bool:
     return _equal(stored[:1], first, tolerance)
 
 
+def _last_patch(width: int, grid: Grid) -> np.ndarray:
+    """Return the last row (width,) of a fixed table, without making the rest of it."""
+    half = 2 * (width // 4)
+    column = sincos_position_embedding(width, (1, grid[1]))[0, -1]
+    row = sincos_position_embedding(width, (grid[0], 1))[0, -1]
+    return np.concatenate([column[:half], row[half:]])
+
+
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
     """Return a table whose first half gives the row, as mmpretrain and MoCo v3 make it."""
     half = 2 * (table.shape[-1] // 4)
-    return np.concatenate([table[:, half : 2 * half], table[:, :half], table[:, 2 * half :]], -1)
+    parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
+    return np.concatenate(parts, axis=-1)
 
 
 def _equal(stored: Any, exact: np.ndarray, tolerance: float) -> bool:

@@ -15,8 +15,10 @@ from mae_convert.in_memory import load_model, save_model
 from mae_convert.layouts import LAYOUTS
 from mae_convert.official_catalog import Official
 from mae_convert.planning import plan_conversion
+from mae_convert.publish.parity import in_short
 from mae_convert.verify.assumptions import assumptions
 from mae_convert.verify.judge import SPECIFIED, Verdict, proof
+from mae_convert.verify.page import page
 from mae_convert.verify.report import junit, markdown, text, verdict_json
 from mae_convert.verify.sides import Side
 from mae_convert.verify.summary import answer, headline
@@ -189,8 +191,12 @@ def test_every_form_of_a_verdict_states_its_assumptions():
     words = "assuming num_attention_heads 12 (official ViT-B/16 of the same shapes)"
     assert headline(verdict) == f"PASSED and proven, {words}"
     assert words in text(verdict)
-    done = SimpleNamespace(verdict=verdict)
-    assert words.replace("_", r"\_") in markdown(done) or words in markdown(done)
+    done = SimpleNamespace(verdict=verdict, traces=(), inputs={})
+    assert f"✅ PASSED and proven, {words}" in markdown(done)
+    assert f'<h1 class="ok">PASSED and proven, {words}</h1>' in page(done, {})
+    document = {"checks": [], "steps": [], "proven": True, "assumptions": [assumed]}
+    card = in_short(SimpleNamespace(certificate=SimpleNamespace(document=document)))
+    assert card.startswith(f"**Verified, {words}:**")
     assert "num_attention_heads 12 (official ViT-B/16" in junit(done)
     assert verdict_json(verdict)["assumptions"] == (assumed,)
     empty = Trace({"tensors": {}, "task": "encoder", "steps": [], "dtypes": []}, {})
