@@ -265,6 +265,7 @@ class Bench:
                     ours=None if loader_for(checkpoint, side.framework) else "our mapping tables",
                 ),
                 "dtypes": ["float64", "float32"],
+                "run_mask_ratio": checkpoint.configuration.model.mask_ratio,
             },
         )
 

@@ -63,7 +63,12 @@ def prepare(run: Run, folder: Path) -> Path:
         taps=True,
         gradients=False,
         mode="eager",
-        description={**description, "dtypes": list(DTYPES), "taps": True},
+        description={
+            **description,
+            "dtypes": list(DTYPES),
+            "taps": True,
+            "run_mask_ratio": run.mask_ratio,
+        },
     )
     job.save(folder / "job.json")
     return folder / "job.json"
