@@ -10,6 +10,9 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.heads import with_new_head
 
 CALLS = {
+    ("inspect", "images", None): "a --images d",
+    ("convert", "images", None): "a b --to keras --images d",
+    ("verify", "published", "use_infer"): "a --published p --infer",
     ("convert", "num_labels", "task"): "a b --to keras --task encoder --num-labels 10",
     ("convert", "sincos_positions", None): "a b --to keras --sincos-positions",
     ("trace", "inputs", "images"): "a b --inputs i.npz --images d",
