@@ -155,6 +155,7 @@ def inspected():
     from mae_convert.inspection import inspect
 
     report = inspect(open_checkpoint(DEMO / "checkpoint.pth"), stats=True)
+    report["stats"] = dict(list(report["stats"].items())[:2])
     report["ignored"] = {"optimizer": "24 tensors"}
     report["odd"] = ["something is odd"]
     report["family"] = {"certainty": "known", "name": "MAE", "because": "of its names",
@@ -349,6 +350,7 @@ def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json
 
 @pytest.fixture(scope="module")
 def trained():
+    from mae_convert.look.display import Display
     from mae_convert.look.reconstruction import Reconstruction
     from mae_convert.look.timeline import Point, Timeline
 
@@ -360,7 +362,8 @@ def trained():
     done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)})
     points = (Point("a-1.pth", 1, 0.7, (0.7,)), Point("a-2.pth", 2, 0.5, (0.5,)),
               Point("a-3.pth", 3, error="it is damaged"))  # fmt: skip
-    return Timeline(points, ("cat.jpg",), {1: done, 2: done}, configuration, 0.75)
+    shown, display = {1: done, 2: done}, Display(configuration, (0, 1, 2))
+    return Timeline(points, ("cat.jpg",), shown, configuration, 0.75, display)
 
 
 def hostile_timeline(trained, text):
