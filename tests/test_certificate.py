@@ -311,14 +311,14 @@ def pair(case, tmp_path):
 
 def meanwhile(monkeypatch, action):
     """Do something when everything was read and before the children open their files."""
-    start, actions = running._start_worker, [action]
+    start, actions = running._worker, [action]
 
     def later(*arguments):
         while actions:
             actions.pop()()
         return start(*arguments)
 
-    monkeypatch.setattr(running, "_start_worker", later)
+    monkeypatch.setattr(running, "_worker", later)
 
 
 def other_bytes(path):
