@@ -19,7 +19,7 @@ from attacks import passed_over as parts
 from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
 
-FILES = 400
+FILES = 250
 
 
 def spoil(value: object, *, tensors: bool, seen: set[int]) -> None:

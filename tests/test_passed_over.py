@@ -220,6 +220,12 @@ def test_the_settings_of_an_average_are_not_a_second_model(tmp_path: Path) -> No
     assert open_container(tmp_path / "x.pth").wrapper == "model"
 
 
+def test_settings_in_an_object_under_a_wrappers_name_are_not_weights(tmp_path, monkeypatch) -> None:
+    config = placed(monkeypatch, Config, "vendor.config.Config")(width=3)
+    torch.save({"model": config, "state_dict": MODEL}, tmp_path / "x.pth")
+    assert open_container(tmp_path / "x.pth").wrapper == "state_dict"
+
+
 MMENGINE = """
 # a comment
 model = dict(

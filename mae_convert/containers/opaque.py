@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mae_convert.containers.inert import Maker, NumpyArray, Opaque, Ordered, Record
-from mae_convert.containers.messages import shown
+from mae_convert.containers.messages import LONGEST_SHOWN, shown
 from mae_convert.containers.settings_objects import UNKNOWN, settings_in
 from mae_convert.containers.torch_types import REBUILDERS, Storage, StoredTensor, TensorPlace
 
@@ -109,9 +109,9 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
         yield from effects.replaced[id(item)][1]
 
 
-def holds_tensors(opaque: Opaque, effects: Effects) -> bool:
-    """Return whether an object was handed a tensor, directly or inside other values."""
-    return bool(reach([opaque], effects, calls_only=False).storages)
+def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
+    """Return the name of one of some objects that was handed a tensor; None if none was."""
+    return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
 
 
 def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
@@ -141,24 +141,28 @@ def _placed(place: str, item: Any) -> Iterator[tuple[str, object]]:
     pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
     for key, value in pairs:
         if not isinstance(value, str | int | float | bool | bytes | None):
-            yield f"{place}.{key}" if place else str(key), value
+            named = str(key)[:LONGEST_SHOWN]
+            yield (f"{place}.{named}" if place else named)[:LONGEST_SHOWN], value
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
     """Return the objects in a value that are not read, by place, each with a sentence on it."""
-    found = list(outermost(value))
-    shown_places = {
-        shown(place) or "the pickle": in_words(item) for place, item in found[:OUTERMOST_SHOWN]
-    }
-    if len(found) > OUTERMOST_SHOWN:
-        more = len(found) - OUTERMOST_SHOWN
-        shown_places[f"{more} more objects"] = "of types that are not read"
-    kept = {item.name for _, item in found if isinstance(item, Opaque)}
-    inner = [name for name in effects.names() if name not in kept]
+    places: dict[str, str] = {}
+    named: set[str] = set()
+    more = 0
+    for place, item in outermost(value):
+        if len(places) == OUTERMOST_SHOWN:
+            more += 1
+            continue
+        places[shown(place) or "the pickle"] = in_words(item)
+        named |= {item.name} if isinstance(item, Opaque) else set()
+    if more:
+        places["other places"] = f"{more} more objects of types that are not read"
+    inner = [name for name in effects.names() if name not in named]
     if inner:
         listed = ", ".join(map(shown, inner[:NAMES_SHOWN])) + ", …" * (len(inner) > NAMES_SHOWN)
-        shown_places["other names in the pickle"] = f"neither imported nor called: {listed}"
-    return shown_places
+        places["other names in the pickle"] = f"neither imported nor called: {listed}"
+    return places
 
 
 def in_words(item: Opaque | NumpyArray) -> str:

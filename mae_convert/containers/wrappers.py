@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_convert.containers.inert import Opaque, Ordered
 from mae_convert.containers.messages import GATHER, shown, would_run_code
-from mae_convert.containers.opaque import Effects, holds_tensors, reach
+from mae_convert.containers.opaque import Effects, holder_of_tensors, reach
 from mae_convert.containers.plain import describe
 from mae_convert.containers.torch_types import StoredTensor, TensorPlace
 from mae_convert.errors import CheckpointError
@@ -102,8 +102,9 @@ def select_model(
             "write them with torch.save({'model': model.state_dict()}, ...)"
         )
     holders = dict(_holders(value))
-    hidden = dict(_hidden(value, effects or Effects()))
-    place = _chosen(path, value, holders, hidden, state_key)
+    hidden = dict(_hidden(value))
+    effects = effects or Effects()
+    place = _chosen(path, value, holders, hidden, effects, state_key)
     model = holders[place]
     if not all(isinstance(name, str) for name in model):
         raise CheckpointError(f"{path} names some of its tensors by what is not text")
@@ -115,7 +116,7 @@ def select_model(
         attributes=model.attributes if isinstance(model, Ordered) else {},
         around=tuple(_around(value, place)),
     )
-    _check_untouched(path, selection, effects or Effects())
+    _check_untouched(path, selection, effects)
     return selection
 
 
@@ -126,23 +127,22 @@ def _around(value: Mapping, place: Place) -> Iterator[Mapping]:
         yield value
 
 
-def _hidden(value: Mapping, effects: Effects) -> Iterator[tuple[Place, Opaque]]:
-    """Yield the objects that hold tensors, or are where a model may be, and are not read."""
+def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
+    """Yield the objects that are not read where a model may be, and where they stand."""
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
-        items = [
-            ((*place, key), item)
-            for place, mapping in level
-            for key, item in mapping.items()
-            if isinstance(key, str)
-        ]
-        for place, item in items:
-            if isinstance(item, Opaque) and (place[-1] in WRAPPERS or holds_tensors(item, effects)):
-                yield place, item
-        level = [(place, item) for place, item in items if isinstance(item, Mapping)]
-        level = [(place, item) for place, item in level if id(item) not in seen]
-        seen.update(id(item) for _, item in level)
+        below: list[tuple[Place, Mapping]] = []
+        for place, mapping in level:
+            for key, item in mapping.items():
+                if not isinstance(key, str):
+                    continue
+                if isinstance(item, Opaque):
+                    yield (*place, key), item
+                elif isinstance(item, Mapping) and id(item) not in seen:
+                    seen.add(id(item))
+                    below.append(((*place, key), item))
+        level = below
 
 
 SHADOWED = frozenset(dir(dict)) | {"move_to_end"}
@@ -224,6 +224,7 @@ def _chosen(
     value: Mapping,
     holders: Mapping[Place, Mapping],
     hidden: Mapping[Place, Opaque],
+    effects: Effects,
     state_key: str | None,
 ) -> Place:
     """Return where the model stands: at the key that was said, or at the only one it can be."""
@@ -233,17 +234,29 @@ def _chosen(
         places = [place for place in holders if len(place) == depth]
         possible = [p for p in places if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
         possible += [p for p in holders if len(p) > depth > 0 and _is_other(p[:1], holders[p])]
-        unread = [p for p in hidden if 0 < len(p) <= max(depth, 1) and p[-1] in WRAPPERS]
+        unread = _unread(hidden, effects, max(depth, 1))
         if len(possible) == 1 and not unread and (not possible[0] or possible[0][-1] in WRAPPERS):
             return possible[0]
         if possible:
-            raise _undecided(path, value, possible, [hidden[place] for place in unread])
-    if hidden:
-        raise would_run_code(path, next(iter(hidden.values())).name)
+            raise _undecided(path, value, possible, unread)
+    if name := holder_of_tensors(hidden.values(), effects):
+        raise would_run_code(path, name)
+    if place := next((place for place in hidden if place[-1] in WRAPPERS), None):
+        raise would_run_code(path, hidden[place].name)
     raise CheckpointError(
         f"{path} has no tensors at its top level or under {', '.join(WRAPPERS)}"
         f"{_keys(value, holders)}"
     )
+
+
+def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
+    """Return objects with tensors that are not read and stand where a model is looked for."""
+    found = [item for place, item in hidden.items() if _may_be_model(place, depth)]
+    return [item for item in found[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
+
+
+def _may_be_model(place: Place, depth: int) -> bool:
+    return len(place) <= depth and place[-1] in WRAPPERS
 
 
 def _is_other(place: Place, mapping: Mapping) -> bool:

@@ -273,6 +273,19 @@ OTHERWISE = {
     + b".",
 }
 
+LONG = b"](" + b"M\x01\x00" * 10_000 + b"e"
+ENDLESS = {
+    "1,000 objects that share a list, and no weights": b"\x80\x04"
+    + memoised(OTHER, LONG)
+    + b"0}("
+    + b"".join(text(f"k{n}") + NEW + get(OTHER) + b"b" for n in range(1_000))
+    + b"u.",
+    "an object under 3,000 long keys": checkpoint(
+        extra=(b"}" + text("k" * 1000)) * 3_000 + NEW + b"s" * 3_000,
+        model=mapping(a=tensor(), b=NEW),
+    ),
+}
+
 for _title, _cases in {
     "the weights are": {name: checkpoint(model) for name, model in INSIDE.items()},
     "a tensor": {name: checkpoint(mapping(a=tensor(), b=extra)) for name, extra in AMONG.items()},
@@ -283,6 +296,7 @@ for _title, _cases in {
         name: checkpoint(model, extra) for name, (model, extra) in HANDED.items()
     },
     "hidden:": OTHERWISE,
+    "endless:": ENDLESS,
 }.items():
     attacks("pth", {f"{_title} {name}": data for name, data in _cases.items()}, write)
 
@@ -319,5 +333,9 @@ BESIDE = {
     + text("|")
     + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89](NetS.".replace(b"S.", b"b"),
 }
+BESIDE["2,000 objects that share a list"] = (
+    memoised(OTHER, LONG) + b"0](" + (NEW + get(OTHER) + b"b") * 2_000 + b"e"
+)
+BESIDE["an object under 3,000 long keys"] = (b"}" + text("k" * 1000)) * 3_000 + NEW + b"s" * 3_000
 BESIDE_ALL = {"nothing": checkpoint(), **{n: checkpoint(extra=d) for n, d in BESIDE.items()}}
 benign("pth", {f"beside the weights: {name}": data for name, data in BESIDE_ALL.items()}, write)
