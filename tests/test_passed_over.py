@@ -284,3 +284,17 @@ def test_hyper_parameters_of_lightning_and_arguments_are_one_mapping(tmp_path: P
     opened = open_container(tmp_path / "x.ckpt")
     assert opened.training_args == {"heads": 3, "lr": 2}
     assert opened.ignored == {}
+
+
+@pytest.mark.slow
+def test_a_file_that_pytorch_refuses_is_verified_but_not_proven(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "data" / "golden" / "pretrain_tiny" / "checkpoint.pth"
+    model = torch.load(golden, weights_only=True)["model"]
+    torch.save({"model": model, "when": REAL["a time"]}, tmp_path / "a.pth")
+    heads = ("--num-heads", "4", "--decoder-num-heads", "3")
+    run("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "facebook", *heads)
+    verdict = run("verify", tmp_path / "a.pth", tmp_path / "b.safetensors", *heads)
+    assert (verdict["passed"], verdict["proven"]) == (True, False)
+    witness = verdict["witnesses"][0]
+    assert witness["native"] is False
+    assert "datetime.datetime" in str(witness)
