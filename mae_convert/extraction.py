@@ -9,6 +9,7 @@ between two tasks that are both complete.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from mae_convert import families
 from mae_convert.canonical import Shape
@@ -19,7 +20,7 @@ from mae_convert.prefixes import ANYWHERE, Stripped, as_stored, strippings, with
 from mae_convert.recognition import Reading, read_as, recognise, unexpected_names
 from mae_convert.unused import UNKNOWN, Unused, sort_unused
 
-MOST_PREFIXES = 16
+MOST_PREFIXES = 8
 """How many prefixes are tried for one layout: more than any file has models."""
 
 TASKS = ("pretrain", "classify", "encoder")
@@ -84,7 +85,7 @@ class Candidate:
         """Whether it is complete and nothing that it needs is left out."""
         return self.complete and not self.unused.needed
 
-    @property
+    @cached_property
     def used(self) -> frozenset[str]:
         """The stored names of its tensors."""
         return frozenset(self.stored[rule.external] for rule in self.reading.rules)
@@ -115,32 +116,32 @@ def recognise_model(
     Raises:
         LayoutError: no known layout fits, or what is meant is not certain.
     """
-    misfit = f"the tensors below {under} are not a complete model in any known layout"
     if under is None:
         try:
-            return _recognise_all(shapes, preferred)
+            return _recognise_all(shapes, preferred, explain=False)
         except UndecidedError:
             raise
-        except LayoutError as error:
-            misfit = str(error)
-    found = find_model(shapes, preferred, task, under)
-    if found is None:
-        raise LayoutError(misfit)
-    return found
+        except LayoutError:
+            pass  # explained below, if there is no model among the tensors either
+    if found := find_model(shapes, preferred, task, under):
+        return found
+    if under is None:
+        return _recognise_all(shapes, preferred, explain=True)
+    raise LayoutError(f"the tensors below {under} are not a complete model in any known layout")
 
 
 class UndecidedError(LayoutError):
     """There is a model, and what is to be read of it is not specified, or not there."""
 
 
-def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None) -> Found:
+def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explain: bool) -> Found:
     """Return how the tensors read if every one of them belongs to the model.
 
     Raises:
         LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
     """
     try:
-        return Found(*recognise(shapes, preferred), as_stored(shapes), {})
+        return Found(*recognise(shapes, preferred, explain=explain), as_stored(shapes), {})
     except LayoutError as error:
         misfit = str(error)
     for ways in strippings(shapes):
@@ -148,7 +149,8 @@ def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None) -> Found:
         for way in ways:
             stripped = {name: shapes[stored] for name, stored in way.stored.items()}
             try:
-                fitting.append(Found(*recognise(stripped, preferred), way, {}))
+                read = recognise(stripped, preferred, explain=explain and way.foreign)
+                fitting.append(Found(*read, way, {}))
             except LayoutError as error:
                 if way.foreign:
                     misfit = f"without the prefix {way.said()}: {error}"
@@ -266,13 +268,17 @@ def _candidates(shapes: Mapping[str, Shape]) -> Iterator[Candidate]:
         for table in layout.tables:
             anchor = table.anchor("encoder.patch_embedding.weight")
             for prefix in _prefixes(clean, anchor):
+                parts: dict[str, Parts] = {}
                 for task in table.tasks:
                     below = {prefix}
                     if task == "pretrain":
                         ends = _prefixes(clean, table.anchor("decoder.prediction.weight"))
                         below = _nearest(prefix, ends) or below
                     for decoder in sorted(below):
-                        yield _candidate(layout, table, task, (prefix, decoder), clean, shapes)
+                        if decoder not in parts:
+                            parts[decoder] = _parts(clean, (prefix, decoder), table)
+                        prefixes = (prefix, decoder)
+                        yield _candidate(layout, table, task, prefixes, parts[decoder], shapes)
 
 
 def _candidate(
@@ -280,7 +286,7 @@ def _candidate(
     table: Table,
     task: str,
     prefixes: tuple[str, str],
-    clean: Mapping[str, str],
+    split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
     """Read the tensors below the prefixes that belong to a task."""
@@ -288,8 +294,7 @@ def _candidate(
     left: dict[str, str] = {}
     parts: dict[str, str] = {}
     unknown: dict[str, Shape] = {}
-    for name, old in clean.items():
-        below, part = _part_of(name, prefixes, table)
+    for old, (below, part) in split.items():
         if part == "dropped" or part in PARTS[task]:
             stored[below], parts[old] = old, part
         elif part:
@@ -307,11 +312,20 @@ def _candidate(
         problem = f"there is no {PARTS[task][-1]}"
         reading = replace(reading, problems=(*reading.problems, problem))
     candidate = Candidate(reading, task, prefixes, stored, left, encoder, unused)
-    family = families.without_decoder(_below(candidate, shapes))[0]
-    if task == "pretrain" and family:
+    if task != "pretrain" or reading.problems:
+        return candidate
+    if family := families.without_decoder(_below(candidate, shapes))[0]:
         problems = (family[0].why_dropped, *reading.problems)
         return replace(candidate, reading=replace(reading, problems=problems))
     return candidate
+
+
+Parts = Mapping[str, tuple[str, str]]
+"""Stored name → the name without its prefix and the part of a model that it belongs to, or ''."""
+
+
+def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) -> Parts:
+    return {old: _part_of(name, prefixes, table) for name, old in clean.items()}
 
 
 def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -215,12 +215,12 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def _templates(external: str) -> Iterator[tuple[str, int | None]]:
-    """Yield a name as it is, and with each number in it as the index ``#`` of a block."""
-    if "#" not in external:
-        yield external, None
-    for number in itertools.islice(NUMBER.finditer(external), MOST_NUMBERS):
-        yield f"{external[: number.start()]}#{external[number.end() :]}", int(number[0])
+@lru_cache(maxsize=1 << 15)  # many tables are asked for the same names
+def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
+    """Return a name as it is, and with each number in it as the index ``#`` of a block."""
+    numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
+    indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)
+    return indexed if "#" in external else ((external, None), *indexed)
 
 
 @cache

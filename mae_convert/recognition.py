@@ -54,7 +54,7 @@ class Reading:
 
 
 def recognise(
-    shapes: Mapping[str, Shape], preferred: str | None = None
+    shapes: Mapping[str, Shape], preferred: str | None = None, *, explain: bool = True
 ) -> tuple[Reading, tuple[str, ...]]:
     """Return how the tensors read, and the names of layouts that are the same for them.
 
@@ -62,6 +62,7 @@ def recognise(
         shapes: external names and shapes.
         preferred: a layout named by a configuration beside or inside the file; it decides between
             layouts that fit equally well.
+        explain: find the nearest layout for the message, which reads the names by every table.
 
     Raises:
         LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
@@ -72,6 +73,8 @@ def recognise(
     possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
     readings = [read_as(layout, table, kept) for layout, table in possible]
     fitting = _first_of_each_layout(r for r in readings if not r.problems)
+    if not fitting and not explain:
+        raise LayoutError("no layout fits")
     if not fitting:
         said = f"the encoder of {family[0].name} (it has {family[1]}): " if family else ""
         every = [read_as(layout, table, kept) for layout, table in tables]

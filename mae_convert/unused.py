@@ -55,6 +55,7 @@ HARMLESS = (
     (r"(\w*_)?(loss|criterion|metrics?|meter)\w*([._/]|$)", "part of a loss or a metric"),
     (r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$", "a scalar of a loss"),
 )
+HARMLESS_PATTERNS = [(re.compile(f"(?i){pattern}"), why) for pattern, why in HARMLESS]
 # Tensors in a kept module that change nothing, by the last part of their name.
 BUFFERS = {
     "position_ids": "a buffer that only counts positions",
@@ -150,8 +151,8 @@ def _judged(
     rest = ".".join(path[len(root) :] if below else path)
     if task == "pretrain" and re.match(r"(?i)dec(oder)?([._\d]|$)", rest):
         return "a part of the decoder that MAE does not have", True
-    for pattern, why in HARMLESS:
-        if re.match(f"(?i){pattern}", rest):
+    for pattern, why in HARMLESS_PATTERNS:
+        if pattern.match(rest):
             return why, False
     if below and _touches_encoder(rest, shape, width):
         return what_it_is(rest), True

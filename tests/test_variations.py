@@ -171,7 +171,7 @@ def test_the_ways_come_shortest_first_and_each_once():
 
 
 def test_two_prefixes_that_would_both_do_are_not_guessed_between(tmp_path, monkeypatch):
-    def recognise(shapes, preferred):
+    def recognise(shapes, preferred, *, explain):
         if len({"a", "b"} & set(shapes)) != 1:
             raise LayoutError("no")
         return None, ()
