@@ -109,6 +109,12 @@ def test_a_model_in_memory_does_not_turn_an_assumption_into_knowledge(case, tmp_
     )
 
 
+def test_inspect_tells_that_the_hash_confirms_an_assumption(case, command, stand_in):
+    shown = " ".join(command("inspect", case("pretrain_tiny").checkpoint).out.split())
+    assert "num_attention_heads and decoder_num_attention_heads are assumed; --hash" in shown
+    assert "official ViT-T/8 of the same shapes" in shown
+
+
 def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, stand_in):
     md5 = official.file_md5(case("pretrain_tiny").checkpoint)
     monkeypatch.setattr(official_catalog, "OFFICIAL", (dataclasses.replace(stand_in, md5=md5[:6]),))

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
+from mae_convert.evidence import OFFICIAL
 from mae_convert.plain import plain
 from mae_convert.show.console import assumptions, console, markup, pairs, table
 
@@ -41,7 +42,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
     millions = report["parameters"] / 1e6
     rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
-    rows.append(("official", _official(report["official"])))
+    rows.append(("official", _official(report["official"], report["assumptions"])))
     rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
     out.print(pairs(rows))
     if report.get("inferred", {}).get("fields"):
@@ -147,12 +148,20 @@ def _stack(config: Mapping[str, Any], prefix: str) -> str:
     )
 
 
-def _official(official: Mapping[str, Any] | None) -> str:
+def _official(
+    official: Mapping[str, Any] | None, assumptions: Mapping[str, Mapping[str, Any]]
+) -> str:
     if official is None:
         return "none that is known by these names and shapes"
     if "md5" not in official:
         names = " or ".join((official["probable"], *official.get("or", ())))
-        return f"same names and shapes as {names} (--hash tells more)"
+        assumed = [name for name, a in assumptions.items() if a["assumption"] == OFFICIAL]
+        if not assumed:
+            return f"same names and shapes as {names} (--hash tells more)"
+        return (
+            f"same names and shapes as {names}, from which {' and '.join(assumed)}"
+            f" {'is' if len(assumed) == 1 else 'are'} assumed; --hash confirms that it is this file"
+        )
     known = {
         True: "the digits of the MD5 that its publisher names fit",
         False: "but its MD5 is another: other weights",
