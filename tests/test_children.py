@@ -18,11 +18,11 @@ from ray_nodes import descendants
 
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.staging import scratch_directory
+from mae_convert.diagnose.process import _killed_when_late
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.sweep import ray_engine
 from mae_convert.verify import worker
 from mae_convert.verify.children import Clock, environment_of_child, python_process
-from mae_convert.verify.explain.process import _killed_when_late
 from mae_convert.verify.sides import TF_CLASSES_FILE, Side, choose_side
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -11,17 +11,17 @@ from mutation.code_pytorch import fault
 from mutation.models import write_model, write_original
 from mutation.running import Run, prepare
 
+from mae_convert.diagnose import reproduction
+from mae_convert.diagnose.alternatives import Arithmetic
+from mae_convert.diagnose.candidates import candidates
+from mae_convert.diagnose.hypothesis import Hypothesis, model_of
+from mae_convert.diagnose.pair import Pair
+from mae_convert.diagnose.process import Subject
+from mae_convert.diagnose.reproduction import explain_by_running
+from mae_convert.diagnose.search import Answer, search
+from mae_convert.diagnose.verdict import explained
+from mae_convert.diagnose.walk import Walk, inputs_as
 from mae_convert.verify import run_pytorch
-from mae_convert.verify.explain import reproduction
-from mae_convert.verify.explain.alternatives import Arithmetic
-from mae_convert.verify.explain.candidates import candidates
-from mae_convert.verify.explain.hypothesis import Hypothesis, model_of
-from mae_convert.verify.explain.pair import Pair
-from mae_convert.verify.explain.process import Subject
-from mae_convert.verify.explain.reproduction import explain_by_running
-from mae_convert.verify.explain.search import Answer, search
-from mae_convert.verify.explain.verdict import explained
-from mae_convert.verify.explain.walk import Walk, inputs_as
 from mae_convert.verify.job import Job
 from mae_convert.verify.judge import judge
 from mae_convert.verify.trace import Trace
@@ -242,7 +242,7 @@ class Scripted:
 @contextmanager
 def hypothesised(monkeypatch, by_first):
     monkeypatch.setattr(
-        "mae_convert.verify.explain.search.candidates", lambda _, first: by_first.get(first, [])
+        "mae_convert.diagnose.search.candidates", lambda _, first: by_first.get(first, [])
     )
     yield
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mutation.models import SMALL, random_tensors, write_original
 
-from mae_convert.verify.blame import suspects_at
-from mae_convert.verify.causes import explain
-from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.edits import to_bfloat16
-from mae_convert.verify.explain.signs import signs
+from mae_convert.diagnose import orders
+from mae_convert.diagnose.edits import to_bfloat16
+from mae_convert.diagnose.signs import signs
+from mae_convert.diagnose.tensor_differences import explain
 from mae_convert.verify.judge import judge
+from mae_convert.verify.localise import suspects_at
 from mae_convert.verify.trace import Trace
 from reference_models.configuration import ViTMAEConfig
 

@@ -120,8 +120,8 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     \b
         mae-convert compare a.safetensors b.safetensors
     """
+    from mae_convert.diagnose.verdict import explained_by_traces
     from mae_convert.sources import locate_file
-    from mae_convert.verify.explain.verdict import explained_by_traces
     from mae_convert.verify.judge import judge
     from mae_convert.verify.trace import Trace
 

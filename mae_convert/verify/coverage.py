@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mae_convert.verify.blame import LAST_STEPS
+from mae_convert.verify.localise import LAST_STEPS
 from mae_convert.verify.sides import THIRD_PARTIES
 from mae_convert.verify.trace import Trace
 from mae_convert.verify.trace_check import GRADIENT

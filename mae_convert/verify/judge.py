@@ -17,9 +17,9 @@ import numpy as np
 from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
 from mae_convert.verify.assumptions import assumptions, blocking, in_words
-from mae_convert.verify.blame import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
+from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.trace import Trace
 from mae_convert.verify.trace_check import GRADIENT, RESULTS
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.diagnose.verdict import explained_by_traces
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.origin import Origin
 from mae_convert.verify.certificate import Certificate, read_certificate, read_source
-from mae_convert.verify.explain.verdict import explained_by_traces
 from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
 from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.verify.sides import Side, choose_side

@@ -8,7 +8,6 @@ from typing import Any
 
 from mae_convert.plain import number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
-from mae_convert.verify.blame import execution_order
 from mae_convert.verify.judge import (
     NATIVE,
     SOURCE_AT_HAND,
@@ -18,6 +17,7 @@ from mae_convert.verify.judge import (
     Check,
     Verdict,
 )
+from mae_convert.verify.localise import execution_order
 
 GROUPS = (
     ("configuration/", "configuration fields that change the function"),

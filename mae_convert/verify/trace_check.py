@@ -10,7 +10,7 @@ import numpy as np
 from mae_convert.canonical import schema
 from mae_convert.errors import CheckpointError
 from mae_convert.validation import check_document
-from mae_convert.verify.blame import BLOCK_STEPS
+from mae_convert.verify.localise import BLOCK_STEPS
 from reference_models.configuration import ViTMAEConfig
 
 GRADIENT = "grad/"  # begins the names of gradients among a run's results

@@ -8,12 +8,12 @@ import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.diagnose.pair import Pair
+from mae_convert.diagnose.process import Subject
+from mae_convert.diagnose.verdict import explained
 from mae_convert.diff import left_aside
 from mae_convert.errors import MaeConvertError
 from mae_convert.official import confirmed_by_hash
-from mae_convert.verify.explain.pair import Pair
-from mae_convert.verify.explain.process import Subject
-from mae_convert.verify.explain.verdict import explained
 from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.verify.job import FRAMEWORKS
 from mae_convert.verify.judge import Check, Verdict, effects, judge, proof

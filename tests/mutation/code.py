@@ -10,7 +10,7 @@ class CodeFault:
     Attributes:
         name: as in ``code_pytorch`` and ``code_keras``.
         model: which of ``models.MODELS`` shows it.
-        keys: kinds of hypotheses that name it (see ``mae_convert.verify.explain``), if any.
+        keys: kinds of hypotheses that name it (see ``mae_convert.diagnose``), if any.
         words: what a sentence that names the cause must hold. With neither keys nor words there
             is none: such a fault is caught, and counts as not named.
     """

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack, in_blocks
-from mae_convert.verify.explain.single import happenings
+from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.hypothesis import Hypothesis, Model, Stack, in_blocks
+from mae_convert.diagnose.single import happenings
 
 LEAVES = ("weight", "bias")
 MODULES = (

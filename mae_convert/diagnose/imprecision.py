@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from mae_convert.verify.blame import execution_order
-from mae_convert.verify.explain import sentences
-from mae_convert.verify.explain.hypothesis import Hypothesis
-from mae_convert.verify.explain.pair import Explanation, Pair, is_finite
-from mae_convert.verify.explain.precision import find_imprecisions
-from mae_convert.verify.explain.process import Laboratory
+from mae_convert.diagnose import sentences
+from mae_convert.diagnose.hypothesis import Hypothesis
+from mae_convert.diagnose.pair import Explanation, Pair, is_finite
+from mae_convert.diagnose.precision import find_imprecisions
+from mae_convert.diagnose.process import Laboratory
 from mae_convert.verify.judge import Verdict
+from mae_convert.verify.localise import execution_order
 from mae_convert.verify.trace import Trace
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mae_convert.canonical import Shape
-from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.hypothesis import Model
+from mae_convert.diagnose import orders
+from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.hypothesis import Model
 
 
 class Happening(NamedTuple):

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from mae_convert.verify.blame import BLOCK_TAP
-from mae_convert.verify.explain.computations import (
+from mae_convert.diagnose.computations import (
     of_attention,
     of_block_norm,
     of_mlp,
@@ -11,9 +10,10 @@ from mae_convert.verify.explain.computations import (
     of_structure,
     of_whole,
 )
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack
-from mae_convert.verify.explain.parts import of_parts
-from mae_convert.verify.explain.tensors import LEAVES, of_blocks, of_modules, of_tensor
+from mae_convert.diagnose.hypothesis import Hypothesis, Model, Stack
+from mae_convert.diagnose.parts import of_parts
+from mae_convert.diagnose.tensors import LEAVES, of_blocks, of_modules, of_tensor
+from mae_convert.verify.localise import BLOCK_TAP
 
 MASKS = (
     "highest noise kept", "inverted", "in the shuffled order", "gathered by the shuffle",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack
+from mae_convert.diagnose.hypothesis import Hypothesis, Model, Stack
 from reference_models.configuration import ACTIVATIONS
 
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-3, 1e-4, 0.0)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import execution_order
-from mae_convert.verify.explain.forms import forms
-from mae_convert.verify.explain.patterns import near
-from mae_convert.verify.explain.sums import sums
+from mae_convert.diagnose.forms import forms
+from mae_convert.diagnose.sums import sums
+from mae_convert.verify.array_patterns import near
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
+from mae_convert.verify.localise import execution_order
 from mae_convert.verify.trace import Trace
 
 RANDOM = 1e-2  # an own error in float32 that no rounding makes

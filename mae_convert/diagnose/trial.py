@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mae_convert.diagnose.alternatives import Arithmetic
+from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.walk import Walk, inputs_as
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error
-from mae_convert.verify.explain.alternatives import Arithmetic
-from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.walk import Walk, inputs_as
 from mae_convert.verify.job import Job
 
 OTHER = "B/"  # before the name of a tensor that is the other side's

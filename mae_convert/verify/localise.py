@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mae_convert.verify.explain.patterns import ROUNDING, differing, same_by_place, same_vector
+from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_place, same_vector
 
 if TYPE_CHECKING:
     from mae_convert.verify.trace import Trace

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
 
-from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model, Stack, in_blocks
-from mae_convert.verify.explain.single import happenings
-from mae_convert.verify.explain.tensors import LEAVES, copy
+from mae_convert.diagnose import orders
+from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.hypothesis import Hypothesis, Model, Stack, in_blocks
+from mae_convert.diagnose.single import happenings
+from mae_convert.diagnose.tensors import LEAVES, copy
 
 PARTS = ("q", "k", "v")
 KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))

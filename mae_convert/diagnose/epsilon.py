@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import BLOCK_TAP
+from mae_convert.verify.localise import BLOCK_TAP
 
 CANDIDATES = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
 PRECISION = 2.0**-50  # of a result in float64

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
-from mae_convert.verify.explain.alternatives import Arithmetic
+from mae_convert.diagnose.alternatives import Arithmetic
 from reference_models.pytorch.patches import patchify, unpatchify
 
 # Of patches (N, L, rows, columns, channels), to and from the order that is mistaken for theirs.

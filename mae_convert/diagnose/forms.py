@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import BLOCK_TAP, kept_places
-from mae_convert.verify.explain import orders
-from mae_convert.verify.explain.epsilon import epsilons_of
-from mae_convert.verify.explain.patterns import (
+from mae_convert.diagnose import orders
+from mae_convert.diagnose.epsilon import epsilons_of
+from mae_convert.verify.array_patterns import (
     differing,
     dropped,
     factor,
@@ -21,6 +20,7 @@ from mae_convert.verify.explain.patterns import (
     same_by_place,
     same_vector,
 )
+from mae_convert.verify.localise import BLOCK_TAP, kept_places
 from mae_convert.verify.trace import Trace
 
 EPSILON = "layer_norm_eps"

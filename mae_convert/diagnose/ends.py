@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_convert.verify.explain.alternatives import Arithmetic
-from mae_convert.verify.explain.layers import linear, norm
+from mae_convert.diagnose.alternatives import Arithmetic
+from mae_convert.diagnose.layers import linear, norm
 from reference_models.pytorch.patches import patchify, take_tokens
 
 Change = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
-from mae_convert.verify.explain.alternatives import LOWER, Arithmetic, as_float32
-from mae_convert.verify.explain.attention import attend
+from mae_convert.diagnose.alternatives import LOWER, Arithmetic, as_float32
+from mae_convert.diagnose.attention import attend
 from reference_models.pytorch.encoder import PatchEmbedding
 from reference_models.pytorch.layers import ACTIVATION_FUNCTIONS
 

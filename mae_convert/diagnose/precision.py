@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mae_convert.verify.blame import BLOCK_TAP
-from mae_convert.verify.explain.hypothesis import Alternative, Hypothesis
+from mae_convert.diagnose.hypothesis import Alternative, Hypothesis
+from mae_convert.verify.localise import BLOCK_TAP
 
 # A simulation is an explanation where it makes most of the error. Another rounding, or the right
 # one in another place, makes an error in another direction: it leaves all of it and adds its own.

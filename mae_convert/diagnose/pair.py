@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mae_convert.verify.explain.process import Laboratory, Subject
+from mae_convert.diagnose.process import Laboratory, Subject
 from mae_convert.verify.trace import Trace
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mae_convert.verify.explain.alternatives import Arithmetic
+from mae_convert.diagnose.alternatives import Arithmetic
 
 Ids = tuple[Tensor, Tensor, Tensor]  # ids_keep (N, kept), mask (N, L), ids_restore (N, L)
 

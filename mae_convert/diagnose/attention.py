@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
-from mae_convert.verify.explain.alternatives import LOWER, Arithmetic, as_float32
+from mae_convert.diagnose.alternatives import LOWER, Arithmetic, as_float32
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, place: str, how: Arithmetic) -> Tensor:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mae_convert.verify.explain.hypothesis import Hypothesis
-from mae_convert.verify.explain.precision import Imprecision
-from mae_convert.verify.explain.search import Search
+from mae_convert.diagnose.hypothesis import Hypothesis
+from mae_convert.diagnose.precision import Imprecision
+from mae_convert.diagnose.search import Search
 
 Names = tuple[str, str]  # of the side that was changed, and of the one that it became
 

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
-WORKER = Path(__file__).resolve().parents[1] / "worker.py"
+WORKER = Path(__file__).resolve().parents[1] / "verify" / "worker.py"
 
 
 def serve(job_path: Path, worker: ModuleType) -> None:
@@ -22,7 +22,7 @@ def serve(job_path: Path, worker: ModuleType) -> None:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     worker.note_stage(job_path, "importing torch")
-    from mae_convert.verify.explain.trial import Trial
+    from mae_convert.diagnose.trial import Trial
 
     # What a library prints is not to come between the answers.
     answers = os.fdopen(os.dup(1), "w")

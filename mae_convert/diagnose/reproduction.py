@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mae_convert.diagnose import sentences
+from mae_convert.diagnose.candidates import candidates
+from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.hypothesis import Hypothesis, Model, model_of
+from mae_convert.diagnose.imprecision import below_the_proof, in_the_proof
+from mae_convert.diagnose.pair import Explanation, Pair, is_finite
+from mae_convert.diagnose.process import Laboratory
+from mae_convert.diagnose.search import Answer, Search, search
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.verify.blame import execution_order
-from mae_convert.verify.explain import sentences
-from mae_convert.verify.explain.candidates import candidates
-from mae_convert.verify.explain.edits import Change
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model, model_of
-from mae_convert.verify.explain.imprecision import below_the_proof, in_the_proof
-from mae_convert.verify.explain.pair import Explanation, Pair, is_finite
-from mae_convert.verify.explain.process import Laboratory
-from mae_convert.verify.explain.search import Answer, Search, search
 from mae_convert.verify.judge import Verdict, differing_tensors
+from mae_convert.verify.localise import execution_order
 from mae_convert.verify.trace import Trace
 from reference_models.configuration import ViTMAEConfig
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from mae_convert.verify.causes import explain
-from mae_convert.verify.explain.pair import Explanation, Pair
-from mae_convert.verify.explain.reproduction import explain_by_running
-from mae_convert.verify.explain.signs import signs
+from mae_convert.diagnose.pair import Explanation, Pair
+from mae_convert.diagnose.reproduction import explain_by_running
+from mae_convert.diagnose.signs import signs
+from mae_convert.diagnose.tensor_differences import explain
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.trace import Trace
 

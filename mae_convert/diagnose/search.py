@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mae_convert.verify.blame import execution_order
-from mae_convert.verify.explain.candidates import candidates
-from mae_convert.verify.explain.hypothesis import Hypothesis, Model
+from mae_convert.diagnose.candidates import candidates
+from mae_convert.diagnose.hypothesis import Hypothesis, Model
+from mae_convert.verify.localise import execution_order
 
 MOST_FAULTS = 4  # at once; who has more has another model
 MOST_OTHERS = 3  # hypotheses that explain as much, and are told

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_convert.verify.blame import BLOCK_TAP, execution_order
-from mae_convert.verify.explain.patterns import near
+from mae_convert.verify.array_patterns import near
+from mae_convert.verify.localise import BLOCK_TAP, execution_order
 from mae_convert.verify.trace import Trace
 
 SUM = 1e-6  # how far from 1 the share of a part of a sum may be, by rounding

@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.staging import scratch_directory
+from mae_convert.diagnose.hypothesis import Hypothesis
+from mae_convert.diagnose.search import Answer
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.transforms import Fuse
 from mae_convert.verify.children import Clock, environment_of_child, python_process
-from mae_convert.verify.explain.hypothesis import Hypothesis
-from mae_convert.verify.explain.search import Answer
 from mae_convert.verify.job import Job
 from mae_convert.verify.sides import Side, choose_side
 from mae_convert.verify.staging import stage

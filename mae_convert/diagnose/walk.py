@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mae_convert.verify.blame import BLOCK_STEPS, execution_order
-from mae_convert.verify.explain import ends, losses
-from mae_convert.verify.explain.alternatives import Arithmetic
-from mae_convert.verify.explain.layers import block_steps, linear, norm
-from mae_convert.verify.explain.masking import Ids, mask_ids
+from mae_convert.diagnose import ends, losses
+from mae_convert.diagnose.alternatives import Arithmetic
+from mae_convert.diagnose.layers import block_steps, linear, norm
+from mae_convert.diagnose.masking import Ids, mask_ids
+from mae_convert.verify.localise import BLOCK_STEPS, execution_order
 from reference_models.outputs import Wanted
 
 Steps = Iterator[tuple[str, Tensor]]
