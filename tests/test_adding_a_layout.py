@@ -1,4 +1,4 @@
-"""The README's example of a new layout, taken from its text: registering it is all it takes."""
+"""The example of docs/adding_a_layout.md, taken from its text: registering it is all it takes."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from mae_convert.planning import plan_conversion
 from mae_convert.show import layouts as show
 from mae_convert.verify.verification import verify
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "adding_a_layout.md"
 EXAMPLE = re.compile(r"<!-- example: layout -->\n```python\n(.*?)```\n<!-- end -->", re.DOTALL)
 FLAGS = Flags(num_attention_heads=4)
 
@@ -26,7 +26,7 @@ FLAGS = Flags(num_attention_heads=4)
 def acme(monkeypatch):
     """Register the layout, for one test, in the one place where layouts are registered."""
     namespace = {}
-    exec(EXAMPLE.search(README.read_text(encoding="utf-8"))[1], namespace)
+    exec(EXAMPLE.search(PAGE.read_text(encoding="utf-8"))[1], namespace)
     monkeypatch.setitem(LAYOUTS, "acme", namespace["ACME"])
 
 

@@ -1,0 +1,161 @@
+"""Write the generated parts of the documentation: commands, layouts and packages.
+
+python scripts/generate_docs.py            # write them
+python scripts/generate_docs.py --check    # exit with status 1 if they are out of date
+"""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from mae_convert.cli import cli
+from mae_convert.layouts import LAYOUTS
+from reference_models.configuration import ViTMAEConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = (DOCS / "reference" / "commands.md", DOCS / "layouts.md", DOCS / "architecture.md")
+MARKED = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+EXAMPLE = re.compile(r"\n*Example:\s*\x08?\n(.*)", re.DOTALL)
+
+
+def command_reference() -> str:
+    """Return usage, description, example and options of every command as Markdown."""
+    # With the group's own settings, so that options are those of the program.
+    with click.Context(cli, info_name="mae-convert", **cli.context_settings) as top:
+        sections = [_overview(top), _table(cli, top)]
+        for name in sorted(cli.commands):
+            command = cli.commands[name]
+            with click.Context(command, info_name=name, parent=top) as context:
+                sections.append(_section(name, command, context))
+    return "\n".join(sections)
+
+
+def _overview(top: click.Context) -> str:
+    lines = ["| command | what it does |", "|---|---|"]
+    for name in sorted(cli.commands):
+        lines.append(f"| [`{name}`](#{name}) | {_text(cli.commands[name])[0].splitlines()[0]} |")
+    usage = cli.get_usage(top).removeprefix("Usage: ")
+    return "\n".join([f"```text\n{usage}\n```\n", *lines, ""])
+
+
+def _section(name: str, command: click.Command, context: click.Context) -> str:
+    description, example = _text(command)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    parts = [f"## {name}\n", f"```text\n{usage}\n```\n", f"{description}\n"]
+    if example:
+        parts.append(f"Example:\n\n```sh\n{example}\n```\n")
+    return "\n".join([*parts, _table(command, context)])
+
+
+def _text(command: click.Command) -> tuple[str, str]:
+    """Return the description of a command as Markdown paragraphs, and its example."""
+    text = inspect.cleandoc(command.help or "")
+    match = EXAMPLE.search(text)
+    description = text[: match.start()] if match else text
+    example = inspect.cleandoc(match[1]) if match else ""
+    return _escaped(description.strip()), example
+
+
+def _table(command: click.Command, context: click.Context) -> str:
+    """Return the options of a command as a table."""
+    lines = ["| option | meaning |", "|---|---|"]
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record and isinstance(parameter, click.Option):
+            names, meaning = record
+            lines.append(f"| `{names.replace('|', chr(92) + '|')}` | {_escaped(meaning)} |")
+    return "\n".join([*lines, ""])
+
+
+def _escaped(text: str) -> str:
+    """Return plain text as Markdown; what stands in backticks stays code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\\*_\[\]<>|{}])", r"\\\1", part)
+        for part in parts
+    )
+
+
+MODELS = {
+    "pre-training model": ("pretrain", {}),
+    "pre-training model, rectangular": ("pretrain", {"image_size": (224, 448)}),
+    "encoder": ("encoder", {}),
+    "encoder, rectangular": ("encoder", {"image_size": (224, 448)}),
+    "classifier, class token": ("classify", {}),
+    "classifier, mean of patches": ("classify", {"global_pool": "avg"}),
+}
+
+
+def models_of_each_layout() -> str:
+    """Return a table of models and the layouts that can hold them, and the number of pairs."""
+    lines = ["| model | " + " | ".join(f"`{name}`" for name in LAYOUTS) + " | pairs |"]
+    lines.append("|---|" + "---|" * (len(LAYOUTS) + 1))
+    pairs = 0
+    for title, (task, fields) in MODELS.items():
+        config = ViTMAEConfig(**fields)
+        held = [
+            any(task in table.tasks for table in layout.tables)
+            and layout.refusal(config, task) is None
+            for layout in LAYOUTS.values()
+        ]
+        pairs += sum(held) ** 2
+        cells = ["yes" if yes else "no" for yes in held]
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {sum(held) ** 2} |")
+    return "\n".join(lines) + f"\n\nThat is {pairs} pairs of source and target.\n"
+
+
+def packages_and_modules() -> str:
+    """Return a table of the packages and top-level modules with what each is about."""
+    top = ROOT / "mae_convert"
+    packages = [
+        *sorted(top.glob("*/__init__.py")),
+        *sorted(ROOT.glob("reference_models/*/__init__.py")),
+    ]
+    modules = [path for path in sorted(top.glob("*.py")) if not path.name.startswith("__")]
+    lines = ["| where | subject |", "|---|---|"]
+    for path in (*packages, *modules):
+        name = path.parent if path.name == "__init__.py" else path
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = docstring.split("\n\n")[0].replace("\n", " ").replace("``", "`")
+        slash = "/" if path.name == "__init__.py" else ""
+        lines.append(f"| `{name.relative_to(ROOT).as_posix()}{slash}` | {_escaped(first)} |")
+    return "\n".join(lines) + "\n"
+
+
+GENERATORS = {
+    "commands": command_reference,
+    "matrix": models_of_each_layout,
+    "packages": packages_and_modules,
+}
+
+
+def generated(text: str) -> str:
+    """Return the text of a page with its generated parts written anew."""
+    return MARKED.sub(lambda m: m[1] + GENERATORS[m["name"]]() + m[3], text)
+
+
+def main() -> int:
+    """Write or check the pages; the status is 1 if a check finds one out of date."""
+    check = "--check" in sys.argv[1:]
+    status = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fresh = generated(text)
+        if fresh == text:
+            continue
+        if check:
+            name = page.relative_to(ROOT)
+            print(f"{name} is out of date: run `python scripts/generate_docs.py`", file=sys.stderr)
+            status = 1
+        else:
+            page.write_text(fresh, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
