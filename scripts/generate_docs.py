@@ -8,7 +8,9 @@ import ast
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -92,21 +94,25 @@ MODELS = {
 
 
 def models_of_each_layout() -> str:
-    """Return a table of models and the layouts that can hold them, and the number of pairs."""
-    lines = ["| model | " + " | ".join(f"`{name}`" for name in LAYOUTS) + " | pairs |"]
-    lines.append("|---|" + "---|" * (len(LAYOUTS) + 1))
-    pairs = 0
-    for title, (task, fields) in MODELS.items():
-        config = ViTMAEConfig(**fields)
-        held = [
-            any(task in table.tasks for table in layout.tables)
-            and layout.refusal(config, task) is None
-            for layout in LAYOUTS.values()
-        ]
-        pairs += sum(held) ** 2
-        cells = ["yes" if yes else "no" for yes in held]
-        lines.append(f"| {title} | " + " | ".join(cells) + f" | {sum(held) ** 2} |")
-    return "\n".join(lines) + f"\n\nThat is {pairs} pairs of source and target.\n"
+    """Return a table of layouts and the models that they can hold, and the number of pairs."""
+    held = {title: _layouts_that_hold(*model) for title, model in MODELS.items()}
+    lines = ["| layout | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
+    for name in LAYOUTS:
+        cells = ["yes" if name in layouts else "no" for layouts in held.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    pairs = [len(layouts) ** 2 for layouts in held.values()]
+    lines.append("| pairs | " + " | ".join(map(str, pairs)) + " |")
+    return "\n".join(lines) + f"\n\nThat is {sum(pairs)} pairs of source and target.\n"
+
+
+def _layouts_that_hold(task: str, fields: Mapping[str, Any]) -> list[str]:
+    config = ViTMAEConfig(**fields)
+    return [
+        name
+        for name, layout in LAYOUTS.items()
+        if any(task in table.tasks for table in layout.tables)
+        and layout.refusal(config, task) is None
+    ]
 
 
 def packages_and_modules() -> str:
