@@ -143,6 +143,16 @@ def test_images_and_weights_that_disagree_decide_nothing() -> None:
     assert (agreed.value, agreed.method) == (2, "reconstruction and weights")
 
 
+def test_losses_on_fewer_crops_are_compared_on_those_crops_only() -> None:
+    structure = HeadStructure({1: 0.0, 2: 1.0, 4: 1.0}, {1: 0.0, 2: 0.0, 4: 0.0})
+    easy_first = np.tile(np.linspace(0.1, 0.9, 16), (4, 1))
+    losses = {2: easy_first, 4: easy_first[:, :4] + 0.1, 1: easy_first + 0.2}
+    decision = heads_decision("num_attention_heads", structure, losses, 1.0)
+    assert decision.value == 2
+    found = {candidate.value: candidate.loss for candidate in decision.candidates}
+    assert found == pytest.approx({2: 0.5, 4: 0.6, 1: 0.7})
+
+
 def test_a_candidate_that_wins_on_one_image_only_is_not_significant() -> None:
     noise = np.random.default_rng(0).normal(scale=0.01, size=(2, 4, 32))
     better_on_one = noise[0] + 1

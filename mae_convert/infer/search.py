@@ -50,10 +50,10 @@ def heads_decision(
         confidence: that the lowest mean loss is the lowest; None if losses decide nothing.
         reason: why no model was run, or why losses decide nothing.
     """
-    means = {heads: float(values.mean()) for heads, values in losses.items()}
+    means = _means(losses)
     significant = confidence is not None and confidence >= SIGNIFICANT
     found = {
-        "reconstruction": min(means, key=means.__getitem__) if means and significant else None,
+        "reconstruction": _lowest(losses) if losses and significant else None,
         "weights": structure.best if structure.decided else None,
     }
     candidates = tuple(
@@ -101,7 +101,10 @@ class Search:
         target = self._target(screened)
         best = min(screened, key=lambda pair: _mean(screened[pair], target))
         unfit = _why_unfit(screened[best], target)
-        losses = screened if unfit else self._around(best, target)
+        if unfit:
+            losses = screened
+        else:
+            best, losses = self._around(best, target)
         decisions = {
             name: self._heads(name, index, best, losses, target, unfit)
             for index, name in enumerate(HEADS)
@@ -149,8 +152,19 @@ class Search:
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
         return lowest[True] < lowest[False]
 
-    def _around(self, best: Pair, target: bool) -> dict[Pair, Losses]:
-        """Return losses of the best pair and of those with one other number.
+    def _around(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
+        """Return the best pair on all crops, and losses of it and those with one other number."""
+        found: dict[Pair, Losses] = {}
+        before = None
+        while best != before:
+            before = best
+            found = self._row_and_column(best, target) | _on_all(found)
+            on_all = _on_all(found)
+            best = min(on_all, key=lambda pair: _mean(on_all[pair], target))
+        return best, found
+
+    def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
+        """Return losses of a pair and of those with one other number.
 
         Few crops are enough for a pair that loses in every bootstrap sample; the others are run on
         all crops.
@@ -247,9 +261,36 @@ def _why_unfit(losses: Losses, target: bool) -> str:
     )
 
 
+def _on_all(losses: Mapping[Pair, Losses]) -> dict[Pair, Losses]:
+    """Return the losses that were measured on the largest number of crops."""
+    crops = max((one.pixels.shape[1] for one in losses.values()), default=0)
+    return {pair: one for pair, one in losses.items() if one.pixels.shape[1] == crops}
+
+
+def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
+    """Return the candidate with the lowest mean loss, of those run on the most crops."""
+    crops = max(values.shape[1] for values in losses.values())
+    means = {v: values.mean() for v, values in losses.items() if values.shape[1] == crops}
+    return min(means, key=means.__getitem__)
+
+
+def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
+    """Return the mean loss of each candidate.
+
+    One that was run on fewer crops is placed by its difference to the best one on the same crops.
+    """
+    if not losses:
+        return {}
+    best = losses[_lowest(losses)]
+    return {
+        value: float(best.mean() + (one - best[:, : one.shape[1]]).mean())
+        for value, one in losses.items()
+    }
+
+
 def _confidence(losses: Mapping[Any, np.ndarray]) -> float:
     """Return how surely the candidate with the lowest mean loss beats every other one."""
-    best = min(losses, key=lambda value: losses[value].mean())
+    best = _lowest(losses)
     others = (values for value, values in losses.items() if value != best)
     return min(
         (wins(losses[best][:, : other.shape[1]], other[None]) for other in others), default=1.0
