@@ -25,6 +25,7 @@ from mae_convert.origin import Origin
 from mae_convert.position_tables import TABLES as POSITION_EMBEDDINGS
 from mae_convert.prefixes import Stripped
 from mae_convert.recognition import Reading
+from mae_convert.unknown_fields import unread
 from mae_convert.validation import check_document
 
 NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
@@ -66,6 +67,7 @@ class Checkpoint:
         key_bias: whether the model has biases of the key; where it has none they are created.
         also: other tasks for which every tensor is there too.
         incomplete: task → why the tensors cannot be read as it, where that was tried.
+        unread: fields that a library may act on and nobody here reads, each with its file.
     """
 
     container: Container
@@ -84,6 +86,7 @@ class Checkpoint:
     key_bias: bool = True
     also: tuple[str, ...] = ()
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -110,10 +113,15 @@ class Checkpoint:
     @property
     def preprocessor(self) -> Mapping[str, Any]:
         """What it says about preprocessing beyond mean and deviation; empty if that is nothing."""
+        config, own = self.container.config or {}, None
+        if self.layout.owns_config(config):  # the library reads no other file then
+            own = self.layout.read_config(config).get("preprocessor")
+        if own:
+            return own
         beside = self.container.preprocessor or {}
-        if set(beside) - {"image_mean", "image_std"}:
+        if self.container.preprocessor_source or set(beside) - {"image_mean", "image_std"}:
             return beside
-        inside = (self.container.config or {}).get("preprocessor")
+        inside = config.get("preprocessor")
         if isinstance(inside, Mapping):
             return inside
         return self.family.family.preprocessing if self.family and self.family.certain else {}
@@ -237,7 +245,11 @@ def _check_documents(container: Container) -> None:
     """
     for schema_name, document, what in (
         ("config", container.config, container.config_source),
-        ("preprocessor", container.preprocessor, "preprocessor_config.json"),
+        (
+            "preprocessor",
+            container.preprocessor,
+            container.preprocessor_source or "preprocessor_config.json",
+        ),
         ("conversion", container.conversion, "conversion record (conversion.json)"),
     ):
         if document:
@@ -346,6 +358,8 @@ def open_checkpoint(
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
         configuration = resolve(reading.task, evidence, incomplete=incomplete)
+        dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
+        unknown = unread(container, reading.layout.name, reading.task, dtypes)
     container, reading, canonical = _folded(container, reading)
     order = schema(configuration.model, reading.task)
     return Checkpoint(
@@ -368,6 +382,7 @@ def open_checkpoint(
         key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
         also=found.also,
         incomplete=found.incomplete,
+        unread=unknown,
     )
 
 
@@ -441,6 +456,7 @@ def _evidence(
         stated=reading.layout.read_config(container.config or {}),
         stated_where=container.config_source or "the file",
         preprocessor=container.preprocessor or {},
+        preprocessor_where=container.preprocessor_source or "preprocessor_config.json",
         training_args=container.training_args or {},
         conventions=reading.layout.conventions,
         layout=reading.layout.name,

@@ -59,6 +59,7 @@ class Evidence:
         flags: fields that the user gave, by field name.
         stated: the configuration beside or inside the file, and where it stands.
         preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
+        preprocessor_where: the file that they are in.
         training_args: arguments of the training run that wrote the checkpoint.
         conventions: what the layout takes for granted, and the layout's name.
         fixed: the conventions among them for which the layout's own code has no other value.
@@ -86,6 +87,7 @@ class Evidence:
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fill_only: bool = False
+    preprocessor_where: str = "preprocessor_config.json"
 
     @property
     def arguments(self) -> TrainingArguments:
@@ -156,7 +158,7 @@ def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
 
 
 def _preprocessing(name: str, evidence: Evidence) -> Iterator[Found]:
-    yield Found(evidence.preprocessor.get(name), "preprocessor_config.json")
+    yield Found(evidence.preprocessor.get(name), evidence.preprocessor_where)
     yield Found(evidence.family.get(name), f"convention of {evidence.family_name}", FAMILY)
     yield Found(evidence.arguments.value(name), "training arguments")
     channels = evidence.geometry["num_channels"]

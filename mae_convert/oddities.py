@@ -33,6 +33,8 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"every tensor of a {task} model is there too: --task {task} reads it"
     for reason, names in by_reason(checkpoint.created).items():
         yield f"not stored, {len(names)} tensors: {listed(names, 2)}: {reason}"
+    if unread := checkpoint.unread:
+        yield f"a library may act on fields that are not known here: {listed(unread, 8)}"
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) > 1:
         yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"

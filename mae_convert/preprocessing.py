@@ -6,7 +6,7 @@ of that class (its Pillow backend) to the bit.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,20 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
         )
     statistics = configuration.image_mean, configuration.image_std
     return preprocessing_as_stated(stated, model.image_hw, statistics)
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return a checkpoint's preprocessing as plain data; None where images cannot be its inputs.
+
+    ``stated`` says whether a file says how images are resized; ``problem``, why it cannot be done.
+    """
+    if checkpoint.configuration.model.num_channels not in MODES:
+        return None
+    stated = bool(checkpoint.preprocessor)
+    try:
+        return {**asdict(preprocessing_of(checkpoint)), "stated": stated}
+    except MaeConvertError as error:
+        return {"problem": str(error), "stated": stated}
 
 
 def preprocessing_as_stated(

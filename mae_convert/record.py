@@ -15,6 +15,7 @@ from mae_convert.containers.tensor import PIECE_BYTES
 from mae_convert.official import confirmed, confirmed_by_hash, open_md5
 from mae_convert.planning import Plan
 
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 NOT_YET = "0" * 64
 """Stands for a SHA-256 that is still being computed, and is as long."""
 
@@ -55,6 +56,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
             for rule in plan.rules
         },
         "dropped": dict(plan.dropped),
+        **({"unread": list(source.unread)} if source.unread else {}),
         "created": {
             **{
                 rule.external: source.created[rule.canonicals[0]]
@@ -108,7 +110,7 @@ def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def carried_config(plan: Plan) -> dict[str, Any]:
     """Return the configuration that a file carries inside: nothing else needs to be known of it."""
-    labels, preprocessor = plan.configuration.labels, plan.source.preprocessor
+    labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
         **({"id2label": named} if named and plan.task == "classify" else {}),
@@ -134,23 +136,38 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
 
-    What the source says about preprocessing stays, but for the size of other pictures.
+    What the source says about preprocessing stays, but for the size of other pictures. Where it
+    crops, which version 4 of that class does not, BitImageProcessor does the same and crops.
     """
     height, width = plan.configuration.model.image_hw
-    theirs = dict(plan.source.preprocessor)
-    if plan.configuration.model.image_hw != plan.source.configuration.model.image_hw:
-        theirs = {name: value for name, value in theirs.items() if "size" not in name}
+    theirs = _preprocessor(plan)
+    crops = theirs.get("do_center_crop") or "shortest_edge" in (theirs.get("size") or ())
     return {
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_processor_type": "ViTImageProcessor",
-        "resample": 3,
+        "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
+        "resample": BILINEAR if theirs else BICUBIC,  # as it is read where nothing says it
         "rescale_factor": 1 / 255,
         "size": {"height": height, "width": width},
         **theirs,
         **_image_statistics(plan.configuration),
     }
+
+
+def _preprocessor(plan: Plan) -> dict[str, Any]:
+    """Return what the source says about preprocessing, but for the size of other images."""
+    theirs = dict(plan.source.preprocessor)
+    steps = [step for step in plan.steps if step["step"] == "image_size"]
+    if steps != _declared(plan.source, "image_size"):
+        return {name: value for name, value in theirs.items() if "size" not in name}
+    return theirs
+
+
+def _declared(source: Checkpoint, kind: str) -> list[Mapping[str, Any]]:
+    """Return the steps of a kind that the conversion of a source has declared."""
+    steps = (source.container.conversion or {}).get("steps", [])
+    return [step for step in steps if step["step"] == kind]
 
 
 def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:

@@ -13,7 +13,12 @@ from mae_convert.containers.tensor import LazyTensor
 from mae_convert.containers.wrappers import NoSuchKeyError, check_not_flat
 from mae_convert.errors import CheckpointError
 
-JSON_NAMES = ("config.json", "preprocessor_config.json", "conversion.json", "adapter_config.json")
+CONFIG, PREPROCESSOR, PROCESSOR = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+JSON_NAMES = (CONFIG, PREPROCESSOR, "conversion.json", "adapter_config.json", PROCESSOR)
 KEYED_KINDS = ("pth", "dcp")
 IMAGE_STATISTICS = ("image_mean", "image_std")
 
@@ -32,7 +37,8 @@ class Container:
         tensors: by name, in stored order.
         config: `config.json` beside, or the configuration inside the file, as found; else None.
         config_source: where it was found, for a person.
-        preprocessor: `preprocessor_config.json` beside, or `image_mean` and `image_std` of the
+        preprocessor: how images are prepared: what `processor_config.json` beside says of its
+            image processor, else `preprocessor_config.json`, or `image_mean` and `image_std` of the
             configuration; else None.
         training_args: arguments of the training run that made the file, or None.
         conversion: the record of the conversion that made it, or None.
@@ -46,6 +52,9 @@ class Container:
         epoch: of the training run that made the file, where it states it.
         beside: the JSON files beside the weights that were read, open for reading.
         adapter: `adapter_config.json` beside the weights, or None.
+        preprocessor_source: the file that ``preprocessor`` was found in, or None.
+        other_preprocessor: there is a `preprocessor_config.json` beside that says something else
+            than `processor_config.json`; version 4 of transformers reads it.
     """
 
     path: Path
@@ -66,6 +75,8 @@ class Container:
     epoch: int | None = None
     beside: tuple[ByteFile, ...] = ()
     adapter: Mapping | None = None
+    preprocessor_source: str | None = None
+    other_preprocessor: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -98,9 +109,11 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     belongs = is_directory or is_of_model_directory(path)
     paths = [weights_file.with_name(name) for name in JSON_NAMES] if belongs else []
     files = {path.name: ByteFile(path) for path in paths if os.path.lexists(path)}
-    beside, preprocessor, conversion, adapter = (
+    beside, preprocessor, conversion, adapter, processor = (
         _read_json(files[name]) if name in files else None for name in JSON_NAMES
     )
+    nested = _image_processor(files[PROCESSOR].path, processor) if processor else None
+    named = PROCESSOR if nested is not None else PREPROCESSOR if preprocessor else None
     config = contents.config if beside is None else beside
     if beside is not None and "registered_name" in beside:  # Keras's own, as in its archives
         config = {**(contents.config or {}), KERAS: beside}
@@ -113,7 +126,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         tensors=contents.tensors,
         config=config,
         config_source=None if config is None else "config.json" if beside is not None else inside,
-        preprocessor=preprocessor or _image_statistics(config),
+        preprocessor=nested or preprocessor or _image_statistics(config),
         training_args=contents.training_args,
         conversion=conversion or contents.conversion,
         ignored={**contents.ignored, **left_aside(weights_file)},
@@ -124,6 +137,8 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         epoch=contents.epoch,
         beside=tuple(files.values()),
         adapter=adapter,
+        preprocessor_source=named,
+        other_preprocessor=None not in (nested, preprocessor) and nested != preprocessor,
     )
 
 
@@ -132,6 +147,17 @@ def _read_json(file: ByteFile) -> dict:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file.path} is not a JSON object; mend or remove it")
     return value
+
+
+def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
+    """Return the image processor in `processor_config.json`, which version 5 of transformers takes.
+
+    Older files have none there, and then `preprocessor_config.json` has it.
+    """
+    nested = processor.get("image_processor")
+    if nested is None or isinstance(nested, Mapping):
+        return nested
+    raise CheckpointError(f"{path}: image_processor is not a JSON object; mend or remove it")
 
 
 def _image_statistics(config: Mapping | None) -> dict | None:

@@ -7,6 +7,6 @@ by its name: to add one, add it to a table here.
 
 from mae_convert.families.known import KNOWN, Family
 from mae_convert.families.naming import Membership, name_family, without_decoder
-from mae_convert.families.refused import explain
+from mae_convert.families.refused import MERGE, explain
 
-__all__ = ["KNOWN", "Family", "Membership", "explain", "name_family", "without_decoder"]
+__all__ = ["KNOWN", "MERGE", "Family", "Membership", "explain", "name_family", "without_decoder"]

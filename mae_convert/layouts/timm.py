@@ -1,48 +1,63 @@
 """timm's ``vit_*`` models: the original's names; ``config.json`` as timm keeps it on the Hub."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.layouts.facebook import ENCODER_AND_CLASSIFIER
 from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.timm_fields import (
+    ACTIVATIONS,
+    SIZES,
+    activation,
+    data_config,
+    preprocessing,
+    sizes_named,
+)
 from mae_convert.mapping import Table
 from reference_models.configuration import ViTMAEConfig
 
-# Architectures by width, depth and heads; every other size is the base one with arguments.
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
-         "large": (1024, 24, 16), "huge": (1280, 32, 16)}  # fmt: skip
-ARCHITECTURE = re.compile(r"vit_(?P<size>tiny|small|base|large|huge)_patch(?P<patch>\d+)_\d+.*")
-# timm's name of an activation, and ours.
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
-               "relu": "relu", "silu": "silu"}  # fmt: skip
-ACTIVATION_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()} | {
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {
     "gelu_pytorch_tanh": "gelu_tanh",
     "swish": "silu",
 }
 EPSILON = 1e-6  # timm's ViT has no argument for it
 
 
+ARGUMENTS = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+    "qkv_bias": "qkv_bias",
+}
+"""The arguments of a model that stand for fields of ours."""
+
+
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm's ``config.json`` tells, in our fields."""
+    """Return what timm's ``config.json`` tells, in our fields.
+
+    Raises:
+        ConfigurationError: the architecture or the activation is not one that is computed here.
+    """
     if "architecture" not in stored:
         return dict(stored)
     arguments = stored.get("model_args") or {}
-    pretrained = stored.get("pretrained_cfg") or {}
-    known = ARCHITECTURE.fullmatch(str(stored["architecture"]))
+    # The older form has no mapping of its own.
+    pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
     told = {
         # An architecture of another width would have another number of heads.
-        "hidden_size": arguments.get("embed_dim", SIZES[known["size"]][0] if known else None),
-        "num_attention_heads": arguments.get(
-            "num_heads", SIZES[known["size"]][2] if known else None
-        ),
+        **sizes_named(stored["architecture"]),
+        **{ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments},
         "image_size": arguments.get("img_size") or list(pretrained.get("input_size", ()))[1:],
-        "hidden_act": ACTIVATIONS.get(arguments.get("act_layer", "gelu")),
+        "hidden_act": activation(arguments.get("act_layer")),
         "layer_norm_eps": EPSILON,
         "mask_ratio": stored.get("mask_ratio"),
         "image_mean": pretrained.get("mean"),
         "image_std": pretrained.get("std"),
     }
+    if told["image_size"]:
+        told["preprocessor"] = preprocessing(pretrained, told["image_size"]) or None
     if stored.get("num_classes"):
         # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
         told["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
@@ -87,8 +102,7 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            **data_config(carried.get("preprocessor") or {}, (height, width)),
             "mean": carried["image_mean"],
             "std": carried["image_std"],
             "num_classes": labels,

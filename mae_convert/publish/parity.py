@@ -54,13 +54,7 @@ def verification(part: Part) -> str:
         for line in summary(checks)
     ]
     how = "; ".join(_witness(witness) for witness in document.get("witnesses", []))
-    proven = (
-        "Both sides were loaded by their own names, without the conversion's tables, so the tables"
-        " are proven too."
-        if document["proven"]
-        else "A side was loaded through the conversion's own tables, so a mistake in them would not"
-        " show."
-    )
+    proven = _what_is_proven(document)
     source = document["source"]
     digits = code_in_markdown(source.get("sha256"))
     lines = [
@@ -111,3 +105,19 @@ def _witness(witness: Mapping[str, Any]) -> str:
 def _versions(environment: Mapping[str, str]) -> str:
     kept = [f"{name} {version}" for name, version in environment.items() if name != "platform"]
     return f"Versions: {for_markdown(', '.join(kept))}." if kept else ""
+
+
+def _what_is_proven(document: Mapping[str, Any]) -> str:
+    """Return in a sentence what the verdict of a certificate proves beyond the comparison."""
+    if document["proven"]:
+        return (
+            "Both sides were loaded by their own names, without the conversion's tables, so the"
+            " tables are proven too."
+        )
+    if unread := document.get("unread"):
+        names = (for_markdown(name) for fields in unread.values() for name in fields[:8])
+        return f"A library may act on fields that were not compared: {', '.join(names)}."
+    return (
+        "A side was loaded through the conversion's own tables, so a mistake in them would not"
+        " show."
+    )

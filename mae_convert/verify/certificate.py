@@ -214,6 +214,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "effects": dict(verdict.effects),
         "not_compared": list(verdict.not_compared),
         "assumptions": list(verdict.assumptions),
+        **({"unread": dict(verdict.unread)} if verdict.unread else {}),
         **({"inferred": verdict.inferred} if verdict.inferred else {}),
         "environment": environment(),
         "source_trace": {

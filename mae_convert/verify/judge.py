@@ -16,9 +16,13 @@ import numpy as np
 
 from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
+from mae_convert.mapping import listed
+from mae_convert.plain import plain
 from mae_convert.verify.assumptions import assumptions, blocking, in_words
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
+from mae_convert.verify.image_checks import LIMIT as SAME_PIXELS
+from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
 from mae_convert.verify.trace import Trace
 from mae_convert.verify.trace_check import GRADIENT, RESULTS
@@ -43,6 +47,7 @@ LIMITS = {
 }
 
 SPECIFIED = "proof/no assumption that both sides share changes the function"
+READ = "proof/every field that a library may act on is read"
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"
 SOURCE_AT_HAND = "proof/the source is at hand"
 Results = Mapping[str, np.ndarray]
@@ -99,6 +104,8 @@ class Verdict:
         assumptions: what is assumed on a side and changes the function, as
             `mae_convert.verify.assumptions.assumptions` returns it.
         inferred: the evidence of an experiment that gave fields of the source, or None.
+        unread: fields beside the weights that a library may act on and nobody here reads, by side
+            ("A", "B"); where there are any, nothing is proven.
     """
 
     passed: bool
@@ -114,6 +121,7 @@ class Verdict:
     replayed: bool = False
     assumptions: tuple[Mapping[str, Any], ...] = ()
     inferred: Mapping[str, Any] | None = None
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -142,9 +150,10 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
     diverging = [c.name.removeprefix("function/") for c in function if not c.passed]
     first = min(diverging, key=execution_order, default=None)
     fed = suspects_at(first, set(diverging), a, b) if first else []
+    unread = {side: tuple(t.description.get("unread") or ()) for side, t in (("A", a), ("B", b))}
     return Verdict(
         passed=all(check.passed for check in checks),
-        proven=bool(a.description["native"] and b.description["native"]),
+        proven=_native(a, b) and not any(unread.values()),
         checks=tuple(checks),
         first_divergence=first,
         suspects=tuple(dict.fromkeys([*rank(differing, fed), *fed])),
@@ -152,14 +161,25 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
         witnesses=tuple(_witness(side, trace) for side, trace in (("A", a), ("B", b))),
         not_compared=tuple(not_compared(a, b)),
         assumptions=assumptions(a, b),
+        unread={side: fields for side, fields in unread.items() if fields},
     )
+
+
+def _native(a: Trace, b: Trace) -> bool:
+    """Return whether nothing of ours stood between the stored bytes and the model on each side."""
+    return bool(a.description["native"] and b.description["native"])
+
+
+def unread_in_words(verdict: Verdict) -> str:
+    """Return the fields that nobody here reads, by side; empty where there are none."""
+    return "; ".join(f"{side}: {listed(fields, 8)}" for side, fields in verdict.unread.items())
 
 
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """Return the checks of a proof.
 
-    No table of ours was used, nothing is left out in silence, and both sides do not rest on the
-    same assumption about the function.
+    No table of ours was used, nothing is left out in silence, every field that a library may act on
+    is read, and both sides do not rest on the same assumption about the function.
 
     Args:
         verdict: of the two traces.
@@ -169,8 +189,9 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     whole = all(declared for *_, declared in left_out(a, b))
     assumed = blocking(verdict.assumptions)
     return (
-        Check(NATIVE, verdict.proven, verdict.proven, True),
+        Check(NATIVE, _native(a, b), _native(a, b), True),
         Check(WHOLE, whole, whole, True),
+        Check(READ, not verdict.unread, unread_in_words(verdict) or "none", "none"),
         Check(SPECIFIED, not assumed, in_words(assumed) or "none", "none"),
     )
 
@@ -310,6 +331,9 @@ def _configuration(a: Trace, b: Trace) -> Iterator[Check]:
     for name in _compared_fields(a, b):
         left, right = _field(a, name), _field(b, name)
         yield Check(f"configuration/{name}", left == right, right, left)
+    for what in compare_preprocessing(a, b):
+        name = f"configuration/preprocessing/{what.name}"
+        yield Check(name, what.error <= SAME_PIXELS, plain(what.b), plain(what.a))
     # Names of classes belong to the answer; where a side has none, none is wrong.
     left, right = (side.description.get("labels") for side in (a, b))
     if left and right:

@@ -105,8 +105,11 @@ def junit(done: "Verification") -> str:
         errors="0",
         skipped="0",
     )
-    if verdict.assumptions:
+    if verdict.assumptions or verdict.unread:
         properties = ET.SubElement(suite, "properties")
+        for side, fields in verdict.unread.items():
+            name = for_xml(f"not read of {side}")
+            ET.SubElement(properties, "property", name=name, value=for_xml(", ".join(fields)))
         for assumption in verdict.assumptions:
             name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
             ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))

@@ -10,12 +10,14 @@ from mae_convert.plain import number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
     NATIVE,
+    READ,
     SOURCE_AT_HAND,
     SPECIFIED,
     UNIT_ROUNDOFF,
     WHOLE,
     Check,
     Verdict,
+    unread_in_words,
 )
 from mae_convert.verify.localise import execution_order
 
@@ -27,6 +29,7 @@ GROUPS = (
     (WHOLE, "what only one side has is declared dropped"),
     (NATIVE, "both sides read by their libraries alone"),
     (SOURCE_AT_HAND, "the source is at hand"),
+    (READ, "fields that a library may act on and nobody here reads"),
     (SPECIFIED, "assumptions about the function that both sides share"),
     ("certificate/", "what the certificate says"),
 )
@@ -141,7 +144,7 @@ def answer(verdict: Verdict) -> tuple[str, str]:
     if verdict.proven:
         common = ", as far as it was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
-    return "PASSED", f"not proven: {_through_ours(verdict)}"
+    return "PASSED", f"not proven: {_why_not(verdict)}"
 
 
 def _same(verdict: Verdict) -> str:
@@ -184,7 +187,20 @@ def _unproven(failed: Sequence[Check], verdict: Verdict) -> str:
             "a side lacks a part of the other that no conversion record declares dropped; convert"
             " the other to the same task first, which is declared, and verify that"
         )
-    return _through_ours(verdict)
+    return _why_not(verdict)
+
+
+def _why_not(verdict: Verdict) -> str:
+    """Return why a verdict that passed is not proven: fields that are not read, or what of ours."""
+    reasons = []
+    if fields := unread_in_words(verdict):
+        reasons.append(
+            "a library may act on fields that are not known here and so were not compared"
+            f" ({fields}); remove them if they change nothing"
+        )
+    if not all(w.get("native", True) for w in verdict.witnesses if w.get("side") in ("A", "B")):
+        reasons.append(_through_ours(verdict))
+    return "; and ".join(reasons) or _through_ours(verdict)
 
 
 def _through_ours(verdict: Verdict) -> str:

@@ -12,6 +12,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.strict_json import parse_json
 from mae_convert.containers.tensor import sha256
 from mae_convert.errors import CheckpointError
+from mae_convert.preprocessing import described
 from mae_convert.record import files_sha256
 from mae_convert.verify.inputs import inputs_sha256
 from mae_convert.verify.sides import Side
@@ -104,6 +105,8 @@ def describe(
         "labels": list(checkpoint.configuration.labels or ()),
         "assumed": checkpoint.configuration.assumed(),
         "assumptions": checkpoint.configuration.only_assumed(),
+        "preprocessing": described(checkpoint),
+        "unread": list(checkpoint.unread),
         "inputs": inputs_sha256(inputs),
         "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
         "tensors": {

@@ -1,0 +1,91 @@
+"""The fields of a configuration that a library reads, and what is done about each of them.
+
+A library acts on more fields than this project converts. Each field of a library's configuration is
+therefore classified: it is read here, it is known to change nothing, it is refused unless it has a
+harmless value, or it is reported. A field that is not in the table is reported as well: nobody
+knows what the library does with it, so that a verdict is not a proof.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mae_convert.containers.messages import shown
+from mae_convert.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Read:
+    """A field that is converted, or compared when two models are verified."""
+
+
+@dataclass(frozen=True)
+class Harmless:
+    """A field that does not change what a model computes in evaluation."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """A field that changes what the model computes, and is understood with some values only.
+
+    Attributes:
+        values: those that change nothing.
+        why: what any other value does and what to do about it, for a message.
+    """
+
+    values: tuple[Any, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A field of which this project does not know what it changes, unless it has such a value."""
+
+    values: tuple[Any, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A mapping of fields inside the configuration, with a table of its own."""
+
+    table: Mapping[str, "Treatment"]
+
+
+Treatment = Read | Harmless | Only | Reported | Fields
+READ, HARMLESS = Read(), Harmless()
+NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+"""The values with which most options of a library are switched off."""
+
+
+def unknown_fields(
+    stated: Mapping[str, Any], table: Mapping[str, Treatment], where: str
+) -> tuple[str, ...]:
+    """Return the fields that the library may act on and this project does not know, dotted.
+
+    Args:
+        stated: a configuration as the library reads it.
+        table: what is done about each field.
+        where: the file, for a message.
+
+    Raises:
+        ConfigurationError: a field has a value that changes what the model computes and that no
+            layout here can hold.
+    """
+    return tuple(_unknown(stated, table, where, ""))
+
+
+def _unknown(
+    stated: Mapping[str, Any], table: Mapping[str, Treatment], where: str, prefix: str
+) -> Iterator[str]:
+    for name, value in stated.items():
+        match table.get(name, Reported()):
+            case Read() | Harmless():
+                continue
+            case Only(values, why) if value not in values:
+                raise ConfigurationError(f"{where} says {prefix}{name} is {shown(value)}: {why}")
+            case Reported(values) if value not in values:
+                yield f"{prefix}{shown(name)}"
+            case Fields(inner) if isinstance(value, Mapping):
+                yield from _unknown(value, inner, where, f"{prefix}{name}.")
+            case _:
+                continue

@@ -1,0 +1,101 @@
+"""Whether two models are given the same pixels for the same image.
+
+Where what is said about preprocessing differs, both are run on test images: another way to say the
+same thing passes, and only a difference in the pixels fails.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.preprocessing import MODES, Preprocessing
+from mae_convert.verify.distance import relative_error
+from mae_convert.verify.trace import Trace
+
+LIMIT = 1e-6
+"""How far the pixels of two models may be apart, relative L2: float32 rounds by 6e-8."""
+LARGEST = 4096
+"""The longest side, in pixels, up to which preprocessing is run: what is larger is not a ViT's."""
+# Which field of ``preprocessor_config.json`` says what, by the fields of Preprocessing.
+GEOMETRY = {"resize": "size", "shortest_edge": "size", "resample": "resample", "crop": "crop_size"}
+VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normalize"}
+
+
+class Compared(NamedTuple):
+    """A field that differs, what it is on each side, and how far apart the pixels are."""
+
+    name: str
+    a: Any
+    b: Any
+    error: float
+
+
+def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
+    """Yield what is said about preprocessing in different ways, with the distance of the pixels.
+
+    How images are resized and cropped is compared where both sides specify it, and for models of
+    the same image size; a mean or deviation that differs by itself is compared elsewhere.
+    """
+    left, right = (trace.description.get("preprocessing") for trace in (a, b))
+    if left is None or right is None:
+        return
+    if "problem" in left or "problem" in right:
+        if left.get("problem") != right.get("problem"):
+            yield Compared("size", left.get("problem"), right.get("problem"), math.inf)
+        return
+    resized = [step for trace in (a, b) for step in trace.description["steps"]]
+    same_size = not any(step["step"] == "image_size" for step in resized)
+    names = [*VALUES, *(GEOMETRY if left["stated"] and right["stated"] and same_size else ())]
+    for name in ("mean", "std"):
+        if a.description[f"image_{name}"] != b.description[f"image_{name}"]:
+            names.remove(name)
+    differing = [n for n in names if _plain(left[n]) != _plain(right[n])]
+    if not differing:
+        return
+    error = _distance({**right, **{name: left[name] for name in names}}, right)
+    known = {**GEOMETRY, **VALUES}
+    for field in dict.fromkeys(known[name] for name in differing):
+        first = next(name for name in differing if known[name] == field)
+        yield Compared(field, left[first], right[first], error)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Return how far the pixels of test images are apart: the larger distance of two images."""
+    prepare = [_of_plain(side) for side in (left, right)]
+    sides = [side for each in prepare for side in _sides(each)]
+    if max(sides, default=1) > LARGEST:
+        return math.inf
+    size = next((tuple(side) for each in prepare if (side := each.crop or each.resize)), (32, 32))
+    return max(_apart(prepare, shape) for shape in (size, (size[0] + 13, 2 * size[1] - 7)))
+
+
+def _sides(each: Preprocessing) -> list[int]:
+    return [*(each.resize or ()), *(each.crop or ()), each.shortest_edge or 1]
+
+
+def _apart(prepare: list[Preprocessing], size: tuple[int, ...]) -> float:
+    channels = prepare[0].channels
+    random = np.random.Generator(np.random.Philox(0))
+    pixels = random.integers(0, 256, (*size, channels), dtype=np.uint8)
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels, MODES[channels])
+    try:
+        first, second = (each(image) for each in prepare)
+    except (MaeConvertError, ValueError):  # of a trace that anyone may have written
+        return math.inf
+    return relative_error(first, second)
+
+
+def _of_plain(described: Mapping[str, Any]) -> Preprocessing:
+    names = [field.name for field in fields(Preprocessing)]
+    values: dict[str, Any] = {name: described[name] for name in names}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Preprocessing(**(values | lists))
