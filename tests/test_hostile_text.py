@@ -195,6 +195,7 @@ def test_convert(printed, hostile):
         "steps": [{"step": "task", "from": "pretrain", "to": "encoder", "positions": "resampled"}],
         "created": {"head.weight": "zeros"},
         "dropped": {"decoder.weight": "not asked for"},
+        "unread": ["config.json: fusion_config"],
         "assumed": {"hidden_act": {"value": "gelu", "source": "convention"}},
     }
 
@@ -248,6 +249,7 @@ def verdict():
         suspects=("encoder.norm.weight",), causes=("the norm is missing",), witnesses=(witness,),
         effects={"logits": 0.5}, not_compared=("the decoder",), assumptions=(assumption,),
         steps=({"step": "dtype", "from": ["float32"], "to": "float16"},),
+        unread={"A": ("config.json: fusion_config",)},
     )  # fmt: skip
 
 

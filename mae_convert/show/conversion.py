@@ -41,8 +41,8 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("not taken", f"{listed(names, 3)}: {reason}")
         for reason, names in by_reason(report["dropped"]).items()
     ]
-    if source.unread:
-        rows.append(("not known", f"{listed(source.unread, 8)}: a library may act on it"))
+    if unread := report.get("unread"):
+        rows.append(("not known", f"{listed(unread, 8)}: a library may act on it"))
     out.print(pairs(rows))
     out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
     out.print(assumptions(report["assumed"]))
