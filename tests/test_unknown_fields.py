@@ -16,6 +16,7 @@ from mae_convert.convert import execute
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.layouts import keras_fields, timm_fields
 from mae_convert.layouts.transformers_fields import FIELDS
+from mae_convert.models.images import MaeImageProcessor
 from mae_convert.planning import plan_conversion
 from mae_convert.preprocessing import as_pixels, described, preprocessing_as_stated
 from mae_convert.steps import Geometry
@@ -295,6 +296,8 @@ class TestPreprocessing:
         assert theirs.do_normalize is False
         expected = theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
         assert np.array_equal(as_pixels(Image.fromarray(pixels), "it", checkpoint), expected)
+        ours = MaeImageProcessor.from_pretrained(path)
+        assert np.array_equal(ours(Image.fromarray(pixels))["pixel_values"][0], expected)
         (path / "preprocessor_config.json").unlink()
         assert open_checkpoint(path).unread == ()
 

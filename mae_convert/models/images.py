@@ -22,7 +22,7 @@ from mae_convert.models.pixels import axes_named, pictures_of, prepared
 from mae_convert.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.sources import HubReference, locate_file, open_source
 
-FILE = "preprocessor_config.json"
+FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 # What transformers' class takes where its file does not say.
 DEFAULTS: Mapping[str, Any] = {
     "do_resize": True,
@@ -72,6 +72,8 @@ class MaeImageProcessor:
     def from_pretrained(cls, name: str | Path, **changes: Any) -> "MaeImageProcessor":
         """Return the processor of a checkpoint: as ``preprocessor_config.json`` says.
 
+        In a directory, ``processor_config.json`` comes first, as in version 5 of transformers.
+
         A checkpoint without that file has its preprocessing inside, or that of its layout.
 
         Args:
@@ -86,9 +88,9 @@ class MaeImageProcessor:
         if isinstance(source, HubReference):
             source = locate_file(replace(source, path=f"{source.path}/{FILE}".lstrip("/")))
         if isinstance(source, Path):
-            file = source / FILE if source.is_dir() else source
-            if file.suffix == ".json" and file.is_file():
-                return cls(**{**read_json(file), **changes})
+            stated = _stated_in(source)
+            if stated is not None:
+                return cls(**{**stated, **changes})
         checkpoint = open_source(source)
         configuration = checkpoint.configuration
         height, width = configuration.model.image_hw
@@ -170,6 +172,20 @@ class MaeImageProcessor:
                 f"image_mean is for {len(mean)} channels and image_std for {len(std)}; mend one"
             )
         return preprocessing_as_stated(stated, (224, 224), (mean, std))
+
+
+def _stated_in(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file states, or the one in a directory; None where there is not one."""
+    if path.is_dir() and (path / PROCESSOR_FILE).is_file():
+        nested = read_json(path / PROCESSOR_FILE).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    file = path / FILE if path.is_dir() else path
+    if file.suffix != ".json" or not file.is_file():
+        return None
+    stated = read_json(file)
+    nested = stated.get("image_processor")
+    return nested if isinstance(nested, dict) else stated
 
 
 def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
