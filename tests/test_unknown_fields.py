@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import GenerationConfig, ViTConfig, ViTImageProcessorPil, ViTMAEConfig
 
 from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.containers.directory import is_read_beside
 from mae_convert.convert import execute
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.layouts import keras_fields, timm_fields
@@ -134,6 +135,15 @@ class TestTransformers:
         path = edited("transformers", lambda s: s.update(peft_type="LORA"), "adapter_config.json")
         with pytest.raises(ConfigurationError, match="merge_and_unload"):
             open_checkpoint(path)
+
+    def test_a_distributed_checkpoint_beside_the_weights_is_refused(self, models, tmp_path):
+        """Version 5 of transformers loads it, whatever model.safetensors holds."""
+        shutil.copytree(models / "transformers", tmp_path / "model")
+        part = "shard-00001-model-00001-of-00001.safetensors"
+        shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)
+        assert is_read_beside(part)
+        with pytest.raises(ConfigurationError, match="loads such parts"):
+            open_checkpoint(tmp_path / "model")
 
     def test_a_field_twice_is_refused(self, run, models, tmp_path):
         shutil.copytree(models / "transformers", tmp_path / "model")

@@ -29,6 +29,8 @@ READ_BESIDE = (
     "preprocessor.json",
     "task.json",
 )
+# Parts of a distributed checkpoint, which transformers 5 loads instead of any other weights.
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
@@ -118,7 +120,8 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
 
 def is_read_beside(name: str) -> bool:
     """Tell whether a library may act on a file of this name beside weights."""
-    return name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or name.endswith(".py")
+    known = name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or DISTRIBUTED.fullmatch(name)
+    return bool(known) or name.endswith(".py")
 
 
 def left_aside(weights_file: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.containers.directory import DISTRIBUTED
 from mae_convert.containers.messages import shown
 from mae_convert.errors import ConfigurationError
 from mae_convert.layouts.fields import (
@@ -205,6 +206,12 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     Raises:
         ConfigurationError: transformers would load other weights, or round them.
     """
+    others = (path.name for path in weights_file.parent.iterdir())
+    if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
+        raise ConfigurationError(
+            f"{other} is beside {weights_file.name}: transformers 5 loads such parts of a"
+            " distributed checkpoint and no other weights; move one of the two elsewhere"
+        )
     named = stated.get("transformers_weights")
     if named is not None and named != weights_file.name:
         raise ConfigurationError(
