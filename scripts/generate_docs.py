@@ -5,6 +5,7 @@ python scripts/generate_docs.py --check    # exit with status 1 if they are out 
 """
 
 import ast
+import html
 import inspect
 import re
 import sys
@@ -70,15 +71,24 @@ def _table(command: click.Command, context: click.Context) -> str:
         record = parameter.get_help_record(context)
         if record and isinstance(parameter, click.Option):
             names, meaning = record
-            lines.append(f"| `{names.replace('|', chr(92) + '|')}` | {_escaped(meaning)} |")
+            lines.append(f"| {_code(names)} | {_escaped(meaning)} |")
     return "\n".join([*lines, ""])
 
 
+def _code(text: str) -> str:
+    """Return text as code that may stand in a table, with line breaks allowed between choices."""
+    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;<wbr>')}</code>"
+
+
 def _escaped(text: str) -> str:
-    """Return plain text as Markdown; what stands in backticks stays code."""
+    """Return plain text as Markdown; what is in backticks stays code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
-        part if part.startswith("`") else re.sub(r"([\\*_\[\]<>|{}])", r"\\\1", part)
+        part
+        if part.startswith("`")
+        else re.sub(r"([\\*_\[\]{}])", r"\\\1", html.escape(part, quote=False)).replace(
+            "|", "&#124;"
+        )
         for part in parts
     )
 
