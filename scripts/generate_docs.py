@@ -76,8 +76,9 @@ def _table(command: click.Command, context: click.Context) -> str:
 
 
 def _code(text: str) -> str:
-    """Return text as code that may stand in a table, with line breaks allowed between choices."""
-    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;<wbr>')}</code>"
+    """Return text as code that may stand in a table, with line breaks after | and /."""
+    escaped = html.escape(text, quote=False).replace("|", "&#124;<wbr>").replace("/", "/<wbr>")
+    return f"<code>{escaped}</code>"
 
 
 def _escaped(text: str) -> str:
@@ -139,7 +140,7 @@ def packages_and_modules() -> str:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first = docstring.split("\n\n")[0].replace("\n", " ").replace("``", "`")
         slash = "/" if path.name == "__init__.py" else ""
-        lines.append(f"| `{name.relative_to(ROOT).as_posix()}{slash}` | {_escaped(first)} |")
+        lines.append(f"| {_code(name.relative_to(ROOT).as_posix() + slash)} | {_escaped(first)} |")
     return "\n".join(lines) + "\n"
 
 
