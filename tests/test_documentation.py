@@ -221,6 +221,18 @@ def test_the_plans_of_sweeps_have_fields_that_exist():
     assert used <= sweep_fields.FIELDS.keys()
 
 
+def test_the_site_loads_nothing_from_other_hosts():
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert settings["theme"]["font"] is False
+    names = [*settings["extra_css"], *settings.get("extra_javascript", ())]
+    assert all((documentation.DOCS / name).is_file() for name in names)
+    assert not any("](http" in line and "![" in line for line in all_lines())
+
+
+def all_lines():
+    return (line for path in PAGES.values() for line in path.read_text("utf-8").splitlines())
+
+
 def test_every_class_that_the_migration_page_names_exists():
     text = PAGES["docs/migration.md"].read_text(encoding="utf-8")
     named = set(re.findall(r"`(TFViT\w+|ViT\w+|\w+ImageProcessor)`", text))
