@@ -250,6 +250,7 @@ def _check_documents(container: Container) -> None:
             container.preprocessor,
             container.preprocessor_source or "preprocessor_config.json",
         ),
+        ("preprocessor", (container.config or {}).get("preprocessor"), "preprocessor inside"),
         ("conversion", container.conversion, "conversion record (conversion.json)"),
     ):
         if document:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -14,13 +15,15 @@ from transformers import GenerationConfig, ViTConfig, ViTImageProcessorPil, ViTM
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.containers.directory import is_read_beside
 from mae_convert.convert import execute
-from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.layouts import keras_fields, timm_fields
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
+from mae_convert.layouts import LAYOUTS, keras_fields, timm_fields, transformers_fields
 from mae_convert.layouts.transformers_fields import FIELDS
 from mae_convert.models.images import MaeImageProcessor
 from mae_convert.planning import plan_conversion
 from mae_convert.preprocessing import as_pixels, described, preprocessing_as_stated
 from mae_convert.steps import Geometry
+from mae_convert.unknown_fields import PREPROCESSOR
+from mae_convert.validation import check_document
 from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.judge import Verdict, proof
 from mae_convert.verify.report import junit, markdown, verdict_json
@@ -466,3 +469,66 @@ class TestVerdict:
         assert "not proven: a library may act on fields that are not known here" in words
         assert "model_args.of_later" in words
         assert "model_args.of_later" in report.read_text()
+
+
+ODD = (None, True, 0, -1, 7, 1e300, 0.5, "x", [], [1], [1, 2, 3], ["x"], {}, {"a": [1]})
+
+
+def refused_or_read(read):
+    with suppress(MaeConvertError):
+        read()
+
+
+@pytest.mark.parametrize("layout", ["transformers", "timm"])
+def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, layout):
+    """The legacy form of timm, with everything in one mapping, included."""
+    stored = json.loads((models / layout / "config.json").read_text())
+    forms = [(stored, table, ()) for table in ((FIELDS,) if layout == "transformers" else ())]
+    if layout == "timm":
+        forms = [(stored, timm_fields.FIELDS, ()), (stored, timm_fields.ARGUMENTS, ("model_args",)),
+                 (stored, timm_fields.DATA, ("pretrained_cfg",)),
+                 ({"architecture": stored["architecture"], **stored["pretrained_cfg"]},
+                  timm_fields.LEGACY, ())]  # fmt: skip
+
+    def read(changed):
+        check_document(changed, "config", "config.json", "mend it")
+        LAYOUTS[layout].read_config(changed)
+        if layout == "timm":
+            timm_fields.unknown_in_config(changed)
+        else:
+            transformers_fields.unknown_in_config(changed, "pretrain")
+            transformers_fields.check_config(
+                changed, models / layout / "model.safetensors", [np.dtype(np.float32)]
+            )
+
+    for base, table, place in forms:
+        for name in table:
+            for value in ODD:
+                changed = json.loads(json.dumps(base))
+                inner = changed[place[0]] if place else changed
+                inner[name] = value
+                refused_or_read(lambda changed=changed: read(changed))
+
+
+def test_odd_preprocessing_is_refused_in_a_sentence_or_written_for_timm():
+    for name in PREPROCESSOR:
+        for value in ODD:
+            stated = {"do_center_crop": True, "crop_size": 32, "size": 36, name: value}
+
+            def write(stated=stated):
+                check_document(stated, "preprocessor", "it", "mend it")
+                timm_fields.data_config(stated, (32, 32))
+
+            refused_or_read(write)
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_odd_values_in_keras_s_config_are_refused_in_a_sentence_or_read(value):
+    for changed in (
+        {**KERAS, "config": value},
+        {**KERAS, "config": {**KERAS["config"], "dtype": value}},
+        {**KERAS, "config": {**KERAS["config"], "config": value}},
+        {**KERAS, "registered_name": "keras_hub>V", "config": {"backbone": value}},
+        {**KERAS, "registered_name": "keras_hub>V", "config": {"backbone": {"config": value}}},
+    ):
+        refused_or_read(lambda changed=changed: keras_fields.unknown_in_config(changed))

@@ -45,11 +45,13 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     arguments = stored.get("model_args") or {}
     # The older form has no mapping of its own.
     pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
+    inputs = pretrained.get("input_size")
+    inputs = list(inputs) if isinstance(inputs, list | tuple) else []
     told = {
         # An architecture of another width would have another number of heads.
         **sizes_named(stored["architecture"]),
         **{ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments},
-        "image_size": arguments.get("img_size") or list(pretrained.get("input_size", ()))[1:],
+        "image_size": arguments.get("img_size") or inputs[1:],
         "hidden_act": activation(arguments.get("act_layer")),
         "layer_norm_eps": EPSILON,
         "mask_ratio": stored.get("mask_ratio"),

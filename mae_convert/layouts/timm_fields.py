@@ -222,12 +222,14 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     Raises:
         ConfigurationError: a value is not known here.
     """
-    if not {"crop_pct", "crop_mode", "interpolation"} & data.keys():
+    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
+    if len(sides) != 2 or not {"crop_pct", "crop_mode", "interpolation"} & data.keys():
         return {}
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides
     mode, share = data.get("crop_mode") or "center", data.get("crop_pct") or 0.875
     numbered = INTERPOLATIONS.get(str(data.get("interpolation") or "bicubic"))
-    if numbered is None or mode not in ("center", "squash") or not 0 < share <= 4:
+    known = type(share) in (int, float) and 0.01 < share <= 4
+    if numbered is None or mode not in ("center", "squash") or not known:
         raise ConfigurationError(
             f"config.json says pretrained_cfg has interpolation {shown(data.get('interpolation'))},"
             f" crop_mode {shown(mode)} and crop_pct {shown(share)}; known are"
@@ -280,17 +282,18 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         size = [size.get("height"), size.get("width")]
-    sides = [size, size] if isinstance(size, int) else list(size)
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if edge is not None:
         found["crop_mode"], sides = "center", [edge, edge]
     if stated.get("do_resize") is False:
         return {**found, "crop_mode": "squash"}  # the images have the model's size already
-    found["crop_pct"] = _share(height, sides[0])
+    found["crop_pct"] = _share(height, sides[0]) if sides else None
     wanted = preprocessing(found, image_hw) if found["crop_pct"] and found["interpolation"] else {}
     cropped = bool(stated.get("do_center_crop"))
     inner = stated.get("crop_size") if cropped else None
     inner = inner if isinstance(inner, Mapping) else {"height": inner, "width": inner}
     as_model = not cropped or (inner.get("height"), inner.get("width")) == image_hw
+    sides = sides if len(sides) == 2 else [None, None]
     ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
     if not wanted or wanted["size"] != ours or not as_model or wanted["do_center_crop"] > cropped:
         raise LayoutError(

@@ -190,7 +190,7 @@ def unknown_in_config(stated: Mapping[str, Any], task: str) -> tuple[str, ...]:
         unknown.append(f"model_type {shown(stated['model_type'])}")
     named = stated.get("architectures") or ()
     known = {prefix + name for name in ARCHITECTURES[task] for prefix in ("", "TF")}
-    if named and not (isinstance(named, list) and all(name in known for name in named)):
+    if named and not (isinstance(named, list) and {*map(str, named)} <= known):
         unknown.append(f"architectures {shown(named)}")
     return tuple(unknown)
 
