@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint import Flags, check_flags, open_checkpoint
+from mae_convert.diagnose.verdict import diagnose
 from mae_convert.errors import ConfigurationError
 from mae_convert.in_memory.asking import dtype_named, naming_arguments
 from mae_convert.verify.report import text
@@ -58,7 +59,7 @@ def assert_parity(
     asked = _options({**options, "require_proof": require_proof})
     first, second = (open_checkpoint(path, flags, fill_only=True) for path in (a, b))
     check_flags(flags, first, second)
-    done = run_verification(first, second, side_a, side_b, asked)
+    done = diagnose(run_verification(first, second, side_a, side_b, asked))
     if not done.verdict.passed:
         raise AssertionError(f"{a} and {b}:\n{text(done.verdict)}")
     return done

@@ -232,9 +232,19 @@ def verify(
             write_certificate(done, second)
         elif certify and has_certificate(second.path):
             say(f"note: the certificate beside {b} is of an earlier verification")
+    done = _diagnosed(done)
     write_reports(done, reports)
     _tell(done.verdict, as_json=as_json)
     return 0 if done.verdict.passed else 1
+
+
+def _diagnosed(done: "Verification") -> "Verification":
+    """Return a verification, with the causes where it failed."""
+    if done.verdict.passed:
+        return done
+    from mae_convert.diagnose.verdict import diagnose
+
+    return diagnose(done)
 
 
 def _tell(verdict: "Verdict", *, as_json: bool) -> None:

@@ -220,6 +220,7 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
 
 
 def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
+    from mae_convert.diagnose.verdict import diagnose
     from mae_convert.verify.inputs import InputChoice
     from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import parse_options, run_verification
@@ -238,7 +239,7 @@ def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
         dtypes=tuple(said.get("run_dtype", ())),
         **{name: bool(said.get(name)) for name in ("unmasked", "gradients", "require_proof")},
     )
-    return run_verification(a, b, sides[0], sides[1], options)
+    return diagnose(run_verification(a, b, sides[0], sides[1], options))
 
 
 def _certify(done: "Verification", target: Checkpoint) -> None:

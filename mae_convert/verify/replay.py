@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
-from mae_convert.diagnose.verdict import explained_by_traces
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.origin import Origin
 from mae_convert.verify.certificate import Certificate, read_certificate, read_source
@@ -61,7 +60,7 @@ def replay(
         return Verification(
             Verdict(False, False, tuple(checks), None, (), (str(error),), (), replayed=True), inputs
         )
-    verdict = explained_by_traces(judge(source, trace), source, trace)
+    verdict = judge(source, trace)
     if options.require_proof:
         checks.append(Check(SOURCE_AT_HAND, False, False, True))
     verdict = replace(

@@ -1,4 +1,4 @@
-"""Verify a pair of checkpoints: run both at the same time, judge, explain."""
+"""Verify a pair of checkpoints: run both at the same time, and judge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,9 +8,6 @@ import numpy as np
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.diagnose.pair import Pair
-from mae_convert.diagnose.process import Subject
-from mae_convert.diagnose.verdict import explained
 from mae_convert.diff import left_aside
 from mae_convert.errors import MaeConvertError
 from mae_convert.official import confirmed_by_hash
@@ -79,13 +76,19 @@ def parse_options(
 class Verification:
     """A verdict, and what it was reached by.
 
-    ``traces`` are those of the source, of the target and of each further witness; they are empty
-    where the shapes alone told the answer.
+    Attributes:
+        verdict: whether the two are the same function.
+        inputs: what both sides were given.
+        traces: of the source, of the target and of each further runner; empty where the shapes
+            alone decided.
+        runs: how the source and the target were run, with the checkpoints as they were compared;
+            empty where nothing was run, and where a certificate stands for the source.
     """
 
     verdict: Verdict
     inputs: Arrays = field(repr=False)
     traces: tuple[Trace, ...] = field(default=(), repr=False)
+    runs: tuple[Run, ...] = field(default=(), repr=False)
 
 
 def verify(
@@ -110,6 +113,8 @@ def run_verification(
     options: Options | None = None,
 ) -> Verification:
     """Run two checkpoints on the same inputs and judge whether they are the same function.
+
+    Why they are not, where they are not, ``mae_convert.diagnose`` finds out.
 
     Args:
         a: the source.
@@ -150,7 +155,7 @@ def run_verification(
     verdict = replace(judge(*traces[:2]), steps=steps, inferred=inferred)
     if len(traces) > 2:
         verdict = replace(verdict, effects=effects(traces[2], traces[0]))
-    done = Verification(verdict, inputs, tuple(traces[:2]))
+    done = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]))
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     for witness in options.against:
         done = _with_witness(done, _witness_run(witness, *whole), runs[0])
@@ -158,23 +163,7 @@ def run_verification(
         checks = proof(done.verdict, *done.traces[:2])
         done = replace(done, verdict=_with_checks(done.verdict, checks))
     compared = (*done.verdict.not_compared, *left_aside(a, b))
-    done = replace(done, verdict=replace(done.verdict, not_compared=compared))
-    if all(check.name.startswith("proof/") for check in done.verdict.failed()):
-        return done  # nothing differs, so that there is nothing to explain
-    return _explained(done, runs)
-
-
-def _explained(done: Verification, runs: Sequence[Run]) -> Verification:
-    """Return a verification that failed with the causes that were tested."""
-    source, target = (
-        Subject(run.checkpoint, trace, run.as_stored)
-        for run, trace in zip(runs[:2], done.traces, strict=False)
-    )
-    python = next((r.side.python for r in runs[:2] if r.side.framework == "torch"), None)
-    ratio = runs[0].request.mask_ratio or 0.0
-    limit = runs[0].side.time_limit
-    pair = Pair(source, target, done.inputs, ratio, python=python, time_limit=limit)
-    return replace(done, verdict=explained(done.verdict, pair))
+    return replace(done, verdict=replace(done.verdict, not_compared=compared))
 
 
 def common_request(
