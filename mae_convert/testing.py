@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint import Flags, check_flags, open_checkpoint
-from mae_convert.diagnose.verdict import diagnose
+from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
 from mae_convert.in_memory.asking import dtype_named, naming_arguments
 from mae_convert.verify.report import text

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.diagnose.verdict import explained_by_traces
+from mae_convert.diagnose.diagnosis import explained_by_traces
 from mae_convert.publish.parity import in_short, verification
 from mae_convert.publish.parts import Part
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate

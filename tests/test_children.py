@@ -18,7 +18,7 @@ from ray_nodes import descendants
 
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.staging import scratch_directory
-from mae_convert.diagnose.process import _killed_when_late
+from mae_convert.diagnose.candidate_process import _killed_when_late
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.sweep import ray_engine
 from mae_convert.verify import worker

@@ -11,16 +11,13 @@ from mutation.code_pytorch import fault
 from mutation.models import write_model, write_original
 from mutation.running import Run, prepare
 
-from mae_convert.diagnose import reproduction
-from mae_convert.diagnose.alternatives import Arithmetic
+from mae_convert.diagnose.block_variants import Arithmetic
+from mae_convert.diagnose.candidate_process import Pair, Subject
+from mae_convert.diagnose.candidate_run import Walk, inputs_as
 from mae_convert.diagnose.candidates import candidates
-from mae_convert.diagnose.hypothesis import Hypothesis, model_of
-from mae_convert.diagnose.pair import Pair
-from mae_convert.diagnose.process import Subject
-from mae_convert.diagnose.reproduction import explain_by_running
+from mae_convert.diagnose.diagnosis import explain_by_running, explained, search_sentences
+from mae_convert.diagnose.hypotheses import Hypothesis, model_of
 from mae_convert.diagnose.search import Answer, search
-from mae_convert.diagnose.verdict import explained
-from mae_convert.diagnose.walk import Walk, inputs_as
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.job import Job
 from mae_convert.verify.judge import judge
@@ -272,6 +269,6 @@ def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch)
     answers = {frozenset({"a"}): None, frozenset({"b"}): None}
     with hypothesised(monkeypatch, {q: [a, b]}):
         found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
-    said = reproduction.sentences.found(found, (), ("A", "B"))
+    said = search_sentences(found, (), ("A", "B"))
     assert said[0].startswith("B is what A becomes when a: reproduced")
     assert said[1] == "the same results follow when b; they do not tell which it is"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from mutation.models import SMALL, random_tensors, write_original
 
-from mae_convert.diagnose import orders
-from mae_convert.diagnose.edits import to_bfloat16
-from mae_convert.diagnose.signs import signs
+from mae_convert.diagnose import weight_edits
 from mae_convert.diagnose.tensor_differences import explain
+from mae_convert.diagnose.trace_differences import signs
+from mae_convert.diagnose.weight_edits import to_bfloat16
 from mae_convert.verify.judge import judge
 from mae_convert.verify.localise import suspects_at
 from mae_convert.verify.trace import Trace
@@ -88,7 +88,7 @@ def said(a, b, first=Q):
 RELATIONS = {
     "what encoder.blocks.0.k is in A": lambda q, t: t.arrays["float64/tap/encoder.blocks.0.k"],
     "q in B is -0.5 times": lambda q, t: -0.5 * q,
-    "with the heads in reverse order": lambda q, t: q[..., orders.of_heads(24, 3)[
+    "with the heads in reverse order": lambda q, t: q[..., weight_edits.head_orders(24, 3)[
         "with the heads in reverse order"]],
     "tokens of A in another order: 0, 2, 1": lambda q, t: q[:, [0, 2, 1, 3, 4, 5, 6]],
     "dropout of 0.2 is left on": lambda q, t: np.where(

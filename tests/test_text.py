@@ -208,7 +208,7 @@ ONE_PLACE = {
     r"\bclick\.echo\(": {"commands/hub.py", "commands/verdicts.py"},
     r"(?<![\w.])print\(": {
         "commands/streams.py", "show/console.py", "show/sweep.py", "verify/worker.py",
-        "diagnose/laboratory.py",
+        "diagnose/candidate_worker.py",
     },
 }  # fmt: skip
 

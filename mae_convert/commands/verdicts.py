@@ -120,7 +120,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     \b
         mae-convert compare a.safetensors b.safetensors
     """
-    from mae_convert.diagnose.verdict import explained_by_traces
+    from mae_convert.diagnose.diagnosis import explained_by_traces
     from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
     from mae_convert.verify.trace import Trace
@@ -242,7 +242,7 @@ def _diagnosed(done: "Verification") -> "Verification":
     """Return a verification, with the causes where it failed."""
     if done.verdict.passed:
         return done
-    from mae_convert.diagnose.verdict import diagnose
+    from mae_convert.diagnose.diagnosis import diagnose
 
     return diagnose(done)
 

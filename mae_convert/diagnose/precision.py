@@ -1,10 +1,13 @@
-"""Which part of a model is computed in less precision than was asked for."""
+"""Which part of a model is computed in lower precision than requested."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mae_convert.diagnose.hypothesis import Alternative, Hypothesis
-from mae_convert.verify.localise import BLOCK_TAP
+from mae_convert.diagnose.candidate_process import Explanation, Laboratory, Pair, is_finite
+from mae_convert.diagnose.hypotheses import Alternative, Hypothesis
+from mae_convert.verify.judge import Verdict
+from mae_convert.verify.localise import BLOCK_TAP, execution_order
+from mae_convert.verify.trace import Trace
 
 # A simulation is an explanation where it makes most of the error. Another rounding, or the right
 # one in another place, makes an error in another direction: it leaves all of it and adds its own.
@@ -171,3 +174,53 @@ def _in_block(step: str) -> Iterator[Part]:
     yield Part(name, (linear,))
     yield Part(f"{name} and the norm before", (norm, linear))
     yield Part(f"the matrix products of {name}", (products,))
+
+
+def in_the_proof(laboratory: Laboratory, pair: Pair, first: str) -> Explanation | None:
+    """Explain a difference in the float64 run by less precision, if that is what it is."""
+    steps = _steps(pair.b.trace, "float64")
+    failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
+    causes = _of_run(laboratory, pair.b.trace, "float64", failing, pair.names[1])
+    return Explanation(causes, (), ("precision",)) if causes else None
+
+
+def below_the_proof(pair: Pair, verdict: Verdict) -> Explanation:
+    """Explain a side whose error in float32 is too large."""
+    failed = [check.name.split("/", 2) for check in verdict.failed()]
+    own = [(parts[1], parts[2]) for parts in failed if parts[0] == "float32"]
+    causes: tuple[str, ...] = ()
+    for side, subject in (("A", pair.a), ("B", pair.b)):
+        names = (name for s, name in own if s == side and not name.startswith("grad/"))
+        failing = sorted(names, key=execution_order)
+        if failing and is_finite(subject.trace, failing[0], "float32"):
+            with pair.try_on(subject) as laboratory:
+                causes += _of_run(laboratory, subject.trace, "float32", failing, side)
+    return Explanation(causes, (), ("precision",) if causes else ())
+
+
+def _of_run(
+    laboratory: Laboratory, trace: Trace, dtype: str, failing: Sequence[str], side: str
+) -> tuple[str, ...]:
+    def measure(hypothesis: Hypothesis, at: str) -> float:
+        return laboratory.unexplained(hypothesis, trace, dtype, at)
+
+    parts = find_imprecisions(measure, failing, _steps(trace, dtype), dtype)
+    return _sentences(parts, side, dtype)
+
+
+def _steps(trace: Trace, dtype: str) -> list[str]:
+    """Return the names of the steps between, in order."""
+    names = (n for n in trace.arrays if n.startswith(f"{dtype}/tap/"))
+    return sorted((n.removeprefix(f"{dtype}/tap/") for n in names), key=execution_order)
+
+
+def _sentences(parts: Sequence[Imprecision], side: str, dtype: str) -> tuple[str, ...]:
+    """Return which parts of a side are computed in less precision."""
+    by_precision: dict[str, list[str]] = {}
+    for part in parts:
+        said = f"{part.part}{part.where} ({part.explained:.0%} of the error at {part.at})"
+        by_precision.setdefault(" or ".join(part.precisions), []).append(said)
+    return tuple(
+        f"{side}'s {dtype} run computes in {precision}, as was tried: {', '.join(said)}"
+        for precision, said in by_precision.items()
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mae_convert.diagnose.candidates import candidates
-from mae_convert.diagnose.hypothesis import Hypothesis, Model
+from mae_convert.diagnose.hypotheses import Hypothesis, Model
 from mae_convert.verify.localise import execution_order
 
 MOST_FAULTS = 4  # at once; who has more has another model

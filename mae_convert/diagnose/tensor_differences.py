@@ -7,8 +7,8 @@ import numpy as np
 
 from mae_convert.canonical import Shape
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.diagnose.hypothesis import Model, model_of
-from mae_convert.diagnose.single import happenings
+from mae_convert.diagnose.hypotheses import Model, model_of
+from mae_convert.diagnose.weight_hypotheses import happenings
 from mae_convert.rounding import DTYPES, rounded
 from mae_convert.verify.array_patterns import runs
 from mae_convert.verify.distance import relative_error

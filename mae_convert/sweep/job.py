@@ -220,7 +220,7 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
 
 
 def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
-    from mae_convert.diagnose.verdict import diagnose
+    from mae_convert.diagnose.diagnosis import diagnose
     from mae_convert.verify.inputs import InputChoice
     from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import parse_options, run_verification

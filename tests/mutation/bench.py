@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from mae_convert.diagnose.process import Laboratory
-from mae_convert.diagnose.trial import Trial
+from mae_convert.diagnose.candidate_process import Laboratory
+from mae_convert.diagnose.candidate_run import Trial
 from mae_convert.verify.trace import Side
 
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.diagnose.pair import Pair
-from mae_convert.diagnose.process import Subject
-from mae_convert.diagnose.verdict import explained_by, explained_by_traces
+from mae_convert.diagnose.candidate_process import Pair, Subject
+from mae_convert.diagnose.diagnosis import explained_by, explained_by_traces
 from mae_convert.verify.judge import judge
 from mae_convert.verify.trace import Trace
 from mutation.bench import Bench

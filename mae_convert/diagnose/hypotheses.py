@@ -6,7 +6,7 @@ from typing import Any
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.diagnose.edits import Change
+from mae_convert.diagnose.weight_edits import Change
 from reference_models.configuration import ViTMAEConfig
 
 Alternative = tuple[str, str, Any]  # kind, pattern of places, value: see ``alternatives``

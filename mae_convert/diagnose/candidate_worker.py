@@ -1,6 +1,6 @@
 """The child process in which hypotheses are tried: one model, run again and again with a change.
 
-It is started as ``python laboratory.py JOB.json`` like the worker of a trace, reads a request a
+It is started as ``python candidate_worker.py JOB.json`` like the worker of a trace, reads a request a
 line from standard input and answers each by a line on standard output.
 """
 
@@ -22,7 +22,7 @@ def serve(job_path: Path, worker: ModuleType) -> None:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     worker.note_stage(job_path, "importing torch")
-    from mae_convert.diagnose.trial import Trial
+    from mae_convert.diagnose.candidate_run import Trial
 
     # What a library prints is not to come between the answers.
     answers = os.fdopen(os.dup(1), "w")

@@ -1,11 +1,11 @@
-"""The parent's end of a laboratory: start the child, ask it, stop it."""
+"""The parent's side of candidate runs: start the child process, send requests, stop it."""
 
 import json
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.staging import scratch_directory
-from mae_convert.diagnose.hypothesis import Hypothesis
+from mae_convert.diagnose.hypotheses import Hypothesis
 from mae_convert.diagnose.search import Answer
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
@@ -26,7 +26,7 @@ from mae_convert.verify.sides import Side, choose_side
 from mae_convert.verify.staging import stage
 from mae_convert.verify.trace import Trace
 
-LABORATORY = Path(__file__).with_name("laboratory.py")
+CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Laboratory:
         self._process = opened.enter_context(
             python_process(
                 side.python,
-                [LABORATORY, self._job],
+                [CANDIDATE_WORKER, self._job],
                 environment_of_child(CUDA_VISIBLE_DEVICES=""),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -257,3 +257,63 @@ def _killed_when_late(process: subprocess.Popen[str], clock: Clock) -> Iterator[
     finally:
         if timer is not None:
             timer.cancel()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found by running again.
+
+    Attributes:
+        causes: sentences; each was tested and holds.
+        guilty: canonical tensors that were changed on the way from A to B, likeliest first.
+        keys: the kinds of fault, for those who count.
+    """
+
+    causes: tuple[str, ...] = ()
+    guilty: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sides that part, and what both were run on.
+
+    Attributes:
+        a: the side that is changed.
+        b: the side that is to be explained.
+        inputs: ``pixel_values`` and ``noise``.
+        mask_ratio: at which both were run.
+        names: what the two are called in sentences.
+        python: interpreter of an environment that has PyTorch.
+        time_limit: seconds that an answer of the laboratory may take; see ``children.Clock``.
+        laboratory: where hypotheses are tried.
+    """
+
+    a: Subject
+    b: Subject
+    inputs: Mapping[str, np.ndarray]
+    mask_ratio: float
+    names: tuple[str, str] = ("A", "B")
+    python: str | None = None
+    time_limit: float | None = None
+    laboratory: type[Laboratory] = Laboratory
+
+    def turned(self) -> "Pair":
+        """Return the pair with its sides exchanged."""
+        names = (self.names[1], self.names[0])
+        return replace(self, a=self.b, b=self.a, names=names)
+
+    def try_on(self, subject: Subject, given: Sequence[str] = ()) -> Laboratory:
+        """Return a laboratory for one side, which is given tensors of the other."""
+        other = self.b if subject is self.a else self.a
+        return self.laboratory(
+            subject, self.inputs, self.mask_ratio, other=other.checkpoint, given=given,
+            python=self.python, time_limit=self.time_limit,
+        )  # fmt: skip
+
+
+def is_finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
+    """Return whether a result of a trace holds numbers only."""
+    keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
+    found = [trace.arrays[key] for key in keys if key in trace.arrays]
+    return all(bool(np.isfinite(array).all()) for array in found)

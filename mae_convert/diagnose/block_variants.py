@@ -1,0 +1,259 @@
+"""Compute a transformer block and its layers differently than the reference model does.
+
+A variant has a kind, the path of the module that it concerns, and a value, as ("eps", "*.norm1",
+1e-5). The functions here and in ``input_output_variants`` look up what to do by kind and path; the
+weights are those of the model's own modules.
+
+In shape comments N is images, T tokens, H heads, D the width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
+from torch import Tensor
+
+from reference_models.pytorch.encoder import PatchEmbedding
+from reference_models.pytorch.layers import ACTIVATION_FUNCTIONS
+
+Alternative = tuple[str, str, Any]  # kind, pattern of places, value
+TF32_BITS = 13  # bits of float32 that TF32 has not
+
+
+class Arithmetic:
+    """What is computed otherwise, and where; later alternatives come before earlier ones."""
+
+    def __init__(self, alternatives: Sequence[Alternative] = ()) -> None:
+        self.alternatives = tuple(reversed(alternatives))
+
+    def at(self, kind: str, place: str) -> Any:
+        """Return the alternative of a kind at a place, or None for the reference's own."""
+        return next(
+            (v for k, pattern, v in self.alternatives if k == kind and fnmatchcase(place, pattern)),
+            None,
+        )
+
+    def touches(self, place: str) -> bool:
+        """Return whether anything is otherwise at a place or in a part of it."""
+        parts = [place, *(f"{place}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
+        return any(fnmatchcase(part, p) for _, p, _ in self.alternatives for part in parts)
+
+
+def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(dtype).to(x.dtype)
+
+
+def _tf32(x: Tensor, rounding: bool) -> Tensor:
+    bits = x.float().contiguous().view(torch.int32)
+    if rounding:
+        bits = bits + (1 << (TF32_BITS - 1))
+    return (bits & -(1 << TF32_BITS)).view(torch.float32).to(x.dtype)
+
+
+LOWER: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "float32": _to(torch.float32),
+    "float16": _to(torch.float16),
+    "bfloat16": _to(torch.bfloat16),
+    "TF32": lambda x: _tf32(x, rounding=True),
+    "TF32, cut": lambda x: _tf32(x, rounding=False),
+}
+
+
+def as_float32(number: float) -> float:
+    """Return the float32 that is nearest to a number."""
+    return float(torch.tensor(number, dtype=torch.float32))
+
+
+Steps = Iterator[tuple[str, Tensor]]
+
+
+def block_steps(block: Any, tokens: Tensor, place: str, how: Arithmetic) -> Steps:
+    """Yield the taps of a block, in order, as soon as each is known."""
+    structure, add = how.at("structure", place), LOWER[how.at("sum precision", place)]
+    norm1 = partial(norm, block.norm1, place=f"{place}.norm1", how=how)
+    norm2 = partial(norm, block.norm2, place=f"{place}.norm2", how=how)
+    after = structure == "normalised after"
+    inner = attention = tokens if after else norm1(tokens)
+    for name, attention in _attention_steps(block.attn, inner, f"{place}.attention", how):
+        yield name, attention
+    residuals = {
+        "residual after the norm": inner,
+        "no residual of attention": torch.zeros_like(tokens),
+    }
+    middle = add(residuals.get(structure, tokens) + attention)
+    middle = norm1(middle) if after else middle
+    seen = tokens if structure == "attention and MLP in parallel" else middle
+    inner = middle if after else norm2(seen)
+    mlp = _mlp(block.mlp, inner, f"{place}.mlp", how)
+    yield "mlp", mlp
+    residuals = {"residual after the norm": inner, "no residual of the MLP": torch.zeros_like(mlp)}
+    output = add(residuals.get(structure, middle) + mlp)
+    yield "output", norm2(output) if after else output
+
+
+def _attention_steps(attn: Any, inner: Tensor, place: str, how: Arithmetic) -> Steps:
+    q, k, v = linear(attn.qkv, inner, place, how).chunk(3, dim=-1)  # each (N, T, D)
+    yield from (("q", q), ("k", k), ("v", v))
+    yield "attention", linear(attn.proj, attend(q, k, v, attn.heads, place, how), place, how)
+
+
+def _mlp(mlp: Any, inner: Tensor, place: str, how: Arithmetic) -> Tensor:
+    hidden = activate(mlp, linear(mlp.fc1, inner, place, how), place, how)
+    return linear(mlp.fc2, hidden, place, how)
+
+
+def norm(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
+    """Normalise tokens (..., D)."""
+    given, kind = how.at("eps", place), how.at("norm", place)
+    eps = module.eps if given is None else given
+    lower = LOWER[how.at("norm precision", place)]
+    return lower(_normalised(module, lower(x), eps, kind))
+
+
+def _normalised(module: Any, x: Tensor, eps: float, kind: str | None) -> Tensor:
+    if kind == "left out":
+        return x
+    if kind in (None, "applied twice"):
+        for _ in range(1 if kind is None else 2):
+            x = F.layer_norm(x, (x.shape[-1],), module.weight, module.bias, eps)
+        return x
+    return _scaled(x, kind, eps) * module.weight + module.bias
+
+
+def _scaled(x: Tensor, kind: str, eps: float) -> Tensor:
+    centred = x if kind == "root mean square" else x - x.mean(dim=-1, keepdim=True)
+    count = x.shape[-1] - (kind == "unbiased variance")
+    variance = centred.square().sum(dim=-1, keepdim=True) / count
+    if kind == "epsilon outside the root":
+        return centred / (variance.sqrt() + eps)
+    return centred / (variance + eps).sqrt()
+
+
+def linear(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
+    """Apply a linear layer to tokens (..., D)."""
+    precision = how.at("precision", place)
+    if precision is None:
+        return module(x)
+    lower = LOWER[precision.removesuffix(" products")]
+    weight, bias = _weight_and_bias(module)
+    product = F.linear(lower(x), lower(weight), bias)
+    return product if precision.endswith(" products") else lower(product)
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix (out, in) of a linear layer, or of the projection of patches."""
+    if isinstance(module, PatchEmbedding):
+        return module.proj.weight.permute(0, 2, 3, 1).flatten(1), module.proj.bias
+    return module.weight, module.bias
+
+
+def activate(mlp: Any, hidden: Tensor, place: str, how: Arithmetic) -> Tensor:
+    """Apply the MLP's activation."""
+    name = how.at("activation", place)
+    return (mlp.activation if name is None else ACTIVATIONS[name])(hidden)
+
+
+def _gelu_by_float32_constants(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x * ROOT_OF_HALF))
+
+
+ROOT_OF_HALF = as_float32(0.5**0.5)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATION_FUNCTIONS,
+    "left out": lambda x: x,
+    "gelu with constants in float32": _gelu_by_float32_constants,
+}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, place: str, how: Arithmetic) -> Tensor:
+    """Mix values (N, T, D) by how well queries and keys match, head by head."""
+    heads = how.at("heads", place) or heads
+    apart = how.at("split", place) == "channels before heads"
+    core = how.at("core", place)
+    scale = _scale(how.at("scale", place), q.shape[-1], heads)
+    precision = how.at("attention precision", place)
+    q, k, v = (_split(x, heads, apart) for x in (q, k, v))  # each (N, H, T, D / H)
+    if precision is None and core is None:
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    elif precision is not None:
+        mixed = _imprecise(q, k, v, scale, precision)
+    else:
+        mixed = CORES[core](q, k, v, scale)
+    if how.at("merge", place) == "not transposed":
+        return mixed.reshape(len(mixed), -1, heads * mixed.shape[-1])
+    # What was taken apart as (d, H) is put together so too, unless only one of them is otherwise.
+    together = how.at("merge", place) == "channels before heads"
+    return (mixed.permute(0, 2, 3, 1) if together else mixed.transpose(1, 2)).flatten(2)
+
+
+def _split(x: Tensor, heads: int, apart: bool) -> Tensor:
+    if apart:
+        return x.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _scale(kind: str | None, width: int, heads: int) -> float:
+    size = width // heads
+    return {
+        None: size**-0.5,
+        "by the width": width**-0.5,
+        "by the number of heads": heads**-0.5,
+        "twice": 1 / size,
+        "left out": 1.0,
+        "in float32": as_float32(size**-0.5),
+    }[kind]
+
+
+def _imprecise(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Tensor:
+    """Attend in less precision: in every step, at both ends only, or in the factors of products."""
+    where = precision.rpartition(" ")[2]
+    lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
+    q, k, v = lower(q), lower(k), lower(v)
+    if where == "kernel":
+        return lower(F.scaled_dot_product_attention(q, k, v, scale=scale))
+    if where == "products":
+        return lower((q @ k.transpose(-2, -1) * scale).softmax(dim=-1)) @ v
+    return lower(lower((lower(q @ k.transpose(-2, -1)) * scale).softmax(dim=-1)) @ v)
+
+
+def _over_queries(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (q @ k.transpose(-2, -1) * scale).softmax(dim=-2) @ v
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+def _query_and_key(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(k, q, v, scale=scale)
+
+
+def _key_and_value(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, v, k, scale=scale)
+
+
+def _without_class_token(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :, 1:], v[:, :, 1:], scale=scale)
+
+
+def _by_sigmoid(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (q @ k.transpose(-2, -1) * scale).sigmoid() @ v
+
+
+def _without_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (q @ k.transpose(-2, -1) * scale) @ v
+
+
+CORES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "softmax over the queries": _over_queries,
+    "causal": _causal,
+    "query and key exchanged": _query_and_key,
+    "key and value exchanged": _key_and_value,
+    "class token not attended to": _without_class_token,
+    "sigmoid in place of softmax": _by_sigmoid,
+    "without softmax": _without_softmax,
+}

@@ -1,0 +1,300 @@
+"""Compute what comes before and after the blocks differently than the reference model does.
+
+Images, masking, embedding and decoder input; pooling, reconstruction and losses.
+
+In shape comments N is images, C channels, L patches, D the width, P the values of a patch in the
+order row, column, channel.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
+from torch import Tensor
+
+from mae_convert.diagnose.block_variants import Arithmetic, linear, norm
+from reference_models.pytorch.patches import patchify, take_tokens, unpatchify
+
+Ids = tuple[Tensor, Tensor, Tensor]  # ids_keep (N, kept), mask (N, L), ids_restore (N, L)
+
+
+def mask_ids(noise: Tensor, kept: int, how: Arithmetic) -> Ids:
+    """Return which patches are kept, the mask and the way back, for noise (N, L)."""
+    return MASKS[how.at("mask", "mask")](noise.argsort(dim=1, stable=True), kept)
+
+
+def _removed(places: Tensor, kept: int) -> Tensor:
+    return (places >= kept).float()
+
+
+def _as_reference(shuffle: Tensor, kept: int) -> Ids:
+    restore = shuffle.argsort(dim=1)
+    return shuffle[:, :kept], _removed(restore, kept), restore
+
+
+def _last_kept(shuffle: Tensor, kept: int) -> Ids:
+    return _as_reference(shuffle.flip(1), kept)
+
+
+def _inverted(shuffle: Tensor, kept: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, kept)
+    return keep, 1 - mask, restore
+
+
+def _in_shuffled_order(shuffle: Tensor, kept: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, kept)
+    return keep, _removed(torch.arange(mask.shape[1]), kept).expand_as(mask), restore
+
+
+def _gathered_by_shuffle(shuffle: Tensor, kept: int) -> Ids:
+    keep, _, restore = _as_reference(shuffle, kept)
+    return keep, _removed(shuffle, kept), restore
+
+
+def _sorted_once(shuffle: Tensor, kept: int) -> Ids:
+    return shuffle[:, :kept], _removed(shuffle, kept), shuffle
+
+
+def _restored_by_shuffle(shuffle: Tensor, kept: int) -> Ids:
+    keep, mask, _ = _as_reference(shuffle, kept)
+    return keep, mask, shuffle
+
+
+def _one_more(shuffle: Tensor, kept: int) -> Ids:
+    return _as_reference(shuffle, min(kept + 1, shuffle.shape[1]))
+
+
+def _one_fewer(shuffle: Tensor, kept: int) -> Ids:
+    return _as_reference(shuffle, max(kept - 1, 0))
+
+
+def _kept_in_order(shuffle: Tensor, kept: int) -> Ids:
+    inner, outer = (part.sort(dim=1).values for part in (shuffle[:, :kept], shuffle[:, kept:]))
+    return _as_reference(torch.cat([inner, outer], dim=1), kept)
+
+
+def _one_off(shuffle: Tensor, kept: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, kept)
+    return keep, mask, (restore + 1) % restore.shape[1]
+
+
+MASKS: Mapping[str | None, Callable[[Tensor, int], Ids]] = {
+    None: _as_reference,
+    "highest noise kept": _last_kept,
+    "inverted": _inverted,
+    "in the shuffled order": _in_shuffled_order,
+    "gathered by the shuffle": _gathered_by_shuffle,
+    "sorted once": _sorted_once,
+    "restored by the shuffle": _restored_by_shuffle,
+    "one patch more": _one_more,
+    "one patch fewer": _one_fewer,
+    "kept patches in order": _kept_in_order,
+    "ids one off": _one_off,
+}
+
+
+Change = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    """Return what the reference takes."""
+    return x
+
+
+def twice(x: Tensor) -> Tensor:
+    """Return what is added two times."""
+    return 2 * x
+
+
+PICTURES: Mapping[str | None, Change] = {
+    None: same,
+    "channels reversed": lambda x: x.flip(1),
+    "height and width exchanged": lambda x: x.transpose(2, 3),
+    "upside down": lambda x: x.flip(2),
+    "mirrored": lambda x: x.flip(3),
+    "multiplied by 255": lambda x: x * 255,
+    "divided by 255": lambda x: x / 255,
+}
+# Positions of the patches and of the class token, and the token, of (1, 1 + L, D) and (1, 1, D).
+PATCH_POSITIONS: Mapping[str | None, Change] = {
+    "position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
+    "positions counted from the class token": lambda p: p[:, :-1],
+    "no positions of patches": lambda p: torch.zeros_like(p[:, 1:]),
+    "no positions": lambda p: torch.zeros_like(p[:, 1:]),
+    "positions added twice": lambda p: 2 * p[:, 1:],
+}
+FIRST_POSITION: Mapping[str | None, Change] = {
+    "no position of the class token": torch.zeros_like,
+    "no positions": torch.zeros_like,
+    "positions added twice": twice,
+}
+CLASS_TOKEN: Mapping[str | None, Change] = {"class token added twice": twice}
+DECODER_POSITIONS: Mapping[str | None, Change] = {
+    "no position of the class token": lambda p: torch.cat(
+        [torch.zeros_like(p[:, :1]), p[:, 1:]], 1
+    ),
+    "no positions": torch.zeros_like,
+    "positions one off": lambda p: p.roll(1, dims=1),
+}
+
+
+def pictures(pixel_values: Tensor, how: Arithmetic) -> Tensor:
+    """Return the pictures (N, C, H, W) that the model is given."""
+    return PICTURES[how.at("pictures", "pictures")](pixel_values)
+
+
+def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, how: Arithmetic) -> Tensor:
+    """Return class token and patch tokens with their positions, (N, 1 + kept, D)."""
+    if not how.touches("encoder.embedding"):
+        embedded: Tensor = model.embed(pixel_values, ids_keep)
+        return embedded
+    kind = how.at("embedding", "encoder.embedding")
+    patches = patchify(pixel_values, model.config)
+    if kind == "patches column by column":
+        patches = patches.unflatten(1, model.config.grid_hw).transpose(1, 2).flatten(1, 2)
+    positions = PATCH_POSITIONS.get(kind, lambda p: p[:, 1:])(model.pos_embed)
+    if ids_keep is not None:
+        patches = take_tokens(patches, ids_keep)
+        ids = torch.arange(ids_keep.shape[1])[None] if kind == "positions not picked" else ids_keep
+        positions = take_tokens(positions.expand(len(patches), -1, -1), ids.expand_as(ids_keep))
+    tokens = linear(model.patch_embed, patches, "encoder.embedding", how) + positions
+    first = FIRST_POSITION.get(kind, same)(model.pos_embed[:, :1])
+    token = CLASS_TOKEN.get(kind, same)(model.cls_token) + first
+    tokens = torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
+    return tokens * tokens.shape[-1] ** 0.5 if kind == "times the root of the width" else tokens
+
+
+def decode_tokens(model: Any, latent: Tensor, restore: Tensor, how: Arithmetic) -> Tensor:
+    """Return the decoder's input (N, 1 + L, D) for the encoder's output (N, 1 + kept, D)."""
+    visible = linear(model.decoder_embed, latent, "decoder.embedding", how)
+    kind = how.at("embedding", "decoder.embedding")
+    positions = DECODER_POSITIONS.get(kind, same)(model.decoder_pos_embed)
+    mask_token = model.mask_token.to(visible.dtype)
+    if kind == "mask token with the class token's position":
+        mask_token = mask_token + positions[:, :1]
+    masks = mask_token.expand(len(visible), restore.shape[1] + 1 - visible.shape[1], -1)
+    parts = [visible[:, 1:], masks]
+    shuffled = torch.cat(parts[::-1] if kind == "mask tokens first" else parts, dim=1)  # (N, L, D)
+    if kind == "positions before restoring":
+        tokens = take_tokens(shuffled + positions[:, 1:], restore)
+        return torch.cat([visible[:, :1] + positions[:, :1], tokens], dim=1)
+    if kind == "restored by the shuffle":
+        restore = restore.argsort(dim=1)
+    restored = shuffled if kind == "not restored" else take_tokens(shuffled, restore)
+    return torch.cat([visible[:, :1], restored], dim=1) + positions
+
+
+POOLS: Mapping[str | None, Change] = {
+    None: lambda x: x[:, 1:].mean(dim=1, keepdim=True),
+    "mean with the class token": lambda x: x.mean(dim=1, keepdim=True),
+    "class token": lambda x: x[:, :1],
+    "largest": lambda x: x[:, 1:].amax(dim=1, keepdim=True),
+}
+READ_OUTS: Mapping[str | None, Change] = {
+    None: lambda x: x[:, 0],
+    "mean of patches": lambda x: x[:, 1:].mean(dim=1),
+    "mean with the class token": lambda x: x.mean(dim=1),
+    "first patch": lambda x: x[:, 1],
+}
+
+
+def pooled(model: Any, tokens: Tensor, how: Arithmetic) -> Tensor:
+    """Return the normalised mean of patches, (N, 1, D), of tokens (N, 1 + L, D)."""
+    kind = how.at("pool", "head")
+    if kind == "normalised before":
+        return POOLS[None](norm(model.fc_norm, tokens, "head.norm", how))
+    return norm(model.fc_norm, POOLS[kind](tokens), "head.norm", how)
+
+
+def read_out(normed: Tensor, how: Arithmetic) -> Tensor:
+    """Return what the head is given, (N, D), of normalised tokens (N, T, D)."""
+    kind = how.at("pool", "head")
+    return READ_OUTS[kind if normed.shape[1] > 1 else None](normed)
+
+
+def without_class_token(tokens: Tensor, how: Arithmetic) -> Tensor:
+    """Return the tokens of patches (N, L, D)."""
+    kind = how.at("patches", "logits")
+    return tokens[:, :-1] if kind == "last token left out" else tokens[:, 1:]
+
+
+# Of patches (N, L, rows, columns, channels), to and from the order that is mistaken for theirs.
+CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "channel, row, column": lambda x: x.permute(0, 1, 4, 2, 3),
+    "channels reversed": lambda x: x.flip(-1),
+    "column, row, channel": lambda x: x.transpose(2, 3),
+}
+
+
+def reconstruct(model: Any, logits: Tensor, how: Arithmetic) -> Tensor:
+    """Return predicted patches (N, L, P) as pictures (N, C, H, W)."""
+    config = model.config
+    (height, width), channels = config.patch_hw, config.num_channels
+    order = how.at("pixels", "reconstruction")
+    put: Mapping[str | None, Callable[[Tensor], Tensor]] = {
+        None: lambda x: x,
+        "channel, row, column": lambda x: x.unflatten(2, (channels, height, width)).permute(
+            0, 1, 3, 4, 2
+        ),
+        "channels reversed": lambda x: x.unflatten(2, (height, width, channels)).flip(-1),
+        "column, row, channel": lambda x: x.unflatten(2, (width, height, channels)).transpose(2, 3),
+    }
+    return unpatchify(put[order](logits).flatten(2), config)
+
+
+# Of the mean square or otherwise of each patch, (N, L).
+ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
+    "absolute error": lambda error: error.abs().mean(dim=-1),
+    "smooth absolute error": lambda error: F.smooth_l1_loss(
+        error, torch.zeros_like(error), reduction="none"
+    ).mean(dim=-1),
+    "sum over a patch": lambda error: error.square().sum(dim=-1),
+}
+# Of errors and mask, both (N, L), a scalar.
+AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+    None: lambda errors, mask: (errors * mask).sum() / mask.sum(),
+    "over all patches": lambda errors, _: errors.mean(),
+    "over visible patches": lambda errors, mask: (errors * (1 - mask)).sum() / (1 - mask).sum(),
+    "divided by all patches": lambda errors, mask: (errors * mask).sum() / mask.numel(),
+}
+
+
+def loss(  # the parameters of forward_loss, and two
+    model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, how: Arithmetic, name: str
+) -> Tensor:
+    """Return the loss, a scalar; ``name`` is "loss" or "loss_norm_pix"."""
+    if not how.touches(name):
+        usual: Tensor = model.forward_loss(
+            pixel_values, logits, mask, norm_pix_loss=name == "loss_norm_pix"
+        )
+        return usual
+    config, kind = model.config, how.at("loss", name)
+    apart = patchify(pixel_values, config).unflatten(2, (*config.patch_hw, config.num_channels))
+    target = CUT[how.at("pixels", name)](apart).flatten(2)
+    if name == "loss_norm_pix" and kind != "patches not normalised":
+        target = _normalised(target, how.at("statistics", name))
+    errors = ERRORS.get(kind, lambda error: error.square().mean(dim=-1))(logits - target)
+    return AVERAGES.get(kind, AVERAGES[None])(errors, mask)
+
+
+# Degrees of freedom that the variance loses, and what is added to it.
+STATISTICS: Mapping[str | None, tuple[int, float]] = {
+    None: (1, 1e-6),
+    "biased variance": (0, 1e-6),
+    "biased variance, no epsilon": (0, 0.0),
+    "no epsilon": (1, 0.0),
+    "epsilon 1e-5": (1, 1e-5),
+    "epsilon 1e-12": (1, 1e-12),
+}
+
+
+def _normalised(target: Tensor, statistics: str | None) -> Tensor:
+    """Return patches (N, L, P) normalised by statistics that are not the original's."""
+    if statistics == "epsilon beside the root":
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        return (target - mean) / (variance.sqrt() + 1e-6)
+    correction, floor = STATISTICS[statistics]
+    variance, mean = torch.var_mean(target, dim=-1, correction=correction, keepdim=True)
+    return (target - mean) / (variance + floor).sqrt()

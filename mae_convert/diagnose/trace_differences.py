@@ -1,0 +1,372 @@
+"""What two traces alone show of why they differ: no weights and no model are needed.
+
+Results are float64 arrays: (N, T, D) of images, tokens and channels, (N, K) of classes, or images
+(N, C, H, W).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from mae_convert.diagnose import weight_edits
+from mae_convert.verify.array_patterns import (
+    differing,
+    dropped,
+    factor,
+    near,
+    order_of,
+    runs,
+    same_by_place,
+    same_vector,
+)
+from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
+from mae_convert.verify.localise import BLOCK_TAP, execution_order, kept_places
+from mae_convert.verify.trace import Trace
+
+RANDOM = 1e-2  # an own error in float32 that no rounding makes
+
+
+def signs(a: Trace, b: Trace, first: str | None) -> list[str]:
+    """Return what the traces show at the first result that differs, in sentences.
+
+    Args:
+        a: the trace of the source.
+        b: the trace of the target.
+        first: the first result at which they differ in float64, or None.
+    """
+    found = list(_broken(a, b))
+    if found:
+        return found
+    if first is not None:
+        found += _at(a, b, first)
+    return [*found, *sums(a, b), *_randomness(a, b), *_roundings(a, b, first)]
+
+
+def _broken(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield the first result of each side and run that is not finite, and where it is not."""
+    for side, trace in (("A", a), ("B", b)):
+        for dtype in trace.description["dtypes"]:
+            results = trace.results(dtype)
+            for name in sorted(results, key=execution_order):
+                bad = ~np.isfinite(results[name].astype(np.float64))
+                if bad.any():
+                    index = tuple(map(int, np.argwhere(bad)[0]))
+                    yield (
+                        f"{name} of {side}'s {dtype} run holds {bad.sum()} values that are NaN or"
+                        f" infinite, the first at index {index}"
+                    )
+                    break
+
+
+def _at(a: Trace, b: Trace, first: str) -> Iterator[str]:
+    if first in ("mask", "ids_restore"):
+        yield from _masking(a.arrays, b.arrays)
+        return
+    ours, theirs = a.results("float64"), b.results("float64")
+    for side, results in (("A", ours), ("B", theirs)):
+        if first not in results:
+            yield f"{first} is missing in {side}"
+            return
+    x, y = ours[first], theirs[first]
+    if x.shape != y.shape:
+        yield f"{first} has shape {x.shape} in A and {y.shape} in B"
+        yield from _counted(first, x, y)
+        return
+    yield from forms(a, b, first)
+
+
+def _counted(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield that one side has the other's tokens and one more."""
+    if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        return
+    for fewer, more, side in ((x, y, "B"), (y, x, "A")):
+        if more.shape[1] == fewer.shape[1] + 1:
+            for place in range(more.shape[1]):
+                if near(np.delete(more, place, axis=1), fewer):
+                    yield f"{first} has one token more in {side}, at place {place}"
+                    return
+
+
+def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterator[str]:
+    mask, other = a["mask"], b["mask"]
+    kept, others = int((mask[0] == 0).sum()), int((other[0] == 0).sum())
+    if np.array_equal(other, 1 - mask):
+        yield "B's mask is A's with kept and removed exchanged"
+    elif kept != others:
+        yield f"A keeps {kept} of {mask.shape[1]} patches and B keeps {others}"
+    restore, its = a["ids_restore"], b["ids_restore"]
+    if np.array_equal(restore, its) or restore.shape != its.shape:
+        return
+    if np.array_equal(its, np.argsort(restore, axis=1)):
+        yield "B's ids_restore is the shuffle itself and not the way back from it"
+    elif np.array_equal(its, restore.shape[1] - 1 - restore):
+        yield "B sorts the noise in descending order, so that it keeps what A removes"
+    elif len(shift := np.unique((its - restore) % restore.shape[1])) == 1:
+        yield f"B's ids_restore is A's plus {int(shift[0])}, modulo the number of patches"
+
+
+def _randomness(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield that a side's runs differ by what no rounding makes."""
+    dtypes = [set(trace.description["dtypes"]) for trace in (a, b)]
+    if not all("float32" in found for found in dtypes):
+        return
+    errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
+    for side, other in (("A", "B"), ("B", "A")):
+        names = sorted(errors[side], key=execution_order)
+        name = next((n for n in names if errors[side][n] > RANDOM), None)
+        if name is not None and errors[other].get(name, 1.0) < RANDOM:
+            yield (
+                f"{side}'s two runs differ by {errors[side][name]:.1e} at {name}, which no rounding"
+                " makes: it gives another result each time, as with dropout left on"
+            )
+
+
+def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
+    """Yield how large the own error of an imprecise side is, in units of narrower types."""
+    if first is not None or "float32" not in set(a.description["dtypes"]) & set(
+        b.description["dtypes"]
+    ):
+        return
+    errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
+    for side, other in (("A", "B"), ("B", "A")):
+        own, its = errors[side], errors[other]
+        large = [n for n in own if own[n] > 8 * max(its.get(n, 0), 16 * UNIT_ROUNDOFF["float32"])]
+        if large:
+            name = min(large, key=execution_order)
+            units = {kind: own[name] / UNIT_ROUNDOFF[kind] for kind in ("bfloat16", "float16")}
+            yield (
+                f"{side}'s own error at {name} is {own[name] / UNIT_ROUNDOFF['float32']:.0f} units"
+                f" of float32, {units['float16']:.2g} of TF32 and float16 and"
+                f" {units['bfloat16']:.2g} of bfloat16; before it, it is as small as {other}'s"
+            )
+
+
+EPSILON = "layer_norm_eps"
+
+
+def forms(a: Trace, b: Trace, first: str) -> Iterator[str]:
+    """Yield how B's result follows from A's, and where they differ; both have one shape."""
+    ours = a.results("float64")
+    x, y = ours[first], b.results("float64")[first]
+    yield from _renamed(ours, first, y)
+    if x.ndim >= 2:
+        yield from _relations(a, first, x, y)
+        yield from _epsilons(a, b, first)
+        yield from _places(a, first, x, y)
+
+
+def _renamed(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Iterator[str]:
+    """Yield that B has here what A has at another step."""
+    for name, x in ours.items():
+        if name != first and x.shape == y.shape and near(x, y):
+            yield f"{first} in B is what {name} is in A"
+            return
+
+
+def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield by what operation the one result is the other."""
+    if (ratio := factor(x, y)) is not None:
+        yield f"{first} in B is {ratio:.6g} times what it is in A"
+        return
+    if (share := dropped(x, y)) is not None:
+        yield (
+            f"{first} in B is that of A with {(y == 0).mean():.0%} of the values set to zero and"
+            f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is left on"
+        )
+        return
+    names = AXES.get((x.ndim, first == "reconstruction"), {})
+    for axis, what in names.items():
+        if (order := order_of(x, y, axis)) is not None:
+            known = _known(a, first, order) if what == "channels" else _few(order)
+            yield f"{first} in B has the {what} of A in another order: {known}"
+            return
+
+
+# Axes whose parts may be in another order: channels first, because few tokens may be mistaken.
+AXES = {
+    (3, False): {2: "channels", 1: "tokens"},
+    (2, False): {1: "classes"},
+    (4, True): {1: "channels", 2: "rows", 3: "columns"},
+}
+
+
+def _known(a: Trace, first: str, order: np.ndarray) -> str:
+    """Return the name of an order of channels, or its beginning."""
+    config = a.description["config"]
+    match = BLOCK_TAP.fullmatch(first)
+    known: dict[str, np.ndarray] = {}
+    if match and match[3] in ("q", "k", "v"):
+        prefix = "decoder_" if match[1] == "decoder" else ""
+        width, heads = (config[f"{prefix}{n}"] for n in ("hidden_size", "num_attention_heads"))
+        known = weight_edits.head_orders(width, heads)
+    elif first == "logits" and a.description["task"] == "pretrain":
+        patch = config["patch_size"]
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        known = weight_edits.pixel_orders(height, width, config["num_channels"])
+    named = next((what for what, known_ in known.items() if np.array_equal(known_, order)), None)
+    return named or _few(order)
+
+
+def _few(order: np.ndarray) -> str:
+    return ", ".join(map(str, order[:8])) + (" ..." if len(order) > 8 else "")
+
+
+def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
+    config = a.description["config"]
+    configured = config[EPSILON]
+    if first.startswith("decoder.") and config.get(f"decoder_{EPSILON}") is not None:
+        configured = config[f"decoder_{EPSILON}"]
+    found = epsilons_of(a.results("float64"), b.results("float64"), first, configured)
+    if found:
+        yield (
+            f"{first} in B follows from A's by a layer norm epsilon of"
+            f" {' or '.join(f'{eps:g}' for eps in found)} in place of {configured:g}"
+        )
+
+
+PLACES = {
+    2: ("pictures", "classes"),
+    3: ("pictures", "tokens", "channels"),
+    4: ("pictures", "channels", "rows", "columns"),
+}
+
+
+def _places(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield in which pictures, tokens and channels the difference is."""
+    difference = y - x
+    inner = difference[:, 1:] if first == "encoder.embedding" else difference
+    if x.ndim == 3 and same_vector(inner):
+        yield f"{first} differs by the same vector at every token, as a bias makes it"
+    elif first in ("encoder.embedding", "decoder.embedding"):
+        places = kept_places(a, first, inner.shape[1])
+        if places is not None and same_by_place(inner, places):
+            yield f"{first} differs by vectors that depend on the place only, as positions make it"
+    for axis, what in enumerate(PLACES.get(x.ndim, ())):
+        where = differing(x, y, axis)
+        if 0 < len(where) < x.shape[axis]:
+            said = f"{what} {runs(where)} of {x.shape[axis]}"
+            if what == "tokens" and len(where) == 1 and where[0] == 0:
+                said = "the class token"
+            yield f"{first} differs in {said} only"
+    if x.ndim == 3 and "mask" in a.arrays and x.shape[1] == a.arrays["mask"].shape[1] + 1:
+        yield from _removed(a.arrays["mask"], first, difference)
+
+
+def _removed(mask: np.ndarray, first: str, difference: np.ndarray) -> Iterator[str]:
+    away = np.abs(difference).max(axis=-1) > 1e-9 * np.abs(difference).max()
+    removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
+    if not away[~removed].any():
+        yield f"{first} differs at removed patches only"
+    elif not away[removed].any():
+        yield f"{first} differs at kept patches and the class token only"
+
+
+SUM = 1e-6  # how far from 1 the share of a part of a sum may be, by rounding
+
+
+def sums(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield the first block of B whose output is not the sum of input, attention and MLP."""
+    ours, theirs = (_residuals(trace.results("float64")) for trace in (a, b))
+    for name, shares in theirs.items():
+        if not _is_one(ours.get(name)) or _is_one(shares):
+            continue
+        if shares is None:
+            yield f"{name} in B is no sum of its block's input, attention and MLP"
+        else:
+            yield (
+                f"{name} in B is its block's input plus {shares[0]:.6g} times attention plus"
+                f" {shares[1]:.6g} times the MLP"
+            )
+        return
+
+
+def _is_one(shares: tuple[float, float] | None) -> bool:
+    return shares is not None and np.allclose(shares, 1, rtol=0, atol=SUM)
+
+
+def _residuals(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
+    """Return for each block how often attention and MLP are in its output; None if it is no sum."""
+    found: dict[str, tuple[float, float] | None] = {}
+    for name in sorted(results, key=execution_order):
+        match = BLOCK_TAP.fullmatch(name)
+        if match is None or match[3] != "output":
+            continue
+        stack, index = match[1], int(match[2])
+        before = f"{stack}.blocks.{index - 1}.output" if index else f"{stack}.embedding"
+        parts = [results.get(f"{stack}.blocks.{index}.{part}") for part in ("attention", "mlp")]
+        if before not in results or any(p is None or p.shape != results[name].shape for p in parts):
+            continue
+        away = (results[name] - results[before]).ravel()
+        columns = np.stack([part.ravel() for part in parts if part is not None], axis=1)
+        shares = np.linalg.lstsq(columns, away, rcond=None)[0]
+        fits = near(columns @ shares, away)
+        found[name] = (float(shares[0]), float(shares[1])) if fits else None
+    return found
+
+
+CANDIDATES = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
+PRECISION = 2.0**-50  # of a result in float64
+AGREEMENT = 1e-3  # between tokens; the difference of the sides has few digits
+TIED = 10.0  # times the smallest spread: two epsilons of which both are next to nothing
+
+
+def epsilons_of(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], first: str, configured: float
+) -> list[float]:
+    """Return the epsilons that make B's result of A's, the one that does so best first.
+
+    Args:
+        a: results of the side whose epsilon is known.
+        b: results of the other side.
+        first: the first result that differs.
+        configured: the epsilon of A.
+    """
+    before = _before(first, a)
+    if before is None:
+        return []
+    variance = a[before].var(axis=-1, keepdims=True)
+    spreads = {
+        eps: _spread(variance, a[first], b[first], configured, eps)
+        for eps in CANDIDATES
+        if eps != configured
+    }
+    best = sorted(spreads, key=lambda eps: spreads[eps])
+    return [eps for eps in best if spreads[eps] < min(AGREEMENT, TIED * spreads[best[0]])]
+
+
+def _spread(
+    variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
+) -> float:
+    """Return how far apart the vectors c are that an epsilon gives for each token."""
+    if not (variance + eps > 0).all():
+        return math.inf
+    scale = np.sqrt((variance + configured) / (variance + eps))
+    change = np.abs(1 - scale)
+    if not (change > 0).all():
+        return math.inf
+    noise = PRECISION * np.abs(f).max() / (change.min() * np.abs(f).mean())
+    constant = (g - scale * f) / (1 - scale)
+    vectors = constant.reshape(-1, constant.shape[-1])
+    middle = np.median(vectors, axis=0)
+    spread = np.abs(vectors - middle).max() / max(np.abs(middle).max(), np.abs(f).max())
+    return max(float(spread), noise)
+
+
+def _before(first: str, a: Mapping[str, np.ndarray]) -> str | None:
+    """Return the result that is the input of the norm before another result."""
+    if match := BLOCK_TAP.fullmatch(first):
+        if match[3] not in ("q", "k", "v"):
+            return None
+        index = int(match[2])
+        before = f"{match[1]}.blocks.{index - 1}.output" if index else f"{match[1]}.embedding"
+    elif first in ("encoder.norm", "last_hidden_state", "decoder.norm"):
+        stack = "decoder" if first.startswith("decoder") else "encoder"
+        before = max(
+            (n for n in a if n.startswith(f"{stack}.blocks.") and n.endswith(".output")),
+            key=lambda name: int(name.split(".")[2]),
+            default="",
+        )
+    else:
+        return None
+    return before if before in a and first in a else None
