@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.diagnose.diagnosis import explained_by_traces
+from mae_convert.diagnose.diagnosis import diagnose_traces
 from mae_convert.publish.parity import in_short, verification
 from mae_convert.publish.parts import Part
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
@@ -99,5 +99,5 @@ def examine_certificate(model: Path) -> None:
 
 
 def _tell(verdict: Verdict, a: Trace, b: Trace) -> None:
-    done = Verification(explained_by_traces(verdict, a, b), {}, (a, b))
+    done = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
     text(done.verdict), junit(done), markdown(done)

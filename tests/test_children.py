@@ -18,7 +18,7 @@ from ray_nodes import descendants
 
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.staging import scratch_directory
-from mae_convert.diagnose.candidate_process import _killed_when_late
+from mae_convert.diagnose.candidate_process import _killed_after_time_limit
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.sweep import ray_engine
 from mae_convert.verify import worker
@@ -179,10 +179,10 @@ def test_a_child_that_answers_requests_is_ended_too(tmp_path):
         None, [tmp_path / "silent.py"], environment_of_child(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
-        with _killed_when_late(process, Clock(0.2)) as late:
+        with _killed_after_time_limit(process, Clock(0.2)) as late:
             assert process.stdout.readline() == ""
         assert late.is_set()
-        with _killed_when_late(process, Clock(60)) as late:
+        with _killed_after_time_limit(process, Clock(60)) as late:
             pass
         assert not late.is_set()
     assert threading.active_count() < 20

@@ -1,4 +1,4 @@
-"""Hypotheses that are tried by running again: what makes one side compute what the other does."""
+"""Hypotheses that candidate runs test: what makes one side compute what the other does."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -6,18 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mutation.bench import Bench
 from mutation.code_pytorch import fault
+from mutation.in_process import InProcess
 from mutation.models import write_model, write_original
 from mutation.running import Run, prepare
 
-from mae_convert.diagnose.block_variants import Arithmetic
-from mae_convert.diagnose.candidate_process import Pair, Subject
-from mae_convert.diagnose.candidate_run import Walk, inputs_as
+from mae_convert.diagnose.block_variants import Variants
+from mae_convert.diagnose.candidate_process import Pair, SideResult
+from mae_convert.diagnose.candidate_run import ForwardPass, inputs_as
 from mae_convert.diagnose.candidates import candidates
-from mae_convert.diagnose.diagnosis import explain_by_running, explained, search_sentences
+from mae_convert.diagnose.diagnosis import diagnose_pair, explain_by_running, search_sentences
 from mae_convert.diagnose.hypotheses import Hypothesis, model_of
-from mae_convert.diagnose.search import Answer, search
+from mae_convert.diagnose.search import CandidateResult, search
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.job import Job
 from mae_convert.verify.judge import judge
@@ -52,7 +52,7 @@ class Sides:
                 for dtype, results in run_pytorch.runs(job, inputs)
                 for key, array in results.items()
             }
-        return Subject(checkpoint, Trace({**job.description, "versions": {}}, arrays))
+        return SideResult(checkpoint, Trace({**job.description, "versions": {}}, arrays))
 
     def changed(self, **tensors):
         """Return the pre-training model with other tensors; dots in names are underscores."""
@@ -63,12 +63,12 @@ class Sides:
         return write_original(path, config, "pretrain", changed)
 
     def pair(self, a, b):
-        return Pair(a, b, *self.request(a.checkpoint), laboratory=Bench)
+        return Pair(a, b, *self.request(a.checkpoint), process_class=InProcess)
 
     def explain(self, a, b):
         verdict = judge(a.trace, b.trace)
         assert not verdict.passed
-        return explained(verdict, self.pair(a, b))
+        return diagnose_pair(verdict, self.pair(a, b))[0]
 
 
 @pytest.fixture(scope="module")
@@ -76,40 +76,40 @@ def sides(tmp_path_factory):
     return Sides(tmp_path_factory.mktemp("sides"))
 
 
-def walked(sides, name, how, start=None, known=None):
+def forward_pass(sides, name, variants, start=None, known=None):
     subject = sides.subject(sides.models[name])
-    with sides.pair(subject, subject).try_on(subject) as bench:
-        trial = bench._trial
-        inputs = inputs_as(trial.inputs, torch.float64)
-        walk = Walk(trial.model, trial.job.task, inputs, known or {})
-        return subject.trace, {n: v.numpy().copy() for n, v in walk.run(how, start)}
+    with sides.pair(subject, subject).start_process(subject) as process:
+        candidate = process._run
+        inputs = inputs_as(candidate.inputs, torch.float64)
+        forward = ForwardPass(candidate.model, candidate.job.task, inputs, known or {})
+        return subject.trace, {n: v.numpy().copy() for n, v in forward.run(variants, start)}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_walk_gives_what_the_reference_model_gives(sides, name):
-    """Taken apart or not, from the beginning or from any step on."""
-    trace, plain = walked(sides, name, Arithmetic())
+def test_a_step_by_step_forward_pass_gives_what_the_reference_model_gives(sides, name):
+    """With its own modules or step by step, from the beginning or from any result on."""
+    trace, plain = forward_pass(sides, name, Variants())
     expected = {
         **trace.results("float64"),
         **{n: trace.arrays[n] for n in trace.arrays if "/" not in n},
     }
     assert set(plain) == set(expected)
-    apart = Arithmetic([("nothing", "*", None)])
-    for how in (Arithmetic(), apart):
-        _, found = walked(sides, name, how)
+    step_by_step = Variants([("nothing", "*", None)])
+    for variants in (Variants(), step_by_step):
+        _, found = forward_pass(sides, name, variants)
         for result, array in found.items():
             assert np.allclose(array, expected[result], rtol=0, atol=1e-13), result
     known = {n: torch.from_numpy(np.array(v)) for n, v in expected.items()}
-    _, later = walked(sides, name, Arithmetic(), "encoder.blocks.1.k", known)
+    _, later = forward_pass(sides, name, Variants(), "encoder.blocks.1.k", known)
     assert "encoder.blocks.0.q" not in later
     assert np.allclose(later["encoder.blocks.2.output"], expected["encoder.blocks.2.output"])
 
 
 FAULTS = {
-    "heads inside out": "heads are split as (channels, heads) in place of (heads, channels) in"
+    "heads inside out": "heads are split as (channels, heads) instead of (heads, channels) in"
     " every block",
     "eps 1e-12 in the decoder": "layer_norm_eps is 1e-12 in the decoder",
-    "biased variance of patches": "patches are normalised otherwise (biased variance)",
+    "biased variance of patches": "patches are normalised differently (biased variance)",
 }
 
 
@@ -182,7 +182,7 @@ def test_less_precision_in_the_float32_run_is_named(sides):
     b = sides.subject(model, "norms in bfloat16, but not in the proof")
     verdict = sides.explain(sides.subject(model), b)
     assert verdict.first_divergence is None
-    assert verdict.causes[0].startswith("B's float32 run computes in bfloat16, as was tried: the")
+    assert verdict.causes[0].startswith("B's float32 run computes in bfloat16, as was tested: the")
     assert "the layer norm before attention in every block (100%" in verdict.causes[0]
 
 
@@ -197,7 +197,7 @@ def test_without_pytorch_it_is_said_what_was_not_tried(sides, monkeypatch):
 def test_a_child_process_does_the_same(sides):
     model = sides.models["pretrain"]
     a, b = sides.subject(model), sides.subject(model, "causal attention")
-    pair = replace(sides.pair(a, b), laboratory=Pair.laboratory)
+    pair = replace(sides.pair(a, b), process_class=Pair.process_class)
     in_a_child = explain_by_running(pair, judge(a.trace, b.trace))
     assert in_a_child == explain_by_running(sides.pair(a, b), judge(a.trace, b.trace))
     assert in_a_child.keys == ("attention",)
@@ -216,10 +216,10 @@ FIRSTS = {
 def test_every_hypothesis_can_be_tried_and_changes_something(sides, name):
     subject = sides.subject(sides.models[name])
     model = model_of(subject.checkpoint)
-    with sides.pair(subject, subject).try_on(subject) as bench:
+    with sides.pair(subject, subject).start_process(subject) as process:
         for first in FIRSTS[name]:
             found = list(candidates(model, first))
-            answers = {h.statement: bench.compare([h], subject.trace, first) for h in found}
+            answers = {h.statement: process.compare([h], subject.trace, first) for h in found}
             assert not [said for said, answer in answers.items() if answer is None]
             assert not [said for said, answer in answers.items() if answer.first is None]
 
@@ -233,7 +233,7 @@ class Scripted:
     def __call__(self, hypotheses, start=None):
         said = frozenset(h.statement for h in hypotheses)
         first = self.answers.get(said, "encoder.blocks.0.q")
-        return None if first == "error" else Answer(first, 0.0)
+        return None if first == "error" else CandidateResult(first, 0.0)
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def hypothesised(monkeypatch, by_first):
 
 def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monkeypatch):
     q, end = "encoder.blocks.0.q", "decoder.norm"
-    a, b, c = (Hypothesis(n, n, arithmetic=((n, "*", 1),)) for n in "abc")
+    a, b, c = (Hypothesis(n, n, variants=((n, "*", 1),)) for n in "abc")
     wide = Hypothesis("a", "a everywhere")
     by_first = {q: [b, a.widened(lambda: [wide])], end: [c]}
     answers = {
@@ -259,13 +259,13 @@ def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monk
         found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
         late = search(model_of(sides.models["pretrain"]), Scripted(answers), q, seconds=-1)
     assert [f.hypothesis.statement for f in found.findings] == ["a everywhere", "c"]
-    assert (found.left, found.tried, found.in_time) == (None, 3, True)
-    assert (late.findings, late.left, late.in_time) == ((), q, False)
+    assert (found.remaining, found.tried, found.in_time) == (None, 3, True)
+    assert (late.findings, late.remaining, late.in_time) == ((), q, False)
 
 
 def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch):
     q = "encoder.blocks.0.q"
-    a, b = (Hypothesis(n, n, arithmetic=((n, "*", 1),)) for n in "ab")
+    a, b = (Hypothesis(n, n, variants=((n, "*", 1),)) for n in "ab")
     answers = {frozenset({"a"}): None, frozenset({"b"}): None}
     with hypothesised(monkeypatch, {q: [a, b]}):
         found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)

@@ -8,8 +8,8 @@ import pytest
 from mutation.models import SMALL, random_tensors, write_original
 
 from mae_convert.diagnose import weight_edits
-from mae_convert.diagnose.tensor_differences import explain
-from mae_convert.diagnose.trace_differences import signs
+from mae_convert.diagnose.tensor_differences import describe_tensor_differences
+from mae_convert.diagnose.trace_differences import describe_trace_differences
 from mae_convert.diagnose.weight_edits import to_bfloat16
 from mae_convert.verify.judge import judge
 from mae_convert.verify.localise import suspects_at
@@ -82,7 +82,7 @@ def q_of(trace):
 
 
 def said(a, b, first=Q):
-    return " / ".join(signs(a, b, first))
+    return " / ".join(describe_trace_differences(a, b, first))
 
 
 RELATIONS = {
@@ -96,7 +96,7 @@ RELATIONS = {
     "same vector at every token": lambda q, t: q + np.arange(24),
     "differs in channels 3, 5-7 of 24 only": lambda q, t: q + np.isin(
         np.arange(24), [3, 5, 6, 7]) * q**2,
-    "differs in pictures 1 of 2 only": lambda q, t: q * np.array([1, 1.5])[:, None, None],
+    "differs in images 1 of 2 only": lambda q, t: q * np.array([1, 1.5])[:, None, None],
     "differs in the class token only": lambda q, t: np.concatenate(
         [q[:, :1] ** 2, q[:, 1:]], axis=1),
 }  # fmt: skip
@@ -142,7 +142,7 @@ def test_sums_that_are_none_and_runs_that_are_random_are_told(trace):
     x = trace.arrays["float64/tap/encoder.embedding"]
     scaled = x + 0.9 * parts[0] + 0.5 * parts[1]
     for output, sentence in ((scaled, "0.9 times attention plus 0.5 times the MLP"),
-                             (scaled**2, "is no sum of its block's input")):  # fmt: skip
+                             (scaled**2, "is not a sum of its block's input")):  # fmt: skip
         b = with_results(trace, encoder__blocks__0__output=output)
         assert sentence in said(trace, b, "encoder.blocks.0.output")
     once = with_results(trace, single=False, encoder__blocks__0__q=q_of(trace) * 1.1)
@@ -222,13 +222,13 @@ def test_the_form_of_the_first_difference_tells_which_tensor_feeds_it(trace, gui
 
 HAPPENED = {
     "is transposed": ("encoder.blocks.1.attention.v.weight", lambda x: x.T),
-    "has its channels with the heads moved on by one": (
+    "has its channels with the heads shifted forward by one": (
         "encoder.blocks.1.attention.q.bias", lambda x: np.roll(x, 8)),
     "is transposed and rounded to float16": (
         "encoder.blocks.1.attention.v.weight", lambda x: x.T.astype(np.float16)),
     "is reshaped where it has to be transposed": (
         "encoder.blocks.0.mlp.fc1.weight", lambda x: x.T.reshape(x.shape)),
-    "is shifted by the class token's place": (
+    "is shifted by the class token's position": (
         "encoder.position_embedding", lambda x: np.roll(x, 1, axis=1)),
     "predicts patches as (channel, row, column)": ("decoder.prediction.bias", lambda x: np.moveaxis(
         x.reshape(8, 8, 3), 2, 0).ravel()),
@@ -257,7 +257,7 @@ def test_what_happened_to_a_tensor_is_said_where_it_can_be_shown(tmp_path, sente
     array = tensors["encoder.blocks.1.norm2.weight"] if change is None else change(tensors[name])
     changed = {**tensors, name: np.ascontiguousarray(array, np.float32)}
     b = write_original(tmp_path / "b.safetensors", CONFIG, "pretrain", changed)
-    (cause,) = explain(a, b, [name])
+    (cause,) = describe_tensor_differences(a, b, [name])
     assert cause.startswith(f"{name}: {sentence}")
 
 
@@ -275,7 +275,7 @@ def test_rounding_is_told_whichever_side_has_it(tmp_path, side, name):
         for i, one in enumerate(pair)
     )
     end = " in A, and is not in B" if side == "A" else ""
-    assert explain(a, b, [name]) == [f"{name}: is rounded to float16{end}"]
+    assert describe_tensor_differences(a, b, [name]) == [f"{name}: is rounded to float16{end}"]
 
 
 def test_what_happened_in_every_block_is_one_sentence(tmp_path):
@@ -286,7 +286,7 @@ def test_what_happened_in_every_block_is_one_sentence(tmp_path):
         n: tensors[n.replace(".q.", ".?.").replace(".k.", ".q.").replace("?", "k")] for n in names
     }
     b = write_original(tmp_path / "b.safetensors", CONFIG, "pretrain", {**tensors, **other})
-    assert explain(a, b, names) == [
+    assert describe_tensor_differences(a, b, names) == [
         "encoder.blocks.{0-2}.attention.q.weight: B holds A's attention.k.weight here",
         "encoder.blocks.{0-2}.attention.k.weight: B holds A's attention.q.weight here",
     ]

@@ -120,13 +120,13 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     \b
         mae-convert compare a.safetensors b.safetensors
     """
-    from mae_convert.diagnose.diagnosis import explained_by_traces
+    from mae_convert.diagnose.diagnosis import diagnose_traces
     from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
     from mae_convert.verify.trace import Trace
 
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
-    verdict = explained_by_traces(judge(*traces), *traces)
+    verdict = diagnose_traces(judge(*traces), *traces)
     _tell(verdict, as_json=as_json)
     return 0 if verdict.passed else 1
 

@@ -19,27 +19,27 @@ from torch import Tensor
 from reference_models.pytorch.encoder import PatchEmbedding
 from reference_models.pytorch.layers import ACTIVATION_FUNCTIONS
 
-Alternative = tuple[str, str, Any]  # kind, pattern of places, value
-TF32_BITS = 13  # bits of float32 that TF32 has not
+Variant = tuple[str, str, Any]  # kind, pattern of module paths, value
+TF32_BITS = 13  # bits of a float32 significand that TF32 drops
 
 
-class Arithmetic:
-    """What is computed otherwise, and where; later alternatives come before earlier ones."""
+class Variants:
+    """What is computed differently, and in which modules; of two that match the later counts."""
 
-    def __init__(self, alternatives: Sequence[Alternative] = ()) -> None:
-        self.alternatives = tuple(reversed(alternatives))
+    def __init__(self, variants: Sequence[Variant] = ()) -> None:
+        self.variants = tuple(reversed(variants))
 
-    def at(self, kind: str, place: str) -> Any:
-        """Return the alternative of a kind at a place, or None for the reference's own."""
+    def get(self, kind: str, path: str) -> Any:
+        """Return the value of a kind for a module, or None where the reference model's applies."""
         return next(
-            (v for k, pattern, v in self.alternatives if k == kind and fnmatchcase(place, pattern)),
+            (v for k, pattern, v in self.variants if k == kind and fnmatchcase(path, pattern)),
             None,
         )
 
-    def touches(self, place: str) -> bool:
-        """Return whether anything is otherwise at a place or in a part of it."""
-        parts = [place, *(f"{place}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
-        return any(fnmatchcase(part, p) for _, p, _ in self.alternatives for part in parts)
+    def affects(self, path: str) -> bool:
+        """Return whether a module or a part of it is computed differently."""
+        parts = [path, *(f"{path}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
+        return any(fnmatchcase(part, p) for _, p, _ in self.variants for part in parts)
 
 
 def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -59,7 +59,7 @@ LOWER: dict[str | None, Callable[[Tensor], Tensor]] = {
     "float16": _to(torch.float16),
     "bfloat16": _to(torch.bfloat16),
     "TF32": lambda x: _tf32(x, rounding=True),
-    "TF32, cut": lambda x: _tf32(x, rounding=False),
+    "TF32, truncated": lambda x: _tf32(x, rounding=False),
 }
 
 
@@ -71,46 +71,49 @@ def as_float32(number: float) -> float:
 Steps = Iterator[tuple[str, Tensor]]
 
 
-def block_steps(block: Any, tokens: Tensor, place: str, how: Arithmetic) -> Steps:
-    """Yield the taps of a block, in order, as soon as each is known."""
-    structure, add = how.at("structure", place), LOWER[how.at("sum precision", place)]
-    norm1 = partial(norm, block.norm1, place=f"{place}.norm1", how=how)
-    norm2 = partial(norm, block.norm2, place=f"{place}.norm2", how=how)
-    after = structure == "normalised after"
-    inner = attention = tokens if after else norm1(tokens)
-    for name, attention in _attention_steps(block.attn, inner, f"{place}.attention", how):
+def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> Steps:
+    """Yield the intermediate activations of a block, each as soon as it is computed."""
+    structure, add = variants.get("structure", path), LOWER[variants.get("sum precision", path)]
+    norm1 = partial(norm, block.norm1, path=f"{path}.norm1", variants=variants)
+    norm2 = partial(norm, block.norm2, path=f"{path}.norm2", variants=variants)
+    post_norm = structure == "normalised after"
+    inner = attention = tokens if post_norm else norm1(tokens)
+    for name, attention in _attention_steps(block.attn, inner, f"{path}.attention", variants):
         yield name, attention
     residuals = {
         "residual after the norm": inner,
         "no residual of attention": torch.zeros_like(tokens),
     }
     middle = add(residuals.get(structure, tokens) + attention)
-    middle = norm1(middle) if after else middle
-    seen = tokens if structure == "attention and MLP in parallel" else middle
-    inner = middle if after else norm2(seen)
-    mlp = _mlp(block.mlp, inner, f"{place}.mlp", how)
+    middle = norm1(middle) if post_norm else middle
+    mlp_input = tokens if structure == "attention and MLP in parallel" else middle
+    inner = middle if post_norm else norm2(mlp_input)
+    mlp = _mlp(block.mlp, inner, f"{path}.mlp", variants)
     yield "mlp", mlp
     residuals = {"residual after the norm": inner, "no residual of the MLP": torch.zeros_like(mlp)}
     output = add(residuals.get(structure, middle) + mlp)
-    yield "output", norm2(output) if after else output
+    yield "output", norm2(output) if post_norm else output
 
 
-def _attention_steps(attn: Any, inner: Tensor, place: str, how: Arithmetic) -> Steps:
-    q, k, v = linear(attn.qkv, inner, place, how).chunk(3, dim=-1)  # each (N, T, D)
+def _attention_steps(attn: Any, inner: Tensor, path: str, variants: Variants) -> Steps:
+    q, k, v = linear(attn.qkv, inner, path, variants).chunk(3, dim=-1)  # each (N, T, D)
     yield from (("q", q), ("k", k), ("v", v))
-    yield "attention", linear(attn.proj, attend(q, k, v, attn.heads, place, how), place, how)
+    yield (
+        "attention",
+        linear(attn.proj, attend(q, k, v, attn.heads, path, variants), path, variants),
+    )
 
 
-def _mlp(mlp: Any, inner: Tensor, place: str, how: Arithmetic) -> Tensor:
-    hidden = activate(mlp, linear(mlp.fc1, inner, place, how), place, how)
-    return linear(mlp.fc2, hidden, place, how)
+def _mlp(mlp: Any, inner: Tensor, path: str, variants: Variants) -> Tensor:
+    hidden = activate(mlp, linear(mlp.fc1, inner, path, variants), path, variants)
+    return linear(mlp.fc2, hidden, path, variants)
 
 
-def norm(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
+def norm(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
     """Normalise tokens (..., D)."""
-    given, kind = how.at("eps", place), how.at("norm", place)
-    eps = module.eps if given is None else given
-    lower = LOWER[how.at("norm precision", place)]
+    eps, kind = variants.get("eps", path), variants.get("norm", path)
+    eps = module.eps if eps is None else eps
+    lower = LOWER[variants.get("norm precision", path)]
     return lower(_normalised(module, lower(x), eps, kind))
 
 
@@ -133,9 +136,9 @@ def _scaled(x: Tensor, kind: str, eps: float) -> Tensor:
     return centred / (variance + eps).sqrt()
 
 
-def linear(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
+def linear(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
     """Apply a linear layer to tokens (..., D)."""
-    precision = how.at("precision", place)
+    precision = variants.get("precision", path)
     if precision is None:
         return module(x)
     lower = LOWER[precision.removesuffix(" products")]
@@ -145,15 +148,15 @@ def linear(module: Any, x: Tensor, place: str, how: Arithmetic) -> Tensor:
 
 
 def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the matrix (out, in) of a linear layer, or of the projection of patches."""
+    """Return the weight (out, in) and the bias of a linear layer or of the patch embedding."""
     if isinstance(module, PatchEmbedding):
         return module.proj.weight.permute(0, 2, 3, 1).flatten(1), module.proj.bias
     return module.weight, module.bias
 
 
-def activate(mlp: Any, hidden: Tensor, place: str, how: Arithmetic) -> Tensor:
+def activate(mlp: Any, hidden: Tensor, path: str, variants: Variants) -> Tensor:
     """Apply the MLP's activation."""
-    name = how.at("activation", place)
+    name = variants.get("activation", path)
     return (mlp.activation if name is None else ACTIVATIONS[name])(hidden)
 
 
@@ -169,29 +172,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, place: str, how: Arithmetic) -> Tensor:
-    """Mix values (N, T, D) by how well queries and keys match, head by head."""
-    heads = how.at("heads", place) or heads
-    apart = how.at("split", place) == "channels before heads"
-    core = how.at("core", place)
-    scale = _scale(how.at("scale", place), q.shape[-1], heads)
-    precision = how.at("attention precision", place)
-    q, k, v = (_split(x, heads, apart) for x in (q, k, v))  # each (N, H, T, D / H)
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, path: str, variants: Variants) -> Tensor:
+    """Return multi-head attention of queries, keys and values, each (N, T, D)."""
+    heads = variants.get("heads", path) or heads
+    channels_first = variants.get("split", path) == "channels before heads"
+    core = variants.get("core", path)
+    scale = _scale(variants.get("scale", path), q.shape[-1], heads)
+    precision = variants.get("attention precision", path)
+    q, k, v = (_split(x, heads, channels_first) for x in (q, k, v))  # each (N, H, T, D / H)
     if precision is None and core is None:
         mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
     elif precision is not None:
-        mixed = _imprecise(q, k, v, scale, precision)
+        mixed = _attend_in_lower_precision(q, k, v, scale, precision)
     else:
         mixed = CORES[core](q, k, v, scale)
-    if how.at("merge", place) == "not transposed":
+    if variants.get("merge", path) == "not transposed":
         return mixed.reshape(len(mixed), -1, heads * mixed.shape[-1])
-    # What was taken apart as (d, H) is put together so too, unless only one of them is otherwise.
-    together = how.at("merge", place) == "channels before heads"
-    return (mixed.permute(0, 2, 3, 1) if together else mixed.transpose(1, 2)).flatten(2)
+    # Splitting and merging heads are separate variants.
+    channels_first = variants.get("merge", path) == "channels before heads"
+    return (mixed.permute(0, 2, 3, 1) if channels_first else mixed.transpose(1, 2)).flatten(2)
 
 
-def _split(x: Tensor, heads: int, apart: bool) -> Tensor:
-    if apart:
+def _split(x: Tensor, heads: int, channels_first: bool) -> Tensor:
+    if channels_first:
         return x.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
@@ -208,8 +211,10 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
     }[kind]
 
 
-def _imprecise(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Tensor:
-    """Attend in less precision: in every step, at both ends only, or in the factors of products."""
+def _attend_in_lower_precision(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
+) -> Tensor:
+    """Attend in lower precision: in every step, at input and output, or in the matrix products."""
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
     q, k, v = lower(q), lower(k), lower(v)
@@ -254,6 +259,6 @@ CORES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "query and key exchanged": _query_and_key,
     "key and value exchanged": _key_and_value,
     "class token not attended to": _without_class_token,
-    "sigmoid in place of softmax": _by_sigmoid,
+    "sigmoid instead of softmax": _by_sigmoid,
     "without softmax": _without_softmax,
 }

@@ -1,4 +1,4 @@
-"""The parent's side of candidate runs: start the child process, send requests, stop it."""
+"""Candidate runs as the parent process sees them: start the child, send requests, stop it."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers import write_file
 from mae_convert.containers.staging import scratch_directory
 from mae_convert.diagnose.hypotheses import Hypothesis
-from mae_convert.diagnose.search import Answer
+from mae_convert.diagnose.search import CandidateResult
 from mae_convert.errors import MaeConvertError
 from mae_convert.layouts import LAYOUTS
 from mae_convert.transforms import Fuse
@@ -30,7 +30,7 @@ CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 
 
 @dataclass(frozen=True)
-class Subject:
+class SideResult:
     """One side of a comparison: what was run, and what came out.
 
     Attributes:
@@ -44,8 +44,8 @@ class Subject:
     as_stored: bool = True
 
 
-def places(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
-    """Return where each canonical tensor stands in the PyTorch reference model.
+def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
+    """Return in which parameter of the PyTorch reference model each canonical tensor is.
 
     Returns:
         Canonical name → parameter, which of its equal parts, and how many it has.
@@ -59,63 +59,71 @@ def places(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
     }
 
 
-class Laboratory:
-    """A child process that holds one side's model and tries hypotheses on it."""
+class CandidateProcess:
+    """A child process that holds one side's model and runs it with hypotheses applied."""
 
     def __init__(
         self,
-        subject: Subject,
+        result: SideResult,
         inputs: Mapping[str, np.ndarray],
         mask_ratio: float,
         *,
         other: Checkpoint | None = None,
-        given: Sequence[str] = (),
+        other_tensors: Sequence[str] = (),
         python: str | None = None,
         time_limit: float | None = None,
     ) -> None:
         """Start the child.
 
         Args:
-            subject: the side whose model is changed.
+            result: the side whose model is changed.
             inputs: ``pixel_values`` and ``noise``.
             mask_ratio: at which both sides were run.
             other: the other side.
-            given: names of tensors of the other side that hypotheses may use.
+            other_tensors: names of tensors of the other side that hypotheses may use.
             python: interpreter of an environment that has PyTorch.
-            time_limit: seconds that an answer may take; see ``children.Clock``.
+            time_limit: seconds that one candidate run may take; see ``children.Clock``.
 
         Raises:
             MissingRequirementError: there is no PyTorch.
         """
         side = Side("torch", python=python, time_limit=time_limit)
-        side = choose_side(subject.checkpoint, side)
+        side = choose_side(result.checkpoint, side)
         self._traces: list[tuple[Trace, Path]] = []
-        self._made = 0
+        self._files_written = 0
         with ExitStack() as opened:
             self.work = opened.enter_context(scratch_directory())
-            self._begin(self._described(subject, inputs, mask_ratio, other, given), side, opened)
+            self._start(
+                self._job_description(result, inputs, mask_ratio, other, other_tensors),
+                side,
+                opened,
+            )
             self._opened = opened.pop_all()
 
-    def _described(
+    def _job_description(
         self,
-        subject: Subject,
+        result: SideResult,
         inputs: Mapping[str, np.ndarray],
         mask_ratio: float,
         other: Checkpoint | None,
-        given: Sequence[str],
+        other_tensors: Sequence[str],
     ) -> dict[str, Any]:
-        """Write the files that the child needs, and return what says so."""
+        """Write the files that the child needs, and return its job description."""
         others = None
-        if other is not None and given:
+        if other is not None and other_tensors:
             others = str(self.work / "other.safetensors")
-            write_file(others, "safetensors", [other.tensors[name] for name in given])
-        job = job_of(subject, inputs, mask_ratio, self.work)
-        return {"job": asdict(job), "places": places(subject.checkpoint), "other": others}
+            write_file(others, "safetensors", [other.tensors[name] for name in other_tensors])
+        job = candidate_job(result, inputs, mask_ratio, self.work)
+        return {
+            "job": asdict(job),
+            "locations": parameter_locations(result.checkpoint),
+            "other": others,
+        }
 
-    def _begin(self, described: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
-        """Start the child, which ends with a context."""
-        self._side, self._job = side, self.work / "laboratory.json"
-        self._job.write_text(json.dumps(described))
+    def _start(self, description: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
+        """Start the child; it ends when the context does."""
+        self._side, self._job = side, self.work / "candidates.json"
+        self._job.write_text(json.dumps(description))
         self._errors = self.work / "errors.txt"
         errors = opened.enter_context(self._errors.open("w"))
         self._process = opened.enter_context(
@@ -129,7 +137,7 @@ class Laboratory:
             )
         )
 
-    def __enter__(self) -> "Laboratory":
+    def __enter__(self) -> "CandidateProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,32 +145,32 @@ class Laboratory:
 
     def compare(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, start: str | None = None
-    ) -> Answer | None:
-        """Return how far the model gets along a trace when hypotheses hold.
+    ) -> CandidateResult | None:
+        """Return up to which result the model agrees with a trace when hypotheses are applied.
 
         Args:
             hypotheses: applied one after the other.
             trace: what to compare with.
-            start: the first result to compute; what comes before it is taken from the trace.
+            start: the first result to compute; earlier ones are taken from the trace.
 
         Returns:
             None where a hypothesis does not fit the model.
         """
-        answer = self._ask(hypotheses, trace, start=start, dtype=None)
-        return None if "error" in answer else Answer(**answer)
+        answer = self._request(hypotheses, trace, start=start, dtype=None)
+        return None if "error" in answer else CandidateResult(**answer)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return which part of the error of a trace's run at a result a hypothesis leaves."""
-        answer = self._ask([hypothesis], trace, start=at, dtype=dtype)
+        """Return the share of a trace's error at a result that remains with a hypothesis."""
+        answer = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(answer.get("unexplained", float("inf")))
 
-    def _ask(
+    def _request(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, **more: str | None
     ) -> dict[str, Any]:
         steps = [hypothesis.plain() for hypothesis in hypotheses]
-        return self._exchange({"steps": steps, "trace": str(self._file_of(trace)), **more})
+        return self._send({"steps": steps, "trace": str(self._file_of(trace)), **more})
 
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _send(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the child's answer.
 
         Raises:
@@ -171,7 +179,7 @@ class Laboratory:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         clock = Clock(self._side.time_limit)
-        with _killed_when_late(self._process, clock) as late:
+        with _killed_after_time_limit(self._process, clock) as late:
             try:
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
@@ -181,51 +189,53 @@ class Laboratory:
         if not line:
             if late.is_set():
                 raise clock.exceeded("the search for the cause", self._job)
-            raise MaeConvertError(f"the child that runs the model failed: {self._last_words()}")
+            raise MaeConvertError(
+                f"the child that runs the model failed: {self._last_error_line()}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
-        said = self._errors.read_text().strip().splitlines()
-        return said[-1] if said else f"signal {-self._process.wait()}"
+    def _last_error_line(self) -> str:
+        lines = self._errors.read_text().strip().splitlines()
+        return lines[-1] if lines else f"signal {-self._process.wait()}"
 
     def _file_of(self, trace: Trace) -> Path:
-        """Return a file with the trace's results, written when it is asked for first."""
+        """Return a file with the trace's results, written at its first use."""
         for known, path in self._traces:
             if known is trace:
                 return path
         for _, path in self._traces[:-1]:
             path.unlink()
-        self._made += 1
-        path = self.work / f"trace-{self._made}.safetensors"
+        self._files_written += 1
+        path = self.work / f"trace-{self._files_written}.safetensors"
         save_file({n: np.asarray(a, order="C") for n, a in trace.arrays.items()}, path)
         self._traces = [*self._traces[-1:], (trace, path)]
         return path
 
     def stop(self) -> None:
-        """End the child and remove what it was given."""
+        """End the child and remove its files."""
         self._opened.close()
 
 
-def job_of(
-    subject: Subject, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
+def candidate_job(
+    result: SideResult, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
 ) -> Job:
-    """Return what a trial needs to build the model of a side; its weights are put into a folder."""
-    read = subject.trace.description["native"] or subject.trace.description["framework"] != "torch"
+    """Return how the child builds the model of a side; ``work`` gets its inputs and weights."""
+    read = result.trace.description["native"] or result.trace.description["framework"] != "torch"
     staged = stage(
-        subject.checkpoint,
+        result.checkpoint,
         "torch",
         work,
-        as_stored=subject.as_stored,
+        as_stored=result.as_stored,
         unread=None if read else "it was not read",
     )
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
-    config = {**subject.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}
+    config = {**result.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}
     return Job(
         framework="torch",
         device="cpu",
         dtypes=("float64",),
-        task=subject.checkpoint.task,
+        task=result.checkpoint.task,
         config=config,
         weights=staged.weights,
         loader=staged.loader,
@@ -239,8 +249,10 @@ def job_of(
 
 
 @contextmanager
-def _killed_when_late(process: subprocess.Popen[str], clock: Clock) -> Iterator[threading.Event]:
-    """Kill a child that has not answered in time; give an event that says whether it was."""
+def _killed_after_time_limit(
+    process: subprocess.Popen[str], clock: Clock
+) -> Iterator[threading.Event]:
+    """Kill a child that has not answered in time; the event is set when that has happened."""
     late = threading.Event()
 
     def kill() -> None:
@@ -261,59 +273,66 @@ def _killed_when_late(process: subprocess.Popen[str], clock: Clock) -> Iterator[
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found by running again.
+    """What candidate runs have shown.
 
     Attributes:
         causes: sentences; each was tested and holds.
-        guilty: canonical tensors that were changed on the way from A to B, likeliest first.
-        keys: the kinds of fault, for those who count.
+        changed_tensors: canonical tensors whose change turns A into B, likeliest first.
+        keys: the kinds of fault, for statistics.
     """
 
     causes: tuple[str, ...] = ()
-    guilty: tuple[str, ...] = ()
+    changed_tensors: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides that part, and what both were run on.
+    """Two sides that differ, and the inputs that both were run on.
 
     Attributes:
-        a: the side that is changed.
-        b: the side that is to be explained.
+        a: the side that hypotheses change.
+        b: the side whose results are to be explained.
         inputs: ``pixel_values`` and ``noise``.
         mask_ratio: at which both were run.
-        names: what the two are called in sentences.
+        names: of the two sides in sentences.
         python: interpreter of an environment that has PyTorch.
-        time_limit: seconds that an answer of the laboratory may take; see ``children.Clock``.
-        laboratory: where hypotheses are tried.
+        time_limit: seconds that one candidate run may take; see ``children.Clock``.
+        process_class: what runs the candidates; tests replace it.
     """
 
-    a: Subject
-    b: Subject
+    a: SideResult
+    b: SideResult
     inputs: Mapping[str, np.ndarray]
     mask_ratio: float
     names: tuple[str, str] = ("A", "B")
     python: str | None = None
     time_limit: float | None = None
-    laboratory: type[Laboratory] = Laboratory
+    process_class: type[CandidateProcess] = CandidateProcess
 
-    def turned(self) -> "Pair":
+    def swapped(self) -> "Pair":
         """Return the pair with its sides exchanged."""
         names = (self.names[1], self.names[0])
         return replace(self, a=self.b, b=self.a, names=names)
 
-    def try_on(self, subject: Subject, given: Sequence[str] = ()) -> Laboratory:
-        """Return a laboratory for one side, which is given tensors of the other."""
-        other = self.b if subject is self.a else self.a
-        return self.laboratory(
-            subject, self.inputs, self.mask_ratio, other=other.checkpoint, given=given,
-            python=self.python, time_limit=self.time_limit,
-        )  # fmt: skip
+    def start_process(
+        self, result: SideResult, other_tensors: Sequence[str] = ()
+    ) -> CandidateProcess:
+        """Start the child for one side; hypotheses may use these tensors of the other side."""
+        other = self.b if result is self.a else self.a
+        return self.process_class(
+            result,
+            self.inputs,
+            self.mask_ratio,
+            other=other.checkpoint,
+            other_tensors=other_tensors,
+            python=self.python,
+            time_limit=self.time_limit,
+        )
 
 
 def is_finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
-    """Return whether a result of a trace holds numbers only."""
+    """Return whether all values of a result of a trace are finite."""
     keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
     found = [trace.arrays[key] for key in keys if key in trace.arrays]
     return all(bool(np.isfinite(array).all()) for array in found)

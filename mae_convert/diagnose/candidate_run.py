@@ -15,20 +15,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mae_convert.diagnose.block_variants import Arithmetic, block_steps, linear, norm
+from mae_convert.diagnose.block_variants import Variants, block_steps, linear, norm
 from mae_convert.diagnose.input_output_variants import (
     Ids,
+    changed_images,
     decode_tokens,
     embed,
     loss,
     mask_ids,
-    pictures,
     pooled,
     read_out,
     reconstruct,
     without_class_token,
 )
-from mae_convert.diagnose.weight_edits import Change
+from mae_convert.diagnose.weight_edits import WeightEdit
 from mae_convert.verify import run_pytorch
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error
 from mae_convert.verify.job import Job
@@ -36,11 +36,11 @@ from mae_convert.verify.localise import BLOCK_STEPS, execution_order
 from reference_models.outputs import Wanted
 
 Steps = Iterator[tuple[str, Tensor]]
-Stage = tuple[str, Callable[[Tensor], Steps]]  # the tap that it ends with, and what it does
-TAPS = Wanted(taps=True)
+Stage = tuple[str, Callable[[Tensor], Steps]]  # its last result, and the function that computes it
+ALL_ACTIVATIONS = Wanted(taps=True)
 
 
-class Known(Protocol):
+class KnownResults(Protocol):
     """Results of another run, by name."""
 
     def __contains__(self, name: str) -> bool:
@@ -50,15 +50,14 @@ class Known(Protocol):
         """Return a result."""
 
 
-class Walk:
-    """One model on one input.
+class ForwardPass:
+    """The forward pass of one model on one input, step by step.
 
     Attributes:
-        model: a reference model.
+        model: a PyTorch reference model.
         task: "pretrain", "encoder" or "classify".
-        pixel_values: pictures (N, C, H, W).
-        noise: (N, L); unused by a classifier.
-        known: results of another run, by name, that earlier stages are taken from.
+        inputs: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), which a classifier ignores.
+        known: results of another run, by name, that replace those of earlier stages.
     """
 
     def __init__(
@@ -66,19 +65,24 @@ class Walk:
         model: Any,
         task: str,
         inputs: Mapping[str, Tensor],
-        known: Known,
+        known: KnownResults,
     ) -> None:
         self.model, self.task, self.inputs, self.known = model, task, inputs, known
 
-    def run(self, how: Arithmetic, start: str | None = None) -> Steps:
-        """Yield names and values in order, beginning with the stage that computes ``start``."""
-        pixels = pictures(self.inputs["pixel_values"], how)
+    def run(self, variants: Variants, start: str | None = None) -> Steps:
+        """Yield the name and value of each result in order.
+
+        Args:
+            variants: what is computed differently.
+            start: the first result to compute; earlier ones are taken from ``known``.
+        """
+        pixels = changed_images(self.inputs["pixel_values"], variants)
         ids = None
         if self.task != "classify":
-            ids = mask_ids(self.inputs["noise"], self.model.config.num_kept, how)
+            ids = mask_ids(self.inputs["noise"], self.model.config.num_kept, variants)
             yield from (("mask", ids[1]), ("ids_restore", ids[2]))
         tokens = pixels
-        for end, stage in self._stages(pixels, ids, how, start):
+        for end, stage in self._stages(pixels, ids, variants, start):
             before = start is not None and execution_order(end) < execution_order(start)
             if before and end in self.known:
                 tokens = self.known[end]
@@ -88,35 +92,38 @@ class Walk:
                 tokens = value
         if self.task == "pretrain":
             assert ids is not None
-            yield from self._results(tokens, pixels, ids[1], how)
+            yield from self._results(tokens, pixels, ids[1], variants)
 
     def _stages(
-        self, pixels: Tensor, ids: Ids | None, how: Arithmetic, start: str | None
+        self, pixels: Tensor, ids: Ids | None, variants: Variants, start: str | None
     ) -> Iterator[Stage]:
         model = self.model
         keep = None if ids is None else ids[0]
         yield (
             "encoder.embedding",
-            lambda _: self._one("encoder.embedding", embed(model, pixels, keep, how)),
+            lambda _: self._one("encoder.embedding", embed(model, pixels, keep, variants)),
         )
-        yield from self._blocks("encoder.blocks", model.blocks, how, start)
+        yield from self._blocks("encoder.blocks", model.blocks, variants, start)
         if self.task == "classify":
-            yield "logits", lambda tokens: self._classify(tokens, how)
+            yield "logits", lambda tokens: self._classify(tokens, variants)
             return
-        yield "encoder.norm", lambda tokens: self._normed(model.norm, tokens, "encoder.norm", how)
+        yield (
+            "encoder.norm",
+            lambda tokens: self._normed(model.norm, tokens, "encoder.norm", variants),
+        )
         if self.task == "encoder":
             return
         assert ids is not None
         yield (
             "decoder.embedding",
             lambda tokens: self._one(
-                "decoder.embedding", decode_tokens(model, tokens, ids[2], how)
+                "decoder.embedding", decode_tokens(model, tokens, ids[2], variants)
             ),
         )
-        yield from self._blocks("decoder.blocks", model.decoder_blocks, how, start)
+        yield from self._blocks("decoder.blocks", model.decoder_blocks, variants, start)
         yield (
             "decoder.norm",
-            lambda tokens: self._normed(model.decoder_norm, tokens, "decoder.norm", how),
+            lambda tokens: self._normed(model.decoder_norm, tokens, "decoder.norm", variants),
         )
         yield (
             "logits",
@@ -124,9 +131,9 @@ class Walk:
                 "logits",
                 linear(
                     model.decoder_pred,
-                    without_class_token(tokens, how),
+                    without_class_token(tokens, variants),
                     "logits",
-                    how,
+                    variants,
                 ),
             ),
         )
@@ -134,74 +141,77 @@ class Walk:
     def _one(self, name: str, value: Tensor) -> Steps:
         yield name, value
 
-    def _normed(self, module: Any, tokens: Tensor, name: str, how: Arithmetic) -> Steps:
-        normed = norm(module, tokens, name, how)
+    def _normed(self, module: Any, tokens: Tensor, name: str, variants: Variants) -> Steps:
+        normed = norm(module, tokens, name, variants)
         yield name, normed
         if name == "encoder.norm":
             yield "last_hidden_state", normed
 
     def _blocks(
-        self, name: str, blocks: Any, how: Arithmetic, start: str | None
+        self, name: str, blocks: Any, variants: Variants, start: str | None
     ) -> Iterator[Stage]:
         for index, block in enumerate(blocks):
-            place = f"{name}.{index}"
-            apart = how.touches(place) or (start or "").startswith(f"{place}.")
+            path = f"{name}.{index}"
+            step_by_step = variants.affects(path) or (start or "").startswith(f"{path}.")
 
             def steps(
-                tokens: Tensor, block: Any = block, place: str = place, apart: bool = apart
+                tokens: Tensor,
+                block: Any = block,
+                path: str = path,
+                step_by_step: bool = step_by_step,
             ) -> Steps:
-                if apart:
-                    taps = block_steps(block, tokens, place, how)
+                if step_by_step:
+                    results = block_steps(block, tokens, path, variants)
                 else:
-                    seen = block(tokens, TAPS).taps
-                    taps = ((part, seen[part]) for part in BLOCK_STEPS)
-                for part, value in taps:
-                    yield f"{place}.{part}", value
+                    activations = block(tokens, ALL_ACTIVATIONS).taps
+                    results = ((part, activations[part]) for part in BLOCK_STEPS)
+                for part, value in results:
+                    yield f"{path}.{part}", value
 
-            yield f"{place}.output", steps
+            yield f"{path}.output", steps
 
-    def _classify(self, tokens: Tensor, how: Arithmetic) -> Steps:
+    def _classify(self, tokens: Tensor, variants: Variants) -> Steps:
         model = self.model
         if model.config.normalises_mean:
-            normed = pooled(model, tokens, how)
+            normed = pooled(model, tokens, variants)
             yield "head.norm", normed
         else:
-            normed = norm(model.norm, tokens, "encoder.norm", how)
+            normed = norm(model.norm, tokens, "encoder.norm", variants)
             yield from (("encoder.norm", normed), ("last_hidden_state", normed))
-            if model.config.global_pool == "avg":  # the mean of what was normalised before
+            if model.config.global_pool == "avg":  # of already normalised tokens
                 normed = normed[:, 1:].mean(dim=1, keepdim=True)
         yield (
             "logits",
-            linear(model.head, read_out(normed, how), "logits", how),
+            linear(model.head, read_out(normed, variants), "logits", variants),
         )
 
-    def _results(self, logits: Tensor, pixels: Tensor, mask: Tensor, how: Arithmetic) -> Steps:
-        yield "reconstruction", reconstruct(self.model, logits, how)
+    def _results(self, logits: Tensor, pixels: Tensor, mask: Tensor, variants: Variants) -> Steps:
+        yield "reconstruction", reconstruct(self.model, logits, variants)
         if mask.any():
             for name in ("loss", "loss_norm_pix"):
-                yield name, loss(self.model, pixels, logits, mask, how, name)
+                yield name, loss(self.model, pixels, logits, mask, variants, name)
 
 
 def inputs_as(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the inputs as tensors, the pictures in a dtype."""
+    """Return the inputs as tensors, the images in a dtype."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     return {**tensors, "pixel_values": tensors["pixel_values"].to(dtype)}
 
 
-OTHER = "B/"  # before the name of a tensor that is the other side's
-SMALL = 2_000_000  # parameters
+OTHER_SIDE = "B/"  # prefix of the name of a tensor that belongs to the other side
+SMALL_MODEL = 2_000_000  # parameters
 EXACT = ("mask", "ids_restore")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class Reference:
-    """The results of a trace file in one dtype, by name, read when they are asked for."""
+class TraceResults:
+    """The results of a trace file in one dtype, by name; each is read when it is used."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self.file = safe_open(path, "pt")
         self.names = {
             key.removeprefix(f"{dtype}/").removeprefix("tap/"): key
-            for key in self.file.keys()  # noqa: SIM118 (no mapping)
+            for key in self.file.keys()  # noqa: SIM118 (not a mapping)
             if key.startswith(f"{dtype}/") or key in EXACT
         }
 
@@ -212,63 +222,64 @@ class Reference:
         return self.file.get_tensor(self.names[name])
 
 
-class Trial:
-    """A model that is changed and run again.
+class CandidateRun:
+    """One side's model, which is run again with weight edits and variants applied.
 
     Attributes:
-        job: the side whose model this is.
-        places: canonical name → name of the parameter, which part of it, and of how many.
+        job: how the model is built and loaded.
+        locations: canonical name → parameter, which of its equal parts, and how many it has.
         other: file with tensors of the other side, by canonical name, or None.
     """
 
-    def __init__(self, job: Job, places: Mapping[str, Sequence[Any]], other: str | None) -> None:
-        self.job, self.places = job, places
+    def __init__(self, job: Job, locations: Mapping[str, Sequence[Any]], other: str | None) -> None:
+        self.job, self.locations = job, locations
         self.other = safe_open(other, "pt") if other else None
         self.model = run_pytorch.build(job).double().requires_grad_(False)
-        if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL:
-            torch.set_num_threads(1)  # threads would wait for each other longer than they work
+        if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL_MODEL:
+            torch.set_num_threads(1)  # for so small a model several threads are slower than one
         self.state = self.model.state_dict()
         self.models = {torch.float64: self.model}
         with np.load(job.inputs) as archive:
             self.inputs = dict(archive)
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> "Trial":
-        """Return the trial that a job file describes."""
-        return cls(Job.from_plain(plain["job"]), plain["places"], plain["other"])
+    def from_description(cls, description: Mapping[str, Any]) -> "CandidateRun":
+        """Return the run that a job file describes."""
+        job = Job.from_plain(description["job"])
+        return cls(job, description["locations"], description["other"])
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what a request asks for.
+        """Apply the hypotheses of a request, run the model and compare it.
 
         Returns:
-            What ``compare`` or ``precision`` returns, or ``error`` where a change does not fit the
-            model.
+            What ``compare`` or ``unexplained_error`` returns, or ``error`` where an edit does not
+            fit the model.
         """
-        how = Arithmetic([alt for step in request["steps"] for alt in step["arithmetic"]])
-        changes = [[Change(**c) for c in step["changes"]] for step in request["steps"]]
+        variants = Variants([v for step in request["steps"] for v in step["variants"]])
+        edits = [[WeightEdit(**edit) for edit in step["edits"]] for step in request["steps"]]
         try:
-            with self._edited(changes):
+            with self._edited(edits):
                 if request["dtype"] is None:
-                    return self.compare(request["trace"], how, request["start"])
-                return self.precision(request, how)
+                    return self.compare(request["trace"], variants, request["start"])
+                return self.unexplained_error(request, variants)
         except (ValueError, IndexError, KeyError, RuntimeError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def compare(self, trace: str, how: Arithmetic, start: str | None) -> dict[str, Any]:
-        """Run the model in float64 until it is not what a trace says.
+    def compare(self, trace: str, variants: Variants, start: str | None) -> dict[str, Any]:
+        """Run the model in float64 until a result differs from that of a trace.
 
         Args:
             trace: the trace's file.
-            how: what is computed otherwise.
-            start: the first result to compute; what comes before it is taken from the trace.
+            variants: what is computed differently.
+            start: the first result to compute; earlier ones are taken from the trace.
 
         Returns:
             ``first``, the first result that differs, or None, and ``largest``, the largest error
             of the others.
         """
-        known = Reference(trace, "float64")
+        known = TraceResults(trace, "float64")
         largest = 0.0
-        for name, value in self._walk(known, torch.float64).run(how, start):
+        for name, value in self._forward_pass(known, torch.float64).run(variants, start):
             if name in known:
                 error = _error(name, value, known[name])
                 if not error <= FUNCTION_LIMIT:
@@ -276,42 +287,44 @@ class Trial:
                 largest = max(largest, error)
         return {"first": None, "largest": largest}
 
-    def precision(self, request: Mapping[str, Any], how: Arithmetic) -> dict[str, Any]:
-        """Return how much of a trace's error at a result is not made by computing it otherwise.
+    def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
+        """Return how much of a trace's error at a result remains when variants are applied.
 
         Args:
             request: ``trace`` and ``dtype`` of its run, and the result, ``start``, that is computed
-                from what the trace has before it.
-            how: what is computed in less precision.
+                from the trace's earlier results.
+            variants: what is computed in lower precision.
 
         Returns:
-            ``unexplained``: the distance between what is computed otherwise and the trace, over
-            that between what is computed as usual and the trace; 0 is a full explanation.
+            ``unexplained``: the distance to the trace with the variants, divided by the distance
+            without them; 0 is a full explanation.
         """
         dtype, at = DTYPES[request["dtype"]], request["start"]
-        known = Reference(request["trace"], request["dtype"])
-        walk = self._walk(known, dtype)
-        usual, otherwise = (
-            next(value for name, value in walk.run(h, at) if name == at)
-            for h in (Arithmetic(), how)
+        known = TraceResults(request["trace"], request["dtype"])
+        forward = self._forward_pass(known, dtype)
+        reference, variant = (
+            next(value for name, value in forward.run(v, at) if name == at)
+            for v in (Variants(), variants)
         )
-        left, whole = (float((x.double() - known[at].double()).norm()) for x in (otherwise, usual))
+        left, whole = (
+            float((x.double() - known[at].double()).norm()) for x in (variant, reference)
+        )
         return {"unexplained": left / whole if whole else float("inf")}
 
-    def _walk(self, known: Reference, dtype: torch.dtype) -> Walk:
+    def _forward_pass(self, known: TraceResults, dtype: torch.dtype) -> ForwardPass:
         if dtype not in self.models:
             self.models[dtype] = copy.deepcopy(self.model).to(dtype)
         inputs = inputs_as(self.inputs, dtype)
-        return Walk(self.models[dtype], self.job.task, inputs, known)
+        return ForwardPass(self.models[dtype], self.job.task, inputs, known)
 
     @contextmanager
-    def _edited(self, steps: Sequence[Sequence[Change]]) -> Iterator[None]:
-        """Change tensors, and put them back in the end."""
-        touched = {c.target for changes in steps for c in changes}
-        before = {name: self._tensor(name).clone() for name in touched}
+    def _edited(self, steps: Sequence[Sequence[WeightEdit]]) -> Iterator[None]:
+        """Apply weight edits, and restore the weights at the end."""
+        changed = {edit.target for edits in steps for edit in edits}
+        before = {name: self._tensor(name).clone() for name in changed}
         try:
-            for changes in steps:
-                made = [(c.target, c.apply([self._array(s) for s in c.sources])) for c in changes]
+            for edits in steps:
+                made = [(e.target, e.apply([self._array(s) for s in e.sources])) for e in edits]
                 for name, array in made:
                     self._tensor(name).copy_(torch.from_numpy(np.array(array, np.float64)))
             yield
@@ -320,13 +333,13 @@ class Trial:
                 self._tensor(name).copy_(tensor)
 
     def _tensor(self, name: str) -> Tensor:
-        parameter, part, parts = self.places[name]
+        parameter, part, parts = self.locations[name]
         return self.state[parameter].chunk(parts)[part]
 
     def _array(self, name: str) -> np.ndarray:
-        if name.startswith(OTHER):
+        if name.startswith(OTHER_SIDE):
             assert self.other is not None
-            return self.other.get_tensor(name.removeprefix(OTHER)).double().numpy()
+            return self.other.get_tensor(name.removeprefix(OTHER_SIDE)).double().numpy()
         return self._tensor(name).numpy().copy()
 
 

@@ -1,7 +1,7 @@
-"""The child process in which hypotheses are tried: one model, run again and again with a change.
+"""The child process of candidate runs: one model, run with different hypotheses applied.
 
-It is started as ``python candidate_worker.py JOB.json`` like the worker of a trace, reads a request a
-line from standard input and answers each by a line on standard output.
+It is started as ``python candidate_worker.py JOB.json``, like the worker of a trace. It reads one
+request per line from standard input and answers each with one line on standard output.
 """
 
 import importlib.util
@@ -22,22 +22,22 @@ def serve(job_path: Path, worker: ModuleType) -> None:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     worker.note_stage(job_path, "importing torch")
-    from mae_convert.diagnose.candidate_run import Trial
+    from mae_convert.diagnose.candidate_run import CandidateRun
 
-    # What a library prints is not to come between the answers.
+    # What a library prints must not appear between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker.note_stage(job_path, "loading the weights")
-    trial = Trial.of(json.loads(job_path.read_text()))
+    run = CandidateRun.from_description(json.loads(job_path.read_text()))
     while True:
         worker.note_stage(job_path, "waiting for a request")
         request = json.loads(requests.get())
         worker.note_stage(job_path, "running a changed model")
-        print(json.dumps(trial.answer(request)), file=answers, flush=True)
+        print(json.dumps(run.answer(request)), file=answers, flush=True)
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:
-    """Pass requests on; their end is that of the process that asks, whatever is computed now."""
+    """Pass requests on; when the input ends the parent has ended, so this process exits at once."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from mae_convert.diagnose.hypotheses import Hypothesis, Model, Stack
 from mae_convert.diagnose.weight_hypotheses import (
     LEAVES,
-    of_blocks,
-    of_modules,
-    of_parts,
-    of_tensor,
+    exchanged_module_hypotheses,
+    moved_block_hypotheses,
+    qkv_hypotheses,
+    tensor_hypotheses,
 )
 from mae_convert.verify.localise import BLOCK_TAP
 from reference_models.configuration import ACTIVATIONS
@@ -24,7 +24,7 @@ EMBEDDINGS = (
     "no positions of patches", "positions added twice", "class token added twice",
     "patches column by column", "times the root of the width",
 )  # fmt: skip
-PICTURES = (
+IMAGES = (
     "channels reversed", "height and width exchanged", "upside down", "mirrored",
     "multiplied by 255", "divided by 255",
 )  # fmt: skip
@@ -51,21 +51,21 @@ def candidates(model: Model, first: str) -> Iterator[Hypothesis]:
 
     Args:
         model: the side that is changed.
-        first: the first tap or result at which the sides differ.
+        first: the first result at which the sides differ.
     """
     if match := BLOCK_TAP.fullmatch(first):
         stack = model.stack(match[1])
-        yield from _in_block(model, stack, int(match[2]), match[3])
+        yield from _block_candidates(model, stack, int(match[2]), match[3])
     elif first in ("mask", "ids_restore"):
-        yield from of_whole("mask", "mask", "masking is otherwise", MASKS)
+        yield from model_hypotheses("mask", "mask", "masking is different", MASKS)
     elif first in EMBEDDED:
-        yield from _embedding(model, first)
+        yield from _embedding_candidates(model, first)
     elif first in ("encoder.norm", "last_hidden_state", "decoder.norm", "head.norm"):
-        yield from _last_norm(model, "encoder.norm" if "last" in first else first)
+        yield from _last_norm_candidates(model, "encoder.norm" if "last" in first else first)
     elif first == "logits":
-        yield from _logits(model)
+        yield from _logits_candidates(model)
     else:
-        yield from _results(first)
+        yield from _result_candidates(first)
 
 
 EMBEDDED = {
@@ -80,91 +80,95 @@ EMBEDDED = {
 }  # fmt: skip
 
 
-def _tensors(model: Model, names: Iterable[str]) -> Iterator[Hypothesis]:
+def _weight_hypotheses(model: Model, names: Iterable[str]) -> Iterator[Hypothesis]:
     for name in names:
         if name in model.shapes:
-            yield from of_tensor(model, name)
+            yield from tensor_hypotheses(model, name)
 
 
-def _modules(model: Model, *modules: str) -> Iterator[Hypothesis]:
-    return _tensors(model, (f"{module}.{leaf}" for module in modules for leaf in LEAVES))
+def _module_hypotheses(model: Model, *modules: str) -> Iterator[Hypothesis]:
+    return _weight_hypotheses(model, (f"{module}.{leaf}" for module in modules for leaf in LEAVES))
 
 
-def _in_block(model: Model, stack: Stack, index: int, step: str) -> Iterator[Hypothesis]:
+def _block_candidates(model: Model, stack: Stack, index: int, step: str) -> Iterator[Hypothesis]:
     block = stack.block(index)
     if step in ("q", "k", "v"):
-        yield from _modules(model, f"{block}.attention.{step}")
-        yield from of_parts(model, stack, index)
-        yield from of_block_norm(model, stack, index, "norm1")
-        yield from _modules(model, f"{block}.norm1")
-        yield from of_modules(model, stack, index, "norm1", "norm2")
-        yield from of_structure(stack, index)
-        yield from of_blocks(model, stack, index)
+        yield from _module_hypotheses(model, f"{block}.attention.{step}")
+        yield from qkv_hypotheses(model, stack, index)
+        yield from block_norm_hypotheses(model, stack, index, "norm1")
+        yield from _module_hypotheses(model, f"{block}.norm1")
+        yield from exchanged_module_hypotheses(model, stack, index, "norm1", "norm2")
+        yield from structure_hypotheses(stack, index)
+        yield from moved_block_hypotheses(model, stack, index)
     elif step == "attention":
-        yield from of_attention(stack, index)
-        yield from _modules(model, f"{block}.attention.output")
+        yield from attention_hypotheses(stack, index)
+        yield from _module_hypotheses(model, f"{block}.attention.output")
     elif step == "mlp":
-        yield from of_mlp(model, stack, index)
-        yield from of_block_norm(model, stack, index, "norm2")
-        yield from _modules(model, f"{block}.mlp.fc1", f"{block}.mlp.fc2", f"{block}.norm2")
-        yield from of_structure(stack, index)
+        yield from activation_hypotheses(model, stack, index)
+        yield from block_norm_hypotheses(model, stack, index, "norm2")
+        yield from _module_hypotheses(
+            model, f"{block}.mlp.fc1", f"{block}.mlp.fc2", f"{block}.norm2"
+        )
+        yield from structure_hypotheses(stack, index)
     else:
-        yield from of_structure(stack, index)
+        yield from structure_hypotheses(stack, index)
 
 
-def _embedding(model: Model, first: str) -> Iterator[Hypothesis]:
-    yield from _tensors(model, EMBEDDED[first])
+def _embedding_candidates(model: Model, first: str) -> Iterator[Hypothesis]:
+    yield from _weight_hypotheses(model, EMBEDDED[first])
     if first == "encoder.embedding":
-        yield from of_whole("embedding", first, "the embedding is otherwise", EMBEDDINGS)
-        yield from of_whole("pictures", "pictures", "pictures are changed", PICTURES)
+        yield from model_hypotheses("embedding", first, "the embedding is different", EMBEDDINGS)
+        yield from model_hypotheses("images", "images", "images are changed", IMAGES)
     else:
-        what = "the decoder's input is otherwise"
-        yield from of_whole("embedding", first, what, DECODER_EMBEDDINGS)
+        what = "the decoder's input is different"
+        yield from model_hypotheses("embedding", first, what, DECODER_EMBEDDINGS)
 
 
-def _last_norm(model: Model, name: str) -> Iterator[Hypothesis]:
-    yield from _modules(model, name)
-    yield from of_norm(model, name)
+def _last_norm_candidates(model: Model, name: str) -> Iterator[Hypothesis]:
+    yield from _module_hypotheses(model, name)
+    yield from norm_hypotheses(model, name)
     if name == "head.norm":
-        yield from of_whole("pool", "head", "pooling is otherwise", POOLS)
+        yield from model_hypotheses("pool", "head", "pooling is different", POOLS)
 
 
-def _logits(model: Model) -> Iterator[Hypothesis]:
-    yield from _modules(model, "decoder.prediction", "head")
+def _logits_candidates(model: Model) -> Iterator[Hypothesis]:
+    yield from _module_hypotheses(model, "decoder.prediction", "head")
     if model.task == "classify":
-        yield from of_whole("pool", "head", "pooling is otherwise", READ_OUTS)
+        yield from model_hypotheses("pool", "head", "pooling is different", READ_OUTS)
     else:
-        what = "the tokens of patches are otherwise"
-        yield from of_whole("patches", "logits", what, ("last token left out",))
+        what = "the patch tokens are different"
+        yield from model_hypotheses("patches", "logits", what, ("last token left out",))
 
 
-def _results(first: str) -> Iterator[Hypothesis]:
+def _result_candidates(first: str) -> Iterator[Hypothesis]:
     if first == "reconstruction":
-        yield from of_whole("pixels", "*", "patches are put together and cut otherwise", PIXELS)
-        yield from of_whole("pixels", first, "patches are put together otherwise", PIXELS)
+        yield from model_hypotheses("pixels", "*", "patches are merged and cut differently", PIXELS)
+        yield from model_hypotheses("pixels", first, "patches are merged differently", PIXELS)
         return
     for pattern in ("loss*", first) if first == "loss" else (first,):
-        yield from of_whole("loss", pattern, "the loss is otherwise", LOSSES)
-        yield from of_whole("pixels", pattern, "patches are cut otherwise for the loss", PIXELS)
+        yield from model_hypotheses("loss", pattern, "the loss is different", LOSSES)
+        yield from model_hypotheses(
+            "pixels", pattern, "patches are cut differently for the loss", PIXELS
+        )
     if first == "loss_norm_pix":
-        what = "patches are normalised otherwise"
-        yield from of_whole("statistics", first, what, STATISTICS)
-        yield from of_whole("loss", first, what, ("patches not normalised",))
+        what = "patches are normalised differently"
+        yield from model_hypotheses("statistics", first, what, STATISTICS)
+        yield from model_hypotheses("loss", first, what, ("patches not normalised",))
 
 
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-3, 1e-4, 0.0)
 NORMS = {
     "left out": "is left out",
     "applied twice": "is applied twice",
-    "unbiased variance": "divides by the root of the unbiased variance",
-    "epsilon outside the root": "adds epsilon to the deviation in place of the variance",
-    "root mean square": "does not take off the mean (RMS norm)",
+    "unbiased variance": "divides by the square root of the unbiased variance",
+    "epsilon outside the root": "adds epsilon to the standard deviation instead of the variance",
+    "root mean square": "does not subtract the mean (RMS norm)",
 }
 SCALES = {
-    "by the width": "divided by the root of the width in place of the head's size",
-    "twice": "divided by the root of the head's size twice",
-    "left out": "not divided by the root of the head's size",
-    "by the number of heads": "divided by the root of the number of heads",
+    "by the width": "divided by the square root of the width instead of the head size",
+    "twice": "divided by the square root of the head size twice",
+    "left out": "not divided by the square root of the head size",
+    "by the number of heads": "divided by the square root of the number of heads",
     "in float32": "divided by a number in float32",
 }
 CORES = (
@@ -173,7 +177,7 @@ CORES = (
     "query and key exchanged",
     "key and value exchanged",
     "class token not attended to",
-    "sigmoid in place of softmax",
+    "sigmoid instead of softmax",
     "without softmax",
 )
 STRUCTURES = (
@@ -184,24 +188,26 @@ STRUCTURES = (
     "residual after the norm",
 )
 
-Scope = tuple[str, str]  # pattern of places, and in words
+Scope = tuple[str, str]  # pattern of module paths, and in words
 
 
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope, with the others as the wider ones."""
+    """Return a hypothesis about the last scope; the other scopes are its wider ones."""
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope
         alternatives = tuple((kind, pattern, value) for kind, value in values)
-        return Hypothesis(key, f"{what}{where}", arithmetic=alternatives)
+        return Hypothesis(key, f"{what}{where}", variants=alternatives)
 
     return at(scopes[-1]).widened(lambda: [at(scope) for scope in scopes[:-1]])
 
 
-def of_block_norm(model: Model, stack: Stack, index: int, name: str) -> Iterator[Hypothesis]:
-    """Yield other arithmetic of a layer norm in a block."""
+def block_norm_hypotheses(
+    model: Model, stack: Stack, index: int, name: str
+) -> Iterator[Hypothesis]:
+    """Yield that a layer norm in a block is computed differently."""
     block = stack.block(index)
     before = {"norm1": "before attention", "norm2": "before the MLP"}[name]
     scopes = [
@@ -214,17 +220,17 @@ def of_block_norm(model: Model, stack: Stack, index: int, name: str) -> Iterator
         (f"{block}.*", f" in block {index} of the {stack.name}"),
         (f"{block}.{name}", f" in {block}.{name}"),
     ]
-    yield from _norms(model, scopes)
+    yield from _norm_hypotheses(model, scopes)
 
 
-def of_norm(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield other arithmetic of a layer norm outside the blocks."""
+def norm_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
+    """Yield that a layer norm outside the blocks is computed differently."""
     both = [("*coder.norm", " in the last norms of encoder and decoder")]
     scopes = [*(both if model.task == "pretrain" else []), (name, f" in {name}")]
-    yield from _norms(model, scopes)
+    yield from _norm_hypotheses(model, scopes)
 
 
-def _norms(model: Model, scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
+def _norm_hypotheses(model: Model, scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
     for eps in EPSILONS:
         if eps != model.config.layer_norm_eps:
             what = f"layer_norm_eps is {eps}"
@@ -233,8 +239,8 @@ def _norms(model: Model, scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
         yield _scoped("norm", f"the layer norm {what},", [("norm", kind)], scopes)
 
 
-def of_attention(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield other ways from q, k and v to the output of attention."""
+def attention_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
+    """Yield that the output of attention is computed differently from q, k and v."""
     scopes = _scopes(stack, index, "attention")
     for heads in _divisors(stack.width):
         if heads != stack.heads:
@@ -245,24 +251,26 @@ def of_attention(stack: Stack, index: int) -> Iterator[Hypothesis]:
     for kind, what in SCALES.items():
         yield _scoped("scale", f"attention logits are {what}", [("scale", kind)], scopes)
     for value in CORES:
-        yield _scoped("attention", f"attention is otherwise ({value})", [("core", value)], scopes)
-    yield from _splits(scopes)
+        yield _scoped(
+            "attention", f"attention is computed differently ({value})", [("core", value)], scopes
+        )
+    yield from _head_split_hypotheses(scopes)
 
 
 def _divisors(width: int) -> list[int]:
     return [n for n in range(1, width + 1) if width % n == 0 and (width // n > 1 or width < 8)]
 
 
-def _splits(scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
-    """Yield other ways to take the width apart into heads and to put it together."""
+def _head_split_hypotheses(scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
+    """Yield that the width is split into heads or merged from them differently."""
     other = "channels before heads"
-    ways = {
-        "heads are split as (channels, heads) in place of (heads, channels)": (other, other),
-        "heads are split as (channels, heads) and joined as (heads, channels)": (other, None),
-        "heads are split as (heads, channels) and joined as (channels, heads)": (None, other),
-        "heads are joined without transposing them back": (None, "not transposed"),
+    differences = {
+        "heads are split as (channels, heads) instead of (heads, channels)": (other, other),
+        "heads are split as (channels, heads) and merged as (heads, channels)": (other, None),
+        "heads are split as (heads, channels) and merged as (channels, heads)": (None, other),
+        "heads are merged without transposing them back": (None, "not transposed"),
     }
-    for what, (split, merge) in ways.items():
+    for what, (split, merge) in differences.items():
         pairs = [(k, v) for k, v in (("split", split), ("merge", merge)) if v]
         yield _scoped("heads", what, pairs, scopes)
 
@@ -275,16 +283,16 @@ def _scopes(stack: Stack, index: int, part: str) -> list[Scope]:
     ]
 
 
-def of_mlp(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield other activations of the MLP."""
+def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
+    """Yield that the MLP has another activation."""
     for name in (*ACTIVATIONS, "left out", "gelu with constants in float32"):
         if name not in (model.config.hidden_act, "gelu_pytorch_tanh", "swish"):
             scopes = _scopes(stack, index, "mlp")
             yield _scoped("activation", f"hidden_act is {name}", [("activation", name)], scopes)
 
 
-def of_structure(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield other ways in which norms, attention, MLP and residuals follow each other."""
+def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
+    """Yield that norms, attention, MLP and residuals of a block are connected differently."""
     block = stack.block(index)
     scopes = [
         ("*.blocks.*", " in every block"),
@@ -292,12 +300,14 @@ def of_structure(stack: Stack, index: int) -> Iterator[Hypothesis]:
         (block, f" in block {index} of the {stack.name}"),
     ]
     for value in STRUCTURES:
-        what = f"blocks are built otherwise ({value})"
+        what = f"blocks are connected differently ({value})"
         yield _scoped("structure", what, [("structure", value)], scopes)
 
 
-def of_whole(kind: str, place: str, what: str, values: Sequence[str]) -> Iterator[Hypothesis]:
-    """Yield the other ways to do something that is done once in a model."""
+def model_hypotheses(
+    kind: str, path: str, what: str, values: Sequence[str]
+) -> Iterator[Hypothesis]:
+    """Yield variants of a step that occurs once in a model."""
     for value in values:
-        key = kind if kind != "embedding" else f"{place} code"
-        yield Hypothesis(key, f"{what} ({value})", arithmetic=((kind, place, value),))
+        key = kind if kind != "embedding" else f"{path} code"
+        yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

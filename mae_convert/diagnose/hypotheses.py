@@ -1,4 +1,4 @@
-"""What may have happened to a model, in words and as something that can be tried."""
+"""Hypotheses about why one side computes what it does: a statement, and how to test it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -6,44 +6,44 @@ from typing import Any
 
 from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
-from mae_convert.diagnose.weight_edits import Change
+from mae_convert.diagnose.weight_edits import WeightEdit
 from reference_models.configuration import ViTMAEConfig
 
-Alternative = tuple[str, str, Any]  # kind, pattern of places, value: see ``alternatives``
+Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``block_variants``
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Something that may have happened to A, so that it became B.
+    """A possible reason why B differs from A.
 
     Attributes:
         key: the kind of fault, by which hypotheses are counted.
         statement: completes the sentence "B is what A becomes when ...".
-        changes: canonical tensors that are made of others, all at once.
-        arithmetic: what is computed otherwise.
-        widen: returns the same in more places, from the widest on, without itself.
+        edits: how canonical tensors are changed, all at once.
+        variants: what is computed differently.
+        widen: returns the same hypothesis about more modules, the widest first, without itself.
     """
 
     key: str
     statement: str
-    changes: tuple[Change, ...] = ()
-    arithmetic: tuple[Alternative, ...] = ()
+    edits: tuple[WeightEdit, ...] = ()
+    variants: tuple[Variant, ...] = ()
     widen: Callable[[], tuple["Hypothesis", ...]] = field(default=tuple, compare=False, repr=False)
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
-        """Return the hypothesis with those about more places."""
+        """Return the hypothesis together with those about more modules."""
         return replace(self, widen=lambda: tuple(wider()))
 
     @property
-    def guilty(self) -> tuple[str, ...]:
-        """The canonical tensors that it changes."""
-        return tuple(dict.fromkeys(change.target for change in self.changes))
+    def changed_tensors(self) -> tuple[str, ...]:
+        """The canonical tensors that the edits change."""
+        return tuple(dict.fromkeys(edit.target for edit in self.edits))
 
     def plain(self) -> dict[str, Any]:
-        """Return what a child process needs to try it."""
+        """Return what a child process needs to apply it, as plain data."""
         return {
-            "changes": [asdict(change) for change in self.changes],
-            "arithmetic": [list(alternative) for alternative in self.arithmetic],
+            "edits": [asdict(edit) for edit in self.edits],
+            "variants": [list(variant) for variant in self.variants],
         }
 
 
@@ -88,9 +88,9 @@ class Model:
         """Return the blocks of "encoder" or "decoder"."""
         return next(stack for stack in self.stacks() if stack.name == name)
 
-    def fits(self, change: Change) -> bool:
-        """Return whether the tensors of a change exist."""
-        return all(name in self.shapes for name in (change.target, *change.sources))
+    def fits(self, edit: WeightEdit) -> bool:
+        """Return whether the model has the tensors of an edit."""
+        return all(name in self.shapes for name in (edit.target, *edit.sources))
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
@@ -99,39 +99,39 @@ def model_of(checkpoint: Checkpoint) -> Model:
     return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 
 
-Make = Callable[[Stack, int], Sequence[Change]]
+MakeEdits = Callable[[Stack, int], Sequence[WeightEdit]]
 
 
 def in_blocks(
-    model: Model, stack: Stack, index: int, key: str, what: str, make: Make
+    model: Model, stack: Stack, index: int, key: str, statement: str, make: MakeEdits
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis about the tensors of one block, and of all blocks as the wider ones.
+    """Yield a hypothesis about tensors of one block; the wider ones are about all blocks.
 
     Args:
         model: the model.
         stack: encoder or decoder.
         index: the block.
         key: the kind of fault.
-        what: the statement, with ``{block}`` before each name of a tensor.
-        make: the changes in a block; those whose tensors do not exist are left out.
+        statement: with ``{block}`` before each name of a tensor.
+        make: the edits in a block; those whose tensors do not exist are left out.
     """
 
-    def changes(stacks: Sequence[Stack]) -> tuple[Change, ...]:
+    def edits(stacks: Sequence[Stack]) -> tuple[WeightEdit, ...]:
         blocks = ((s, i) for s in stacks for i in range(s.depth))
-        return tuple(c for s, i in blocks for c in make(s, i) if model.fits(c))
+        return tuple(e for s, i in blocks for e in make(s, i) if model.fits(e))
 
     made = make(stack, index)
-    narrow = tuple(change for change in made if model.fits(change))
+    narrow = tuple(edit for edit in made if model.fits(edit))
     if not narrow or len(narrow) < len(made):
         return
 
     def wider() -> Sequence[Hypothesis]:
-        said = what.format(block="")
+        text = statement.format(block="")
         found = [
-            Hypothesis(key, f"{said} in every block", changes(model.stacks())),
-            Hypothesis(key, f"{said} in every block of the {stack.name}", changes([stack])),
+            Hypothesis(key, f"{text} in every block", edits(model.stacks())),
+            Hypothesis(key, f"{text} in every block of the {stack.name}", edits([stack])),
         ]
-        larger = {len(h.changes): h for h in reversed(found) if len(h.changes) > len(narrow)}
+        larger = {len(h.edits): h for h in reversed(found) if len(h.edits) > len(narrow)}
         return [larger[size] for size in sorted(larger, reverse=True)]
 
-    yield Hypothesis(key, what.format(block=f"{stack.block(index)}."), narrow).widened(wider)
+    yield Hypothesis(key, statement.format(block=f"{stack.block(index)}."), narrow).widened(wider)

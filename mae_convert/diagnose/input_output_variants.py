@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
-from mae_convert.diagnose.block_variants import Arithmetic, linear, norm
+from mae_convert.diagnose.block_variants import Variants, linear, norm
 from reference_models.pytorch.patches import patchify, take_tokens, unpatchify
 
 Ids = tuple[Tensor, Tensor, Tensor]  # ids_keep (N, kept), mask (N, L), ids_restore (N, L)
 
 
-def mask_ids(noise: Tensor, kept: int, how: Arithmetic) -> Ids:
-    """Return which patches are kept, the mask and the way back, for noise (N, L)."""
-    return MASKS[how.at("mask", "mask")](noise.argsort(dim=1, stable=True), kept)
+def mask_ids(noise: Tensor, kept: int, variants: Variants) -> Ids:
+    """Return ids_keep, mask and ids_restore for noise (N, L)."""
+    return MASKS[variants.get("mask", "mask")](noise.argsort(dim=1, stable=True), kept)
 
 
-def _removed(places: Tensor, kept: int) -> Tensor:
-    return (places >= kept).float()
+def _removed(ranks: Tensor, kept: int) -> Tensor:
+    return (ranks >= kept).float()
 
 
 def _as_reference(shuffle: Tensor, kept: int) -> Ids:
@@ -94,20 +94,20 @@ MASKS: Mapping[str | None, Callable[[Tensor, int], Ids]] = {
 }
 
 
-Change = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 def same(x: Tensor) -> Tensor:
-    """Return what the reference takes."""
+    """Return the tensor unchanged, as the reference model does."""
     return x
 
 
 def twice(x: Tensor) -> Tensor:
-    """Return what is added two times."""
+    """Return the tensor doubled."""
     return 2 * x
 
 
-PICTURES: Mapping[str | None, Change] = {
+IMAGES: Mapping[str | None, TensorFunction] = {
     None: same,
     "channels reversed": lambda x: x.flip(1),
     "height and width exchanged": lambda x: x.transpose(2, 3),
@@ -117,20 +117,20 @@ PICTURES: Mapping[str | None, Change] = {
     "divided by 255": lambda x: x / 255,
 }
 # Positions of the patches and of the class token, and the token, of (1, 1 + L, D) and (1, 1, D).
-PATCH_POSITIONS: Mapping[str | None, Change] = {
+PATCH_POSITIONS: Mapping[str | None, TensorFunction] = {
     "position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
     "positions counted from the class token": lambda p: p[:, :-1],
     "no positions of patches": lambda p: torch.zeros_like(p[:, 1:]),
     "no positions": lambda p: torch.zeros_like(p[:, 1:]),
     "positions added twice": lambda p: 2 * p[:, 1:],
 }
-FIRST_POSITION: Mapping[str | None, Change] = {
+FIRST_POSITION: Mapping[str | None, TensorFunction] = {
     "no position of the class token": torch.zeros_like,
     "no positions": torch.zeros_like,
     "positions added twice": twice,
 }
-CLASS_TOKEN: Mapping[str | None, Change] = {"class token added twice": twice}
-DECODER_POSITIONS: Mapping[str | None, Change] = {
+CLASS_TOKEN: Mapping[str | None, TensorFunction] = {"class token added twice": twice}
+DECODER_POSITIONS: Mapping[str | None, TensorFunction] = {
     "no position of the class token": lambda p: torch.cat(
         [torch.zeros_like(p[:, :1]), p[:, 1:]], 1
     ),
@@ -139,17 +139,17 @@ DECODER_POSITIONS: Mapping[str | None, Change] = {
 }
 
 
-def pictures(pixel_values: Tensor, how: Arithmetic) -> Tensor:
-    """Return the pictures (N, C, H, W) that the model is given."""
-    return PICTURES[how.at("pictures", "pictures")](pixel_values)
+def changed_images(pixel_values: Tensor, variants: Variants) -> Tensor:
+    """Return the images (N, C, H, W) that the model is given."""
+    return IMAGES[variants.get("images", "images")](pixel_values)
 
 
-def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, how: Arithmetic) -> Tensor:
+def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, variants: Variants) -> Tensor:
     """Return class token and patch tokens with their positions, (N, 1 + kept, D)."""
-    if not how.touches("encoder.embedding"):
+    if not variants.affects("encoder.embedding"):
         embedded: Tensor = model.embed(pixel_values, ids_keep)
         return embedded
-    kind = how.at("embedding", "encoder.embedding")
+    kind = variants.get("embedding", "encoder.embedding")
     patches = patchify(pixel_values, model.config)
     if kind == "patches column by column":
         patches = patches.unflatten(1, model.config.grid_hw).transpose(1, 2).flatten(1, 2)
@@ -158,17 +158,17 @@ def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, how: Arithm
         patches = take_tokens(patches, ids_keep)
         ids = torch.arange(ids_keep.shape[1])[None] if kind == "positions not picked" else ids_keep
         positions = take_tokens(positions.expand(len(patches), -1, -1), ids.expand_as(ids_keep))
-    tokens = linear(model.patch_embed, patches, "encoder.embedding", how) + positions
+    tokens = linear(model.patch_embed, patches, "encoder.embedding", variants) + positions
     first = FIRST_POSITION.get(kind, same)(model.pos_embed[:, :1])
     token = CLASS_TOKEN.get(kind, same)(model.cls_token) + first
     tokens = torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
     return tokens * tokens.shape[-1] ** 0.5 if kind == "times the root of the width" else tokens
 
 
-def decode_tokens(model: Any, latent: Tensor, restore: Tensor, how: Arithmetic) -> Tensor:
+def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variants) -> Tensor:
     """Return the decoder's input (N, 1 + L, D) for the encoder's output (N, 1 + kept, D)."""
-    visible = linear(model.decoder_embed, latent, "decoder.embedding", how)
-    kind = how.at("embedding", "decoder.embedding")
+    visible = linear(model.decoder_embed, latent, "decoder.embedding", variants)
+    kind = variants.get("embedding", "decoder.embedding")
     positions = DECODER_POSITIONS.get(kind, same)(model.decoder_pos_embed)
     mask_token = model.mask_token.to(visible.dtype)
     if kind == "mask token with the class token's position":
@@ -185,13 +185,13 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, how: Arithmetic) 
     return torch.cat([visible[:, :1], restored], dim=1) + positions
 
 
-POOLS: Mapping[str | None, Change] = {
+POOLS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 1:].mean(dim=1, keepdim=True),
     "mean with the class token": lambda x: x.mean(dim=1, keepdim=True),
     "class token": lambda x: x[:, :1],
     "largest": lambda x: x[:, 1:].amax(dim=1, keepdim=True),
 }
-READ_OUTS: Mapping[str | None, Change] = {
+READ_OUTS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 0],
     "mean of patches": lambda x: x[:, 1:].mean(dim=1),
     "mean with the class token": lambda x: x.mean(dim=1),
@@ -199,27 +199,27 @@ READ_OUTS: Mapping[str | None, Change] = {
 }
 
 
-def pooled(model: Any, tokens: Tensor, how: Arithmetic) -> Tensor:
+def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
     """Return the normalised mean of patches, (N, 1, D), of tokens (N, 1 + L, D)."""
-    kind = how.at("pool", "head")
+    kind = variants.get("pool", "head")
     if kind == "normalised before":
-        return POOLS[None](norm(model.fc_norm, tokens, "head.norm", how))
-    return norm(model.fc_norm, POOLS[kind](tokens), "head.norm", how)
+        return POOLS[None](norm(model.fc_norm, tokens, "head.norm", variants))
+    return norm(model.fc_norm, POOLS[kind](tokens), "head.norm", variants)
 
 
-def read_out(normed: Tensor, how: Arithmetic) -> Tensor:
+def read_out(normed: Tensor, variants: Variants) -> Tensor:
     """Return what the head is given, (N, D), of normalised tokens (N, T, D)."""
-    kind = how.at("pool", "head")
+    kind = variants.get("pool", "head")
     return READ_OUTS[kind if normed.shape[1] > 1 else None](normed)
 
 
-def without_class_token(tokens: Tensor, how: Arithmetic) -> Tensor:
+def without_class_token(tokens: Tensor, variants: Variants) -> Tensor:
     """Return the tokens of patches (N, L, D)."""
-    kind = how.at("patches", "logits")
+    kind = variants.get("patches", "logits")
     return tokens[:, :-1] if kind == "last token left out" else tokens[:, 1:]
 
 
-# Of patches (N, L, rows, columns, channels), to and from the order that is mistaken for theirs.
+# Of patches (N, L, rows, columns, channels), to a wrong order of their values.
 CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
     "channel, row, column": lambda x: x.permute(0, 1, 4, 2, 3),
@@ -228,11 +228,11 @@ CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
 }
 
 
-def reconstruct(model: Any, logits: Tensor, how: Arithmetic) -> Tensor:
-    """Return predicted patches (N, L, P) as pictures (N, C, H, W)."""
+def reconstruct(model: Any, logits: Tensor, variants: Variants) -> Tensor:
+    """Return predicted patches (N, L, P) as images (N, C, H, W)."""
     config = model.config
     (height, width), channels = config.patch_hw, config.num_channels
-    order = how.at("pixels", "reconstruction")
+    order = variants.get("pixels", "reconstruction")
     put: Mapping[str | None, Callable[[Tensor], Tensor]] = {
         None: lambda x: x,
         "channel, row, column": lambda x: x.unflatten(2, (channels, height, width)).permute(
@@ -244,7 +244,7 @@ def reconstruct(model: Any, logits: Tensor, how: Arithmetic) -> Tensor:
     return unpatchify(put[order](logits).flatten(2), config)
 
 
-# Of the mean square or otherwise of each patch, (N, L).
+# Of the error of each value (N, L, P), the error of each patch (N, L), instead of the mean square.
 ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     "absolute error": lambda error: error.abs().mean(dim=-1),
     "smooth absolute error": lambda error: F.smooth_l1_loss(
@@ -252,7 +252,7 @@ ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     ).mean(dim=-1),
     "sum over a patch": lambda error: error.square().sum(dim=-1),
 }
-# Of errors and mask, both (N, L), a scalar.
+# Of the errors of patches and the mask, both (N, L), the loss, a scalar.
 AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
     None: lambda errors, mask: (errors * mask).sum() / mask.sum(),
     "over all patches": lambda errors, _: errors.mean(),
@@ -261,25 +261,25 @@ AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def loss(  # the parameters of forward_loss, and two
-    model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, how: Arithmetic, name: str
+def loss(  # the parameters of forward_loss, and two more
+    model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, variants: Variants, name: str
 ) -> Tensor:
     """Return the loss, a scalar; ``name`` is "loss" or "loss_norm_pix"."""
-    if not how.touches(name):
+    if not variants.affects(name):
         usual: Tensor = model.forward_loss(
             pixel_values, logits, mask, norm_pix_loss=name == "loss_norm_pix"
         )
         return usual
-    config, kind = model.config, how.at("loss", name)
-    apart = patchify(pixel_values, config).unflatten(2, (*config.patch_hw, config.num_channels))
-    target = CUT[how.at("pixels", name)](apart).flatten(2)
+    config, kind = model.config, variants.get("loss", name)
+    patches = patchify(pixel_values, config).unflatten(2, (*config.patch_hw, config.num_channels))
+    target = CUT[variants.get("pixels", name)](patches).flatten(2)
     if name == "loss_norm_pix" and kind != "patches not normalised":
-        target = _normalised(target, how.at("statistics", name))
+        target = _normalised(target, variants.get("statistics", name))
     errors = ERRORS.get(kind, lambda error: error.square().mean(dim=-1))(logits - target)
     return AVERAGES.get(kind, AVERAGES[None])(errors, mask)
 
 
-# Degrees of freedom that the variance loses, and what is added to it.
+# The correction of torch.var_mean, and the epsilon that is added to the variance.
 STATISTICS: Mapping[str | None, tuple[int, float]] = {
     None: (1, 1e-6),
     "biased variance": (0, 1e-6),
@@ -291,10 +291,10 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 
 def _normalised(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P) normalised by statistics that are not the original's."""
+    """Return patches (N, L, P) normalised by other statistics than the original."""
     if statistics == "epsilon beside the root":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)
-    correction, floor = STATISTICS[statistics]
+    correction, eps = STATISTICS[statistics]
     variance, mean = torch.var_mean(target, dim=-1, correction=correction, keepdim=True)
-    return (target - mean) / (variance + floor).sqrt()
+    return (target - mean) / (variance + eps).sqrt()

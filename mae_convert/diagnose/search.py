@@ -1,4 +1,4 @@
-"""Search for what makes a difference vanish: try what can explain it, and confirm what does."""
+"""Search for the hypotheses that make a difference vanish, and confirm them by complete runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,14 +9,14 @@ from mae_convert.diagnose.candidates import candidates
 from mae_convert.diagnose.hypotheses import Hypothesis, Model
 from mae_convert.verify.localise import execution_order
 
-MOST_FAULTS = 4  # at once; who has more has another model
-MOST_OTHERS = 3  # hypotheses that explain as much, and are told
-MOST_CONFIRMED = 12  # hypotheses that are run in full for each first difference
+MOST_FAULTS = 4  # with more than that it is another model
+MOST_OTHERS = 3  # equally good hypotheses that are reported
+MOST_CONFIRMED = 12  # hypotheses that are run completely for each first difference
 
 
 @dataclass(frozen=True)
-class Answer:
-    """How far a changed model gets along a trace.
+class CandidateResult:
+    """Up to which result a changed model agrees with a trace.
 
     Attributes:
         first: the first result that differs, or None where all are the same.
@@ -28,10 +28,12 @@ class Answer:
 
 
 class Compare(Protocol):
-    """Runs the model with hypotheses, from a result on or from the beginning."""
+    """Runs the model with hypotheses applied, from a given result or from the beginning."""
 
-    def __call__(self, hypotheses: Sequence[Hypothesis], start: str | None = None) -> Answer | None:
-        """Return the answer, or None where a hypothesis does not fit the model."""
+    def __call__(
+        self, hypotheses: Sequence[Hypothesis], start: str | None = None
+    ) -> CandidateResult | None:
+        """Return the result, or None where a hypothesis does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Finding:
 
     Attributes:
         hypothesis: what was applied.
-        removes: the result at which the sides parted without it.
-        next: where they part with it, or None: nothing is left.
+        removes: the first result that differs without it.
+        next: the first result that differs with it, or None where all agree.
         largest: the largest error before that, relative L2.
-        others: other hypotheses that leave nothing either.
+        others: other hypotheses with which all results agree too.
     """
 
     hypothesis: Hypothesis
@@ -54,20 +56,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchResult:
     """What a search found.
 
     Attributes:
-        first: the result at which the sides part before anything is found.
-        findings: faults in the order in which they show.
-        left: where the sides still part, or None: they are explained.
+        first: the first result that differs before any hypothesis is applied.
+        findings: faults in the order of the results that they affect.
+        remaining: the first result that still differs, or None where all is explained.
         tried: how many hypotheses were run.
-        in_time: whether all that were to be tried were.
+        in_time: whether all candidates could be tried within the time limit.
     """
 
     first: str
     findings: tuple[Finding, ...]
-    left: str | None
+    remaining: str | None
     tried: int = 0
     in_time: bool = True
 
@@ -79,99 +81,99 @@ def search(
     *,
     base: Sequence[Hypothesis] = (),
     seconds: float = float("inf"),
-) -> Search:
+) -> SearchResult:
     """Explain a difference by one fault after another.
 
     Args:
         model: the side that hypotheses change.
         compare: runs it and compares it with the other side.
         first: the first result that differs.
-        base: hypotheses that hold already.
-        seconds: after that no more hypotheses are tried.
+        base: hypotheses that are applied already.
+        seconds: time limit, after which no further hypothesis is tried.
     """
     deadline = time.monotonic() + seconds
-    found = Search(first, (), first)
-    while (left := found.left) and len(found.findings) < MOST_FAULTS and found.in_time:
-        held = [*base, *(finding.hypothesis for finding in found.findings)]
-        fitting, tried = _fitting(model, compare, held, left, deadline)
+    found = SearchResult(first, (), first)
+    while (remaining := found.remaining) and len(found.findings) < MOST_FAULTS and found.in_time:
+        accepted = [*base, *(finding.hypothesis for finding in found.findings)]
+        fitting, tried = _fitting(model, compare, accepted, remaining, deadline)
         in_time = time.monotonic() < deadline
         found = replace(found, tried=found.tried + tried, in_time=in_time)
-        finding = _confirmed(compare, held, left, fitting)
+        finding = _confirmed(compare, accepted, remaining, fitting)
         if finding is None:
             break
-        found = replace(found, findings=(*found.findings, finding), left=finding.next)
+        found = replace(found, findings=(*found.findings, finding), remaining=finding.next)
     return found
 
 
 def _fitting(
-    model: Model, compare: Compare, held: Sequence[Hypothesis], first: str, deadline: float
-) -> tuple[list[tuple[Hypothesis, Answer]], int]:
+    model: Model, compare: Compare, accepted: Sequence[Hypothesis], first: str, deadline: float
+) -> tuple[list[tuple[Hypothesis, CandidateResult]], int]:
     """Return the hypotheses that remove the difference at ``first``, and how many were tried.
 
-    What comes before is taken from the other side, so that one step is computed for each.
+    Earlier results are taken from the other side, so that one step is computed for each.
     """
-    fitting: list[tuple[Hypothesis, Answer]] = []
+    fitting: list[tuple[Hypothesis, CandidateResult]] = []
     tried, seen = 0, set()
     for hypothesis in candidates(model, first):
-        what = repr(hypothesis.plain())
-        if what in seen or time.monotonic() > deadline:
+        edits = repr(hypothesis.plain())
+        if edits in seen or time.monotonic() > deadline:
             continue
-        seen.add(what)
+        seen.add(edits)
         tried += 1
-        answer = compare([*held, hypothesis], first)
+        answer = compare([*accepted, hypothesis], first)
         if answer is not None and _later(answer.first, first):
             fitting.append((hypothesis, answer))
-    # What leaves nothing first, then what leads furthest; in the order of the candidates.
-    fitting.sort(key=lambda pair: _distance(pair[1].first), reverse=True)
+    # Those that agree furthest come first; ties stay in the order of the candidates.
+    fitting.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     return fitting, tried
 
 
-def _distance(first: str | None) -> tuple[int, ...]:
-    """Return how far a run gets, as something to sort by."""
+def _progress(first: str | None) -> tuple[int, ...]:
+    """Return a sort key for the first difference: the later, the larger."""
     return (99,) if first is None else execution_order(first)
 
 
 def _later(first: str | None, than: str) -> bool:
-    return _distance(first) > execution_order(than)
+    return _progress(first) > execution_order(than)
 
 
 def _confirmed(
     compare: Compare,
-    held: Sequence[Hypothesis],
+    accepted: Sequence[Hypothesis],
     first: str,
-    fitting: Sequence[tuple[Hypothesis, Answer]],
+    fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the hypothesis that leads furthest when everything is run, from the beginning."""
-    known = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
+    """Return the hypothesis that agrees furthest in a complete run from the beginning."""
+    confirmable = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
     for hypothesis, answer in fitting[:MOST_CONFIRMED]:
         if answer.first is not None:
-            known += _wider(compare, held, first, hypothesis)
-    known.sort(key=lambda pair: _distance(pair[1].first), reverse=True)
-    while known:
-        hypothesis, answer = known.pop(0)
-        whole = compare([*held, hypothesis])
+            confirmable += _wider(compare, accepted, first, hypothesis)
+    confirmable.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
+    while confirmable:
+        hypothesis, answer = confirmable.pop(0)
+        whole = compare([*accepted, hypothesis])
         if whole is not None and whole.first == answer.first:
-            rest = [h for h, a in known if whole.first is None and a.first is None]
-            others = tuple(_reproducing(compare, held, rest[:MOST_OTHERS]))
+            rest = [h for h, a in confirmable if whole.first is None and a.first is None]
+            others = tuple(_reproducing(compare, accepted, rest[:MOST_OTHERS]))
             return Finding(hypothesis, first, whole.first, whole.largest, others)
     return None
 
 
 def _reproducing(
-    compare: Compare, held: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]
+    compare: Compare, accepted: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]
 ) -> Iterator[Hypothesis]:
     for hypothesis in hypotheses:
-        answer = compare([*held, hypothesis])
+        answer = compare([*accepted, hypothesis])
         if answer is not None and answer.first is None:
             yield hypothesis
 
 
 def _wider(
-    compare: Compare, held: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
-) -> Iterator[tuple[Hypothesis, Answer]]:
-    """Yield the same hypothesis about more places, where that removes the difference too."""
+    compare: Compare, accepted: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
+) -> Iterator[tuple[Hypothesis, CandidateResult]]:
+    """Yield the same hypothesis about more modules, where that removes the difference too."""
     for wider in hypothesis.widen():
-        answer = compare([*held, wider])
+        answer = compare([*accepted, wider])
         if answer is not None and _later(answer.first, first):
             yield wider, answer
             if answer.first is None:

@@ -1,4 +1,4 @@
-"""Explanations of differing tensors: each is tested on the tensors, and said only if it holds."""
+"""How differing tensors differ: each description is tested on the tensors and holds exactly."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -8,72 +8,76 @@ import numpy as np
 from mae_convert.canonical import Shape
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Model, model_of
-from mae_convert.diagnose.weight_hypotheses import happenings
+from mae_convert.diagnose.weight_hypotheses import self_edits
 from mae_convert.rounding import DTYPES, rounded
 from mae_convert.verify.array_patterns import runs
 from mae_convert.verify.distance import relative_error
 
-MOST_TENSORS = 64  # that are looked at
+MOST_TENSORS = 64  # that are compared
 MOST_SENTENCES = 8
-FIRST = 8  # values by which a tensor is looked up
+FIRST = 8  # values that are the key of a tensor
 SAMPLE = 64  # values that are compared before all of them are
-FEW = 3  # values, whose places are told
-CLOSE = 1e-6  # relative: rounding of float32 on the way
+FEW = 3  # values whose indices are listed
+CLOSE = 1e-6  # relative, for float32 rounding
 
 
-def explain(a: Checkpoint, b: Checkpoint, differing: Sequence[str]) -> list[str]:
-    """Return what happened to the tensors that differ, as far as it can be shown.
+def describe_tensor_differences(
+    a: Checkpoint, b: Checkpoint, differing: Sequence[str]
+) -> list[str]:
+    """Return sentences about how the tensors of B differ from those of A.
 
     Args:
         a: the source.
         b: the target.
-        differing: canonical names, the likeliest culprit first.
+        differing: canonical names, the likeliest cause first.
     """
     model, prints = model_of(a), Fingerprints(a)
     names_by_cause: dict[str, list[str]] = {}
     for name in differing[:MOST_TENSORS]:
         cause = _in_every_block(name, _explain_one(model, prints, b, name))
         names_by_cause.setdefault(cause, []).append(name)
-    said = [
-        f"{joined(names)}: {cause.replace(BLOCK, name_block(names[0]) if len(names) == 1 else '')}"
-        for cause, names in names_by_cause.items()
-    ]
-    told = sum(len(names) for names in list(names_by_cause.values())[:MOST_SENTENCES])
-    left = len(differing) - told
-    return said[:MOST_SENTENCES] + ([f"{left} more tensors differ"] if left else [])
+    described = list(names_by_cause.items())[:MOST_SENTENCES]
+    sentences = [_sentence(names, cause) for cause, names in described]
+    rest = len(differing) - sum(len(names) for _, names in described)
+    return sentences + ([f"{rest} more tensors differ"] if rest else [])
+
+
+def _sentence(names: Sequence[str], cause: str) -> str:
+    block = _block_prefix(names[0]) if len(names) == 1 else ""
+    return f"{_join_names(names)}: {cause.replace(BLOCK, block)}"
 
 
 BLOCK = "{block}"
 
 
-def name_block(name: str) -> str:
-    """Return the canonical prefix of the block that a tensor belongs to, with its point."""
+def _block_prefix(name: str) -> str:
+    """Return the canonical prefix of the block that a tensor belongs to, with its dot, or ""."""
     stack, _, rest = name.partition(".blocks.")
     return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
 
 
 def _in_every_block(name: str, cause: str) -> str:
-    """Return a cause that says the same of the same tensor in every block."""
-    return cause.replace(name_block(name), BLOCK) if name_block(name) else cause
+    """Return a cause without the block, so that it is the same for that tensor in every block."""
+    return cause.replace(_block_prefix(name), BLOCK) if _block_prefix(name) else cause
 
 
-def joined(names: Sequence[str]) -> str:
-    """Return names for a sentence; those that differ in the block's number only are one."""
+def _join_names(names: Sequence[str]) -> str:
+    """Return names for a sentence; those that differ only in the block's number are merged."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         stack, _, rest = name.partition(".blocks.")
         number, _, part = rest.partition(".")
         numbers.setdefault((stack, part), []).extend([int(number)] if rest else [])
-    found = []
+    merged = []
     for (stack, part), indices in numbers.items():
         which = runs(np.array(sorted(indices)))
         which = f"{{{which}}}" if len(indices) > 1 else which
-        found.append(f"{stack}.blocks.{which}.{part}" if indices else stack)
-    return ", ".join(found)
+        merged.append(f"{stack}.blocks.{which}.{part}" if indices else stack)
+    return ", ".join(merged)
 
 
 class Fingerprints:
-    """The first values of every tensor of a checkpoint, each of which is read once."""
+    """Finds equal tensors of a checkpoint by their first values; each tensor is read once."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -108,40 +112,40 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
         return f"has dtype {x.dtype} in A and {y.dtype} in B"
     if others := [other for other in prints.same_as(y) if other != name]:
         return f"B holds A's {others[0]} here"
-    found = [*_happened(model, name, x, y), *_measured(x, y)]
+    found = [*_exact_change(model, name, x, y), *_measured(x, y)]
     return found[0]
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
-    """Return where a tensor holds what is no number."""
-    said = []
+    """Return which values of a tensor are NaN or infinite, on either side."""
+    sentences = []
     for side, array in (("A", x), ("B", y)):
         broken = ~np.isfinite(array.astype(np.float64))
         if broken.any():
             first = tuple(map(int, np.argwhere(broken)[0]))
-            said.append(
+            sentences.append(
                 f"holds {broken.sum()} values in {side} that are NaN or infinite (the first at"
                 f" index {first})"
             )
-    return " and ".join(said)
+    return " and ".join(sentences)
 
 
-def _happened(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield what makes the one tensor the other, bit for bit, perhaps with rounding after it."""
-    for happening in happenings(model, name):
+def _exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield the change, and perhaps rounding, that turns A's tensor into B's bit for bit."""
+    for self_edit in self_edits(model, name):
         try:
-            made = happening.of(name).apply([x])
+            made = self_edit.on(name).apply([x])
         except (ValueError, IndexError):  # it does not apply to this shape
             continue
-        # What leaves the tensor as it is explains nothing; what rounds it does.
+        # A change that leaves the tensor as it is explains nothing.
         if not _alike(made, y) or np.array_equal(made, x):
             continue
         if np.array_equal(made, y):
-            yield happening.what
+            yield self_edit.description
             return
         for dtype in ("float16", "bfloat16", "float32"):
             if np.array_equal(rounded(made, DTYPES[dtype]).astype(y.dtype), y):
-                yield f"{happening.what} and rounded to {dtype}"
+                yield f"{self_edit.description} and rounded to {dtype}"
                 return
     for dtype in ("float16", "bfloat16"):
         if np.array_equal(rounded(y, DTYPES[dtype]).astype(x.dtype), x):
@@ -150,29 +154,29 @@ def _happened(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator
 
 
 def _alike(made: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether some values are the same but for the rounding of narrow types."""
+    """Return whether a sample of values is equal up to the rounding of narrow dtypes."""
     places = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
     some, others = (z.ravel()[places].astype(np.float64) for z in (made, y))
     return bool(np.allclose(some, others, rtol=2.0**-7, atol=1e-6 * np.abs(others).max()))
 
 
 def _measured(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield how the one differs from the other, where nothing makes them the same."""
+    """Yield a measure of the difference, where no change turns one tensor into the other."""
     exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
-    away, places = exact_y - exact_x, np.argwhere(x != y)
-    where = ", ".join(str(tuple(map(int, place))) for place in places[:FEW])
+    difference, indices = exact_y - exact_x, np.argwhere(x != y)
+    where = ", ".join(str(tuple(map(int, index))) for index in indices[:FEW])
     size = f"relative L2 {relative_error(y, x):.1e}"
-    if len(places) <= FEW:
-        yield f"{len(places)} of {x.size} values differ (at index {where}), {size}"
-    if x.size > FEW and away.std() <= CLOSE * abs(away.mean()):
-        yield f"has the constant {away.mean():.3g} added"
+    if len(indices) <= FEW:
+        yield f"{len(indices)} of {x.size} values differ (at index {where}), {size}"
+    if x.size > FEW and difference.std() <= CLOSE * abs(difference.mean()):
+        yield f"has the constant {difference.mean():.3g} added"
     if x.size > FEW and exact_x.any():
         factor = np.vdot(exact_x, exact_y) / np.vdot(exact_x, exact_x)
         if relative_error(exact_y, exact_x * factor) < CLOSE:
             yield f"is multiplied by {factor:.6g}"
     yield from _reordered(x, y)
     yield from _partly(x, y, size)
-    yield f"{len(places)} of {x.size} values differ, {size}"
+    yield f"{len(indices)} of {x.size} values differ, {size}"
 
 
 def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
@@ -182,14 +186,14 @@ def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
 
 
 def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
-    """Return whether both have the same rows or columns, in whatever order."""
+    """Return whether both have the same rows or columns, in any order."""
     parts = [np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1) for z in (x, y)]
     in_order = [part[np.lexsort(part.T[:8])] for part in parts]
     return np.array_equal(in_order[0], in_order[1])
 
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
-    """Yield that only some rows or columns differ, or that the rest was never loaded."""
+    """Yield that only some rows or columns differ, or that the rest is zero."""
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     equal = flat_x == flat_y
     split = int(np.argmin(equal))

@@ -24,10 +24,28 @@ from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
 from mae_convert.verify.localise import BLOCK_TAP, execution_order, kept_places
 from mae_convert.verify.trace import Trace
 
-RANDOM = 1e-2  # an own error in float32 that no rounding makes
+RANDOM = 1e-2  # a float32 run further than this from its float64 run is not explained by rounding
+# Axes whose entries may be in another order; channels first, as few tokens can match by chance.
+ORDERED_AXES = {
+    (3, False): {2: "channels", 1: "tokens"},
+    (2, False): {1: "classes"},
+    (4, True): {1: "channels", 2: "rows", 3: "columns"},
+}
+AXES = {
+    2: ("images", "classes"),
+    3: ("images", "tokens", "channels"),
+    4: ("images", "channels", "rows", "columns"),
+}
+EPSILON = "layer_norm_eps"
+EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
+# Limits for the vectors that an epsilon gives for each token; see ``_fitting_epsilons``.
+PRECISION = 2.0**-50  # of a result in float64
+AGREEMENT = 1e-3  # between tokens; the difference of the sides has few digits
+TIED = 10.0  # times the smallest spread: two epsilons that are both negligible
+SUM_TOLERANCE = 1e-6  # of the factors of attention and MLP in a block's output
 
 
-def signs(a: Trace, b: Trace, first: str | None) -> list[str]:
+def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[str]:
     """Return what the traces show at the first result that differs, in sentences.
 
     Args:
@@ -35,16 +53,14 @@ def signs(a: Trace, b: Trace, first: str | None) -> list[str]:
         b: the trace of the target.
         first: the first result at which they differ in float64, or None.
     """
-    found = list(_broken(a, b))
-    if found:
-        return found
-    if first is not None:
-        found += _at(a, b, first)
-    return [*found, *sums(a, b), *_randomness(a, b), *_roundings(a, b, first)]
+    if sentences := list(_not_finite(a, b)):
+        return sentences
+    at_first = [] if first is None else _differences_at(a, b, first)
+    return [*at_first, *_describe_block_sums(a, b), *_randomness(a, b), *_roundings(a, b, first)]
 
 
-def _broken(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield the first result of each side and run that is not finite, and where it is not."""
+def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield the first result of each side and run that has values which are not finite."""
     for side, trace in (("A", a), ("B", b)):
         for dtype in trace.description["dtypes"]:
             results = trace.results(dtype)
@@ -59,7 +75,7 @@ def _broken(a: Trace, b: Trace) -> Iterator[str]:
                     break
 
 
-def _at(a: Trace, b: Trace, first: str) -> Iterator[str]:
+def _differences_at(a: Trace, b: Trace, first: str) -> Iterator[str]:
     if first in ("mask", "ids_restore"):
         yield from _masking(a.arrays, b.arrays)
         return
@@ -71,20 +87,20 @@ def _at(a: Trace, b: Trace, first: str) -> Iterator[str]:
     x, y = ours[first], theirs[first]
     if x.shape != y.shape:
         yield f"{first} has shape {x.shape} in A and {y.shape} in B"
-        yield from _counted(first, x, y)
+        yield from _additional_token(first, x, y)
         return
-    yield from forms(a, b, first)
+    yield from _describe_result(a, b, first)
 
 
-def _counted(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield that one side has the other's tokens and one more."""
+def _additional_token(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield that one side has one token more than the other."""
     if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return
     for fewer, more, side in ((x, y, "B"), (y, x, "A")):
         if more.shape[1] == fewer.shape[1] + 1:
-            for place in range(more.shape[1]):
-                if near(np.delete(more, place, axis=1), fewer):
-                    yield f"{first} has one token more in {side}, at place {place}"
+            for index in range(more.shape[1]):
+                if near(np.delete(more, index, axis=1), fewer):
+                    yield f"{first} has one more token in {side}, at index {index}"
                     return
 
 
@@ -95,21 +111,21 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
         yield "B's mask is A's with kept and removed exchanged"
     elif kept != others:
         yield f"A keeps {kept} of {mask.shape[1]} patches and B keeps {others}"
-    restore, its = a["ids_restore"], b["ids_restore"]
-    if np.array_equal(restore, its) or restore.shape != its.shape:
+    restore, other_restore = a["ids_restore"], b["ids_restore"]
+    if np.array_equal(restore, other_restore) or restore.shape != other_restore.shape:
         return
-    if np.array_equal(its, np.argsort(restore, axis=1)):
-        yield "B's ids_restore is the shuffle itself and not the way back from it"
-    elif np.array_equal(its, restore.shape[1] - 1 - restore):
+    if np.array_equal(other_restore, np.argsort(restore, axis=1)):
+        yield "B's ids_restore is the shuffle itself and not its inverse"
+    elif np.array_equal(other_restore, restore.shape[1] - 1 - restore):
         yield "B sorts the noise in descending order, so that it keeps what A removes"
-    elif len(shift := np.unique((its - restore) % restore.shape[1])) == 1:
+    elif len(shift := np.unique((other_restore - restore) % restore.shape[1])) == 1:
         yield f"B's ids_restore is A's plus {int(shift[0])}, modulo the number of patches"
 
 
 def _randomness(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield that a side's runs differ by what no rounding makes."""
+    """Yield that the runs of one side differ by more than rounding can explain."""
     dtypes = [set(trace.description["dtypes"]) for trace in (a, b)]
-    if not all("float32" in found for found in dtypes):
+    if not all("float32" in names for names in dtypes):
         return
     errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
     for side, other in (("A", "B"), ("B", "A")):
@@ -117,47 +133,45 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
         name = next((n for n in names if errors[side][n] > RANDOM), None)
         if name is not None and errors[other].get(name, 1.0) < RANDOM:
             yield (
-                f"{side}'s two runs differ by {errors[side][name]:.1e} at {name}, which no rounding"
-                " makes: it gives another result each time, as with dropout left on"
+                f"{side}'s two runs differ by {errors[side][name]:.1e} at {name}, more than"
+                " rounding can explain: its results are random, as with dropout left on"
             )
 
 
 def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
-    """Yield how large the own error of an imprecise side is, in units of narrower types."""
+    """Yield how far the float32 run of an imprecise side is from its float64 run."""
     if first is not None or "float32" not in set(a.description["dtypes"]) & set(
         b.description["dtypes"]
     ):
         return
     errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
     for side, other in (("A", "B"), ("B", "A")):
-        own, its = errors[side], errors[other]
-        large = [n for n in own if own[n] > 8 * max(its.get(n, 0), 16 * UNIT_ROUNDOFF["float32"])]
+        own, peer = errors[side], errors[other]
+        large = [n for n in own if own[n] > 8 * max(peer.get(n, 0), 16 * UNIT_ROUNDOFF["float32"])]
         if large:
             name = min(large, key=execution_order)
             units = {kind: own[name] / UNIT_ROUNDOFF[kind] for kind in ("bfloat16", "float16")}
             yield (
-                f"{side}'s own error at {name} is {own[name] / UNIT_ROUNDOFF['float32']:.0f} units"
-                f" of float32, {units['float16']:.2g} of TF32 and float16 and"
-                f" {units['bfloat16']:.2g} of bfloat16; before it, it is as small as {other}'s"
+                f"{side}'s rounding error at {name}, against its own float64 run, is"
+                f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} units of float32,"
+                f" {units['float16']:.2g} of TF32 and float16 and {units['bfloat16']:.2g} of"
+                f" bfloat16; at earlier results it is as small as {other}'s"
             )
 
 
-EPSILON = "layer_norm_eps"
-
-
-def forms(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    """Yield how B's result follows from A's, and where they differ; both have one shape."""
+def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
+    """Yield how B's result follows from A's, and where they differ; both have the same shape."""
     ours = a.results("float64")
     x, y = ours[first], b.results("float64")[first]
-    yield from _renamed(ours, first, y)
+    yield from _other_step(ours, first, y)
     if x.ndim >= 2:
         yield from _relations(a, first, x, y)
         yield from _epsilons(a, b, first)
-        yield from _places(a, first, x, y)
+        yield from _differing_parts(a, first, x, y)
 
 
-def _renamed(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Iterator[str]:
-    """Yield that B has here what A has at another step."""
+def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Iterator[str]:
+    """Yield that B's result is what A has at another step."""
     for name, x in ours.items():
         if name != first and x.shape == y.shape and near(x, y):
             yield f"{first} in B is what {name} is in A"
@@ -165,7 +179,7 @@ def _renamed(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Itera
 
 
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield by what operation the one result is the other."""
+    """Yield the operation that turns A's result into B's."""
     if (ratio := factor(x, y)) is not None:
         yield f"{first} in B is {ratio:.6g} times what it is in A"
         return
@@ -175,24 +189,16 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
             f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is left on"
         )
         return
-    names = AXES.get((x.ndim, first == "reconstruction"), {})
-    for axis, what in names.items():
+    axes = ORDERED_AXES.get((x.ndim, first == "reconstruction"), {})
+    for axis, what in axes.items():
         if (order := order_of(x, y, axis)) is not None:
-            known = _known(a, first, order) if what == "channels" else _few(order)
-            yield f"{first} in B has the {what} of A in another order: {known}"
+            text = _order_name(a, first, order) if what == "channels" else _beginning(order)
+            yield f"{first} in B has the {what} of A in another order: {text}"
             return
 
 
-# Axes whose parts may be in another order: channels first, because few tokens may be mistaken.
-AXES = {
-    (3, False): {2: "channels", 1: "tokens"},
-    (2, False): {1: "classes"},
-    (4, True): {1: "channels", 2: "rows", 3: "columns"},
-}
-
-
-def _known(a: Trace, first: str, order: np.ndarray) -> str:
-    """Return the name of an order of channels, or its beginning."""
+def _order_name(a: Trace, first: str, order: np.ndarray) -> str:
+    """Return the name of an order of channels, or its first indices."""
     config = a.description["config"]
     match = BLOCK_TAP.fullmatch(first)
     known: dict[str, np.ndarray] = {}
@@ -204,11 +210,11 @@ def _known(a: Trace, first: str, order: np.ndarray) -> str:
         patch = config["patch_size"]
         height, width = (patch, patch) if isinstance(patch, int) else patch
         known = weight_edits.pixel_orders(height, width, config["num_channels"])
-    named = next((what for what, known_ in known.items() if np.array_equal(known_, order)), None)
-    return named or _few(order)
+    names = (name for name, indices in known.items() if np.array_equal(indices, order))
+    return next(names, None) or _beginning(order)
 
 
-def _few(order: np.ndarray) -> str:
+def _beginning(order: np.ndarray) -> str:
     return ", ".join(map(str, order[:8])) + (" ..." if len(order) > 8 else "")
 
 
@@ -217,62 +223,52 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     configured = config[EPSILON]
     if first.startswith("decoder.") and config.get(f"decoder_{EPSILON}") is not None:
         configured = config[f"decoder_{EPSILON}"]
-    found = epsilons_of(a.results("float64"), b.results("float64"), first, configured)
+    found = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
     if found:
         yield (
             f"{first} in B follows from A's by a layer norm epsilon of"
-            f" {' or '.join(f'{eps:g}' for eps in found)} in place of {configured:g}"
+            f" {' or '.join(f'{eps:g}' for eps in found)} instead of {configured:g}"
         )
 
 
-PLACES = {
-    2: ("pictures", "classes"),
-    3: ("pictures", "tokens", "channels"),
-    4: ("pictures", "channels", "rows", "columns"),
-}
-
-
-def _places(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield in which pictures, tokens and channels the difference is."""
+def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield in which images, tokens and channels the difference is."""
     difference = y - x
     inner = difference[:, 1:] if first == "encoder.embedding" else difference
     if x.ndim == 3 and same_vector(inner):
-        yield f"{first} differs by the same vector at every token, as a bias makes it"
+        yield f"{first} differs by the same vector at every token, as a bias does"
     elif first in ("encoder.embedding", "decoder.embedding"):
         places = kept_places(a, first, inner.shape[1])
         if places is not None and same_by_place(inner, places):
-            yield f"{first} differs by vectors that depend on the place only, as positions make it"
-    for axis, what in enumerate(PLACES.get(x.ndim, ())):
+            yield f"{first} differs by vectors that depend on the position only"
+    for axis, what in enumerate(AXES.get(x.ndim, ())):
         where = differing(x, y, axis)
         if 0 < len(where) < x.shape[axis]:
-            said = f"{what} {runs(where)} of {x.shape[axis]}"
+            part = f"{what} {runs(where)} of {x.shape[axis]}"
             if what == "tokens" and len(where) == 1 and where[0] == 0:
-                said = "the class token"
-            yield f"{first} differs in {said} only"
+                part = "the class token"
+            yield f"{first} differs in {part} only"
     if x.ndim == 3 and "mask" in a.arrays and x.shape[1] == a.arrays["mask"].shape[1] + 1:
-        yield from _removed(a.arrays["mask"], first, difference)
+        yield from _at_removed_patches(a.arrays["mask"], first, difference)
 
 
-def _removed(mask: np.ndarray, first: str, difference: np.ndarray) -> Iterator[str]:
-    away = np.abs(difference).max(axis=-1) > 1e-9 * np.abs(difference).max()
+def _at_removed_patches(mask: np.ndarray, first: str, difference: np.ndarray) -> Iterator[str]:
+    differs = np.abs(difference).max(axis=-1) > 1e-9 * np.abs(difference).max()
     removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
-    if not away[~removed].any():
+    if not differs[~removed].any():
         yield f"{first} differs at removed patches only"
-    elif not away[removed].any():
+    elif not differs[removed].any():
         yield f"{first} differs at kept patches and the class token only"
 
 
-SUM = 1e-6  # how far from 1 the share of a part of a sum may be, by rounding
-
-
-def sums(a: Trace, b: Trace) -> Iterator[str]:
+def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
     """Yield the first block of B whose output is not the sum of input, attention and MLP."""
-    ours, theirs = (_residuals(trace.results("float64")) for trace in (a, b))
+    ours, theirs = (_residual_factors(trace.results("float64")) for trace in (a, b))
     for name, shares in theirs.items():
-        if not _is_one(ours.get(name)) or _is_one(shares):
+        if not _are_one(ours.get(name)) or _are_one(shares):
             continue
         if shares is None:
-            yield f"{name} in B is no sum of its block's input, attention and MLP"
+            yield f"{name} in B is not a sum of its block's input, attention and MLP"
         else:
             yield (
                 f"{name} in B is its block's input plus {shares[0]:.6g} times attention plus"
@@ -281,13 +277,13 @@ def sums(a: Trace, b: Trace) -> Iterator[str]:
         return
 
 
-def _is_one(shares: tuple[float, float] | None) -> bool:
-    return shares is not None and np.allclose(shares, 1, rtol=0, atol=SUM)
+def _are_one(shares: tuple[float, float] | None) -> bool:
+    return shares is not None and np.allclose(shares, 1, rtol=0, atol=SUM_TOLERANCE)
 
 
-def _residuals(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
-    """Return for each block how often attention and MLP are in its output; None if it is no sum."""
-    found: dict[str, tuple[float, float] | None] = {}
+def _residual_factors(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
+    """Return the factors of attention and MLP in each block's output; None: it is not a sum."""
+    factors: dict[str, tuple[float, float] | None] = {}
     for name in sorted(results, key=execution_order):
         match = BLOCK_TAP.fullmatch(name)
         if match is None or match[3] != "output":
@@ -297,24 +293,24 @@ def _residuals(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, floa
         parts = [results.get(f"{stack}.blocks.{index}.{part}") for part in ("attention", "mlp")]
         if before not in results or any(p is None or p.shape != results[name].shape for p in parts):
             continue
-        away = (results[name] - results[before]).ravel()
+        added = (results[name] - results[before]).ravel()
         columns = np.stack([part.ravel() for part in parts if part is not None], axis=1)
-        shares = np.linalg.lstsq(columns, away, rcond=None)[0]
-        fits = near(columns @ shares, away)
-        found[name] = (float(shares[0]), float(shares[1])) if fits else None
-    return found
+        shares = np.linalg.lstsq(columns, added, rcond=None)[0]
+        fits = near(columns @ shares, added)
+        factors[name] = (float(shares[0]), float(shares[1])) if fits else None
+    return factors
 
 
-CANDIDATES = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
-PRECISION = 2.0**-50  # of a result in float64
-AGREEMENT = 1e-3  # between tokens; the difference of the sides has few digits
-TIED = 10.0  # times the smallest spread: two epsilons of which both are next to nothing
-
-
-def epsilons_of(
+def _fitting_epsilons(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], first: str, configured: float
 ) -> list[float]:
-    """Return the epsilons that make B's result of A's, the one that does so best first.
+    """Return the layer norm epsilons that explain B's result, the best one first.
+
+    No weight is needed. A norm and a linear layer turn a token x into f = M x̂ + c, where x̂ is x
+    less its mean, divided by the square root of its variance plus epsilon. Another epsilon
+    multiplies x̂ by a number s that follows from the variance of that token alone, so that
+    f' - s f = (1 - s) c. The vector c is the same for all tokens: an epsilon that gives the same c
+    everywhere explains B.
 
     Args:
         a: results of the side whose epsilon is known.
@@ -328,7 +324,7 @@ def epsilons_of(
     variance = a[before].var(axis=-1, keepdims=True)
     spreads = {
         eps: _spread(variance, a[first], b[first], configured, eps)
-        for eps in CANDIDATES
+        for eps in EPSILONS
         if eps != configured
     }
     best = sorted(spreads, key=lambda eps: spreads[eps])
@@ -338,7 +334,7 @@ def epsilons_of(
 def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
 ) -> float:
-    """Return how far apart the vectors c are that an epsilon gives for each token."""
+    """Return how much the vectors c that an epsilon gives for each token differ."""
     if not (variance + eps > 0).all():
         return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))
@@ -348,13 +344,13 @@ def _spread(
     noise = PRECISION * np.abs(f).max() / (change.min() * np.abs(f).mean())
     constant = (g - scale * f) / (1 - scale)
     vectors = constant.reshape(-1, constant.shape[-1])
-    middle = np.median(vectors, axis=0)
-    spread = np.abs(vectors - middle).max() / max(np.abs(middle).max(), np.abs(f).max())
+    median = np.median(vectors, axis=0)
+    spread = np.abs(vectors - median).max() / max(np.abs(median).max(), np.abs(f).max())
     return max(float(spread), noise)
 
 
 def _before(first: str, a: Mapping[str, np.ndarray]) -> str | None:
-    """Return the result that is the input of the norm before another result."""
+    """Return the name of the input of the layer norm before a result."""
     if match := BLOCK_TAP.fullmatch(first):
         if match[3] not in ("q", "k", "v"):
             return None

@@ -12,22 +12,22 @@ import numpy as np
 
 from reference_models.positions import sincos_position_embedding
 
-BFLOAT16_DROPS = 16  # bits of float32 that bfloat16 has not
+BFLOAT16_DROPS = 16  # bits of a float32 that bfloat16 does not have
 
 
 @dataclass(frozen=True)
-class Change:
-    """One canonical tensor made of others: what B would hold if this happened to A.
+class WeightEdit:
+    """A possible change of one canonical tensor on the way from A to B.
 
     Attributes:
         target: the canonical tensor that is changed.
-        edit: how, a name in ``EDITS``.
-        sources: the canonical tensors that it is made of.
-        options: arguments of the edit.
+        operation: its name in ``OPERATIONS``.
+        sources: the canonical tensors that it is applied to.
+        options: arguments of the operation.
     """
 
     target: str
-    edit: str
+    operation: str
     sources: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -35,38 +35,44 @@ class Change:
         """Return the changed array; ``arrays`` are those of ``sources``.
 
         Raises:
-            ValueError: the edit does not fit the shapes.
+            ValueError: the operation does not fit the shapes.
         """
-        return EDITS[self.edit](*arrays, **self.options)
+        return OPERATIONS[self.operation](*arrays, **self.options)
 
 
-def same(array: np.ndarray) -> np.ndarray:
-    """Return another tensor as it is."""
+def copied(array: np.ndarray) -> np.ndarray:
+    """Return the array unchanged: one tensor takes the place of another."""
     return array
 
 
-def axes_reordered(
+def permuted(
     array: np.ndarray,
     axes: Sequence[int],
     view: Sequence[int] | None = None,
     flipped: Sequence[int] = (),
 ) -> np.ndarray:
-    """Return the array seen in a shape (its own), with its axes in another order, in its own shape.
+    """Return the array with its axes permuted, reshaped to its own shape again.
 
-    Where the shapes agree this is a transposition, else what becomes of an array that is reshaped
-    where it has to be transposed. Some axes may be run through backwards before.
+    Where the permuted shape is the array's own, this is a transposition; else it is the result of a
+    reshape where a transposition is needed.
+
+    Args:
+        array: the tensor.
+        axes: their new order.
+        view: a shape that the array is viewed in before; by default its own.
+        flipped: axes that are reversed before.
     """
-    turned = np.flip(array, tuple(flipped)) if flipped else array
-    return turned.reshape(view or array.shape).transpose(axes).reshape(array.shape)
+    reversed_ = np.flip(array, tuple(flipped)) if flipped else array
+    return reversed_.reshape(view or array.shape).transpose(axes).reshape(array.shape)
 
 
-def taken(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
-    """Return rows, columns or channels in another order."""
+def reordered(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
+    """Return the array with its entries along one axis in another order."""
     return array.take(order, axis=axis)
 
 
 def filled(array: np.ndarray, value: float) -> np.ndarray:
-    """Return one value everywhere: a tensor that was never loaded."""
+    """Return a constant array: a tensor that was never loaded."""
     return np.full_like(array, value)
 
 
@@ -81,7 +87,7 @@ def added(array: np.ndarray, amount: float) -> np.ndarray:
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return values that were stored in less precision, in the array's own dtype."""
+    """Return the values rounded to a narrower dtype, in the array's own dtype."""
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return array.astype(np.float16).astype(array.dtype)
@@ -97,68 +103,68 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     return kept.astype(np.uint32).view(np.float32)
 
 
-def fused_otherwise(
+def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return a part of a fused q, k, v matrix that is taken as (groups, 3, rows) for (3, rows)."""
+    """Return q, k or v of a fused (3, rows) matrix that is read as (groups, 3, rows)."""
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
 
 
-def split_otherwise(
+def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return a part of a matrix that is stored as (groups, 3, rows) and taken as (3, rows)."""
+    """Return q, k or v of a fused (groups, 3, rows) matrix that is read as (3, rows)."""
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 
 
-def first_row(array: np.ndarray, factor: float) -> np.ndarray:
-    """Return positions whose class token's row is multiplied: left out (0) or added twice (2)."""
+def class_position_multiplied(array: np.ndarray, factor: float) -> np.ndarray:
+    """Return the position embedding with the class token's row omitted (0) or added twice (2)."""
     return np.concatenate([array[:, :1] * np.asarray(factor, array.dtype), array[:, 1:]], axis=1)
 
 
-def sines_and_cosines(array: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return the fixed position embedding of this shape, made anew."""
+def sincos_positions(array: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Return the fixed sine-cosine position embedding of this shape."""
     table = sincos_position_embedding(array.shape[-1], (grid[0], grid[1]))
     return table.astype(np.float32).astype(array.dtype)
 
 
-EDITS: Mapping[str, Callable[..., np.ndarray]] = {
-    edit.__name__: edit
-    for edit in (
-        same,
-        axes_reordered,
-        taken,
+OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
+    operation.__name__: operation
+    for operation in (
+        copied,
+        permuted,
+        reordered,
         filled,
         multiplied,
         added,
         rounded,
-        fused_otherwise,
-        split_otherwise,
-        first_row,
-        sines_and_cosines,
+        fused_as_groups,
+        split_as_groups,
+        class_position_multiplied,
+        sincos_positions,
     )
 }
 
-
+# A description → indices: the wrongly ordered tensor is ``tensor.take(indices, axis)``.
 Orders: TypeAlias = Mapping[str, np.ndarray]
 
 
 def distinct(orders: Orders) -> dict[str, np.ndarray]:
-    """Return the orders that change anything, each once."""
+    """Return the orders that differ from the original one, each once."""
     seen = {tuple(range(len(order))) for order in orders.values()}
-    kept = {}
-    for what, order in orders.items():
+    different = {}
+    for description, order in orders.items():
         if tuple(order) not in seen:
             seen.add(tuple(order))
-            kept[what] = order
-    return kept
+            different[description] = order
+    return different
 
 
 def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
-    """Return other orders of the channels of q, k and v, which are (heads, channels)."""
+    """Return wrong orders of the channels of q, k and v, which are (heads, channels)."""
     size = width // heads
     channels = np.arange(width)
     apart = channels.reshape(heads, size)
@@ -168,8 +174,8 @@ def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
             "as (channels, heads) read as (heads, channels)": channels.reshape(
                 size, heads
             ).T.ravel(),
-            "with the heads moved on by one": np.roll(apart, 1, axis=0).ravel(),
-            "with the heads moved back by one": np.roll(apart, -1, axis=0).ravel(),
+            "with the heads shifted forward by one": np.roll(apart, 1, axis=0).ravel(),
+            "with the heads shifted back by one": np.roll(apart, -1, axis=0).ravel(),
             "with the heads in reverse order": apart[::-1].ravel(),
             "with the halves of each head exchanged": np.roll(apart, size // 2, axis=1).ravel(),
         }
@@ -177,7 +183,7 @@ def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
 
 
 def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray]:
-    """Return other orders of the numbers of a patch, which are (row, column, channel)."""
+    """Return wrong orders of the values of a patch, which are (row, column, channel)."""
     numbers = np.arange(height * width * channels)
     apart = numbers.reshape(height, width, channels)
     other = numbers.reshape(channels, height, width)
@@ -196,33 +202,33 @@ def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray
 
 
 def position_orders(rows: int, columns: int) -> dict[str, np.ndarray]:
-    """Return other orders of the class token's place and those of a grid of patches."""
+    """Return wrong orders of the positions of the class token and of a grid of patches."""
     grid = np.arange(1, 1 + rows * columns).reshape(rows, columns)
-    places = np.arange(1 + rows * columns)
+    positions = np.arange(1 + rows * columns)
     return distinct(
         {
-            "shifted by the class token's place": np.roll(places, 1),
-            "shifted back by the class token's place": np.roll(places, -1),
+            "shifted by the class token's position": np.roll(positions, 1),
+            "shifted back by the class token's position": np.roll(positions, -1),
             "with the grid transposed": np.r_[0, grid.T.ravel()],
             "read as a grid of columns": np.r_[0, grid.reshape(columns, rows).T.ravel()],
             "with the grid upside down": np.r_[0, grid[::-1].ravel()],
             "with the grid mirrored": np.r_[0, grid[:, ::-1].ravel()],
-            "with the patches in reverse order": np.r_[0, places[:0:-1]],
+            "with the patches in reverse order": np.r_[0, positions[:0:-1]],
         }
     )
 
 
 def sincos_orders(width: int) -> dict[str, np.ndarray]:
-    """Return other orders of the channels of fixed positions: sine and cosine of column and row."""
+    """Return wrong orders of the channels of a sine-cosine position embedding."""
     channels = np.arange(width)
     quarters = channels[: width // 4 * 4].reshape(4, -1)
-    in_turn = quarters.reshape(2, 2, -1).swapaxes(1, 2)
+    interleaved = quarters.reshape(2, 2, -1).swapaxes(1, 2)
     apart = quarters.reshape(2, -1, 2).swapaxes(1, 2)
     orders = {
         "with the channels of rows and of columns exchanged": quarters[[2, 3, 0, 1]],
         "with sines and cosines exchanged": quarters[[1, 0, 3, 2]],
-        "with sines and cosines in turn": in_turn,
-        "with sines and cosines in turn, read one after the other": apart,
+        "with sines and cosines interleaved": interleaved,
+        "with interleaved sines and cosines read as separate halves": apart,
     }
     rest = channels[quarters.size :]
-    return distinct({what: np.r_[order.ravel(), rest] for what, order in orders.items()})
+    return distinct({text: np.r_[order.ravel(), rest] for text, order in orders.items()})

@@ -7,37 +7,37 @@ from typing import Any, NamedTuple
 from mae_convert.canonical import Shape
 from mae_convert.diagnose import weight_edits
 from mae_convert.diagnose.hypotheses import Hypothesis, Model, Stack, in_blocks
-from mae_convert.diagnose.weight_edits import Change
+from mae_convert.diagnose.weight_edits import WeightEdit
 
 
-class Happening(NamedTuple):
-    """An edit of a tensor that is made of itself.
+class SelfEdit(NamedTuple):
+    """A change of a tensor that involves no other tensor.
 
     Attributes:
         key: the kind of fault.
-        what: in words, after the tensor's name.
-        edit: its name in ``edits``.
+        description: in words, after the tensor's name.
+        operation: its name in ``weight_edits.OPERATIONS``.
         options: its arguments.
     """
 
     key: str
-    what: str
-    edit: str
+    description: str
+    operation: str
     options: dict[str, Any]
 
-    def of(self, name: str) -> Change:
-        """Return the change of a tensor."""
-        return Change(name, self.edit, (name,), self.options)
+    def on(self, name: str) -> WeightEdit:
+        """Return the edit of the tensor of this name."""
+        return WeightEdit(name, self.operation, (name,), self.options)
 
 
-def happenings(model: Model, name: str) -> Iterator[Happening]:
-    """Yield what may have happened to a tensor by itself, likeliest first."""
+def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
+    """Yield possible changes of one tensor that involve no other, likeliest first."""
     shape, config = model.shapes[name], model.config
     part = name.rpartition(".blocks.")[2].partition(".")[2] if ".blocks." in name else name
     if len(shape) == 2:
         same = shape[0] == shape[1]
         what = "is transposed" if same else "is reshaped where it has to be transposed"
-        yield Happening("transposed", what, "axes_reordered", {"axes": (1, 0)})
+        yield SelfEdit("transposed", what, "permuted", {"axes": (1, 0)})
     if part.startswith(("attention.q.", "attention.k.", "attention.v.")):
         yield from _heads(model, name, axis=0)
         yield from _scales(model, name, part)
@@ -48,34 +48,36 @@ def happenings(model: Model, name: str) -> Iterator[Happening]:
     if name.endswith("position_embedding"):
         yield from _positions(model, shape)
     if name.startswith("decoder.prediction."):
-        found = weight_edits.pixel_orders(*config.patch_hw, config.num_channels)
-        yield from _taken("pixel order", "predicts patches", found, axis=0)
+        orders = weight_edits.pixel_orders(*config.patch_hw, config.num_channels)
+        yield from _reorderings("pixel order", "predicts patches", orders, axis=0)
     yield from _values(name, shape)
 
 
-def _taken(key: str, what: str, found: weight_edits.Orders, *, axis: int) -> Iterator[Happening]:
-    for words, order in found.items():
+def _reorderings(
+    key: str, what: str, orders: weight_edits.Orders, *, axis: int
+) -> Iterator[SelfEdit]:
+    for words, order in orders.items():
         options = {"axis": axis, "order": order.tolist()}
-        yield Happening(key, f"{what} {words}", "taken", options)
+        yield SelfEdit(key, f"{what} {words}", "reordered", options)
 
 
-def _heads(model: Model, name: str, *, axis: int) -> Iterator[Happening]:
+def _heads(model: Model, name: str, *, axis: int) -> Iterator[SelfEdit]:
     stack = model.stack(name.partition(".")[0])
-    found = weight_edits.head_orders(stack.width, stack.heads)
-    yield from _taken("heads", "has its channels", found, axis=axis)
+    orders = weight_edits.head_orders(stack.width, stack.heads)
+    yield from _reorderings("heads", "has its channels", orders, axis=axis)
 
 
-def _scales(model: Model, name: str, part: str) -> Iterator[Happening]:
+def _scales(model: Model, name: str, part: str) -> Iterator[SelfEdit]:
     if part.startswith("attention.v."):
         return
     stack = model.stack(name.partition(".")[0])
     root = (stack.width // stack.heads) ** 0.5
     for factor, done in ((1 / root, "divided"), (root, "multiplied")):
-        what = f"is {done} by the root of the head's size"
-        yield Happening("scale", what, "multiplied", {"factor": factor})
+        what = f"is {done} by the square root of the head size"
+        yield SelfEdit("scale", what, "multiplied", {"factor": factor})
 
 
-def _kernel(shape: Shape) -> Iterator[Happening]:
+def _kernel(shape: Shape) -> Iterator[SelfEdit]:
     width, channels, rows, columns = shape
     stored = "is stored as (row, column, channel) and read as (channel, row, column)"
     read = "is stored as (channel, row, column) and read as (row, column, channel)"
@@ -83,49 +85,49 @@ def _kernel(shape: Shape) -> Iterator[Happening]:
     if channels > 1:
         backwards = {"axis": 1, "order": list(range(channels))[::-1]}
         what = "has its channels reversed (RGB and BGR)"
-        yield Happening("patch channels", what, "taken", backwards)
-        yield Happening("patch axes", stored, "axes_reordered", {"axes": (0, 2, 3, 1)})
+        yield SelfEdit("patch channels", what, "reordered", backwards)
+        yield SelfEdit("patch axes", stored, "permuted", {"axes": (0, 2, 3, 1)})
         options = {"axes": (0, 3, 1, 2), "view": view}
-        yield Happening("patch axes", read, "axes_reordered", options)
-    exchanged = "has height and width of the patch exchanged"
-    yield Happening("patch axes", exchanged, "axes_reordered", {"axes": (0, 1, 3, 2)})
+        yield SelfEdit("patch axes", read, "permuted", options)
+    exchanged = "has the height and width of the patch exchanged"
+    yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 3, 2)})
     reshaped = "is reshaped where its axes have to be permuted"
-    yield Happening("patch axes", reshaped, "axes_reordered", {"axes": (2, 3, 1, 0)})
+    yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 1, 0)})
     turned = {"axes": (0, 1, 2, 3), "flipped": (2, 3)}
-    yield Happening("patch axes", "has its pixels turned by 180 degrees", "axes_reordered", turned)
+    yield SelfEdit("patch axes", "has its pixels rotated by 180 degrees", "permuted", turned)
     for axis, size, what in ((2, rows, "upside down"), (3, columns, "mirrored")):
         flipped = {"axis": axis, "order": list(range(size))[::-1]}
-        yield Happening("patch axes", f"has its pixels {what}", "taken", flipped)
+        yield SelfEdit("patch axes", f"has its pixels {what}", "reordered", flipped)
 
 
-def _positions(model: Model, shape: Shape) -> Iterator[Happening]:
+def _positions(model: Model, shape: Shape) -> Iterator[SelfEdit]:
     grid = model.config.grid_hw
-    yield from _taken("positions", "is", weight_edits.position_orders(*grid), axis=1)
-    yield from _taken("positions", "is", weight_edits.sincos_orders(shape[2]), axis=2)
+    yield from _reorderings("positions", "is", weight_edits.position_orders(*grid), axis=1)
+    yield from _reorderings("positions", "is", weight_edits.sincos_orders(shape[2]), axis=2)
     for factor, what in (
         (0.0, "is zero at the class token"),
         (2.0, "is double at the class token"),
     ):
-        yield Happening("positions", what, "first_row", {"factor": factor})
-    fixed = "is made anew of sines and cosines"
-    yield Happening("positions", fixed, "sines_and_cosines", {"grid": grid})
+        yield SelfEdit("positions", what, "class_position_multiplied", {"factor": factor})
+    fixed = "is replaced by fixed sines and cosines"
+    yield SelfEdit("positions", fixed, "sincos_positions", {"grid": grid})
 
 
-def _values(name: str, shape: Shape) -> Iterator[Happening]:
-    yield Happening("zero", "is zero", "filled", {"value": 0.0})
+def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
+    yield SelfEdit("zero", "is zero", "filled", {"value": 0.0})
     if "norm" in name and name.endswith(".weight"):
         what = "is one everywhere, as before training"
-        yield Happening("one", what, "filled", {"value": 1.0})
-        for amount, what in ((1.0, "has one added"), (-1.0, "has one taken off")):
-            said = f"{what}, as if it were kept as the distance from one"
-            yield Happening("one", said, "added", {"amount": amount})
+        yield SelfEdit("one", what, "filled", {"value": 1.0})
+        for amount, what in ((1.0, "has one added"), (-1.0, "has one subtracted")):
+            text = f"{what}, as if it were stored as the difference from one"
+            yield SelfEdit("one", text, "added", {"amount": amount})
     for dtype in ("float16", "bfloat16"):
-        yield Happening("rounded", f"is rounded to {dtype}", "rounded", {"dtype": dtype})
-    for factor, what in ((-1.0, "has its sign turned"), (2.0, "is doubled"), (0.5, "is halved")):
-        yield Happening("multiplied", what, "multiplied", {"factor": factor})
+        yield SelfEdit("rounded", f"is rounded to {dtype}", "rounded", {"dtype": dtype})
+    for factor, what in ((-1.0, "has its sign reversed"), (2.0, "is doubled"), (0.5, "is halved")):
+        yield SelfEdit("multiplied", what, "multiplied", {"factor": factor})
     axis = _long_axis(shape)
     options = {"axis": axis, "order": list(range(shape[axis]))[::-1]}
-    yield Happening("reversed", "is in reverse order", "taken", options)
+    yield SelfEdit("reversed", "is in reverse order", "reordered", options)
 
 
 def _long_axis(shape: Sequence[int]) -> int:
@@ -141,8 +143,8 @@ MODULES = (
 BLOCK_TENSORS = tuple(f"{module}.{leaf}" for module in MODULES for leaf in LEAVES)
 
 
-def of_tensor(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield what may have happened to one tensor, in its block and in every other."""
+def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
+    """Yield possible changes of one tensor, in its block and in all blocks."""
     if ".blocks." in name:
         stack_name, _, rest = name.partition(".blocks.")
         number, _, part = rest.partition(".")
@@ -151,34 +153,34 @@ def of_tensor(model: Model, name: str) -> Iterator[Hypothesis]:
         yield from _others_in_block(model, stack, index, part)
         yield from _neighbours(model, stack, index, part)
         return
-    for happening in happenings(model, name):
-        yield Hypothesis(happening.key, f"{name} {happening.what}", (happening.of(name),))
+    for self_edit in self_edits(model, name):
+        yield Hypothesis(self_edit.key, f"{name} {self_edit.description}", (self_edit.on(name),))
     for other, shape in model.shapes.items():
         if other != name and shape == model.shapes[name] and ".blocks." not in other:
-            yield from _two(name, other)
+            yield from _exchanged_pair(name, other)
 
 
-def _two(name: str, other: str) -> Iterator[Hypothesis]:
-    there, back = copy(name, other), copy(other, name)
+def _exchanged_pair(name: str, other: str) -> Iterator[Hypothesis]:
+    there, back = copy_tensor(name, other), copy_tensor(other, name)
     yield Hypothesis("exchanged", f"{name} and {other} are exchanged", (there, back))
     yield Hypothesis("exchanged", f"{name} holds {other}", (there,))
 
 
-def copy(target: str, source: str) -> Change:
-    """Return the change that puts one tensor in the place of another."""
-    return Change(target, "same", (source,))
+def copy_tensor(target: str, source: str) -> WeightEdit:
+    """Return the edit that puts one tensor in the place of another."""
+    return WeightEdit(target, "copied", (source,))
 
 
 def _alone_in_block(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
-    for happening in happenings(model, f"{stack.block(index)}.{part}"):
+    for self_edit in self_edits(model, f"{stack.block(index)}.{part}"):
 
-        def make(s: Stack, i: int, what: str = happening.what) -> Sequence[Change]:
-            # In another stack the same has other numbers, and may not be possible.
+        def make(s: Stack, i: int, what: str = self_edit.description) -> Sequence[WeightEdit]:
+            # In the other stack the same change has other options, or does not apply.
             name = f"{s.block(i)}.{part}"
-            return [h.of(name) for h in happenings(model, name) if h.what == what]
+            return [h.on(name) for h in self_edits(model, name) if h.description == what]
 
-        what = f"{{block}}{part} {happening.what}"
-        yield from in_blocks(model, stack, index, happening.key, what, make)
+        what = f"{{block}}{part} {self_edit.description}"
+        yield from in_blocks(model, stack, index, self_edit.key, what, make)
 
 
 def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
@@ -188,12 +190,12 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
         if other == part or model.shapes.get(f"{block}.{other}") != shape:
             continue
 
-        def exchange(s: Stack, i: int, other: str = other) -> Sequence[Change]:
+        def exchange(s: Stack, i: int, other: str = other) -> Sequence[WeightEdit]:
             mine, its = f"{s.block(i)}.{part}", f"{s.block(i)}.{other}"
-            return [copy(mine, its), copy(its, mine)]
+            return [copy_tensor(mine, its), copy_tensor(its, mine)]
 
-        def hold(s: Stack, i: int, other: str = other) -> Sequence[Change]:
-            return [copy(f"{s.block(i)}.{part}", f"{s.block(i)}.{other}")]
+        def hold(s: Stack, i: int, other: str = other) -> Sequence[WeightEdit]:
+            return [copy_tensor(f"{s.block(i)}.{part}", f"{s.block(i)}.{other}")]
 
         both = f"{{block}}{part} and {{block}}{other} are exchanged"
         yield from in_blocks(model, stack, index, "exchanged", both, exchange)
@@ -202,7 +204,7 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
 
 
 def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
-    """Yield that a tensor is that of the block before or after, or that all are shifted."""
+    """Yield that a tensor is that of an adjacent block, or that all blocks are shifted by one."""
     for step, where in ((1, "next block"), (-1, "block before")):
         name, other = (f"{stack.block(i)}.{part}" for i in (index, index + step))
         if other not in model.shapes:
@@ -213,36 +215,37 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
         ) -> Iterator[Hypothesis]:
             inner = range(max(0, -step), stack.depth - max(0, step))
             shifted = tuple(
-                copy(f"{stack.block(i)}.{part}", f"{stack.block(i + step)}.{part}") for i in inner
+                copy_tensor(f"{stack.block(i)}.{part}", f"{stack.block(i + step)}.{part}")
+                for i in inner
             )
-            said = f"{part} holds that of the {where} in every block of the {stack.name}"
-            yield Hypothesis("neighbour", said, shifted)
-            both = (copy(name, other), copy(other, name))
+            text = f"{part} holds that of the {where} in every block of the {stack.name}"
+            yield Hypothesis("neighbour", text, shifted)
+            both = (copy_tensor(name, other), copy_tensor(other, name))
             yield Hypothesis("neighbour", f"{name} and {other} are exchanged", both)
 
-        one = Hypothesis("neighbour", f"{name} holds {other}", (copy(name, other),))
+        one = Hypothesis("neighbour", f"{name} holds {other}", (copy_tensor(name, other),))
         yield one.widened(wider)
 
 
-def of_modules(
+def exchanged_module_hypotheses(
     model: Model, stack: Stack, index: int, first: str, second: str
 ) -> Iterator[Hypothesis]:
     """Yield that two modules of a block, their weights and biases, are exchanged."""
 
-    def make(s: Stack, i: int) -> Sequence[Change]:
+    def make(s: Stack, i: int) -> Sequence[WeightEdit]:
         pairs = ((first, second), (second, first))
-        changes = [
-            copy(f"{s.block(i)}.{one}.{leaf}", f"{s.block(i)}.{other}.{leaf}")
+        edits = [
+            copy_tensor(f"{s.block(i)}.{one}.{leaf}", f"{s.block(i)}.{other}.{leaf}")
             for one, other in pairs
             for leaf in LEAVES
         ]
-        return [change for change in changes if model.fits(change)]
+        return [edit for edit in edits if model.fits(edit)]
 
     what = f"{{block}}{first} and {{block}}{second} are exchanged"
     yield from in_blocks(model, stack, index, "exchanged", what, make)
 
 
-def of_blocks(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
+def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
     """Yield that a block holds all tensors of another: exchanged, or in another order."""
     numbers = list(range(stack.depth))
     as_text = sorted(numbers, key=str)
@@ -250,35 +253,37 @@ def of_blocks(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
         if other == index:
             continue
         exchanged = [{index: other, other: index}.get(i, i) for i in numbers]
-        turned = [(i + other - index) % stack.depth for i in numbers]
-        ways = {
+        rotated = [(i + other - index) % stack.depth for i in numbers]
+        orders = {
             "sorted as text (1, 10, 11, 2)": as_text,
             "in reverse order": numbers[::-1],
-            "in another order, the first one not the first": turned,
-            "one later, the first one twice": [0, *numbers[:-1]],
-            "one earlier, the last one twice": [*numbers[1:], numbers[-1]],
+            "rotated, so that they begin with another block": rotated,
+            "shifted back by one, with the first block twice": [0, *numbers[:-1]],
+            "shifted forward by one, with the last block twice": [*numbers[1:], numbers[-1]],
             f"exchanged: {index} and {other}": exchanged,
         }
-        fitting = {words: order for words, order in ways.items() if order[index] == other}
+        fitting = {words: order for words, order in orders.items() if order[index] == other}
 
         def wider(fitting: dict[str, list[int]] = fitting) -> Sequence[Hypothesis]:
             return [
                 Hypothesis(
                     "blocks",
                     f"the blocks of the {stack.name} are {words}",
-                    _moved_blocks(model, stack, dict(enumerate(order))),
+                    _copies_of_blocks(model, stack, dict(enumerate(order))),
                 )
                 for words, order in fitting.items()
             ]
 
-        said = f"block {index} of the {stack.name} holds block {other}"
-        changes = _moved_blocks(model, stack, {index: other})
-        yield Hypothesis("blocks", said, changes).widened(wider)
+        text = f"block {index} of the {stack.name} holds block {other}"
+        edits = _copies_of_blocks(model, stack, {index: other})
+        yield Hypothesis("blocks", text, edits).widened(wider)
 
 
-def _moved_blocks(model: Model, stack: Stack, sources: dict[int, int]) -> tuple[Change, ...]:
+def _copies_of_blocks(
+    model: Model, stack: Stack, sources: dict[int, int]
+) -> tuple[WeightEdit, ...]:
     return tuple(
-        copy(f"{stack.block(i)}.{part}", f"{stack.block(j)}.{part}")
+        copy_tensor(f"{stack.block(i)}.{part}", f"{stack.block(j)}.{part}")
         for i, j in sources.items()
         if i != j
         for part in BLOCK_TENSORS
@@ -288,21 +293,22 @@ def _moved_blocks(model: Model, stack: Stack, sources: dict[int, int]) -> tuple[
 
 PARTS = ("q", "k", "v")
 KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))
-# Where a fused matrix is taken in another layout: by which edit, by heads or by rows, in words.
+# A fused matrix that is read in the wrong layout: the operation, and whether its groups are rows
+# and not heads.
 FUSED = {
-    ("fused_otherwise", False): "(heads, 3, channels) out of a matrix that is (3, heads, channels)",
-    ("split_otherwise", False): "(3, heads, channels) out of a matrix that is (heads, 3, channels)",
-    ("fused_otherwise", True): "(channels, 3) out of a matrix that is (3, channels)",
-    ("split_otherwise", True): "(3, channels) out of a matrix that is (channels, 3)",
+    ("fused_as_groups", False): "(heads, 3, channels) from a matrix that is (3, heads, channels)",
+    ("split_as_groups", False): "(3, heads, channels) from a matrix that is (heads, 3, channels)",
+    ("fused_as_groups", True): "(channels, 3) from a matrix that is (3, channels)",
+    ("split_as_groups", True): "(3, channels) from a matrix that is (channels, 3)",
 }
 
 
-def of_parts(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield what may have happened to q, k and v of a block at once."""
+def qkv_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
+    """Yield possible changes of q, k and v of a block at once."""
     yield from _in_other_order(model, stack, index)
-    yield from _fused_otherwise(model, stack, index)
+    yield from _wrongly_fused(model, stack, index)
     yield from _same_for_all(model, stack, index)
-    yield from _heads_moved(model, stack, index)
+    yield from _reordered_heads(model, stack, index)
 
 
 def _in_other_order(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
@@ -311,36 +317,36 @@ def _in_other_order(model: Model, stack: Stack, index: int) -> Iterator[Hypothes
 
             def make(
                 s: Stack, i: int, order: tuple[str, ...] = order, leaves: Sequence[str] = leaves
-            ) -> Sequence[Change]:
+            ) -> Sequence[WeightEdit]:
                 attention = f"{s.block(i)}.attention"
                 pairs = [(a, b) for a, b in zip(PARTS, order, strict=True) if a != b]
                 return [
-                    copy(f"{attention}.{a}.{leaf}", f"{attention}.{b}.{leaf}")
+                    copy_tensor(f"{attention}.{a}.{leaf}", f"{attention}.{b}.{leaf}")
                     for a, b in pairs
                     for leaf in leaves
                     if f"{attention}.{a}.{leaf}" in model.shapes
                 ]
 
-            said = ", ".join(order)
-            what = f"the {which} of {{block}}attention.q, k, v are those of {said}"
+            others = ", ".join(order)
+            what = f"the {which} of {{block}}attention.q, k, v are those of {others}"
             yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 
 
-def _fused_otherwise(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    for ((edit, by_row), said), (leaves, which) in product(FUSED.items(), KINDS_OF_LEAVES):
+def _wrongly_fused(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
+    for ((operation, by_row), text), (leaves, which) in product(FUSED.items(), KINDS_OF_LEAVES):
 
         def make(
             s: Stack,
             i: int,
-            edit: str = edit,
+            operation: str = operation,
             by_row: bool = by_row,
             leaves: Sequence[str] = leaves,
-        ) -> Sequence[Change]:
+        ) -> Sequence[WeightEdit]:
             attention = f"{s.block(i)}.attention"
             return [
-                Change(
+                WeightEdit(
                     f"{attention}.{part}.{leaf}",
-                    edit,
+                    operation,
                     tuple(f"{attention}.{p}.{leaf}" for p in PARTS),
                     {"part": number, "groups": s.width if by_row else s.heads},
                 )
@@ -348,36 +354,38 @@ def _fused_otherwise(model: Model, stack: Stack, index: int) -> Iterator[Hypothe
                 for leaf in leaves
             ]
 
-        what = f"the {which} of {{block}}attention.q, k, v are taken as {said}"
+        what = f"the {which} of {{block}}attention.q, k, v are read as {text}"
         yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 
 
 def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that the same happened to all three: transposed, without biases."""
+    """Yield that all three are changed in the same way: transposed, without biases."""
     for leaf in LEAVES:
         key = f"{stack.block(index)}.attention.k.{leaf}"
-        for happening in happenings(model, key) if key in model.shapes else ():
-            if happening.key == "scale":  # it would undo itself
+        for self_edit in self_edits(model, key) if key in model.shapes else ():
+            if self_edit.key == "scale":  # in q and k at once it cancels out
                 continue
 
             def make(
-                s: Stack, i: int, leaf: str = leaf, what: str = happening.what
-            ) -> Sequence[Change]:
+                s: Stack, i: int, leaf: str = leaf, what: str = self_edit.description
+            ) -> Sequence[WeightEdit]:
                 names = [f"{s.block(i)}.attention.{part}.{leaf}" for part in PARTS]
-                return [h.of(n) for n in names for h in happenings(model, n) if h.what == what]
+                return [
+                    h.on(n) for n in names for h in self_edits(model, n) if h.description == what
+                ]
 
-            what = f"each {leaf} of {{block}}attention.q, k, v {happening.what}"
-            yield from in_blocks(model, stack, index, happening.key, what, make)
+            what = f"each {leaf} of {{block}}attention.q, k, v {self_edit.description}"
+            yield from in_blocks(model, stack, index, self_edit.key, what, make)
 
 
-def _heads_moved(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that heads have another order everywhere, or in everything but the output."""
+def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
+    """Yield that heads have another order in q, k and v, and perhaps in the output layer too."""
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 
             def make(
                 s: Stack, i: int, words: str = words, output: bool = output
-            ) -> Sequence[Change]:
+            ) -> Sequence[WeightEdit]:
                 order = weight_edits.head_orders(s.width, s.heads).get(words)
                 if order is None:
                     return []
@@ -385,7 +393,7 @@ def _heads_moved(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]
                 rows = [(f"{block}.{part}.{leaf}", 0) for part in PARTS for leaf in LEAVES]
                 columns = [(f"{block}.output.weight", 1)] if output else []
                 return [
-                    Change(name, "taken", (name,), {"axis": axis, "order": order.tolist()})
+                    WeightEdit(name, "reordered", (name,), {"axis": axis, "order": order.tolist()})
                     for name, axis in rows + columns
                     if name in model.shapes
                 ]

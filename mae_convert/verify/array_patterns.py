@@ -1,4 +1,4 @@
-"""What the difference of two results looks like; each pattern is tested to rounding.
+"""Patterns in the difference of two results, each tested up to rounding.
 
 Results are float64 arrays (N, T, D): images, tokens, channels.
 """
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-ROUNDING = 1e-9  # of the largest value: what is nearer than that is the same
+ROUNDING = 1e-9  # of the largest value; smaller differences are ignored
 
 
 def near(a: np.ndarray, b: np.ndarray) -> bool:
-    """Return whether two arrays of one shape are the same but for rounding."""
+    """Return whether two arrays of the same shape are equal up to rounding."""
     size = max(float(np.abs(a).max(initial=0.0)), float(np.abs(b).max(initial=0.0)))
     return bool(np.abs(a - b).max(initial=0.0) <= ROUNDING * size)
 
@@ -24,14 +24,14 @@ def differing(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
 
 
 def same_vector(difference: np.ndarray) -> bool:
-    """Return whether all vectors along the last axis are one and the same."""
+    """Return whether all vectors along the last axis are the same."""
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
     return len(vectors) > 1 and bool(np.abs(vectors - vectors[0]).max() <= ROUNDING * size)
 
 
 def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
-    """Return whether vectors (N, T, D) are the same wherever a place (N, T) is the same."""
+    """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are."""
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
     flat = places.ravel()
@@ -46,7 +46,7 @@ def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
 
 
 def factor(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the number by which one array is the other multiplied, if it is."""
+    """Return the factor between two arrays, or None where one is not a multiple of the other."""
     size = float(np.vdot(a, a))
     if size == 0:
         return None
@@ -55,11 +55,11 @@ def factor(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
-    """Return the order in which one array has the other's parts along an axis, if it has them all.
+    """Return the order of one array's entries along an axis in the other, if both have the same.
 
     Returns:
-        Indices such that ``b`` is ``a.take(indices, axis)``; None where there are none, or where
-        parts are the same so that the order is not determined.
+        Indices such that ``b`` is ``a.take(indices, axis)``; None where there are no such indices,
+        or the order is unchanged.
     """
     count = a.shape[axis]
     parts_a, parts_b = (np.moveaxis(x, axis, 0).reshape(count, -1) for x in (a, b))
@@ -72,7 +72,7 @@ def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the share of values that dropout set to zero, with the others scaled up, if any."""
+    """Return the dropout probability where values are zeroed and the others scaled, or None."""
     zero = (b == 0) & (a != 0)
     if not 0 < zero.mean() < 1:
         return None
@@ -83,7 +83,7 @@ def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def runs(indices: np.ndarray) -> str:
-    """Return indices as a person writes them: 0, 3-5."""
+    """Return indices as text, ranges abbreviated: "0, 3-5"."""
     return ", ".join(
         str(first) if first == last else f"{first}-{last}" for first, last in _runs(indices)
     )

@@ -1,4 +1,4 @@
-"""Where two traces part, and which tensors feed that step of the computation."""
+"""The order of results, and which tensors the first differing result depends on."""
 
 import re
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ BLOCK_TAP = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(\w+)")
 
 
 def execution_order(name: str) -> tuple[int, int, int, int]:
-    """Return a sort key that puts taps and outputs in the order of the computation."""
+    """Return a sort key: intermediate activations and outputs in the order of the computation."""
     if name in ("mask", "ids_restore"):
         return (-1, 0, 0, 0)
     if name.startswith("grad/"):  # backward, after everything else
@@ -39,11 +39,11 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
 
 
 def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
-    """Return the canonical tensors that feed the first diverging step, likeliest first."""
+    """Return the canonical tensors that the first differing result depends on, likeliest first."""
     known = {**a.description["tensors"], **b.description["tensors"]}
     names = _weights_and_biases(_modules(first, diverging, a, b))
     if _same_for_every_token(first, a, b):
-        # What is added to all tokens alike is a bias; a weight would depend on the token.
+        # A bias adds the same vector to all tokens; the effect of a weight depends on the token.
         names.sort(key=lambda name: not name.endswith(".bias"))
     return [name for name in names if name in known]
 
@@ -91,7 +91,7 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 
 
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
-    """A row of the second layer makes one channel; what comes before it makes all of them."""
+    """A row of the second layer affects one channel; earlier weights affect all of them."""
     mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
     found = _results(first, a, b)
     if found is not None and len(differing(*found, axis=-1)) < found[0].shape[-1]:
@@ -100,7 +100,7 @@ def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """The class token stands in the first place, patches in the others."""
+    """The class token is the first token, patches are the others."""
     patches, token = "encoder.patch_embedding", "encoder.cls_token"
     positions = "encoder.position_embedding"
     found = _results(name, a, b)
@@ -119,7 +119,7 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Removed patches hold the mask token, kept ones and the class token the embedded latent."""
+    """Removed patches are the mask token, kept ones and the class token the embedded latent."""
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
     found, mask = _results(name, a, b), a.arrays.get("mask")
     if found is None or mask is None:
@@ -152,7 +152,7 @@ def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
 def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:
     """Return both sides' result in float64, or None where they cannot be compared.
 
-    Where one is not finite, the places where it is stand for it.
+    Where one has values that are not finite, masks of the finite values are returned instead.
     """
     key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
     left, right = a.arrays.get(key), b.arrays.get(key)
@@ -165,9 +165,9 @@ def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray]
 
 
 def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
-    """Return whether the sides differ at a tap (N, T, D) by one vector, the same for all tokens.
+    """Return whether the sides differ at an activation (N, T, D) by one vector for all tokens.
 
-    The class token does not pass the patch embedding, so that it does not count there.
+    The class token does not pass the patch embedding, so it is not counted there.
     """
     found = _results(name, a, b)
     if found is None or found[0].ndim < 2:

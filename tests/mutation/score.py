@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.diagnose.candidate_process import Pair, Subject
-from mae_convert.diagnose.diagnosis import explained_by, explained_by_traces
+from mae_convert.diagnose.candidate_process import Pair, SideResult
+from mae_convert.diagnose.diagnosis import diagnose_pair, diagnose_traces
 from mae_convert.verify.judge import judge
 from mae_convert.verify.trace import Trace
-from mutation.bench import Bench
+from mutation.in_process import InProcess
 from mutation.population import Mutant
 from mutation.running import Run, run_all
 
@@ -79,9 +79,9 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     if verdict.passed:
         # Passed and not proven: --require-proof makes that a failure.
         return Outcome(mutant, frozenset() if verdict.proven else frozenset({"proof"}))
-    subjects = (Subject(mutant.a.checkpoint, a), Subject(mutant.b.checkpoint, b))
-    pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, laboratory=Bench)
-    whole, explanation = explained_by(verdict, pair)
+    subjects = (SideResult(mutant.a.checkpoint, a), SideResult(mutant.b.checkpoint, b))
+    pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, process_class=InProcess)
+    whole, explanation = diagnose_pair(verdict, pair)
     right = bool(set(explanation.keys) & set(mutant.keys)) or not mutant.keys
     said = any(all(word in cause for word in mutant.words) for cause in whole.causes)
     sayable = bool(mutant.keys or mutant.words)
@@ -93,7 +93,7 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
         named=sayable and right and said,
         reproduced=any("reproduced" in cause for cause in whole.causes),
         causes=whole.causes,
-        signs=explained_by_traces(alone, a, b).causes,
+        signs=diagnose_traces(alone, a, b).causes,
     )
 
 
