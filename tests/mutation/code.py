@@ -71,7 +71,7 @@ CODE_FAULTS = [
                "no bias of the prediction"),
     *faults_of("pretrain", "blocks", "blocks in reverse order"),
     CodeFault("dropout left on", "pretrain", (), ("dropout of 0.1 is left on",)),
-    CodeFault("dropout of attention left on", "pretrain", (), ("another result each time",)),
+    CodeFault("dropout of attention left on", "pretrain", (), ("its results are random",)),
     CodeFault("last block left out", "pretrain", (), ("encoder.blocks.2.q is missing in B",)),
     CodeFault("layer scale 0.9", "pretrain", (), ("0.9 times attention",)),
     CodeFault("logits of attention capped", "pretrain", ()),
