@@ -229,6 +229,14 @@ def test_the_site_loads_nothing_from_other_hosts():
     assert not any("](http" in line and "![" in line for line in all_lines())
 
 
+def test_the_paths_that_pages_name_exist():
+    pattern = r"`((?:tests|scripts|docs|mae_convert|reference_models)/[\w./*-]+)`"
+    named = {path for line in all_lines() for path in re.findall(pattern, line)}
+    missing = {path for path in named if not any(ROOT.glob(path))}
+    assert len(named) > 30
+    assert missing == {"mae_convert/layouts/acme.py"}  # of the example of a new layout
+
+
 def all_lines():
     return (line for path in PAGES.values() for line in path.read_text("utf-8").splitlines())
 
