@@ -188,8 +188,9 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """
     whole = all(declared for *_, declared in left_out(a, b))
     assumed = blocking(verdict.assumptions)
+    native = verdict.proven or _native(a, b)
     return (
-        Check(NATIVE, _native(a, b), _native(a, b), True),
+        Check(NATIVE, native, native, True),
         Check(WHOLE, whole, whole, True),
         Check(READ, not verdict.unread, unread_in_words(verdict) or "none", "none"),
         Check(SPECIFIED, not assumed, in_words(assumed) or "none", "none"),
