@@ -191,7 +191,7 @@ def check_the_documented_pretraining_example():
     assert 0 < float(loss) < 1.1
     assert float(ops.sum(mask)) == model.config.num_patches - model.config.num_kept
     assert sorted(numbers(ids_restore)[0]) == list(range(model.config.num_patches))
-    assert model.unpatchify(outputs.logits).shape == inputs["pixel_values"].shape
+    assert model.unpatchify(outputs.logits).shape == (1, *model.config.image_hw, 3)
 
 
 # --- the same numbers as the real TensorFlow classes ---
@@ -229,7 +229,10 @@ def check_other_sizes_are_what_converting_with_image_size_computes():
     loss = model.forward_loss(pixels, outputs.logits, outputs.mask, interpolate_pos_encoding=True)
     assert np.array_equal(numbers(loss), numbers(outputs.loss))
     patches = model.patchify(pixels, interpolate_pos_encoding=True)
-    assert np.array_equal(numbers(model.unpatchify(patches, SIZE)), pixels)
+    images = pixels.transpose(0, 2, 3, 1)  # (N, H, W, C), as in transformers
+    assert np.array_equal(numbers(model.unpatchify(patches, SIZE)), images)
+    again = model.patchify(images, interpolate_pos_encoding=True)
+    assert np.array_equal(numbers(again), numbers(patches))
     mixed = model_of("pretrain", dtype="mixed_bfloat16")
     mixed(**inputs, interpolate_pos_encoding=True)
 
@@ -321,6 +324,8 @@ def check_the_configuration_can_be_set():
     outputs = model(**inputs)
     assert outputs.loss is None
     assert outputs[0] is outputs.logits
+    in_order = np.tile(np.arange(16.0), (2, 1))
+    assert np.array_equal(numbers(model(inputs["pixel_values"]).ids_restore), in_order)
     fresh = TFViTMAEModel(ViTMAEConfig.from_pretrained(GOLDEN / CASES["pretrain"][1]))
     assert fresh.num_parameters() > fresh.num_parameters(only_trainable=True)
     words = refusal(TFViTMAEForPreTraining.from_pretrained, GOLDEN / CASES["encoder"][1])
@@ -337,6 +342,28 @@ def check_the_loss_of_a_classifier_is_what_its_labels_ask_for():
     assert np.isclose(float(loss), np.log(2))
     loss = several(**inputs, labels=np.array([1, 3])).loss
     assert np.isclose(float(loss), np.log(4))
+
+
+def check_fit_needs_no_loss_in_compile():
+    pixels, labels = inputs_of("classify")["pixel_values"], np.array([1, 3])
+    model = model_of("classify", num_labels=4, ignore_mismatched_sizes=True)
+    expected = float(model(pixels, labels=labels).loss)
+    eager = {"run_eagerly": BACKEND == "tensorflow"}
+    for metrics, inputs in ((None, pixels), (["accuracy"], {"pixel_values": pixels})):
+        model.compile(keras.optimizers.SGD(0.0), metrics=metrics, **eager)
+        history = model.fit(inputs, labels, verbose=0).history
+        assert np.isclose(history["loss"][0], expected), history
+        assert ("accuracy" in history) == (metrics is not None)
+    assert np.isclose(model.evaluate(pixels, labels, verbose=0)[0], expected)
+    assert "loss" in refusal(model.fit, pixels, labels, sample_weight=labels, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss=loss, **eager)
+    assert np.isclose(model.fit(pixels, labels, verbose=0).history["loss"][0], expected)
+
+    masked = model_of("pretrain")
+    masked.compile("adam")
+    for data in ((pixels, labels), ({"pixel_values": pixels}, labels)):
+        assert masked.fit(*data, verbose=0).history["loss"][0] > 0
 
 
 def outcome(check):

@@ -153,7 +153,8 @@ def test_pictures_of_many_channels_are_scaled_and_normalised():
 
 def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
     processor = ViTImageProcessor(**STATED["of a MAE"])
-    processor.save_pretrained(tmp_path / "new")
+    written = processor.save_pretrained(tmp_path / "new")
+    assert written == [str(tmp_path / "new" / "preprocessor_config.json")]
     assert AutoImageProcessor.from_pretrained(tmp_path / "new").to_dict() == processor.to_dict()
     assert ViTImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
     assert json.loads(processor.to_json_string()) == processor.to_dict()
@@ -165,7 +166,12 @@ def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
            "do_resize": True}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
     found = AutoImageProcessor.from_pretrained(tmp_path)
-    assert found(COLOUR, return_tensors="np").pixel_values.shape == (1, 3, 224, 224)
+    assert found.size == {"height": 224, "width": 224}
+    assert ViTImageProcessor(size=(32, 48)).size == {"height": 32, "width": 48}
+    batch = found(COLOUR, return_tensors="np")
+    assert batch.pixel_values.shape == (1, 3, 224, 224)
+    assert type(batch.data) is dict
+    assert batch.data["pixel_values"] is batch.pixel_values
     inside = MaeImageProcessor.from_pretrained(golden / "transformers_tf_pretrain_tiny")
     assert inside.size == {"height": 32, "width": 32}
     assert inside.image_mean == [0.485, 0.456, 0.406]

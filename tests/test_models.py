@@ -1,7 +1,10 @@
 """A script for the PyTorch classes of transformers runs with its import changed, and is right."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import tempfile
 from collections.abc import Hashable
 from pathlib import Path
@@ -467,6 +470,152 @@ def test_a_problem_type_that_there_is_not_is_refused():
     ):
         with pytest.raises(ValueError, match="problem_type"):
             refused()
+
+
+# --- errors, names and attributes that scripts use ---
+
+
+KINDS_OF_ERRORS = {
+    "no file": (lambda: ViTMAEModel.from_pretrained("nowhere.pth"), OSError),
+    "no configuration": (lambda: ViTMAEConfig.from_pretrained("nowhere"), OSError),
+    "no JSON file": (lambda: ViTMAEConfig.from_json_file("nowhere.json"), OSError),
+    "no image processor": (lambda: AutoImageProcessor.from_pretrained("nowhere"), OSError),
+    "another width": (lambda: model_of("encoder", hidden_size=64), RuntimeError),
+    "another head": (lambda: model_of("classify", num_labels=3), ValueError),
+    "a state dict": (lambda: model_of("pretrain").save_pretrained("x", state_dict={}), ValueError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS_OF_ERRORS)
+def test_errors_are_of_the_kind_that_transformers_raises_and_of_ours(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails, kind = KINDS_OF_ERRORS[name]
+    with pytest.raises(kind) as caught:
+        fails()
+    assert isinstance(caught.value, MaeConvertError)
+    assert str(caught.value)
+    if kind is not OSError:
+        assert isinstance(caught.value, ValueError)
+        assert isinstance(caught.value, RuntimeError)
+
+
+def test_a_broken_configuration_file_is_an_os_error(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OSError, match="cannot be read"):
+        ViTMAEConfig.from_pretrained(tmp_path)
+
+
+def test_more_of_what_configurations_of_transformers_do(tmp_path):
+    config = ViTMAEConfig(mask_ratio=0.5, gradient_checkpointing=True)
+    config.to_json_file(tmp_path / "my.json")
+    assert ViTMAEConfig.from_json_file(tmp_path / "my.json") == config
+    assert config.to_diff_dict() == {
+        "mask_ratio": 0.5, "gradient_checkpointing": True, "model_type": "vit_mae"
+    }  # fmt: skip
+    config.to_json_file(tmp_path / "less.json", use_diff=True)
+    assert ViTMAEConfig.from_json_file(tmp_path / "less.json") == config
+    config.update_from_string("mask_ratio=0.25,norm_pix_loss=true,hidden_size=192,hidden_act=relu")
+    changed = (config.mask_ratio, config.norm_pix_loss, config.hidden_size, config.hidden_act)
+    assert changed == (0.25, True, 192, "relu")
+    for wrong in ("mask_ratio", "maskratio=1", "norm_pix_loss=maybe", "hidden_size=big"):
+        with pytest.raises(ValueError, match=wrong.split("=")[-1]):
+            config.update_from_string(wrong)
+    assert config.mask_ratio == 0.25
+    assert config.name_or_path == ""
+    assert ViTMAEConfig.from_pretrained(PRETRAIN).name_or_path == str(PRETRAIN)
+    assert config.get_text_config() is config
+
+
+def test_attributes_of_a_model_that_trainers_use():
+    model = model_of("pretrain")
+    assert model.name_or_path == model.config.name_or_path == str(PRETRAIN)
+    assert model.num_parameters(exclude_embeddings=True) == model.num_parameters()
+    inputs = inputs_of("pretrain")
+    values = inputs["pixel_values"].numel()
+    assert model.floating_point_ops(inputs) == 6 * values * model.num_parameters()
+    assert model.no_weight_decay() <= set(dict(model.named_parameters()))
+    assert isinstance(model, transformers.PreTrainedModel)
+    for make in (ViTMAEModel.from_config, ViTMAEModel._from_config):
+        new = make(model.config, dtype="bfloat16")
+        assert (new.dtype, new.config.hidden_size) == (torch.bfloat16, 32)
+    with pytest.raises(TypeError, match="knows no 'dtipe'"):
+        ViTMAEModel.from_config(model.config, dtipe="bfloat16")
+
+
+def test_without_masking_patches_stay_in_their_order():
+    pixels = inputs_of("pretrain")["pixel_values"]
+    in_order = torch.arange(16.0).expand(2, -1)
+    for model in (model_of("encoder", mask_ratio=0.0), load_model(PRETRAIN, mask_ratio=0.0)):
+        found, expected = model(pixels), model(pixels, noise=in_order)
+        assert torch.equal(found.ids_restore, in_order.long())
+        name = "logits" if "logits" in dir(found) else "last_hidden_state"
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    features = model_of("encoder", mask_ratio=0.0)(pixels).last_hidden_state
+    assert features.shape == (2, 17, 32)
+    wide = model_of("encoder", mask_ratio=0.0)(
+        inputs_of("pretrain", SIZE)["pixel_values"], interpolate_pos_encoding=True
+    )
+    assert torch.equal(wide.ids_restore[0], torch.arange(48))
+
+
+def test_outputs_are_unpacked_as_those_of_the_original():
+    model, inputs = model_of("pretrain"), inputs_of("pretrain")
+    loss, pred, mask, _ = model(**inputs)
+    again = model(**inputs)
+    assert torch.equal(loss, again.loss)
+    assert torch.equal(pred, again.logits)
+    assert torch.equal(mask, again["mask"])
+    assert isinstance(again, dict)
+
+
+def test_names_of_transformers_are_here_or_say_what_to_use():
+    import mae_convert.models as ours
+
+    assert ours.AutoModelForPreTraining is ViTMAEForPreTraining
+    assert ours.AutoModelForImageClassification is ViTForImageClassification
+    assert ours.ViTFeatureExtractor is ours.AutoFeatureExtractor is AutoImageProcessor
+    assert ours.AutoConfig is ours.ViTConfig is ViTMAEConfig
+    assert set(ours.__all__) == {*ours.MODULES, *ours.ALIASES}
+    for name in ("AutoModel", "ViTModel", "TFViTModel"):
+        with pytest.raises(ImportError, match="which has no pooling layer"):
+            getattr(ours, name)
+    assert not hasattr(ours, "BertModel")
+
+
+def test_a_missing_framework_is_named_with_the_extra_to_install(monkeypatch):
+    import mae_convert.models as ours
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(ImportError, match=r"ViTMAEModel needs torch.*'mae-convert\[torch\]'"):
+        _ = ours.ViTMAEModel
+    with pytest.raises(ImportError, match=r"keras.*'mae-convert\[tensorflow\]'"):
+        _ = ours.TFAutoModelForPreTraining
+    assert ours.ViTMAEConfig
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+sys.modules["transformers"] = None  # cannot be imported
+import torch
+from mae_convert.models import ViTMAEForPreTraining
+model = ViTMAEForPreTraining.from_pretrained(sys.argv[1])
+outputs = model(torch.zeros(1, 3, 32, 32))
+loss, pred, mask, _ = outputs
+assert loss is outputs.loss is outputs["loss"] is outputs[0]
+model.gradient_checkpointing_enable({"use_reentrant": False})
+model.train()(torch.zeros(1, 3, 32, 32)).loss.backward()
+model.save_pretrained(sys.argv[2])
+"""
+
+
+def test_the_models_work_where_transformers_is_not_installed(tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS, PRETRAIN, tmp_path / "model"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(GOLDEN.parents[2])},
+    )
+    assert transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "model")
 
 
 # --- the Hub ---

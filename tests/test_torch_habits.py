@@ -12,7 +12,9 @@ import torch
 from mae_convert import load_model
 from mae_convert.errors import MaeConvertError
 from mae_convert.models import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
+from mae_convert.models.checkpointing import blocks_of
 from mae_convert.models.export import export_encoder
+from mae_convert.models.fine_tuning_torch import fine_tuning_optimizer, parameter_groups
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"
@@ -141,6 +143,77 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients():
     model.gradient_checkpointing_enable()
     pixels = torch.randn(2, 3, 48, 48)
     model(pixels, interpolate_pos_encoding=True).loss.backward()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every_n_layers": 2},
+        {"offload": True},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=str,
+)
+def test_options_of_activation_checkpointing_change_no_gradient(options):
+    model = ViTMAEForPreTraining.from_pretrained(PRETRAIN).train()
+    model(*inputs()).loss.backward()
+    expected = gradients(model)
+    model.gradient_checkpointing_enable(**options)
+    recomputed = [block for block in blocks_of(model) if "forward" in vars(block)]
+    assert len(recomputed) == (3 if "every_n_layers" in options else 5)
+    model.zero_grad()
+    model(*inputs()).loss.backward()
+    torch.testing.assert_close(gradients(model), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="every_n_layers"):
+        model.gradient_checkpointing_enable(every_n_layers=0)
+
+
+# By hand: a model of 3 blocks has the layers 0 (embeddings) to 4 (norm and head).
+LAYERS = {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0,
+          "blocks.0.mlp.fc1.weight": 1, "blocks.1.norm1.weight": 2, "blocks.2.attn.qkv.bias": 3,
+          "norm.weight": 4, "norm.bias": 4, "head.weight": 4, "head.bias": 4}  # fmt: skip
+RATES = {0: 6.25e-5, 1: 1.25e-4, 2: 2.5e-4, 3: 5e-4, 4: 1e-3}
+DECAYING = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "head.weight")
+
+
+def test_rates_and_decay_of_each_parameter_are_the_papers():
+    model = ViTForImageClassification.from_pretrained(PRETRAIN, num_labels=10)
+    groups = parameter_groups(model, 1e-3, weight_decay=0.1, layer_decay=0.5)
+    of = {id(p): group for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert len(of) == sum(len(group["params"]) for group in groups) == len(named)
+    for name, layer in LAYERS.items():
+        group = of[id(named[name])]
+        assert group["layer"] == layer, name
+        assert group["lr"] == pytest.approx(RATES[layer]), name
+        assert group["weight_decay"] == (0.1 if name in DECAYING else 0.0), name
+    model.patch_embed.requires_grad_(False)
+    fewer = parameter_groups(model, 1e-3)
+    assert sum(len(group["params"]) for group in fewer) == len(named) - 2
+
+
+def test_the_recipe_warms_up_falls_as_a_cosine_and_learns():
+    torch.manual_seed(0)
+    model = ViTForImageClassification.from_pretrained(PRETRAIN, num_labels=2).train()
+    pixels = torch.cat([inputs()[0], inputs()[0] + 1])
+    labels = torch.arange(8) // 4
+    optimizer, scheduler = fine_tuning_optimizer(
+        model, batch_size=8, steps_per_epoch=2, epochs=30, base_learning_rate=0.3
+    )
+    rates, losses = [], []
+    for _ in range(60):
+        rates.append(optimizer.param_groups[-1]["lr"])
+        loss = model(pixels, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(float(loss.detach()))
+    rates.append(optimizer.param_groups[-1]["lr"])
+    peak = 0.3 * 8 / 256  # 5 epochs of warm-up, 25 of a cosine: its middle is at step 10 + 25
+    found = [rates[step] for step in (0, 5, 10, 35, 60)]
+    assert found == pytest.approx([0, peak / 2, peak, peak / 2, 0], abs=1e-9)
+    assert losses[-1] < 0.2 < losses[0]
 
 
 def test_fine_tuning_code_for_the_original_takes_the_state_dict():

@@ -37,7 +37,7 @@ def make(
         model = model_class(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)
-    state = {tensor.name: _read(tensor, device) for tensor in tensors}
+    state = {tensor.name: read_tensor(tensor, device) for tensor in tensors}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -63,7 +63,7 @@ def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
         raise LayoutError(f"the model and the tensors differ in {listed(different)}")
 
 
-def _read(tensor: LazyTensor, device: str | None) -> torch.Tensor:
+def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
     """Return a tensor in memory of its own, on a device."""
     read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
     place, done = read.view(-1).view(torch.uint8).numpy(), 0
@@ -87,10 +87,15 @@ def tensors_of(model: torch.nn.Module) -> dict[str, LazyTensor]:
     Raises:
         LayoutError: a tensor has a dtype that no checkpoint has.
     """
-    return {name: _lazy(name, value) for name, value in model.state_dict().items()}
+    return {name: lazy_tensor(name, value) for name, value in model.state_dict().items()}
 
 
-def _lazy(name: str, value: torch.Tensor) -> LazyTensor:
+def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
+    """Return a tensor of PyTorch that is copied to the CPU when it is read.
+
+    Raises:
+        LayoutError: it has a dtype that no checkpoint has.
+    """
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES:
         raise LayoutError(f"{name} is of {kind}; convert the model to {', '.join(DTYPES)}")

@@ -6,6 +6,7 @@ asked for, so that whoever has only one of them can use it.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
         ViTMAEModel,
     )
 
+    AutoConfig = ViTConfig = ViTMAEConfig
+    AutoFeatureExtractor = ViTFeatureExtractor = ViTImageProcessorFast = ViTImageProcessor
+    AutoModelForImageClassification = ViTForImageClassification
+    AutoModelForPreTraining = ViTMAEForPreTraining
+    TFAutoModelForImageClassification = TFViTForImageClassification
+    TFAutoModelForPreTraining = TFViTMAEForPreTraining
+
 MODULES = {
     "AutoImageProcessor": "images",
     "MaeImageProcessor": "images",
@@ -38,15 +46,44 @@ MODULES = {
     "TFViTMAEModel": "keras",
     "TFViTForImageClassification": "keras",
 }
+# Names of transformers for what is the same class here.
+ALIASES = {
+    "AutoConfig": "ViTMAEConfig",
+    "ViTConfig": "ViTMAEConfig",
+    "AutoFeatureExtractor": "ViTImageProcessor",
+    "ViTFeatureExtractor": "ViTImageProcessor",
+    "ViTImageProcessorFast": "ViTImageProcessor",
+    "AutoModelForImageClassification": "ViTForImageClassification",
+    "AutoModelForPreTraining": "ViTMAEForPreTraining",
+    "TFAutoModelForImageClassification": "TFViTForImageClassification",
+    "TFAutoModelForPreTraining": "TFViTMAEForPreTraining",
+}
+# Names of transformers whose class would mask patches or not, and pool or not, by the checkpoint.
+ABSENT = {
+    "AutoModel": "ViTMAEModel",
+    "ViTModel": "ViTMAEModel",
+    "TFAutoModel": "TFViTMAEModel",
+    "TFViTModel": "TFViTMAEModel",
+}
+EXTRAS = {"pytorch": ("torch", ("torch",)), "keras": ("tensorflow", ("keras",))}
 
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModelForImageClassification",
+    "AutoModelForPreTraining",
     "MaeImageProcessor",
+    "TFAutoModelForImageClassification",
+    "TFAutoModelForPreTraining",
     "TFViTForImageClassification",
     "TFViTMAEForPreTraining",
     "TFViTMAEModel",
+    "ViTConfig",
+    "ViTFeatureExtractor",
     "ViTForImageClassification",
     "ViTImageProcessor",
+    "ViTImageProcessorFast",
     "ViTMAEConfig",
     "ViTMAEForPreTraining",
     "ViTMAEModel",
@@ -54,6 +91,20 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in MODULES:
-        return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ABSENT:
+        raise ImportError(
+            f"mae_convert.models has no {name}; for the features of all patches in order, use"
+            f" {ABSENT[name]}.from_pretrained(..., mask_ratio=0.0), which has no pooling layer"
+        )
+    name_here = ALIASES.get(name, name)
+    if name_here not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = MODULES[name_here]
+    extra, needed = EXTRAS.get(module, ("", ()))
+    for package in needed:
+        if find_spec(package) is None:
+            raise ImportError(
+                f"{name} needs {package}, which is not installed here; pip install"
+                f" 'mae-convert[{extra}]'"
+            )
+    return getattr(import_module(f"{__name__}.{module}"), name_here)

@@ -9,6 +9,7 @@ from typing import Any
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import ConfigurationError
 from mae_convert.layouts.transformers import CONVENTIONS
+from mae_convert.models.errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 FIELDS = tuple(field.name for field in fields(ReferenceConfig))
@@ -21,6 +22,7 @@ HABITS: Mapping[str, Any] = {
     "return_dict": True,
     "problem_type": None,
 }
+TRUE, FALSE = ("true", "1", "y", "yes"), ("false", "0", "n", "no")
 
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -61,13 +63,14 @@ class ViTMAEConfig:
         labels = values.pop("id2label", None)
         values.pop("label2id", None)
         values.pop("model_type", None)
+        path = values.pop("name_or_path", values.pop("_name_or_path", ""))
         if labels is not None:
             values["num_labels"] = len(labels)
         fields_given = {n: v for n, v in values.items() if n in FIELDS}
         rest = {**HABITS, **{n: v for n, v in values.items() if n not in FIELDS}}
         checked = ReferenceConfig(**fields_given)
         check_problem_type(rest["problem_type"], checked.num_labels)
-        self.__dict__.update(vars(checked), **rest, _labels=None)
+        self.__dict__.update(vars(checked), **rest, _labels=None, _name_or_path=path)
         if labels is not None:
             self.id2label = labels
 
@@ -124,6 +127,15 @@ class ViTMAEConfig:
         return named
 
     @property
+    def name_or_path(self) -> str:
+        """What the model was loaded from, as it was named; empty if it was not loaded."""
+        return str(self.__dict__["_name_or_path"] or "")
+
+    @name_or_path.setter
+    def name_or_path(self, name: str) -> None:
+        self.__dict__["_name_or_path"] = name
+
+    @property
     def use_return_dict(self) -> bool:
         """Whether outputs have names."""
         return bool(self.return_dict)
@@ -132,6 +144,24 @@ class ViTMAEConfig:
         """Set several attributes."""
         for name, value in values.items():
             setattr(self, name, value)
+
+    def update_from_string(self, changes: str) -> None:
+        """Set attributes given as ``mask_ratio=0.5,norm_pix_loss=true``, each in its present type.
+
+        Raises:
+            ValueError: an attribute does not exist, or has no such value.
+        """
+        new = {}
+        for change in changes.split(","):
+            name, separator, text = change.partition("=")
+            if not separator or not hasattr(self, name):
+                raise ValueError(f"{change!r} does not set an attribute; write name=value")
+            new[name] = _in_the_type_of(getattr(self, name), name, text)
+        self.update(new)
+
+    def get_text_config(self, *_: Any, **__: Any) -> "ViTMAEConfig":
+        """Return the configuration itself: there is no part for text."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data that JSON can hold."""
@@ -143,14 +173,36 @@ class ViTMAEConfig:
         named = {"id2label": self.id2label, "label2id": self.label2id} if self.labels else {}
         return {**plain(self).to_dict(), **rest, **named, "model_type": self.model_type}
 
-    def to_json_string(self) -> str:
-        """Return everything as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is not the default, as plain data that JSON can hold."""
+        usual = type(self)().to_dict()
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in usual or value != usual[name]
+        }
 
-    def to_json_file(self, path: str | Path) -> None:
-        """Write everything as JSON into a file, which is replaced."""
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """Return everything, or only what is not the default, as JSON."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, path: str | Path, use_diff: bool = False) -> None:
+        """Write `to_json_string` into a file, which is replaced."""
         with replacing_file(Path(path), overwrite=True) as temporary:
-            temporary.write_text(self.to_json_string(), encoding="utf-8")
+            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> "ViTMAEConfig":
+        """Return the configuration that a JSON file holds.
+
+        Raises:
+            CheckpointError: the file is missing or is not a JSON object; an OSError.
+        """
+        from mae_convert.models.naming import read_json
+
+        with raising_as_transformers():
+            return cls.from_dict(read_json(Path(path)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "ViTMAEConfig":
@@ -158,6 +210,7 @@ class ViTMAEConfig:
         return cls(**{**values, **changes})
 
     @classmethod
+    @raising_as_transformers()
     def from_pretrained(cls, name: str | Path, **changes: Any) -> "ViTMAEConfig":
         """Return the configuration of a checkpoint.
 
@@ -166,18 +219,34 @@ class ViTMAEConfig:
             changes: fields to change; and ``revision``, ``subfolder`` of what is on the Hub.
 
         Raises:
-            MaeConvertError: there is none, or it cannot be read.
+            MaeConvertError: there is none, or it cannot be read; an OSError.
         """
         from mae_convert.models.naming import stated_config
 
         stored, rest = stated_config(name, changes)
         # What transformers takes for what its file does not say.
-        return cls(**{"layer_norm_eps": CONVENTIONS["layer_norm_eps"], **stored, **rest})
+        usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
+        return cls(**{**usual, **stored, **rest})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` into a directory, which is made if need be."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(directory) / CONFIG_NAME)
+
+
+def _in_the_type_of(value: Any, name: str, text: str) -> Any:
+    """Return a text as a value of the type that an attribute has.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if isinstance(value, bool) and text.lower() in (*TRUE, *FALSE):
+        return text.lower() in TRUE
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return type(value)(text)
+    if isinstance(value, str):
+        return text
+    raise ValueError(f"{name} is {value!r} and cannot be set to the text {text!r}")
 
 
 def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import ConfigurationError, PictureError
-from mae_convert.in_memory.asking import naming_arguments
+from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import read_json, source_named
 from mae_convert.models.pixels import axes_named, pictures_of, prepared
 from mae_convert.preprocessing import Preprocessing, preprocessing_as_stated
@@ -47,6 +47,11 @@ class BatchFeature(dict):
             return self[name]
         raise AttributeError(name)
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """The inputs as a plain dictionary."""
+        return dict(self)
+
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
         """Return the inputs on another device or in another dtype, as PyTorch's ``to``."""
         return BatchFeature({name: x.to(*arguments, **named) for name, x in self.items()})
@@ -68,7 +73,7 @@ class MaeImageProcessor:
         self._preprocessing({})  # what is impossible is refused at once
 
     @classmethod
-    @naming_arguments()
+    @raising_as_transformers()
     def from_pretrained(cls, name: str | Path, **changes: Any) -> "MaeImageProcessor":
         """Return the processor of a checkpoint: as ``preprocessor_config.json`` says.
 
@@ -103,10 +108,16 @@ class MaeImageProcessor:
         }
         return cls(**{**stated, **changes})
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``preprocessor_config.json`` into a directory, which is made if need be."""
+    def save_pretrained(self, directory: str | Path) -> list[str]:
+        """Write ``preprocessor_config.json`` into a directory, which is made if need be.
+
+        Returns:
+            The paths of the files that were written.
+        """
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self.to_json_file(Path(directory) / FILE)
+        file = Path(directory) / FILE
+        self.to_json_file(file)
+        return [str(file)]
 
     def to_json_file(self, path: str | Path) -> None:
         """Write what is stated as JSON into a file, which is replaced."""
@@ -194,7 +205,20 @@ def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
     for name in SWITCHES:
         if not isinstance(said.get(name, True), bool):
             raise ConfigurationError(f"{name} must be True or False, not {said[name]!r}")
-    return said
+    sizes: dict[str, Any] = {
+        name: _size(said[name]) for name in ("size", "crop_size") if name in said
+    }
+    return {**said, **sizes}
+
+
+def _size(value: Any) -> Any:
+    """Return a size as a dictionary: one number is for a square, two are (height, width).
+
+    What is not a size is returned as it is, and refused where it is used.
+    """
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    return {"height": sides[0], "width": sides[1]} if whole and len(sides) == 2 else value
 
 
 def _filter(value: Any) -> Any:

@@ -5,6 +5,7 @@ Variables have the paths of the TensorFlow classes of transformers 4.
 
 from collections.abc import Mapping
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -53,9 +54,16 @@ class KerasModel(PretrainedModel):
 
     def __init__(self, config: ReferenceConfig | Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(adopted(config), **kwargs)  # type: ignore[call-arg]
+        if getattr(self.config, "gradient_checkpointing", False):
+            self.gradient_checkpointing_enable()
 
     @classmethod
-    def framework(cls) -> str:
+    def _from_config(cls, config: Any, **options: Any) -> Any:
+        """Return a new model of a configuration, as transformers' method of this name."""
+        return cls(config, **options)
+
+    @classmethod
+    def runs_on(cls) -> str:
         """Return "tensorflow" or "jax", as Keras runs."""
         return str(keras.backend.backend())
 
@@ -75,6 +83,31 @@ class KerasModel(PretrainedModel):
         if not more and named.get("pixel_values") is None:
             raise ValueError("You have to specify pixel_values")
         return super().__call__(*more, **named)  # type: ignore[misc]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the loss that ``fit`` minimizes; without one in ``compile``, the model's own.
+
+        Raises:
+            ValueError: samples have weights and ``compile`` was given no loss.
+        """
+        if y is None or self.loss is not None:  # type: ignore[attr-defined]
+            return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
+        if sample_weight is not None:
+            raise ValueError("the model's own loss has no weights of samples; give compile a loss")
+        own = self._with_targets(y_pred, y)
+        return super().compute_loss(x, None, own, None, training)  # type: ignore[misc]
+
+    def _with_targets(self, outputs: Any, targets: Any) -> Any:
+        """Return the outputs with the model's own loss against the targets of ``fit``."""
+        del targets  # of a masked autoencoder, whose targets are its inputs
+        return outputs
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Return the number of its parameters."""
@@ -199,14 +232,24 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
     task = "pretrain"
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""
+        """Cut images (N, C, H, W) or (N, H, W, C) into patches (N, L, P).
+
+        They are of the configured size, or of any with ``interpolate_pos_encoding``.
+        """
+        if pixel_values.shape[1] != self.config.num_channels:
+            pixel_values = ops.transpose(pixel_values, (0, 3, 1, 2))
         size = tuple(pixel_values.shape[-2:]) if interpolate_pos_encoding else self.config.image_hw
         return patchify(self._cast(pixel_values), plain(self.config, image_size=size))
 
     def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
-        """Put patches (N, L, P) together to images (N, C, H, W) of a size."""
+        """Put patches (N, L, P) together to images (N, H, W, C) of a size (height, width).
+
+        The axes are in the order of transformers' TensorFlow class; the reference model has
+        (N, C, H, W).
+        """
         size = tuple(original_image_size or self.config.image_hw)
-        return unpatchify(patches, plain(self.config, image_size=size))
+        images = unpatchify(patches, plain(self.config, image_size=size))
+        return ops.transpose(images, (0, 2, 3, 1))
 
     def forward_loss(  # type: ignore[override]  # as in transformers
         self,
@@ -257,6 +300,9 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         if labels is not None:
             result = result._replace(loss=self._loss(result.logits, labels))
         return output_of(result, as_tuple=asked.as_tuple)
+
+    def _with_targets(self, outputs: Any, targets: Any) -> Any:
+        return SimpleNamespace(loss=self._loss(outputs.logits, targets))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, K) as transformers chooses it, a scalar."""

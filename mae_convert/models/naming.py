@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.containers.strict_json import parse_json
-from mae_convert.errors import ConfigurationError, MaeConvertError
+from mae_convert.errors import CheckpointError, ConfigurationError, MaeConvertError
 from mae_convert.input_files import open_input
 from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
 
@@ -72,13 +72,13 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        ConfigurationError: it holds none.
+        CheckpointError: it is missing or holds none.
     """
     try:
         with open_input(file) as opened:
             stored = parse_json(opened.read())
     except (MaeConvertError, OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{file} cannot be read ({error}); mend it") from error
+        raise CheckpointError(f"{file} cannot be read ({error}); mend it") from error
     if not isinstance(stored, dict):
-        raise ConfigurationError(f"{file} is not a JSON object; mend it")
+        raise CheckpointError(f"{file} is not a JSON object; mend it")
     return stored

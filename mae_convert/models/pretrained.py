@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 from mae_convert.checkpoint import Flags
 from mae_convert.containers.staging import scratch_directory
 from mae_convert.errors import ConfigurationError
-from mae_convert.in_memory.asking import naming_arguments
 from mae_convert.in_memory.carried import Carried
 from mae_convert.in_memory.loading import Wanted, make_model
 from mae_convert.models.configuration import ViTMAEConfig, check_problem_type
+from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import source_named
 from mae_convert.models.options import (
     SAYABLE,
@@ -119,9 +119,10 @@ class PretrainedModel:
     main_input_name = "pixel_values"
     config: Any
     carried: Any = None
+    name_or_path = ""
 
     @classmethod
-    def framework(cls) -> str:
+    def runs_on(cls) -> str:
         """Return the framework that it runs on."""
         raise NotImplementedError
 
@@ -131,7 +132,7 @@ class PretrainedModel:
         return "float32"
 
     @classmethod
-    @naming_arguments()
+    @raising_as_transformers()
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, config: Any = None, **options: Any
     ) -> Any:
@@ -149,7 +150,8 @@ class PretrainedModel:
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``.
 
         Raises:
-            MaeConvertError: the checkpoint cannot be read, or is not such a model.
+            MaeConvertError: the checkpoint is missing or cannot be read (an OSError), or is not
+                such a model (a ValueError and RuntimeError).
             TypeError: an option that is not known.
         """
         if options.pop("state_dict", None) is not None:
@@ -174,14 +176,17 @@ class PretrainedModel:
         checkpoint = with_free_fields(checkpoint, changes)
         size = size_of(changes)
         model = make_model(
-            checkpoint, Wanted(cls.framework(), cls.task, dtype, device, size, model_class=cls)
+            checkpoint, Wanted(cls.runs_on(), cls.task, dtype, device, size, model_class=cls)
         )
         model.config.update(habits_of(config, options))
+        if getattr(config, "gradient_checkpointing", False):
+            model.gradient_checkpointing_enable()
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if cls.task == "classify" and (labels := labels_of(config, options, model)):
             model.config.id2label = labels
         return (model, loading_info()) if told else model
 
-    @naming_arguments()
+    @raising_as_transformers()
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -220,7 +225,7 @@ class PretrainedModel:
             name = options.get("repo_id") or Path(save_directory).absolute().name
             push(Path(save_directory), name, **said)
 
-    @naming_arguments()
+    @raising_as_transformers()
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = None, **options: Any
     ) -> str:

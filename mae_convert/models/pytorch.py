@@ -4,17 +4,21 @@ Parameters are named as the original has them, and so is the state dict.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mae_convert.in_memory.asking import dtype_named
 from mae_convert.in_memory.torch_model import check_same
+from mae_convert.models.checkpointing import (
+    disable_checkpointing,
+    enable_checkpointing,
+    is_checkpointing,
+)
 from mae_convert.models.configuration import ReferenceConfig, adopted, plain
-from mae_convert.models.outputs import output_of
+from mae_convert.models.options import WITHOUT_EFFECT, dtype_of
 from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
@@ -22,6 +26,10 @@ from mae_convert.models.pretrained import (
     check_size,
     problem_type,
 )
+from mae_convert.models.state_names import in_own_names
+from mae_convert.models.torch_outputs import output_of
+from mae_convert.models.transformers_base import TransformersBase
+from mae_convert.rounding import DTYPES
 from mae_convert.verify.torch_runs import WithoutValues
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
@@ -33,14 +41,41 @@ class TorchModel(PretrainedModel, nn.Module):
     """What the three models have in common."""
 
     layout = "transformers"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+    _keys_to_ignore_on_save = None
 
     def __init__(self, config: ReferenceConfig) -> None:
         super().__init__(adopted(config))
+        if getattr(self.config, "gradient_checkpointing", False):
+            self.gradient_checkpointing_enable()
 
     @classmethod
-    def framework(cls) -> str:
+    def runs_on(cls) -> str:
         """Return "torch"."""
         return "torch"
+
+    @classmethod
+    def from_config(cls, config: Any, **options: Any) -> Any:
+        """Return a new model of a configuration, initialized as in the paper.
+
+        Args:
+            config: a configuration.
+            options: ``dtype`` (or ``torch_dtype``) of the parameters; default: float32.
+
+        Raises:
+            TypeError: an option that is not known.
+        """
+        dtype = dtype_of(options, None)
+        if unknown := sorted(options.keys() - {*WITHOUT_EFFECT}):
+            raise TypeError(f"from_config knows no {unknown[0]!r}; it takes dtype")
+        name = dtype_named(dtype, tuple(DTYPES))
+        model = cls(config)
+        return model if name is None else model.to(getattr(torch, name))
+
+    @classmethod
+    def _from_config(cls, config: Any, **options: Any) -> Any:
+        return cls.from_config(config, **options)
 
     @property
     def device(self) -> torch.device:
@@ -52,8 +87,13 @@ class TorchModel(PretrainedModel, nn.Module):
         """What its parameters are kept in."""
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Return the number of its parameters."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Return the number of its parameters.
+
+        ``exclude_embeddings`` makes no difference: as in transformers, it is about
+        ``torch.nn.Embedding``, which no model here has.
+        """
+        del exclude_embeddings
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -71,20 +111,65 @@ class TorchModel(PretrainedModel, nn.Module):
         """As ``vit``; of an encoder, itself."""
         return self if self.task == "encoder" else self.vit
 
-    def gradient_checkpointing_enable(self, _: Any = None) -> None:
-        """Compute the inside of each block anew for its gradient instead of keeping it."""
-        for block in blocks_of(self):
-            block.forward = partial(_anew, type(block).forward, block)
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters of several dimensions that do not decay in fine-tuning."""
+        return {"cls_token", "pos_embed"}
+
+    def floating_point_ops(
+        self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
+    ) -> int:
+        """Estimate the operations of a training step as transformers: 6 x inputs x parameters."""
+        values = input_dict[self.main_input_name].numel()
+        return int(6 * values * self.num_parameters(exclude_embeddings=exclude_embeddings))
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute the activations inside blocks for their gradient instead of keeping them.
+
+        Args:
+            gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
+            every_n_layers: checkpoint the first block and every n-th after it.
+            offload: keep the inputs of blocks in the memory of the CPU.
+        """
+        enable_checkpointing(self, gradient_checkpointing_kwargs, every_n_layers, offload=offload)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """As `gradient_checkpointing_enable`, by the name of later versions of transformers."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep the inside of each block for its gradient again."""
-        for block in blocks_of(self):
-            block.__dict__.pop("forward", None)
+        """Keep the activations inside blocks again."""
+        disable_checkpointing(self)
+
+    def activation_checkpointing_disable(self) -> None:
+        """As `gradient_checkpointing_disable`."""
+        disable_checkpointing(self)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the inside of blocks is computed anew."""
-        return any("forward" in block.__dict__ for block in blocks_of(self))
+        """Whether blocks recompute their activations."""
+        return is_checkpointing(self)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """As `is_gradient_checkpointing`."""
+        return is_checkpointing(self)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state dict, by its own names or by those that transformers writes into files."""
+        own = in_own_names(state_dict, plain(self.config), self.task)
+        return super().load_state_dict(own, strict=strict, assign=assign)
 
     def _computed(
         self, pixel_values: Tensor | None, *more: Any, asked: Asked, interpolate: bool | None
@@ -148,17 +233,6 @@ DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
-def blocks_of(model: nn.Module) -> list[Any]:
-    """Return the transformer blocks of encoder and decoder."""
-    return [module for module in model.modules() if type(module).__name__ == "Block"]
-
-
-def _anew(forward: Any, block: Any, *inputs: Any) -> Any:
-    if not (block.training and torch.is_grad_enabled()):
-        return forward(block, *inputs)
-    return checkpoint(forward, block, *inputs, use_reentrant=False)
-
-
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
     """Return position embeddings (1, 1 + L, D) for another grid, as ``--image-size`` makes them.
 
@@ -195,13 +269,15 @@ class MaskedTorchModel(TorchModel):
         return output_of(result, as_tuple=asked.as_tuple)
 
 
-class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel):  # type: ignore[misc]
+class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  # type: ignore[misc]
     """The encoder, for scripts that use ``transformers.ViTMAEModel``."""
 
     task = "encoder"
 
 
-class ViTMAEForPreTraining(MaskedTorchModel, reference.ViTMAEForPreTraining):  # type: ignore[misc]
+class ViTMAEForPreTraining(  # type: ignore[misc]
+    MaskedTorchModel, reference.ViTMAEForPreTraining, TransformersBase
+):
     """Encoder and decoder, for scripts that use ``transformers.ViTMAEForPreTraining``."""
 
     task = "pretrain"
@@ -237,7 +313,7 @@ class ViTMAEForPreTraining(MaskedTorchModel, reference.ViTMAEForPreTraining):  #
         return super().forward_loss(pixel_values, pred, mask, norm_pix_loss)
 
 
-class ViTForImageClassification(TorchModel, reference.ViTForImageClassification):
+class ViTForImageClassification(TorchModel, reference.ViTForImageClassification, TransformersBase):
     """The classifier, for scripts that use ``transformers.ViTForImageClassification``."""
 
     task = "classify"

@@ -49,14 +49,21 @@ class MaskedModel(ConfiguredModel):
         self.encoder = Encoder(self.config, initializer=initializer, dtype=self.dtype_policy)
         self.seed_generator = keras.random.SeedGenerator()
 
+    def default_noise(self, images: Any) -> Tensor:
+        """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+        patches = self.config.num_patches
+        if self.config.num_kept == patches:
+            ascending = ops.arange(patches, dtype="float32")
+            return ops.broadcast_to(ascending, (images, patches))
+        return keras.random.uniform((images, patches), dtype="float32", seed=self.seed_generator)
+
     def encode_visible(
         self, pixel_values: Tensor, noise: Tensor | None, wanted: Wanted
     ) -> ViTMAEModelOutput:
         """Mask images (N, C, H, W) by noise (N, L) and encode what is left."""
         check_pixels(pixel_values, self.config)
         if noise is None:
-            shape = (ops.shape(pixel_values)[0], self.config.num_patches)
-            noise = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+            noise = self.default_noise(ops.shape(pixel_values)[0])
         check_noise(noise, pixel_values.shape[0], self.config)
         ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
         trunk = self.encoder(pixel_values, ids_keep=ids_keep, wanted=wanted)
@@ -95,8 +102,8 @@ class TFViTMAEModel(MaskedModel):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Sampled
-                uniformly where it is not given.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
             output_hidden_states: return the embedding output and each block's output.
             output_attentions: return each block's attention probabilities.
             output_taps: return intermediate results by name.
@@ -195,8 +202,8 @@ class TFViTMAEForPreTraining(MaskedModel):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Sampled
-                uniformly where it is not given.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
             output_hidden_states: return the encoder's embedding output and each block's output.
             output_attentions: return each encoder block's attention probabilities.
             output_taps: return intermediate results of encoder and decoder by name.

@@ -36,7 +36,7 @@ class MaskedEncoder(Encoder):
         """Mask images (N, C, H, W) by noise (N, L) and encode what is left."""
         images = pixel_values.shape[0]
         if noise is None:
-            noise = torch.rand(images, self.config.num_patches, device=pixel_values.device)
+            noise = self.default_noise(images, pixel_values.device)
         check_noise(noise, images, self.config)
         ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
         trunk = self.encode(self.embed(pixel_values, ids_keep), wanted)
@@ -45,6 +45,13 @@ class MaskedEncoder(Encoder):
         return ViTMAEModelOutput(
             latent, mask, ids_restore, trunk.hidden_states, trunk.attentions, taps
         )
+
+    def default_noise(self, images: int, device: torch.device) -> Tensor:
+        """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+        patches = self.config.num_patches
+        if self.config.num_kept == patches:
+            return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
+        return torch.rand(images, patches, device=device)
 
 
 class ViTMAEModel(MaskedEncoder):
@@ -70,8 +77,8 @@ class ViTMAEModel(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Sampled
-                uniformly where it is not given.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
             output_hidden_states: return the embedding output and each block's output.
             output_attentions: return each block's attention probabilities; costs the fused kernel.
             output_taps: return intermediate results by name.
@@ -130,8 +137,8 @@ class ViTMAEForPreTraining(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Sampled
-                uniformly where it is not given.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
             output_hidden_states: return the encoder's embedding output and each block's output.
             output_attentions: return each encoder block's attention probabilities; costs the fused
                 kernel.

@@ -1,0 +1,63 @@
+"""Activation checkpointing in PyTorch: blocks recompute their activations for their gradient.
+
+The name of a block's method is set on the block itself, so that a model without it is untouched.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks_of(model: nn.Module) -> list[Any]:
+    """Return the transformer blocks of encoder and decoder."""
+    return [module for module in model.modules() if type(module).__name__ == "Block"]
+
+
+def enable_checkpointing(
+    model: nn.Module, options: Mapping[str, Any] | None, every_n_layers: int, *, offload: bool
+) -> None:
+    """Recompute the activations inside blocks for their gradient instead of keeping them.
+
+    Args:
+        model: a model with transformer blocks.
+        options: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` is False if
+            it is not given.
+        every_n_layers: checkpoint the first block and every n-th after it.
+        offload: keep the inputs of blocks in the memory of the CPU.
+
+    Raises:
+        ValueError: ``every_n_layers`` is less than 1.
+    """
+    if every_n_layers < 1:
+        raise ValueError(f"every_n_layers must be 1 or more, not {every_n_layers}")
+    disable_checkpointing(model)
+    chosen = {"use_reentrant": False, **(options or {})}
+    for block in blocks_of(model)[::every_n_layers]:
+        block.forward = partial(_recomputed, type(block).forward, block, chosen, offload)
+
+
+def disable_checkpointing(model: nn.Module) -> None:
+    """Keep the activations inside blocks again."""
+    for block in blocks_of(model):
+        block.__dict__.pop("forward", None)
+
+
+def is_checkpointing(model: nn.Module) -> bool:
+    """Return whether a block recomputes its activations."""
+    return any("forward" in block.__dict__ for block in blocks_of(model))
+
+
+def _recomputed(
+    forward: Any, block: Any, options: Mapping[str, Any], offload: bool, *inputs: Any
+) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(block, *inputs)
+    if not offload:
+        return checkpoint(forward, block, *inputs, **options)
+    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return checkpoint(forward, block, *inputs, **options)

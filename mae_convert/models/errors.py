@@ -1,0 +1,65 @@
+"""Errors of this project that are also of the kinds that transformers raises in the same place.
+
+A script that catches ``OSError`` around ``from_pretrained`` for a missing checkpoint, or
+``RuntimeError`` or ``ValueError`` for sizes that do not match, catches these.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mae_convert.errors import (
+    CheckpointError,
+    ConfigurationError,
+    HubError,
+    LayoutError,
+    MaeConvertError,
+    MissingRequirementError,
+)
+from mae_convert.in_memory.asking import naming_arguments
+
+
+class UnreadableCheckpointError(CheckpointError, OSError):
+    """A checkpoint is missing or cannot be read."""
+
+
+class HubAccessError(HubError, OSError):
+    """The Hugging Face Hub refused the request, or does not have what was requested."""
+
+
+class UnavailableError(MissingRequirementError, OSError):
+    """The network, a device or a package that loading needs is not available."""
+
+
+class MismatchedTensorsError(LayoutError, ValueError, RuntimeError):
+    """Tensors do not fit the model."""
+
+
+class InvalidConfigurationError(ConfigurationError, ValueError, RuntimeError):
+    """A field of the configuration is missing, impossible, or does not match the checkpoint."""
+
+
+KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
+    CheckpointError: UnreadableCheckpointError,
+    HubError: HubAccessError,
+    MissingRequirementError: UnavailableError,
+    LayoutError: MismatchedTensorsError,
+    ConfigurationError: InvalidConfigurationError,
+}
+
+
+@contextmanager
+def raising_as_transformers() -> Iterator[None]:
+    """Raise this project's errors as subclasses that are of transformers' kinds too.
+
+    Options of the command line in a message are named as arguments of Python.
+    """
+    try:
+        with naming_arguments():
+            yield
+    except MaeConvertError as error:
+        kind = next((KINDS[base] for base in type(error).__mro__ if base in KINDS), None)
+        if kind is None or isinstance(error, kind):
+            raise
+        same = kind(str(error))
+        same.__dict__.update(error.__dict__)
+        raise same.with_traceback(error.__traceback__) from error.__cause__

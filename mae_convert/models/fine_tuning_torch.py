@@ -1,0 +1,118 @@
+"""Fine-tuning in PyTorch as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
+
+The same recipe as `mae_convert.models.fine_tuning` has for Keras: AdamW with a learning rate that
+warms up and then falls as a cosine, smaller for earlier layers (Clark et al. 2020,
+arXiv:2003.10555): that of a layer is the rate times ``layer_decay`` to the power of its distance
+from the head.
+"""
+
+import math
+import re
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
+NO_DECAY = ("cls_token", "pos_embed")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Return the layer that a parameter belongs to: 0 the embeddings, depth + 1 norm and head.
+
+    Args:
+        name: the parameter's name, as the original has it.
+        depth: blocks of the encoder.
+    """
+    if match := BLOCK.match(name):
+        return int(match[1]) + 1
+    return 0 if name.startswith(EMBEDDINGS) else depth + 1
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.05,
+    layer_decay: float = 0.75,
+) -> list[dict[str, Any]]:
+    """Return the parameters of a classifier in groups, each with its learning rate, for AdamW.
+
+    Biases, norms, class token and position embeddings do not decay. Parameters that do not require
+    a gradient are in no group.
+
+    Args:
+        model: a classifier of this project, or of another that has the original's names.
+        learning_rate: of the head.
+        weight_decay: of the parameters that decay.
+        layer_decay: by what factor the rate of a layer is smaller than that of the next one.
+
+    Returns:
+        One dictionary for each layer and kind, first layer first: ``params``, ``lr``,
+        ``weight_decay``, and ``layer``, the layer's number.
+    """
+    names = dict(model.named_parameters())
+    depth = len({match[1] for name in names if (match := BLOCK.match(name))})
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in names.items():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name, depth)
+        decays = parameter.ndim > 1 and name not in NO_DECAY
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (depth + 1 - layer),
+                "weight_decay": weight_decay if decays else 0.0,
+                "layer": layer,
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def fine_tuning_optimizer(
+    model: nn.Module,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    epochs: int,
+    base_learning_rate: float = 1e-3,
+    warmup_epochs: int = 5,
+    layer_decay: float = 0.75,
+    weight_decay: float = 0.05,
+) -> tuple[AdamW, LambdaLR]:
+    """Return optimizer and scheduler of the paper's fine-tuning.
+
+    The scheduler's ``step`` is called after each training step; ``transformers.Trainer`` takes both
+    as ``optimizers`` and does so.
+
+    Args:
+        model: a classifier of this project.
+        batch_size: images in a step, over all processes and accumulated gradients.
+        steps_per_epoch: steps in an epoch.
+        epochs: epochs of the training.
+        base_learning_rate: for 256 images in a step; the rate grows with them.
+        warmup_epochs: epochs in which the rate grows from zero.
+        layer_decay: by what factor the rate of a layer is smaller than that of the next one.
+        weight_decay: of the parameters that decay.
+    """
+    groups = parameter_groups(
+        model,
+        base_learning_rate * batch_size / 256,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+    )
+    warmup = min(warmup_epochs, epochs) * steps_per_epoch
+    falling = max(1, epochs * steps_per_epoch - warmup)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / falling)))
+
+    optimizer = AdamW(groups, betas=(0.9, 0.999))
+    return optimizer, LambdaLR(optimizer, factor)

@@ -1,0 +1,52 @@
+"""A state dict with transformers' names, as its Trainer reads back what it saved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mae_convert.canonical import schema
+from mae_convert.errors import LayoutError
+from mae_convert.in_memory.torch_model import lazy_tensor, read_tensor
+from mae_convert.layouts import layout_named
+from mae_convert.mapping import Rule, read_tensors, write_tensors
+from reference_models.configuration import ViTMAEConfig
+
+
+def in_own_names(
+    state: Mapping[str, Tensor], config: ViTMAEConfig, task: str
+) -> Mapping[str, Tensor]:
+    """Return a state dict by the names of the original.
+
+    Args:
+        state: a state dict; unless it has all names that a class of transformers writes for such a
+            model, it is returned as it is.
+        config: the configuration of the model.
+        task: "pretrain", "encoder" or "classify".
+    """
+    if any(name.startswith(("blocks.", "patch_embed.")) for name in state):
+        return state
+    rules = _rules_that_fit(state, config, task)
+    if rules is None:
+        return state
+    stored = {rule.external for rule in rules}
+    canonical = read_tensors({name: lazy_tensor(name, state[name]) for name in stored}, rules)
+    table = layout_named("facebook").table_for(task)
+    own = write_tensors(canonical, table.expand(canonical))
+    others = {name: value for name, value in state.items() if name not in stored}
+    return {**{tensor.name: read_tensor(tensor, None) for tensor in own}, **others}
+
+
+def _rules_that_fit(
+    state: Mapping[str, Any], config: ViTMAEConfig, task: str
+) -> tuple[Rule, ...] | None:
+    """Return the rows of a naming variant whose tensors are all in a state dict, or None."""
+    names = schema(config, task)
+    for table in layout_named("transformers").tables:
+        try:
+            rules = tuple(table.expand(names))
+        except LayoutError:  # this variant is not for the task
+            continue
+        if all(rule.external in state for rule in rules):
+            return rules
+    return None

@@ -1,0 +1,77 @@
+"""What the PyTorch models return: transformers' ``ModelOutput`` where it is installed.
+
+Its pipelines read the parts of no other class by name. Where transformers is not installed, the
+results are those of `outputs`. Both are used in the same way: by attribute, name or index, as
+``**outputs``, and by unpacking their values, which transformers' own do not allow.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mae_convert.models import outputs
+from reference_models import outputs as reference
+
+try:
+    from transformers.utils import ModelOutput
+except ImportError:
+    ModelOutput = None
+
+CLASSES: dict[type, Any] = {}
+
+if ModelOutput is not None:
+
+    class Output(ModelOutput):
+        """An ordered dictionary whose entries are attributes; iterating over it gives values."""
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.values())
+
+    @dataclass
+    class ViTMAEModelOutput(Output):
+        """As of the reference model of the encoder, but for taps."""
+
+        last_hidden_state: Any = None
+        mask: Any = None
+        ids_restore: Any = None
+        hidden_states: Any = None
+        attentions: Any = None
+
+    @dataclass
+    class ViTMAEForPreTrainingOutput(Output):
+        """As of the reference model of encoder and decoder, but for taps."""
+
+        loss: Any = None
+        logits: Any = None
+        mask: Any = None
+        ids_restore: Any = None
+        hidden_states: Any = None
+        attentions: Any = None
+
+    @dataclass
+    class ImageClassifierOutput(Output):
+        """As of the reference model of the classifier, but for taps."""
+
+        loss: Any = None
+        logits: Any = None
+        hidden_states: Any = None
+        attentions: Any = None
+
+    CLASSES = {
+        reference.ViTMAEModelOutput: ViTMAEModelOutput,
+        reference.ViTMAEForPreTrainingOutput: ViTMAEForPreTrainingOutput,
+        reference.ImageClassifierOutput: ImageClassifierOutput,
+    }
+
+
+def output_of(result: NamedTuple, *, as_tuple: bool = False) -> Any:
+    """Return the result of a reference model as transformers' classes return it.
+
+    Args:
+        result: what a reference model returned.
+        as_tuple: return a plain tuple of the parts that are not None.
+    """
+    if as_tuple or not CLASSES:
+        return outputs.output_of(result, as_tuple=as_tuple)
+    fields = {name: value for name, value in result._asdict().items() if name != "taps"}
+    return CLASSES[type(result)](**fields)
