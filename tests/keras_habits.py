@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from mae_convert import load_model
@@ -70,6 +71,30 @@ def check_fit_trains_further_without_a_loss_of_compile():
     found = model.predict(masked(), batch_size=3, verbose=0)
     assert found.logits.shape == (8, 16, 192)
     assert found.loss is None
+
+
+def check_fit_needs_no_loss_in_compile():
+    pixels, _ = arrays(2)
+    labels = np.array([1, 3])
+    model = TFViTForImageClassification.from_pretrained(PRETRAIN, num_labels=4)
+    expected = np.log(4)  # of a head of zeros
+    eager = {"run_eagerly": BACKEND == "tensorflow"}
+    for metrics, inputs in ((None, pixels), (["accuracy"], {"pixel_values": pixels})):
+        model.compile(keras.optimizers.SGD(0.0), metrics=metrics, **eager)
+        history = model.fit(inputs, labels, verbose=0).history
+        assert np.isclose(history["loss"][0], expected), history
+        assert ("accuracy" in history) == (metrics is not None)
+    assert np.isclose(model.evaluate(pixels, labels, verbose=0)[0], expected)
+    with pytest.raises(ValueError, match="give compile a loss"):
+        model.fit(pixels, labels, sample_weight=labels, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss=loss, **eager)
+    assert np.isclose(model.fit(pixels, labels, verbose=0).history["loss"][0], expected)
+
+    masked = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
+    masked.compile("adam")
+    for data in ((pixels,), (pixels, labels), ({"pixel_values": pixels}, labels)):
+        assert masked.fit(*data, verbose=0).history["loss"][0] > 0
 
 
 def check_fine_tuning_learns_with_a_rate_for_each_layer():

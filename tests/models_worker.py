@@ -344,28 +344,6 @@ def check_the_loss_of_a_classifier_is_what_its_labels_ask_for():
     assert np.isclose(float(loss), np.log(4))
 
 
-def check_fit_needs_no_loss_in_compile():
-    pixels, labels = inputs_of("classify")["pixel_values"], np.array([1, 3])
-    model = model_of("classify", num_labels=4, ignore_mismatched_sizes=True)
-    expected = float(model(pixels, labels=labels).loss)
-    eager = {"run_eagerly": BACKEND == "tensorflow"}
-    for metrics, inputs in ((None, pixels), (["accuracy"], {"pixel_values": pixels})):
-        model.compile(keras.optimizers.SGD(0.0), metrics=metrics, **eager)
-        history = model.fit(inputs, labels, verbose=0).history
-        assert np.isclose(history["loss"][0], expected), history
-        assert ("accuracy" in history) == (metrics is not None)
-    assert np.isclose(model.evaluate(pixels, labels, verbose=0)[0], expected)
-    assert "loss" in refusal(model.fit, pixels, labels, sample_weight=labels, verbose=0)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.0), loss=loss, **eager)
-    assert np.isclose(model.fit(pixels, labels, verbose=0).history["loss"][0], expected)
-
-    masked = model_of("pretrain")
-    masked.compile("adam")
-    for data in ((pixels, labels), ({"pixel_values": pixels}, labels)):
-        assert masked.fit(*data, verbose=0).history["loss"][0] > 0
-
-
 def outcome(check):
     try:
         check()
