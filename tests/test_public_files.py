@@ -15,6 +15,8 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.in_memory.loading import load_model
+from mae_convert.in_memory.saving import save_model
 from mae_convert.inspection import inspect
 from mae_convert.planning import plan_conversion
 from mae_convert.verify.loaders import pytorch_state_dict
@@ -465,6 +467,19 @@ class TestNoKeyBias:
         execute(plan_conversion(open_checkpoint(there), tmp_path / "back.pth", "facebook"))
         written = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
         assert torch.equal(written["blocks.0.attn.qkv.bias"][32:64], weights[name])
+
+    def test_it_is_loaded_and_saved_as_it_was(self, opened, mae, tmp_path):
+        state = without_key_bias(mae)
+        model = load_model(opened(state))
+        expected = with_zero_key_bias(mae)
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+        save_model(model, tmp_path / "back.pth", "facebook")
+        assert set(torch.load(tmp_path / "back.pth", weights_only=True)["model"]) == set(state)
+        with torch.no_grad():
+            model.blocks[0].attn.qkv.bias[40] = 1.0
+        save_model(model, tmp_path / "trained.pth", "facebook")
+        written = torch.load(tmp_path / "trained.pth", weights_only=True)["model"]
+        assert written["blocks.0.attn.qkv.bias"][40] == 1.0
 
     def test_only_some_key_biases_are_an_error(self, opened, mae):
         with pytest.raises(LayoutError):

@@ -63,6 +63,17 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, trai
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]
 
 
+def test_without_any_loss_there_is_no_timeline(run, tmp_path):
+    write_blurred(tmp_path / "checkpoint-1.pth", np.nan)
+    result = run(
+        "timeline", "checkpoint-1.pth", "--images", DEMO, "-o", "t.csv", "--framework", "torch",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.status == 2
+    assert "none of the checkpoints can be run: its loss is nan" in result.err
+    assert not (tmp_path / "t.csv").exists()
+
+
 def test_the_loss_is_that_of_the_model_itself(run, training):
     """The reference model's own loss for the same pixels and noise, with and without norms."""
     code = Path(__file__).with_name("timeline_worker.py")

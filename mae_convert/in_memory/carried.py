@@ -25,6 +25,8 @@ class Carried:
         name: the checkpoint that the model was loaded from.
         assumptions: what was assumed of the model's configuration when it was loaded, by field, as
             `Configuration.only_assumed` returns it.
+        key_bias: whether the checkpoint has biases of the key; if not, the model's are zeros, and
+            they are left out again when it is saved, unless they were trained.
     """
 
     image_mean: tuple[float, ...]
@@ -34,6 +36,7 @@ class Carried:
     sources: Mapping[str, str] = field(default_factory=dict)
     name: str | None = None
     assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    key_bias: bool = True
 
     @classmethod
     def by(cls, plan: Plan) -> "Carried":

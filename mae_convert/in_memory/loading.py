@@ -130,12 +130,12 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     if kept is None and in_keras:
         kept = one_dtype(checkpoint)
     geometry = Geometry(wanted.image_size)
-    plan = plan_conversion(
-        checkpoint, target, layout, task=wanted.task, dtype=kept, geometry=geometry
-    )
+    # The reference models have a bias of the key: where a checkpoint has none, it is zeros.
+    whole = replace(checkpoint, key_bias=True)
+    plan = plan_conversion(whole, target, layout, task=wanted.task, dtype=kept, geometry=geometry)
     require(wanted.framework)
     model = _make(plan, replace(wanted, dtype=wanted.dtype or kept))
-    model.carried = Carried.by(plan)
+    model.carried = replace(Carried.by(plan), key_bias=checkpoint.key_bias)
     return model
 
 

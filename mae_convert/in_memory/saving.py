@@ -98,6 +98,7 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
         dropped={},
         prefix=as_stored(external),
         origin=Origin(IN_MEMORY, {"name": IN_MEMORY, "loaded_from": carried.name}),
+        key_bias=carried.key_bias,
     )
 
 

@@ -147,7 +147,7 @@ def timeline(
         advance(1)
     if latest and owed:
         shown[latest[0]] = latest[1]
-    if run.configuration is None:
+    if run.configuration is None or all(point.loss is None for point in points):
         raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
     points = _in_order(points)
     pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
