@@ -105,10 +105,10 @@ class Checkpoint:
         """
         return replace(self, configuration=self.configuration.specified(fields, source))
 
-    def require_complete(self) -> None:
-        """Raise ConfigurationError if a field of the configuration is missing."""
+    def require_complete(self, task: str | None = None) -> None:
+        """Raise ConfigurationError if a field is missing that a task, by default its own, needs."""
         with _naming(self.name):
-            self.configuration.require_complete()
+            self.configuration.for_task(task or self.task).require_complete()
 
     @property
     def preprocessor(self) -> Mapping[str, Any]:
@@ -358,7 +358,9 @@ def open_checkpoint(
         _check_class_position(container, reading, said)
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
-        configuration = resolve(reading.task, evidence, incomplete=incomplete)
+        configuration = resolve(reading.task, evidence, incomplete=True)
+        if not incomplete:
+            configuration.for_task(task or reading.task).require_complete()
         dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
         unknown = unread(container, reading.layout.name, reading.task, dtypes)
     container, reading, canonical = _folded(container, reading)
@@ -405,6 +407,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     return replace(
         checkpoint,
         task=task,
+        configuration=checkpoint.configuration.for_task(task),
         tensors={name: checkpoint.tensors[name] for name in names},
         rules=rules,
         dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},

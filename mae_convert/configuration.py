@@ -103,6 +103,28 @@ class Configuration:
             missing=tuple(missing for missing in self.missing if missing.field not in fields),
         )
 
+    def for_task(self, task: str) -> "Configuration":
+        """Return the configuration of a part of the model: a task asks for its own fields only.
+
+        An encoder needs nothing of the decoder. A decoder whose number of heads is missing becomes
+        the one that a configuration of an encoder has by default, so that no placeholder is
+        written.
+        """
+        own = untold_fields(task)
+        if all(missing.field in own for missing in self.missing):
+            return self
+        defaults = ViTMAEConfig()
+        decoder = {
+            field.name: getattr(defaults, field.name)
+            for field in fields(ViTMAEConfig)
+            if field.name.startswith("decoder_")
+        }
+        return replace(
+            self,
+            model=replace(self.model, **decoder),
+            missing=tuple(missing for missing in self.missing if missing.field in own),
+        )
+
     def require_complete(self) -> None:
         """Raise ConfigurationError if a field is missing; one message asks for all of them."""
         if self.missing:

@@ -35,9 +35,8 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
             "this checkpoint has a classifier head already; --num-labels makes one on an encoder"
             " (drop the old head first: --task encoder)"
         )
-    model = replace(
-        source.configuration.model, num_labels=num_labels, global_pool="token", fc_norm=None
-    )
+    configuration = source.configuration.for_task("classify")
+    model = replace(configuration.model, num_labels=num_labels, global_pool="token", fc_norm=None)
     dtype = source.tensors["encoder.norm.weight"].dtype
     tensors = {
         name: source.tensors.get(name) or _zeros(name, shape, dtype)
@@ -52,7 +51,7 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         source,
         container=container,
         task="classify",
-        configuration=replace(source.configuration, model=model),
+        configuration=replace(configuration, model=model),
         tensors=tensors,
         created={
             **source.created,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.canonical import KEY_BIAS, check_task, schema
+from mae_convert.canonical import KEY_BIAS, TASKS, check_task, schema
 from mae_convert.checkpoint import NO_KEY_BIAS, Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
@@ -111,11 +111,12 @@ def plan_conversion(
             of such a geometry.
         OutputError: the target's name or the packing does not fit the layout.
     """
-    source.configuration.require_complete()
+    source.require_complete(task if task in TASKS else None)
     layout, packing = layout_named(layout_name), packing or Packing()
     _check_chosen(source, task)
     task = task or source.task
     check_task(task, source.task)
+    source = replace(source, configuration=source.configuration.for_task(task))
     source, changes = with_geometry(source, task, geometry or Geometry())
     model = source.configuration.model
     if reason := layout.refusal(model, task):

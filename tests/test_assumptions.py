@@ -237,3 +237,28 @@ def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
         of_plain, of_other, of_target = (model(*given).logits for model in (plain, other, target))
     assert torch.equal(of_other, of_target)
     assert 1e-8 < (of_plain - of_target).norm() / of_plain.norm() < 1e-2
+
+
+def test_an_encoder_asks_for_nothing_of_the_decoder_that_is_left_out(case, tmp_path, run):
+    source = case("pretrain_tiny").checkpoint
+    heads = Flags(num_attention_heads=4)
+    with pytest.raises(ConfigurationError, match="--decoder-num-heads"):
+        open_checkpoint(source, heads)
+    whole = open_checkpoint(source, heads, incomplete=True)
+    with pytest.raises(ConfigurationError, match="--decoder-num-heads"):
+        plan_conversion(whole, tmp_path / "whole", "transformers")
+    with pytest.raises(ConfigurationError, match="--num-heads"):
+        open_checkpoint(source, task="encoder")
+    encoder = open_checkpoint(source, heads, task="encoder")
+    execute(plan_conversion(encoder, tmp_path / "encoder", "transformers", task="encoder"))
+    written = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    # No placeholder: what the configuration of an encoder says of a decoder that is not there.
+    assert (written["num_attention_heads"], written["decoder_num_attention_heads"]) == (4, 16)
+    assert load_model(source, task="encoder", num_attention_heads=4).config.hidden_size
+    assert load_model(source, num_labels=3, num_attention_heads=4).head.weight.shape[0] == 3
+    told = run("inspect", source, "--task", "encoder", "--num-heads", 4, "--json").json
+    assert told["missing"] == []
+    again = run(
+        "convert", source, tmp_path / "new", "--to", "timm", "--num-labels", 3, "--num-heads", 4
+    )
+    assert again.status == 0, again.err

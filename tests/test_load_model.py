@@ -76,7 +76,7 @@ WRONG = {
         {},
         MaeConvertError,
         r"with num_attention_heads \(--num-heads\) and decoder_num_attention_heads"
-        r" \(--decoder-num-heads\)$",
+        r" \(--decoder-num-heads\), or find them",
     ),
     "framework": ({"framework": "mxnet", **HEADS}, MaeConvertError, "torch, tensorflow, jax"),
     "dtype": ({"dtype": "int8", **HEADS}, MaeConvertError, "float64, float32"),

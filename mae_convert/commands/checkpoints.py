@@ -167,9 +167,8 @@ def convert(
     part = None if num_labels else task
     if use_infer:
         source, _ = open_and_infer(src, flags, images, state_key=state_key, task=part)
-        source.require_complete()
     else:
-        source = open_and_tell(src, flags, state_key=state_key, task=part)
+        source = open_and_tell(src, flags, state_key=state_key, task=part, incomplete=True)
     source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **wanted)

@@ -156,7 +156,8 @@ def features(
     if folder is None and inputs is None:
         raise click.UsageError("there is no picture; give a folder, or --inputs FILE.npz")
     paths = images_below(folder) if folder else []
-    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
+    checkpoint.require_complete("encoder")
     given = batch_from_inputs(inputs, checkpoint) if inputs else None
     chosen = framework or first_installed()
     count = len(given.names if given else paths)

@@ -80,7 +80,11 @@ def load_model(
     else:
         part = task if num_labels is None else None
         checkpoint = open_source(
-            parse_source(str(source)), flags_of(said), state_key=state_key, task=part
+            parse_source(str(source)),
+            flags_of(said),
+            state_key=state_key,
+            task=part,
+            incomplete=True,
         )
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)

@@ -96,7 +96,9 @@ class MaeImageProcessor:
             stated = _stated_in(source)
             if stated is not None:
                 return cls(**{**stated, **changes})
-        checkpoint = open_source(source)
+        checkpoint = open_source(source, incomplete=True)
+        if any(missing.field == "image_size" for missing in checkpoint.configuration.missing):
+            checkpoint.require_complete()
         configuration = checkpoint.configuration
         height, width = configuration.model.image_hw
         stated = {

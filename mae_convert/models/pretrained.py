@@ -169,7 +169,7 @@ class PretrainedModel:
         said = {name: value for name, value in changes.items() if name in SAYABLE}
         if "global_pool" in options:  # of a configuration it may be the default
             said["global_pool"] = options["global_pool"]
-        checkpoint = open_source(source, Flags(**said))
+        checkpoint = open_source(source, Flags(**said), incomplete=True)
         if cls.task == "classify":
             count = changes.get("num_labels") if names_labels(config, options) else None
             checkpoint = with_head(checkpoint, count, anew=anew)

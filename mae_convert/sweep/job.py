@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert import storage
-from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint import Checkpoint, Flags, as_task, check_flags, open_checkpoint
 from mae_convert.containers.staging import scratch_directory
 from mae_convert.convert import execute
 from mae_convert.errors import MaeConvertError
@@ -140,6 +140,8 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     elif job.target is not None:
         place, _ = _local(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, **said)
+    if source.configuration.missing:  # of what the job's task does not need
+        source = as_task(source, said["task"])
     target = open_checkpoint(place, flags, fill_only=True, state_key=state_key)
     check_flags(flags, source, target)
     found["task"] = target.task

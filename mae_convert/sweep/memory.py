@@ -91,7 +91,7 @@ def model_bytes(job: "Job") -> int:
         if isinstance(source, HubReference | Official):
             return UNKNOWN_BYTES
         flags, key = flags_of(job.settings), job.settings.get("state_key")
-        checkpoint = open_source(source, flags, state_key=key)
+        checkpoint = open_source(source, flags, state_key=key, incomplete=True)
     except (MaeConvertError, OSError):
         return 0
     return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
