@@ -64,13 +64,13 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, trai
 
 
 def test_without_any_loss_there_is_no_timeline(run, tmp_path):
-    write_blurred(tmp_path / "checkpoint-1.pth", np.nan)
+    write_blurred(tmp_path / "checkpoint-1.pth", 1e30)
     result = run(
         "timeline", "checkpoint-1.pth", "--images", DEMO, "-o", "t.csv", "--framework", "torch",
         cwd=tmp_path,
     )  # fmt: skip
     assert result.status == 2
-    assert "none of the checkpoints can be run: its loss is nan" in result.err
+    assert "none of the checkpoints can be run: its loss is" in result.err
     assert not (tmp_path / "t.csv").exists()
 
 
