@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_state import Account
 from PIL import Image
 
 from mae_convert.checkpoint import open_checkpoint
@@ -135,6 +136,7 @@ def test_a_trainer_makes_a_model_from_a_configuration(tmp_path):
     config = ViTMAEConfig.from_pretrained(PRETRAIN, gradient_checkpointing=True)
     model = ViTMAEForPreTraining.from_config(config)
     assert model.is_gradient_checkpointing
+    assert ViTMAEModel.from_pretrained(PRETRAIN, config=config).is_gradient_checkpointing
     trainer = trainer_for(model, tmp_path, Images(), evaluate=False, max_steps=1)
     trainer.train()
     again = ViTMAEForPreTraining.from_pretrained(tmp_path / "checkpoint-1")
@@ -177,3 +179,16 @@ def test_pipelines_take_models_and_image_processor():
     )
     features = torch.tensor(extract(image))
     torch.testing.assert_close(features, encoder(**pixels).last_hidden_state.detach())
+
+
+def test_a_trained_model_is_pushed(tmp_path, hub, monkeypatch):
+    hub.state.accounts["hf_writer"] = Account("someone")
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    model = ViTMAEForPreTraining.from_pretrained(PRETRAIN, norm_pix_loss=True)
+    options = {"push_to_hub": True, "hub_model_id": "someone/trained", "hub_strategy": "end"}
+    trainer = trainer_for(model, tmp_path, Images(), evaluate=False, max_steps=1, **options)
+    trainer.train()
+    trainer.push_to_hub(dataset="noise")
+    again = ViTMAEForPreTraining.from_pretrained("someone/trained")
+    assert same_weights(again, model)
+    assert again.config.norm_pix_loss

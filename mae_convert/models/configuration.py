@@ -53,6 +53,9 @@ class ViTMAEConfig:
     """
 
     model_type = "vit_mae"
+    # What transformers' pipelines look up besides; nothing here has them.
+    _commit_hash = None
+    task_specific_params = None
     output_hidden_states: bool
     output_attentions: bool
     return_dict: bool
