@@ -44,6 +44,13 @@ class Case:
         return options
 
 
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """Say how to run the tests again in the order in which they failed; each run has another."""
+    seed = config.getoption("randomly_seed", None)
+    if exitstatus == pytest.ExitCode.TESTS_FAILED and seed is not None:
+        terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
+
+
 @pytest.fixture(scope="session")
 def golden():
     return GOLDEN

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from arrays import FLOAT32_LIMIT, distance
 from keras import ops
 
 from mae_convert import load_model
@@ -137,7 +138,8 @@ def check_rates_and_decay_of_each_variable_are_the_papers():
                 ("cls_token", "position_embeddings")
             )
             expected = 1 - own if gradient else 1 - own * decay * (not free)
-            assert np.allclose(ops.convert_to_numpy(weight), expected, atol=1e-6), weight.path
+            value = ops.convert_to_numpy(weight)
+            assert distance(value, np.full_like(value, expected)) < FLOAT32_LIMIT, weight.path
 
 
 def check_mixed_precision_trains_and_keeps_float32_weights():
@@ -152,7 +154,7 @@ def check_mixed_precision_trains_and_keeps_float32_weights():
         assert model(masked()).logits.dtype == policy.removeprefix("mixed_")
         losses = trained(model)
         assert {weight.dtype for weight in model.weights} == {"float32"}
-        assert np.allclose(losses, exact, rtol=0.02), (policy, losses, exact)
+        assert distance(losses, exact) < 0.02, (policy, losses, exact)
 
 
 def check_xla_and_eager_train_as_a_graph_does():
@@ -165,9 +167,9 @@ def check_xla_and_eager_train_as_a_graph_does():
         model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
         found[name] = trained(model, **options), values(model)
     for name in ("xla", "eager"):
-        assert np.allclose(found[name][0], found["graph"][0], rtol=1e-5), name
+        assert distance(found[name][0], found["graph"][0]) < 1e-5, name
         for one, other in zip(found[name][1], found["graph"][1], strict=True):
-            assert np.allclose(one, other, rtol=1e-4, atol=1e-5), name
+            assert distance(one, other) < 1e-4, name
 
 
 def program_of_a_block(model):
@@ -201,9 +203,9 @@ def check_gradient_checkpointing_computes_anew_and_changes_nothing():
         assert "remat" in program_of_a_block(model)
     else:
         assert found[True][2] > found[False][2], "nothing was computed anew"
-    assert np.allclose(found[True][0], found[False][0], rtol=1e-6)
+    assert distance(found[True][0], found[False][0]) < FLOAT32_LIMIT
     for one, other in zip(found[True][1], found[False][1], strict=True):
-        assert np.allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert distance(one, other) < 1e-5
 
 
 def check_two_replicas_train_as_one():
@@ -220,9 +222,9 @@ def check_two_replicas_train_as_one():
         together = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
         losses = trained(together)
     alone = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
-    assert np.allclose(losses, trained(alone), rtol=1e-5)
+    assert distance(losses, trained(alone)) < 1e-5
     for one, other in zip(values(together), values(alone), strict=True):
-        assert np.allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert distance(one, other) < 1e-4
 
 
 def check_a_model_in_training_is_archived_and_goes_on():
@@ -235,7 +237,7 @@ def check_a_model_in_training_is_archived_and_goes_on():
         feed = dataset(masked())
         options = {"batch_size": 4, "shuffle": False} if BACKEND == "jax" else {}
         histories = [m.fit(*feed, verbose=0, **options).history["loss"] for m in (model, again)]
-        assert np.allclose(*histories, rtol=1e-6)
+        assert distance(*histories) < FLOAT32_LIMIT
 
 
 LOADER = """
@@ -254,10 +256,6 @@ def in_another_process(folder, inputs):
     arguments = [f"{folder}/program", f"{folder}/in.npz", f"{folder}/out.npz"]
     subprocess.run([sys.executable, "-c", LOADER, *arguments], check=True, capture_output=True)
     return dict(np.load(f"{folder}/out.npz"))
-
-
-def distance(a, b):
-    return np.linalg.norm(np.asarray(a, "float64") - b) / np.linalg.norm(b)
 
 
 def check_a_saved_model_runs_without_this_project():

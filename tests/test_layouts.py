@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 from safetensors.numpy import load_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
@@ -51,12 +52,6 @@ def model_of(path, tmp_path):
     return source, model
 
 
-def relative(a, b):
-    a = a.detach().numpy()
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
-
-
 def test_the_library_s_file_is_recognised_and_computes_what_the_library_did(golden, tmp_path, name):
     layout, _ = CASES[name]
     source, model = model_of(golden / name / "model.safetensors", tmp_path)
@@ -66,25 +61,25 @@ def test_the_library_s_file_is_recognised_and_computes_what_the_library_did(gold
     pixels = torch.from_numpy(expected["imgs"]).double()
     if source.task == "classify":
         logits = expected.get("f64/logits", expected.get("f64/output"))
-        assert relative(model(pixels).logits, logits) < 1e-12
+        assert distance(model(pixels).logits, logits) < FLOAT64_LIMIT
     elif layout == "timm":
         # timm does not mask: all patches, in order.
         order = torch.arange(16.0).repeat(2, 1)
         unmasked = ViTMAEModel(replace(model.config, mask_ratio=0.0)).double().eval()
         unmasked.load_state_dict(model.state_dict())
         tokens = unmasked(pixels, order).last_hidden_state
-        assert relative(tokens, expected["f64/forward_features"]) < 1e-12
-        assert relative(tokens[:, 0], expected["f64/output"]) < 1e-12
+        assert distance(tokens, expected["f64/forward_features"]) < FLOAT64_LIMIT
+        assert distance(tokens[:, 0], expected["f64/output"]) < FLOAT64_LIMIT
     else:
         outputs = model(pixels, torch.from_numpy(expected["noise"]), output_taps=True)
-        assert relative(outputs.taps["encoder.norm"], expected["f64/latent"]) < 1e-12
+        assert distance(outputs.taps["encoder.norm"], expected["f64/latent"]) < FLOAT64_LIMIT
         if layout == "mmpretrain":
-            assert relative(outputs.logits, expected["f64/pred"]) < 1e-12
+            assert distance(outputs.logits, expected["f64/pred"]) < FLOAT64_LIMIT
             assert np.array_equal(outputs.ids_restore.numpy(), expected["ids_restore"])
         else:
             removed = torch.from_numpy(expected["idx_mask"]) - 1  # lightly counts the class token
             predicted = outputs.logits.take_along_dim(removed.unsqueeze(-1), dim=1)
-            assert relative(predicted, expected["f64/pred_masked"]) < 1e-12
+            assert distance(predicted, expected["f64/pred_masked"]) < FLOAT64_LIMIT
 
 
 def test_what_is_written_is_the_library_s_own_file(golden, case, tmp_path, name):
@@ -301,7 +296,8 @@ class TestLinearProbe:
         model = ViTForImageClassification(probe.configuration.model).double().eval()
         model.load_state_dict({n: t.double() for n, t in state.items()}, strict=True)
         logits = model(torch.from_numpy(golden["imgs"]).double()).logits
-        assert relative(logits, golden["f64/logits"]) < 1e-6  # the head was rounded to float32
+        # The head was rounded to float32.
+        assert distance(logits, golden["f64/logits"]) < FLOAT32_LIMIT
 
     def test_in_float64_the_folding_is_exact_to_rounding(self, probe, case, tmp_path):
         """The same probe stored in float64 is folded without any rounding to float32."""
@@ -317,7 +313,7 @@ class TestLinearProbe:
         head = {n: torch.from_numpy(t.load().copy()) for n, t in source.tensors.items()}
         features = torch.from_numpy(golden["f64/features"])
         logits = features @ head["head.weight"].T + head["head.bias"]
-        assert relative(logits, golden["f64/logits"]) < 1e-12
+        assert distance(logits, golden["f64/logits"]) < FLOAT64_LIMIT
 
     def test_the_step_is_declared_and_verified(self, probe, run, tmp_path):
         report = execute(plan_conversion(probe, tmp_path / "model", "transformers"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from arrays import FLOAT64_LIMIT, distance
 
 from mae_convert import load_model, save_model
 from mae_convert.checkpoint import Flags, open_checkpoint
@@ -34,10 +35,6 @@ SOURCES = {
 }  # fmt: skip
 
 
-def distance(measured, expected):
-    return np.linalg.norm(measured.detach().numpy() - expected) / np.linalg.norm(expected)
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_any_checkpoint_computes_what_the_original_computed(name, case):
     path, origin, result, returned_as = SOURCES[name]
@@ -46,7 +43,7 @@ def test_any_checkpoint_computes_what_the_original_computed(name, case):
     model = load_model(GOLDEN / path, dtype="float64", **heads)
     assert not model.training
     inputs = [torch.from_numpy(arrays[key]).double() for key in ("imgs", "noise") if key in arrays]
-    assert distance(getattr(model(*inputs), returned_as), arrays[f"f64/{result}"]) < 1e-14
+    assert distance(getattr(model(*inputs), returned_as), arrays[f"f64/{result}"]) < FLOAT64_LIMIT
 
 
 def test_the_state_dict_is_the_originals_to_the_bit():

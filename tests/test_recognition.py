@@ -1,6 +1,7 @@
 """Layouts are recognised by the whole key set and the shapes; a misfit is explained."""
 
 import json
+import re
 
 import pytest
 
@@ -18,10 +19,30 @@ def without(shapes, name):
     return {n: s for n, s in shapes.items() if n != name}
 
 
-def test_every_missing_tensor_is_missed(base):
-    for name in base:
+def one_of_each_kind(names):
+    """Return one name of each part of a block, from another block each time, and all others."""
+    kinds = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "N", name, count=1), []).append(name)
+    return [alike[number % len(alike)] for number, alike in enumerate(kinds.values())]
+
+
+def refused_without_each(shapes, names):
+    for name in names:
         with pytest.raises(LayoutError, match="missing"):
-            recognise(without(base, name))
+            recognise(without(shapes, name))
+
+
+def test_a_missing_tensor_of_each_kind_is_missed(base):
+    names = one_of_each_kind(base)
+    assert len(names) < 50
+    assert {name.split(".")[1] for name in names if name.startswith("blocks.")} >= {"0", "11"}
+    refused_without_each(base, names)
+
+
+@pytest.mark.slow
+def test_every_missing_tensor_is_missed(base):
+    refused_without_each(base, base)
 
 
 def test_a_missing_tensor_is_named(base):

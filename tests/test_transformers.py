@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from arrays import FLOAT64_LIMIT, distance
 
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
@@ -46,9 +47,7 @@ def test_the_real_class_loads_every_tensor_and_computes_the_same(converted):
         "finetune_cls_tiny": [("logits", "logits")],
     }[name]
     for theirs, ours in names:
-        expected = golden[f"f64/{ours}"]
-        error = np.linalg.norm(results[theirs].numpy() - expected) / np.linalg.norm(expected)
-        assert error < 1e-12, theirs
+        assert distance(results[theirs], golden[f"f64/{ours}"]) < FLOAT64_LIMIT, theirs
 
 
 def test_the_image_processor_loads(converted):

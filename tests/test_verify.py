@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from arrays import distance
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -16,11 +17,6 @@ RESULTS = {
     "loss_norm_pix": "loss_norm_pix",
     "reconstruction": "reconstruction",
 }
-
-
-def relative(a, b):
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +52,11 @@ def test_a_trace_of_the_golden_inputs_is_what_the_original_computed(
     assert np.array_equal(trace["ids_restore"], golden["ids_restore"])
     for ours, theirs in RESULTS.items():
         assert trace[f"float64/{ours}"].dtype == np.float64
-        assert relative(trace[f"float64/{ours}"], golden[f"f64/{theirs}"]) < limit, ours
+        assert distance(trace[f"float64/{ours}"], golden[f"f64/{theirs}"]) < limit, ours
     for stack, blocks in (("encoder.blocks", "blocks"), ("decoder.blocks", "decoder_blocks")):
         for index in range(3 if stack == "encoder.blocks" else 2):
             tap = trace[f"float64/tap/{stack}.{index}.output"]
-            assert relative(tap, golden[f"f64/tap/{blocks}.{index}"]) < limit
+            assert distance(tap, golden[f"f64/tap/{blocks}.{index}"]) < limit
 
 
 def test_compare_of_two_traces_gives_the_verdict_of_verify(run, case, work, tmp_path):
@@ -338,7 +334,7 @@ def test_a_run_in_less_precision_is_possible(run, work, tmp_path, framework, sou
     )  # fmt: skip
     assert result.status == 0, result.err
     trace = load_file(out)
-    error = relative(trace["bfloat16/logits"].astype(np.float64), trace["float64/logits"])
+    error = distance(trace["bfloat16/logits"].astype(np.float64), trace["float64/logits"])
     assert 1e-4 < error < 1e-1
 
 

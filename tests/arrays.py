@@ -1,0 +1,30 @@
+"""How far apart two arrays of floating-point numbers are, for every test that compares them.
+
+A sum of floating-point numbers depends on the order of its terms, and that depends on the processor
+and on the BLAS. Compared element by element, small elements that came out of large terms differ by
+more than any sensible tolerance. Compared as a whole, relative to its norm, an array that is right
+differs by a few units of roundoff everywhere.
+"""
+
+from typing import Any
+
+import numpy as np
+
+# Largest distance of two results that were computed from the same numbers in this precision.
+FLOAT64_LIMIT = 1e-12
+FLOAT32_LIMIT = 1e-6
+
+
+def distance(measured: Any, expected: Any) -> float:
+    """Return the relative L2 distance of two arrays or tensors of one shape; 0/0 is 0.
+
+    NaN in either makes it NaN, which is not below any limit.
+    """
+    measured, expected = (
+        np.asarray(array.detach() if hasattr(array, "detach") else array).astype(np.float64)
+        for array in (measured, expected)
+    )
+    assert measured.shape == expected.shape, (measured.shape, expected.shape)
+    difference = np.linalg.norm(measured - expected)
+    size = np.linalg.norm(expected)
+    return float(difference / size) if size else float("inf" if difference else 0.0)
