@@ -94,10 +94,14 @@ class TestRounding:
 
     def test_error_is_the_largest_of_each_kind(self):
         array = np.array([1 + 2.0**-11, 1e-9, 3.0, 0.0], np.float32)
-        error = rounding_error(array, DTYPES["float16"])
+        error = error_of_rounding(array, "float16")
         assert error == {"absolute": 2.0**-11, "relative": 1.0}  # 1e-9 becomes zero
-        assert rounding_error(array, DTYPES["float64"]) == {"absolute": 0.0, "relative": 0.0}
-        assert rounding_error(np.zeros((0,)), DTYPES["float16"])["absolute"] == 0.0
+        assert error_of_rounding(array, "float64") == {"absolute": 0.0, "relative": 0.0}
+        assert error_of_rounding(np.zeros((0,)), "float16")["absolute"] == 0.0
+
+
+def error_of_rounding(array, dtype):
+    return rounding_error(array, rounded(array, DTYPES[dtype]))
 
 
 def near_tie(value, dtype, place):
@@ -148,9 +152,10 @@ class TestDtypes:
         half = plan_conversion(apart, tmp_path / "half.pth", "facebook", dtype="float16")
         errors = execute(half)["tensors"]["blocks.0.attn.qkv.weight"]["rounding"]
         parts = [
-            rounding_error(golden.tensors[f"encoder.blocks.0.attention.{p}.weight"].load(), kind)
+            error_of_rounding(
+                golden.tensors[f"encoder.blocks.0.attention.{p}.weight"].load(), "float16"
+            )
             for p in "qkv"
-            for kind in [DTYPES["float16"]]
         ]
         assert errors == {k: max(part[k] for part in parts) for k in ("absolute", "relative")}
 
@@ -202,7 +207,7 @@ class TestDtypes:
         result = run(*wanted, "--dtype", "bfloat16", *golden.heads)
         assert "largest relative error" in result.out
         stored = open_checkpoint(golden.checkpoint, HEADS).container.tensors
-        errors = {n: rounding_error(t.load(), DTYPES["bfloat16"]) for n, t in stored.items()}
+        errors = {n: error_of_rounding(t.load(), "bfloat16") for n, t in stored.items()}
         worst = max(errors, key=lambda name: errors[name]["absolute"])
         assert f"in {worst}" in result.out
         back = run(
@@ -331,7 +336,7 @@ FAULTS = {
         {"in_channels": 4},
     ),
     "cut off instead of rounded": (
-        "mae_convert.planning.rounded",
+        "mae_convert.rounding.rounded",
         lambda array, dtype: (array.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(dtype),
         {"dtype": "bfloat16"},
     ),
