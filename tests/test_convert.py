@@ -381,7 +381,8 @@ def test_a_new_head_is_made_only_when_asked_and_is_zero(case, run, tmp_path, nam
     stored = load_file(target / "model.safetensors")
     assert stored["classifier.weight"].shape == (7, 32)
     assert not stored["classifier.weight"].any()
-    result = run("verify", source, target, *case(name).heads)
+    torch = ("--framework-a", "torch", "--framework-b", "torch")
+    result = run("verify", source, target, *torch, *case(name).heads)
     assert result.status == 0, result.out + result.err
     assert "NOT declared" not in result.out
 

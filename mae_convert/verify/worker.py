@@ -128,7 +128,9 @@ def run(job_path: Path) -> None:
     job = Job.load(job_path)
     note_stage(job_path, f"importing {job.framework}")
     if job.framework == "torch" and hasattr(os, "nice"):
-        os.nice(19)  # PyTorch is done first: the other side, which everybody waits for, goes before
+        # PyTorch is done first: the other side, for which the verdict waits, gets more of the time.
+        # Not the lowest priority: beside other work of the machine that gets almost no time at all.
+        os.nice(5)
     runner = import_runner(job.framework, job.loader)
     import numpy as np
     from safetensors.numpy import save_file
