@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from mae_convert import __version__
 from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError
@@ -40,11 +41,40 @@ CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+def address_in(variable: str) -> str | None:
+    """Return the address of a server that an environment variable holds; None if it holds none.
+
+    The client and its HTTP library raise errors of many types for what is not an address.
+
+    Raises:
+        MaeConvertError: it is not an address.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    printable = value.isascii() and value.isprintable() and " " not in value
+    if not printable or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        said = for_terminal(without_secrets(value))
+        raise MaeConvertError(
+            f"{variable}={said} is not the address of a server; it begins with http:// or https://"
+        )
+    return value
+
+
 def client() -> "HfApi":
     """Return the Hub's client, which gives up on a server that has gone silent.
 
     Where nobody watches, it draws no bars.
+
+    Raises:
+        MaeConvertError: HF_ENDPOINT is not an address.
     """
+    address_in("HF_ENDPOINT")
     from huggingface_hub import HfApi, constants, get_session
     from huggingface_hub.utils import disable_progress_bars
 
@@ -136,7 +166,9 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
     Raises:
         HubError: the Hub refused; the sentence says what to do.
         MissingRequirementError: the Hub cannot be reached.
+        MaeConvertError: HF_ENDPOINT is not an address.
     """
+    address_in("HF_ENDPOINT")
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 
     try:

@@ -9,14 +9,31 @@ import numpy as np
 
 def plain(value: Any) -> Any:
     """Return a value as plain data that JSON can hold."""
+    if isinstance(value, str):
+        return in_unicode(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {in_unicode(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    return value
+
+
+def in_unicode(value: Any) -> Any:
+    r"""Return a value with every lone surrogate in its text as an escape sequence, as ``\udcff``.
+
+    Python reads a file name that is not UTF-8, and some pickles hold text, with such halves of a
+    character. Neither JSON that is read strictly nor SQLite can hold them.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {in_unicode(key): in_unicode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [in_unicode(item) for item in value]
     return value
 
 

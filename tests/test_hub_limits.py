@@ -255,3 +255,34 @@ def test_a_listing_of_ever_more_pages_is_given_up(server, monkeypatch):
         speaking("someone/my-mae"),
     ):
         api.list_repo_commits("someone/my-mae")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["example.org", "ftp://example.org", "http://", "http://[bad", "http://a\x01", "http://a b",
+     "http://example.org:x", "http://example.org:99999", "http://exämple.org"],
+)  # fmt: skip
+def test_what_is_not_the_address_of_a_server_is_refused_before_it_is_used(
+    monkeypatch, command, value
+):
+    """The client fails for some of them when it is imported, for others after all attempts."""
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    monkeypatch.setenv("MAE_CONVERT_MIRROR", value)
+    for arguments, variable in (
+        (("inspect", "hf://someone/model"), "HF_ENDPOINT"),
+        (("download", "mae_visualize_vit_base"), "MAE_CONVERT_MIRROR"),
+    ):
+        done = command(*arguments)
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert done.err.startswith(f"mae-convert: {variable}=")
+        assert "is not the address of a server" in done.err
+        assert "\x01" not in done.err
+    with pytest.raises(MaeConvertError, match="not the address"):
+        client()
+
+
+def test_an_address_that_is_refused_does_not_show_its_password(monkeypatch):
+    monkeypatch.setenv("MAE_CONVERT_MIRROR", "http://user:secret-word@example.org:99999")
+    with pytest.raises(MaeConvertError) as refused:
+        our_hub.address_in("MAE_CONVERT_MIRROR")
+    assert "secret-word" not in str(refused.value)

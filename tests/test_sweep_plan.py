@@ -2,9 +2,11 @@
 
 import pytest
 
+from mae_convert.errors import OutputError
 from mae_convert.sources.patterns import natural
 from mae_convert.sweep.plan import read_plan
 from mae_convert.sweep.reading import PlanError
+from mae_convert.sweep.results import Results
 
 
 @pytest.fixture
@@ -271,3 +273,8 @@ def test_fields_that_are_taken_twice_are_taken_once(runs):
 def test_numbers_of_any_length_sort():
     names = ["a9" * 3, "a" + "9" * 5000, "a1" + "0" * 5000, "a007", "a10", "b"]
     assert sorted(names, key=natural) == ["a007", "a9a9a9", "a10", names[1], names[2], "b"]
+
+
+def test_results_cannot_be_kept_in_a_directory(tmp_path):
+    with pytest.raises(OutputError, match="is a directory"):
+        Results(tmp_path)

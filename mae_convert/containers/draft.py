@@ -24,6 +24,7 @@ from mae_convert.containers.pth_write import bin_blueprint, pth_blueprint
 from mae_convert.containers.safetensors_file import safetensors_blueprint
 from mae_convert.containers.tensor import LazyTensor, as_bytes
 from mae_convert.errors import OutputError
+from mae_convert.plain import in_unicode
 
 LayOut = Callable[[Sequence[LazyTensor], Mapping | None, Mapping | None], Blueprint]
 
@@ -232,7 +233,7 @@ def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
 
 
 def _through_json(value: Mapping | None) -> Any:
-    return None if value is None else json.loads(json.dumps(value))
+    return None if value is None else json.loads(json.dumps(in_unicode(value)))
 
 
 def _layer_out(kind: str, state_key: str | None) -> LayOut:

@@ -23,6 +23,7 @@ from mae_convert.containers.output import (
 from mae_convert.containers.shards import INDEX_SUFFIX
 from mae_convert.containers.tensor import LazyTensor
 from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.plain import in_unicode
 
 
 class Source(Protocol):
@@ -231,7 +232,7 @@ def _compare(crew: Crew, files: Sequence[Draft]) -> dict[str, str]:
 def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:
     """Write the files beside the weights, wait until they are on the disk, and read them again."""
     for name, given in output.json_files.items():
-        value = given(hashes) if callable(given) else given
+        value = in_unicode(given(hashes) if callable(given) else given)
         text = json.dumps(value, indent=2, sort_keys=name.endswith(INDEX_SUFFIX)) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
         flush(folder / name)

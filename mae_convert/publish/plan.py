@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.hub import account_of, client, is_unreachable, speaking
+from mae_convert.hub import account_of, address_in, client, is_unreachable, speaking
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.metadata import metadata
@@ -142,6 +142,7 @@ def _is_weights(path: str) -> bool:
 
 def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
     """Return whose token it is, how the repository is, and what is to be said about that."""
+    address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
     from huggingface_hub import get_token
 
     with speaking(target.repo_id):

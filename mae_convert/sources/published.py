@@ -1,6 +1,5 @@
 """Download official checkpoints: by their names in the catalog."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.hub import address_in
 from mae_convert.image_files import check_images
 from mae_convert.official_catalog import (
     BASE_URL,
@@ -26,8 +26,12 @@ CATALOG = "the catalog of official checkpoints"
 
 
 def base_url() -> str:
-    """Return where the official files are: at their publisher, or at ``$MAE_CONVERT_MIRROR``."""
-    return (os.environ.get(MIRROR) or BASE_URL).rstrip("/")
+    """Return where the official files are: at their publisher, or at ``$MAE_CONVERT_MIRROR``.
+
+    Raises:
+        MaeConvertError: the variable does not hold an address.
+    """
+    return (address_in(MIRROR) or BASE_URL).rstrip("/")
 
 
 def named(text: str) -> Official:

@@ -64,6 +64,9 @@ def parse_source(text: str) -> Source:
 
 
 def _parse_hub(text: str) -> HubReference:
+    from mae_convert.hub import address_in
+
+    address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 

@@ -20,6 +20,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.heads import with_new_head
 from mae_convert.origin import Origin
 from mae_convert.packing import Packing
+from mae_convert.plain import in_unicode
 from mae_convert.planning import Plan, plan_conversion
 from mae_convert.record import files_sha256
 from mae_convert.redaction import without_credentials
@@ -64,12 +65,15 @@ class Job:
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of a row that say which job it is of, without credentials."""
+        """Return the fields of a row that say which job it is of, without credentials.
+
+        A name that is not UTF-8 is shown with escape sequences, because SQLite holds Unicode.
+        """
         settings = {name: value for name, value in self.settings.items() if name != "to"}
         return {
             "key": self.key,
-            "source": without_credentials(self.source),
-            "target": self.target and without_credentials(self.target),
+            "source": in_unicode(without_credentials(self.source)),
+            "target": self.target and in_unicode(without_credentials(self.target)),
             "layout": self.settings.get("to"),
             "settings": settings,
         }

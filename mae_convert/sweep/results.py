@@ -13,7 +13,7 @@ from typing import Any
 
 from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import CheckpointError, OutputError
-from mae_convert.plain import plain
+from mae_convert.plain import in_unicode, plain
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.row import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
@@ -56,6 +56,8 @@ class Results:
                 f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"
                 f" of them all, pass --report {path}"
             )
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; name a file for the results")
         if not path.resolve().parent.is_dir():
             raise OutputError(f"there is no directory {path.parent} for the results {path.name}")
         self.path = path
@@ -208,7 +210,9 @@ def _rows(file: sqlite3.Connection) -> dict[str, Row]:
 
 
 def _stored(value: Any) -> Any:
-    return json.dumps(plain(value), sort_keys=True) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return json.dumps(plain(value), sort_keys=True)
+    return in_unicode(value)
 
 
 def _loaded(values: dict[str, Any]) -> dict[str, Any]:
