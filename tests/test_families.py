@@ -49,6 +49,7 @@ FAMILIES = {
     "MultiMAE": {"global_tokens": (1, 1, WIDTH), "input_adapters.rgb.pos_emb": (1, WIDTH, 14, 14)},
     "SatMAE": {**vit(), "patch_embed.0.proj.weight": (WIDTH, 4, 8, 8), "channel_embed": (1, 3, 9)},
     "Hiera": {"multi_scale_fusion_heads.0.weight": (WIDTH, 96, 4, 4), "mask_token": (1, 1, 512)},
+    "PVT": {"patch_embed1.proj.weight": (64, 3, 4, 4), "block1.0.attn.q.weight": (64, 64)},
     "ConvMAE": {"patch_embed1.proj.weight": (256, 3, 4, 4), "stage1_output_decode.weight": (1,)},
     "DINOv2": {**vit(), **PATCH, "mask_token": (1, WIDTH), "blocks.0.ls1.gamma": (WIDTH,)},
     "Swin": {"layers.0.blocks.0.attn.relative_position_bias_table": (169, 4)},

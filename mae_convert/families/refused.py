@@ -131,7 +131,14 @@ REFUSED = (
     _refused(
         "ConvMAE",
         r"(.*\.)?(patch_embed1\.proj\.weight|stage1_output_decode\.weight)",
+        r"(.*\.)?(blocks1\.\d+\..*|stage1_output_decode\.weight)",
         instead="the authors' code, Alpha-VL/ConvMAE",
+    ),
+    _refused(
+        "PVT or SegFormer's encoder, whose stages have other widths (UM-MAE pre-trains PVT too)",
+        r"(.*\.)?patch_embed1\.proj\.weight",
+        r"(.*\.)?block1\.\d+\..*",
+        instead="timm has pvt_v2_*, transformers has PvtModel and SegformerModel",
     ),
     _refused(
         "DINOv3",

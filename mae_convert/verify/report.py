@@ -42,7 +42,12 @@ def environment() -> dict[str, str]:
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as plain data, as ``verdict.schema.json`` describes it."""
-    return {"format": FORMAT, **asdict(verdict), "environment": environment()}
+    return {
+        "format": FORMAT,
+        "verdict": headline(verdict),
+        **asdict(verdict),
+        "environment": environment(),
+    }
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
@@ -105,14 +110,14 @@ def junit(done: "Verification") -> str:
         errors="0",
         skipped="0",
     )
-    if verdict.assumptions or verdict.unread:
-        properties = ET.SubElement(suite, "properties")
-        for side, fields in verdict.unread.items():
-            name = for_xml(f"not read of {side}")
-            ET.SubElement(properties, "property", name=name, value=for_xml(", ".join(fields)))
-        for assumption in verdict.assumptions:
-            name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
-            ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
+    properties = ET.SubElement(suite, "properties")
+    ET.SubElement(properties, "property", name="verdict", value=for_xml(headline(verdict)))
+    for side, fields in verdict.unread.items():
+        name = for_xml(f"not read of {side}")
+        ET.SubElement(properties, "property", name=name, value=for_xml(", ".join(fields)))
+    for assumption in verdict.assumptions:
+        name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
+        ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
     for check in verdict.checks:
         case = ET.SubElement(
             suite, "testcase", classname="mae_convert.verify", name=for_xml(check.name)
