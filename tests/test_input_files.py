@@ -270,3 +270,20 @@ def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
     np.savez(path, pixel_values=pixels, noise=np.ones((2, 15), np.float32))
     with pytest.raises(MaeConvertError, match=r"noise has shape \(2, 15\); \(2, 16\) is needed"):
         load_inputs(path, MODEL)
+
+
+@pytest.mark.parametrize("place", ["trace", "certificate"])
+def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path, place):
+    """The reader of safetensors would wait in native code, where no signal ends it."""
+    from mae_convert.verify.certificate import Certificate, read_source
+    from mae_convert.verify.trace import Trace
+
+    pipe = tmp_path / "verification.safetensors"
+    os.mkfifo(pipe)
+    # With both ends open here, opening it would not wait, and the test would fail and not hang.
+    ends = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with pytest.raises(MaeConvertError, match="a named pipe"):
+            Trace.load(pipe) if place == "trace" else read_source(Certificate(tmp_path, {}))
+    finally:
+        os.close(ends)

@@ -26,6 +26,7 @@ from mae_convert.containers.directory import is_read_beside
 from mae_convert.containers.messages import is_plain_name
 from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.input_files import kind_of
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256, open_sha256
 from mae_convert.validation import check_document
@@ -286,6 +287,8 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
         CheckpointError: the file of arrays cannot be read, or holds others than it should.
     """
     path = _folder(certificate.target) / _names(certificate.target)[1]
+    if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
+        raise _damaged(path, f"it is {kind}")
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:

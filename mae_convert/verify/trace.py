@@ -12,6 +12,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.strict_json import parse_json
 from mae_convert.containers.tensor import sha256
 from mae_convert.errors import CheckpointError
+from mae_convert.input_files import kind_of
 from mae_convert.preprocessing import described
 from mae_convert.record import files_sha256
 from mae_convert.verify.inputs import inputs_sha256
@@ -43,6 +44,8 @@ class Trace:
         """
         if not path.exists():
             raise CheckpointError(f"{path} does not exist")
+        if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
+            raise CheckpointError(f"{path} is {kind} and not a regular file; name a trace")
         try:
             text, arrays = read_trace(path)
             description = parse_json(text)
