@@ -68,6 +68,7 @@ class Checkpoint:
         also: other tasks for which every tensor is there too.
         incomplete: task → why the tensors cannot be read as it, where that was tried.
         unread: fields that a library may act on and nobody here reads, each with its file.
+        before_steps: the checkpoint as it was opened, where a conversion has changed it since.
     """
 
     container: Container
@@ -87,11 +88,17 @@ class Checkpoint:
     also: tuple[str, ...] = ()
     incomplete: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    before_steps: "Checkpoint | None" = field(default=None, repr=False)
 
     @property
     def path(self) -> Path:
         """The file or directory that was opened."""
         return self.container.path
+
+    @property
+    def as_opened(self) -> "Checkpoint":
+        """The checkpoint as its file holds it, before the steps of a conversion."""
+        return self.before_steps or self
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
         """Return the checkpoint with some fields of its configuration set, as heads that are tried.

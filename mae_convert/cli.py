@@ -24,6 +24,7 @@ COMMANDS = (
     checkpoints.inspect,
     checkpoints.convert,
     checkpoints.diff,
+    checkpoints.fingerprint,
     verdicts.trace,
     verdicts.compare,
     verdicts.verify,

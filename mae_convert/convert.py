@@ -15,10 +15,10 @@ from mae_convert.record import (
     SourceHashes,
     archived_config,
     carried_config,
+    completed,
     conversion_record,
     preprocessor_config,
     record_in_file,
-    with_rounding,
 )
 from mae_convert.rounding import DTYPES
 
@@ -48,7 +48,7 @@ def execute_all(
     outputs = [_output(plan, record, source) for plan, record in zip(plans, records, strict=True)]
     hashes = write_all(outputs, overwrite=overwrite, source=source, progress=progress)
     return [
-        {**with_rounding(source.amend(record), plan), "sha256": of_tensors}
+        completed(record, plan, source, of_tensors)
         for plan, record, of_tensors in zip(plans, records, hashes, strict=True)
     ]
 
@@ -74,10 +74,7 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
         {
             "config.json": plan.layout.write_config(carried),
             "preprocessor_config.json": preprocessor_config(plan),
-            "conversion.json": lambda hashes: {
-                **with_rounding(source.amend(record), plan),
-                "sha256": hashes,
-            },
+            "conversion.json": lambda hashes: completed(record, plan, source, hashes),
         },
         max_shard_size=plan.packing.max_shard_size,
     )

@@ -57,6 +57,7 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
             **source.created,
             **dict.fromkeys((n for n in tensors if n not in source.tensors), CREATED),
         },
+        before_steps=source.as_opened,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint import Checkpoint
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.layouts import LAYOUTS
 from mae_convert.oddities import in_names, in_values
 from mae_convert.official import confirmed_by_hash, identify
@@ -21,7 +22,7 @@ def inspect(
     Args:
         checkpoint: an opened checkpoint.
         stats: read all tensors and give statistics of their values.
-        with_hash: hash the file, to tell whether it is an official one.
+        with_hash: hash the file, to tell whether it is an official one, and its tensors.
     """
     checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
     container = checkpoint.container
@@ -55,6 +56,8 @@ def inspect(
         "becomes": becomes(checkpoint),
         "odd": in_names(checkpoint),
     }
+    if with_hash:
+        report |= checkpoint_fingerprint(checkpoint).to_dict()
     if checkpoint.configuration.inferred is not None:
         report["inferred"] = dict(checkpoint.configuration.inferred)
     if stats:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.canonical import KEY_BIAS, TASKS, check_task, schema
+from mae_convert.canonical import KEY_BIAS, TASKS, Schema, check_task, schema
 from mae_convert.checkpoint import NO_KEY_BIAS, Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.tensor import LazyTensor
@@ -16,6 +16,7 @@ from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError,
 from mae_convert.layouts import Layout, layout_named
 from mae_convert.mapping import Rule, Table, write_tensors
 from mae_convert.packing import Packing
+from mae_convert.passing_digest import PassingDigest, watched
 from mae_convert.rounding import DTYPES, MeasuredRounding
 from mae_convert.steps import Geometry, Step, with_geometry
 
@@ -62,6 +63,9 @@ class Plan:
         roundings: what rounds each canonical tensor that does not keep its dtype, and measures it
             when the conversion is carried out.
         packing: how the tensors are put into files.
+        hashed: canonical tensors whose bytes are hashed while they are read: their digests are not
+            those of tensors of the target.
+        hashed_rounded: likewise after the rounding.
     """
 
     source: Checkpoint
@@ -77,11 +81,17 @@ class Plan:
     created: Mapping[str, str] = field(default_factory=dict)
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
     packing: Packing = field(default_factory=Packing)
+    hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
+    hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
 
     @property
     def is_directory(self) -> bool:
         """Whether the target is a model directory."""
         return is_directory(self.layout, self.target)
+
+    def target_schema(self) -> Schema:
+        """Return name and shape of every canonical tensor that the target is read as."""
+        return schema(_token_pooled(self.configuration.model, self.task), self.task)
 
 
 def plan_conversion(
@@ -139,7 +149,12 @@ def plan_conversion(
     container_kind(layout, target)
     kept = {name: source.tensors[name] for name in names}
     roundings = _roundings(kept, dtype)
+    moved = {n for rule in rules if not rule.transform.keeps_bytes for n in rule.canonicals}
+    hashed = {name: PassingDigest(kept[name]) for name in {*moved, *roundings}}
+    kept = watched(kept, hashed)
     kept |= {name: kept[name].mapped(each, each.dtype) for name, each in roundings.items()}
+    hashed_rounded = {name: PassingDigest(kept[name]) for name in moved & roundings.keys()}
+    kept = watched(kept, hashed_rounded)
     created = _created(table, kept, packing.prefix)
     return Plan(
         source=source,
@@ -155,6 +170,8 @@ def plan_conversion(
         created={tensor.name: reason for tensor, reason in created.items()},
         roundings=roundings,
         packing=packing,
+        hashed=hashed,
+        hashed_rounded=hashed_rounded,
     )
 
 

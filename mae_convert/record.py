@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import Configuration
 from mae_convert.containers.bytefile import ByteFile
-from mae_convert.containers.tensor import PIECE_BYTES
+from mae_convert.containers.tensor import PIECE_BYTES, LazyTensor
+from mae_convert.fingerprint import (
+    Fingerprint,
+    TensorDigest,
+    configuration_digest,
+    digest_of_configuration,
+    fingerprint,
+)
 from mae_convert.official import confirmed, confirmed_by_hash, open_md5
 from mae_convert.planning import Plan
 
@@ -81,6 +89,74 @@ def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
         known = official.record
     before = (source.container.conversion or {}).get("source")
     return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
+
+
+def completed(
+    record: Mapping[str, Any], plan: Plan, source: "SourceHashes", hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a record with everything that is known once the tensors are written and compared.
+
+    Args:
+        record: as `conversion_record` returns it.
+        plan: the conversion.
+        source: the hashes of its source's files.
+        hashes: SHA-256 of each tensor of the target, by name.
+    """
+    before, after = conversion_fingerprints(plan, hashes)
+    amended = source.amend(with_rounding(record, plan))
+    return {
+        **amended,
+        "source": {**amended["source"], **before.to_dict()},
+        **after.to_dict(),
+        "sha256": hashes,
+    }
+
+
+def conversion_fingerprints(
+    plan: Plan, hashes: Mapping[str, str]
+) -> tuple[Fingerprint, Fingerprint]:
+    """Return the fingerprints of the source, as it was opened, and of the target.
+
+    Only what the conversion does not read is read here: a part that is dropped, a tensor that a
+    step changes.
+
+    Args:
+        plan: a conversion that was carried out.
+        hashes: SHA-256 of each tensor of the target, by name.
+    """
+    stored = {name: hashes[rule.external] for rule in plan.rules for name in rule.canonicals}
+    known = {
+        name: plan.hashed[name].hexdigest() if name in plan.hashed else digest
+        for name, digest in stored.items()
+    }
+    opened, source = plan.source.as_opened, plan.source.tensors
+    before = {
+        name: TensorDigest.of(tensor, known.get(name) if source.get(name) is tensor else None)
+        for name, tensor in opened.tensors.items()
+    }
+    after = {}
+    for name in plan.target_schema():
+        if name not in stored:  # the bias of a key, zeros, that the target has no place for
+            after[name] = TensorDigest.of(_zeros_of_target(plan, name))
+        elif name not in plan.roundings:
+            after[name] = TensorDigest.of(source[name], known[name])
+        else:
+            rounded = replace(source[name], dtype=plan.roundings[name].dtype)
+            hashed = plan.hashed_rounded.get(name)
+            digest = hashed.hexdigest() if hashed else stored[name]
+            after[name] = TensorDigest.of(rounded, digest)
+    return (
+        fingerprint(before, digest_of_configuration(opened)),
+        fingerprint(after, configuration_digest(plan.configuration.model, plan.task)),
+    )
+
+
+def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
+    """Return a bias of the key as the target is read: zeros, of the dtype of the query's bias."""
+    query = name.removesuffix("k.bias") + "q.bias"
+    dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
+    shape = plan.source.tensors[name].shape
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
 
 
 def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

@@ -175,4 +175,9 @@ def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ..
 def _changed(
     source: Checkpoint, tensors: Mapping[str, LazyTensor], configuration: Any
 ) -> Checkpoint:
-    return replace(source, tensors={**source.tensors, **tensors}, configuration=configuration)
+    return replace(
+        source,
+        tensors={**source.tensors, **tensors},
+        configuration=configuration,
+        before_steps=source.as_opened,
+    )

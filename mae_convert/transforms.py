@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from mae_convert.errors import LayoutError
 
 class Transform(Protocol):
     """An invertible map from canonical arrays to one external array."""
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the external array has the bytes of one canonical array, in the same order."""
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the external array made of canonical ones."""
@@ -49,6 +53,8 @@ class _Whole:
 class Same:
     """The external tensor is the canonical one."""
 
+    keeps_bytes: ClassVar[bool] = True
+
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the one array."""
         return arrays[0]
@@ -82,6 +88,7 @@ class Permute:
     """Reorder the axes: external axis ``i`` is canonical axis ``axes[i]``."""
 
     axes: tuple[int, ...]
+    keeps_bytes: ClassVar[bool] = False
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the transposed view."""
@@ -121,6 +128,7 @@ class Fuse:
     """Join ``parts`` canonical tensors of equal shape along the first axis."""
 
     parts: int
+    keeps_bytes: ClassVar[bool] = False
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the parts, one after the other."""
@@ -171,6 +179,11 @@ class SplitHeads(_Whole):
     kind: str
     heads: int = 0
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether it is a bias, whose heads follow each other already."""
+        return self.kind == "bias"
+
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the array with its heads apart."""
         turned = arrays[0] if self.kind == "bias" else arrays[0].T
@@ -215,6 +228,8 @@ class SplitHeads(_Whole):
 @dataclass(frozen=True)
 class WithoutBatch(_Whole):
     """The external tensor lacks the canonical one's first axis, which is 1."""
+
+    keeps_bytes: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the array without its first axis."""

@@ -9,6 +9,7 @@ from test_convert import arrays, assert_same_file, can_hold, target_for, told, w
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import LayoutError
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.layouts import LAYOUTS
 from mae_convert.planning import plan_conversion
 from reference_models.configuration import ViTMAEConfig
@@ -85,12 +86,15 @@ def test_pairs_are_bit_exact_there_and_back_or_refused_with_a_reason(tmp_path, n
             with pytest.raises(LayoutError, match=r"\w{3,}"):
                 plan_conversion(sources[source], target, layout)
             continue
-        execute(plan_conversion(sources[source], target, layout))
+        report = execute(plan_conversion(sources[source], target, layout))
         back = tmp_path / f"{number}-back.pth"
         again = open_checkpoint(target)
         execute(plan_conversion(again, back, "facebook"))
         assert_same_file(before, arrays(back))
         assert told(again.configuration.model, task) == told(config, task), (source, layout)
+        fingerprints = {report["fingerprint"], report["source"]["fingerprint"]}
+        fingerprints.add(str(checkpoint_fingerprint(again)))
+        assert fingerprints == {str(checkpoint_fingerprint(original))}, (source, layout)
         done.append((source, layout))
     with capsys.disabled():
         print(f"\n{name}: {len(done)} pairs of {len(sources)} layouts, bit-exact")

@@ -15,6 +15,7 @@ from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.diff import diff
 from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.in_memory.loading import load_model
 from mae_convert.in_memory.saving import save_model
 from mae_convert.inspection import inspect
@@ -437,7 +438,9 @@ class TestNoKeyBias:
         checkpoint = opened(without_key_bias(mae))
         assert (checkpoint.layout.name, checkpoint.task) == ("facebook", "pretrain")
         assert not checkpoint.key_bias
-        assert diff(checkpoint, opened(with_zero_key_bias(mae))).same
+        zeros = opened(with_zero_key_bias(mae))
+        assert diff(checkpoint, zeros).same
+        assert str(checkpoint_fingerprint(checkpoint)) == str(checkpoint_fingerprint(zeros))
         blocks = {name.partition(".norm1")[0] for name in mae if ".norm1.weight" in name}
         assert len(checkpoint.created) == len(blocks)
 
@@ -451,6 +454,7 @@ class TestNoKeyBias:
         assert len(created) == (0 if layout == "facebook" else len(opened(state).created))
         again = open_checkpoint(there)
         assert not again.key_bias
+        assert report["fingerprint"] == str(checkpoint_fingerprint(again))
         execute(plan_conversion(again, back, "facebook"))
         written = torch.load(back, weights_only=True)
         assert written["config"]["key_bias"] is False

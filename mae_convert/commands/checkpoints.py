@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
-@click.option("--hash", "with_hash", is_flag=True, help="Hash the file: is it an official one?")
+@click.option(
+    "--hash", "with_hash", is_flag=True, help="Hash file and tensors: is it an official one?"
+)
 @task_option
 @infer_option
 @images_option
@@ -216,6 +218,32 @@ def diff(
     difference = compare_tensors(*pair)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@task_option
+@json_option
+@checkpoint_options
+def fingerprint(
+    src: "Source", task: str | None, as_json: bool, state_key: str | None, flags: "Flags"
+) -> None:
+    """Print a digest of a checkpoint's weights and configuration that any layout gives alike.
+
+    Example:
+
+    \b
+        mae-convert fingerprint my-mae
+    """
+    from mae_convert.checkpoint import as_task
+    from mae_convert.fingerprint import fingerprint_report
+    from mae_convert.official import confirmed_by_hash
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.fingerprint import fingerprint as show
+
+    checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    report = fingerprint_report(as_task(confirmed_by_hash(checkpoint), task))
+    print_json(report) if as_json else show(report)
 
 
 @click.command(cls=CheckedCommand)

@@ -19,8 +19,11 @@ BLOCK_BYTES = 1 << 24
 LARGE_BYTES = 1 << 25
 """An array of more bytes is not held whole, where it can be had in parts."""
 
-TILE = 256
-"""Edge of the squares in which a matrix is transposed: a square of each side fits in the cache."""
+TILE_ROWS, TILE_BYTES = 512, 64
+"""Rows, and bytes of a row, of the parts in which a matrix is transposed.
+
+What is written to a row at once is a line of the cache, and what is read stays in it.
+"""
 
 LARGEST_EXTENT = 1 << 48
 LARGEST_RANK = 32
@@ -144,14 +147,14 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Return a copy in C order; of a transposed matrix square by square, which is faster."""
-    if array.ndim != 2 or min(array.shape) <= TILE or array.strides[0] > array.strides[1]:
+    """Return a copy in C order; of a transposed matrix part by part, which is faster."""
+    if array.ndim != 2 or min(array.shape) <= TILE_ROWS // 2 or array.strides[0] > array.strides[1]:
         return np.ascontiguousarray(array)
-    copied = np.empty(array.shape, array.dtype)
-    for top in range(0, array.shape[0], TILE):
-        for left in range(0, array.shape[1], TILE):
-            square = (slice(top, top + TILE), slice(left, left + TILE))
-            copied[square] = array[square]
+    copied, columns = np.empty(array.shape, array.dtype), TILE_BYTES // array.dtype.itemsize
+    for top in range(0, array.shape[0], TILE_ROWS):
+        for left in range(0, array.shape[1], columns):
+            part = (slice(top, top + TILE_ROWS), slice(left, left + columns))
+            copied[part] = array[part]
     return copied
 
 

@@ -43,6 +43,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     millions = report["parameters"] / 1e6
     rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
     rows.append(("official", _official(report["official"], report["assumptions"])))
+    rows += fingerprint_rows(report) if "fingerprint" in report else []
     rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
     out.print(pairs(rows))
     if report.get("inferred", {}).get("fields"):
@@ -101,6 +102,14 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
     if len(candidates) > MOST_CANDIDATES:
         grid.add_row(f"    and {len(candidates) - MOST_CANDIDATES} more (--json has them)")
     return grid
+
+
+def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the fingerprint of the tensors, part by part, and that of the configuration."""
+    version, weights, *_ = report["fingerprint"].split(":")
+    rows = [("fingerprint", f"{version}:{weights}")]
+    rows += [(f"  {part}", digest) for part, digest in report["parts"].items()]
+    return [*rows, ("  configuration", report["configuration"] or "not known: a field is missing")]
 
 
 def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
