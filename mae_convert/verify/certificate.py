@@ -26,6 +26,7 @@ from mae_convert.containers.directory import is_read_beside
 from mae_convert.containers.messages import is_plain_name
 from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.fingerprint import Fingerprint
 from mae_convert.input_files import kind_of
 from mae_convert.plain import plain
 from mae_convert.record import file_sha256, open_sha256
@@ -113,6 +114,13 @@ class Certificate:
             *(Check(f"file/{n}", False, "not among those verified", "as verified") for n in new),
             *(Check("certificate/steps", False, f"{s}", "declared by B") for s in foreign[:1]),
         ]
+
+    def checks_of_run(self, trace: Trace) -> list[Check]:
+        """Return what speaks against the certificate in the weights that were run once more."""
+        stated, found = self.document["target"].get("fingerprint"), trace.fingerprint
+        if stated is None or stated.split(":")[:2] == str(found).split(":")[:2]:
+            return []
+        return [Check("certificate/fingerprint", False, str(found), stated)]
 
 
 def _names(target: Path) -> tuple[str, str]:
@@ -203,8 +211,8 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "mae_convert": __version__,
         "passed": verdict.passed,
         "proven": verdict.proven,
-        "source": _about(source),
-        "target": _about(trace),
+        "source": _about(source, verification.fingerprints[0]),
+        "target": _about(trace, verification.fingerprints[1]),
         "files": _hashes(verification, target),
         "arrays": arrays,
         "inputs": inputs_sha256(verification.inputs),
@@ -240,13 +248,14 @@ def _results_only(errors: Mapping[str, float]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if "." not in name}
 
 
-def _about(trace: Trace) -> dict[str, Any]:
+def _about(trace: Trace, fingerprint: Fingerprint) -> dict[str, Any]:
     description = trace.description
     return {
         "name": Path(description["checkpoint"]["name"]).name,
         "sha256": description["checkpoint"]["sha256"],
         "layout": description["layout"],
         "task": description["task"],
+        **fingerprint.to_dict(),
     }
 
 

@@ -53,6 +53,7 @@ def replay(
         check_flags(flags, checkpoint)
         checks += certificate.checks_of(checkpoint)
         trace = _run_again(checkpoint, side or Side(), source, inputs, options)
+        checks += certificate.checks_of_run(trace)
     except MaeConvertError as error:
         if not checks or isinstance(error, MissingRequirementError):
             raise

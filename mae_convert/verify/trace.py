@@ -12,6 +12,7 @@ from mae_convert.checkpoint import Checkpoint
 from mae_convert.containers.strict_json import parse_json
 from mae_convert.containers.tensor import sha256
 from mae_convert.errors import CheckpointError
+from mae_convert.fingerprint import Fingerprint, described_fingerprint
 from mae_convert.input_files import kind_of
 from mae_convert.preprocessing import described
 from mae_convert.record import files_sha256
@@ -63,6 +64,11 @@ class Trace:
         check_trace(description, arrays, str(path))
         return cls(description, arrays)
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the checkpoint as it was run."""
+        return described_fingerprint(self.description)
+
     def results(self, dtype: str) -> dict[str, np.ndarray]:
         """Return what one run gave: results by name, taps by theirs, gradients as ``grad/NAME``."""
         prefix = f"{dtype}/"
@@ -92,7 +98,7 @@ def describe(
     nothing of ``ours`` stood between the stored bytes and the model.
     """
     hashes = files_sha256(checkpoint.container.opened)
-    return {
+    description = {
         "format": FORMAT,
         "checkpoint": {**hashes, "name": checkpoint.name},
         "layout": checkpoint.layout.name,
@@ -117,3 +123,4 @@ def describe(
             for name, tensor in checkpoint.tensors.items()
         },
     }
+    return {**description, "fingerprint": str(described_fingerprint(description))}

@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_convert.canonical import schema
 from mae_convert.errors import CheckpointError
+from mae_convert.fingerprint import described_fingerprint
 from mae_convert.validation import check_document
 from mae_convert.verify.localise import BLOCK_STEPS
 from reference_models.configuration import ViTMAEConfig
@@ -64,6 +65,8 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
             f"tensors: {names[0]} has shape {stated.get(names[0])}, but a model of this"
             f" configuration for the task {task} has {expected.get(names[0])}"
         )
+    if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
+        yield "its fingerprint is not that of its tensors and configuration"
     yield from _array_problems(config, description, arrays)
 
 

@@ -10,6 +10,10 @@ from mae_convert.canonical import Schema
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.diff import left_aside
 from mae_convert.errors import MaeConvertError
+from mae_convert.fingerprint import (
+    Fingerprint,
+    checkpoint_fingerprint,
+)
 from mae_convert.official import confirmed_by_hash
 from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.verify.job import FRAMEWORKS
@@ -83,12 +87,14 @@ class Verification:
             alone decided.
         runs: how the source and the target were run, with the checkpoints as they were compared;
             empty where nothing was run, and where a certificate stands for the source.
+        fingerprints: of the source, before declared steps, and of the target; empty likewise.
     """
 
     verdict: Verdict
     inputs: Arrays = field(repr=False)
     traces: tuple[Trace, ...] = field(default=(), repr=False)
     runs: tuple[Run, ...] = field(default=(), repr=False)
+    fingerprints: tuple[Fingerprint, ...] = ()
 
 
 def verify(
@@ -155,7 +161,8 @@ def run_verification(
     verdict = replace(judge(*traces[:2]), steps=steps, inferred=inferred)
     if len(traces) > 2:
         verdict = replace(verdict, effects=effects(traces[2], traces[0]))
-    done = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]))
+    fingerprints = tuple(map(_fingerprint, (a, b), runs, traces[:2]))
+    done = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     for witness in options.against:
         done = _with_witness(done, _witness_run(witness, *whole), runs[0])
@@ -164,6 +171,16 @@ def run_verification(
         done = replace(done, verdict=_with_checks(done.verdict, checks))
     compared = (*done.verdict.not_compared, *left_aside(a, b))
     return replace(done, verdict=replace(done.verdict, not_compared=compared))
+
+
+def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
+    """Return the fingerprint of a side, from its trace unless that is of something else.
+
+    What was run may be the source after declared steps, or the encoder alone.
+    """
+    if run.checkpoint is checkpoint:
+        return trace.fingerprint
+    return checkpoint_fingerprint(checkpoint)
 
 
 def common_request(
