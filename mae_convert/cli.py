@@ -25,6 +25,7 @@ COMMANDS = (
     checkpoints.convert,
     checkpoints.diff,
     checkpoints.fingerprint,
+    checkpoints.lineage,
     verdicts.trace,
     verdicts.compare,
     verdicts.verify,

@@ -247,6 +247,43 @@ def fingerprint(
 
 
 @click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@json_option
+@checkpoint_options
+def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
+    """Say whether B holds A's weights, its encoder, or A after declared steps.
+
+    A and B are checkpoints, or certificates and conversion records (.json) of checkpoints whose
+    files are not at hand. Exit status 1 if neither was made of the other.
+
+    Example:
+
+    \b
+        mae-convert lineage checkpoint.pth my-mae
+    """
+    from mae_convert.lineage import lineage as compare
+    from mae_convert.lineage_records import known, read_record, record_of
+    from mae_convert.show.console import as_json as print_json
+    from mae_convert.show.fingerprint import lineage as show
+
+    records = [record_of(source) if isinstance(source, Path) else None for source in (a, b)]
+    options: dict[str, Any] = {"state_key": state_key, "incomplete": True}
+    if records == [None, None]:
+        pair = [known(c) for c in open_pair_and_tell((a, b), flags, **options)]
+    else:
+        pair = [
+            read_record(record)
+            if record
+            else known(open_and_tell(source, flags, fill_only=True, **options), with_record=True)
+            for record, source in zip(records, (a, b), strict=True)
+        ]
+    result = compare(*pair)
+    print_json(result.to_dict()) if as_json else show(result)
+    return 0 if result.related else 1
+
+
+@click.command(cls=CheckedCommand)
 @click.argument("name", required=False)
 def layouts(name: str | None) -> None:
     """List the layouts, or show the mapping table of one.

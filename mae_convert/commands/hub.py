@@ -24,8 +24,13 @@ def catalog(as_json: bool) -> None:
     from mae_convert.official_catalog import OFFICIAL
     from mae_convert.show import catalog as show
     from mae_convert.show.console import as_json as print_json
+    from mae_convert.sources.published import confirmed_fingerprints
 
-    print_json(show.catalog_json(OFFICIAL)) if as_json else show.catalog(OFFICIAL)
+    fingerprints = confirmed_fingerprints()
+    if as_json:
+        print_json(show.catalog_json(OFFICIAL, fingerprints))
+    else:
+        show.catalog(OFFICIAL, fingerprints)
 
 
 @click.command(cls=CheckedCommand)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from mae_convert import __version__
 from mae_convert.checkpoint import Checkpoint
 from mae_convert.configuration import PREPROCESSING
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.layouts import LAYOUTS
 from mae_convert.official_catalog import BASE_URL
 from mae_convert.plain import plain
@@ -134,6 +135,8 @@ def provenance(facts: Facts) -> str:
         title = "which was made of" if number_ else "converted from"
         rows.append((title, _source(source)))
         rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
+        if stated := source.get("fingerprint"):
+            rows.append(("fingerprint", code_in_markdown(stated)))
     if not rows:
         rows.append(("converted from", "unknown: there is no record of a conversion"))
     if (family := part.checkpoint.family) and family.certain:
@@ -222,15 +225,21 @@ def configurationtable(part: Part) -> str:
 def checking(facts: Facts) -> str:
     """Return how anyone can verify what is published."""
     part = facts.parts[0]
+    digits = code_in_markdown(checkpoint_fingerprint(part.checkpoint))
+    same = (
+        "The fingerprint of the weights and their configuration, which is the same in every layout"
+        f" and file format and is printed by `mae-convert fingerprint hf://{facts.repo_id}`:"
+        f" {digits}"
+    )
     if part.certificate is None:
         return (
-            "There is no certificate. With the source at hand:\n\n```sh\n"
+            f"{same}\n\nThere is no certificate. With the source at hand:\n\n```sh\n"
             f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
         )
     names = [path.name for further in facts.parts[1:] for path in further.weights[:1]]
     more = "".join(f"mae-convert verify hf://{facts.repo_id}/{name}\n" for name in names)
     return (
-        "`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
+        f"{same}\n\n`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
         " source's results in float64. Without the source they show that these files still compute"
         " what was verified:\n\n```sh\npip install 'mae-convert[torch,tensorflow]'\n"
         f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:"

@@ -1,11 +1,11 @@
 """Print the official checkpoints: which is which, and which to take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from mae_convert.official_catalog import BASE_URL, LICENSE, LICENSE_URL, Official
-from mae_convert.show.console import console, pairs, table
+from mae_convert.show.console import console, markup, pairs, table
 from mae_convert.verify.published import PUBLISHED, PublishedTruth
 
 DECODERS = {None: "none", False: "plain", True: "normalised"}
@@ -17,8 +17,16 @@ WHICH = (
 )
 
 
-def catalog(officials: Sequence[Official]) -> None:
-    """Print the table, and what to take for what."""
+Fingerprints = Mapping[str, Mapping[str, str]]
+
+
+def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
+    """Print the table, and what to take for what.
+
+    Args:
+        officials: the official checkpoints.
+        fingerprints: fingerprint and ``confirmed`` of those that were downloaded, by name.
+    """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
     grid = table(*heads, right=("parameters",), whole=set(heads) - {"pixels predicted"})
@@ -43,13 +51,19 @@ def catalog(officials: Sequence[Official]) -> None:
         "\nfacebook/vit-mae-* on the Hub are the visualize weights, timm's *.mae the pretrain ones."
     )
     out.print(f"\nlicence of all: {LICENSE}, {LICENSE_URL}")
+    for name, known in fingerprints.items():
+        out.print(
+            f"\nfingerprint of {name}, as downloaded here ({markup(known['confirmed'])}):\n"
+            f"  {markup(known['fingerprint'])}",
+            soft_wrap=True,
+        )
     out.print(
         f"address: {BASE_URL}/FOLDER/NAME.pth; md5: the first digits, which the publisher names"
     )
 
 
-def catalog_json(officials: Sequence[Official]) -> dict[str, Any]:
-    """Return the catalog as plain data."""
+def catalog_json(officials: Sequence[Official], fingerprints: Fingerprints) -> dict[str, Any]:
+    """Return the catalog as plain data; ``fingerprint`` is None for what was not downloaded."""
     rows = [
         {
             "name": official.name,
@@ -62,6 +76,7 @@ def catalog_json(officials: Sequence[Official]) -> dict[str, Any]:
             "license": LICENSE,
             "purpose": official.purpose,
             "on_the_hub": official.on_the_hub,
+            "fingerprint": fingerprints.get(official.name),
         }
         for official in officials
     ]

@@ -42,6 +42,8 @@ class Record:
         mtime_ns: when the file was last written, by which a file that was touched is known.
         trusted: why the hash is believed.
         first_used: when it was first downloaded.
+        fingerprint: of the checkpoint in it, when its hash was confirmed as ``trusted`` says; None
+            for what is not a checkpoint.
     """
 
     url: str
@@ -51,6 +53,7 @@ class Record:
     mtime_ns: int
     trusted: str
     first_used: str
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ class Wanted:
         name: what it is called in the cache.
         url: where it is.
         md5: digits with which its MD5 begins as its publisher says; None where none says.
-        examine: raises MaeConvertError for a file that is not what it should be, whatever its hash.
+        examine: returns the fingerprint of the checkpoint in a file, or None for another file;
+            raises MaeConvertError for one that is not what it should be, whatever its hash.
     """
 
     name: str
     url: str
     md5: str | None
-    examine: Callable[[Path], None]
+    examine: Callable[[Path], str | None]
 
 
 def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
@@ -174,17 +178,18 @@ def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
             f" SHA-256 is {sha256} and was {known.sha256}; if its publisher has replaced it, remove"
             f" {wanted.name} from {path.with_name(RECORDS)}"
         )
-    wanted.examine(path)
+    fingerprint = wanted.examine(path)
     status = path.stat()
     if known:
-        return replace(known, mtime_ns=status.st_mtime_ns)
+        return replace(known, mtime_ns=status.st_mtime_ns, fingerprint=fingerprint)
     trusted = (
         f"its MD5 begins with {wanted.md5}, as its publisher says"
         if wanted.md5
         else "on first use: its publisher names no hash"
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(wanted.url, sha256, md5, status.st_size, status.st_mtime_ns, trusted, now)
+    times = status.st_mtime_ns, trusted, now
+    return Record(wanted.url, sha256, md5, status.st_size, *times, fingerprint)
 
 
 def hashes(path: Path) -> tuple[str, str]:

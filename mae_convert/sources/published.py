@@ -7,6 +7,7 @@ from typing import Any
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.hub import address_in
 from mae_convert.image_files import check_images
 from mae_convert.official_catalog import (
@@ -19,7 +20,7 @@ from mae_convert.official_catalog import (
 )
 from mae_convert.origin import Origin
 from mae_convert.sources.cache import cache_directory
-from mae_convert.sources.fetch import Record, Wanted, fetch
+from mae_convert.sources.fetch import Record, Wanted, fetch, read_records
 
 MIRROR = "MAE_CONVERT_MIRROR"
 CATALOG = "the catalog of official checkpoints"
@@ -89,6 +90,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
         "sha256": record.sha256,
         "md5": record.md5,
         "trusted": record.trusted,
+        "fingerprint": record.fingerprint,
         "license": origin.record["license"],
         "purpose": official.purpose,
         "path": str(output or path),
@@ -125,8 +127,26 @@ def origin_of(official: Official, record: Record) -> Origin:
     )
 
 
-def _examine(path: Path, official: Official) -> None:
-    """Raise CheckpointError if a file has not the names and shapes of an official checkpoint."""
+def confirmed_fingerprints() -> dict[str, dict[str, str]]:
+    """Return fingerprint and ``confirmed``, how the file was, of each official one in the cache.
+
+    Raises:
+        CheckpointError: the cache's file of records is damaged.
+    """
+    records = read_records(cache_directory())
+    return {
+        official.name: {"fingerprint": record.fingerprint, "confirmed": record.trusted}
+        for official in OFFICIAL
+        if (record := records.get(official.file)) and record.fingerprint
+    }
+
+
+def _examine(path: Path, official: Official) -> str:
+    """Return the fingerprint of an official checkpoint.
+
+    Raises:
+        CheckpointError: the file has not its names and shapes.
+    """
     known = Origin(official.name, config=official.known, config_source=CATALOG)
     checkpoint = open_checkpoint(path, origin=known)
     found = candidates(checkpoint.configuration.model, checkpoint.task)
@@ -136,3 +156,4 @@ def _examine(path: Path, official: Official) -> None:
             f" {checkpoint.configuration.model.num_hidden_layers} blocks); the server or mirror"
             " has other files than the publisher"
         )
+    return str(checkpoint_fingerprint(checkpoint))

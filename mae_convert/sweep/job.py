@@ -141,6 +141,8 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             report = execute(plan, overwrite=True)
         found["source_sha256"] = report["source"].get("sha256")
+        found["source_fingerprint"] = report["source"]["fingerprint"]
+        found["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
         place, _ = _local(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, **said)
@@ -154,6 +156,9 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
         with _timed(found, "verify_seconds"):
             done = _verify(job, source, target)
         found |= verdict_fields(done.verdict)
+        if not job.converts:
+            names = ("source_fingerprint", "target_fingerprint")
+            found |= dict(zip(names, map(str, done.fingerprints), strict=False))
         if job.settings.get("certify") and done.verdict.passed:
             _certify(done, target)
     for name, checkpoint in (("source", source), ("target", target)):

@@ -172,8 +172,8 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
-def _hash(value: str | None) -> str:
-    short = f"<code>{for_html(value[:12])}</code>" if value else ""
+def _hash(value: str | None, digits: int = 12) -> str:
+    short = f"<code>{for_html(value[:digits])}</code>" if value else ""
     return f'<td title="{for_html(value or "")}">{short}</td>'
 
 
@@ -205,6 +205,8 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
     ("target", "text", lambda r: _path(r.published or r.target)),
     ("source sha256", "text", lambda r: _hash(r.source_sha256)),
     ("target sha256", "text", lambda r: _hash(r.target_sha256)),
+    ("source fingerprint", "text", lambda r: _hash(r.source_fingerprint, 17)),
+    ("target fingerprint", "text", lambda r: _hash(r.target_fingerprint, 17)),
     ("what else", "text", lambda r: _long(", ".join(_said(r)))),
 )
 

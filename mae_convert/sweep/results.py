@@ -17,7 +17,7 @@ from mae_convert.plain import in_unicode, plain
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.row import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
-FORMAT = 1
+FORMAT = 2
 TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER", "str": "TEXT"}
 PYTHON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "int": int,

@@ -41,6 +41,8 @@ class Row:
         source_bytes: their size.
         target_sha256: of the files that were written.
         target_bytes: their size.
+        source_fingerprint: of the source, see docs/fingerprint.md.
+        target_fingerprint: of the result.
         task: of the result.
         parameters: of the result.
         published: address of the commit.
@@ -76,6 +78,8 @@ class Row:
     source_bytes: int | None = None
     target_sha256: str | None = None
     target_bytes: int | None = None
+    source_fingerprint: str | None = None
+    target_fingerprint: str | None = None
     task: str | None = None
     parameters: int | None = None
     published: str | None = None
