@@ -239,7 +239,8 @@ def checking(facts: Facts) -> str:
     names = [path.name for further in facts.parts[1:] for path in further.weights[:1]]
     more = "".join(f"mae-convert verify hf://{facts.repo_id}/{name}\n" for name in names)
     return (
-        f"{same}\n\n`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
+        f"{same}\n\n"
+        "`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
         " source's results in float64. Without the source they show that these files still compute"
         " what was verified:\n\n```sh\npip install 'mae-convert[torch,tensorflow]'\n"
         f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:"
