@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
 from mae_convert.errors import CheckpointError
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.planning import plan_conversion
 from mae_convert.verify import running
 from mae_convert.verify.certificate import (
@@ -23,6 +24,7 @@ from mae_convert.verify.certificate import (
     write_certificate,
 )
 from mae_convert.verify.judge import LARGEST_CEILING_UNITS, ceiling_units
+from mae_convert.verify.replay import replay
 from mae_convert.verify.sides import Side
 from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Verification, run_verification
@@ -376,3 +378,20 @@ def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name
     (copy / name).write_text("{}")
     failed = read_certificate(copy).checks_of(open_checkpoint(copy))
     assert [check.name for check in failed] == [f"file/{name}"]
+
+
+def test_both_fingerprints_are_in_the_certificate_and_replaying_it_checks_the_target(copy):
+    document = json.loads((copy / "verification.json").read_text())
+    expected = str(checkpoint_fingerprint(open_checkpoint(copy)))
+    assert document["target"]["fingerprint"] == document["source"]["fingerprint"] == expected
+    assert document["source_trace"]["fingerprint"] == expected
+    other = f"mae1:{'0' * 64}:{expected.split(':')[2]}"
+    changed = document | {"target": document["target"] | {"fingerprint": other}}
+    (copy / "verification.json").write_text(json.dumps(changed))
+    verdict = replay(copy, Side("torch")).verdict
+    assert not verdict.passed
+    assert "certificate/fingerprint" in [check.name for check in verdict.failed()]
+    trace = document["source_trace"] | {"fingerprint": other}
+    (copy / "verification.json").write_text(json.dumps(document | {"source_trace": trace}))
+    with pytest.raises(CheckpointError, match="fingerprint is not that of its tensors"):
+        replay(copy, Side("torch"))

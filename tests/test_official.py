@@ -76,6 +76,16 @@ def test_an_official_checkpoint_is_downloaded_once_and_its_hash_recorded(
     assert result.json["license"] == "cc-by-nc-4.0"
     records = json.loads((tmp_path / "cache" / "downloads.json").read_text())
     assert records[f"{NAME}.pth"]["sha256"] == result.json["sha256"]
+    fingerprint = records[f"{NAME}.pth"]["fingerprint"]
+    assert fingerprint == result.json["fingerprint"]
+    rows = {row["name"]: row for row in command("catalog", "--json").json["official"]}
+    assert rows[NAME]["fingerprint"] == {
+        "fingerprint": fingerprint,
+        "confirmed": result.json["trusted"],
+    }
+    assert [name for name in rows if rows[name]["fingerprint"]] == [NAME]
+    assert fingerprint in command("catalog").out
+    assert fingerprint == command("fingerprint", NAME, "--json").json["fingerprint"]
     before = len(hub.seen)
     assert command("download", NAME).out.strip() == str(tmp_path / "cache" / f"{NAME}.pth")
     assert len(hub.seen) == before

@@ -69,6 +69,8 @@ def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, mod
     record = json.loads((model / "conversion.json").read_text())
     for said in (
         record["source"]["sha256"],
+        f"hf://{REPO}`: `{record['fingerprint']}`",
+        f"| fingerprint | `{record['source']['fingerprint']}` |",
         "| float64: logits |",
         f"mapped, bit for bit: {len(record['tensors'])} tensors",
         "dropped: nothing",

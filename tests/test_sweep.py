@@ -391,6 +391,8 @@ def test_a_job_is_the_same_however_it_is_run(tmp_path):
     plain = run_job(jobs(tmp_path, 1)[0], 1)
     for name in ("key", "outcome", "source_sha256", "target_sha256", "target_bytes", "parameters"):
         assert getattr(ours, name) == getattr(plain, name)
+    assert ours.target_fingerprint == plain.source_fingerprint == ours.source_fingerprint
+    assert ours.target_fingerprint.startswith("mae1:")
     assert ours.peak_memory is None or ours.peak_memory > 1 << 20
 
 
