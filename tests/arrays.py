@@ -6,6 +6,7 @@ more than any sensible tolerance. Compared as a whole, relative to its norm, an 
 differs by a few units of roundoff everywhere.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,10 @@ def distance(measured: Any, expected: Any) -> float:
     difference = np.linalg.norm(measured - expected)
     size = np.linalg.norm(expected)
     return float(difference / size) if size else float("inf" if difference else 0.0)
+
+
+def assert_near(measured: Mapping[str, Any], expected: Mapping[str, Any], limit: float) -> None:
+    """Compare the gradients or weights of a model, each relative to its own norm."""
+    assert set(measured) == set(expected)
+    for name, array in expected.items():
+        assert distance(measured[name], array) <= limit, name
