@@ -33,6 +33,7 @@ CHECKED_ONLY = {
     "CONTRIBUTING.md": "the test suite itself",
     "docs/adding_a_layout.md": "tests/test_adding_a_layout.py runs it",
     "docs/checkpoints.md": "it downloads from the Hub",
+    "docs/fingerprint.md": "tests/test_fingerprint.py runs it",
     "docs/reference/commands.md": "examples on files of the reader",
     "docs/robustness.md": "hours, or a test of its own",
     "docs/speed.md": "hours, and environments of other libraries",

@@ -54,7 +54,9 @@ def original(folder, task="pretrain", **changes):
 
 def test_the_program_in_the_documentation_gives_its_test_vectors_and_what_we_give(tmp_path):
     page = PAGE.read_text()
-    program, vectors = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL).groups()
+    program, vectors = re.search(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL
+    ).groups()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(program, {})  # ours: it is the specification
     assert printed.getvalue() == vectors
