@@ -6,6 +6,7 @@ import numpy as np
 
 from mae_convert.checkpoint import Checkpoint, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose_traces
+from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.publish.parity import in_short, verification
 from mae_convert.publish.parts import Part
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
@@ -50,7 +51,7 @@ def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]
     arrays["ids_restore"] = np.argsort(order, axis=1)
     arrays["mask"] = (arrays["ids_restore"] >= model.num_kept).astype(np.float32)
     description = {
-        **describe(checkpoint, Side("torch"), inputs, native=True),
+        **describe(checkpoint, Side("torch"), inputs, ours=None),
         "dtypes": list(DTYPES),
         "taps": True,
         "run_mask_ratio": model.mask_ratio,
@@ -64,7 +65,10 @@ def write_proofs(model: Path, traces: Path) -> None:
     """Write a certificate beside a model, and two equal traces into a folder."""
     checkpoint = open_checkpoint(model)
     trace, inputs = made_up_trace(checkpoint)
-    write_certificate(Verification(judge(trace, trace), inputs, (trace, trace)), checkpoint)
+    fingerprints = (checkpoint_fingerprint(checkpoint),) * 2
+    verdict = judge(trace, trace)
+    done = Verification(verdict, inputs, (trace, trace), fingerprints=fingerprints)
+    write_certificate(done, checkpoint)
     for name in ("x", GOOD):
         save_trace(trace, traces / name)
 

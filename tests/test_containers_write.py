@@ -26,7 +26,13 @@ DTYPES = [np.dtype(code) for code in "?bhilBHILefdF"]
 SMALL_FLOATS = [
     np.dtype(kind) for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 ]
-CONFIG = {"hidden_size": 4, "eps": 1e-6, "pool": None, "sizes": [1, -(2**40)], "näme": "\ud800\0é"}
+CONFIG = {
+    "hidden_size": 4,
+    "eps": 1e-6,
+    "pool": None,
+    "sizes": [1, -(2**40)],
+    "näme": "\U0001f5bc\0é",
+}
 CONVERSION = {"source": "a.pth", "account": {f"tensor {n}": "kept" for n in range(5000)}}
 
 

@@ -202,7 +202,10 @@ attacks(
         "block 10^9": {BLOCK.format(10**9): SMALL},
         "block 10^5000": {BLOCK.format("9" * 5000): SMALL},
         "a name of 10^6 characters": {"vit." + "a" * 1_000_000: SMALL},
-        "a name of control characters": {"\x1b[31m\n\r": SMALL},
+        "a needed tensor's name and control characters": {
+            "vit.embeddings.cls_token": SMALL,
+            "vit.embeddings.cls_token\x1b[31m\n\r": SMALL,
+        },
         "10,000 tensors too many": {f"a{n}": SMALL for n in range(10_000)},
         "10,000 blocks too many": {BLOCK.format(n): SMALL for n in range(20, 10_020)},
         "an empty shape": {"vit.embeddings.cls_token": np.zeros((1, 0, 32), np.float32)},
