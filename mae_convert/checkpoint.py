@@ -25,6 +25,7 @@ from mae_convert.origin import Origin
 from mae_convert.position_tables import TABLES as POSITION_EMBEDDINGS
 from mae_convert.prefixes import Stripped
 from mae_convert.recognition import Reading
+from mae_convert.training_programs import conventions_by_names
 from mae_convert.unknown_fields import unread
 from mae_convert.validation import check_document
 
@@ -356,7 +357,7 @@ def open_checkpoint(
     container, under = _open(path, state_key, optional=fill_only)
     container = _with_known(container, origin)
     _check_documents(container)
-    found = _recognise(container, task, under)
+    found, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, found), found.reading
     if found.whole not in (None, reading.task):  # declared, as a conversion with --task does
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
@@ -365,6 +366,7 @@ def open_checkpoint(
         _check_class_position(container, reading, said)
         family = _family(container, reading)
         evidence = _evidence(container, reading, family, said, fill_only)
+        evidence = replace(evidence, by_names=conventions_by_names(stored))
         configuration = resolve(reading.task, evidence, incomplete=True)
         if not incomplete:
             configuration.for_task(task or reading.task).require_complete()

@@ -182,6 +182,8 @@ def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Confi
     if task == "pretrain" and (found := first("decoder_layer_norm_eps", task, evidence)):
         values["decoder_layer_norm_eps"] = found.value
         sources["decoder_layer_norm_eps"] = found.source
+        if found.assumption:
+            assumptions["decoder_layer_norm_eps"] = found.assumption
     if values.get("global_pool") == "avg":
         values["fc_norm"] = None if "global_pool" in evidence.geometry else False
     values |= _carried_along(values, evidence.stated)

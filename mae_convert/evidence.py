@@ -69,6 +69,7 @@ class Evidence:
         positions: position embeddings by canonical name, which are read to recognise the grid.
         recorded: assumptions in the record of the conversion that wrote the configuration, by
             field, each with ``value``, ``source`` and ``assumption``.
+        by_names: what the program gives every model whose tensors have such stored names.
         fill_only: a flag gives what the file does not state, and does not overrule it.
     """
 
@@ -86,6 +87,7 @@ class Evidence:
     size_hint: str = ""
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_names: Mapping[str, Any] = field(default_factory=dict)
     fill_only: bool = False
     preprocessor_where: str = "preprocessor_config.json"
 
@@ -136,6 +138,8 @@ def _candidates(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
     if name == "global_pool":
         source = "names of a class-token classifier, which a pooled one without fc_norm has too"
         yield Found("token", source, NAMES)
+    source = "convention of solo-learn, whose names the tensors have"
+    yield Found(evidence.by_names.get(name), source, NAMES)
     yield _convention(name, evidence)
 
 

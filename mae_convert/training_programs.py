@@ -5,7 +5,7 @@ OpenMMLab's programs and EasyCV, made from them, keep their configuration as ``m
 data; a field that it does not state, or states otherwise than as expected, is left out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 Fields = Iterator[tuple[str, Any]]
@@ -44,6 +44,21 @@ def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict
         return dict(_openmmlab(settings))
     if arguments.get("method") == "mae" and _part(arguments, "method_kwargs"):
         return dict(_solo(arguments, geometry))
+    return {}
+
+
+def conventions_by_names(names: Collection[str]) -> dict[str, Any]:
+    """Return the fields that a program gives every model whose tensors have its names.
+
+    solo-learn writes its settings beside the file (``args.json``), so that the file alone may hold
+    none.
+
+    Args:
+        names: of all tensors in the file, as they are stored.
+    """
+    solo = "backbone.cls_token" in names and "decoder.decoder_pred.weight" in names
+    if solo and any(name.startswith("classifier.") for name in names):
+        return {"decoder_layer_norm_eps": SOLO_DECODER_EPS}
     return {}
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from mae_convert.checkpoint import Flags, open_checkpoint
 from mae_convert.convert import execute
-from mae_convert.errors import CheckpointError
+from mae_convert.errors import CheckpointError, ConfigurationError
 from mae_convert.fingerprint import checkpoint_fingerprint
 from mae_convert.planning import plan_conversion
 from mae_convert.verify import running
@@ -370,7 +370,7 @@ def test_a_configuration_that_is_replaced_after_it_was_read_is_not_certified(cop
         _require_the_same(_hashes(done, target), copy)
 
 
-@pytest.mark.parametrize("name", ["processor_config.json", "adapter_config.json", "modeling.py"])
+@pytest.mark.parametrize("name", ["processor_config.json", "modeling.py"])
 def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name):
     assert not read_certificate(copy).checks_of(open_checkpoint(copy))
     (copy / "README.md").write_text("a card")
@@ -378,6 +378,12 @@ def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name
     (copy / name).write_text("{}")
     failed = read_certificate(copy).checks_of(open_checkpoint(copy))
     assert [check.name for check in failed] == [f"file/{name}"]
+
+
+def test_an_adapter_that_came_later_is_refused(copy):
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"adapter_config\.json is beside the weights"):
+        open_checkpoint(copy)
 
 
 def test_both_fingerprints_are_in_the_certificate_and_replaying_it_checks_the_target(copy):

@@ -275,7 +275,16 @@ def test_encoder_and_decoder_may_have_prefixes_of_their_own(opened, mae, encoder
     checkpoint = opened({**parted(mae, encoder, decoder), **beside})
     assert checkpoint.task == "pretrain"
     assert set(checkpoint.dropped) == set(beside)
-    assert diff(checkpoint, opened(mae)).same
+    assert not diff(checkpoint, opened(mae)).tensors
+
+
+def test_solo_learns_decoder_has_the_epsilon_of_its_program(opened, mae):
+    """Its file may hold no settings; a value that the names suggest is an assumption."""
+    stored = parted(mae, "backbone.", "decoder.") | {"classifier.weight": noise(10, width(mae))}
+    found = opened(stored).configuration
+    assert found.model.decoder_layer_norm_eps == 1e-5
+    assert found.assumptions["decoder_layer_norm_eps"] == "names"
+    assert opened(mae).configuration.model.decoder_layer_norm_eps is None
 
 
 @pytest.mark.parametrize("form", ["beside", "prefix", "parts", "wrapped", "copy"])

@@ -20,6 +20,8 @@ from mae_convert.errors import CheckpointError
 
 SETTINGS = ("config", "conversion")
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
+NESTED = ("config", "cfg")
+"""Keys of a configuration among the hyper-parameters of Lightning."""
 """Keys of the arguments of training: of Lightning, and of many programs. The last one decides."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
@@ -90,11 +92,16 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
         settings: the plain mappings under the keys `ARGUMENTS` and `META`.
 
     Returns:
-        The arguments by name, those of Lightning's `hyper_parameters` and of `args` in one mapping;
+        The arguments by name, those of Lightning's `hyper_parameters` and of `args` in one mapping,
+        with those one level down under "config" or "cfg" where they are not given themselves;
         and under "meta" what mmengine tells, in which "cfg" is its configuration as nested
         mappings.
     """
-    found = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
+    given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
+    nested = [
+        inner for part in given for name in NESTED if isinstance(inner := part.get(name), dict)
+    ]
+    found = [*nested, *given]
     meta = settings.get(META)
     if meta is not None:
         texts = {name: meta[name] for name in CONFIG_TEXTS if isinstance(meta.get(name), str)}
