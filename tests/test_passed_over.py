@@ -62,7 +62,7 @@ def test_a_file_with_an_object_beside_the_weights_is_read_and_the_object_named(
 def test_the_settings_in_an_omegaconf_configuration_are_plain_data() -> None:
     settings = {"num_heads": 4, "lr": 0.001, "betas": [0.9, 0.95]}
     opened = open_container(LIGHTNING)
-    assert opened.training_args == {"config": settings}
+    assert opened.training_args == {"config": settings, **settings}
     assert "omegaconf.nodes.AnyNode" in opened.passed_over
     assert "omegaconf" not in sys.modules
 
