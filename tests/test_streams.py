@@ -93,7 +93,7 @@ def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
     from mae_convert.show import catalog, inspection
 
     monkeypatch.setattr("mae_convert.show.console.PIPE_WIDTH", 80)
-    catalog.catalog(OFFICIAL)
+    catalog.catalog(OFFICIAL, {})
     out = capsys.readouterr().out
     assert all(any(line.startswith(f"{o.name} ") for line in out.splitlines()) for o in OFFICIAL)
     report = inspect(open_checkpoint(DEMO), stats=True)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mae_convert import official_catalog
 from mae_convert.checkpoint import open_checkpoint
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
@@ -13,7 +14,6 @@ from mae_convert.image_files import check_images
 from mae_convert.official_catalog import (
     BASE_URL,
     LICENSE,
-    OFFICIAL,
     Official,
     candidates,
     official_named,
@@ -43,7 +43,7 @@ def named(text: str) -> Official:
     """
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
-        names = ", ".join(official.name for official in OFFICIAL)
+        names = ", ".join(official.name for official in official_catalog.OFFICIAL)
         raise MaeConvertError(f"there is no official checkpoint {text!r}; there are {names}")
     return official
 
@@ -136,7 +136,7 @@ def confirmed_fingerprints() -> dict[str, dict[str, str]]:
     records = read_records(cache_directory())
     return {
         official.name: {"fingerprint": record.fingerprint, "confirmed": record.trusted}
-        for official in OFFICIAL
+        for official in official_catalog.OFFICIAL
         if (record := records.get(official.file)) and record.fingerprint
     }
 
