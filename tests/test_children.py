@@ -112,7 +112,13 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+# Sweeps have processes of their own, which under pytest-xdist do not reach their children in time.
+ON_THEIR_OWN = {name: [pytest.mark.slow] for name in ("SIGQUIT", "SIGTERM")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=ON_THEIR_OWN.get(name, [])) for name in SIGNALS]
+)
 def test_after_any_signal_no_child_and_no_temporary_directory_is_left(name, hanging, start, case):
     number = getattr(signal, name)
     program = start(number, *SIGNALS[name](case), env=hanging)
@@ -125,7 +131,7 @@ def test_after_any_signal_no_child_and_no_temporary_directory_is_left(name, hang
     assert left_behind(hanging["TMPDIR"]) == []
 
 
-@pytest.mark.parametrize("command", [verification, sweep_of])
+@pytest.mark.parametrize("command", [verification, pytest.param(sweep_of, marks=pytest.mark.slow)])
 def test_children_of_a_killed_run_end_and_the_next_run_removes_its_directories(
     command, hanging, start, case, monkeypatch
 ):
