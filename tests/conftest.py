@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     seed = config.getoption("randomly_seed", None)
     if exitstatus == pytest.ExitCode.TESTS_FAILED and seed is not None:
         terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
+
+
+@pytest.fixture(autouse=True)
+def same_signal_handlers():
+    """A test that changes how this process takes signals would change the tests that follow it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture(scope="session")
@@ -152,8 +162,6 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def command(capfd, monkeypatch):
     """Run the command line in this process, which has imported what it needs."""
-    import signal
-
     from mae_convert.cli import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)

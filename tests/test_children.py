@@ -112,13 +112,7 @@ SIGNALS = {
 }
 
 
-# Sweeps have processes of their own, which under pytest-xdist do not reach their children in time.
-ON_THEIR_OWN = {name: [pytest.mark.slow] for name in ("SIGQUIT", "SIGTERM")}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=ON_THEIR_OWN.get(name, [])) for name in SIGNALS]
-)
+@pytest.mark.parametrize("name", SIGNALS)
 def test_after_any_signal_no_child_and_no_temporary_directory_is_left(name, hanging, start, case):
     number = getattr(signal, name)
     program = start(number, *SIGNALS[name](case), env=hanging)
@@ -131,7 +125,7 @@ def test_after_any_signal_no_child_and_no_temporary_directory_is_left(name, hang
     assert left_behind(hanging["TMPDIR"]) == []
 
 
-@pytest.mark.parametrize("command", [verification, pytest.param(sweep_of, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", [verification, sweep_of])
 def test_children_of_a_killed_run_end_and_the_next_run_removes_its_directories(
     command, hanging, start, case, monkeypatch
 ):
@@ -181,6 +175,7 @@ def test_the_time_limit_is_that_of_the_call_or_of_the_environment_or_an_hour(mon
 
 def test_a_child_that_answers_requests_is_ended_too(tmp_path):
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(60)\n")
+    threads = set(threading.enumerate())
     with python_process(
         None, [tmp_path / "silent.py"], environment_of_child(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -191,7 +186,7 @@ def test_a_child_that_answers_requests_is_ended_too(tmp_path):
         with _killed_after_time_limit(process, Clock(60)) as late:
             pass
         assert not late.is_set()
-    assert threading.active_count() < 20
+    assert waited_for(lambda: set(threading.enumerate()) <= threads, seconds=10)
 
 
 def test_standard_input_ends_a_child_where_the_system_does_not(tmp_path):

@@ -329,6 +329,7 @@ def look(*_, **__):
     del Gone.last
     time.sleep(10)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what runs pytest may ignore it
 Gone.last = Gone()
 inspection.inspect = look
 cli.main(["inspect", *sys.argv[1:]])
@@ -367,6 +368,7 @@ def look(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         sys.stderr.write("cleaned up\\n")
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 Gone.last = Gone()
 inspection.inspect = look
 cli.main(["inspect", *sys.argv[1:]])

@@ -35,11 +35,11 @@ def test_spoiled_files_are_read_or_refused() -> None:
 
 
 def test_spoiled_proofs_and_records_are_read_or_refused() -> None:
-    rows = table("fuzz.py", "--inputs", "300", "--only", "verification.json", "trace")
+    rows = table("fuzz.py", "--inputs", "600", "--only", "verification.json", "trace")
     _, inputs, read, refused, *wrong = rows["all"]
-    assert (int(inputs), wrong) == (300, ["0", "0", "0"])
-    assert int(read) > 10
-    assert int(refused) > 100
+    assert (int(inputs), wrong) == (600, ["0", "0", "0"])
+    assert int(read) > 30  # 8 % of 3000 inputs were read
+    assert int(refused) > 200
 
 
 @pytest.mark.slow

@@ -345,6 +345,16 @@ def test_what_starts_the_processes_may_die_too(tmp_path):
     assert {row.key for row in found} == {job.key for job in jobs(tmp_path, 4)}
 
 
+def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch):
+    """As batch systems set it: too long for the socket of multiprocessing's fork server."""
+    folder = runs / ("temporary" + "x" * 100)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    result = sweep()
+    assert result.status == 1, result.err
+    assert sorted(outcomes(runs).values()) == ["done", "done", "done", "error"]
+
+
 def test_processes_end_when_nobody_waits_for_them(tmp_path):
     """The one that runs the sweep is killed: no worker stays behind."""
     code = (

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
@@ -26,6 +28,7 @@ from mae_convert.sweep.row import Row, error_row
 
 ATTEMPTS = 2
 START_ATTEMPTS = 5
+LONGEST_SOCKET_PATH = 103  # bytes; macOS allows 103, Linux 107
 STOP_SECONDS = 10.0  # that a process has to clean up
 Work = Callable[[Job, int], Row]
 
@@ -104,11 +107,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
         allowed: what they may take.
         work: what a process does with its job and the number of threads.
     """
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    if hasattr(context, "set_forkserver_preload"):
-        context.set_forkserver_preload(["mae_convert.sweep.preloaded"])
+    context = _multiprocessing_context()
     queue, working = deque(map(Waiting, jobs)), list[Worker]()
     try:
         while queue or working:
@@ -126,6 +125,21 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
             worker.process.terminate()
         for worker in working:
             worker.stop()
+
+
+def _multiprocessing_context() -> Any:
+    """Return how worker processes are started: by a fork server, else one by one.
+
+    A fork server has a Unix socket under the directory for temporary files. The system limits the
+    length of its path, and batch systems set long ones in ``TMPDIR``.
+    """
+    socket = Path(tempfile.gettempdir()) / "pymp-12345678" / "listener-12345678"
+    available = "forkserver" in multiprocessing.get_all_start_methods()
+    if not available or len(os.fsencode(socket)) > LONGEST_SOCKET_PATH:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mae_convert.sweep.preloaded"])
+    return context
 
 
 def _share_for(
