@@ -1,6 +1,6 @@
 """Carry out planned conversions: write, re-read and compare, and only then put in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mae_convert.containers.crew import Progress
@@ -24,7 +24,11 @@ from mae_convert.rounding import DTYPES
 
 
 def execute_all(
-    plans: Sequence[Plan], *, overwrite: bool = False, progress: Progress | None = None
+    plans: Sequence[Plan],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Carry out plans with one source and return their reports; the source is read once for all.
 
@@ -35,6 +39,7 @@ def execute_all(
         plans: what to do.
         overwrite: replace what exists.
         progress: is told how far the work is.
+        on_commit: is called once the outputs have their names, before any signal can be delivered.
 
     Raises:
         OutputError: a target exists, or cannot be written.
@@ -46,7 +51,9 @@ def execute_all(
         for each in plan.roundings.values():
             each.begin()
     outputs = [_output(plan, record, source) for plan, record in zip(plans, records, strict=True)]
-    hashes = write_all(outputs, overwrite=overwrite, source=source, progress=progress)
+    hashes = write_all(
+        outputs, overwrite=overwrite, source=source, progress=progress, on_commit=on_commit
+    )
     return [
         completed(record, plan, source, of_tensors)
         for plan, record, of_tensors in zip(plans, records, hashes, strict=True)

@@ -158,5 +158,6 @@ def undisturbed() -> Iterator[Signals]:
         yield signals
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == signals.catch:  # the body may have ignored it
+                signal.signal(number, handler)
         signals.deliver(before)

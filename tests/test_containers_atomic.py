@@ -25,6 +25,7 @@ from mae_convert.containers import (
     write_directory,
     write_file,
 )
+from mae_convert.containers.atomic import Place, staged
 from mae_convert.errors import OutputError
 
 KINDS = ("pth", "safetensors", "tf_h5", "keras_h5", "npz")
@@ -320,3 +321,21 @@ def test_a_killed_run_leaves_the_old_or_the_new(tmp_path: Path) -> None:
             assert re.fullmatch(r"\.mae-convert-[0-9a-f]{16}", left)  # and nothing else
             shutil.rmtree(tmp_path / left, ignore_errors=True)
             (tmp_path / left).unlink(missing_ok=True)
+
+
+def test_signals_that_are_ignored_from_the_commit_on_stay_ignored(tmp_path: Path) -> None:
+    """What has its name is reported as written, even if Ctrl-C is pressed a moment later."""
+    before = signal.getsignal(signal.SIGALRM)
+    outcome = []
+
+    def on_commit() -> None:
+        outcome.append((tmp_path / "x").read_text())
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+    try:
+        with staged(Place(tmp_path / "x"), on_commit=on_commit) as (output,):
+            output.path.write_text("new")
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert outcome == ["new"]

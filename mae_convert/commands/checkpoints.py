@@ -177,8 +177,7 @@ def convert(
         for layout, target in parse_targets(dst, targets)
     ]
     with progress("read, write and compare") as told:
-        reports = execute_all(plans, overwrite=overwrite, progress=told)
-    ignore_signals()  # the outputs have their names
+        reports = execute_all(plans, overwrite=overwrite, progress=told, on_commit=ignore_signals)
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:

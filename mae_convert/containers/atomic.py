@@ -134,10 +134,14 @@ class Staged:
 
 
 @contextmanager
-def staged(*places: Place) -> Iterator[list[Staged]]:
+def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iterator[list[Staged]]:
     """Give places at which to make outputs; at the end all get their names, or none does.
 
     What is made must have been flushed.
+
+    Args:
+        places: where the outputs shall be.
+        on_commit: is called once all have their names, before any signal can be delivered.
 
     Raises:
         OutputError: a target may not be replaced, another run has put something there meanwhile,
@@ -161,6 +165,7 @@ def staged(*places: Place) -> Iterator[list[Staged]]:
             stack.close()
             if not undone:  # what comes while the old outputs are removed comes too late
                 signals.forget()
+                on_commit()
         if undone:
             raise OutputError("the conversion was interrupted")
 

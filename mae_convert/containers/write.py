@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -114,6 +114,7 @@ def write_all(
     overwrite: bool = False,
     source: Source | None = None,
     progress: Progress | None = None,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> list[dict[str, str]]:
     """Write several outputs at once; all get their names at the end, or none does.
 
@@ -122,6 +123,7 @@ def write_all(
         overwrite: replace what exists.
         source: what the tensors are read from.
         progress: is told how far the work is.
+        on_commit: is called once all have their names, before any signal can be delivered.
 
     Returns:
         For each output the SHA-256 of each tensor's bytes, by name.
@@ -132,7 +134,7 @@ def write_all(
     """
     progress = progress or Progress()
     places = [Place(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
-    with staged(*places) as stagings:
+    with staged(*places, on_commit=on_commit) as stagings:
         with _drafts(outputs, stagings) as drafts:
             hashes = _fill(drafts, source, progress)
         for output, staging, found in zip(outputs, stagings, hashes, strict=True):
