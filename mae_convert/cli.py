@@ -79,8 +79,10 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     if any("\0" in argument for argument in arguments):
         return 2, "an argument holds a NUL character, which no name can; leave it out"
     try:
-        # Not cli.main, which takes a reader that has gone (`| head`) for a failure.
-        with cli.make_context("mae-convert", list(arguments)) as ctx:
+        # Not cli.main, which takes a reader that has gone (`| head`) for a failure. The object is
+        # what a command calls once its outputs are in place; without this function, as where the
+        # commands are called from another Python program, the signals of the process stay as is.
+        with cli.make_context("mae-convert", list(arguments), obj=ignore_signals) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except MaeConvertError as error:

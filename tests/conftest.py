@@ -165,6 +165,7 @@ def command(capfd, monkeypatch):
     from mae_convert.cli import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command line sets its own
 
     def command(*arguments: Any) -> Result:
         capfd.readouterr()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -434,3 +435,15 @@ def test_every_target_of_several_is_checked_before_any_is_written(tmp_path, case
     assert isinstance(result.exception, OutputError)
     assert "b.safetensors is named like another kind of file" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_calls_the_command_keeps_its_signal_handlers(case, tmp_path):
+    source = case("encoder_tiny")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    arguments = [source.checkpoint, tmp_path / "model", "--to", "transformers", *source.heads]
+    done = CliRunner().invoke(cli, ["convert", *map(str, arguments)])
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert (done.exit_code, after) == (0, before), done.output

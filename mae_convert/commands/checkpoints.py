@@ -19,7 +19,6 @@ from mae_convert.options import (
     json_option,
     task_option,
 )
-from mae_convert.signals import ignore_signals
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint import Flags
@@ -176,8 +175,9 @@ def convert(
         plan_conversion(source, target, layout, **wanted)
         for layout, target in parse_targets(dst, targets)
     ]
+    on_commit = click.get_current_context().obj or (lambda: None)
     with progress("read, write and compare") as told:
-        reports = execute_all(plans, overwrite=overwrite, progress=told, on_commit=ignore_signals)
+        reports = execute_all(plans, overwrite=overwrite, progress=told, on_commit=on_commit)
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:
