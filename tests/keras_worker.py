@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
-from arrays import FLOAT64_LIMIT, distance
+from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 from keras import ops
 
 from reference_models.keras import (
@@ -188,6 +188,17 @@ def check_files_of_keras_bring_a_model_back():
             fresh = cls(TINY, dtype="float64")
             fresh.load_weights(f"{folder}/{task}.weights.h5")
             assert all(map(equal, fresh.weights, model.weights))
+
+
+def check_archives_of_earlier_versions_bring_their_models_back():
+    folder = Path(__file__).parent / "data" / "keras_archives"
+    expected = dict(np.load(folder / "expected.npz"))
+    for task, cls in MODELS.items():
+        model = keras.models.load_model(folder / f"reference_models_{task}.keras")
+        assert type(model) is cls
+        names = ("pixel_values",) if task == "classify" else ("pixel_values", "noise")
+        measured = result(model(*(expected[name] for name in names)))
+        assert distance(measured, expected[f"reference_models_{task}"]) < FLOAT32_LIMIT
 
 
 def check_paths_in_weight_files_are_the_frozen_ones():

@@ -309,6 +309,19 @@ def check_saved_and_loaded_it_is_the_same():
             )
 
 
+def check_archives_of_earlier_versions_bring_their_models_back():
+    folder = HERE / "data" / "keras_archives"
+    expected = dict(np.load(folder / "expected.npz"))
+    for task, (cls, _) in CASES.items():
+        model = keras.models.load_model(folder / f"mae_convert_{task}.keras")
+        assert type(model) is cls
+        names = ("pixel_values",) if task == "classify" else ("pixel_values", "noise")
+        outputs = model(**{name: expected[name] for name in names})
+        measured = outputs.last_hidden_state if task == "encoder" else outputs.logits
+        measured = ops.convert_to_numpy(measured)
+        assert distance(measured, expected[f"mae_convert_{task}"]) < FLOAT32_LIMIT
+
+
 def check_the_configuration_can_be_set():
     model, inputs = model_of("pretrain", mask_ratio=0.5, norm_pix_loss=True), inputs_of("pretrain")
     assert float(ops.sum(model(**inputs).mask)) == 16

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
-from reference_models.pytorch.encoder import PatchEmbedding
-from reference_models.pytorch.layers import ACTIVATION_FUNCTIONS
+from reference_models.pytorch.blocks import ACTIVATION_FUNCTIONS
+from reference_models.pytorch.patches import PatchEmbedding
 
 Variant = tuple[str, str, Any]  # kind, pattern of module paths, value
 TF32_BITS = 13  # bits of a float32 significand that TF32 drops

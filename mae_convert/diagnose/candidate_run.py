@@ -33,11 +33,10 @@ from mae_convert.verify import run_pytorch
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error
 from mae_convert.verify.job import Job
 from mae_convert.verify.localise import BLOCK_STEPS, execution_order
-from reference_models.outputs import Wanted
+from reference_models.outputs import Taps
 
 Steps = Iterator[tuple[str, Tensor]]
 Stage = tuple[str, Callable[[Tensor], Steps]]  # its last result, and the function that computes it
-ALL_ACTIVATIONS = Wanted(taps=True)
 
 
 class KnownResults(Protocol):
@@ -163,7 +162,8 @@ class ForwardPass:
                 if step_by_step:
                     results = block_steps(block, tokens, path, variants)
                 else:
-                    activations = block(tokens, ALL_ACTIVATIONS).taps
+                    activations = Taps()
+                    activations["output"] = block(tokens, activations)
                     results = ((part, activations[part]) for part in BLOCK_STEPS)
                 for part, value in results:
                     yield f"{path}.{part}", value

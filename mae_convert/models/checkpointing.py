@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
+
+from reference_models.outputs import Taps
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
@@ -53,11 +55,17 @@ def is_checkpointing(model: nn.Module) -> bool:
 
 
 def _recomputed(
-    forward: Any, block: Any, options: Mapping[str, Any], offload: bool, *inputs: Any
+    forward: Any,
+    block: Any,
+    options: Mapping[str, Any],
+    offload: bool,
+    tokens: Tensor,
+    taps: Taps | None = None,
 ) -> Any:
-    if not (block.training and torch.is_grad_enabled()):
-        return forward(block, *inputs)
+    recorded = taps is not None  # and so has to be kept
+    if recorded or not (block.training and torch.is_grad_enabled()):
+        return forward(block, tokens, taps)
     if not offload:
-        return checkpoint(forward, block, *inputs, **options)
+        return checkpoint(forward, block, tokens, **options)
     with save_on_cpu(pin_memory=torch.cuda.is_available()):
-        return checkpoint(forward, block, *inputs, **options)
+        return checkpoint(forward, block, tokens, **options)

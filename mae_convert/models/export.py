@@ -11,7 +11,6 @@ from typing import Any
 from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
 from mae_convert.in_memory.saving import kind_of, unwrapped
-from reference_models.outputs import Wanted
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 
@@ -67,7 +66,7 @@ def _write_onnx(model: Any, path: Path) -> None:
 
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             """Return tokens (N, 1 + L, D)."""
-            tokens = self.model.encode(self.model.embed(pixel_values), Wanted()).tokens
+            tokens = self.model.encode(self.model.embed(pixel_values))
             normed: torch.Tensor = self.model.norm(tokens)
             return normed
 
@@ -118,7 +117,7 @@ def _function(model: Any, *, as_constants: bool = False) -> Any:
     def encode(pixel_values: Any) -> dict[str, Any]:
         constants = [(weight, tf.constant(value)) for weight, value in held]
         with keras.StatelessScope(constants) if as_constants else nullcontext():
-            return {OUTPUT: model.encoder(pixel_values, wanted=Wanted()).tokens}
+            return {OUTPUT: model.encoder(pixel_values)}
 
     return encode
 

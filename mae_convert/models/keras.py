@@ -24,8 +24,7 @@ from mae_convert.models.pretrained import (
     problem_type,
 )
 from reference_models import keras as reference
-from reference_models.keras.classifier import cross_entropy
-from reference_models.keras.numerics import widen
+from reference_models.keras.numerics import cross_entropy, widen
 from reference_models.keras.patches import patchify, unpatchify
 from reference_models.outputs import Tensor
 
@@ -84,25 +83,18 @@ class KerasModel(PretrainedModel):
             raise ValueError("You have to specify pixel_values")
         return super().__call__(*more, **named)  # type: ignore[misc]
 
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Tensor:
-        """Return the loss that ``fit`` minimizes; without one in ``compile``, the model's own.
+    def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
+        """Return the model's own loss where ``compile`` was given none.
 
         Raises:
             ValueError: samples have weights and ``compile`` was given no loss.
         """
-        if y is None or self.loss is not None:  # type: ignore[attr-defined]
-            return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
-        if sample_weight is not None:
-            raise ValueError("the model's own loss has no weights of samples; give compile a loss")
-        own = self._with_targets(y_pred, y)
-        return super().compute_loss(x, None, own, None, training)  # type: ignore[misc]
+        if targets is not None and self.loss is None:  # type: ignore[attr-defined]
+            if sample_weight is not None:
+                message = "the model's own loss has no weights of samples; give compile a loss"
+                raise ValueError(message)
+            outputs, targets = self._with_targets(outputs, targets), None
+        return super().own_loss(outputs, targets, sample_weight)  # type: ignore[misc]
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
         """Return the outputs with the model's own loss against the targets of ``fit``."""

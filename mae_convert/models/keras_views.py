@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from mae_convert.positions import resampling_matrix
-from reference_models.keras.layers import LayerResult
-from reference_models.outputs import Tensor
+from reference_models.outputs import Taps, Tensor
 
 Size = tuple[int, int]
 
@@ -24,16 +23,16 @@ class Anew:
     def __init__(self, block: Any) -> None:
         self.block = block
 
-    def __call__(self, tokens: Tensor, wanted: Any) -> Any:
+    def __call__(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Map tokens (N, T, D) to (N, T, D)."""
         compute = type(self.block).call
-        if any(wanted):  # what is shown has to be kept
-            return compute(self.block, tokens, wanted)
+        if taps is not None:  # what is recorded has to be kept
+            return compute(self.block, tokens, taps)
 
         def output(inputs: Tensor) -> Tensor:
-            return compute(self.block, inputs, wanted).output
+            return compute(self.block, inputs)
 
-        return LayerResult(keras.remat(output)(tokens), None, {})
+        return keras.remat(output)(tokens)
 
 
 def shared(layer: Any, **changes: Any) -> Any:

@@ -26,7 +26,7 @@ from reference_models.keras import (
     TFViTMAEForPreTraining,
     TFViTMAEModel,
 )
-from reference_models.keras.classifier import cross_entropy
+from reference_models.keras.numerics import cross_entropy
 
 MODELS = {
     "pretrain": TFViTMAEForPreTraining,

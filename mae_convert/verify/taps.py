@@ -1,4 +1,4 @@
-"""Record what modules of somebody else's PyTorch model compute, by hooks."""
+"""Record intermediate activations of another library's PyTorch model by forward hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,30 +6,28 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Taps = dict[str, Tensor]
-
 
 class Point(NamedTuple):
-    """Where a tap is: what of a module's input or output it is."""
+    """An intermediate activation: a module, and what of its input or output it is."""
 
     module: nn.Module
-    pick: Callable[[Any, Any], Tensor]  # input arguments, output → the tap
+    pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
 
 
 def output_of(module: nn.Module) -> Point:
-    """Return the tap of a module's output, or of the first thing in it."""
+    """Return the activation that is a module's output, or the first element of it."""
     return Point(module, lambda _, out: out[0] if isinstance(out, tuple) else out)
 
 
 def input_of(module: nn.Module) -> Point:
-    """Return the tap of a module's first input."""
+    """Return the activation that is a module's first input."""
     return Point(module, lambda arguments, _: arguments[0])
 
 
 @contextmanager
-def recording(points: Mapping[str, Point]) -> Iterator[Taps]:
-    """Give a mapping that fills with the taps while the model runs."""
-    taps: Taps = {}
+def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that is filled with the activations by name while the model runs."""
+    taps: dict[str, Tensor] = {}
 
     def hook_for(name: str, pick: Callable[[Any, Any], Tensor]) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: Any, output: Any) -> None:

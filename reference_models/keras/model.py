@@ -37,17 +37,25 @@ class ConfiguredModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return what ``fit`` lowers: the model's own loss or, given targets, that of ``compile``.
+        """Return what ``fit`` minimizes: the model's own loss or, given targets, ``compile``'s."""
+        own = self.own_loss(y_pred, y, sample_weight)
+        if own is None:
+            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
+        return own / _replicas()
+
+    def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
+        """Return the model's own loss, or None where the loss given to ``compile`` is to be used.
 
         Raises:
             ValueError: there is neither.
         """
-        if y is not None:
-            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
-        if getattr(y_pred, "loss", None) is None:
+        del sample_weight
+        if targets is not None:
+            return None
+        if getattr(outputs, "loss", None) is None:
             raise ValueError("there is nothing to lower: give the data targets, or train a model"
                              " that has a loss of its own")  # fmt: skip
-        return y_pred.loss / _replicas()
+        return outputs.loss
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None

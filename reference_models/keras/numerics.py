@@ -54,3 +54,25 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "swish": silu,
 }
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (N, K) against labels (N,) or (N, K), a scalar.
+
+    It is NaN where a label is not one of the K.
+
+    Raises:
+        ValueError: there is not one label for each image.
+    """
+    logits = widen(logits)
+    if None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"{labels.shape[0]} labels for {logits.shape[0]} images; give one for each"
+        )
+    if len(labels.shape) == 1:
+        known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        logits = ops.where(ops.expand_dims(known, -1), logits, float("nan"))
+        labels = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    labels = ops.cast(labels, logits.dtype)
+    losses = -ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1)  # (N,)
+    return ops.sum(losses) / ops.sum(ops.ones_like(losses))

@@ -1,48 +1,109 @@
-"""Images as sequences of patches, and which of them are kept.
+"""Images and videos as sequences of patches, and which of them are kept.
 
-In shape comments N is images, C channels, L patches (rows x columns of the grid), P numbers in a
-patch. Within a patch the order is row, column, channel, as facebookresearch/mae has it.
+In shape comments N is images, C channels, L patches (row by row of the grid; of a video, frame by
+frame), P numbers in a patch. Within a patch the order is [frame,] row, column, channel. Functions
+take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w),
+``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
 
+from typing import Any
+
+import keras
+import numpy as np
 from keras import ops
 
-from reference_models.configuration import ViTMAEConfig
+from reference_models.keras.blocks import Initializer
 from reference_models.keras.numerics import mean
 from reference_models.outputs import Tensor
 
-# Keeps the deviation of a patch of one colour from being zero; the original's constant.
+Patches = Any  # a configuration of a family
+
+# Keeps the deviation of a patch of one color from being zero; the original's constant.
 _VARIANCE_FLOOR = 1e-6
 
 
-def check_pixels(pixel_values: Tensor, config: ViTMAEConfig) -> None:
-    """Raise ValueError unless the pixels are (N, C, H, W) of the configured size."""
-    expected = (config.num_channels, *config.image_hw)
-    if len(pixel_values.shape) != 4 or tuple(pixel_values.shape[1:]) != expected:
+class PatchProjection(keras.layers.Layer):
+    """The linear projection of patches (ViT, equation 1), its kernel stored as a convolution's."""
+
+    def __init__(
+        self,
+        config: Patches,
+        width: int,
+        *,
+        initializer: Initializer = None,
+        name: str,
+        dtype: Any,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.config, self.width = config, width
+        self.initializer = initializer
+
+    def build(self) -> None:
+        """Make kernel ([t,] h, w, C, D) and bias (D,); the kernel is Xavier uniform as a matrix."""
+        config, width = self.config, self.width
+        limit = (6 / (config.patch_dim + width)) ** 0.5
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(*config.patch_shape, config.pixel_shape[0], width),
+            initializer=self.initializer or keras.initializers.RandomUniform(-limit, limit),
+        )
+        self.bias = self.add_weight(name="bias", shape=(width,), initializer="zeros")
+
+    def call(self, patches: Tensor) -> Tensor:
+        """Project patches (N, L, P) to tokens (N, L, D).
+
+        The convolution does not overlap, so it is one matrix product over patches; written like
+        this it can be given only those patches that are kept.
+        """
+        matrix = ops.reshape(self.kernel, (-1, self.width))  # (P, D)
+        return ops.matmul(patches, matrix) + self.bias
+
+
+def add_positions(
+    layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
+) -> Any:
+    """Add position embeddings: learned where an initializer is given, else a fixed table."""
+    return layer.add_weight(
+        name=name,
+        shape=table.shape,
+        initializer=initializer or (lambda _, dtype: ops.convert_to_tensor(table, dtype)),
+        trainable=initializer is not None,
+    )
+
+
+def check_pixels(pixel_values: Tensor, config: Patches) -> None:
+    """Raise ValueError unless the pixels are (N, C, [T,] H, W) of the configured size."""
+    expected, shape = config.pixel_shape, tuple(pixel_values.shape)
+    if len(shape) != 1 + len(expected) or shape[1:] != expected:
         raise ValueError(
-            f"pixel_values must have shape (N, {', '.join(map(str, expected))}),"
-            f" not {tuple(pixel_values.shape)}"
+            f"pixel_values must have shape (N, {', '.join(map(str, expected))}), not {shape}"
         )
 
 
-def patchify(pixel_values: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Cut images (N, C, H, W) into patches (N, L, P)."""
+def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
+    """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
     check_pixels(pixel_values, config)
-    (rows, columns), (height, width) = config.grid_hw, config.patch_hw
-    grid = ops.reshape(pixel_values, (-1, config.num_channels, rows, height, columns, width))
-    patches = ops.transpose(grid, (0, 2, 4, 3, 5, 1))
+    lengths = zip(config.grid_shape, config.patch_shape, strict=True)
+    split = (length for pair in lengths for length in pair)  # rows, h, columns, w
+    axes = len(config.patch_shape)
+    grid, within = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    pixels = ops.reshape(pixel_values, (-1, config.pixel_shape[0], *split))
+    patches = ops.transpose(pixels, (0, *grid, *within, 1))
     return ops.reshape(patches, (-1, config.num_patches, config.patch_dim))
 
 
-def unpatchify(patches: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Put patches (N, L, P) together to images (N, C, H, W)."""
+def unpatchify(patches: Tensor, config: Patches) -> Tensor:
+    """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
     if tuple(patches.shape[1:]) != (config.num_patches, config.patch_dim):
         raise ValueError(
             f"patches must have shape (N, {config.num_patches}, {config.patch_dim}),"
             f" not {tuple(patches.shape)}"
         )
-    grid = ops.reshape(patches, (-1, *config.grid_hw, *config.patch_hw, config.num_channels))
-    images = ops.transpose(grid, (0, 5, 1, 3, 2, 4))
-    return ops.reshape(images, (-1, config.num_channels, *config.image_hw))
+    axes = len(config.patch_shape)
+    order = (place for axis in range(1, 1 + axes) for place in (axis, axes + axis))
+    shape = (-1, *config.grid_shape, *config.patch_shape, config.pixel_shape[0])
+    images = ops.transpose(ops.reshape(patches, shape), (0, 1 + 2 * axes, *order))
+    return ops.reshape(images, (-1, *config.pixel_shape))
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +113,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return center, ops.sqrt(squares / (patches.shape[-1] - 1) + _VARIANCE_FLOOR)
 
 
-def check_noise(noise: Tensor, images: int | None, config: ViTMAEConfig) -> None:
+def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
     """Raise ValueError unless the noise is (N, L); an unknown N fits any."""
     shape = tuple(noise.shape)
     fits = len(shape) == 2 and shape[1] == config.num_patches
@@ -84,3 +145,56 @@ def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     _, count, width = tokens.shape
     first = ops.arange(ops.shape(tokens)[0], dtype=ids.dtype) * count  # (N,), of each image
     return ops.take(ops.reshape(tokens, (-1, width)), ids + ops.expand_dims(first, -1), axis=0)
+
+
+def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor:
+    """Put mask tokens (1, 1, D) where patches were removed, in the order of the image: (N, L, D).
+
+    Args:
+        visible: (N, kept, D), the tokens that the encoder saw, in its order.
+        mask_token: (1, 1, D).
+        ids_restore: (N, L), the place of each patch in the shuffled order.
+    """
+    removed = ids_restore.shape[1] - visible.shape[1]
+    mask_tokens = ops.tile(mask_token, (ops.shape(visible)[0], removed, 1))
+    return take_tokens(ops.concatenate([visible, mask_tokens], axis=1), ids_restore)  # of shuffled
+
+
+def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
+    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+    patches = config.num_patches
+    if config.num_kept == patches:
+        return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
+    return keras.random.uniform((images, patches), dtype="float32", seed=seed)
+
+
+class PixelPrediction:
+    """What a model with a ``config`` that predicts the pixels of patches can do with them."""
+
+    config: Any
+    _cast: Any
+
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
+        return patchify(self._cast(pixel_values), self.config)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
+        return unpatchify(patches, self.config)
+
+    def reconstruct(
+        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return predicted patches as images (N, C, [T,] H, W).
+
+        A model that predicts normalized pixels needs the mean and deviation of each patch; they are
+        taken from ``pixel_values``. With ``mask`` (N, L) only the removed patches are predicted
+        ones; the others show the image itself.
+        """
+        patches, logits = self.patchify(pixel_values), self._cast(logits)
+        if self.config.norm_pix_loss:
+            center, deviation = patch_statistics(patches)
+            logits = logits * deviation + center
+        if mask is not None:
+            logits = ops.where(ops.expand_dims(mask, -1) > 0, logits, patches)
+        return self.unpatchify(logits)

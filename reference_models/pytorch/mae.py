@@ -1,26 +1,94 @@
-"""The masked autoencoder (He et al. 2021, arXiv:2111.06377, section 3)."""
+"""The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
+
+An encoder sees the patches that a random mask leaves (section 3, "MAE encoder"); a smaller decoder
+gets its output and mask tokens in place of the rest and predicts the pixels ("MAE decoder",
+"Reconstruction target"). Parameters are named and ordered as in facebookresearch/mae, so that
+``load_state_dict(strict=True)`` takes its state dicts. In shape comments N is images, L patches, T
+tokens (class token first), D the width, P numbers in a patch.
+"""
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
 from reference_models.configuration import ViTMAEConfig
 from reference_models.outputs import (
+    ImageClassifierOutput,
     Taps,
-    TrunkOutput,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
-    Wanted,
+    recorded,
 )
-from reference_models.pytorch.encoder import Encoder, set_sincos_positions
-from reference_models.pytorch.layers import Block, run_blocks
+from reference_models.positions import sincos_position_embedding
+from reference_models.pytorch.blocks import Block, run_blocks
 from reference_models.pytorch.patches import (
+    PatchEmbedding,
+    PixelPrediction,
     check_noise,
+    default_noise,
     mask_by_noise,
     patch_statistics,
     patchify,
+    restore_order,
     take_tokens,
-    unpatchify,
 )
+
+
+class Encoder(nn.Module):
+    """A ViT without its end: embedding and blocks, for the models to inherit from.
+
+    Position embeddings are sin-cos and fixed unless ``learned_positions``.
+    """
+
+    def __init__(self, config: ViTMAEConfig, *, learned_positions: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, 1 + config.num_patches, width), requires_grad=learned_positions
+        )
+        self.patch_embed = PatchEmbedding(config, width)
+        self.blocks = nn.ModuleList(
+            Block(config.encoder_block) for _ in range(config.num_hidden_layers)
+        )
+
+    def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
+
+        Patches are picked by ``ids_keep`` (N, kept) before they are projected, so that nothing is
+        computed on those that are masked; without it all are taken in order.
+        """
+        patches = patchify(pixel_values, self.config)  # (N, L, P)
+        positions = self.pos_embed[:, 1:]
+        if ids_keep is not None:
+            patches = take_tokens(patches, ids_keep)
+            positions = take_tokens(positions, ids_keep)
+        tokens = self.patch_embed(patches) + positions
+        cls_token = self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+    def encode(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Send tokens (N, T, D) through the blocks."""
+        return run_blocks(self.blocks, tokens, "encoder", taps)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set every parameter as the original does before training.
+
+        Linear layers are Xavier uniform (He et al. 2021, appendix A.1), the patch projection as the
+        linear layer it is; biases are zero; tokens are normal with ``initializer_range``.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.cls_token, std=self.config.initializer_range)
+        if self.pos_embed.requires_grad:
+            nn.init.normal_(self.pos_embed, std=self.config.initializer_range)
+        else:
+            set_sincos_positions(self.pos_embed, self.config)
 
 
 class MaskedEncoder(Encoder):
@@ -31,34 +99,26 @@ class MaskedEncoder(Encoder):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def encode_visible(
-        self, pixel_values: Tensor, noise: Tensor | None, wanted: Wanted
-    ) -> ViTMAEModelOutput:
-        """Mask images (N, C, H, W) by noise (N, L) and encode what is left."""
+        self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask images (N, C, H, W) by noise (N, L) and encode what is left.
+
+        Returns:
+            The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
+        """
         images = pixel_values.shape[0]
         if noise is None:
-            noise = self.default_noise(images, pixel_values.device)
+            noise = default_noise(images, self.config, pixel_values.device)
         check_noise(noise, images, self.config)
         ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
-        trunk = self.encode(self.embed(pixel_values, ids_keep), wanted)
-        latent = self.norm(trunk.tokens)
-        taps = {**trunk.taps, "encoder.norm": latent} if wanted.taps else None
-        return ViTMAEModelOutput(
-            latent, mask, ids_restore, trunk.hidden_states, trunk.attentions, taps
-        )
-
-    def default_noise(self, images: int, device: torch.device) -> Tensor:
-        """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
-        patches = self.config.num_patches
-        if self.config.num_kept == patches:
-            return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
-        return torch.rand(images, patches, device=device)
+        latent = self.norm(self.encode(self.embed(pixel_values, ids_keep), taps))
+        if taps is not None:
+            taps.record("encoder", {"norm": latent})
+        return latent, mask, ids_restore
 
 
 class ViTMAEModel(MaskedEncoder):
-    """The encoder alone: what facebookresearch/mae publishes as ``mae_pretrain_vit_*``.
-
-    ``load_state_dict(strict=True)`` takes the original's state dict.
-    """
+    """The encoder alone: what facebookresearch/mae publishes as ``mae_pretrain_vit_*``."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -81,20 +141,18 @@ class ViTMAEModel(MaskedEncoder):
                 it is not given it is uniform, or ascending if all patches are kept.
             output_hidden_states: return the embedding output and each block's output.
             output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate results by name.
+            output_taps: return intermediate activations by name.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        wanted = Wanted(output_hidden_states, output_attentions, output_taps)
-        return self.encode_visible(pixel_values, noise, wanted)
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
+        return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
 
 
-class ViTMAEForPreTraining(MaskedEncoder):
-    """Encoder and decoder: what facebookresearch/mae publishes as ``mae_visualize_vit_*``.
-
-    ``load_state_dict(strict=True)`` takes the original's state dict.
-    """
+class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
+    """Encoder and decoder: what facebookresearch/mae publishes as ``mae_visualize_vit_*``."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -105,14 +163,7 @@ class ViTMAEForPreTraining(MaskedEncoder):
         )
         self.decoder_embed = nn.Linear(config.hidden_size, width)
         self.decoder_blocks = nn.ModuleList(
-            Block(
-                config,
-                width,
-                config.decoder_num_attention_heads,
-                config.decoder_intermediate_size,
-                config.decoder_eps,
-            )
-            for _ in range(config.decoder_num_hidden_layers)
+            Block(config.decoder_block) for _ in range(config.decoder_num_hidden_layers)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.decoder_pred = nn.Linear(width, config.patch_dim)
@@ -135,54 +186,33 @@ class ViTMAEForPreTraining(MaskedEncoder):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Args:
-            pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
-            output_hidden_states: return the encoder's embedding output and each block's output.
-            output_attentions: return each encoder block's attention probabilities; costs the fused
-                kernel.
-            output_taps: return intermediate results of encoder and decoder by name.
-
-        Raises:
-            ValueError: pixels or noise have the wrong shape.
+        Arguments and errors are those of `ViTMAEModel`. Hidden states and attentions are the
+        encoder's, intermediate activations those of encoder and decoder.
         """
-        wanted = Wanted(output_hidden_states, output_attentions, output_taps)
-        encoded = self.encode_visible(pixel_values, noise, wanted)
-        logits, decoder_taps = self.decode(
-            encoded.last_hidden_state, encoded.ids_restore, output_taps=output_taps
-        )
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
+        decoder_taps = Taps() if output_taps else None
+        logits = self.decode(latent, ids_restore, decoder_taps)
+        if taps is not None and decoder_taps is not None:
+            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
-        return ViTMAEForPreTrainingOutput(
-            loss=None if nothing_removed else self.forward_loss(pixel_values, logits, encoded.mask),
-            logits=logits,
-            mask=encoded.mask,
-            ids_restore=encoded.ids_restore,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            taps={**encoded.taps, **decoder_taps} if encoded.taps is not None else None,
-        )
+        loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
+        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
 
-    def decode(
-        self, latent: Tensor, ids_restore: Tensor, *, output_taps: bool = False
-    ) -> tuple[Tensor, Taps]:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D), and give the taps.
+    def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        tokens = self.decoder_tokens(latent, ids_restore)
+        tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
+        tokens = self.decoder_norm(tokens)
+        if taps is not None:
+            taps.record("decoder", {"norm": tokens})
+        return self.decoder_pred(tokens[:, 1:])
 
-        Mask tokens take the places of the removed patches and the order of the image is restored.
-        """
-        wanted = Wanted(taps=output_taps)
-        trunk = self._decode_tokens(self.decoder_embed(latent), ids_restore, wanted)
-        normed = self.decoder_norm(trunk.tokens)
-        taps = {**trunk.taps, "decoder.norm": normed} if output_taps else {}
-        return self.decoder_pred(normed[:, 1:]), taps
-
-    def _decode_tokens(self, visible: Tensor, ids_restore: Tensor, wanted: Wanted) -> TrunkOutput:
-        removed = ids_restore.shape[1] + 1 - visible.shape[1]
-        mask_tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], removed, -1)
-        shuffled = torch.cat([visible[:, 1:], mask_tokens], dim=1)  # (N, L, D)
-        restored = take_tokens(shuffled, ids_restore)
-        tokens = torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
-        return run_blocks(self.decoder_blocks, tokens, wanted, "decoder")
+    def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Return the decoder's input (N, 1 + L, D): mask tokens stand for the removed patches."""
+        visible = self.decoder_embed(latent)
+        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
+        return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
 
     def forward_loss(
         self,
@@ -197,7 +227,7 @@ class ViTMAEForPreTraining(MaskedEncoder):
             pixel_values: (N, C, H, W).
             logits: (N, L, P), the predicted patches.
             mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalised by its own mean and unbiased variance
+            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
                 before it is compared; as configured where it is not given.
         """
         target = self.patchify(pixel_values)
@@ -207,27 +237,68 @@ class ViTMAEForPreTraining(MaskedEncoder):
         errors = (logits - target).square().mean(dim=-1)  # (N, L)
         return (errors * mask).sum() / mask.sum()
 
-    def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Cut images (N, C, H, W) into patches (N, L, P)."""
-        return patchify(pixel_values, self.config)
 
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """Put patches (N, L, P) together to images (N, C, H, W)."""
-        return unpatchify(patches, self.config)
+class ViTForImageClassification(Encoder):
+    """A ViT with a head: what facebookresearch/mae publishes as ``mae_finetuned_vit_*``.
 
-    def reconstruct(
-        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """Return predicted patches as images (N, C, H, W).
+    With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
+    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with
+    ``fc_norm=False`` besides, as in timm, it reads the mean of the patch tokens after ``norm``.
+    """
 
-        A model that predicts normalised pixels needs the mean and deviation of each patch; they are
-        taken from ``pixel_values``. With ``mask`` (N, L) only the removed patches are predicted
-        ones; the others show the image itself.
+    def __init__(self, config: ViTMAEConfig) -> None:
+        super().__init__(config, learned_positions=True)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.normalises_mean:
+            self.fc_norm = norm
+        else:
+            self.norm = norm
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.initialize()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ImageClassifierOutput:
+        """Classify images; further arguments are those of `ViTMAEModel`.
+
+        Args:
+            pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
+            labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities; costs the fused kernel.
+            output_taps: return intermediate activations by name.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
         """
-        patches = self.patchify(pixel_values)
-        if self.config.norm_pix_loss:
-            mean, deviation = patch_statistics(patches)
-            logits = logits * deviation + mean
-        if mask is not None:
-            logits = torch.where(mask.unsqueeze(-1) > 0, logits, patches)
-        return self.unpatchify(logits)
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        tokens = self.encode(self.dropout(self.embed(pixel_values)), taps)
+        logits = self.head(self.pool(tokens, taps))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss, logits, *recorded(taps))
+
+    def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Return what the head reads, (N, D), of tokens (N, 1 + L, D)."""
+        if self.config.normalises_mean:
+            mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
+            if taps is not None:
+                taps.record("head", {"norm": mean})
+            return mean[:, 0]
+        tokens = self.norm(tokens)
+        if taps is not None:
+            taps.record("encoder", {"norm": tokens})
+        return tokens[:, 1:].mean(dim=1) if self.config.global_pool == "avg" else tokens[:, 0]
+
+
+@torch.no_grad()
+def set_sincos_positions(positions: Tensor, config: ViTMAEConfig) -> None:
+    """Fill position embeddings (1, 1 + L, D) with their sines and cosines."""
+    table = sincos_position_embedding(positions.shape[-1], config.grid_hw)
+    positions.copy_(torch.from_numpy(table))

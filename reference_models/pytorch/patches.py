@@ -1,45 +1,104 @@
-"""Images as sequences of patches, and which of them are kept.
+"""Images and videos as sequences of patches, and which of them are kept.
 
-In shape comments N is images, C channels, L patches (rows x columns of the grid), P numbers in a
-patch. Within a patch the order is row, column, channel, as facebookresearch/mae has it.
+In shape comments N is images, C channels, L patches (row by row of the grid; of a video, frame by
+frame), P numbers in a patch. Within a patch the order is [frame,] row, column, channel. Functions
+take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w),
+``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
 
+from typing import Any, Protocol
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
+from torch import Tensor, nn
 
-from reference_models.configuration import ViTMAEConfig
-
-# Keeps the deviation of a patch of one colour from being zero; the original's constant.
+# Keeps the deviation of a patch of one color from being zero; the original's constant.
 _VARIANCE_FLOOR = 1e-6
 
 
-def check_pixels(pixel_values: Tensor, config: ViTMAEConfig) -> None:
-    """Raise ValueError unless the pixels are (N, C, H, W) of the configured size."""
-    expected = (config.num_channels, *config.image_hw)
-    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+class Patches(Protocol):
+    """What a configuration says of images and patches."""
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of an image, channels first."""
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Shape of a patch, without channels."""
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of patches along each axis."""
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in an image, L."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch, P."""
+
+    @property
+    def num_kept(self) -> int:
+        """Patches that the encoder sees."""
+
+
+class PatchEmbedding(nn.Module):
+    """The linear projection of patches (ViT, equation 1), its weight stored as a convolution's."""
+
+    def __init__(self, config: Patches, width: int) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(config.patch_shape)]
+        self.proj = convolution(
+            config.pixel_shape[0], width, config.patch_shape, stride=config.patch_shape
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Project patches (N, L, P) to tokens (N, L, D).
+
+        The convolution does not overlap, so it is one matrix product over patches; written like
+        this it can be given only those patches that are kept.
+        """
+        weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, P), in the patches' order
+        return F.linear(patches, weight, self.proj.bias)
+
+
+def check_pixels(pixel_values: Tensor, config: Patches) -> None:
+    """Raise ValueError unless the pixels are (N, C, [T,] H, W) of the configured size."""
+    expected = config.pixel_shape
+    if pixel_values.ndim != 1 + len(expected) or tuple(pixel_values.shape[1:]) != expected:
         raise ValueError(
             f"pixel_values must have shape (N, {', '.join(map(str, expected))}),"
             f" not {tuple(pixel_values.shape)}"
         )
 
 
-def patchify(pixel_values: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Cut images (N, C, H, W) into patches (N, L, P)."""
+def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
+    """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
     check_pixels(pixel_values, config)
-    (rows, columns), (height, width) = config.grid_hw, config.patch_hw
-    grid = pixel_values.unflatten(3, (columns, width)).unflatten(2, (rows, height))
-    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    axes = len(config.patch_shape)
+    for axis in reversed(range(axes)):  # split (..., H, W) into (..., rows, h, columns, w)
+        lengths = (config.grid_shape[axis], config.patch_shape[axis])
+        pixel_values = pixel_values.unflatten(2 + axis, lengths)
+    grid, within = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return pixel_values.permute(0, *grid, *within, 1).flatten(1 + axes).flatten(1, axes)
 
 
-def unpatchify(patches: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Put patches (N, L, P) together to images (N, C, H, W)."""
+def unpatchify(patches: Tensor, config: Patches) -> Tensor:
+    """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
     if patches.ndim != 3 or tuple(patches.shape[1:]) != (config.num_patches, config.patch_dim):
         raise ValueError(
             f"patches must have shape (N, {config.num_patches}, {config.patch_dim}),"
             f" not {tuple(patches.shape)}"
         )
-    grid = patches.unflatten(2, (*config.patch_hw, -1)).unflatten(1, config.grid_hw)
-    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    axes = len(config.patch_shape)
+    grid = patches.unflatten(2, (*config.patch_shape, -1)).unflatten(1, config.grid_shape)
+    order = (place for axis in range(1, 1 + axes) for place in (axis, axes + axis))
+    images = grid.permute(0, 1 + 2 * axes, *order)  # (N, C, rows, h, columns, w)
+    for axis in range(axes):
+        images = images.flatten(2 + axis, 3 + axis)
+    return images
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +107,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + _VARIANCE_FLOOR).sqrt()
 
 
-def check_noise(noise: Tensor, images: int, config: ViTMAEConfig) -> None:
+def check_noise(noise: Tensor, images: int, config: Patches) -> None:
     """Raise ValueError unless the noise is (N, L)."""
     if tuple(noise.shape) != (images, config.num_patches):
         raise ValueError(
@@ -74,3 +133,55 @@ def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     images, width = ids.shape[0], tokens.shape[-1]
     # Not take_along_dim, of which torch.export makes a program for one number of images only.
     return tokens.expand(images, -1, -1).gather(1, ids.unsqueeze(-1).expand(-1, -1, width))
+
+
+def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor:
+    """Put mask tokens (1, 1, D) where patches were removed, in the order of the image: (N, L, D).
+
+    Args:
+        visible: (N, kept, D), the tokens that the encoder saw, in its order.
+        mask_token: (1, 1, D).
+        ids_restore: (N, L), the place of each patch in the shuffled order.
+    """
+    images, kept, width = visible.shape
+    mask_tokens = mask_token.to(visible.dtype).expand(images, ids_restore.shape[1] - kept, width)
+    return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)  # of the shuffled
+
+
+def default_noise(images: int, config: Patches, device: torch.device) -> Tensor:
+    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+    patches = config.num_patches
+    if config.num_kept == patches:
+        return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
+    return torch.rand(images, patches, device=device)
+
+
+class PixelPrediction:
+    """What a model with a ``config`` that predicts the pixels of patches can do with them."""
+
+    config: Any
+
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
+        return patchify(pixel_values, self.config)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
+        return unpatchify(patches, self.config)
+
+    def reconstruct(
+        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return predicted patches as images (N, C, [T,] H, W).
+
+        A model that predicts normalized pixels needs the mean and deviation of each patch; they are
+        taken from ``pixel_values``. With ``mask`` (N, L) only the removed patches are predicted
+        ones; the others show the image itself.
+        """
+        patches = self.patchify(pixel_values)
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(patches)
+            logits = logits * deviation + mean
+        if mask is not None:
+            logits = torch.where(mask.unsqueeze(-1) > 0, logits, patches)
+        return self.unpatchify(logits)

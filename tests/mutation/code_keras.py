@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from mae_convert.verify import run_keras
-from reference_models.keras import encoder, layers, mae
+from reference_models.keras import blocks as layers
+from reference_models.keras import mae, patches
 from reference_models.keras.numerics import ACTIVATION_FUNCTIONS
 
 Patch = tuple[object, str, object]
@@ -77,13 +78,13 @@ def attention(**options) -> list[Patch]:
 
 
 def partial_call(function: Callable, **options) -> Callable:
-    def call(self, tokens, wanted):
-        return function(self, tokens, wanted, **options)
+    def call(self, tokens, taps=None):
+        return function(self, tokens, taps, **options)
 
     return call
 
 
-def attend(self, tokens, wanted, *, scale=None, core=None, split=None, merge=None, order="qkv"):
+def attend(self, tokens, taps=None, *, scale=None, core=None, split=None, merge=None, order="qkv"):
     given = {"q": self.query(tokens), "k": self.key(tokens), "v": self.value(tokens)}
     size = self.width // self.heads
     apart = split or layers.Attention._split_heads
@@ -94,8 +95,13 @@ def attend(self, tokens, wanted, *, scale=None, core=None, split=None, merge=Non
     shape = ops.shape(given["q"])
     joined = merge(mixed) if merge else ops.transpose(mixed, (0, 2, 1, 3))
     output = self.projection(ops.reshape(joined, shape))
-    taps = {**given, "attention": output}
-    return layers.LayerResult(output, None, taps)
+    record(taps, {**given, "attention": output})
+    return output
+
+
+def record(taps, activations):
+    if taps is not None:
+        taps.update(activations)
 
 
 def split_inside_out(self, x):
@@ -143,58 +149,51 @@ def block(forward: Callable) -> list[Patch]:
     return [(layers.Block, "call", forward)]
 
 
-def mlp_of(self, x):
-    return self.fc2(self.activation(self.fc1(x)))
+def mlp_of(self, x, taps):
+    output = self.fc2(self.activation(self.fc1(x)))
+    record(taps, {"mlp": output})
+    return output
 
 
-def result(tokens, attended, mlp):
-    taps = {**attended.taps, "mlp": mlp, "output": tokens}
-    return layers.LayerResult(tokens, None, taps)
+def normalised_after(self, tokens, taps=None):
+    tokens = self.norm1(tokens + self.attention(tokens, taps=taps))
+    return self.norm2(tokens + mlp_of(self, tokens, taps))
 
 
-def normalised_after(self, tokens, wanted):
-    attended = self.attention(tokens, wanted=wanted)
-    tokens = self.norm1(tokens + attended.output)
-    mlp = mlp_of(self, tokens)
-    return result(self.norm2(tokens + mlp), attended, mlp)
+def in_parallel(self, tokens, taps=None):
+    attended = self.attention(self.norm1(tokens), taps=taps)
+    return tokens + attended + mlp_of(self, self.norm2(tokens), taps)
 
 
-def in_parallel(self, tokens, wanted):
-    attended = self.attention(self.norm1(tokens), wanted=wanted)
-    mlp = mlp_of(self, self.norm2(tokens))
-    return result(tokens + attended.output + mlp, attended, mlp)
-
-
-def without_residual(self, tokens, wanted):
-    attended = self.attention(self.norm1(tokens), wanted=wanted)
-    mlp = mlp_of(self, self.norm2(tokens + attended.output))
-    return result(mlp, attended, mlp)
+def without_residual(self, tokens, taps=None):
+    attended = self.attention(self.norm1(tokens), taps=taps)
+    return mlp_of(self, self.norm2(tokens + attended), taps)
 
 
 def flipped(axis: int) -> list[Patch]:
-    original = encoder.patchify
+    original = mae.patchify
     turned = lambda pixels, config: original(ops.flip(pixels, axis), config)  # noqa: E731
-    return [(encoder, "patchify", turned), (mae, "patchify", turned)]
+    return [(mae, "patchify", turned), (patches, "patchify", turned)]
 
 
 def cut_channels_first() -> list[Patch]:
-    original = encoder.patchify
+    original = mae.patchify
 
     def patchify(pixels, config):
-        patches = original(pixels, config)
-        apart = ops.reshape(patches, (*patches.shape[:2], *config.patch_hw, config.num_channels))
-        return ops.reshape(ops.transpose(apart, (0, 1, 4, 2, 3)), patches.shape)
+        values = original(pixels, config)
+        apart = ops.reshape(values, (*values.shape[:2], *config.patch_hw, config.num_channels))
+        return ops.reshape(ops.transpose(apart, (0, 1, 4, 2, 3)), values.shape)
 
-    return [(encoder, "patchify", patchify)]
+    return [(mae, "patchify", patchify)]
 
 
 def embedding(change: Callable) -> list[Patch]:
-    original = encoder.Embeddings.call
+    original = mae.Embeddings.call
 
     def call(self, pixels, ids_keep=None):
         return change(self, original(self, pixels, ids_keep), ids_keep)
 
-    return [(encoder.Embeddings, "call", call)]
+    return [(mae.Embeddings, "call", call)]
 
 
 def without_position(self, tokens, ids):
@@ -225,7 +224,7 @@ def shuffle_as_restore(original, noise, kept):
 
 def restoring(change: Callable) -> list[Patch]:
     """Change the decoder's restoring of the order: (tokens, ids) → tokens."""
-    return [(mae, "take_tokens", change)]
+    return [(patches, "take_tokens", change)]
 
 
 def decoder_positions(change: Callable) -> list[Patch]:
@@ -241,8 +240,8 @@ def class_row_zero(positions):
 
 
 def unpatchified(change: Callable) -> list[Patch]:
-    original = mae.unpatchify
-    return [(mae, "unpatchify", lambda patches, config: original(change(patches), config))]
+    original = patches.unpatchify
+    return [(patches, "unpatchify", lambda x, config: original(change(x), config))]
 
 
 def channels_first(patches):
@@ -321,15 +320,15 @@ def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
     def normed(self, x):
         return lower(normalise(self, lower(x)))
 
-    def attended(self, tokens, wanted):
+    def attended(self, tokens, taps=None):
         given = [self.query(tokens), self.key(tokens), self.value(tokens)]
         q, k, v = (lower(self._split_heads(x)) for x in given)
         scores = lower(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))) * (q.shape[-1] ** -0.5)
         mixed = lower(ops.matmul(lower(ops.softmax(scores, axis=-1)), v))
         joined = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), ops.shape(given[0]))
         output = self.projection(joined)
-        taps = dict(zip("qkv", given, strict=True)) | {"attention": output}
-        return layers.LayerResult(output, None, taps)
+        record(taps, dict(zip("qkv", given, strict=True)) | {"attention": output})
+        return output
 
     dense, normalise = keras.layers.Dense.call, layers.LayerNorm.call
     attention_call = layers.Attention.call

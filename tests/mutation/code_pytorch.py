@@ -11,7 +11,9 @@ import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import nn
 
 from mae_convert.verify import run_pytorch
-from reference_models.pytorch import classifier, encoder, layers, mae
+from reference_models.outputs import Taps
+from reference_models.pytorch import blocks as layers
+from reference_models.pytorch import mae, patches
 
 Patch = tuple[object, str, object]
 
@@ -94,44 +96,33 @@ def block(forward: Callable) -> list[Patch]:
     return [(layers.Block, "forward", forward)]
 
 
-def result(tokens, attended, mlp):
-    taps = {**attended.taps, "mlp": mlp, "output": tokens}
-    return layers.LayerResult(tokens, None, taps)
+def normalised_after(self, tokens, taps=None):
+    tokens = self.norm1(tokens + self.attn(tokens, taps))
+    return self.norm2(tokens + self.mlp(tokens, taps))
 
 
-def normalised_after(self, tokens, wanted):
-    attended = self.attn(tokens, wanted)
-    tokens = self.norm1(tokens + attended.output)
-    mlp = self.mlp(tokens)
-    return result(self.norm2(tokens + mlp), attended, mlp)
-
-
-def in_parallel(self, tokens, wanted):
-    attended = self.attn(self.norm1(tokens), wanted)
-    mlp = self.mlp(self.norm2(tokens))
-    return result(tokens + attended.output + mlp, attended, mlp)
+def in_parallel(self, tokens, taps=None):
+    return tokens + self.attn(self.norm1(tokens), taps) + self.mlp(self.norm2(tokens), taps)
 
 
 def without(*, attention=False, mlp=False):
-    def forward(self, tokens, wanted):
-        attended = self.attn(self.norm1(tokens), wanted)
-        tokens = attended.output if attention else tokens + attended.output
-        made = self.mlp(self.norm2(tokens))
-        return result(made if mlp else tokens + made, attended, made)
+    def forward(self, tokens, taps=None):
+        attended = self.attn(self.norm1(tokens), taps)
+        tokens = attended if attention else tokens + attended
+        made = self.mlp(self.norm2(tokens), taps)
+        return made if mlp else tokens + made
 
     return forward
 
 
-def layer_scale(self, tokens, wanted):
-    attended = self.attn(self.norm1(tokens), wanted)
-    tokens = tokens + 0.9 * attended.output
-    mlp = self.mlp(self.norm2(tokens))
-    return result(tokens + 0.9 * mlp, attended, mlp)
+def layer_scale(self, tokens, taps=None):
+    tokens = tokens + 0.9 * self.attn(self.norm1(tokens), taps)
+    return tokens + 0.9 * self.mlp(self.norm2(tokens), taps)
 
 
 def embedding(change: Callable) -> list[Patch]:
     """Change what the encoder's blocks are given: (self, pixels, ids) → tokens."""
-    return [(encoder.Encoder, "embed", partial_method(change, encoder.Encoder.embed))]
+    return [(mae.Encoder, "embed", partial_method(change, mae.Encoder.embed))]
 
 
 def partial_method(change: Callable, original: Callable) -> Callable:
@@ -169,8 +160,8 @@ def cut(change: Callable) -> list[Patch]:
         apart = original(pixels, config).unflatten(2, (*config.patch_hw, -1))
         return change(apart, config)
 
-    original = encoder.patchify
-    return [(encoder, "patchify", patchify)]
+    original = mae.patchify
+    return [(mae, "patchify", patchify)]
 
 
 def column_by_column(apart, config):
@@ -201,12 +192,10 @@ def shuffle_as_restore(original, noise, kept):
 def restoring(change: Callable) -> list[Patch]:
     """Change the decoder's input: (self, visible, ids_restore) → tokens."""
 
-    def decode(self, visible, restore, wanted):
-        return layers.run_blocks(
-            self.decoder_blocks, change(self, visible, restore), wanted, "decoder"
-        )
+    def decoder_tokens(self, latent, restore):
+        return change(self, self.decoder_embed(latent), restore)
 
-    return [(mae.ViTMAEForPreTraining, "_decode_tokens", decode)]
+    return [(mae.ViTMAEForPreTraining, "decoder_tokens", decoder_tokens)]
 
 
 def decoder_tokens(
@@ -231,19 +220,20 @@ def decoder_tokens(
 
 
 def last_left_out() -> list[Patch]:
-    def decode(self, latent, restore, *, output_taps=False):
-        trunk = self._decode_tokens(
-            self.decoder_embed(latent), restore, mae.Wanted(taps=output_taps)
-        )
-        normed = self.decoder_norm(trunk.tokens)
-        return self.decoder_pred(normed[:, :-1]), {**trunk.taps, "decoder.norm": normed}
+    def decode(self, latent, restore, taps=None):
+        tokens = self.decoder_tokens(latent, restore)
+        tokens = layers.run_blocks(self.decoder_blocks, tokens, "decoder", taps)
+        normed = self.decoder_norm(tokens)
+        if taps is not None:
+            taps["decoder.norm"] = normed
+        return self.decoder_pred(normed[:, :-1])
 
     return [(mae.ViTMAEForPreTraining, "decode", decode)]
 
 
 def unpatchified(change: Callable) -> list[Patch]:
-    original = mae.unpatchify
-    return [(mae, "unpatchify", lambda patches, config: original(change(patches), config))]
+    original = patches.unpatchify
+    return [(patches, "unpatchify", lambda x, config: original(change(x), config))]
 
 
 def loss(change: Callable) -> list[Patch]:
@@ -269,13 +259,13 @@ def statistics(correction: int, floor: float) -> list[Patch]:
 
 def pooled(pool: Callable) -> list[Patch]:
     def forward(self, pixels, labels=None, **kwargs):
-        trunk = self.encode(self.embed(pixels), layers.Wanted(taps=True))
-        name, normed, read = pool(self, trunk.tokens)
+        taps = Taps()
+        tokens = self.encode(self.embed(pixels), taps)
+        name, normed, read = pool(self, tokens)
         logits = self.head(read)
-        taps = {**trunk.taps, name: normed}
-        return classifier.ImageClassifierOutput(None, logits, None, None, taps)
+        return mae.ImageClassifierOutput(None, logits, None, None, {**taps, name: normed})
 
-    return [(classifier.ViTForImageClassification, "forward", forward)]
+    return [(mae.ViTForImageClassification, "forward", forward)]
 
 
 def avg(tokens: Callable, *, early: bool = False) -> Callable:
@@ -305,12 +295,12 @@ def without_bias(chosen: Callable[[str], bool], rows: Callable = slice(None)) ->
 
 
 def blocks(order: Callable) -> list[Patch]:
-    original = encoder.run_blocks
+    original = mae.run_blocks
 
-    def run(blocks, tokens, wanted, name):
-        return original(order(list(blocks)) if name == "encoder" else blocks, tokens, wanted, name)
+    def run(blocks, tokens, name, taps=None):
+        return original(order(list(blocks)) if name == "encoder" else blocks, tokens, name, taps)
 
-    return [(encoder, "run_blocks", run)]
+    return [(mae, "run_blocks", run)]
 
 
 def dropout() -> list[Patch]:
@@ -347,24 +337,27 @@ def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
     def normed(x, *args):
         return lower(norm(lower(x), *args)) if affected(x) else norm(x, *args)
 
-    def perceptron(self, tokens):
+    def perceptron(self, tokens, taps=None):
         if not affected(tokens):
-            return gelu(self, tokens)
+            return gelu(self, tokens, taps)
         hidden = multiplied(tokens, self.fc1.weight, self.fc1.bias)
-        return multiplied(self.activation(hidden), self.fc2.weight, self.fc2.bias)
+        output = multiplied(self.activation(hidden), self.fc2.weight, self.fc2.bias)
+        if taps is not None:
+            taps["mlp"] = output
+        return output
 
-    patches: dict[str, list[Patch]] = {
+    changes: dict[str, list[Patch]] = {
         "attention": [(F, "scaled_dot_product_attention", attended)],
         "linear layers": [(F, "linear", multiplied)],
         "norms": [(F, "layer_norm", normed)],
         "the MLP": [(layers.Mlp, "forward", perceptron)],
     }
-    patches["everything"] = [
-        *patches["attention"],
-        *patches["linear layers"],
-        *(patches["norms"] if dtype != "TF32" else []),
+    changes["everything"] = [
+        *changes["attention"],
+        *changes["linear layers"],
+        *(changes["norms"] if dtype != "TF32" else []),
     ]
-    return patches[part]
+    return changes[part]
 
 
 def tf32(x: torch.Tensor) -> torch.Tensor:
@@ -394,9 +387,9 @@ def mean_square(errors):
 
 def flipped(axis: int) -> list[Patch]:
     """Turn the pictures over wherever the model looks at them."""
-    original = encoder.patchify
+    original = mae.patchify
     turned = lambda pixels, config: original(pixels.flip(axis), config)  # noqa: E731
-    return [(encoder, "patchify", turned), (mae, "patchify", turned)]
+    return [(mae, "patchify", turned), (patches, "patchify", turned)]
 
 
 FAULTS: dict[str, Callable[[], list[Patch]]] = {

@@ -1,21 +1,15 @@
-"""What a ViT MAE looks like, in the words of transformers' ``config.json``; no framework needed."""
+"""The configuration of the image MAE, with the field names of transformers' ``config.json``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any
 
-ACTIVATIONS = (
-    "gelu",  # exact, by the error function: the original's
-    "gelu_new",  # the tanh approximation, under the two names it goes by
-    "gelu_pytorch_tanh",
-    "quick_gelu",  # x * sigmoid(1.702 x)
-    "relu",
-    "silu",  # x * sigmoid(x), under the two names it goes by
-    "swish",
-)
-POOLINGS = ("token", "avg")
+from reference_models.configuration import checks
+from reference_models.configuration.block import ACTIVATIONS, BlockConfig
+from reference_models.configuration.checks import Size, as_size, pair
 
-Size = int | tuple[int, int]
+POOLINGS = ("token", "avg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +80,18 @@ class ViTMAEConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
             # The one place where a frozen field is set: [224, 224], (224, 224) and 224 are equal.
-            object.__setattr__(self, name, _size(name, getattr(self, name)))
-        _check_counts(self)
-        _check_choices(self)
-        _check_ranges(self)
-        _check_divisions(self)
+            object.__setattr__(self, name, as_size(name, getattr(self, name)))
+        _check(self)
 
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of an image in pixels."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_hw(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
     @property
     def decoder_eps(self) -> float:
@@ -114,6 +105,43 @@ class ViTMAEConfig:
         return self.global_pool == "avg" and self.fc_norm is not False
 
     @property
+    def encoder_block(self) -> BlockConfig:
+        """Sizes of a block of the encoder."""
+        return self._block("", self.layer_norm_eps)
+
+    @property
+    def decoder_block(self) -> BlockConfig:
+        """Sizes of a block of the decoder."""
+        return self._block("decoder_", self.decoder_eps)
+
+    def _block(self, prefix: str, eps: float) -> BlockConfig:
+        return BlockConfig(
+            width=getattr(self, f"{prefix}hidden_size"),
+            heads=getattr(self, f"{prefix}num_attention_heads"),
+            hidden=getattr(self, f"{prefix}intermediate_size"),
+            eps=eps,
+            act=self.hidden_act,
+            qkv_bias=self.qkv_bias,
+            dropout=self.hidden_dropout_prob,
+            attention_dropout=self.attention_probs_dropout_prob,
+        )
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.num_channels, *self.image_hw)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels, under the name that all families have."""
+        return self.patch_hw
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image, under the name that all families have."""
+        return self.grid_hw
+
+    @property
     def grid_hw(self) -> tuple[int, int]:
         """Rows and columns of patches in an image."""
         return (
@@ -124,12 +152,12 @@ class ViTMAEConfig:
     @property
     def num_patches(self) -> int:
         """Patches in an image, L."""
-        return self.grid_hw[0] * self.grid_hw[1]
+        return prod(self.grid_hw)
 
     @property
     def patch_dim(self) -> int:
         """Numbers in a patch: height x width x channels."""
-        return self.patch_hw[0] * self.patch_hw[1] * self.num_channels
+        return prod(self.patch_hw) * self.num_channels
 
     @property
     def num_kept(self) -> int:
@@ -154,75 +182,17 @@ class ViTMAEConfig:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _size(name: str, value: int | Sequence[int]) -> Size:
-    """Return a size as an integer where it is square, else as (height, width)."""
-    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
-    if len(sides) != 2 or not all(_is_count(side) for side in sides):
-        raise ValueError(
-            f"{name} must be a positive integer or a pair (height, width) of them, not {value!r}"
-        )
-    height, width = sides
-    return height if height == width else (height, width)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_counts(config: ViTMAEConfig) -> None:
-    counts = (field.name for field in fields(config) if field.type is int)
-    for name in counts:
-        if not _is_count(getattr(config, name)):
-            raise ValueError(f"{name} must be a positive integer, not {getattr(config, name)!r}")
-
-
-def _check_choices(config: ViTMAEConfig) -> None:
-    for name, choices in (("hidden_act", ACTIVATIONS), ("global_pool", POOLINGS)):
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+def _check(config: ViTMAEConfig) -> None:
+    checks.check_counts(config, (field.name for field in fields(config) if field.type is int))
+    checks.check_choice(config, "hidden_act", ACTIVATIONS)
+    checks.check_choice(config, "global_pool", POOLINGS)
     if not (config.fc_norm is None or isinstance(config.fc_norm, bool)):
         raise ValueError(f"fc_norm must be true, false or null, not {config.fc_norm!r}")
-    for name in ("qkv_bias", "norm_pix_loss"):
-        if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
-
-
-def _check_ranges(config: ViTMAEConfig) -> None:
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio"):
-        value = getattr(config, name)
-        if not (_is_number(value) and 0 <= value < 1):
-            raise ValueError(f"{name} must be at least 0 and less than 1, not {value!r}")
-    for name in ("layer_norm_eps", "decoder_layer_norm_eps", "initializer_range"):
-        value = getattr(config, name)
-        if value is None and name == "decoder_layer_norm_eps":
-            continue
-        if not (_is_number(value) and 0 < value < float("inf")):
-            raise ValueError(f"{name} must be a positive number, not {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_divisions(config: ViTMAEConfig) -> None:
-    for prefix in ("", "decoder_"):
-        width = getattr(config, f"{prefix}hidden_size")
-        heads = getattr(config, f"{prefix}num_attention_heads")
-        if width % heads:
-            raise ValueError(
-                f"{prefix}num_attention_heads must divide {prefix}hidden_size;"
-                f" {heads} does not divide {width}"
-            )
-    for side, image, patch in zip(
-        ("height", "width"), config.image_hw, config.patch_hw, strict=True
-    ):
-        if image % patch:
-            raise ValueError(
-                f"patch_size must divide image_size; the {side} of a patch, {patch}, does not"
-                f" divide that of the image, {image}"
-            )
+    checks.check_flags(config, ("qkv_bias", "norm_pix_loss"))
+    probabilities = ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio")
+    checks.check_fractions(config, probabilities)
+    checks.check_positive(config, ("layer_norm_eps", "initializer_range"))
+    if config.decoder_layer_norm_eps is not None:
+        checks.check_positive(config, ("decoder_layer_norm_eps",))
+    checks.check_heads(config)
+    checks.check_patches(config.image_hw, config.patch_hw)

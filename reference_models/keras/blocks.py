@@ -2,30 +2,22 @@
 
 Layers are named, and scopes opened where they are built, so that variable paths are those of the
 transformers TF classes. Attributes are what a ``.weights.h5`` file has as paths. Attention and
-normalisation are written out, because Keras's own are not exact in float64 on every backend.
+normalization are written out, because Keras's own are not exact in float64 on every backend.
 
 In shape comments N is images, T tokens, H heads, D the width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
-from reference_models.configuration import ViTMAEConfig
+from reference_models.configuration import BlockConfig
 from reference_models.keras.numerics import ACTIVATION_FUNCTIONS, mean, widen
-from reference_models.outputs import Taps, Tensor, TrunkOutput, Wanted
+from reference_models.outputs import Taps, Tensor
 
 Initializer = Any
 """An initializer of Keras for what is otherwise drawn at random, or None."""
-
-
-class LayerResult(NamedTuple):
-    """What a layer returns: its output and, where wanted, what happened on the way."""
-
-    output: Tensor
-    probabilities: Tensor | None
-    taps: Taps
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
@@ -47,7 +39,7 @@ def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
 
 
 class LayerNorm(keras.layers.Layer):
-    """Normalisation over the last axis (arXiv:1607.06450), in float32 or better."""
+    """Normalization over the last axis (arXiv:1607.06450), in float32 or better."""
 
     def __init__(self, epsilon: float, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -71,23 +63,15 @@ class Attention(keras.layers.Layer):
     """Multi-head self-attention (ViT, appendix A)."""
 
     def __init__(
-        self,
-        config: ViTMAEConfig,
-        width: int,
-        heads: int,
-        *,
-        initializer: Initializer = None,
-        name: str,
-        dtype: Any,
+        self, config: BlockConfig, *, initializer: Initializer = None, name: str, dtype: Any
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.width = width
-        self.heads = heads
-        # Xavier's range for the three matrices seen as one, as the original initialises them.
+        self.width, self.heads = config.width, config.heads
+        # Xavier's range for the three matrices seen as one, as the original initializes them.
         joint_xavier = initializer or keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
         self.query, self.key, self.value = (
             keras.layers.Dense(
-                width,
+                config.width,
                 use_bias=config.qkv_bias,
                 kernel_initializer=joint_xavier.clone(),
                 name=part,
@@ -95,11 +79,9 @@ class Attention(keras.layers.Layer):
             )
             for part in ("query", "key", "value")
         )
-        self.projection = dense(width, initializer, name="dense", dtype=dtype)
-        self.probability_dropout = keras.layers.Dropout(
-            config.attention_probs_dropout_prob, dtype=dtype
-        )
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=dtype)
+        self.projection = dense(config.width, initializer, name="dense", dtype=dtype)
+        self.probability_dropout = keras.layers.Dropout(config.attention_dropout, dtype=dtype)
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make the four matrices."""
@@ -109,8 +91,8 @@ class Attention(keras.layers.Layer):
         with keras.name_scope("output"):
             self.projection.build(input_shape)
 
-    def call(self, tokens: Tensor, wanted: Wanted) -> LayerResult:
-        """Mix tokens (N, T, D); probabilities (N, H, T, T) only where wanted."""
+    def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Mix tokens (N, T, D)."""
         query, key, value = (affine(tokens, dense) for dense in (self.query, self.key, self.value))
         scale = (self.width // self.heads) ** -0.5
         q, k, v = (self._split_heads(part) for part in (query * scale, key, value))
@@ -120,8 +102,9 @@ class Attention(keras.layers.Layer):
         mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (N, T, H, D / H)
         output = affine(ops.reshape(mixed, (-1, *tokens.shape[1:])), self.projection)  # (N, T, D)
         output = self.dropout(output)
-        taps = {"q": query, "k": key, "v": value, "attention": output} if wanted.taps else {}
-        return LayerResult(output, probabilities if wanted.attentions else None, taps)
+        if taps is not None:
+            taps.update(q=query, k=key, v=value, attention=output, probabilities=probabilities)
+        return output
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         count = tokens.shape[1]
@@ -130,28 +113,19 @@ class Attention(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """Attention and MLP, each normalised before and added to its input (ViT, equations 2 and 3)."""
+    """Attention and MLP, each normalized before and added to its input (ViT, equations 2 and 3)."""
 
     def __init__(
-        self,
-        config: ViTMAEConfig,
-        sizes: tuple[int, int, int, float],
-        *,
-        initializer: Initializer = None,
-        name: str,
-        dtype: Any,
+        self, config: BlockConfig, *, initializer: Initializer = None, name: str, dtype: Any
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        width, heads, hidden, epsilon = sizes
-        self.norm1 = LayerNorm(epsilon, name="layernorm_before", dtype=dtype)
-        self.attention = Attention(
-            config, width, heads, initializer=initializer, name="attention", dtype=dtype
-        )
-        self.norm2 = LayerNorm(epsilon, name="layernorm_after", dtype=dtype)
-        self.fc1 = dense(hidden, initializer, name="dense", dtype=dtype)
-        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
-        self.fc2 = dense(width, initializer, name="dense", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=dtype)
+        self.norm1 = LayerNorm(config.eps, name="layernorm_before", dtype=dtype)
+        self.attention = Attention(config, initializer=initializer, name="attention", dtype=dtype)
+        self.norm2 = LayerNorm(config.eps, name="layernorm_after", dtype=dtype)
+        self.fc1 = dense(config.hidden, initializer, name="dense", dtype=dtype)
+        self.activation = ACTIVATION_FUNCTIONS[config.act]
+        self.fc2 = dense(config.width, initializer, name="dense", dtype=dtype)
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make all variables of the block."""
@@ -162,15 +136,18 @@ class Block(keras.layers.Layer):
         with keras.name_scope("output"):
             self.fc2.build((*input_shape[:-1], self.fc1.units))
 
-    def call(self, tokens: Tensor, wanted: Wanted) -> LayerResult:
+    def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Map tokens (N, T, D) to (N, T, D)."""
-        attention = self.attention(self.norm1(tokens), wanted=wanted)
-        tokens = tokens + attention.output
-        hidden = self.activation(affine(self.norm2(tokens), self.fc1))
-        mlp = self.dropout(affine(hidden, self.fc2))
-        tokens = tokens + mlp
-        taps = {**attention.taps, "mlp": mlp, "output": tokens} if wanted.taps else {}
-        return LayerResult(tokens, attention.probabilities, taps)
+        tokens = tokens + self.attention(self.norm1(tokens), taps=taps)
+        return tokens + self.mlp(self.norm2(tokens), taps)
+
+    def mlp(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Apply two linear layers with an activation between them to tokens (N, T, D)."""
+        hidden = self.activation(affine(tokens, self.fc1))
+        output = self.dropout(affine(hidden, self.fc2))
+        if taps is not None:
+            taps.update(mlp=output)
+        return output
 
 
 class Trunk(keras.layers.Layer):
@@ -181,18 +158,17 @@ class Trunk(keras.layers.Layer):
 
     def add_blocks(
         self,
-        config: ViTMAEConfig,
-        sizes: tuple[int, int, int, float],
+        config: BlockConfig,
         depth: int,
         prefix: str,
         initializer: Initializer = None,
+        kind: type[Block] = Block,
     ) -> None:
-        """Add blocks of some (width, heads, hidden width, epsilon), named by prefix and index."""
-        self.width, self.depth = sizes[0], depth
+        """Add blocks of a kind, named by prefix and index."""
+        self.width, self.depth = config.width, depth
         for index in range(depth):
-            block = Block(
+            block = kind(
                 config,
-                sizes,
                 initializer=initializer,
                 name=f"{prefix}{index}",
                 dtype=self.dtype_policy,
@@ -204,24 +180,18 @@ class Trunk(keras.layers.Layer):
         for block in self._blocks():
             block.build((None, None, self.width))
 
-    def run_blocks(self, tokens: Tensor, wanted: Wanted, name: str) -> TrunkOutput:
-        """Send tokens (N, T, D) through the blocks; taps are named ``name.blocks.0.q`` etc."""
-        hidden_states = [tokens] if wanted.hidden_states else []
-        attentions: list[Tensor] = []
-        taps = {f"{name}.embedding": tokens} if wanted.taps else {}
+    def run_blocks(self, tokens: Tensor, name: str, taps: Taps | None = None) -> Tensor:
+        """Send tokens (N, T, D) through the blocks; activations are named ``name.blocks.0.q``."""
+        if taps is None:
+            for block in self._blocks():
+                tokens = block(tokens)
+            return tokens
+        taps.record(name, {"embedding": tokens})
         for index, block in enumerate(self._blocks()):
-            tokens, probabilities, seen = block(tokens, wanted=wanted)
-            if wanted.hidden_states:
-                hidden_states.append(tokens)
-            if wanted.attentions:
-                attentions.append(probabilities)
-            taps |= {f"{name}.blocks.{index}.{part}": value for part, value in seen.items()}
-        return TrunkOutput(
-            tokens,
-            tuple(hidden_states) if wanted.hidden_states else None,
-            tuple(attentions) if wanted.attentions else None,
-            taps,
-        )
+            inside = taps.of_block()
+            tokens = block(tokens, taps=inside)
+            taps.record(f"{name}.blocks.{index}", {**(inside or {}), "output": tokens})
+        return tokens
 
     def _blocks(self) -> list[Block]:
         return [getattr(self, f"block_{index}") for index in range(self.depth)]
