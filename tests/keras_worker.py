@@ -7,10 +7,12 @@
 and ``FOLDER/checks.json`` says what came of it: nothing, or a traceback.
 """
 
+import importlib
 import json
 import sys
 import tempfile
 import traceback
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -196,6 +198,10 @@ def check_archives_of_earlier_versions_bring_their_models_back():
     for task, cls in MODELS.items():
         model = keras.models.load_model(folder / f"reference_models_{task}.keras")
         assert type(model) is cls
+        with zipfile.ZipFile(folder / f"reference_models_{task}.keras") as archive:
+            saved = json.loads(archive.read("config.json"))
+        # Keras imports this module where the classes are not registered yet.
+        assert vars(importlib.import_module(saved["module"]))[saved["class_name"]] is cls
         names = ("pixel_values",) if task == "classify" else ("pixel_values", "noise")
         measured = result(model(*(expected[name] for name in names)))
         assert distance(measured, expected[f"reference_models_{task}"]) < FLOAT32_LIMIT

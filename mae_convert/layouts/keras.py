@@ -16,12 +16,13 @@ from mae_convert.mapping import Drop, Repeat, Row, Table
 from mae_convert.transforms import TRANSPOSE
 from reference_models.configuration import ViTMAEConfig
 
-# The class that holds a task, and its module; a test holds them against the classes themselves.
+# The class that holds a task; a test compares them with what Keras writes for the classes.
 PACKAGE = "reference_models"
+MODULE = f"{PACKAGE}.keras.mae"
 CLASSES = {
-    "pretrain": ("TFViTMAEForPreTraining", "mae"),
-    "encoder": ("TFViTMAEModel", "mae"),
-    "classify": ("TFViTForImageClassification", "classifier"),
+    "pretrain": "TFViTMAEForPreTraining",
+    "encoder": "TFViTMAEModel",
+    "classify": "TFViTForImageClassification",
 }
 
 
@@ -63,9 +64,9 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
 
     It is what Keras 3 writes for a model that was not compiled; ``dtype`` is that of the weights.
     """
-    name, module = CLASSES[carried["task"]]
+    name = CLASSES[carried["task"]]
     return {
-        "module": f"{PACKAGE}.keras.{module}",
+        "module": MODULE,
         "class_name": name,
         "config": {
             "config": ViTMAEConfig.from_dict(carried).to_dict(),
