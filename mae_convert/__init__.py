@@ -8,7 +8,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without importing typing, which would come before `python -m` is in our hands
-    from mae_convert.in_memory import load_model, save_model
+    from mae_convert.runtime import load_model, save_model
 
 __version__ = "0.1.0"
 __all__ = ["load_model", "save_model"]
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
     if name in __all__:
         if not is_supported():
             raise ImportError(UNSUPPORTED)
-        from mae_convert import in_memory
+        from mae_convert import runtime
 
-        return getattr(in_memory, name)
+        return getattr(runtime, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

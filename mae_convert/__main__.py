@@ -31,7 +31,7 @@ def main() -> None:
     try:
         if sentence := too_little_address_space():
             _fail(sentence)
-        from mae_convert.cli import main as run
+        from mae_convert.cli.main import main as run
     except Exception as error:  # nothing of ours is loaded that could tell it
         if (sentence := shortage(error)) is None:
             raise

@@ -40,3 +40,11 @@ def in_unicode(value: Any) -> Any:
 def number(value: Any) -> str:
     """Return a number as a person reads it."""
     return f"{value:.1e}" if isinstance(value, float) and value != 0 else str(value)
+
+
+def size_of(size: Any) -> str:
+    """Return a size, one number or two, as height and width."""
+    if size is None:
+        return "size not specified"
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"

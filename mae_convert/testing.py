@@ -5,12 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint import Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import Flags, check_flags, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
-from mae_convert.in_memory.asking import dtype_named, naming_arguments
-from mae_convert.verify.report import text
-from mae_convert.verify.sides import Side
+from mae_convert.reports.verdict_files import text
+from mae_convert.runtime.arguments import dtype_named, naming_arguments
+from mae_convert.runtime.sides import Side
 from mae_convert.verify.verification import (
     Options,
     Verification,

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mae_convert.sweep.job import Job, run_job
-from mae_convert.sweep.local import limits, run_local
 from mae_convert.sweep.memory import available_cores, needed_by
-from mae_convert.sweep.row import Row
+from mae_convert.sweep.process_pool import limits, run_local
+from mae_convert.sweep.result import Row
 
 
 def main() -> None:

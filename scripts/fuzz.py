@@ -30,12 +30,12 @@ import numpy as np
 from fuzz_proofs import examine_certificate, examine_trace
 from fuzz_seeds import Seed, make_seeds
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import open_container
+from mae_convert.checkpoint.inspect import inspect
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.inspection import inspect
-from mae_convert.layouts import LAYOUTS
-from mae_convert.planning import plan_conversion
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.formats import open_container
 
 LONGEST = 10
 MOST_MEMORY = 256 << 20

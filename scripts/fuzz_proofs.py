@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose_traces
-from mae_convert.fingerprint import checkpoint_fingerprint
-from mae_convert.publish.parity import in_short, verification
-from mae_convert.publish.parts import Part
+from mae_convert.publish.artifacts import Part
+from mae_convert.publish.card_parity import in_short, verification
+from mae_convert.reports.verdict_files import junit, markdown, text
+from mae_convert.runtime.inputs import make_inputs
+from mae_convert.runtime.sides import Side
+from mae_convert.runtime.trace import Trace, describe
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
-from mae_convert.verify.inputs import make_inputs
 from mae_convert.verify.judge import Verdict, judge
 from mae_convert.verify.replay import _not_kept
-from mae_convert.verify.report import junit, markdown, text
-from mae_convert.verify.sides import Side
-from mae_convert.verify.trace import Trace, describe
 from mae_convert.verify.tracing import save_trace
 from mae_convert.verify.verification import InputChoice, Verification
 

@@ -22,10 +22,10 @@ from fuzz_mutations import (
 )
 from fuzz_proofs import write_proofs
 
-from mae_convert.canonical import schema
-from mae_convert.containers import LazyTensor, write_directory, write_file
-from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import write_tensors
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats import LazyTensor, write_directory, write_file
+from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 
 FORMATS = Path(__file__).resolve().parents[1] / "tests" / "data" / "torch_formats"

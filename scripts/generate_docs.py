@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from mae_convert.cli import cli
-from mae_convert.layouts import LAYOUTS
+from mae_convert.cli.main import cli
+from mae_convert.families.mae.layouts import LAYOUTS
 from reference_models.configuration import ViTMAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.containers import LazyTensor, open_container, write_file
+from mae_convert.formats import LazyTensor, open_container, write_file
 
 STRAY = re.compile(r"\.mae-convert-[0-9a-f]{16}")
 COMMAND = (sys.executable, "-m", "mae_convert", "convert")

@@ -107,11 +107,11 @@ def certified(tmp_path_factory):
 
     Both sides are run by PyTorch, which is quick: it is passed, and not proven.
     """
-    from mae_convert.checkpoint import Flags, open_checkpoint
-    from mae_convert.convert import execute
-    from mae_convert.planning import plan_conversion
+    from mae_convert.checkpoint.open import Flags, open_checkpoint
+    from mae_convert.convert.execute import execute
+    from mae_convert.convert.plan import plan_conversion
+    from mae_convert.runtime.sides import Side
     from mae_convert.verify.certificate import write_certificate
-    from mae_convert.verify.sides import Side
     from mae_convert.verify.verification import run_verification
 
     case = Case("pretrain_tiny")
@@ -162,7 +162,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def command(capfd, monkeypatch):
     """Run the command line in this process, which has imported what it needs."""
-    from mae_convert.cli import main
+    from mae_convert.cli.main import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command line sets its own

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.containers import LazyTensor, write_file
+from mae_convert.formats import LazyTensor, write_file
 
 KEYS = Path(__file__).parent / "data" / "golden" / "keys"
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from attacks import passed_over as parts
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 FILES = 250
 

@@ -8,22 +8,23 @@ import pytest
 import torch
 from arrays import FLOAT64_LIMIT, distance
 
-from mae_convert import official, official_catalog
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
+from mae_convert.checkpoint import official
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.in_memory import load_model, save_model
-from mae_convert.layouts import LAYOUTS
-from mae_convert.official_catalog import Official
-from mae_convert.planning import plan_conversion
-from mae_convert.publish.parity import in_short
+from mae_convert.families.mae import official as official_catalog
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.official import Official
+from mae_convert.publish.card_parity import in_short
+from mae_convert.reports.verdict_files import junit, markdown, text, verdict_json
+from mae_convert.reports.verdict_html import page
+from mae_convert.runtime import load_model, save_model
+from mae_convert.runtime.sides import Side
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.assumptions import assumptions
 from mae_convert.verify.judge import SPECIFIED, Verdict, proof
-from mae_convert.verify.page import page
-from mae_convert.verify.report import junit, markdown, text, verdict_json
-from mae_convert.verify.sides import Side
 from mae_convert.verify.summary import answer, headline
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Options, run_verification
 
 HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -133,7 +134,7 @@ def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, 
 
 
 def test_resampling_makes_an_assumed_grid_part_of_the_function(case, tmp_path):
-    from mae_convert.steps import Geometry
+    from mae_convert.convert.changes import Geometry
 
     flags = Flags(num_attention_heads=4, global_pool="token")
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)

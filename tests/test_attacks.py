@@ -9,8 +9,8 @@ import pytest
 from attacks import ATTACKS, Attack, advisories, passed_over, scanners
 from attacks.run import outcome, warm_up
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError
-from mae_convert.fingerprint import checkpoint_fingerprint
-from mae_convert.planning import plan_conversion
-from mae_convert.verify import running
+from mae_convert.runtime import running
+from mae_convert.runtime.sides import Side
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.certificate import (
     ARRAYS,
     DOCUMENT,
@@ -25,8 +27,6 @@ from mae_convert.verify.certificate import (
 )
 from mae_convert.verify.judge import LARGEST_CEILING_UNITS, ceiling_units
 from mae_convert.verify.replay import replay
-from mae_convert.verify.sides import Side
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Verification, run_verification
 
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from ray_nodes import descendants
 
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.containers.staging import scratch_directory
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.diagnose.candidate_process import _killed_after_time_limit
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.files.staging import scratch_directory
+from mae_convert.runtime import worker
+from mae_convert.runtime.children import Clock, environment_of_child, python_process
+from mae_convert.runtime.sides import TF_CLASSES_FILE, Side, choose_side
 from mae_convert.sweep import ray_engine
-from mae_convert.verify import worker
-from mae_convert.verify.children import Clock, environment_of_child, python_process
-from mae_convert.verify.sides import TF_CLASSES_FILE, Side, choose_side
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TORCH = ("--framework-a", "torch", "--framework-b", "torch")
@@ -191,7 +191,7 @@ def test_a_child_that_answers_requests_is_ended_too(tmp_path):
 
 def test_standard_input_ends_a_child_where_the_system_does_not(tmp_path):
     """The portable half: a child whose parent lives, but has let go of it."""
-    code = "from mae_convert.verify import worker as w; w._end_with_standard_input()"
+    code = "from mae_convert.runtime import worker as w; w._end_with_standard_input()"
     reading, writing = os.pipe()
     child = subprocess.Popen([sys.executable, "-c", code], stdin=reading)
     os.close(reading)
@@ -334,7 +334,7 @@ def installed(monkeypatch):
 
 
 def opened(name):
-    from mae_convert.checkpoint import Flags
+    from mae_convert.checkpoint.open import Flags
 
     heads = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
     return open_checkpoint(GOLDEN / name, None if "transformers" in name else heads)
@@ -430,7 +430,7 @@ sys.platform, sys.modules["fcntl"] = "win32", None
     [
         ("from mae_convert.__main__ import main; main()", 3),
         ("from mae_convert import load_model", 1),
-        ("from mae_convert.checkpoint import open_checkpoint", 1),
+        ("from mae_convert.checkpoint.open import open_checkpoint", 1),
     ],
 )
 def test_on_windows_one_sentence_says_what_to_do(code, status):

@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from mae_convert.cli import cli
-from mae_convert.layouts import LAYOUTS
+from mae_convert.cli.main import cli
+from mae_convert.families.mae.layouts import LAYOUTS
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_command_has_a_sentence_and_an_example(name):
 def test_help_and_conversions_import_no_framework(pretrain, tmp_path):
     code = """
 import sys
-from mae_convert.cli import main
+from mae_convert.cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:
@@ -298,7 +298,8 @@ def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
 
 DISGUISED = """
 import os, signal, sys
-from mae_convert import cli, inspection
+from mae_convert.checkpoint import inspect as inspection
+from mae_convert.cli import main as cli
 def look(*_, **__):
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -320,7 +321,8 @@ def test_an_interrupt_that_becomes_another_error_is_one_still(pretrain, error):
 
 FORGOTTEN = """
 import os, signal, sys, time
-from mae_convert import cli, inspection
+from mae_convert.checkpoint import inspect as inspection
+from mae_convert.cli import main as cli
 class Gone:
     def __del__(self):  # in which Python ignores what is raised
         os.kill(os.getpid(), signal.{name})
@@ -349,7 +351,8 @@ def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain, name, st
 
 INSISTENT = """
 import os, signal, sys, threading, time
-from mae_convert import cli, inspection
+from mae_convert.checkpoint import inspect as inspection
+from mae_convert.cli import main as cli
 class Gone:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.configuration import Evidence, check_flags_taken, resolve
+from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.configuration import Evidence, check_flags_taken, resolve
 
 GEOMETRY = {
     "hidden_size": 768,
@@ -283,7 +283,7 @@ def test_settings_that_are_not_what_they_should_be_give_nothing(odd):
 
 
 def test_each_layout_has_its_own_convention_of_normalised_pixels():
-    from mae_convert.layouts import LAYOUTS
+    from mae_convert.families.mae.layouts import LAYOUTS
 
     flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}
     for name, expected in (("mmpretrain", True), ("facebook", False), ("transformers", False)):

@@ -17,16 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_convert.containers import (
-    LazyTensor,
-    draft,
-    open_container,
-    renaming,
-    write_directory,
-    write_file,
-)
-from mae_convert.containers.atomic import Place, staged
 from mae_convert.errors import OutputError
+from mae_convert.files import rename as renaming
+from mae_convert.files.atomic import Place, staged
+from mae_convert.formats import LazyTensor, open_container, write_directory, write_file
+from mae_convert.formats import output_file as draft
 
 KINDS = ("pth", "safetensors", "tf_h5", "keras_h5", "npz")
 RECORD = {"conversion.json": {"outputs": {"extra.json": "sha256"}}, "config.json": {}}
@@ -288,7 +283,7 @@ def test_a_disk_that_forgets_is_found_out(
 
 KILLED = """
 import sys, numpy as np
-from mae_convert.containers import LazyTensor, write_directory, write_file
+from mae_convert.formats import LazyTensor, write_directory, write_file
 value, folder = 2.0, sys.argv[1]
 print("ready", flush=True)
 while True:

@@ -5,7 +5,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_convert.containers.checksum import joined
+from mae_convert.files.checksum import joined
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))

@@ -16,8 +16,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 WORKER = Path(__file__).parent / "dcp_worker.py"
 ORIGINAL = Path(__file__).parent / "data" / "golden" / "pretrain_tiny" / "checkpoint.pth"
@@ -147,7 +147,7 @@ def test_a_part_alone_is_refused_with_the_directory(one: Path) -> None:
 
 def test_nothing_of_torch_is_imported(one: Path) -> None:
     program = (
-        "import sys\nfrom mae_convert.containers import open_container\n"
+        "import sys\nfrom mae_convert.formats import open_container\n"
         f"print([t.load().shape for t in open_container({str(one)!r}).tensors.values()])\n"
         "print('torch' in sys.modules)"
     )

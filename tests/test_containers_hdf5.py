@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 VERSIONS = ("earliest", "v108", "v110", "v112", "latest")
 DTYPES = [np.dtype(code) for code in "?bhilBHILefdFD"] + [

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 TENSOR = {"a": torch.zeros(2)}
 
@@ -313,7 +313,7 @@ def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
 def test_nothing_of_a_refused_pickle_is_imported(tmp_path: Path) -> None:
     path = with_pickle(tmp_path / "x.pth", b"\x80\x02cantigravity\nfly\n.")
     program = (
-        "import sys\nfrom mae_convert.containers import open_container\n"
+        "import sys\nfrom mae_convert.formats import open_container\n"
         f"try: open_container({str(path)!r})\nexcept Exception as error: print(error)\n"
         "print('antigravity' in sys.modules)"
     )

@@ -16,8 +16,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from mae_convert.containers import LazyTensor, open_container, write_file
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import LazyTensor, open_container, write_file
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PTH = sorted(GOLDEN.glob("*/checkpoint.pth"))
@@ -467,7 +467,7 @@ def test_a_lying_safetensors_header_is_refused(tmp_path: Path, name: str) -> Non
 def test_nothing_but_numpy_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from mae_convert.containers import open_container, write_file\n"
+        "from mae_convert.formats import open_container, write_file\n"
         "assert 'h5py' not in sys.modules\n"
         f"opened = open_container({str(PTH[0])!r})\n"
         "for kind in ('pth', 'safetensors', 'npz', 'keras_h5', 'tf_h5'):\n"

@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from mae_convert.containers import LazyTensor, open_container, write_directory
 from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.formats import LazyTensor, open_container, write_directory
 
 INDEX = {
     "safetensors": "model.safetensors.index.json",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_convert.containers import LazyTensor, open_container, write_file
-from mae_convert.containers.wrappers import OTHER_WEIGHTS, WRAPPERS, NoSuchKeyError
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import LazyTensor, open_container, write_file
+from mae_convert.formats.wrappers import OTHER_WEIGHTS, WRAPPERS, NoSuchKeyError
 
 ONE = {"a": torch.arange(2.0)}
 TWO = {"a": torch.arange(3.0)}

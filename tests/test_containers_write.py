@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_convert.containers import LazyTensor, open_container, tensor, write_directory, write_file
 from mae_convert.errors import OutputError
+from mae_convert.formats import LazyTensor, open_container, tensor, write_directory, write_file
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 KINDS = ("pth", "safetensors", "tf_h5", "keras_h5", "npz")

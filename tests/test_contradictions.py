@@ -4,10 +4,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mae_convert.cli import cli
-from mae_convert.commands.contradictions import CONFLICTS
+from mae_convert.cli.contradictions import CONFLICTS
+from mae_convert.cli.main import cli
+from mae_convert.convert.new_head import with_new_head
 from mae_convert.errors import ConfigurationError
-from mae_convert.heads import with_new_head
 
 CALLS = {
     ("inspect", "images", None): "a --images d",

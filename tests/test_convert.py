@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mae_convert import load_model, save_model
-from mae_convert.canonical import schema
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.cli import cli
-from mae_convert.containers import open_container, write_file
-from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.cli.main import cli
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import FILE_SUFFIXES, SUFFIX_KINDS, container_kind, plan_conversion
 from mae_convert.errors import (
     CheckpointError,
     ConfigurationError,
@@ -26,9 +24,11 @@ from mae_convert.errors import (
     MaeConvertError,
     OutputError,
 )
-from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import write_tensors
-from mae_convert.planning import FILE_SUFFIXES, SUFFIX_KINDS, container_kind, plan_conversion
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats import open_container, write_file
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 
 CASES = ["pretrain_tiny", "encoder_tiny", "finetune_cls_tiny", "finetune_gap_tiny"]

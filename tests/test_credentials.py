@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import mae_convert
-from mae_convert import storage
 from mae_convert.errors import MaeConvertError
+from mae_convert.reports.sweep_html import page
+from mae_convert.sources import storage
 from mae_convert.sweep.job import Job, _local, run_job
-from mae_convert.sweep.report import page
 from mae_convert.sweep.results import Results
-from mae_convert.sweep.running import refuse_targets
+from mae_convert.sweep.run import refuse_targets
 
 DEMO = Path(mae_convert.__file__).parent / "data" / "demo" / "checkpoint.pth"
 SECRET = "pass/w0rd+of/mine"
@@ -74,14 +74,14 @@ def test_an_error_of_storage_names_no_password(work):
 
 
 def test_a_timeline_names_no_password(stored, monkeypatch):
-    from mae_convert.look.reconstruction import Reconstruction
-    from mae_convert.look.timeline import View, timeline
-    from mae_convert.look.timeline_files import timeline_json
+    from mae_convert.reports.timeline_files import timeline_json
+    from mae_convert.visualize.reconstruction import Reconstruction
+    from mae_convert.visualize.timeline import View, timeline
 
     def paint(pixels, noise, _):  # in place of a framework
         return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {})
 
-    monkeypatch.setattr("mae_convert.look.timeline.Reconstructor", lambda *_: paint)
+    monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
     pictures = sorted(DEMO.parent.glob("*.jpg"))[:1]
     found = timeline([stored, f"{ADDRESS}-none.pth"], pictures, View("torch"))
     assert [point.error is None for point in found.points] == [True, False]

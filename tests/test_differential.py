@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch.utils import serialization
 from torch_formats import of_every_view, save_all
 
-from mae_convert.containers import open_container
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
 
 OLD = sorted((Path(__file__).parent / "data" / "torch_formats").glob("*.pth"))
 Bits = dict[str, tuple[str, tuple[int, ...], bytes]]

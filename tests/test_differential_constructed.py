@@ -22,9 +22,9 @@ import torch
 from safetensors import safe_open
 from test_differential import Bits, ours, theirs
 
-from mae_convert.containers import open_container
-from mae_convert.containers.hdf5_format.data import fletcher32
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
+from mae_convert.formats.hdf5_reader.datasets import fletcher32
 
 Make = Callable[[Path], Path]
 FEW, MANY = 150, 6000

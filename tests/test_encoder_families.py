@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import open_container
+from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError
-from mae_convert.families import KNOWN, name_family
+from mae_convert.families.mae.relatives import KNOWN, name_family
+from mae_convert.formats import open_container
 
 WIDTH, DEPTH, DECODER = 24, 2, 16
 
@@ -390,7 +390,7 @@ def zeros(shapes):
 
 
 def test_a_known_family_is_not_taken_for_an_official_checkpoint(run, tmp_path, golden):
-    from mae_convert.inspection import inspect
+    from mae_convert.checkpoint.inspect import inspect
 
     keys = json.loads((golden / "keys" / "facebook_mae_pretrain_vit_base.json").read_text())
     state = zeros(keys)

@@ -19,10 +19,10 @@ from mae_convert.diagnose.candidates import candidates
 from mae_convert.diagnose.diagnosis import diagnose_pair, explain_by_running, search_sentences
 from mae_convert.diagnose.hypotheses import Hypothesis, model_of
 from mae_convert.diagnose.search import CandidateResult, search
-from mae_convert.verify import run_pytorch
-from mae_convert.verify.job import Job
+from mae_convert.runtime import run_pytorch
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Options, common_request
 
 MODELS = ("pretrain", "encoder", "token", "avg", "learned")
@@ -191,7 +191,7 @@ def test_less_precision_in_the_float32_run_is_named(sides):
 def test_without_pytorch_it_is_said_what_was_not_tried(sides, monkeypatch):
     model = sides.models["pretrain"]
     a, b = sides.subject(model), sides.subject(model, "six heads")
-    monkeypatch.setattr("mae_convert.verify.sides.has_framework", lambda *_: False)
+    monkeypatch.setattr("mae_convert.runtime.sides.has_framework", lambda *_: False)
     verdict = sides.explain(a, b)
     assert verdict.causes[0].startswith("not tested, because PyTorch is not installed: number of")
 

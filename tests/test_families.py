@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.checkpoint.recognition import recognise
 from mae_convert.errors import LayoutError
-from mae_convert.families import explain
-from mae_convert.recognition import recognise
+from mae_convert.families.mae.relatives import explain
 
 WIDTH = 768
 

@@ -15,21 +15,21 @@ import pytest
 from test_convert import target_for, write_original
 from test_matrix import SMALL
 
-from mae_convert.canonical import schema
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import write_file
-from mae_convert.containers.slicing import Sliceable
-from mae_convert.containers.tensor import LazyTensor, sha256
-from mae_convert.convert import execute, execute_all
-from mae_convert.fingerprint import checkpoint_fingerprint, configuration_digest
-from mae_convert.heads import with_new_head
-from mae_convert.layouts import LAYOUTS
-from mae_convert.layouts.facebook import FACEBOOK
-from mae_convert.mapping import write_tensors
-from mae_convert.packing import Packing
-from mae_convert.passing_digest import PassingDigest
-from mae_convert.planning import plan_conversion
-from mae_convert.steps import Geometry
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint, configuration_digest
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute, execute_all
+from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.tensor_digests import PassingDigest
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.layouts.facebook import FACEBOOK
+from mae_convert.families.mae.schema import schema
+from mae_convert.files.slicing import Sliceable
+from mae_convert.formats import write_file
+from mae_convert.formats.tensor import LazyTensor, sha256
+from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "fingerprint.md"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers.tensor import LazyTensor
+from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import ConfigurationError
-from mae_convert.position_tables import grid_of_table, grids
+from mae_convert.families.mae.position_tables import grid_of_table, grids
+from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
 HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}

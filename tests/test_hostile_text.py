@@ -18,7 +18,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import mae_convert
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.text import for_terminal
 
@@ -130,7 +130,7 @@ def assert_same_document(make: Any, hostile: str) -> None:
 @pytest.fixture
 def printed(capfd, monkeypatch):
     """Return what is printed, having checked that a terminal can take it, and its lines."""
-    monkeypatch.setattr("mae_convert.show.console.PIPE_WIDTH", 100_000)  # no line is folded
+    monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 100_000)  # no line is folded
     monkeypatch.setenv("COLUMNS", "100000")
 
     def printed(show: Any, hostile: str) -> str:
@@ -153,7 +153,7 @@ def printed(capfd, monkeypatch):
 
 @pytest.fixture(scope="module")
 def inspected():
-    from mae_convert.inspection import inspect
+    from mae_convert.checkpoint.inspect import inspect
 
     report = inspect(open_checkpoint(DEMO / "checkpoint.pth"), stats=True)
     report["stats"] = dict(list(report["stats"].items())[:2])
@@ -169,7 +169,7 @@ def renamed(mapping: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def test_inspect(inspected, printed, hostile):
-    from mae_convert.show.inspection import inspection
+    from mae_convert.cli.output.inspection import inspection
 
     for task in ("pretrain", "classify"):
         report = {**inspected, "config": {**inspected["config"], "num_labels": 3}}
@@ -184,7 +184,7 @@ def test_inspect(inspected, printed, hostile):
 
 
 def test_convert(printed, hostile):
-    from mae_convert.show.conversion import conversion
+    from mae_convert.cli.output.conversion import conversion
 
     source = SimpleNamespace(
         name="a.pth", layout=SimpleNamespace(name="facebook"), task="pretrain", family=None,
@@ -215,8 +215,8 @@ def test_convert(printed, hostile):
 
 
 def test_diff(printed, hostile):
-    from mae_convert.diff import Difference, TensorDifference
-    from mae_convert.show.conversion import difference
+    from mae_convert.checkpoint.diff import Difference, TensorDifference
+    from mae_convert.cli.output.conversion import difference
 
     tensor = TensorDifference("encoder.norm.weight", (1,), (2,), "float32", "float16", 3, 0.5, 1.0)
 
@@ -265,10 +265,10 @@ def hostile_verdict(verdict, text, **changes):
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_a_verdict(verdict, printed, hostile, passed):
-    from mae_convert.show.verdict import verdict as show
-    from mae_convert.verify.page import page
-    from mae_convert.verify.report import junit, markdown, verdict_json
-    from mae_convert.verify.report import text as as_text
+    from mae_convert.cli.output.verdict import verdict as show
+    from mae_convert.reports.verdict_files import junit, markdown, verdict_json
+    from mae_convert.reports.verdict_files import text as as_text
+    from mae_convert.reports.verdict_html import page
 
     def done(text):
         checks = tuple(replace(check, passed=passed) for check in verdict.checks)
@@ -289,7 +289,7 @@ def test_a_verdict(verdict, printed, hostile, passed):
     assert all(
         str(v).isprintable() for e in ET.fromstring(xml[1]).iter() for v in e.attrib.values()
     )
-    from mae_convert.show.console import as_json
+    from mae_convert.cli.output.console import as_json
 
     said = printed(lambda text: as_json(verdict_json(done(text).verdict)), hostile)
     assert said.isascii()
@@ -298,7 +298,7 @@ def test_a_verdict(verdict, printed, hostile, passed):
 
 @pytest.fixture
 def rows():
-    from mae_convert.sweep.row import Row
+    from mae_convert.sweep.result import Row
 
     common = {"source": "/runs/a.pth", "target": "/out/a", "layout": "timm", "host": "here",
               "settings": {"dtype": "float16", "seed": 1, "python_a": "/usr/bin/python"},
@@ -318,7 +318,7 @@ def hostile_rows(rows, text):
 
 
 def test_the_page_of_a_sweep(rows, hostile):
-    from mae_convert.sweep.report import page
+    from mae_convert.reports.sweep_html import page
 
     # The common part of folders is left out, so they stay what they are.
     text = hostile.replace("/", "_")
@@ -327,9 +327,9 @@ def test_the_page_of_a_sweep(rows, hostile):
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json, monkeypatch):
-    from mae_convert.show import sweep as show
+    from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.job import Job
-    from mae_convert.sweep.running import Agenda
+    from mae_convert.sweep.run import Agenda
 
     def tell(text):
         new = hostile_rows(rows, text)
@@ -353,9 +353,9 @@ def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json
 
 @pytest.fixture(scope="module")
 def trained():
-    from mae_convert.look.display import Display
-    from mae_convert.look.reconstruction import Reconstruction
-    from mae_convert.look.timeline import Point, Timeline
+    from mae_convert.visualize.display import Display
+    from mae_convert.visualize.reconstruction import Reconstruction
+    from mae_convert.visualize.timeline import Point, Timeline
 
     configuration = open_checkpoint(DEMO / "checkpoint.pth").configuration
     model = configuration.model
@@ -375,8 +375,8 @@ def hostile_timeline(trained, text):
 
 
 def test_a_timeline(trained, printed, hostile):
-    from mae_convert.look.timeline_files import WRITERS, page
-    from mae_convert.show.pictures import timeline
+    from mae_convert.cli.output.images import timeline
+    from mae_convert.reports.timeline_files import WRITERS, page
 
     assert_same_page(lambda text: page(hostile_timeline(trained, text)), hostile)
     new = hostile_timeline(trained, hostile)
@@ -390,8 +390,8 @@ def test_a_timeline(trained, printed, hostile):
 
 
 def test_pictures_and_features(printed, hostile):
-    from mae_convert.look.features import Features
-    from mae_convert.show.pictures import features, reconstructions
+    from mae_convert.cli.output.images import features, reconstructions
+    from mae_convert.visualize.features import Features
 
     row = {"image": "cat.jpg", "removed": 3, "patches": 4, "loss": {"torch": 0.5}}
     report = {"images": [row], "note": "a note", "outputs": ["out.png"],
@@ -402,8 +402,8 @@ def test_pictures_and_features(printed, hostile):
 
 
 def test_published_results(printed, hostile):
-    from mae_convert.show.published import published
-    from mae_convert.verify.published import PUBLISHED, PublishedResult
+    from mae_convert.cli.output.reference_results import published
+    from mae_convert.verify.reference_results import PUBLISHED, PublishedResult
 
     truth = next(iter(PUBLISHED.values()))
     known = {f.name for f in fields(PublishedResult)}
@@ -454,16 +454,16 @@ def hostile_part(part, text):
 
 @pytest.fixture(scope="module")
 def published_part(certified):
-    from mae_convert.publish.parts import read_part
+    from mae_convert.publish.artifacts import read_part
 
     return read_part(certified)
 
 
 def card_of(part, text, existing=None):
     from mae_convert.publish.card import marked, merged_card, new_card
+    from mae_convert.publish.card_body import Facts, section
     from mae_convert.publish.licence import decide_licence
     from mae_convert.publish.metadata import metadata
-    from mae_convert.publish.section import Facts, section
     from mae_convert.publish.staging import stage_parts
 
     new = hostile_part(part, text)
@@ -523,11 +523,11 @@ def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part,
 
 
 def test_what_is_published(published_part, printed, hostile):
+    from mae_convert.cli.output import publication as show
     from mae_convert.publish.plan import Publication, Wish
-    from mae_convert.publish.publishing import Published
+    from mae_convert.publish.publish import Published
     from mae_convert.publish.repository import Remote, Target
     from mae_convert.publish.staging import Staged
-    from mae_convert.show import publication as show
 
     def plan(text):
         card = f"# card\n\n{for_terminal(text)}".encode()
@@ -552,8 +552,8 @@ def test_what_is_published(published_part, printed, hostile):
 
 
 def test_errors_and_notes(printed, hostile, command):
-    from mae_convert.commands.opening import say_notes
-    from mae_convert.origin import Origin
+    from mae_convert.checkpoint.origin import Origin
+    from mae_convert.cli.common import say_notes
 
     said = str(MaeConvertError(f"before {hostile} after"))
     assert said.isprintable()
@@ -580,8 +580,8 @@ NAME = "a\x1b[2J\x9b\u202e<b>[bold]:x:|`\n\r\u2028.pth"
 def test_a_checkpoint_whose_names_and_strings_are_hostile(tmp_path, command):
     """Names of files, of tensors, of what stands beside them, and strings of configurations."""
     torch = pytest.importorskip("torch")
-    from mae_convert.convert import execute
-    from mae_convert.planning import plan_conversion
+    from mae_convert.convert.execute import execute
+    from mae_convert.convert.plan import plan_conversion
 
     whole = torch.load(DEMO / "checkpoint.pth", weights_only=True)
     path = tmp_path / NAME

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mae_convert import hub as our_hub
-from mae_convert import hub_limits
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.hub import account_of, client, patiently, speaking, wait_after
-from mae_convert.hub_limits import LONGEST_WAIT, seconds_of
+from mae_convert.sources import client as our_hub
+from mae_convert.sources import limits as hub_limits
+from mae_convert.sources.client import account_of, client, patiently, speaking, wait_after
+from mae_convert.sources.limits import LONGEST_WAIT, seconds_of
 
 TOKEN = "tokenThatIsEchoed"
 
@@ -200,7 +200,7 @@ def test_a_token_that_a_server_echoes_is_not_repeated(server, caplog, status, wh
 
 def test_neither_logs_nor_tracebacks_of_the_command_line_hold_the_token(server, command, capfd):
     """The client's own log and an error that nobody foresaw go through the same function."""
-    from mae_convert.commands.streams import print_unexpected
+    from mae_convert.cli.streams import print_unexpected
 
     before = logging.getLogRecordFactory()
     try:

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.checkpoint import Flags
+from mae_convert.checkpoint.open import Flags
 from mae_convert.errors import MaeConvertError
+from mae_convert.runtime.sides import Side
 from mae_convert.testing import assert_parity
-from mae_convert.verify.sides import Side
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -56,8 +56,12 @@ NOT_ASKED = {
     "one dtype": ({"dtypes": "int8"}, MaeConvertError, "'int8'; choose float64"),
     "a library": ({"against": ("jaxx",)}, MaeConvertError, "jaxx is no witness; choose torch"),
     "no library": ({"against": (3,)}, MaeConvertError, "as 'transformers', not 3"),
-    "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.verify.sides.Side"),
-    "flags": ({"flags": {"num_heads": 4}}, TypeError, "flags must be a mae_convert.checkpoint.F"),
+    "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.runtime.sides.Side"),
+    "flags": (
+        {"flags": {"num_heads": 4}},
+        TypeError,
+        "flags must be a mae_convert.checkpoint.open",
+    ),
     "no heads": ({"flags": None}, MaeConvertError, "num_attention_heads"),
 }
 

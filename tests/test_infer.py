@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.cli import cli
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.cli.main import cli
 from mae_convert.errors import ConfigurationError
 from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer
 from mae_convert.infer.bootstrap import wins

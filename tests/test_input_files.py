@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.image_files import ImageWarning, check_images, images_in, open_image
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.checkpoint.preprocessing import Preprocessing
 from mae_convert.errors import MaeConvertError
-from mae_convert.image_files import ImageWarning, check_images, images_in, open_image
-from mae_convert.input_files import open_input
-from mae_convert.preprocessing import Preprocessing
-from mae_convert.sweep.reading import read_entries
-from mae_convert.verify.inputs import load_inputs
+from mae_convert.files.input_files import open_input
+from mae_convert.runtime.inputs import load_inputs
+from mae_convert.sweep.plan_file import read_entries
 from reference_models.configuration import ViTMAEConfig
 
 MODEL = ViTMAEConfig(image_size=32, patch_size=8, num_channels=3)
@@ -275,8 +275,8 @@ def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
 @pytest.mark.parametrize("place", ["trace", "certificate"])
 def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path, place):
     """The reader of safetensors would wait in native code, where no signal ends it."""
+    from mae_convert.runtime.trace import Trace
     from mae_convert.verify.certificate import Certificate, read_source
-    from mae_convert.verify.trace import Trace
 
     pipe = tmp_path / "verification.safetensors"
     os.mkfifo(pipe)

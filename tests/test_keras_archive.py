@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers.keras_archive import CONFIG, METADATA, WEIGHTS
-from mae_convert.convert import execute
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError, OutputError
-from mae_convert.planning import plan_conversion
+from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 
 WORKER = Path(__file__).with_name("keras_archive_worker.py")
 CASES = {
@@ -149,7 +149,7 @@ def test_the_same_model_makes_the_same_file(case, archive, tmp_path):
 def test_mixed_dtypes_get_a_model_that_holds_them_all(case, tmp_path):
     from dataclasses import replace
 
-    from mae_convert.containers import LazyTensor
+    from mae_convert.formats import LazyTensor
 
     source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
     wide = source.tensors["encoder.norm.bias"]

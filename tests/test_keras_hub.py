@@ -11,10 +11,10 @@ import pytest
 import torch
 from arrays import FLOAT32_LIMIT, distance
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError
-from mae_convert.planning import plan_conversion
 from reference_models.pytorch import ViTMAEModel
 
 WORKER = Path(__file__).with_name("keras_hub_worker.py")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from test_fingerprint import original
 
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.containers import write_file
-from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute
-from mae_convert.planning import plan_conversion
-from mae_convert.steps import Geometry
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.formats import write_file
+from mae_convert.formats.tensor import LazyTensor
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 from arrays import FLOAT64_LIMIT, distance
 
 from mae_convert import load_model, save_model
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from reference_models import pytorch
 
@@ -205,7 +205,7 @@ def in_a_process(program, *arguments, **variables):
 
 def test_importing_the_package_imports_no_framework():
     said = in_a_process(
-        "import sys, mae_convert, mae_convert.in_memory\n"
+        "import sys, mae_convert, mae_convert.runtime\n"
         "from mae_convert.models import MaeImageProcessor, ViTMAEConfig\n"
         "print(*({'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
     )

@@ -7,14 +7,14 @@ import pytest
 from arrays import FLOAT32_LIMIT, distance
 from PIL import Image, ImageSequence
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.cli.output.images import reconstructions
 from mae_convert.errors import MaeConvertError
-from mae_convert.look.looking import Look, look_at
-from mae_convert.look.masks import drawn_mask, noise_of, ratio_that_keeps
-from mae_convert.look.reconstruction import cut_to_shape
-from mae_convert.look.sheet import Row, Sheet, draw, panel
-from mae_convert.pictures import amplified_difference, tiles
-from mae_convert.show.pictures import reconstructions
+from mae_convert.visualize.masks import drawn_mask, noise_of, ratio_that_keeps
+from mae_convert.visualize.pixels import amplified_difference, tiles
+from mae_convert.visualize.reconstruct import Look, look_at
+from mae_convert.visualize.reconstruction import cut_to_shape
+from mae_convert.visualize.sheet import Row, Sheet, draw, panel
 from reference_models.configuration import ViTMAEConfig
 
 DATA = Path(__file__).parents[1] / "mae_convert/data/demo"

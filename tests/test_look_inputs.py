@@ -11,11 +11,11 @@ from conftest import Result
 from PIL import Image
 
 from mae_convert import save_model
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.cli import cli
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.cli.main import cli
 from mae_convert.errors import MaeConvertError
-from mae_convert.look.display import display_of
-from mae_convert.look.image_batch import batch_from_inputs, noise_in
+from mae_convert.visualize.display import display_of
+from mae_convert.visualize.image_batch import batch_from_inputs, noise_in
 from reference_models import pytorch as reference
 from reference_models.configuration import ViTMAEConfig
 

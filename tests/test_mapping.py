@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_convert.canonical import KEY_BIAS, schema
-from mae_convert.containers.tensor import LazyTensor
+from mae_convert.checkpoint.recognition import recognise
 from mae_convert.errors import LayoutError
-from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import (
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.schema import KEY_BIAS
+from mae_convert.layouts.table import (
     Repeat,
     Row,
     Table,
@@ -21,8 +23,7 @@ from mae_convert.mapping import (
     read_tensors,
     write_tensors,
 )
-from mae_convert.recognition import recognise
-from mae_convert.transforms import SAME, TRANSPOSE, Fuse, Permute, SplitHeads, WithoutBatch
+from mae_convert.layouts.transforms import SAME, TRANSPOSE, Fuse, Permute, SplitHeads, WithoutBatch
 from reference_models.configuration import ViTMAEConfig
 
 TABLES = [

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from test_convert import arrays, assert_same_file, can_hold, target_for, told, write_original
 
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.convert import execute
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import LayoutError
-from mae_convert.fingerprint import checkpoint_fingerprint
-from mae_convert.layouts import LAYOUTS
-from mae_convert.planning import plan_conversion
+from mae_convert.families.mae.layouts import LAYOUTS
 from reference_models.configuration import ViTMAEConfig
 
 SMALL = {

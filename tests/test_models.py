@@ -18,8 +18,10 @@ from hub_state import Account
 from PIL import Image
 
 from mae_convert import load_model, save_model
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
 from mae_convert.models import (
     AutoImageProcessor,
@@ -29,8 +31,6 @@ from mae_convert.models import (
     ViTMAEModel,
 )
 from mae_convert.models.configuration import plain
-from mae_convert.planning import plan_conversion
-from mae_convert.steps import Geometry
 from reference_models import pytorch as reference
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

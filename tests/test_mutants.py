@@ -17,19 +17,19 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.layouts import transformers, transformers_tf
-from mae_convert.layouts.transformers import TRANSFORMERS
-from mae_convert.mapping import Repeat, Table, write_tensors
-from mae_convert.planning import Plan, plan_conversion
-from mae_convert.transforms import SAME, Permute
-from mae_convert.verify import run_pytorch
-from mae_convert.verify.inputs import random_inputs
-from mae_convert.verify.job import Job, StoredWeights
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import Plan, plan_conversion
+from mae_convert.families.mae.layouts import transformers, transformers_tf
+from mae_convert.families.mae.layouts.transformers import TRANSFORMERS
+from mae_convert.layouts.table import Repeat, Table, write_tensors
+from mae_convert.layouts.transforms import SAME, Permute
+from mae_convert.runtime import run_pytorch
+from mae_convert.runtime.inputs import random_inputs
+from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.sides import Side, loader_for
+from mae_convert.runtime.trace import Trace, describe
 from mae_convert.verify.judge import judge
-from mae_convert.verify.sides import Side, loader_for
-from mae_convert.verify.trace import Trace, describe
 
 WIDTH, HEADS = 32, 4
 
@@ -525,7 +525,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 import os
 os.environ["KERAS_BACKEND"] = "tensorflow"
-from mae_convert.verify.worker import run
+from mae_convert.runtime.worker import run
 for job in sys.argv[1:]:
     run(Path(job))
 """

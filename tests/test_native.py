@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.packing import Packing
-from mae_convert.planning import plan_conversion
-from mae_convert.verify.inputs import InputChoice, make_inputs
-from mae_convert.verify.job import Job, StoredWeights
-from mae_convert.verify.loaders import (
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.runtime.inputs import InputChoice, make_inputs
+from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.loaders import (
     LoadError,
     UnreadError,
     confirm,
@@ -24,10 +24,10 @@ from mae_convert.verify.loaders import (
     require_safe_torch_load,
     tensorflow_arrays,
 )
-from mae_convert.verify.running import Request, Run, run_together
-from mae_convert.verify.sides import Side, loader_for
-from mae_convert.verify.staging import stage
-from mae_convert.verify.steps import apply_steps
+from mae_convert.runtime.running import Request, Run, run_together
+from mae_convert.runtime.sides import Side, loader_for
+from mae_convert.runtime.staging import stage
+from mae_convert.verify.declared_changes import apply_steps
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 

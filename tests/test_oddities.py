@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import LazyTensor
-from mae_convert.inspection import inspect
-from mae_convert.oddities import position_in_words
+from mae_convert.checkpoint.inspect import inspect
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.warnings import position_in_words
+from mae_convert.formats import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)

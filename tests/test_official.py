@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from mae_convert import official_catalog as official
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.official import file_md5
-from mae_convert.official_catalog import OFFICIAL, Official, candidates
-from mae_convert.verify import published
-from mae_convert.verify.published import PUBLISHED, PublishedTruth, published_noise
+from mae_convert.checkpoint.official import file_md5
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.families.mae import official
+from mae_convert.families.mae.official import OFFICIAL, Official, candidates
+from mae_convert.verify import reference_results as published
+from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth, published_noise
 
 NAME = "mae_stand_in"
 
@@ -25,7 +25,7 @@ def stand_in(hub, case, monkeypatch):
     data = pretrain.checkpoint.read_bytes()
     hub.static["mae/visualize/mae_stand_in.pth"] = data
     facts = pretrain.facts
-    from mae_convert.checkpoint import Flags
+    from mae_convert.checkpoint.open import Flags
 
     flags = Flags(num_attention_heads=facts["num_heads"],
                   decoder_num_attention_heads=facts["decoder_num_heads"])  # fmt: skip
@@ -345,13 +345,13 @@ def test_what_is_farther_away_than_is_allowed_is_not_as_published():
 
 
 def test_another_checkpoint_has_not_the_published_result(command, stand_in, monkeypatch, capfd):
-    from mae_convert.show.published import published as show
+    from mae_convert.cli.output.reference_results import published as show
 
     truth = dataclasses.replace(PUBLISHED["mae_visualize_vit_base"], source=NAME)
     show(result_with(truth, 0.5))
     assert "NOT AS PUBLISHED" in capfd.readouterr().out
     monkeypatch.setattr(published, "PUBLISHED", {NAME: truth})
-    monkeypatch.setattr("mae_convert.sources.published.get_picture", lambda _: None)
+    monkeypatch.setattr("mae_convert.sources.official_download.get_picture", lambda _: None)
     monkeypatch.setattr(published, "check_published", lambda *_: result_with(truth, 0.5))
     assert command("verify", "--published", NAME).status == 1
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mae_convert.cli import cli
-from mae_convert.containers import open_container
-from mae_convert.containers.config_text import read_config_text
+from mae_convert.cli.main import cli
 from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
+from mae_convert.formats.config_text import read_config_text
 
 CASES = Path(__file__).parent / "data" / "cases"
 LIGHTNING = CASES / "pickled_extras" / "l_omegaconf.ckpt"

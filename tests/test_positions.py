@@ -7,15 +7,15 @@ import pytest
 import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.dtypes import DTYPES, rounded
 from mae_convert.errors import ConfigurationError
-from mae_convert.layouts import LAYOUTS
-from mae_convert.planning import plan_conversion
-from mae_convert.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
-from mae_convert.rounding import DTYPES, rounded
-from mae_convert.steps import Geometry
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
+from mae_convert.formats.tensor import LazyTensor
 from mae_convert.verify.arithmetic import fixed_positions, resampled_positions
 from reference_models.positions import sincos_position_embedding
 

@@ -11,17 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.inspect import inspect
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.fingerprint import checkpoint_fingerprint
-from mae_convert.in_memory.loading import load_model
-from mae_convert.in_memory.saving import save_model
-from mae_convert.inspection import inspect
-from mae_convert.planning import plan_conversion
-from mae_convert.verify.loaders import pytorch_state_dict
-from mae_convert.verify.staging import stage
+from mae_convert.runtime.loaders import pytorch_state_dict
+from mae_convert.runtime.loading import load_model
+from mae_convert.runtime.saving import save_model
+from mae_convert.runtime.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=2)
 rng = np.random.default_rng(15)
@@ -499,7 +499,7 @@ class TestNoKeyBias:
             opened({**without_key_bias(mae), "blocks.0.attn.k_bias": noise(32)})
 
     def test_verify_proves_nothing_wrong(self, opened, mae, tmp_path):
-        from mae_convert.verify.sides import Side
+        from mae_convert.runtime.sides import Side
         from mae_convert.verify.verification import verify
 
         source = opened(without_key_bias(mae))

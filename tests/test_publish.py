@@ -9,12 +9,13 @@ import yaml
 from hub_state import Account
 from PIL import Image
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MissingRequirementError
-from mae_convert.publish import picture, staging
+from mae_convert.publish import example_image as picture
+from mae_convert.publish import staging
+from mae_convert.runtime.trace import Trace
 from mae_convert.sources import HubReference, locate
 from mae_convert.verify.certificate import read_certificate
-from mae_convert.verify.trace import Trace
 
 REPO = "someone/my-mae"
 TOKEN = "hf_theTokenOfSomeone"

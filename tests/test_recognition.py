@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from mae_convert.checkpoint.recognition import recognise
 from mae_convert.errors import LayoutError
-from mae_convert.recognition import recognise
 
 
 @pytest.fixture

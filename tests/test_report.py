@@ -9,10 +9,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from mae_convert.pictures import amplified_difference
+from mae_convert.reports.verdict_html import depth_plot
 from mae_convert.verify.judge import Check, Verdict
-from mae_convert.verify.page import depth_plot
 from mae_convert.verify.summary import answer, by_depth, summary
+from mae_convert.visualize.pixels import amplified_difference
 
 SUFFIXES = ("json", "xml", "html", "md")
 

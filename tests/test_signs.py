@@ -11,9 +11,9 @@ from mae_convert.diagnose import weight_edits
 from mae_convert.diagnose.tensor_differences import describe_tensor_differences
 from mae_convert.diagnose.trace_differences import describe_trace_differences
 from mae_convert.diagnose.weight_edits import to_bfloat16
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
 from mae_convert.verify.localise import suspects_at
-from mae_convert.verify.trace import Trace
 from reference_models.configuration import ViTMAEConfig
 
 CONFIG = ViTMAEConfig(**SMALL)

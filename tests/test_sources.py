@@ -3,9 +3,9 @@
 import pytest
 from hub_state import Account
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.official_catalog import official_named
+from mae_convert.families.mae.official import official_named
 from mae_convert.sources import HubReference, locate_file, parse_source
 
 REPO = "someone/their-mae"

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import write_file
-from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.changes import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.dtypes import DTYPES, rounded, rounding_error
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
-from mae_convert.planning import plan_conversion
-from mae_convert.rounding import DTYPES, rounded, rounding_error
-from mae_convert.steps import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
+from mae_convert.formats import write_file
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.runtime.sides import Side
 from mae_convert.verify.arithmetic import mixed_channels, round_half_even
-from mae_convert.verify.sides import Side
-from mae_convert.verify.steps import apply_steps, declared_steps, steps_between
+from mae_convert.verify.declared_changes import apply_steps, declared_steps, steps_between
 from mae_convert.verify.verification import Options, verify
 
 HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -327,16 +327,20 @@ class TestHistory:
 
 
 FAULTS = {
-    "another kernel": ("mae_convert.positions.SHARPNESS", -0.5, {"image_size": (48, 48)}),
+    "another kernel": (
+        "mae_convert.families.mae.positions.SHARPNESS",
+        -0.5,
+        {"image_size": (48, 48)},
+    ),
     "channels not scaled": (
-        "mae_convert.steps.with_channels",
+        "mae_convert.convert.changes.with_channels",
         lambda weight, count: LazyTensor.from_array(
             weight.name, np.tile(weight.load(), (1, 2, 1, 1))[:, :count]
         ),
         {"in_channels": 4},
     ),
     "cut off instead of rounded": (
-        "mae_convert.rounding.rounded",
+        "mae_convert.dtypes.rounded",
         lambda array, dtype: (array.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(dtype),
         {"dtype": "bfloat16"},
     ),

@@ -15,10 +15,10 @@ from datetime import timedelta
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from mae_convert import storage, storage_retry, storage_upload
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
+from mae_convert.sources import storage, storage_retry, storage_upload
 from mae_convert.sources.patterns import sources_named
-from mae_convert.storage_upload import upload
+from mae_convert.sources.storage_upload import upload
 from mae_convert.sweep.job import Job, run_job
 
 

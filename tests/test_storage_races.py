@@ -6,9 +6,9 @@ import threading
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mae_convert import storage_retry, storage_upload
 from mae_convert.errors import OutputError
-from mae_convert.storage_upload import upload
+from mae_convert.sources import storage_retry, storage_upload
+from mae_convert.sources.storage_upload import upload
 
 OPERATIONS = (
     *("makedirs", "ls", "find", "exists", "info", "open", "mv", "rm", "rm_file", "pipe_file"),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import mae_convert
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.inspect import inspect
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.inspection import inspect
 
 DEMO = Path(mae_convert.__file__).parent / "data" / "demo" / "checkpoint.pth"
 PLAIN = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -61,7 +61,7 @@ def test_a_name_that_the_encoding_does_not_have_is_an_escape_sequence(tmp_path, 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_columns_stay_in_line_whatever_the_encoding(monkeypatch, encoding):
-    from mae_convert.show.console import console, markup, table
+    from mae_convert.cli.output.console import console, markup, table
 
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", stream)
@@ -77,7 +77,7 @@ def test_columns_stay_in_line_whatever_the_encoding(monkeypatch, encoding):
 
 
 def test_the_chart_of_a_verdict_has_bars_in_ascii_too(monkeypatch):
-    from mae_convert.show.verdict import depth_chart
+    from mae_convert.cli.output.verdict import depth_chart
     from mae_convert.verify.judge import Check, Verdict
 
     verdict = Verdict(
@@ -89,10 +89,10 @@ def test_the_chart_of_a_verdict_has_bars_in_ascii_too(monkeypatch):
 
 
 def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
-    from mae_convert.official_catalog import OFFICIAL
-    from mae_convert.show import catalog, inspection
+    from mae_convert.cli.output import catalog, inspection
+    from mae_convert.families.mae.official import OFFICIAL
 
-    monkeypatch.setattr("mae_convert.show.console.PIPE_WIDTH", 80)
+    monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 80)
     catalog.catalog(OFFICIAL, {})
     out = capsys.readouterr().out
     assert all(any(line.startswith(f"{o.name} ") for line in out.splitlines()) for o in OFFICIAL)
@@ -108,7 +108,7 @@ def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
 
 def test_an_error_of_the_program_itself_is_no_verdict(command, monkeypatch):
     """Status 1 means that two checkpoints differ."""
-    monkeypatch.setattr("mae_convert.layouts.LAYOUTS", None)
+    monkeypatch.setattr("mae_convert.families.mae.layouts.LAYOUTS", None)
     result = command("layouts")
     assert result.status == 2
     assert "Traceback" in result.err
@@ -119,8 +119,8 @@ NUL = "a\0b.html"
 
 
 def _converted(name):
-    from mae_convert.convert import execute
-    from mae_convert.planning import plan_conversion
+    from mae_convert.convert.execute import execute
+    from mae_convert.convert.plan import plan_conversion
 
     execute(plan_conversion(open_checkpoint(DEMO), Path(name).with_suffix(".pth"), "facebook"))
 
@@ -142,12 +142,12 @@ USES = {
     ),
     "target": _converted,
     "target of a plan": _planned,
-    "report": lambda name: importlib.import_module("mae_convert.verify.report").check_report_names(
-        [Path(name)]
-    ),
-    "timeline": lambda name: importlib.import_module("mae_convert.look.timeline_files").check_names(
-        [Path(name)], overwrite=True
-    ),
+    "report": lambda name: importlib.import_module(
+        "mae_convert.reports.verdict_files"
+    ).check_report_names([Path(name)]),
+    "timeline": lambda name: importlib.import_module(
+        "mae_convert.reports.timeline_files"
+    ).check_names([Path(name)], overwrite=True),
     "results": lambda name: importlib.import_module("mae_convert.sweep.results").Results(
         Path(name)
     ),

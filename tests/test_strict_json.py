@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mae_convert.containers import open_container
-from mae_convert.containers.strict_json import DEEPEST, JsonError, parse_json
 from mae_convert.errors import CheckpointError
+from mae_convert.files.strict_json import DEEPEST, JsonError, parse_json
+from mae_convert.formats import open_container
 from mae_convert.sources.fetch import RECORDS, read_records
 
 GOOD = (

@@ -20,10 +20,10 @@ from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.plain import plain
 from mae_convert.sweep.freshness import is_unchanged, version
 from mae_convert.sweep.job import Job, run_job
-from mae_convert.sweep.local import Limits, Waiting, Worker, _share_for, run_local
+from mae_convert.sweep.process_pool import Limits, Waiting, Worker, _share_for, run_local
 from mae_convert.sweep.ray_engine import _submit
+from mae_convert.sweep.result import error_row
 from mae_convert.sweep.results import Results, read_results
-from mae_convert.sweep.row import error_row
 
 CONVERT = ("--to", "transformers", "--target", "out/{stem}")
 LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
@@ -165,7 +165,7 @@ def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, opt
 def test_a_package_that_is_missing_is_named_before_any_work(runs, option, package):
     """Whether or not they are installed here."""
     code = "import sys\nsys.modules.update(ray=None, pyarrow=None)\n"
-    code += "from mae_convert.cli import main\nmain(sys.argv[1:])"
+    code += "from mae_convert.cli.main import main\nmain(sys.argv[1:])"
     value = {"--report": "a.parquet", "--engine": "ray"}[option]
     done = subprocess.run(
         [sys.executable, "-c", code, "sweep", "runs/*.pth", *CONVERT, option, value],
@@ -178,7 +178,7 @@ def test_a_package_that_is_missing_is_named_before_any_work(runs, option, packag
 
 def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs mae-convert[parquet]")
-    from mae_convert.sweep.reports import write_reports
+    from mae_convert.reports.sweep_files import write_reports
 
     rows = list(run_local([*jobs(runs, 2), Job(f"{runs}/runs/c-40.pth", None)], LIMITS))
     write_reports(rows, [runs / "rows.parquet"])
@@ -418,7 +418,7 @@ def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
 
 def test_conversions_of_a_sweep_import_no_framework(tmp_path):
     code = (
-        "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preloaded\n"
+        "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preload\n"
         "from mae_convert.sweep.job import run_job\n"
         "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
         "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
@@ -470,7 +470,7 @@ def test_a_gpu_is_given_to_one_job_at_a_time(tmp_path):
 # Where pytest runs in the background, interrupts are ignored by all that it starts.
 INTERRUPTED = """
 import signal, sys
-from mae_convert.cli import main
+from mae_convert.cli.main import main
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_convert.containers import LazyTensor, open_container, write_file
+from mae_convert.formats import LazyTensor, open_container, write_file
 from mae_convert.sweep.results import read_results
 
 pytestmark = pytest.mark.slow

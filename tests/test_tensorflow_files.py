@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers import open_container, write_file
-from mae_convert.containers.tensor import LazyTensor
-from mae_convert.convert import execute
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError
-from mae_convert.planning import plan_conversion
+from mae_convert.formats import open_container, write_file
+from mae_convert.formats.tensor import LazyTensor
 
 DATA = Path(__file__).parent / "data"
 SHARDED = DATA / "cases" / "tf_sharded"

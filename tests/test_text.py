@@ -204,10 +204,10 @@ def test_what_is_no_credential_stays(text):
 
 ONE_PLACE = {
     r"\bhtml\b.*\bescape|html\.escape": {"text.py"},
-    r"rich\.markup": {"show/console.py"},
-    r"\bclick\.echo\(": {"commands/hub.py", "commands/verdicts.py"},
+    r"rich\.markup": {"cli/output/console.py"},
+    r"\bclick\.echo\(": {"cli/commands/hub.py", "cli/commands/verdicts.py"},
     r"(?<![\w.])print\(": {
-        "commands/streams.py", "show/console.py", "show/sweep.py", "verify/worker.py",
+        "cli/streams.py", "cli/output/console.py", "cli/output/sweep.py", "runtime/worker.py",
         "diagnose/candidate_worker.py",
     },
 }  # fmt: skip

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import mae_convert
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.containers import LazyTensor, write_file
-from mae_convert.containers.checkpoint import open_container
-from mae_convert.look.timeline import spread
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.formats import LazyTensor, write_file
+from mae_convert.formats.container import open_container
+from mae_convert.visualize.timeline import spread
 
 DEMO = Path(mae_convert.__file__).parent / "data" / "demo"
 

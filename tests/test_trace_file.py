@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mae_convert.errors import OutputError
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify import tracing
 from mae_convert.verify.certificate import ARRAYS, DOCUMENT
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.tracing import save_trace
 
 

@@ -10,7 +10,7 @@ from arrays import FLOAT32_LIMIT, assert_near, distance
 from hub_state import Account
 from PIL import Image
 
-from mae_convert.checkpoint import open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.models import (
     AutoImageProcessor,
     ViTForImageClassification,

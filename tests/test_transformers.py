@@ -6,9 +6,9 @@ import torch
 import transformers
 from arrays import FLOAT64_LIMIT, distance
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.planning import plan_conversion
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 
 CLASSES = {
     "pretrain_tiny": transformers.ViTMAEForPreTraining,

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from mae_convert.containers.strict_json import parse_json
+from mae_convert.files.strict_json import parse_json
 from mae_convert.plain import in_unicode, plain
 from mae_convert.sweep.job import Job
+from mae_convert.sweep.result import error_row
 from mae_convert.sweep.results import Results, read_results
-from mae_convert.sweep.row import error_row
 
 NAME = os.fsdecode(b"checkpoint-\xff.pth")
 SHOWN = r"checkpoint-\udcff.pth"

@@ -12,21 +12,21 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig, ViTConfig, ViTImageProcessorPil, ViTMAEConfig
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.containers.directory import is_read_beside
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.preprocessing import as_pixels, described, preprocessing_as_stated
+from mae_convert.checkpoint.unknown_fields import PREPROCESSOR
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
-from mae_convert.layouts import LAYOUTS, keras_fields, timm_fields, transformers_fields
-from mae_convert.layouts.transformers_fields import FIELDS
+from mae_convert.families.mae.layouts import LAYOUTS, keras_fields, timm_fields, transformers_fields
+from mae_convert.families.mae.layouts.transformers_fields import FIELDS
+from mae_convert.files.validation import check_document
+from mae_convert.formats.directory import is_read_beside
 from mae_convert.models.images import MaeImageProcessor
-from mae_convert.planning import plan_conversion
-from mae_convert.preprocessing import as_pixels, described, preprocessing_as_stated
-from mae_convert.steps import Geometry
-from mae_convert.unknown_fields import PREPROCESSOR
-from mae_convert.validation import check_document
+from mae_convert.reports.verdict_files import junit, markdown, verdict_json
 from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.judge import Verdict, proof
-from mae_convert.verify.report import junit, markdown, verdict_json
 from mae_convert.verify.summary import answer
 from mae_convert.verify.verification import Verification
 

@@ -13,15 +13,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 import transformers
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.diff import diff
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.prefixes import LEADING, as_stored, is_readable, strippings
+from mae_convert.convert.execute import execute
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, LayoutError, OutputError
-from mae_convert.packing import Packing
-from mae_convert.planning import plan_conversion
-from mae_convert.prefixes import LEADING, as_stored, is_readable, strippings
-from mae_convert.verify.loaders import numpy_arrays, pytorch_state_dict
-from mae_convert.verify.staging import stage
+from mae_convert.runtime.loaders import numpy_arrays, pytorch_state_dict
+from mae_convert.runtime.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 FSDP = "_fsdp_wrapped_module."
@@ -176,7 +176,7 @@ def test_two_prefixes_that_would_both_do_are_not_guessed_between(tmp_path, monke
             raise LayoutError("no")
         return None, ()
 
-    monkeypatch.setattr("mae_convert.extraction.recognise", recognise)
+    monkeypatch.setattr("mae_convert.checkpoint.extraction.recognise", recognise)
     tensors = {"module.a": torch.ones(2), "model.b": torch.ones(2)}
     with pytest.raises(LayoutError, match=r"without module\. or model\., and which is meant"):
         open_checkpoint(saved(tmp_path / "x.pth", tensors))
@@ -362,7 +362,7 @@ def test_a_distributed_checkpoint_is_converted_without_torch(case, state, tmp_pa
     path = distributed(tmp_path, {"model": under("module.", state)})
     code = """
 import sys
-from mae_convert.cli import main
+from mae_convert.cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:

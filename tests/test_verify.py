@@ -157,7 +157,7 @@ def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name
 
 
 def test_models_of_other_shapes_differ_without_being_run(run, case, work, tmp_path):
-    from mae_convert.containers import open_container, write_file
+    from mae_convert.formats import open_container, write_file
 
     tensors = open_container(case("encoder_tiny").checkpoint).tensors
     shorter = [t for name, t in tensors.items() if not name.startswith("blocks.2")]
@@ -256,7 +256,7 @@ def test_two_names_of_one_activation_are_one_function(run, work, tmp_path):
 
 def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
     """Large logits make every side less precise in float32, whoever computes them."""
-    from mae_convert.containers import LazyTensor, open_container, write_file
+    from mae_convert.formats import LazyTensor, open_container, write_file
 
     def sharper(tensor):
         array = tensor.load().copy()

@@ -5,10 +5,10 @@ import pytest
 from arrays import FLOAT64_LIMIT, distance
 from safetensors.numpy import load_file
 
-from mae_convert.checkpoint import Flags, open_checkpoint
+from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.verify.inputs import InputChoice
-from mae_convert.verify.sides import Side, choose_side
+from mae_convert.runtime.inputs import InputChoice
+from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.verify.verification import Options, Witness, run_verification, verify
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -191,8 +191,8 @@ def test_gradients_are_those_of_the_original_model_under_canonical_names(run, ca
 
 def test_a_gradient_that_does_not_flow_is_caught_though_the_results_agree(source):
     """The same numbers forward, but the target's mask token learns nothing."""
+    from mae_convert.runtime.running import Run, run_together
     from mae_convert.verify import judge
-    from mae_convert.verify.running import Run, run_together
     from mae_convert.verify.verification import common_request
 
     inputs, request = common_request(source, Options(gradients=True), unmasked=False)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mae_convert.checkpoint import Flags, open_checkpoint
-from mae_convert.image_files import images_in
-from mae_convert.in_memory import load_model
-from mae_convert.look.masks import noise_of
-from mae_convert.look.reconstruction import load_cut
-from mae_convert.look.timeline import View, timeline
+from mae_convert.checkpoint.image_files import images_in
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.runtime import load_model
+from mae_convert.visualize.masks import noise_of
+from mae_convert.visualize.reconstruction import load_cut
+from mae_convert.visualize.timeline import View, timeline
 
 source, images = sys.argv[1], images_in(Path(sys.argv[2]))
 for norm in (False, True):

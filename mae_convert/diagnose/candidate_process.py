@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint import Checkpoint
-from mae_convert.containers import write_file
-from mae_convert.containers.staging import scratch_directory
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.diagnose.hypotheses import Hypothesis
 from mae_convert.diagnose.search import CandidateResult
 from mae_convert.errors import MaeConvertError
-from mae_convert.layouts import LAYOUTS
-from mae_convert.transforms import Fuse
-from mae_convert.verify.children import Clock, environment_of_child, python_process
-from mae_convert.verify.job import Job
-from mae_convert.verify.sides import Side, choose_side
-from mae_convert.verify.staging import stage
-from mae_convert.verify.trace import Trace
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.files.staging import scratch_directory
+from mae_convert.formats import write_file
+from mae_convert.layouts.transforms import Fuse
+from mae_convert.runtime.children import Clock, environment_of_child, python_process
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.sides import Side, choose_side
+from mae_convert.runtime.staging import stage
+from mae_convert.runtime.trace import Trace
 
 CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 

@@ -29,10 +29,11 @@ from mae_convert.diagnose.input_output_variants import (
     without_class_token,
 )
 from mae_convert.diagnose.weight_edits import WeightEdit
-from mae_convert.verify import run_pytorch
+from mae_convert.runtime import run_pytorch
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.trace_check import BLOCK_STEPS
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error
-from mae_convert.verify.job import Job
-from mae_convert.verify.localise import BLOCK_STEPS, execution_order
+from mae_convert.verify.localise import execution_order
 from reference_models.outputs import Taps
 
 Steps = Iterator[tuple[str, Tensor]]

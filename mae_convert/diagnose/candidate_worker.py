@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
-WORKER = Path(__file__).resolve().parents[1] / "verify" / "worker.py"
+WORKER = Path(__file__).resolve().parents[1] / "runtime" / "worker.py"
 
 
 def serve(job_path: Path, worker: ModuleType) -> None:

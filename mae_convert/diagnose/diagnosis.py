@@ -19,9 +19,9 @@ from mae_convert.diagnose.tensor_differences import describe_tensor_differences
 from mae_convert.diagnose.trace_differences import describe_trace_differences
 from mae_convert.diagnose.weight_edits import WeightEdit
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.localise import execution_order
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import Verification
 from reference_models.configuration import ViTMAEConfig
 

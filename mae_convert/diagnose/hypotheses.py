@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mae_convert.canonical import Schema
-from mae_convert.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.diagnose.weight_edits import WeightEdit
+from mae_convert.layouts.schema import Schema
 from reference_models.configuration import ViTMAEConfig
 
 Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``block_variants``

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from mae_convert.diagnose.candidate_process import CandidateProcess, Explanation, Pair, is_finite
 from mae_convert.diagnose.hypotheses import Hypothesis, Variant
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.localise import BLOCK_TAP, execution_order
-from mae_convert.verify.trace import Trace
 
 # A simulated precision is an explanation where it reproduces most of the error. Another rounding,
 # or the right one in another module, gives an error in another direction, which removes none of it.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mae_convert.diagnose import weight_edits
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.array_patterns import (
     differing,
     dropped,
@@ -22,7 +23,6 @@ from mae_convert.verify.array_patterns import (
 )
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
 from mae_convert.verify.localise import BLOCK_TAP, execution_order, kept_places
-from mae_convert.verify.trace import Trace
 
 RANDOM = 1e-2  # a float32 run further than this from its float64 run is not explained by rounding
 # Axes whose entries may be in another order; channels first, as few tokens can match by chance.

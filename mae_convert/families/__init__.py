@@ -1,12 +1,1 @@
-"""Families of models: which are refused, which are read as encoders, and how each is named.
-
-``refused`` has those that are taken for MAE and are not, ``known`` those that have its shape, and
-``naming`` tells which of the known ones a checkpoint belongs to. Nothing elsewhere knows a family
-by its name: to add one, add it to a table here.
-"""
-
-from mae_convert.families.known import KNOWN, Family
-from mae_convert.families.naming import Membership, name_family, without_decoder
-from mae_convert.families.refused import MERGE, explain
-
-__all__ = ["KNOWN", "MERGE", "Family", "Membership", "explain", "name_family", "without_decoder"]
+"""Families of models, a package each: configuration, schema, layouts, official files, relatives."""

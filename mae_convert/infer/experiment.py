@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint import Checkpoint
+from mae_convert.checkpoint.image_files import images_in, open_image
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.errors import ConfigurationError
-from mae_convert.evidence import PREPROCESSING
-from mae_convert.image_files import images_in, open_image
+from mae_convert.families.mae.evidence import PREPROCESSING
 from mae_convert.infer.decision import Decision, Inference
 from mae_convert.infer.grid import grid_decision
 from mae_convert.infer.head_structure import HeadStructure, head_structure
 from mae_convert.infer.losses import make_crops
 from mae_convert.infer.search import HEADS, Search, heads_decision
-from mae_convert.preprocessing import MODES
 
 EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
 FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint import Checkpoint
-from mae_convert.in_memory.loading import Wanted, make_model
-from mae_convert.preprocessing import MODES
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import MODES
+from mae_convert.runtime.loading import Wanted, make_model
 from reference_models.configuration import ViTMAEConfig
 
 BATCH = 16
@@ -126,7 +126,7 @@ class Runner:
 
     def _model_for(self, checkpoint: Checkpoint) -> Any:
         if self._framework == "torch" and self._model is not None:
-            from mae_convert.in_memory.torch_model import with_config
+            from mae_convert.runtime.torch_model import with_config
 
             self._model = with_config(self._model, checkpoint.configuration.model)
         else:

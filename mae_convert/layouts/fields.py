@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mae_convert.containers.messages import shown
 from mae_convert.errors import ConfigurationError
+from mae_convert.files.messages import shown
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mae_convert.errors import LayoutError
-from mae_convert.mapping import Table
+from mae_convert.layouts.table import Table
 from reference_models.configuration import ViTMAEConfig
 
 ConfigReader = Callable[[Mapping[str, Any]], dict[str, Any]]

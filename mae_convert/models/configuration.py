@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import ConfigurationError
-from mae_convert.layouts.transformers import CONVENTIONS
+from mae_convert.families.mae.layouts.transformers import CONVENTIONS
+from mae_convert.files.atomic import replacing_file
 from mae_convert.models.errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 

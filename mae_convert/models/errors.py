@@ -15,7 +15,7 @@ from mae_convert.errors import (
     MaeConvertError,
     MissingRequirementError,
 )
-from mae_convert.in_memory.asking import naming_arguments
+from mae_convert.runtime.arguments import naming_arguments
 
 
 class UnreadableCheckpointError(CheckpointError, OSError):

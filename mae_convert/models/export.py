@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.atomic import replacing_file
 from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
-from mae_convert.in_memory.saving import kind_of, unwrapped
+from mae_convert.files.atomic import replacing_file
+from mae_convert.runtime.saving import kind_of, unwrapped
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 

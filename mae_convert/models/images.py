@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.containers.atomic import replacing_file
+from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.errors import ConfigurationError, PictureError
+from mae_convert.files.atomic import replacing_file
 from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import read_json, source_named
 from mae_convert.models.pixels import axes_named, pictures_of, prepared
-from mae_convert.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.sources import HubReference, locate_file, open_source
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.strict_json import parse_json
 from mae_convert.errors import CheckpointError, ConfigurationError, MaeConvertError
-from mae_convert.input_files import open_input
+from mae_convert.files.input_files import open_input
+from mae_convert.files.strict_json import parse_json
 from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

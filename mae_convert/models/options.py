@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.checkpoint import Checkpoint, Flags
+from mae_convert.checkpoint.open import Checkpoint, Flags
+from mae_convert.convert.new_head import with_new_head
 from mae_convert.errors import ConfigurationError
-from mae_convert.heads import with_new_head
-from mae_convert.in_memory.asking import size_named
 from mae_convert.models.configuration import FIELDS, plain
+from mae_convert.runtime.arguments import size_named
 
 # What a caller may say of a checkpoint whatever it says itself.
 SAYABLE = tuple(name for name in vars(Flags()) if name not in ("image_size", "global_pool"))

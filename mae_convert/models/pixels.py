@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.image_files import open_image
+from mae_convert.checkpoint.preprocessing import MODES, Preprocessing
 from mae_convert.errors import PictureError
-from mae_convert.image_files import open_image
-from mae_convert.preprocessing import MODES, Preprocessing
 
 AXES = {"channels_first": "first", "channels_last": "last"}
 CHANNELS = (1, 3, 4)  # how many a picture has, whatever the model takes

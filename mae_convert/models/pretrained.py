@@ -5,11 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from mae_convert.checkpoint import Flags
-from mae_convert.containers.staging import scratch_directory
+from mae_convert.checkpoint.open import Flags
 from mae_convert.errors import ConfigurationError
-from mae_convert.in_memory.carried import Carried
-from mae_convert.in_memory.loading import Wanted, make_model
+from mae_convert.files.staging import scratch_directory
 from mae_convert.models.configuration import ViTMAEConfig, check_problem_type
 from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import source_named
@@ -28,6 +26,8 @@ from mae_convert.models.options import (
     with_head,
 )
 from mae_convert.models.saving import about_the_hub, push, save_into
+from mae_convert.runtime.loading import Wanted, make_model
+from mae_convert.runtime.metadata import Carried
 from mae_convert.sources import open_source
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 

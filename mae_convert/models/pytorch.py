@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
-from mae_convert.in_memory.asking import dtype_named
-from mae_convert.in_memory.torch_model import check_same
+from mae_convert.dtypes import DTYPES
 from mae_convert.models.checkpointing import (
     disable_checkpointing,
     enable_checkpointing,
@@ -29,8 +28,9 @@ from mae_convert.models.pretrained import (
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.transformers_base import TransformersBase
-from mae_convert.rounding import DTYPES
-from mae_convert.verify.torch_runs import WithoutValues
+from mae_convert.runtime.arguments import dtype_named
+from mae_convert.runtime.torch_model import check_same
+from mae_convert.runtime.torch_runs import WithoutValues
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 

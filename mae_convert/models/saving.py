@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_convert.containers.output import require_ours
-from mae_convert.containers.staging import staging_beside
+from mae_convert.convert.output_options import Packing, byte_count
 from mae_convert.errors import ConfigurationError, OutputError
-from mae_convert.hub import client, patiently, speaking
-from mae_convert.in_memory.carried import Carried
-from mae_convert.in_memory.saving import save_model
+from mae_convert.files.staging import staging_beside
+from mae_convert.formats.output import require_ours
 from mae_convert.models.naming import SET_ELSEWHERE
-from mae_convert.packing import Packing, byte_count
+from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.saving import save_model
+from mae_convert.sources.client import client, patiently, speaking
 
 # What a push may say besides the repository.
 OF_A_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr")

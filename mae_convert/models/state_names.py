@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_convert.canonical import schema
 from mae_convert.errors import LayoutError
-from mae_convert.in_memory.torch_model import lazy_tensor, read_tensor
-from mae_convert.layouts import layout_named
-from mae_convert.mapping import Rule, read_tensors, write_tensors
+from mae_convert.families.mae.layouts import layout_named
+from mae_convert.families.mae.schema import schema
+from mae_convert.layouts.table import Rule, read_tensors, write_tensors
+from mae_convert.runtime.torch_model import lazy_tensor, read_tensor
 from reference_models.configuration import ViTMAEConfig
 
 

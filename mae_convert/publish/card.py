@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.containers.messages import shown
 from mae_convert.errors import HubError
+from mae_convert.files.messages import shown
 
 BEGIN = (
     "<!-- mae-convert: begin (from this line to the end mark, all is written anew when it is"

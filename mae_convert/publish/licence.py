@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.official_catalog import LICENSE, candidates
-from mae_convert.publish.parts import Part
+from mae_convert.families.mae.official import LICENSE, candidates
+from mae_convert.publish.artifacts import Part
 from mae_convert.sources.licence import FIELDS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)

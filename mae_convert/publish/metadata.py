@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from mae_convert.publish.artifacts import Part
 from mae_convert.publish.licence import Licence, is_repository, sources_of
-from mae_convert.publish.parts import Part
 from mae_convert.text import for_yaml
 
 # By layout; a layout that no library on the Hub loads has none.

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.hub import account_of, address_in, client, is_unreachable, speaking
+from mae_convert.publish.artifacts import Part, check_together, read_part
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
+from mae_convert.publish.card_body import WARNING, Facts, section
+from mae_convert.publish.example_image import CREDIT, picture_of
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.metadata import metadata
-from mae_convert.publish.parts import Part, check_together, read_part
-from mae_convert.publish.picture import CREDIT, picture_of
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
-from mae_convert.publish.section import WARNING, Facts, section
 from mae_convert.publish.staging import Staged, stage, stage_parts, superseded
-from mae_convert.sources.choosing import KERAS_SUFFIXES, PREFERENCE
+from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
+from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
 
 PICTURE = "reconstruction.png"
 

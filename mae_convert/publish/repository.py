@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import HubError
-from mae_convert.hub import patiently
+from mae_convert.sources.client import patiently
 from mae_convert.sources.snapshot import Entry, entries_of
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mae_convert.containers.bytefile import ByteFile
-from mae_convert.containers.shards import INDEX_SUFFIX, SHARD
 from mae_convert.errors import MaeConvertError
-from mae_convert.publish.parts import Part, beside
-from mae_convert.record import open_sha256
-from mae_convert.sources.choosing import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.sha256 import open_sha256
+from mae_convert.formats.shards import INDEX_SUFFIX, SHARD
+from mae_convert.publish.artifacts import Part, beside
+from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid
 
 # What is about one file of weights only.

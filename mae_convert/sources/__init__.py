@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mae_convert.checkpoint import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.official_catalog import Official, official_named
-from mae_convert.origin import Origin
+from mae_convert.families.mae.official import Official, official_named
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.reference import HubReference, Source, parse_source
 
@@ -30,7 +30,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
         # What `download` has printed is what its name means.
         source = official_named(source.stem) or source
     if isinstance(source, Official):
-        from mae_convert.sources.published import get_official
+        from mae_convert.sources.official_download import get_official
 
         path, origin, _ = get_official(source)
         return path, origin

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mae_convert.containers.atomic import replacing_file
-from mae_convert.containers.strict_json import JsonError, parse_json
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
-from mae_convert.hub import client, patiently, speaking
+from mae_convert.files.atomic import replacing_file
+from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.files.validation import check_document
 from mae_convert.sources.cache import VARIABLE
-from mae_convert.validation import check_document
+from mae_convert.sources.client import client, patiently, speaking
 
 RECORDS = "downloads.json"
 ADVICE = (

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.containers.messages import is_plain_name
-from mae_convert.containers.shards import INDEX_SUFFIX
+from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import HubError
-from mae_convert.hub import client, speaking
-from mae_convert.origin import Origin
+from mae_convert.files.messages import is_plain_name
+from mae_convert.formats.shards import INDEX_SUFFIX
 from mae_convert.sources.cache import cache_directory, link_together
-from mae_convert.sources.choosing import Chosen, choose, folder_of, joined, name_of
+from mae_convert.sources.client import client, speaking
 from mae_convert.sources.licence import licence_of_repository
 from mae_convert.sources.reference import HubReference
+from mae_convert.sources.select_files import Chosen, choose, folder_of, joined, name_of
 from mae_convert.sources.snapshot import Snapshot, download, take_snapshot
 
 if TYPE_CHECKING:

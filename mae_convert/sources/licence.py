@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.official_catalog import LICENSE, OFFICIAL
+from mae_convert.families.mae.official import LICENSE, OFFICIAL
 
 FIELDS = ("license", "license_name", "license_link")
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mae_convert import storage
-from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import MaeConvertError
+from mae_convert.files.messages import refuse_nul
+from mae_convert.sources import storage
 from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
 
 MAGIC = re.compile(r"[*?[]")

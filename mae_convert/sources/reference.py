@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import MaeConvertError
-from mae_convert.official_catalog import SUFFIX, Official, official_named
+from mae_convert.families.mae.official import SUFFIX, Official, official_named
+from mae_convert.files.messages import refuse_nul
 
 PROTOCOL = "hf://"
 PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser
@@ -64,7 +64,7 @@ def parse_source(text: str) -> Source:
 
 
 def _parse_hub(text: str) -> HubReference:
-    from mae_convert.hub import address_in
+    from mae_convert.sources.client import address_in
 
     address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
     from huggingface_hub import parse_hf_uri

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.hub import is_unreachable, patiently, unexpected_answer
-from mae_convert.mapping import listed
-from mae_convert.record import file_sha256
+from mae_convert.files.sha256 import file_sha256
+from mae_convert.layouts.table import listed
+from mae_convert.sources.client import is_unreachable, patiently, unexpected_answer
 from mae_convert.sources.reference import HubReference
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from mae_convert.sources.reference import PROTOCOL
 from mae_convert.sweep.job import Job
-from mae_convert.sweep.reading import PlanError
+from mae_convert.sweep.plan_file import PlanError
 
 
 def refuse_collisions(jobs: Sequence[Job]) -> None:

@@ -10,10 +10,7 @@ from typing import Any
 
 import click
 
-from mae_convert.canonical import TASKS
-from mae_convert.errors import MaeConvertError
-from mae_convert.layouts import LAYOUTS
-from mae_convert.options import (
+from mae_convert.cli.options import (
     COUNT,
     DEVICE,
     DTYPE,
@@ -25,7 +22,10 @@ from mae_convert.options import (
     ByteSize,
     ImageSize,
 )
-from mae_convert.verify.job import FRAMEWORKS
+from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import TASKS
+from mae_convert.runtime.job import FRAMEWORKS
 
 
 class Witness(click.ParamType):

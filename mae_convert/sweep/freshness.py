@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert import storage
+from mae_convert.convert.record import files_sha256
 from mae_convert.errors import MaeConvertError
-from mae_convert.record import files_sha256
+from mae_convert.sources import storage
 
 if TYPE_CHECKING:
     from mae_convert.sweep.job import Job
-    from mae_convert.sweep.row import Row
+    from mae_convert.sweep.result import Row
 
 Version = dict[str, Any]
 JSON = ".json"
@@ -45,7 +45,7 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _commit(source: Any) -> str:
-    from mae_convert.hub import client, speaking
+    from mae_convert.sources.client import client, speaking
     from mae_convert.sources.snapshot import take_snapshot
 
     with speaking(str(source)):
@@ -65,8 +65,8 @@ def _is_same(
     text: str, before: Version, sha256: str | None, *, may_hold_more: bool = False
 ) -> bool:
     """Return whether a checkpoint is what it was; a target may have got notes beside it."""
-    from mae_convert.checkpoint import open_checkpoint
-    from mae_convert.containers.bytefile import ByteFile
+    from mae_convert.checkpoint.open import open_checkpoint
+    from mae_convert.files.byte_ranges import ByteFile
 
     try:
         now = version(text)

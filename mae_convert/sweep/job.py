@@ -12,23 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert import storage
-from mae_convert.checkpoint import Checkpoint, Flags, as_task, check_flags, open_checkpoint
-from mae_convert.containers.staging import scratch_directory
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Checkpoint, Flags, as_task, check_flags, open_checkpoint
+from mae_convert.checkpoint.origin import Origin
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.plan import Plan, plan_conversion
+from mae_convert.convert.record import files_sha256
 from mae_convert.errors import MaeConvertError
-from mae_convert.heads import with_new_head
-from mae_convert.origin import Origin
-from mae_convert.packing import Packing
+from mae_convert.files.staging import scratch_directory
 from mae_convert.plain import in_unicode
-from mae_convert.planning import Plan, plan_conversion
-from mae_convert.record import files_sha256
 from mae_convert.redaction import without_credentials
-from mae_convert.sources import locate, parse_source
-from mae_convert.steps import Geometry
+from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import version
 from mae_convert.sweep.memory import PeakMemory
-from mae_convert.sweep.row import Row, error_row, verdict_fields
+from mae_convert.sweep.result import Row, error_row, verdict_fields
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -189,8 +188,8 @@ def _place(job: Job, scratch: Path) -> Path:
 
 def _default_name(layout: str) -> str:
     """Return a name under which any layout can be written."""
-    from mae_convert.layouts import LAYOUTS
-    from mae_convert.planning import SUFFIX_KINDS
+    from mae_convert.convert.plan import SUFFIX_KINDS
+    from mae_convert.families.mae.layouts import LAYOUTS
 
     if layout not in LAYOUTS or LAYOUTS[layout].weights_name is not None:
         return "model"
@@ -232,8 +231,8 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
 
 def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
     from mae_convert.diagnose.diagnosis import diagnose
-    from mae_convert.verify.inputs import InputChoice
-    from mae_convert.verify.sides import Side
+    from mae_convert.runtime.inputs import InputChoice
+    from mae_convert.runtime.sides import Side
     from mae_convert.verify.verification import parse_options, run_verification
 
     said = job.settings
@@ -270,7 +269,7 @@ def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
 def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
     """Bring a result to where it is to stand: into storage, and to the Hub."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
-        from mae_convert.storage_upload import upload
+        from mae_convert.sources.storage_upload import upload
 
         found["target_version"] = dict(upload(place, job.target))
     if name := job.settings.get("publish"):

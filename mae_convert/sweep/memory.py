@@ -79,9 +79,8 @@ def needed_by(job: "Job") -> int:
 
 def model_bytes(job: "Job") -> int:
     """Return the bytes of a job's model in float32: of what is elsewhere, those of its files."""
-    from mae_convert import storage
-    from mae_convert.official_catalog import Official
-    from mae_convert.sources import HubReference, open_source, parse_source
+    from mae_convert.families.mae.official import Official
+    from mae_convert.sources import HubReference, open_source, parse_source, storage
     from mae_convert.sweep.job import flags_of
 
     try:

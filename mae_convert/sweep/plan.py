@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mae_convert import storage
+from mae_convert.convert.plan import SUFFIX_KINDS, container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.layouts import layout_named
-from mae_convert.planning import SUFFIX_KINDS, container_kind, is_directory
+from mae_convert.families.mae.layouts import layout_named
+from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
 from mae_convert.sweep.collisions import refuse_collisions
 from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
 from mae_convert.sweep.job import Job
-from mae_convert.sweep.reading import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
+from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
 MOST_JOBS = 100_000  # of one plan, in which each list makes a job of each of its values
 Settings = dict[str, Any]

@@ -8,9 +8,9 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.sweep.job import Job, run_job
-from mae_convert.sweep.local import died
 from mae_convert.sweep.memory import needed_by
-from mae_convert.sweep.row import Row, error_row
+from mae_convert.sweep.process_pool import died
+from mae_convert.sweep.result import Row, error_row
 
 RETRIES = 3  # of a job whose process or node was lost
 SLACK = 2  # tasks for each core that Ray is given to place

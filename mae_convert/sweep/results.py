@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mae_convert.containers.messages import refuse_nul
 from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.files.messages import refuse_nul
 from mae_convert.plain import in_unicode, plain
 from mae_convert.sweep.job import Job
-from mae_convert.sweep.row import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
+from mae_convert.sweep.result import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
 FORMAT = 2
 TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER", "str": "TEXT"}

@@ -18,30 +18,30 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mae_convert import __version__
-from mae_convert.checkpoint import Checkpoint
-from mae_convert.containers.atomic import replacing_file
-from mae_convert.containers.bytefile import ByteFile
-from mae_convert.containers.contents import json_in
-from mae_convert.containers.directory import is_read_beside
-from mae_convert.containers.messages import is_plain_name
-from mae_convert.containers.strict_json import JsonError, parse_json
+from mae_convert.checkpoint.fingerprint import Fingerprint
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.fingerprint import Fingerprint
-from mae_convert.input_files import kind_of
+from mae_convert.files.atomic import replacing_file
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.input_files import kind_of
+from mae_convert.files.messages import is_plain_name
+from mae_convert.files.sha256 import file_sha256, open_sha256
+from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.files.validation import check_document
+from mae_convert.formats.contents import json_in
+from mae_convert.formats.directory import is_read_beside
 from mae_convert.plain import plain
-from mae_convert.record import file_sha256, open_sha256
-from mae_convert.validation import check_document
-from mae_convert.verify.inputs import check_inputs, inputs_sha256
+from mae_convert.runtime.inputs import check_inputs, inputs_sha256
+from mae_convert.runtime.trace import Trace
+from mae_convert.runtime.trace_check import check_trace, has_control_characters
+from mae_convert.verify.declared_changes import declared_steps
+from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import (
     LIMITS,
     Check,
     ceiling_units,
     own_errors,
 )
-from mae_convert.verify.report import environment
-from mae_convert.verify.steps import declared_steps
-from mae_convert.verify.trace import Trace
-from mae_convert.verify.trace_check import check_trace, has_control_characters
 from mae_convert.verify.verification import Verification
 from reference_models.configuration import ViTMAEConfig
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from mae_convert.runtime.sides import THIRD_PARTIES
+from mae_convert.runtime.trace import Trace
+from mae_convert.runtime.trace_check import GRADIENT
 from mae_convert.verify.localise import LAST_STEPS
-from mae_convert.verify.sides import THIRD_PARTIES
-from mae_convert.verify.trace import Trace
-from mae_convert.verify.trace_check import GRADIENT
 
 
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:

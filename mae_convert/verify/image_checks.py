@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.preprocessing import MODES, Preprocessing
 from mae_convert.errors import MaeConvertError
-from mae_convert.preprocessing import MODES, Preprocessing
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.distance import relative_error
-from mae_convert.verify.trace import Trace
 
 LIMIT = 1e-6
 """How far the pixels of two models may be apart, relative L2: float32 rounds by 6e-8."""

@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.configuration import ACTIVATION_SYNONYMS
 from mae_convert.errors import MaeConvertError
-from mae_convert.mapping import listed
+from mae_convert.families.mae.configuration import ACTIVATION_SYNONYMS
+from mae_convert.layouts.table import listed
 from mae_convert.plain import plain
+from mae_convert.runtime.trace import Trace
+from mae_convert.runtime.trace_check import GRADIENT, RESULTS
 from mae_convert.verify.assumptions import assumptions, blocking, in_words
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
 from mae_convert.verify.image_checks import LIMIT as SAME_PIXELS
 from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
-from mae_convert.verify.trace import Trace
-from mae_convert.verify.trace_check import GRADIENT, RESULTS
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's own error may be this many times the other's ...

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mae_convert.runtime.trace_check import BLOCK_STEPS
 from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_place, same_vector
 
 if TYPE_CHECKING:
-    from mae_convert.verify.trace import Trace
+    from mae_convert.runtime.trace import Trace
 
-BLOCK_STEPS = ("q", "k", "v", "attention", "mlp", "output")
 LAST_STEPS = ("last_hidden_state", "logits", "reconstruction", "loss", "loss_norm_pix")
 BLOCK_TAP = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(\w+)")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.origin import Origin
+from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.runtime.sides import Side, choose_side
+from mae_convert.runtime.trace import Trace
+from mae_convert.runtime.trace_check import GRADIENT
 from mae_convert.verify.certificate import Certificate, read_certificate, read_source
 from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
-from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.verify.sides import Side, choose_side
-from mae_convert.verify.trace import Trace
-from mae_convert.verify.trace_check import GRADIENT
 from mae_convert.verify.verification import Options, Verification
 
 SOURCE_NOT_RUN = "the source itself: its results and hashes are those that the certificate states"

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.containers.atomic import replacing_file
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.errors import CheckpointError, OutputError
-from mae_convert.verify.inputs import InputChoice, in_order, make_inputs
-from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.verify.sides import UNMASKED, Side, choose_side
-from mae_convert.verify.staging import as_encoder
-from mae_convert.verify.steps import apply_steps, steps_between
-from mae_convert.verify.trace import Trace
+from mae_convert.files.atomic import replacing_file
+from mae_convert.runtime.inputs import InputChoice, in_order, make_inputs
+from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.runtime.sides import UNMASKED, Side, choose_side
+from mae_convert.runtime.staging import as_encoder
+from mae_convert.runtime.trace import Trace
+from mae_convert.verify.declared_changes import apply_steps, steps_between
 
 
 @dataclass(frozen=True)

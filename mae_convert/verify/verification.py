@@ -6,23 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.canonical import Schema
-from mae_convert.checkpoint import Checkpoint
-from mae_convert.diff import left_aside
+from mae_convert.checkpoint.diff import left_aside
+from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
+from mae_convert.checkpoint.official import confirmed_by_hash
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.fingerprint import (
-    Fingerprint,
-    checkpoint_fingerprint,
-)
-from mae_convert.official import confirmed_by_hash
-from mae_convert.verify.inputs import Arrays, InputChoice, in_order, make_inputs
-from mae_convert.verify.job import FRAMEWORKS
+from mae_convert.layouts.schema import Schema
+from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
+from mae_convert.runtime.job import FRAMEWORKS
+from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
+from mae_convert.runtime.sides import UNMASKED, Side, choose_side, loader_for
+from mae_convert.runtime.staging import as_encoder
+from mae_convert.runtime.trace import Trace
+from mae_convert.verify.declared_changes import apply_steps, steps_between
 from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
-from mae_convert.verify.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.verify.sides import UNMASKED, Side, choose_side, loader_for
-from mae_convert.verify.staging import as_encoder
-from mae_convert.verify.steps import apply_steps, steps_between
-from mae_convert.verify.trace import Trace
 
 
 @dataclass(frozen=True)

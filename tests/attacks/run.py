@@ -16,11 +16,11 @@ from pathlib import Path
 import mae_convert
 from attacks import ATTACKS, Attack
 from attacks.corpus import GOLDEN, MODEL
-from mae_convert.checkpoint import open_checkpoint
-from mae_convert.containers import open_container
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.planning import plan_conversion
-from mae_convert.validation import check_document
+from mae_convert.files.validation import check_document
+from mae_convert.formats import open_container
 
 LARGEST = 64_000_000
 LONGEST = 3.0
@@ -155,7 +155,7 @@ def warm_up() -> None:
     for pattern in ("*/*.pth", "*/*.safetensors", "*/*.h5", "*/*.npz"):
         for path in sorted(GOLDEN.glob(pattern))[:1]:
             read_everything(path, as_model=False)
-    importlib.import_module("mae_convert.containers.keras_archive")  # of which none is there
+    importlib.import_module("mae_convert.formats.keras_archive")  # of which none is there
     for schema in (Path(mae_convert.__file__).parent / "data" / "schemas").glob("*.json"):
         with contextlib.suppress(MaeConvertError):
             check_document(None, schema.stem, "a document", "")

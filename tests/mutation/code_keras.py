@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from mae_convert.verify import run_keras
+from mae_convert.runtime import run_keras
 from reference_models.keras import blocks as layers
 from reference_models.keras import mae, patches
 from reference_models.keras.numerics import ACTIVATION_FUNCTIONS

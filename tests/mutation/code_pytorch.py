@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import nn
 
-from mae_convert.verify import run_pytorch
+from mae_convert.runtime import run_pytorch
 from reference_models.outputs import Taps
 from reference_models.pytorch import blocks as layers
 from reference_models.pytorch import mae, patches

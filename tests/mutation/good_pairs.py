@@ -7,12 +7,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.convert import execute
-from mae_convert.layouts import LAYOUTS
-from mae_convert.planning import plan_conversion
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
-from mae_convert.verify.trace import Trace
 from mae_convert.verify.verification import InputChoice, Options, common_request
 from mutation.models import random_tensors, write_original
 from mutation.running import Run, run_all

@@ -6,7 +6,7 @@ from typing import Any
 
 from mae_convert.diagnose.candidate_process import CandidateProcess
 from mae_convert.diagnose.candidate_run import CandidateRun
-from mae_convert.verify.trace import Side
+from mae_convert.runtime.trace import Side
 
 
 class InProcess(CandidateProcess):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.canonical import schema
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.containers import LazyTensor, write_file
-from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import write_tensors
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats import LazyTensor, write_file
+from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 from reference_models.positions import sincos_position_embedding
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.canonical import schema
-from mae_convert.checkpoint import Checkpoint, open_checkpoint
-from mae_convert.containers import LazyTensor
-from mae_convert.convert import execute
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.layouts import LAYOUTS
-from mae_convert.mapping import Table, read_tensors, write_tensors
-from mae_convert.planning import plan_conversion
-from mae_convert.verify.sides import NATIVE_LOADERS
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats import LazyTensor
+from mae_convert.layouts.table import Table, read_tensors, write_tensors
+from mae_convert.runtime.sides import NATIVE_LOADERS
 from mae_convert.verify.verification import Options, common_request
 from mutation.code import CODE_FAULTS, PRECISIONS, CodeFault
 from mutation.models import MODELS, write_model, write_original
@@ -241,7 +241,7 @@ class Population:
 
     def _spelled(self, source: Checkpoint, layout: str, table: Table) -> Checkpoint:
         """Write a file in a spelling that is only read, and open it."""
-        from mae_convert.containers import write_file
+        from mae_convert.formats import write_file
 
         rules = table.expand(source.tensors)
         path = self.folder / f"{next(self.numbers)}.safetensors"
@@ -279,7 +279,7 @@ class Population:
         return Mutant(name, "configurations", a, b, keys=keys, words=(field_,), blind=blind)
 
     def _with_fields(self, fault: SettingFault, framework: str) -> Checkpoint:
-        from mae_convert.containers import write_file
+        from mae_convert.formats import write_file
 
         source = self.models[fault.model]
         layout = LAYOUTS["facebook" if framework == "torch" else "keras"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint import Checkpoint
-from mae_convert.verify.job import Job
-from mae_convert.verify.sides import Side
-from mae_convert.verify.staging import stage
-from mae_convert.verify.trace import Trace, describe
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.sides import Side
+from mae_convert.runtime.staging import stage
+from mae_convert.runtime.trace import Trace, describe
 
 WORKER = Path(__file__).with_name("worker.py")
 DTYPES = ("float64", "float32")

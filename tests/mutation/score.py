@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mae_convert.diagnose.candidate_process import Pair, SideResult
 from mae_convert.diagnose.diagnosis import diagnose_pair, diagnose_traces
+from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
-from mae_convert.verify.trace import Trace
 from mutation.in_process import InProcess
 from mutation.population import Mutant
 from mutation.running import Run, run_all

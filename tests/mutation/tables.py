@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mae_convert.errors import LayoutError
-from mae_convert.mapping import Repeat, Row, Table, braces
-from mae_convert.transforms import Fuse, Permute, Same, SplitHeads, WithoutBatch
+from mae_convert.layouts.table import Repeat, Row, Table, braces
+from mae_convert.layouts.transforms import Fuse, Permute, Same, SplitHeads, WithoutBatch
 
 Rows = tuple[Row | Repeat, ...]
 

@@ -17,8 +17,8 @@ def main(framework: str, listed: Path) -> None:
         from mutation.code_pytorch import fault
     else:
         from mutation.code_keras import fault
-    from mae_convert.verify.job import Job
-    from mae_convert.verify.worker import run
+    from mae_convert.runtime.job import Job
+    from mae_convert.runtime.worker import run
 
     for path, name in json.loads(listed.read_text()):
         try:

@@ -1,0 +1,1 @@
+"""Checkpoints: opened, recognised, with a configuration; inspected and compared."""

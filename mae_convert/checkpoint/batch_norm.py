@@ -1,0 +1,57 @@
+"""A linear probe's batch norm, folded into the linear layer behind it.
+
+The original probes frozen features with a ``BatchNorm1d(affine=False)`` before the linear layer
+(He et al. 2021, appendix A.1). In evaluation it is an affine map, so that both are one linear
+layer; the two cannot be told apart again, and so this is a declared step.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+
+from mae_convert.dtypes import rounded
+from mae_convert.families.mae.schema import BATCH_NORM
+from mae_convert.formats.tensor import LazyTensor
+
+EPSILON = 1e-6  # the original's; no tensor tells it
+STEP = {
+    "step": "batch_norm",
+    "from": f"BatchNorm1d(affine=False, eps={EPSILON}) before the linear layer",
+    "to": "folded into it",
+}
+REASON = "folded into the linear layer in float64, then rounded"
+
+
+def has_batch_norm(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Return whether canonical tensors are those of a linear probe."""
+    return any(name.startswith(BATCH_NORM) for name in tensors)
+
+
+def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return canonical tensors with the batch norm folded into ``head``.
+
+    With mean m, variance v and the layer y = W x + b, the folded weight is W / sqrt(v + eps),
+    column by column, and the folded bias b - W m / sqrt(v + eps); both in float64, rounded once.
+    """
+    weight, bias = tensors["head.weight"], tensors["head.bias"]
+
+    @cache
+    def exact() -> tuple[np.ndarray, np.ndarray]:
+        mean, variance, w, b = (
+            tensors[name].load().astype(np.float64)
+            for name in (f"{BATCH_NORM}mean", f"{BATCH_NORM}variance", "head.weight", "head.bias")
+        )
+        scaled = w / np.sqrt(variance + EPSILON)
+        return scaled, b - scaled @ mean
+
+    folded = {
+        "head.weight": LazyTensor(
+            weight.name, weight.shape, weight.dtype, lambda: rounded(exact()[0], weight.dtype)
+        ),
+        "head.bias": LazyTensor(
+            bias.name, bias.shape, bias.dtype, lambda: rounded(exact()[1], bias.dtype)
+        ),
+    }
+    kept = {name: t for name, t in tensors.items() if not name.startswith(BATCH_NORM)}
+    return {**kept, **folded}

@@ -1,0 +1,128 @@
+"""Compare two checkpoints tensor by tensor, across layouts, and their configurations."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.warnings import not_read
+from mae_convert.families.mae.configuration import untold_fields
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How one canonical tensor differs; a side that lacks it has shape None."""
+
+    name: str
+    shape_a: tuple[int, ...] | None
+    shape_b: tuple[int, ...] | None
+    dtype_a: str | None
+    dtype_b: str | None
+    elements: int
+    relative_l2: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs between two checkpoints.
+
+    Attributes:
+        equal: number of tensors that are the same bits.
+        tensors: those that are not.
+        configuration: fields that differ, with their values in A and B.
+        not_compared: fields that nothing gives for a checkpoint, with "A", "B" or "A and B".
+        not_read: in words, tensors of the files that are not part of the models that were read.
+    """
+
+    equal: int
+    tensors: tuple[TensorDifference, ...]
+    configuration: dict[str, tuple[Any, Any]]
+    not_compared: dict[str, str] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.tensors and not self.configuration
+
+
+def diff(a: Checkpoint, b: Checkpoint) -> Difference:
+    """Compare all canonical tensors bit for bit, and the configurations field by field."""
+    names = list({**a.tensors, **b.tensors})
+    differences = tuple(d for name in names if (d := tensor_difference(a, b, name)))
+    return Difference(
+        equal=len(names) - len(differences),
+        tensors=differences,
+        configuration=dict(_configuration(a, b)),
+        not_compared=_not_compared(a, b),
+        not_read=left_aside(a, b),
+    )
+
+
+def left_aside(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    """Return in words which tensors of each file are not compared, because they were not read."""
+    return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
+
+
+def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    lacking: dict[str, list[str]] = {}
+    for side, checkpoint in (("A", a), ("B", b)):
+        for missing in checkpoint.configuration.missing:
+            lacking.setdefault(missing.field, []).append(side)
+    return {name: " and ".join(sides) for name, sides in lacking.items()}
+
+
+def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
+    """Return how one canonical tensor differs, or None when it is the same bits on both sides."""
+    left, right = a.tensors.get(name), b.tensors.get(name)
+    elements, relative, largest = 0, math.inf, math.inf
+    if left is not None and right is not None and left.shape == right.shape:
+        x, y = left.load(), right.load()
+        if left.dtype == right.dtype and _bits(x) == _bits(y):
+            return None
+        elements, relative, largest = _distances(x, y)
+    return TensorDifference(
+        name,
+        left.shape if left else None,
+        right.shape if right else None,
+        str(left.dtype) if left else None,
+        str(right.dtype) if right else None,
+        elements,
+        relative,
+        largest,
+    )
+
+
+def _bits(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
+    """Return how many elements differ, the relative L2 distance and the largest one."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        away = y - x
+        distance, size = float(np.linalg.norm(away)), float(np.linalg.norm(x))
+        relative = distance / size if size else (0.0 if distance == 0 else math.inf)
+        largest = float(np.abs(away).max()) if away.size else 0.0
+    return int((~(away == 0)).sum()), relative, largest
+
+
+def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    fields = [name for name in untold_fields(a.task) if name in untold_fields(b.task)]
+    for name in fields:
+        left, right = a.configuration.value(name), b.configuration.value(name)
+        if left != right and None not in (left, right):  # None is missing
+            yield name, (left, right)
+    left, right = (checkpoint.configuration.model for checkpoint in (a, b))
+    own = {left.decoder_layer_norm_eps, right.decoder_layer_norm_eps} != {None}
+    if a.task == b.task == "pretrain" and own and left.decoder_eps != right.decoder_eps:
+        yield "decoder_layer_norm_eps", (left.decoder_eps, right.decoder_eps)
+    if a.task == b.task and a.configuration.labels != b.configuration.labels:
+        yield "labels", (a.configuration.labels, b.configuration.labels)
+    if a.task != b.task:
+        yield "task", (a.task, b.task)

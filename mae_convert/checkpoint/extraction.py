@@ -1,0 +1,496 @@
+"""Find a complete model among the tensors of a larger program, whatever stands before its names.
+
+`recognition` reads names that are a model's and nothing else. Here the model may have any prefix
+(its decoder another one), and other tensors may stand beside it. If the names contain every tensor
+of a task, that task is read and the rest is dropped with a reason; tensors without which it would
+be another function (see `unused`) are never dropped. Nothing is chosen between two models, or
+between two tasks that are both complete.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from mae_convert.checkpoint.prefixes import (
+    ANYWHERE,
+    Stripped,
+    as_stored,
+    strippings,
+    without_wrappers,
+)
+from mae_convert.checkpoint.recognition import Reading, read_as, recognise, unexpected_names
+from mae_convert.checkpoint.unused import UNKNOWN, Unused, sort_unused
+from mae_convert.errors import LayoutError
+from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae.layouts import LAYOUTS, Layout
+from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.table import Table, listed
+
+MOST_PREFIXES = 8
+"""How many prefixes are tried for one layout: more than any file has models."""
+
+TASKS = ("pretrain", "classify", "encoder")
+"""In the order in which they are preferred."""
+
+PARTS = {
+    "pretrain": ("encoder", "decoder"),
+    "classify": ("encoder", "head"),
+    "encoder": ("encoder",),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model among other tensors.
+
+    Attributes:
+        reading: how its tensors read, by their names without prefixes.
+        synonyms: other layouts that are the same for these tensors.
+        stripped: what was taken off the names of its tensors.
+        dropped: every other tensor, by its stored name, with the reason.
+        also: other tasks for which everything is there, and which are not contained in this one.
+        incomplete: task → why the tensors cannot be read as it.
+        whole: the task that would be read if none were asked for.
+    """
+
+    reading: Reading
+    synonyms: tuple[str, ...]
+    stripped: Stripped
+    dropped: Mapping[str, str]
+    also: tuple[str, ...] = ()
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Some of the tensors, read as one task through one table.
+
+    Attributes:
+        prefixes: those of the encoder's and head's names, and of the decoder's.
+        stored: name without the prefix → stored name, of what the table knows and the task has.
+        left: stored name → part, of what the table knows and the task does not have.
+        encoder: stored names of the encoder.
+    """
+
+    reading: Reading
+    task: str
+    prefixes: tuple[str, str]
+    stored: Mapping[str, str]
+    left: Mapping[str, str]
+    encoder: frozenset[str]
+    unused: Unused
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the task is there."""
+        return not self.reading.problems
+
+    @property
+    def readable(self) -> bool:
+        """Whether it is complete and nothing that it needs is left out."""
+        return self.complete and not self.unused.needed
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The stored names of its tensors."""
+        return frozenset(self.stored[rule.external] for rule in self.reading.rules)
+
+    def why_not(self) -> str:
+        """Return why it cannot be read."""
+        if not self.complete:
+            return "; ".join(self.reading.problems[:2])
+        name, what = next(iter(self.unused.needed.items()))
+        more = f" and {count} more" if (count := len(self.unused.needed) - 1) else ""
+        return f"{name}{more} would be left out: {what}"
+
+
+def recognise_model(
+    shapes: Mapping[str, Shape],
+    preferred: str | None = None,
+    task: str | None = None,
+    under: str | None = None,
+) -> Found:
+    """Return how tensors read: all of them, or those of a complete model among them.
+
+    Args:
+        shapes: stored names and shapes.
+        preferred: a layout that decides between those that fit equally well.
+        task: what to read where several tasks are complete.
+        under: the prefix of the model that is meant, as `find_model` takes it.
+
+    Raises:
+        LayoutError: no known layout fits, or what is meant is not certain.
+    """
+    if under is None:
+        try:
+            return _recognise_all(shapes, preferred, explain=False)
+        except UndecidedError:
+            raise
+        except LayoutError:
+            pass  # explained below, if there is no model among the tensors either
+    if found := find_model(shapes, preferred, task, under):
+        return found
+    if under is None:
+        return _recognise_all(shapes, preferred, explain=True)
+    raise LayoutError(f"the tensors below {under} are not a complete model in any known layout")
+
+
+class UndecidedError(LayoutError):
+    """There is a model, and what is to be read of it is not specified, or not there."""
+
+
+def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explain: bool) -> Found:
+    """Return how the tensors read if every one of them belongs to the model.
+
+    Raises:
+        LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
+    """
+    try:
+        return Found(*recognise(shapes, preferred, explain=explain), as_stored(shapes), {})
+    except LayoutError as error:
+        misfit = str(error)
+    for ways in strippings(shapes):
+        fitting: list[Found] = []
+        for way in ways:
+            stripped = {name: shapes[stored] for name, stored in way.stored.items()}
+            try:
+                read = recognise(stripped, preferred, explain=explain and way.foreign)
+                fitting.append(Found(*read, way, {}))
+            except LayoutError as error:
+                if way.foreign:
+                    misfit = f"without the prefix {way.said()}: {error}"
+        if len(fitting) > 1:
+            said = " or ".join(str(found.stripped.said()) for found in fitting)
+            raise UndecidedError(
+                f"the names fit a layout without {said}, and which is meant is not specified;"
+                " rename the tensors"
+            )
+        if fitting:
+            return fitting[0]
+    raise LayoutError(misfit)
+
+
+def find_model(
+    shapes: Mapping[str, Shape],
+    preferred: str | None = None,
+    task: str | None = None,
+    under: str | None = None,
+) -> Found | None:
+    """Return the one complete model among the tensors, or None if there is none.
+
+    Args:
+        shapes: stored names and shapes.
+        preferred: a layout that decides between those that fit equally well.
+        task: what to read; by default all that is complete.
+        under: the prefix of the model that is meant, without the dot behind it; "." means that its
+            names have none.
+
+    Raises:
+        LayoutError: there is one, but what it computes depends on tensors that no layout has; or
+            several are complete and it is not said which is meant.
+    """
+    every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
+    wanted = [c for c in every if task in (None, c.task)]
+    complete = [c for c in wanted if c.complete]
+    readable = _largest([c for c in complete if c.readable])
+    if not readable:
+        if complete and not _is_broken(complete, every):
+            raise LayoutError(_explain_needed(complete, shapes))
+        if task is None or not any(c.readable for c in every):
+            return None
+        if why := _why_not(every, task):
+            raise UndecidedError(f"it cannot be read as a {task} model: {why}")
+        return find_model(shapes, preferred, None, under)
+    exact = [c for c in readable if under is not None and _dotted(under) == c.prefixes[0]]
+    chosen, synonyms = _one_model(exact or readable, preferred)
+    same = [c for c in every if c.encoder == chosen.encoder]
+    others = [c.task for c in readable if c.encoder == chosen.encoder and c.used != chosen.used]
+    incomplete = {task: _why_not(same, task) for task in TASKS}
+    readable_tasks = {c.task for c in same if c.readable}
+    dropped = _dropped(chosen, same, shapes)
+    return Found(
+        replace(chosen.reading, family=families.without_decoder(_below(chosen, shapes))[0]),
+        synonyms,
+        Stripped(
+            tuple(dict.fromkeys((*_wrappers(chosen.used), *filter(None, chosen.prefixes)))),
+            {name: old for name, old in chosen.stored.items() if old not in dropped},
+        ),
+        dropped,
+        tuple(dict.fromkeys(others)),
+        {task: w for task, w in incomplete.items() if w and task not in readable_tasks},
+        next((t for t in TASKS if t in readable_tasks), chosen.task),
+    )
+
+
+def _dropped(
+    chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
+) -> dict[str, str]:
+    """Return the tensors that a candidate does not take, by their stored names, with the reason.
+
+    Args:
+        chosen: the candidate.
+        same: all ways to read its encoder.
+        shapes: all tensors.
+    """
+    dropped = {
+        **chosen.unused.dropped,
+        **{
+            name: f"part of a {part} that does not belong to it"
+            for name, part in chosen.left.items()
+        },
+    }
+    for task in TASKS:
+        part, own = PARTS[task][-1], [c for c in same if c.task == task]
+        if readable := [c for c in own if c.readable]:
+            reason = f"not part of a model whose task is {chosen.task}; --task {task} reads it"
+            names = frozenset().union(*(c.used for c in readable)) - chosen.used
+        else:
+            closest = _closest(own, task)
+            reason = f"part of a {part} that cannot be read: {_why_not(own, task)}"
+            names = closest.used - chosen.used if closest else frozenset()
+        dropped |= dict.fromkeys((name for name in names if name in dropped), reason)
+    prefix = chosen.prefixes[0]
+    decoder = families.without_decoder(_below(chosen, shapes))[2]
+    dropped |= {prefix + n: why for n, why in decoder.items() if prefix + n in dropped}
+    return {name: dropped[name] for name in shapes if name in dropped}
+
+
+def _wrappers(names: Iterable[str]) -> list[str]:
+    """Return the wrappers that stand anywhere in some names."""
+    pieces = {f"{piece}." for name in names for piece in name.split(".")}
+    return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
+
+
+def _below(candidate: Candidate, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    prefix = candidate.prefixes[0]
+    return {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+
+
+def _candidates(shapes: Mapping[str, Shape]) -> Iterator[Candidate]:
+    """Yield every way to read some of the tensors as a task, complete or not."""
+    clean = without_wrappers(shapes)
+    for layout in LAYOUTS.values():
+        for table in layout.tables:
+            anchor = table.anchor("encoder.patch_embedding.weight")
+            for prefix in _prefixes(clean, anchor):
+                parts: dict[str, Parts] = {}
+                for task in table.tasks:
+                    below = {prefix}
+                    if task == "pretrain":
+                        ends = _prefixes(clean, table.anchor("decoder.prediction.weight"))
+                        below = _nearest(prefix, ends) or below
+                    for decoder in sorted(below):
+                        if decoder not in parts:
+                            parts[decoder] = _parts(clean, (prefix, decoder), table)
+                        prefixes = (prefix, decoder)
+                        yield _candidate(layout, table, task, prefixes, parts[decoder], shapes)
+
+
+def _candidate(
+    layout: Layout,
+    table: Table,
+    task: str,
+    prefixes: tuple[str, str],
+    split: "Parts",
+    shapes: Mapping[str, Shape],
+) -> Candidate:
+    """Read the tensors below the prefixes that belong to a task."""
+    stored: dict[str, str] = {}
+    left: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    unknown: dict[str, Shape] = {}
+    for old, (below, part) in split.items():
+        if part == "dropped" or part in PARTS[task]:
+            stored[below], parts[old] = old, part
+        elif part:
+            left[old] = part
+        else:
+            unknown[old] = shapes[old]
+    reading = read_as(layout, table, {name: shapes[old] for name, old in stored.items()})
+    encoder = frozenset(name for name, part in parts.items() if part == "encoder")
+    others = [name for name, part in parts.items() if part in ("decoder", "head")]
+    unused = Unused()
+    if not reading.problems and reading.task == task:
+        width = reading.geometry["hidden_size"]
+        unused = sort_unused(unknown, encoder, others, task, width)
+    elif reading.task != task:
+        problem = f"there is no {PARTS[task][-1]}"
+        reading = replace(reading, problems=(*reading.problems, problem))
+    candidate = Candidate(reading, task, prefixes, stored, left, encoder, unused)
+    if task != "pretrain" or reading.problems:
+        return candidate
+    if family := families.without_decoder(_below(candidate, shapes))[0]:
+        problems = (family[0].why_dropped, *reading.problems)
+        return replace(candidate, reading=replace(reading, problems=problems))
+    return candidate
+
+
+Parts = Mapping[str, tuple[str, str]]
+"""Stored name → the name without its prefix and the part of a model that it belongs to, or ''."""
+
+
+def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) -> Parts:
+    return {old: _part_of(name, prefixes, table) for name, old in clean.items()}
+
+
+def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:
+    """Return a name without its prefix and the part of a model that it belongs to, or ''."""
+    for prefix, parts in zip(prefixes, (("encoder", "head"), ("decoder",)), strict=True):
+        if not name.startswith(prefix):
+            continue
+        below = name.removeprefix(prefix)
+        if rule := table.rule_for(below):
+            part = rule.canonicals[0].partition(".")[0]
+            if part in parts:
+                return below, part
+        elif table.drop_for(below):
+            return below, "dropped"
+    return name, ""
+
+
+def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
+    """Return what stands before the names of one tensor of a model, the shortest first."""
+    found = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
+    return sorted(found, key=len)[:MOST_PREFIXES]
+
+
+def _nearest(prefix: str, others: list[str]) -> set[str]:
+    """Return those of several prefixes that have most of their beginning in common with one."""
+
+    def common(other: str) -> int:
+        pairs = list(zip(prefix.split("."), other.split("."), strict=False))
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+    if prefix in others:
+        return {prefix}
+    most = max(map(common, others), default=0)
+    return {other for other in others if common(other) == most}
+
+
+def _largest(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the candidates whose tensors are not all among those of another."""
+    used = {candidate.used for candidate in candidates}
+    largest = {some for some in used if not any(some < others for others in used)}
+    return [candidate for candidate in candidates if candidate.used in largest]
+
+
+def _one_model(
+    candidates: list[Candidate], preferred: str | None
+) -> tuple[Candidate, tuple[str, ...]]:
+    """Return the candidate to read, and the layouts that are the same for its tensors.
+
+    Raises:
+        LayoutError: they are several models, or layouts that would read one differently.
+    """
+    first: dict[frozenset[str], Candidate] = {}
+    for candidate in sorted(candidates, key=lambda c: len("".join(c.prefixes))):
+        first.setdefault(candidate.encoder, candidate)
+    if len(first) > 1:
+        raise UndecidedError(_which(sorted({c.prefixes[0] for c in first.values()})))
+    ordered = sorted(
+        candidates,
+        key=lambda c: (
+            TASKS.index(c.task),
+            len("".join(dict.fromkeys(c.prefixes))),
+            c.reading.layout.name != preferred,
+        ),
+    )
+    chosen = ordered[0]
+    alike = [c for c in ordered if c.task == chosen.task]
+    if others := {c.prefixes[1] for c in alike if c.used != chosen.used} - {chosen.prefixes[1]}:
+        decoders = listed([f"{p}*" for p in sorted({*others, chosen.prefixes[1]})])
+        raise UndecidedError(
+            f"there are several complete decoders for this encoder ({decoders}), and which is meant"
+            " is not specified; read the encoder alone with --task encoder"
+        )
+    for other in alike:
+        if _canonical(other) != _canonical(chosen):
+            raise LayoutError(
+                f"the tensors fit {chosen.reading.layout.name} and {other.reading.layout.name},"
+                " which would read them differently; put a config.json beside the file that says"
+                " which"
+            )
+    same = [c.reading.layout.name for c in alike if c.prefixes == chosen.prefixes]
+    return chosen, tuple(n for n in dict.fromkeys(same) if n != chosen.reading.layout.name)
+
+
+def _canonical(candidate: Candidate) -> dict[str, tuple[str, ...]]:
+    return {candidate.stored[rule.external]: rule.canonicals for rule in candidate.reading.rules}
+
+
+def _which(prefixes: list[str]) -> str:
+    """Return the question which of several models is meant."""
+    keys = [_shortest(prefix, prefixes) for prefix in prefixes]
+    said = " or ".join(f"--state-key {key}" for key in keys)
+    names = [f"{key}.*" if key != "." else "names without a prefix" for key in keys]
+    return (
+        f"there are {len(prefixes)} complete models among the tensors ({', '.join(names)}), and"
+        f" which is meant is not specified; choose with {said}"
+    )
+
+
+def _shortest(prefix: str, prefixes: list[str]) -> str:
+    """Return as much of a prefix as tells it from the others."""
+    pieces = prefix.split(".")[:-1]
+    for end in range(1, len(pieces)):
+        key = ".".join(pieces[:end])
+        if not any(_is_under(other, key) for other in prefixes if other != prefix):
+            return key
+    return ".".join(pieces) or "."
+
+
+def _is_under(prefix: str, key: str) -> bool:
+    return prefix == "" if key == "." else prefix.startswith(_dotted(key))
+
+
+def _dotted(key: str) -> str:
+    return "" if key == "." else key.rstrip(".") + "."
+
+
+def _why_not(candidates: Iterable[Candidate], task: str) -> str:
+    """Return why the tensors cannot be read as a task, or '' if nothing of it is there."""
+    closest = _closest(candidates, task)
+    return closest.why_not() if closest else ""
+
+
+def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
+    """Return the way to read a task that fails least, if something of the task is there."""
+    own = f"{PARTS[task][-1]}."
+    tried = [
+        c
+        for c in candidates
+        if c.task == task
+        and not c.readable
+        and any(name.startswith(own) for r in c.reading.rules for name in r.canonicals)
+    ]
+    return min(tried, key=lambda c: (-len(c.reading.rules), len(c.reading.problems)), default=None)
+
+
+def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
+    """Tell whether a model is complete only in a form that leaves out what another form knows.
+
+    Without one bias of query, key and value, a model is no model without such biases.
+    """
+    known = {old for candidate in every for old in candidate.stored.values()}
+    return all(candidate.unused.needed.keys() <= known for candidate in complete)
+
+
+def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
+    """Return why the smallest of complete models cannot be read."""
+    least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
+    if told := families.explain(shapes):
+        return told
+    kinds = list(dict.fromkeys(least.unused.needed.values()))
+    where = f" below {least.prefixes[0]}" if least.prefixes[0] else ""
+    reading = least.reading
+    names = list(least.unused.needed)
+    unexpected = f"unexpected: {listed(names)}"
+    if kinds == [UNKNOWN]:  # may be a name misspelt
+        known = {name: () for rule in reading.rules for name in rule.canonicals}
+        unexpected = next(unexpected_names(names, reading.table, known))
+    return (
+        f"a complete {least.task} model of the {reading.layout.name} layout is there{where}, but"
+        f" with it {' and '.join(kinds)}: without that it would be another function, and no layout"
+        f" has a place for it ({unexpected}); use the program that wrote it, or train without it"
+    )

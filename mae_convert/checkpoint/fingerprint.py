@@ -1,0 +1,195 @@
+"""The fingerprint of a checkpoint: a digest that every layout, container and order gives alike.
+
+It is computed of the canonical tensors, by name, and of the configuration fields that no tensor
+gives and that change the function. ``docs/fingerprint.md`` specifies it exactly, with test vectors;
+what is hashed here may not change without another `VERSION`.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.families.mae.configuration import ACTIVATION_SYNONYMS
+from mae_convert.formats.tensor import LazyTensor, sha256
+from reference_models.configuration import ViTMAEConfig
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Checkpoint
+
+VERSION = "mae1"
+PARTS = ("encoder", "decoder", "head")
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """What is hashed of one canonical tensor.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype, as "float32" or "bfloat16".
+        sha256: of its bytes, little-endian and in C order, in hexadecimal digits.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+    @classmethod
+    def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
+        """Return that of a tensor, which is read unless the digest of its bytes is known."""
+        return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
+
+    def line(self, name: str) -> str:
+        """Return the line that stands for the tensor in the text of its part."""
+        return f"{name} {self.dtype} {'x'.join(map(str, self.shape))} {self.sha256}\n"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A digest of the tensors, and one of the configuration where that is known.
+
+    Attributes:
+        parts: digest of each part that the checkpoint has: "encoder", "decoder", "head".
+        configuration: digest of the configuration fields, or None where one is missing.
+        tensors: what is hashed of each canonical tensor; empty where only the digests are known.
+    """
+
+    parts: Mapping[str, str]
+    configuration: str | None
+    tensors: Mapping[str, TensorDigest]
+
+    @property
+    def weights(self) -> str:
+        """The digest of all tensors, from those of the parts."""
+        lines = (f"{part} {self.parts[part]}\n" for part in PARTS if part in self.parts)
+        return _sha256(f"{VERSION} weights\n", lines)
+
+    def __str__(self) -> str:
+        pieces = (VERSION, self.weights, self.configuration)
+        return ":".join(piece for piece in pieces if piece)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the digests as plain data, for reports and records."""
+        return {
+            "fingerprint": str(self),
+            "parts": dict(self.parts),
+            "configuration": self.configuration,
+        }
+
+
+def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) -> Fingerprint:
+    """Return the fingerprint of canonical tensors.
+
+    Args:
+        tensors: what is hashed of each, by canonical name.
+        configuration: the digest that `configuration_digest` returns, or None.
+    """
+    parts = {}
+    for part in PARTS:
+        names = sorted(name for name in tensors if name.startswith(f"{part}."))
+        if names:
+            lines = (tensors[name].line(name) for name in names)
+            parts[part] = _sha256(f"{VERSION} {part}\n", lines)
+    return Fingerprint(parts, configuration, dict(tensors))
+
+
+def function_fields(model: ViTMAEConfig, task: str) -> dict[str, Any]:
+    """Return the fields that no tensor gives and that change what a model computes.
+
+    Dropout is off outside of training, the mask ratio is an argument of a run, and the mean and
+    deviation of pixels belong to what is done before the model: none of them is here.
+
+    Args:
+        model: the configuration.
+        task: "pretrain", "encoder" or "classify".
+    """
+    fields = {
+        "hidden_act": ACTIVATION_SYNONYMS.get(model.hidden_act, model.hidden_act),
+        "image_size": model.image_hw,
+        "layer_norm_eps": float(model.layer_norm_eps),
+        "num_attention_heads": model.num_attention_heads,
+    }
+    if task == "pretrain":
+        fields["decoder_layer_norm_eps"] = float(model.decoder_eps)
+        fields["decoder_num_attention_heads"] = model.decoder_num_attention_heads
+        fields["norm_pix_loss"] = model.norm_pix_loss
+    if task == "classify":
+        fields["global_pool"] = model.global_pool
+    return dict(sorted(fields.items()))
+
+
+def configuration_digest(model: ViTMAEConfig, task: str) -> str:
+    """Return the digest of `function_fields`."""
+    lines = (f"{name} {_text(value)}\n" for name, value in function_fields(model, task).items())
+    return _sha256(f"{VERSION} configuration\n", lines)
+
+
+def _text(value: Any) -> str:
+    """Return a field's value as it is hashed; a float by its bits, which every language has."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return struct.pack(">d", value).hex()
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def missing_fields(checkpoint: "Checkpoint") -> list[str]:
+    """Return the fields of `function_fields` that nothing gives for a checkpoint."""
+    fields = function_fields(checkpoint.configuration.model, checkpoint.task)
+    return [
+        missing.field for missing in checkpoint.configuration.missing if missing.field in fields
+    ]
+
+
+def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
+    """Return the digest of a checkpoint's configuration, or None where a field is missing."""
+    if missing_fields(checkpoint):
+        return None
+    return configuration_digest(checkpoint.configuration.model, checkpoint.task)
+
+
+def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
+    """Return the fingerprint of an opened checkpoint, of which every tensor is read."""
+    digests = {name: TensorDigest.of(tensor) for name, tensor in checkpoint.tensors.items()}
+    return fingerprint(digests, digest_of_configuration(checkpoint))
+
+
+def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
+    """Return the fingerprint of the checkpoint that a trace is of, from its digests.
+
+    Args:
+        description: the metadata of a trace, checked as `check_trace` does.
+    """
+    digests = {
+        name: TensorDigest(tuple(shape), dtype, digest)
+        for name, (shape, dtype, digest) in description["tensors"].items()
+    }
+    model = ViTMAEConfig.from_dict(description["config"])
+    return fingerprint(digests, configuration_digest(model, description["task"]))
+
+
+def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Return everything that ``mae-convert fingerprint`` tells, as plain data."""
+    fields = function_fields(checkpoint.configuration.model, checkpoint.task)
+    missing = missing_fields(checkpoint)
+    assumed = dict(checkpoint.configuration.only_assumed())
+    if (
+        checkpoint.configuration.model.decoder_layer_norm_eps is None
+        and "layer_norm_eps" in assumed
+    ):
+        assumed["decoder_layer_norm_eps"] = assumed["layer_norm_eps"]
+    return {
+        **checkpoint_fingerprint(checkpoint).to_dict(),
+        "path": checkpoint.name,
+        "layout": checkpoint.layout.name,
+        "task": checkpoint.task,
+        "fields": {name: None if name in missing else value for name, value in fields.items()},
+        "assumed": {name: entry for name, entry in assumed.items() if name in fields},
+        "missing": missing,
+    }
+
+
+def _sha256(first: str, lines: Iterable[str]) -> str:
+    return hashlib.sha256((first + "".join(lines)).encode("ascii")).hexdigest()

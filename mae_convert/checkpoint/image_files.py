@@ -1,0 +1,202 @@
+"""Image files: read by Pillow's own decoders, or refused in one sentence.
+
+Formats that Pillow hands to another program (EPS to Ghostscript) are not read. What decoders print
+or warn about is collected and told once for each file.
+"""
+
+import errno
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.files.input_files import open_input
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # an MPO's further images are its previews
+UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes that can mean anything
+LONGEST_COMPLAINT = 200
+STANDARD_ERROR = 2
+OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+
+
+class ImageWarning(UserWarning):
+    """An image file was read, and something about it should be known."""
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return an image as it is meant to be seen, turned as its camera noted; of several the first.
+
+    Warns:
+        ImageWarning: its decoder complained, or the file holds several images.
+
+    Raises:
+        MaeConvertError: the file is not an image that can be read.
+    """
+    with _decoded(path) as image:
+        several = image.format in SEVERAL_FRAMES and getattr(image, "is_animated", False)
+        image.load()
+        turned = ImageOps.exif_transpose(image)
+    if several:
+        warnings.warn(f"{path} holds several images; the first is used", ImageWarning, stacklevel=2)
+    return turned
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Require that files are images that can be read, without preparing them.
+
+    JPEGs are read at an eighth of their size, of others headers and checksums are.
+
+    Raises:
+        MaeConvertError: some are not; the sentence names the first and counts the rest.
+    """
+    wrong = [error for path in paths if (error := _reason_against(path))]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+        raise MaeConvertError(f"{wrong[0]}{more}; mend or remove it")
+
+
+def _reason_against(path: Path) -> str | None:
+    """Return why a file is not an image for a model, or None."""
+    try:
+        with _decoded(path, quiet=True) as image:
+            if problem := brightness_problem(image):
+                return f"{path}: {problem}"
+            if image.format == "JPEG":  # which has no checksums
+                image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+                image.load()
+            else:
+                image.verify()
+    except MaeConvertError as error:
+        return str(error)
+    return None
+
+
+def brightness_problem(image: Image.Image) -> str | None:
+    """Return why the numbers of an image cannot be read as brightness, or None."""
+    if image.mode not in UNKNOWN_BRIGHTNESS:
+        return None
+    return (
+        f"an image of mode {image.mode} does not say how bright its numbers are; save"
+        " it with 8 or 16 bits a channel"
+    )
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder, by name.
+
+    Raises:
+        MaeConvertError: there is no such folder, or no image in it.
+    """
+    return _images(folder, folder.iterdir() if folder.is_dir() else None)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders, by path.
+
+    Raises:
+        MaeConvertError: there is no such folder, or no image in it.
+    """
+    return _images(folder, folder.rglob("*") if folder.is_dir() else None)
+
+
+def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
+    if paths is None:
+        raise MaeConvertError(f"{folder} is not a folder; name one that holds images")
+    found = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    if not found:
+        raise MaeConvertError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return found
+
+
+@contextmanager
+def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
+    """Open an image file; what decoders complain about becomes one warning or the error's reason.
+
+    Args:
+        path: the file.
+        quiet: do not warn; for a file that is read again.
+
+    Raises:
+        MaeConvertError: the file is not an image that can be read.
+    """
+    complaints: list[str] = []
+    try:
+        with (
+            open_input(path) as file,
+            _collected(complaints),
+            Image.open(file, formats=_available()) as image,
+        ):
+            yield image
+    except (MaeConvertError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise MaeConvertError(
+            f"{path} is not an image that can be read: it is not a PNG, JPEG, WebP, BMP, GIF or"
+            f" TIFF file{_in_brackets(complaints)}"
+        ) from error
+    except Exception as error:  # decoders raise errors of any kind for what is damaged
+        if getattr(error, "errno", None) in OF_THE_SYSTEM:
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise MaeConvertError(
+            f"{path} is not an image that can be read: {said}{_in_brackets(complaints)}"
+        ) from error
+    if complaints and not quiet:
+        text = f"{path} was read, but may be damaged{_in_brackets(complaints)}"
+        warnings.warn(text, ImageWarning, stacklevel=2)
+
+
+def _available() -> tuple[str, ...]:
+    """Return the formats that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _in_brackets(complaints: Sequence[str]) -> str:
+    text = "; ".join(dict.fromkeys(" ".join(one.split()) for one in complaints))
+    return f" ({text[:LONGEST_COMPLAINT].rstrip('. ')})" if text else ""
+
+
+@contextmanager
+def _collected(complaints: list[str]) -> Iterator[None]:
+    """Collect Python's warnings, and what decoders written in C print on standard error.
+
+    Both can only be had for the process as a whole, so this is done in the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        with warnings.catch_warnings(record=True) as caught, _printed(complaints):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        complaints += [str(one.message) for one in caught]
+
+
+@contextmanager
+def _printed(complaints: list[str]) -> Iterator[None]:
+    """Collect what is printed on standard error."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            kept = os.dup(STANDARD_ERROR)
+        except OSError:  # it is closed
+            yield
+            return
+        try:
+            os.dup2(file.fileno(), STANDARD_ERROR)
+            yield
+        finally:
+            os.dup2(kept, STANDARD_ERROR)
+            os.close(kept)
+            with suppress(OSError):
+                file.seek(0)
+                complaints += file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,128 @@
+"""Say what a checkpoint is, without reading tensor data unless asked to."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.official import confirmed_by_hash, identify
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.warnings import in_names, in_values
+from mae_convert.families.mae.layouts import LAYOUTS
+
+
+def inspect(
+    checkpoint: Checkpoint, *, stats: bool = False, with_hash: bool = False
+) -> dict[str, Any]:
+    """Return everything that ``mae-convert inspect`` tells, as plain data.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        stats: read all tensors and give statistics of their values.
+        with_hash: hash the file, to tell whether it is an official one, and its tensors.
+    """
+    checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
+    container = checkpoint.container
+    tensors = container.tensors.values()
+    report: dict[str, Any] = {
+        "path": checkpoint.name,
+        "container": container.kind,
+        "files": len(container.files),
+        "wrapper": container.wrapper,
+        "prefix": checkpoint.prefix.said(),
+        "layout": checkpoint.layout.name,
+        "spelling": checkpoint.table.name,
+        "synonyms": list(checkpoint.synonyms),
+        "task": checkpoint.task,
+        "family": checkpoint.family.to_dict() if checkpoint.family else None,
+        "config": _known_fields(checkpoint),
+        "assumed": checkpoint.configuration.assumed(),
+        "assumptions": checkpoint.configuration.only_assumed(),
+        "missing": [asdict(missing) for missing in checkpoint.configuration.missing],
+        "tensors": len(container.tensors),
+        "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+        "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors)),
+        "official": identify(checkpoint, with_hash=with_hash),
+        "ignored": dict(container.ignored),
+        "dropped": dict(checkpoint.dropped),
+        "created": dict(checkpoint.created),
+        "also": list(checkpoint.also),
+        "incomplete": dict(checkpoint.incomplete),
+        "reconstruction": reconstruction(checkpoint),
+        "becomes": becomes(checkpoint),
+        "odd": in_names(checkpoint),
+    }
+    if with_hash:
+        report |= checkpoint_fingerprint(checkpoint).to_dict()
+    if checkpoint.configuration.inferred is not None:
+        report["inferred"] = dict(checkpoint.configuration.inferred)
+    if stats:
+        values = {name: statistics(tensor.pieces()) for name, tensor in checkpoint.tensors.items()}
+        report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
+    return report
+
+
+def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the configuration, with None for the fields that are missing."""
+    missing = {missing.field: None for missing in checkpoint.configuration.missing}
+    return {**checkpoint.configuration.model.to_dict(), **missing}
+
+
+def reconstruction(checkpoint: Checkpoint) -> str | None:
+    """Return what it takes to make a picture of a predicted patch; None for other tasks."""
+    if checkpoint.task != "pretrain":
+        return None
+    pixels = "image_std and image_mean then give pixels"
+    if not checkpoint.configuration.model.norm_pix_loss:
+        return f"patches are predicted as they are; {pixels}"
+    return (
+        "patches are predicted normalised one by one: to show one, multiply it by the deviation of"
+        " that patch of the original, sqrt(unbiased variance + 1e-6), and add its mean, which the"
+        f" model does not predict; {pixels}"
+    )
+
+
+def becomes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
+    model, task = checkpoint.configuration.model, checkpoint.task
+    if missing := checkpoint.configuration.missing:
+        options = " and ".join(field.option for field in missing)
+        return dict.fromkeys(LAYOUTS, f"specify {options} first")
+    return {
+        name: layout.refusal(model, task)
+        or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")
+        for name, layout in LAYOUTS.items()
+    }
+
+
+def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
+    """Return the extremes, mean and deviation of the finite values, and how many are not.
+
+    Args:
+        pieces: the values, some at a time, so that no large tensor is in memory.
+    """
+    size = zeros = count = 0
+    least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0
+    for piece in pieces:
+        values = piece.astype(np.float64).ravel()
+        finite = values[np.isfinite(values)]
+        size, zeros = size + values.size, zeros + int((values == 0).sum())
+        if not finite.size:
+            continue
+        least, most = min(least, finite.min()), max(most, finite.max())
+        # Chan, Golub and LeVeque 1983: mean and squares of two samples together.
+        total, away = count + finite.size, float(finite.mean()) - mean
+        squares += float(finite.var()) * finite.size + away**2 * count * finite.size / total
+        mean, count = mean + away * finite.size / total, total
+    return {
+        "not_finite": size - count,
+        "zeros": zeros,
+        "min": float(least) if count else 0.0,
+        "max": float(most) if count else 0.0,
+        "mean": mean,
+        "std": (squares / count) ** 0.5 if count else 0.0,
+    }

@@ -1,0 +1,102 @@
+"""Which published facebookresearch/mae checkpoint a file may be, by its names, shapes and hash.
+
+Six equal digits of a hash suggest, they do not prove.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.families.mae.evidence import OFFICIAL as OFFICIAL_KIND
+from mae_convert.families.mae.evidence import PREPROCESSING
+from mae_convert.families.mae.official import Official, candidates
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.formats.tensor import PIECE_BYTES
+
+
+def probable(checkpoint: Checkpoint) -> list[Official]:
+    """Return the published files that a checkpoint in the original layout may be, likeliest first.
+
+    Where several have the same names and shapes, the file's own name decides which is first.
+    """
+    if checkpoint.layout.name != "facebook":
+        return []
+    if checkpoint.family and checkpoint.family.certain:
+        return []  # of another family, whatever the shapes
+    found = candidates(checkpoint.configuration.model, checkpoint.task)
+    return sorted(found, key=lambda official: official.file != checkpoint.path.name)
+
+
+def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
+    """Return which published file a checkpoint probably is, and with its hash whether it can be.
+
+    ``or`` has others with the same names and shapes, where there are any. ``confirmed`` is None
+    where the publisher names no hash.
+    """
+    found = probable(checkpoint)
+    if not found:
+        return None
+    report: dict[str, Any] = {"probable": found[0].file}
+    if others := [other.file for other in found[1:]]:
+        report["or"] = others
+    if with_hash and len(checkpoint.container.files) == 1:
+        report["md5"] = file_md5(checkpoint.container.weights_file)
+        report["confirmed"] = found[0].md5 and report["md5"].startswith(found[0].md5)
+    return report
+
+
+def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Official | None:
+    """Return the published file that a checkpoint is, by names, shapes and its publisher's digits.
+
+    Args:
+        checkpoint: the checkpoint.
+        md5: returns the hash of its file, and is called only where there is one to compare; by
+            default the whole file is read.
+    """
+    hashed: Sequence[Official] = [official for official in probable(checkpoint) if official.md5]
+    if not hashed or len(checkpoint.container.files) != 1:
+        return None
+    digest = md5() if md5 else open_md5(checkpoint.container.opened[0])
+    return next((o for o in hashed if digest.startswith(str(o.md5))), None)
+
+
+def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
+    """Return the checkpoint without assumptions where its hash is that of an official file.
+
+    The file is read only where names and shapes are those of an official file and something is
+    assumed.
+
+    Args:
+        checkpoint: the checkpoint.
+        md5: returns the hash of its file; by default the file is read.
+    """
+    configuration = checkpoint.configuration
+    assumed = [name for name in configuration.assumptions if name not in PREPROCESSING]
+    official = (
+        confirmed(checkpoint, md5) if OFFICIAL_KIND in configuration.assumptions.values() else None
+    )
+    if official is None:
+        return checkpoint
+    known = {
+        name: configuration.value(name)
+        for name in assumed
+        if configuration.value(name) == getattr(official.model, name)
+    }
+    return checkpoint.specified(known, f"{official.file}, confirmed by its MD5")
+
+
+def open_md5(file: ByteFile) -> str:
+    """Return the MD5 of an open file's bytes, by which the publisher names its files."""
+    digest, buffer = hashlib.md5(usedforsecurity=False), memoryview(bytearray(PIECE_BYTES))
+    for start in range(0, file.size, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, file.size - start)]
+        file.read_into(piece, start)
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def file_md5(path: Path) -> str:
+    """Return the MD5 of a file's bytes, as `open_md5`."""
+    return open_md5(ByteFile(path))

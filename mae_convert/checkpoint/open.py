@@ -1,0 +1,500 @@
+"""Open a checkpoint: container, layout, configuration and lazy canonical tensors in one value."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.batch_norm import REASON, STEP, fold_batch_norm, has_batch_norm
+from mae_convert.checkpoint.extraction import Found, UndecidedError, recognise_model
+from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.prefixes import Stripped
+from mae_convert.checkpoint.recognition import Reading
+from mae_convert.checkpoint.unknown_fields import unread
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
+from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae.configuration import Configuration, check_flags_taken, resolve
+from mae_convert.families.mae.evidence import Evidence
+from mae_convert.families.mae.layouts import LAYOUTS, Layout
+from mae_convert.families.mae.position_tables import TABLES as POSITION_EMBEDDINGS
+from mae_convert.families.mae.relatives import Membership, name_family
+from mae_convert.families.mae.schema import BATCH_NORM, TASKS, check_task, schema, square_grid
+from mae_convert.families.mae.training_programs import conventions_by_names
+from mae_convert.files.validation import check_document
+from mae_convert.formats import Container, open_container
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.wrappers import NoSuchKeyError
+from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.table import Rule, Table, read_tensors
+
+NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user says about a checkpoint; None where nothing was said."""
+
+    num_attention_heads: int | None = None
+    decoder_num_attention_heads: int | None = None
+    layer_norm_eps: float | None = None
+    decoder_layer_norm_eps: float | None = None
+    norm_pix_loss: bool | None = None
+    mask_ratio: float | None = None
+    image_size: int | tuple[int, int] | None = None
+    global_pool: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that were said."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose layout was recognised.
+
+    Its configuration is complete, unless it was opened with ``incomplete``.
+
+    Attributes:
+        tensors: canonical name → lazy tensor, in canonical order.
+        rules: how each external tensor was read.
+        dropped: external tensors that MAE does not use, by stored name, with the reason.
+        synonyms: other layouts that are the same for these tensors.
+        prefix: what was taken off the names; `container.tensors` and `rules` are without it.
+        family: the family of models that it belongs to, or None where nothing tells one.
+        origin: where it was downloaded from, or None.
+        created: canonical tensors that no stored one holds, with the reason: zeros.
+        key_bias: whether the model has biases of the key; where it has none they are created.
+        also: other tasks for which every tensor is there too.
+        incomplete: task → why the tensors cannot be read as it, where that was tried.
+        unread: fields that a library may act on and nobody here reads, each with its file.
+        before_steps: the checkpoint as it was opened, where a conversion has changed it since.
+    """
+
+    container: Container
+    layout: Layout
+    table: Table
+    synonyms: tuple[str, ...]
+    task: str
+    configuration: Configuration
+    tensors: Mapping[str, LazyTensor] = field(repr=False)
+    rules: tuple[Rule, ...] = field(repr=False)
+    dropped: Mapping[str, str]
+    prefix: Stripped
+    family: Membership | None = None
+    origin: Origin | None = None
+    created: Mapping[str, str] = field(default_factory=dict)
+    key_bias: bool = True
+    also: tuple[str, ...] = ()
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    before_steps: "Checkpoint | None" = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The file or directory that was opened."""
+        return self.container.path
+
+    @property
+    def as_opened(self) -> "Checkpoint":
+        """The checkpoint as its file holds it, before the steps of a conversion."""
+        return self.before_steps or self
+
+    def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
+        """Return the checkpoint with some fields of its configuration set, as heads that are tried.
+
+        Args:
+            fields: field of the model's configuration → value, as ``num_attention_heads``.
+            source: where the values come from, for reports and records.
+
+        Raises:
+            ConfigurationError: a value is impossible.
+        """
+        return replace(self, configuration=self.configuration.specified(fields, source))
+
+    def require_complete(self, task: str | None = None) -> None:
+        """Raise ConfigurationError if a field is missing that a task, by default its own, needs."""
+        with _naming(self.name):
+            self.configuration.for_task(task or self.task).require_complete()
+
+    @property
+    def preprocessor(self) -> Mapping[str, Any]:
+        """What it says about preprocessing beyond mean and deviation; empty if that is nothing."""
+        config, own = self.container.config or {}, None
+        if self.layout.owns_config(config):  # the library reads no other file then
+            own = self.layout.read_config(config).get("preprocessor")
+        if own:
+            return own
+        beside = self.container.preprocessor or {}
+        if self.container.preprocessor_source or set(beside) - {"image_mean", "image_std"}:
+            return beside
+        inside = config.get("preprocessor")
+        if isinstance(inside, Mapping):
+            return inside
+        return self.family.family.preprocessing if self.family and self.family.certain else {}
+
+    @property
+    def name(self) -> str:
+        """The checkpoint as a person knows it: where it was got from, or its path."""
+        return self.origin.name if self.origin else str(self.path)
+
+
+def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
+    """Return the layout that decides where several are the same for the tensors.
+
+    A configuration beside or inside the file names it, else the container: the original code
+    writes ``.pth``, timm publishes ``.safetensors``.
+    """
+    owner = next((name for name, layout in LAYOUTS.items() if layout.owns_config(stated)), None)
+    by_container = {"pth": "facebook", "safetensors": "timm"}
+    return owner or stated.get("layout") or by_container.get(kind)
+
+
+def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
+    """Return the flags that are about this file.
+
+    Of two files that are compared, one that was made for another image size states its own, and
+    ``--source-image-size`` is about the other.
+    """
+    steps = (container.conversion or {}).get("steps", [])
+    if fill_only and any(step.get("step") == "image_size" for step in steps):
+        return {name: value for name, value in given.items() if name != "image_size"}
+    return given
+
+
+def _open(
+    path: Path | str, state_key: str | None, *, optional: bool
+) -> tuple[Container, str | None]:
+    """Open a container, and return the prefix of names that a key turns out to be, or None.
+
+    A key is that of a mapping of tensors, or else what stands before some of their names, or both
+    joined by a dot. Of two files that are compared, it may be about the other one only.
+    """
+    try:
+        container = open_container(path, state_key)
+        also = any(name.startswith(f"{state_key}.") for name in container.tensors)
+        return container, state_key if also else None
+    except NoSuchKeyError as error:
+        missing = error
+    pieces = str(state_key).rstrip(".").split(".")
+    for end in range(len(pieces) - 1, -1, -1):
+        try:
+            container = open_container(path, ".".join(pieces[:end]) or None)
+        except NoSuchKeyError:
+            continue
+        prefix = ".".join(pieces[end:])
+        if not prefix or any(name.startswith(f"{prefix}.") for name in container.tensors):
+            return container, prefix or "."
+        break
+    if not optional:
+        raise missing
+    return open_container(path), None
+
+
+def _with_known(container: Container, origin: Origin | None) -> Container:
+    """Return the container with what is known of where it comes from, if it states nothing."""
+    if container.config is not None or origin is None or not origin.config:
+        return container
+    return replace(container, config=origin.config, config_source=origin.config_source)
+
+
+def _recognise(container: Container, task: str | None, under: str | None) -> Found:
+    """Return how the tensors read; a misfit is explained by what the files beside them say."""
+    shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
+    preferred = _layout_named_by(container.config or {}, container.kind)
+    try:
+        return recognise_model(shapes, preferred, task, under)
+    except UndecidedError as error:
+        raise LayoutError(f"{container.path}: {error}") from error
+    except LayoutError as error:
+        told = families.explain(shapes, container.config, container.adapter)
+        raise LayoutError(f"{container.path}: {told or error}") from error
+
+
+def _key_biases(
+    created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Return biases of the key of zeros, of the dtype of the query's."""
+    dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
+    return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
+
+
+def _zeros(name: str, shape: Shape, dtype: np.dtype) -> LazyTensor:
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
+
+
+def _folded(
+    container: Container, reading: Reading
+) -> tuple[Container, Reading, dict[str, LazyTensor]]:
+    """Return the canonical tensors; a linear probe's batch norm is folded, declared and dropped."""
+    canonical = read_tensors(container.tensors, reading.rules)
+    canonical |= _key_biases(reading.created, canonical)
+    if not has_batch_norm(canonical):
+        return container, reading, canonical
+    canonical = fold_batch_norm(canonical)
+    gone = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
+    rules = tuple(rule for rule in reading.rules if rule not in gone)
+    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in gone), REASON)}
+    return _after(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
+
+
+def _after(container: Container, step: Mapping[str, Any]) -> Container:
+    """Return the container with a step in its record that was taken when it was opened."""
+    record = container.conversion or {}
+    return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
+
+
+def _check_documents(container: Container) -> None:
+    """Hold what stands beside or inside a file, and anyone may edit, against its schema.
+
+    Raises:
+        CheckpointError: a field is not of the type that it must have.
+    """
+    for schema_name, document, what in (
+        ("config", container.config, container.config_source),
+        (
+            "preprocessor",
+            container.preprocessor,
+            container.preprocessor_source or "preprocessor_config.json",
+        ),
+        ("preprocessor", (container.config or {}).get("preprocessor"), "preprocessor inside"),
+        ("conversion", container.conversion, "conversion record (conversion.json)"),
+    ):
+        if document:
+            check_document(document, schema_name, f"{container.path}: {what}", "mend or remove it")
+
+
+def _renamed(container: Container, found: Found) -> Container:
+    """Return the container with the model's tensors by their names without prefixes.
+
+    The others keep their stored names, below a slash where one would be a name of the model.
+    """
+    tensors = {
+        name: container.tensors[old].renamed(name) for name, old in found.stripped.stored.items()
+    }
+    for name in found.dropped:
+        tensors[f"/{name}" if name in tensors else name] = container.tensors[name]
+    return replace(container, tensors=tensors)
+
+
+def _check_class_position(container: Container, reading: Reading, said: Mapping[str, Any]) -> None:
+    """Refuse position embeddings that have no row for the class token (timm's no_embed_class).
+
+    Their number is then that of a square grid, and one less is not. A size that is specified, or a
+    first row of zeros, as MAE's fixed table has it, tells the contrary.
+
+    Raises:
+        LayoutError: they have none.
+    """
+    patches, config = reading.geometry["num_patches"], container.config or {}
+    arguments = config.get("model_args")
+    option = isinstance(arguments, Mapping) and arguments.get("no_embed_class")
+    square = square_grid(patches + 1) if square_grid(patches) is None else None
+    if not option and (square is None or "image_size" in said):
+        return
+    rule = next(r for r in reading.rules if "encoder.position_embedding" in r.canonicals)
+    stated = reading.layout.read_config(config).get("image_size")
+    stated = stated or (container.training_args or {}).get("input_size")
+    if not option and (stated is not None and _count(stated, reading) == patches):
+        return
+    (table,) = read_tensors(container.tensors, [rule]).values()
+    if option or table.load()[:, 0].any():
+        grid = f", a grid of {square[0]} x {square[1]}," if square else ""
+        raise LayoutError(
+            f"{rule.external} has {patches + 1} rows{grid} and so none for the class token: this is"
+            " a model of timm made with no_embed_class=True, which no layout here has; the same"
+            " function with a row for it: torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D"
+            " as the width (or pass --source-image-size if there is a row for it)"
+        )
+
+
+def _count(image_size: Any, reading: Reading) -> int | None:
+    """Return the number of patches of a size that is specified, or None if it is not a size."""
+    try:
+        sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        patch = reading.geometry["patch_size"]
+        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        return (sides[0] // rows) * (sides[1] // columns)
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
+def open_checkpoint(
+    path: Path | str,
+    flags: Flags | None = None,
+    *,
+    fill_only: bool = False,
+    incomplete: bool = False,
+    state_key: str | None = None,
+    task: str | None = None,
+    origin: Origin | None = None,
+) -> Checkpoint:
+    """Open a file or directory, recognise its layout and resolve its configuration.
+
+    Of the tensor data only the position embeddings are read, which may give the grid of patches.
+
+    Args:
+        path: a checkpoint file or a model directory.
+        flags: what the user says that the file does not.
+        fill_only: a flag tells what the file does not, and does not overrule it; of two files that
+            are compared, it may be about the other. See `check_flags`.
+        incomplete: open the checkpoint even where nothing gives a field, as the number of heads;
+            ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain, or the
+            prefix of the names of one of several models.
+        task: what to read where the tensors of several tasks are there with others beside them. A
+            file that holds a model and nothing else is read whole: see `as_task`.
+        origin: where it was downloaded from, which tells what the file may not.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        LayoutError: no known layout fits.
+        ConfigurationError: something is missing or contradicted.
+    """
+    if task is not None and task not in TASKS:
+        raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    container, under = _open(path, state_key, optional=fill_only)
+    container = _with_known(container, origin)
+    _check_documents(container)
+    found, stored = _recognise(container, task, under), frozenset(container.tensors)
+    container, reading = _renamed(container, found), found.reading
+    if found.whole not in (None, reading.task):  # declared, as a conversion with --task does
+        container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
+    said = _said((flags or Flags()).given(), container, fill_only=fill_only)
+    with _naming(origin.name if origin else str(container.path)):
+        _check_class_position(container, reading, said)
+        family = _family(container, reading)
+        evidence = _evidence(container, reading, family, said, fill_only)
+        evidence = replace(evidence, by_names=conventions_by_names(stored))
+        configuration = resolve(reading.task, evidence, incomplete=True)
+        if not incomplete:
+            configuration.for_task(task or reading.task).require_complete()
+        dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
+        unknown = unread(container, reading.layout.name, reading.task, dtypes)
+    container, reading, canonical = _folded(container, reading)
+    order = schema(configuration.model, reading.task)
+    return Checkpoint(
+        container=container,
+        layout=LAYOUTS[reading.layout.name],
+        table=reading.table,
+        synonyms=found.synonyms,
+        task=reading.task,
+        configuration=configuration,
+        tensors={name: canonical[name] for name in order},
+        rules=reading.rules,
+        dropped={
+            **{found.stripped.stored[name]: reason for name, reason in reading.dropped.items()},
+            **found.dropped,
+        },
+        prefix=found.stripped,
+        family=family,
+        origin=origin,
+        created=dict.fromkeys(reading.created, NO_KEY_BIAS),
+        key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
+        also=found.also,
+        incomplete=found.incomplete,
+        unread=unknown,
+    )
+
+
+def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
+    """Return a checkpoint as a model of a task; what the task does not need is dropped.
+
+    Raises:
+        ConfigurationError: there is no such model in the checkpoint.
+    """
+    if task in (None, checkpoint.task):
+        return checkpoint
+    check_task(task, checkpoint.task)
+    names = schema(replace(checkpoint.configuration.model, global_pool="token"), task)
+    if missing := [name for name in names if name not in checkpoint.tensors]:
+        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
+    rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
+    gone = [rule.external for rule in checkpoint.rules if rule not in rules]
+    reason = f"not part of a model whose task is {task}"
+    return replace(
+        checkpoint,
+        task=task,
+        configuration=checkpoint.configuration.for_task(task),
+        tensors={name: checkpoint.tensors[name] for name in names},
+        rules=rules,
+        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
+    )
+
+
+def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
+    """Check that what the user says is said of one of the checkpoints, opened with `fill_only`.
+
+    Raises:
+        ConfigurationError: a flag contradicts all of them.
+    """
+    opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
+    check_flags_taken((flags or Flags()).given(), opened)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put the name before an error's sentence: of two files that are compared, either may be it."""
+    try:
+        yield
+    except MaeConvertError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _family(container: Container, reading: Reading) -> Membership | None:
+    return name_family(
+        reading.family,
+        container.training_args or {},
+        (container.conversion or {}).get("family"),
+        {**reading.geometry, "task": reading.task},
+    )
+
+
+def _evidence(
+    container: Container,
+    reading: Reading,
+    family: Membership | None,
+    flags: Mapping[str, Any],
+    fill_only: bool,
+) -> Evidence:
+    """Return everything that may tell what no tensor tells."""
+    patches = reading.geometry["num_patches"]
+    geometry = dict(reading.geometry)
+    if _pooling_untold(reading):
+        del geometry["global_pool"]
+    return Evidence(
+        geometry=geometry,
+        flags=flags,
+        stated=reading.layout.read_config(container.config or {}),
+        stated_where=container.config_source or "the file",
+        preprocessor=container.preprocessor or {},
+        preprocessor_where=container.preprocessor_source or "preprocessor_config.json",
+        training_args=container.training_args or {},
+        conventions=reading.layout.conventions,
+        layout=reading.layout.name,
+        family=family.conventions(patches) if family else {},
+        family_name=family.family.name if family else "",
+        size_hint=family.size_hint(patches) if family else "",
+        fixed=reading.layout.fixed + reading.layout.class_defaults * bool(container.config),
+        positions=_positions(container, reading),
+        recorded=(container.conversion or {}).get("assumptions", {}),
+        fill_only=fill_only,
+    )
+
+
+def _pooling_untold(reading: Reading) -> bool:
+    """Return whether the names are those of a class-token classifier and of a pooled one."""
+    if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
+        return False
+    # Only the original's program writes a batch norm before the head, and it has fc_norm to pool.
+    return not any(
+        name.startswith(BATCH_NORM) for rule in reading.rules for name in rule.canonicals
+    )
+
+
+def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
+    """Return the position embeddings by canonical name."""
+    rules = [rule for rule in reading.rules if set(rule.canonicals) & set(POSITION_EMBEDDINGS)]
+    return read_tensors(container.tensors, rules)

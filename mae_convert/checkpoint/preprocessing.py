@@ -1,0 +1,231 @@
+"""From a picture to the pixels that a model takes, as transformers' ViTImageProcessor does it.
+
+Pillow resizes 8-bit pixels, which are then scaled, and normalised in float32. The results are those
+of that class (its Pillow backend) to the bit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.checkpoint.image_files import brightness_problem, open_image
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.errors import MaeConvertError
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
+LARGEST_RESIZED = 1 << 28  # pixels
+BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
+WHERE = "in preprocessor_config.json or in the call"
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a picture, in this order.
+
+    Attributes:
+        channels: channels of the model; pictures are converted to so many.
+        resize: height and width, or None to leave it.
+        shortest_edge: resize so that the shorter side has this many pixels, or None.
+        resample: Pillow's number of the filter.
+        crop: height and width of the middle that is kept, or None.
+        rescale: what pixels from 0 to 255 are multiplied with, or 1.
+        mean: taken off each channel.
+        std: what each channel is then divided by.
+    """
+
+    channels: int
+    resize: Size | None
+    shortest_edge: int | None
+    resample: int
+    crop: Size | None
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """Return a picture as pixels (C, H, W), float32."""
+        picture = _in_channels(picture, self.channels)
+        if size := self._size_for(picture):
+            picture = picture.resize(size[::-1], Image.Resampling(self.resample))
+        if self.crop is not None:
+            picture = _middle(picture, self.crop)
+        return self.normalised(np.asarray(picture))
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W) or (H, W, C) of the right size as the model takes them."""
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
+        scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
+        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+    def _size_for(self, picture: Image.Image) -> Size | None:
+        if self.shortest_edge is None:
+            return self.resize
+        short, long = sorted((picture.height, picture.width))
+        other = int(self.shortest_edge * long / short)
+        if other * self.shortest_edge > LARGEST_RESIZED:
+            raise MaeConvertError(
+                f"an image of {picture.height}x{picture.width} pixels would have"
+                f" {other * self.shortest_edge} of them when its shorter side has"
+                f" {self.shortest_edge}; crop it"
+            )
+        tall = picture.height > picture.width
+        return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
+
+
+def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
+    """Return a checkpoint's preprocessing: as its configuration says, else to its size, bicubic.
+
+    Raises:
+        MaeConvertError: what is stated is impossible, or gives pictures of another size than the
+            model takes.
+    """
+    stated, configuration = checkpoint.preprocessor, checkpoint.configuration
+    model = configuration.model
+    if model.num_channels not in MODES:
+        raise MaeConvertError(
+            f"this model takes {model.num_channels} channels, which no picture file has; give the"
+            " pixels as an .npz file with --inputs"
+        )
+    statistics = configuration.image_mean, configuration.image_std
+    return preprocessing_as_stated(stated, model.image_hw, statistics)
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return a checkpoint's preprocessing as plain data; None where images cannot be its inputs.
+
+    ``stated`` says whether a file says how images are resized; ``problem``, why it cannot be done.
+    """
+    if checkpoint.configuration.model.num_channels not in MODES:
+        return None
+    stated = bool(checkpoint.preprocessor)
+    try:
+        return {**asdict(preprocessing_of(checkpoint)), "stated": stated}
+    except MaeConvertError as error:
+        return {"problem": str(error), "stated": stated}
+
+
+def preprocessing_as_stated(
+    stated: Mapping[str, Any],
+    image_hw: Size,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Preprocessing:
+    """Return the preprocessing that a ``preprocessor_config.json`` states.
+
+    Args:
+        stated: what it holds.
+        image_hw: height and width in pixels where it does not say the size.
+        statistics: mean and deviation of each channel.
+
+    Raises:
+        MaeConvertError: what is stated is impossible.
+    """
+    resize, edge = _stated_size(stated, image_hw)
+    crop = _pair(stated.get("crop_size")) if stated.get("do_center_crop") else None
+    normalised = stated.get("do_normalize") is not False
+    mean, std = statistics
+    return Preprocessing(
+        channels=len(mean),
+        resize=resize if stated.get("do_resize") is not False else None,
+        shortest_edge=edge if stated.get("do_resize") is not False else None,
+        resample=_resample(stated),
+        crop=crop,
+        rescale=_rescale(stated),
+        mean=mean if normalised else (0.0,) * len(mean),
+        std=std if normalised else (1.0,) * len(mean),
+    )
+
+
+def _stated_size(stated: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
+    """Return the size to resize to, or the length of the shorter side."""
+    size = stated.get("size", {"height": default[0], "width": default[1]})
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        edge = size["shortest_edge"]
+        if type(edge) is int and edge > 0:
+            return None, edge
+    return _pair(size), None
+
+
+def _pair(size: Any) -> Size:
+    if isinstance(size, Mapping):
+        sides = (size.get("height"), size.get("width"))
+    else:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise MaeConvertError(
+            f"{size!r} is no size of pictures; say height and width, or shortest_edge, {WHERE}"
+        )
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def _resample(stated: Mapping[str, Any]) -> int:
+    """Return the filter; transformers takes bilinear where its file does not say."""
+    number = stated.get("resample", BILINEAR if stated else BICUBIC)
+    if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
+        known = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
+        raise MaeConvertError(
+            f"resample is {number!r}, which Pillow does not know; say one of {known} {WHERE}"
+        )
+    return number
+
+
+def _rescale(stated: Mapping[str, Any]) -> float:
+    if stated.get("do_rescale") is False:
+        return 1.0
+    factor = stated.get("rescale_factor", 1 / 255)
+    known = isinstance(factor, float | int) and not isinstance(factor, bool)
+    if not known or not math.isfinite(factor) or not factor:
+        raise MaeConvertError(
+            f"rescale_factor is {factor!r}, by which pixels cannot be multiplied; mend it {WHERE}"
+        )
+    return float(factor)
+
+
+def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
+    if problem := brightness_problem(picture):
+        raise MaeConvertError(problem)
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+
+
+def _middle(picture: Image.Image, crop: Size) -> Image.Image:
+    """Return the middle of a picture; what lies outside of it is black."""
+    top, left = ((have - want) // 2 for have, want in zip(picture.size[::-1], crop, strict=True))
+    return picture.crop((left, top, left + crop[1], top + crop[0]))
+
+
+def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
+    """Return pictures as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
+
+    Raises:
+        MaeConvertError: a file is no picture, or does not come out in the model's size.
+    """
+    return np.stack([as_pixels(open_image(path), str(path), checkpoint) for path in paths])
+
+
+def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.ndarray:
+    """Return a picture as a checkpoint's model takes it, (C, H, W), float32.
+
+    Raises:
+        MaeConvertError: it does not come out in the model's size; the sentence has the name.
+    """
+    wanted = checkpoint.configuration.model.image_hw
+    prepare = preprocessing_of(checkpoint)
+    try:
+        pixels = prepare(picture)
+    except MaeConvertError as error:
+        raise MaeConvertError(f"{name}: {error}") from error
+    if pixels.shape[1:] != wanted:
+        raise MaeConvertError(
+            f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"
+            f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]};"
+            " mend its size, or resize the picture"
+        )
+    return pixels

@@ -1,0 +1,237 @@
+"""Recognise the layout of a set of tensors by the whole key set and the shapes.
+
+Every table of every layout is tried: the names are read through it, the geometry follows from the
+shapes, and the canonical schema of that geometry must then be met exactly. A table that leaves
+anything over, or misses anything, does not fit.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mae_convert.errors import LayoutError
+from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae.layouts import LAYOUTS, Layout
+from mae_convert.families.mae.schema import BATCH_NORM, batch_norm_schema, geometry, schema, task_of
+from mae_convert.layouts.schema import KEY_BIAS, Shape
+from mae_convert.layouts.table import Rule, Table, external_shapes, listed
+from mae_convert.layouts.transforms import SplitHeads
+from reference_models.configuration import ViTMAEConfig
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A set of external tensors, read through one table.
+
+    Attributes:
+        rules: the rules that apply, one for each external tensor that was understood.
+        task: the task of the canonical tensors.
+        geometry: configuration fields that the shapes tell.
+        dropped: external names that the table declares unused, with the reason.
+        problems: what does not fit, in sentences; empty when the table fits.
+        created: biases of the key that are not stored where query and value have theirs: they are
+            zero, which is the same function.
+        family: a family of which only the encoder is read, and the tensor that gave it away.
+    """
+
+    layout: Layout
+    table: Table
+    rules: tuple[Rule, ...]
+    task: str
+    geometry: Mapping[str, Any]
+    dropped: Mapping[str, str]
+    problems: tuple[str, ...]
+    created: Mapping[str, Shape] = field(default_factory=dict)
+    family: tuple[families.Family, str] | None = None
+
+
+def recognise(
+    shapes: Mapping[str, Shape], preferred: str | None = None, *, explain: bool = True
+) -> tuple[Reading, tuple[str, ...]]:
+    """Return how the tensors read, and the names of layouts that are the same for them.
+
+    Args:
+        shapes: external names and shapes.
+        preferred: a layout named by a configuration beside or inside the file; it decides between
+            layouts that fit equally well.
+        explain: find the nearest layout for the message, which reads the names by every table.
+
+    Raises:
+        LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
+            that differ do.
+    """
+    family, kept, decoder = families.without_decoder(shapes)
+    tables = [(layout, table) for layout in LAYOUTS.values() for table in layout.tables]
+    possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
+    readings = [read_as(layout, table, kept) for layout, table in possible]
+    fitting = _first_of_each_layout(r for r in readings if not r.problems)
+    if not fitting and not explain:
+        raise LayoutError("no layout fits")
+    if not fitting:
+        said = f"the encoder of {family[0].name} (it has {family[1]}): " if family else ""
+        every = [read_as(layout, table, kept) for layout, table in tables]
+        raise LayoutError(said + _explain_misfit(every, kept))
+    chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
+    for other in fitting:
+        if _canonical_names(other) != _canonical_names(chosen):
+            raise LayoutError(
+                f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
+                " them differently; put a config.json beside the file that says which"
+            )
+    read = replace(chosen, family=family, dropped={**chosen.dropped, **decoder})
+    return read, tuple(r.layout.name for r in fitting if r is not chosen)
+
+
+def _first_of_each_layout(readings: Iterator[Reading]) -> list[Reading]:
+    first: dict[str, Reading] = {}
+    for reading in readings:
+        first.setdefault(reading.layout.name, reading)
+    return list(first.values())
+
+
+def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
+    return {rule.external: rule.canonicals for rule in reading.rules}
+
+
+def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
+    """Read external names and shapes through one table and collect what does not fit."""
+    rules: list[Rule] = []
+    dropped: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in shapes:
+        if rule := table.rule_for(name):
+            rules.append(rule)
+        elif drop := table.drop_for(name):
+            dropped[name] = drop.why
+        else:
+            unknown.append(name)
+    heads = _heads_in(rules, shapes)
+    rules = [rule.bound(heads or 0) for rule in rules]
+    canonical, problems = _canonical_shapes(rules, shapes)
+    created = _key_biases(canonical)
+    canonical |= created
+    task = task_of(canonical)
+    known: dict[str, Any] = {}
+    expected: dict[str, Shape] = {}
+    if not problems:
+        try:
+            known = geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
+            expected = _schema(known, task)
+            if any(name.startswith(BATCH_NORM) for name in canonical):
+                expected |= batch_norm_schema(known["hidden_size"])
+        except (LayoutError, ValueError) as error:
+            problems.append(str(error))
+    if task not in table.tasks:
+        problems.append(f"{table.name} has other names for a {task} model")
+    if expected:
+        stored = {name: shape for name, shape in expected.items() if name not in created}
+        found = {name: shape for name, shape in canonical.items() if name not in created}
+        problems += _misfit(found, stored, table, heads)
+    problems += unexpected_names(unknown, table, expected or canonical)
+    return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems), created)
+
+
+def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the biases of the key that are missing where query and value have biases."""
+    if any(KEY_BIAS.search(name) for name in canonical):
+        return {}
+    values = (name for name in canonical if name.endswith(".attention.v.bias"))
+    return {
+        key: canonical[query]
+        for value in values
+        for query, key in [(value[:-6] + "q.bias", value[:-6] + "k.bias")]
+        if query in canonical
+    }
+
+
+def _heads_in(rules: list[Rule], shapes: Mapping[str, Shape]) -> int | None:
+    """Return the number of heads where the layout keeps them as an axis."""
+    for rule in rules:
+        if isinstance(rule.transform, SplitHeads) and len(shapes[rule.external]) > 1:
+            return rule.transform.heads_in(shapes[rule.external])
+    return None
+
+
+def _canonical_shapes(
+    rules: list[Rule], shapes: Mapping[str, Shape]
+) -> tuple[dict[str, Shape], list[str]]:
+    canonical: dict[str, Shape] = {}
+    problems = []
+    for rule in rules:
+        try:
+            parts = rule.transform.read_shapes(shapes[rule.external])
+        except LayoutError as error:
+            problems.append(f"{rule.external}: {error}")
+            continue
+        for name, shape in zip(rule.canonicals, parts, strict=True):
+            if name in canonical:
+                problems.append(f"two tensors are {name}, one of them {rule.external}")
+            canonical[name] = shape
+    return canonical, problems
+
+
+def _schema(known: Mapping[str, Any], task: str) -> dict[str, Shape]:
+    """Return the schema of a geometry; of its grid only the count of patches matters."""
+    fields = {k: v for k, v in known.items() if k not in ("num_patches", "num_attention_heads")}
+    patch = known["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    config = ViTMAEConfig(
+        **fields,
+        image_size=(known["num_patches"] * height, width),
+        num_attention_heads=1,
+        decoder_num_attention_heads=1,
+    )
+    return schema(config, task)
+
+
+def _misfit(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table, heads: int | None
+) -> Iterator[str]:
+    missing = [name for name in expected if name not in found]
+    try:
+        rules = [rule.bound(heads or 0) for rule in table.expand(expected)]
+        wanted = external_shapes(rules, dict(expected))
+    except LayoutError as error:
+        yield str(error)
+        return
+    external = {name: rule.external for rule in rules for name in rule.canonicals}
+    names = list(dict.fromkeys(external[name] for name in missing))
+    if names:
+        yield f"missing: {listed(names)}"
+    extra = [name for name in found if name not in expected]
+    if extra:
+        yield f"not part of such a model: {listed(extra)}"
+    actual = external_shapes(
+        [rule for rule in rules if set(rule.canonicals) <= set(found)], dict(found)
+    )
+    for name, shape in wanted.items():
+        if name in actual and actual[name] != shape:
+            yield f"{name} has shape {actual[name]} where the other tensors ask for {shape}"
+
+
+def unexpected_names(
+    unknown: list[str], table: Table, schema: Mapping[str, Shape]
+) -> Iterator[str]:
+    """Yield a sentence with names that a table does not know, if there are any."""
+    if not unknown:
+        return
+    try:
+        known = [rule.external for rule in table.expand(schema)]
+    except LayoutError:
+        known = []
+    nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+    hint = f" (nearest known name: {nearest[0]})" if nearest else ""
+    yield f"unexpected: {listed(unknown)}{hint}"
+
+
+def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
+    if family := families.explain(shapes):
+        return family
+    best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
+    if len(best.rules) * 2 < len(shapes):
+        return (
+            f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with"
+            f" {listed(list(shapes), 3)}); `mae-convert layouts` shows what is read"
+        )
+    return f"nearest layout is {best.table.name} ({best.task}), but " + "; ".join(best.problems[:4])

@@ -1,0 +1,135 @@
+"""Fields beside the weights that a library may act on and that this project does not read."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.layouts import keras_fields, timm_fields, transformers_fields
+from mae_convert.families.mae.relatives import MERGE
+from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
+from mae_convert.layouts.fields import (
+    HARMLESS,
+    NOTHING,
+    READ,
+    Reported,
+    Treatment,
+    unknown_fields,
+)
+
+OF_TRANSFORMERS = ("transformers", "transformers-tf")
+SQUARE = Reported((None, True))
+PREPROCESSOR: Mapping[str, Treatment] = {
+    **dict.fromkeys(
+        (
+            "crop_size",
+            "do_center_crop",
+            "do_normalize",
+            "do_rescale",
+            "do_resize",
+            "image_mean",
+            "image_std",
+            "resample",
+            "rescale_factor",
+            "size",
+        ),
+        READ,
+    ),
+    # Who does it and in what form; images are always converted to the model's channels here.
+    **dict.fromkeys(
+        (
+            "_processor_class",
+            "_valid_processor_keys",
+            "backend",
+            "data_format",
+            "device",
+            "disable_grouping",
+            "do_convert_rgb",
+            "image_seq_length",
+            "input_data_format",
+            "processor_class",
+            "return_tensors",
+            "transformers_version",
+            "use_fast",
+        ),
+        HARMLESS,
+    ),
+    "auto_map": Reported((None, {})),
+    "default_to_square": SQUARE,
+    "do_pad": Reported(NOTHING),
+    "pad_size": Reported(NOTHING),
+    **dict.fromkeys(
+        ("image_processor_type", "feature_extractor_type"),
+        Reported(
+            (
+                None,
+                "BitImageProcessor",
+                "BitImageProcessorFast",
+                "BitImageProcessorPil",
+                "ViTFeatureExtractor",
+                "ViTImageProcessor",
+                "ViTImageProcessorFast",
+                "ViTImageProcessorPil",
+            )
+        ),
+    ),
+}
+"""Fields of ``preprocessor_config.json``, and of ``image_processor`` in its successor."""
+
+
+def unread(
+    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+) -> tuple[str, ...]:
+    """Return what of the configuration a library may act on and nobody here reads, for a person.
+
+    Args:
+        container: a checkpoint that is open.
+        layout: the layout that it was recognised as.
+        task: the task that it was recognised as.
+        dtypes: of its tensors.
+
+    Returns:
+        Each with the file: "config.json: fusion_config".
+
+    Raises:
+        ConfigurationError: a library that reads the configuration would compute something else
+            than what the tensors give here.
+    """
+    return tuple(_unread(container, layout, task, dtypes))
+
+
+def _unread(
+    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+) -> Iterator[str]:
+    if container.adapter is not None:
+        raise ConfigurationError(
+            "adapter_config.json is beside the weights: transformers adds that adapter to the"
+            f" model, so that these weights alone are another function; {MERGE}, or remove"
+            " adapter_config.json and the adapter's weights"
+        )
+    for name in _of_model(container, layout, task, dtypes):
+        yield f"config.json: {name}"
+    if container.preprocessor_source is not None and container.preprocessor:
+        where = container.preprocessor_source
+        for name in unknown_fields(container.preprocessor, PREPROCESSOR, where):
+            yield f"{where}: {name}"
+    if container.other_preprocessor:
+        yield "preprocessor_config.json, which differs from processor_config.json"
+
+
+def _of_model(
+    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+) -> Iterable[str]:
+    config: Mapping[str, Any] = container.config or {}
+    if KERAS in config:
+        return keras_fields.unknown_in_config(config[KERAS])
+    if container.config_source != "config.json":
+        return ()  # inside a file, where only this project looks for one
+    if layout == "timm" and "architecture" in config:
+        return timm_fields.unknown_in_config(config)
+    if layout in OF_TRANSFORMERS:
+        transformers_fields.check_config(config, container.weights_file, dtypes)
+        return transformers_fields.unknown_in_config(config, task)
+    return ()

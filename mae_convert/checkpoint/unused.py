@@ -1,0 +1,194 @@
+"""Tell tensors beside a model that can be left out from those that change what it computes.
+
+A complete model may stand among tensors of a larger program: heads, projectors, copies, another
+decoder. These are left out, each with a reason. A tensor in a module of the model itself (a layer
+scale in a block, a norm in the attention), and some beside it (register tokens), take part in what
+the model computes: without them it would be another function, so that they are never left out.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mae_convert.layouts.schema import Shape
+
+Path = tuple[str, ...]
+
+# Patterns of a tensor's name below the model's root, searched for from its beginning, and why the
+# tensor can be left out. Case does not matter.
+HARMLESS = (
+    (
+        r"vis_mask_token$",
+        "the token that UM-MAE puts in place of some visible patches while it pre-trains; MAE"
+        " encodes all visible patches, so that a pre-training loss is not that of UM-MAE",
+    ),
+    (r"(.*[._/])?mask_tokens?(:0)?$", "a mask token that MAE does not use"),
+    (r"(dec|decoder|decoders)([._/\d]|$)", "part of a decoder that is not MAE's"),
+    (r"wfm[._/]", "part of CrossMAE's decoder: weights of the encoder's intermediate outputs"),
+    (
+        r"(up|upsample|upsampling|proj_up|up_?block|up_conv|up_norm|fpn|fcn)\w*[._/]",
+        "upsampling beside the MAE, as of SatMAE++ (predictions of larger images)",
+    ),
+    (r"pooler[._/]", "a pooler, which MAE does not have (transformers makes it at random)"),
+    (
+        r"(\w*_)?(ema|momentum|target|teacher|moving_average)(_\w+)?[._/]",
+        "part of a copy of the model (moving average, momentum or teacher)",
+    ),
+    (
+        r"(\w*_)?(projector|predictor|projection_head|prediction_head|prototypes?|queue\w*|ssl_head"
+        r"|dino_head|ibot_head|contrastive\w*|byol\w*)([._/]|$)",
+        "part of another self-supervised objective",
+    ),
+    (
+        r"(\w*_)?(discriminator|gan\w*|generator|perceptual\w*|lpips|vgg)[._/]",
+        "part of another objective (a discriminator or a perceptual loss)",
+    ),
+    (
+        r"(\w*_)?(head|heads|classifier|classifiers|online_classifier|linear_probe|probe|knn\w*"
+        r"|online_\w+)(_\w+)?([._/]|$)",
+        "a head that does not belong to the model that is read",
+    ),
+    (
+        r"(\w*_)?(text|language|bert|gpt|llm|audio|speech|tabular)(_\w+)?[./]",
+        "part of a model of another modality",
+    ),
+    (r"(\w*_)?(loss|criterion|metrics?|meter)\w*([._/]|$)", "part of a loss or a metric"),
+    (r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$", "a scalar of a loss"),
+)
+HARMLESS_PATTERNS = [(re.compile(f"(?i){pattern}"), why) for pattern, why in HARMLESS]
+# Tensors in a kept module that change nothing, by the last part of their name.
+BUFFERS = {
+    "position_ids": "a buffer that only counts positions",
+    "total_ops": "a counter of a profiler",
+    "total_params": "a counter of a profiler",
+    "mask_token": "a mask token that the encoder of visible patches does not use",
+}
+# What changes the function: a pattern anywhere in the name, and what it is, with timm's option.
+FUNCTION = (
+    (
+        r"(^|[._/])(ls\d?|layer_scale\w*)([._/]|$)|gamma_\d$|lambda_?\d$",
+        "layer scale (init_values)",
+    ),
+    (
+        r"(^|[._/])(q|k|qk|query|key)_?(norm|layernorm|ln)([._/]|$)|(^|[._/])(norm|ln)_?(q|k)([._/]|$)",
+        "normalisation of query and key (qk_norm)",
+    ),
+    (r"(^|[._/])(reg|register|registers|storage)_?tokens?$", "register tokens (reg_tokens)"),
+    (r"(^|[._/])dist(illation)?_token$", "a distillation token (DeiT)"),
+    (r"(^|[._/])(detection|det|prompt)_?(tokens?|embeddings?\w*)", "more tokens in the sequence"),
+    (r"rel(ative)?_pos(ition)?", "relative position biases"),
+    (
+        r"(^|[._/])(norm_pre|pre_norm|ln_pre|pre_ln|pre_layr?norm)([._/]|$)",
+        "a norm before the blocks (pre_norm)",
+    ),
+    (r"(^|[._/])(q|k|v)_bias$", "biases of query, key or value of their own"),
+    (r"rope|rotary|inv_freq|freqs", "rotary position embeddings"),
+    (r"lora|adapter|adaptmlp|ia3", "an adapter that is not merged"),
+    (r"prompt", "prompt tokens"),
+    (r"(^|[._/])(w12|w3|gate\w*|fc1_g|fc1_x)([._/]|$)", "a gated MLP (SwiGLU)"),
+    (r"running_(mean|var)$", "batch norm"),
+    (r"patch_embed\w*[._/](\w+[._/])*(norm|ln)", "a norm after the patch embedding"),
+    (r"norm|(^|[._/])ln", "a norm more than a ViT's"),
+    (r"pos_embed|position|token|embed", "an embedding or token more than a ViT's"),
+    (r"bias", "a bias more than a ViT's"),
+)
+UNKNOWN = "a tensor in a module of the model that a ViT does not have"
+EMBEDDING = re.compile(r"(?i)(token|embed|pos(ition)?s?)(s|ding|dings)?(\d*)?(_\w+)?([._/]|$)")
+NORM = re.compile(r"(?i)(\w*_)?(norm|ln|layernorm)(\w*_\w*|\d*)$")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What was found of tensors that a model does not take.
+
+    Attributes:
+        dropped: tensor → why it can be left out.
+        needed: tensor → what it is, for those without which the model is another function.
+    """
+
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    needed: Mapping[str, str] = field(default_factory=dict)
+
+
+def sort_unused(
+    unused: Mapping[str, Shape],
+    encoder: Iterable[str],
+    others: Iterable[str],
+    task: str,
+    width: int,
+) -> Unused:
+    """Sort tensors that a model does not take.
+
+    Args:
+        unused: their names, as the other names are, and shapes.
+        encoder: names of the encoder's tensors, which tell where its root is.
+        others: names of the other tensors that are taken (decoder, head).
+        task: what the model is read as.
+        width: the encoder's width.
+    """
+    paths = [_path(name) for name in encoder]
+    root = _common(paths)
+    inner = (*paths, *map(_path, others))
+    modules = {path[:end] for path in inner for end in range(1, len(path))}
+    modules -= {root[:end] for end in range(len(root) + 1)}
+    dropped: dict[str, str] = {}
+    needed: dict[str, str] = {}
+    for name, shape in unused.items():
+        why, needs = _judged(name, shape, root, modules, task, width)
+        (needed if needs else dropped)[name] = why
+    return Unused(dropped, needed)
+
+
+def _judged(
+    name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
+) -> tuple[str, bool]:
+    """Return the reason or what the tensor is, and whether the model needs it."""
+    path = _path(name)
+    if any(path[:end] in modules for end in range(1, len(path))):
+        harmless = BUFFERS.get(path[-1].removesuffix(":0"))
+        return (harmless, False) if harmless else (what_it_is(name), True)
+    below = path[: len(root)] == root
+    rest = ".".join(path[len(root) :] if below else path)
+    if task == "pretrain" and re.match(r"(?i)dec(oder)?([._\d]|$)", rest):
+        return "a part of the decoder that MAE does not have", True
+    for pattern, why in HARMLESS_PATTERNS:
+        if pattern.match(rest):
+            return why, False
+    if below and _touches_encoder(rest, shape, width):
+        return what_it_is(rest), True
+    if task == "classify" and width in shape:
+        return "a tensor that may stand between the encoder and the head", True
+    return f"not part of the {task} model that is read", False
+
+
+def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
+    """Tell whether a tensor beside the encoder's modules is one that they are likely to use.
+
+    Its own name or that of its outermost module tells it; what stands deeper is that module's.
+    """
+    outermost = re.split(r"[./]", rest)[0]
+    if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):
+        return True
+    if width not in shape:
+        return False
+    return bool(EMBEDDING.search(outermost) or NORM.match(outermost))
+
+
+def what_it_is(name: str) -> str:
+    """Return in words what a tensor is that changes what a model computes."""
+    found = (what for pattern, what in FUNCTION if re.search(f"(?i){pattern}", name))
+    return next(found, UNKNOWN)
+
+
+def _path(name: str) -> Path:
+    return tuple(re.split(r"[./]", name))
+
+
+def _common(paths: list[Path]) -> Path:
+    """Return the modules that all names begin with."""
+    parents = [path[:-1] for path in paths]
+    shortest = min(parents, key=len, default=())
+    end = next(
+        (i for i, part in enumerate(shortest) if any(p[i] != part for p in parents)), len(shortest)
+    )
+    return shortest[:end]

@@ -1,0 +1,129 @@
+"""What is odd about a checkpoint: whatever one should look at before one relies on it."""
+
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from mae_convert.checkpoint.batch_norm import REASON
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.dtypes import DTYPES
+from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.table import listed
+from reference_models.positions import sincos_position_embedding
+
+Statistics = Mapping[str, float]
+
+FLOAT32_NOISE = 1e-5
+"""How far apart fixed embeddings are, which are at most 1, if they were computed in float32."""
+
+
+def in_names(checkpoint: Checkpoint) -> list[str]:
+    """Return what is odd about names, shapes and dtypes; no tensor is read."""
+    return list(_in_names(checkpoint))
+
+
+def _in_names(checkpoint: Checkpoint) -> Iterator[str]:
+    if prefix := checkpoint.prefix.said():
+        yield f"the prefix {prefix} was taken off the names"
+    for reason, names in by_reason(checkpoint.dropped).items():
+        yield f"not used, {len(names)} tensor{'s' * (len(names) > 1)}: {listed(names, 3)}: {reason}"
+    for task in checkpoint.also:
+        yield f"every tensor of a {task} model is there too: --task {task} reads it"
+    for reason, names in by_reason(checkpoint.created).items():
+        yield f"not stored, {len(names)} tensors: {listed(names, 2)}: {reason}"
+    if unread := checkpoint.unread:
+        yield f"a library may act on fields that are not known here: {listed(unread, 8)}"
+    dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if len(dtypes) > 1:
+        yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"
+    if not checkpoint.configuration.model.qkv_bias:
+        yield "query, key and value have no biases"
+
+
+def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return each reason, and the names that it is the reason for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
+
+
+def not_read(checkpoint: Checkpoint) -> list[str]:
+    """Return in words which tensors of the file are not part of the model that was read."""
+    return [
+        f"{listed(names, 3)}, not read: {reason}"
+        for reason, names in by_reason(checkpoint.dropped).items()
+        if reason != REASON
+    ]
+
+
+def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
+    """Return what is odd about the values of tensors; of these only positions are read again.
+
+    Args:
+        checkpoint: the checkpoint.
+        statistics: of each canonical tensor, as `statistics` of `mae_convert.checkpoint.inspect`
+            gives them.
+    """
+    if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
+        return list(_in_statistics(statistics))
+    grid = checkpoint.configuration.model.grid_hw
+    positions = (checkpoint.tensors.get(name) for name in POSITION_EMBEDDINGS)
+    return [
+        *_in_statistics(statistics),
+        *(f"{tensor.name} {position_in_words(tensor, grid)}" for tensor in positions if tensor),
+    ]
+
+
+def _in_statistics(statistics: Mapping[str, Statistics]) -> Iterator[str]:
+    for name, s in statistics.items():
+        if s["not_finite"]:
+            yield f"{name} holds {s['not_finite']} values that are NaN or infinite"
+    norms = [name for name in statistics if "norm" in name.split(".")[-2]]
+    untouched = [n for n in norms if _is_all(statistics[n], 1.0 if n.endswith("weight") else 0.0)]
+    if norms and untouched == norms:
+        yield "every norm has the weight 1 and the bias 0, as before any training"
+    elif untouched:
+        yield f"as before any training: {listed(untouched)}"
+    rest = [name for name in statistics if name not in norms]
+    if zero := [name for name in rest if _is_all(statistics[name], 0.0)]:
+        yield f"all zero: {listed(zero)}"
+    largest = float(np.finfo(np.float16).max)
+    large = [n for n, s in statistics.items() if max(-s["min"], s["max"]) > largest]
+    if large:
+        yield f"larger than float16 can hold: {listed(large)}"
+
+
+def _is_all(s: Statistics, value: float) -> bool:
+    return not s["not_finite"] and s["min"] == s["max"] == value
+
+
+def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
+    """Say whether a position embedding (1, 1 + L, D) is a fixed one of sines and cosines.
+
+    Args:
+        tensor: the embedding.
+        grid: rows and columns of patches, L in all.
+    """
+    fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"
+    if fixed_precision(tensor, grid) is not None:
+        return f"is exactly {fixed}"
+    stored = tensor.load().astype(np.float64)
+    if not np.isfinite(stored).all():
+        return f"is not {fixed}: it is not finite"
+    width = tensor.shape[-1]
+    table = sincos_position_embedding(width, grid)
+    halves = np.split(table, [width // 2], axis=-1)
+    alike = {
+        f"is {fixed}, but for rounding": table,
+        f"is {fixed}, rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
+        f"is that of {grid[1]} x {grid[0]} patches, one after the other laid over {grid[0]} x"
+        f" {grid[1]}": sincos_position_embedding(width, grid[::-1]),
+    }
+    noise = max(FLOAT32_NOISE, float(ml_dtypes.finfo(DTYPES[str(tensor.dtype)]).eps))
+    for words, other in alike.items():
+        if np.abs(stored - other).max() <= noise:
+            return words
+    return f"is not {fixed}, but up to {np.abs(stored - table).max():.1g} away"

@@ -1,0 +1,292 @@
+"""Commands that read checkpoints and write them in other layouts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.cli.common import open_and_infer, open_and_tell, open_pair_and_tell
+from mae_convert.cli.contradictions import CheckedCommand
+from mae_convert.cli.options import (
+    COUNT,
+    DTYPE,
+    ByteSize,
+    ImageSize,
+    SourceType,
+    checkpoint_options,
+    images_option,
+    infer_option,
+    json_option,
+    task_option,
+)
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Flags
+    from mae_convert.sources import Source
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
+@click.option(
+    "--hash", "with_hash", is_flag=True, help="Hash file and tensors: is it an official one?"
+)
+@task_option
+@infer_option
+@images_option
+@json_option
+@checkpoint_options
+def inspect(
+    src: "Source",
+    stats: bool,
+    with_hash: bool,
+    task: str | None,
+    use_infer: bool,
+    images: Path | None,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Say what a checkpoint is: layout, task, geometry, and what was assumed.
+
+    Example:
+    \b
+        mae-convert inspect mae_pretrain_vit_base.pth
+    """
+    from mae_convert.checkpoint.inspect import inspect as look
+    from mae_convert.checkpoint.open import as_task
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.inspection import inspection as show
+
+    if use_infer:
+        checkpoint, _ = open_and_infer(src, flags, images, state_key=state_key, task=task)
+    else:
+        checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    checkpoint = as_task(checkpoint, task)
+    report = look(checkpoint, stats=stats, with_hash=with_hash)
+    print_json(report) if as_json else show(report)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="LAYOUT[=DST]",
+    help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
+)
+@click.option(
+    "--task",
+    help="Keep only this (pretrain, encoder, classify): encoder drops a decoder or a head.",
+)
+@click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    help="Resample the position embeddings for pictures of this size; reported as lossy.",
+)
+@click.option(
+    "--sincos-positions",
+    is_flag=True,
+    help="With --image-size: make fixed sine-cosine position embeddings anew instead.",
+)
+@click.option(
+    "--num-labels",
+    type=COUNT,
+    help="Put a new classifier head of zeros on the encoder, to fine-tune.",
+)
+@click.option(
+    "--in-channels",
+    type=COUNT,
+    help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
+)
+@click.option(
+    "--max-shard-size",
+    type=ByteSize(),
+    help="Write a directory's weights in parts of at most this size, with an index.",
+)
+@click.option(
+    "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin in place of model.safetensors."
+)
+@click.option(
+    "--prefix",
+    default="",
+    metavar="TEXT",
+    help="Put this before every name in the file, as module. of DistributedDataParallel.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
+@infer_option
+@images_option
+@json_option
+@checkpoint_options
+def convert(
+    src: "Source",
+    dst: Path,
+    targets: tuple[str, ...],
+    task: str | None,
+    dtype: str | None,
+    image_size: tuple[int, int] | None,
+    sincos_positions: bool,
+    in_channels: int | None,
+    num_labels: int | None,
+    max_shard_size: int | None,
+    pickled: bool,
+    prefix: str,
+    overwrite: bool,
+    use_infer: bool,
+    images: Path | None,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Convert a checkpoint to another layout; what was written is read back and compared.
+
+    Example:
+    \b
+        mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
+    """
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.conversion import conversion as show
+    from mae_convert.cli.output.progress import progress
+    from mae_convert.convert.changes import Geometry
+    from mae_convert.convert.execute import execute_all
+    from mae_convert.convert.new_head import with_new_head
+    from mae_convert.convert.output_options import Packing
+    from mae_convert.convert.plan import parse_targets, plan_conversion
+
+    wanted: dict[str, Any] = {
+        "task": task,
+        "dtype": dtype,
+        "geometry": Geometry(image_size, sincos_positions, in_channels),
+        "packing": Packing(prefix, pickled, max_shard_size),
+    }
+    part = None if num_labels else task
+    if use_infer:
+        source, _ = open_and_infer(src, flags, images, state_key=state_key, task=part)
+    else:
+        source = open_and_tell(src, flags, state_key=state_key, task=part, incomplete=True)
+    source = with_new_head(source, num_labels, task) if num_labels else source
+    plans = [
+        plan_conversion(source, target, layout, **wanted)
+        for layout, target in parse_targets(dst, targets)
+    ]
+    on_commit = click.get_current_context().obj or (lambda: None)
+    with progress("read, write and compare") as told:
+        reports = execute_all(plans, overwrite=overwrite, progress=told, on_commit=on_commit)
+    if as_json:
+        print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
+    else:
+        for plan, report in zip(plans, reports, strict=True):
+            show(plan, report)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@task_option
+@json_option
+@checkpoint_options
+def diff(
+    a: "Source",
+    b: "Source",
+    task: str | None,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> int:
+    """Compare two checkpoints tensor by tensor, across layouts.
+
+    Exit status 1 if anything differs.
+
+    Example:
+    \b
+        mae-convert diff checkpoint.pth my-mae --num-heads 12
+    """
+    from mae_convert.checkpoint.diff import diff as compare_tensors
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.conversion import difference as show
+    from mae_convert.cli.output.conversion import difference_json
+
+    pair = open_pair_and_tell((a, b), flags, state_key=state_key, task=task, incomplete=True)
+    difference = compare_tensors(*pair)
+    print_json(difference_json(difference)) if as_json else show(difference)
+    return 0 if difference.same else 1
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@task_option
+@json_option
+@checkpoint_options
+def fingerprint(
+    src: "Source", task: str | None, as_json: bool, state_key: str | None, flags: "Flags"
+) -> None:
+    """Print a digest of a checkpoint's weights and configuration that any layout gives alike.
+
+    Example:
+    \b
+        mae-convert fingerprint my-mae
+    """
+    from mae_convert.checkpoint.fingerprint import fingerprint_report
+    from mae_convert.checkpoint.official import confirmed_by_hash
+    from mae_convert.checkpoint.open import as_task
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.fingerprint import fingerprint as show
+
+    checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    report = fingerprint_report(as_task(confirmed_by_hash(checkpoint), task))
+    print_json(report) if as_json else show(report)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@json_option
+@checkpoint_options
+def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
+    """Say whether B holds A's weights, its encoder, or A after declared steps.
+
+    A and B are checkpoints, or certificates and conversion records (.json) of checkpoints whose
+    files are not at hand. Exit status 1 if neither was made of the other.
+
+    Example:
+    \b
+        mae-convert lineage checkpoint.pth my-mae
+    """
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.fingerprint import lineage as show
+    from mae_convert.verify.lineage import lineage as compare
+    from mae_convert.verify.lineage_records import known, read_record, record_of
+
+    records = [record_of(source) if isinstance(source, Path) else None for source in (a, b)]
+    options: dict[str, Any] = {"state_key": state_key, "incomplete": True}
+    if records == [None, None]:
+        pair = [known(c) for c in open_pair_and_tell((a, b), flags, **options)]
+    else:
+        pair = [
+            read_record(record)
+            if record
+            else known(open_and_tell(source, flags, fill_only=True, **options), with_record=True)
+            for record, source in zip(records, (a, b), strict=True)
+        ]
+    result = compare(*pair)
+    print_json(result.to_dict()) if as_json else show(result)
+    return 0 if result.related else 1
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("name", required=False)
+def layouts(name: str | None) -> None:
+    """List the layouts, or show the mapping table of one.
+
+    Example:
+    \b
+        mae-convert layouts transformers-tf
+    """
+    from mae_convert.cli.output import layouts as show
+    from mae_convert.families.mae.layouts import LAYOUTS, layout_named
+
+    show.layout(layout_named(name)) if name else show.layouts(LAYOUTS.values())

@@ -1,0 +1,128 @@
+"""Commands that fetch checkpoints and publish them."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from mae_convert.cli.contradictions import CheckedCommand
+from mae_convert.cli.options import json_option
+from mae_convert.cli.streams import say
+from mae_convert.text import for_terminal
+
+
+@click.command(cls=CheckedCommand)
+@json_option
+def catalog(as_json: bool) -> None:
+    """List the official checkpoints: which has the decoder, what it predicts, which one to take.
+
+    Example:
+    \b
+        mae-convert catalog
+    """
+    from mae_convert.cli.output import catalog as show
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.families.mae.official import OFFICIAL
+    from mae_convert.sources.official_download import confirmed_fingerprints
+
+    fingerprints = confirmed_fingerprints()
+    if as_json:
+        print_json(show.catalog_json(OFFICIAL, fingerprints))
+    else:
+        show.catalog(OFFICIAL, fingerprints)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also copy the file here; without it, it stays in the cache alone.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file at --output if it is there.")
+@json_option
+def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Download an official checkpoint, check it, and say where it is.
+
+    Example:
+    \b
+        mae-convert download mae_visualize_vit_base
+    """
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.sources.official_download import download as fetch
+
+    report = fetch(name, output, overwrite=overwrite)
+    if as_json:
+        print_json(report)
+        return
+    for field, value in report.items():
+        if field != "path":
+            say(f"{field:<10}{value}")
+    click.echo(for_terminal(report["path"]))
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="The same model in another layout: a directory with tf_model.h5, or a .weights.h5 file.",
+)
+@click.option("--branch", default="main", show_default=True, help="Made if it is not there.")
+@click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
+@click.option("--private", is_flag=True, help="Make a new repository a private one.")
+@click.option("--license", "license_", metavar="ID", help="Where the source does not tell it.")
+@click.option("--license-name", metavar="TEXT", help="With --license other: its name.")
+@click.option("--license-link", metavar="URL", help="With --license other: where its text is.")
+@click.option("--base-model", metavar="REPO_ID", help="Repository that the model derives from.")
+@click.option("--unverified", is_flag=True, help="Go without a certificate; the card says so.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes and card, and send nothing.")
+@json_option
+def publish(
+    directory: Path,
+    repo_id: str,
+    also: tuple[Path, ...],
+    branch: str,
+    create_pr: bool,
+    private: bool,
+    license_: str | None,
+    license_name: str | None,
+    license_link: str | None,
+    base_model: str | None,
+    unverified: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Publish verified weights to the Hugging Face Hub, with a card that says how they are known.
+
+    DIR holds converted weights and the certificate of `verify --certify`. It is done by one commit;
+    what the Hub then serves is downloaded and compared. Exit status 1 if it differs.
+
+    Example:
+    \b
+        mae-convert publish my-mae someone/my-mae --dry-run
+    """
+    from mae_convert.cli.output import publication as show
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.publish import Target, Wish, plan_publication
+    from mae_convert.publish import publish as send
+
+    said = {"license": license_, "license_name": license_name, "license_link": license_link}
+    licence = {name: value for name, value in said.items() if value}
+    target = Target(repo_id, branch, create_pr, private)
+    wish = Wish(directory, target, also, unverified, licence, base_model)
+    if sys.stderr.isatty():
+        click.echo("reading the model, its proof and the repository ...", err=True)
+    publication = plan_publication(wish, dry_run=dry_run)
+    if not as_json:
+        show.plan(publication, with_card=dry_run)
+    if dry_run:
+        if as_json:
+            print_json(show.plan_json(publication))
+        return 0
+    published = send(publication)
+    print_json(show.published_json(published)) if as_json else show.published(published)
+    return 1 if published.wrong else 0

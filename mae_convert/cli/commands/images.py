@@ -1,0 +1,192 @@
+"""Commands that look at what a model does with pictures."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.cli.common import open_and_tell
+from mae_convert.cli.contradictions import CheckedCommand
+from mae_convert.cli.options import (
+    SourceType,
+    bands_option,
+    checkpoint_options,
+    device_option,
+    framework_option,
+    json_option,
+    preprocessed_option,
+)
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Flags
+    from mae_convert.sources import Source
+
+PICTURES = click.Path(path_type=Path)
+
+
+def first_installed() -> str:
+    """Return the first framework that is here.
+
+    Raises:
+        MissingRequirementError: none is.
+    """
+    from mae_convert.errors import MissingRequirementError
+    from mae_convert.runtime.sides import has_framework
+
+    for framework in ("torch", "tensorflow", "jax"):
+        if has_framework(framework, None):
+            return framework
+    raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@click.argument("images", type=PICTURES, nargs=-1, metavar="[IMAGE...]")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=PICTURES,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="A .png, .jpg or .webp; as .gif a film of mask ratios from 0.5 to 0.95.",
+)
+@click.option(
+    "--mask",
+    default="random",
+    show_default=True,
+    metavar="random|block|grid|FILE",
+    help="What is removed; FILE is a picture that is white there.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--framework",
+    type=click.Choice(["torch", "tensorflow", "jax", "both"]),
+    help="Default: the first installed. With both: PyTorch, TensorFlow, and how they differ.",
+)
+@device_option
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="Show the model the middle of a picture, or the whole squeezed into its shape.",
+)
+@preprocessed_option
+@bands_option
+@click.option("--across", type=click.IntRange(min=1), help="Groups beside each other on a sheet.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@json_option
+@checkpoint_options
+def reconstruct(
+    src: "Source",
+    images: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> None:
+    """Hide most of each picture, let the model paint it, and draw original, rest and result.
+
+    Pictures are image files, or come preprocessed by --inputs. The ratio is --mask-ratio, else what
+    the checkpoint says, else 0.75.
+
+    Example:
+    \b
+        mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
+    """
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.images import reconstructions as show
+    from mae_convert.visualize.reconstruct import Look, look_at
+
+    if not images and options["inputs"] is None:
+        raise click.UsageError("there is no picture; give image files, or --inputs FILE.npz")
+    stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
+    look = Look(**options, framework=framework or first_installed(), stretch=stretch)
+    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
+    print_json(report) if as_json else show(report)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("src", type=SourceType())
+@click.argument("folder", type=PICTURES, required=False, metavar="[DIR]")
+@click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@preprocessed_option
+@framework_option
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@json_option
+@checkpoint_options
+def features(
+    src: "Source",
+    folder: Path | None,
+    output: Path,
+    batch: int,
+    inputs: Path | None,
+    framework: str | None,
+    device: str | None,
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+) -> None:
+    """Save the encoder's features of all pictures in a folder, subfolders being labels.
+
+    The file holds names, labels, cls (the class token) and mean (of the patches), after the final
+    norm, with no patch left out.
+
+    Example:
+    \b
+        mae-convert features mae_pretrain_vit_base pictures -o features.npz
+    """
+    from mae_convert.checkpoint.image_files import images_below
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.images import features as show
+    from mae_convert.cli.output.images import features_json
+    from mae_convert.visualize.features import check_output, features_of
+    from mae_convert.visualize.image_batch import batch_from_inputs
+
+    check_output(output, overwrite=overwrite)
+    if folder is None and inputs is None:
+        raise click.UsageError("there is no picture; give a folder, or --inputs FILE.npz")
+    paths = images_below(folder) if folder else []
+    checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
+    checkpoint.require_complete("encoder")
+    given = batch_from_inputs(inputs, checkpoint) if inputs else None
+    chosen = framework or first_installed()
+    count = len(given.names if given else paths)
+    with click.progressbar(
+        length=count, label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        found = features_of(
+            checkpoint, folder, paths, inputs=given, framework=chosen, device=device, batch=batch,
+            advance=bar.update,
+        )  # fmt: skip
+    found.save(output, overwrite=overwrite)
+    print_json(features_json(found, output)) if as_json else show(found, output)
+
+
+@click.command(cls=CheckedCommand)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="mae-convert-demo",
+    show_default=True,
+    help="Directory for the converted models and the picture.",
+)
+def demo(output: Path) -> int:
+    """Convert the embedded checkpoint to PyTorch and TensorFlow and back, and prove it.
+
+    Example:
+    \b
+        mae-convert demo --output /tmp/demo
+    """
+    from mae_convert.cli.demo import run_demo
+
+    return 0 if run_demo(output) else 1

@@ -1,0 +1,244 @@
+"""Commands for many checkpoints: convert and verify them all, or see how a training went."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.cli.contradictions import CheckedCommand
+from mae_convert.cli.options import (
+    bands_option,
+    checkpoint_options,
+    device_option,
+    framework_option,
+    json_option,
+    preprocessed_option,
+)
+from mae_convert.cli.streams import say
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Flags
+    from mae_convert.sweep.result import Row
+    from mae_convert.sweep.results import Results
+    from mae_convert.sweep.run import Agenda, Engine
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("plan", nargs=-1, required=True, metavar="PLAN")
+@click.option("--to", multiple=True, metavar="LAYOUT", help="Layout to write, as `to` in a plan.")
+@click.option("--target", metavar="TEXT", help="Where to, as out/{stem}-{to}.")
+@click.option("--verify/--no-verify", default=None, help="Prove each conversion.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Any other field of a plan; several values of one field make several jobs.",
+)
+@click.option("--results", type=FILE, help="SQLite file.  [default: PLAN.results.sqlite]")
+@click.option(
+    "--report",
+    "reports",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Also write all results as an .html page, or a .parquet table.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes on this machine, or tasks on a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster.  [default: RAY_ADDRESS, or on this machine]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Jobs at a time on this machine, at most.  [default: as many as cores]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="That each framework computes with.  [default: cores / workers; with Ray 1]",
+)
+@click.option("--dry-run", is_flag=True, help="Show jobs and sizes, and do nothing.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
+@click.option("--retry-failed", is_flag=True, help="Repeat what failed, and nothing else.")
+@click.option("--overwrite", is_flag=True, help="Replace targets that this sweep did not make.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object on a line for each event."
+)
+def sweep(
+    plan: tuple[str, ...],
+    results: Path | None,
+    reports: tuple[Path, ...],
+    dry_run: bool,
+    fail_fast: bool,
+    retry_failed: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Convert, verify and publish many checkpoints; run again, it goes on where it was.
+
+    PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. Jobs that are done are
+    skipped while source and target are unchanged, and those that failed are repeated. Exit status
+    1 if any failed.
+
+    Example:
+    \b
+        mae-convert sweep 'runs/checkpoint-*.pth' --to transformers --target 'out/{stem}' --verify
+    """
+    from mae_convert.cli.output import sweep as show
+    from mae_convert.reports.sweep_files import check_names, write_reports
+    from mae_convert.sweep.plan import read_plan
+    from mae_convert.sweep.results import Results
+    from mae_convert.sweep.run import agenda, refuse_targets
+
+    check_names(reports)
+    jobs = read_plan(plan, _said(options))
+    path = results or _default_results(plan)
+    nothing = dry_run and not path.exists()
+    with nullcontext() if nothing else Results(path) as file:
+        rows, begun = (file.rows(), file.begun()) if file else ({}, set[str]())
+        todo = agenda(jobs, rows, only_failed=retry_failed)
+        if not overwrite:
+            refuse_targets(todo.todo, begun)
+        if dry_run or file is None:
+            show.dry_run(todo, rows, as_json=as_json)
+            return 0
+        found = _run(todo, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
+    show.summary(todo, found, path, as_json=as_json)
+    not_run = len(jobs) - len(found)
+    write_reports(found, reports, not_run)
+    return 0 if not not_run and all(row.is_good for row in found) else 1
+
+
+def _run(
+    todo: "Agenda", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
+) -> "list[Row]":
+    """Run what is to be done, and return the rows of all jobs, in the order of the plan."""
+    from mae_convert.cli.output import sweep as show
+    from mae_convert.sweep.run import run_sweep
+
+    with show.progress(todo, as_json=as_json, on_terminal=sys.stderr.isatty()) as told:
+        fresh = run_sweep(todo.todo, file, engine, fail_fast=fail_fast, tell=told)
+    rows = {row.key: row for row in (*todo.done, *fresh)}
+    return [rows[job.key] for job in todo.jobs if job.key in rows]
+
+
+def _said(options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the fields that the command line gives, and take them from the options."""
+    given: dict[str, list[Any]] = {}
+    for text in options.pop("assignments"):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {text} is no field with a value; write FIELD=VALUE")
+        given.setdefault(name, []).append(value)
+    if to := options.pop("to"):
+        given["to"] = list(to)
+    for name in ("target", "verify"):
+        if (value := options.pop(name)) is not None:
+            given[name] = [value]
+    return given
+
+
+def _default_results(plan: tuple[str, ...]) -> Path:
+    from mae_convert.sweep.plan_file import is_plan
+
+    return Path(plan[0] if is_plan(plan[0]) else "sweep").with_suffix(".results.sqlite")
+
+
+def _engine(options: dict[str, Any]) -> "Engine":
+    """Return what runs the jobs."""
+    if options["engine"] == "ray":
+        from mae_convert.sweep.ray_engine import run_on_ray
+
+        return lambda jobs: run_on_ray(jobs, options["address"], options["threads"])
+    from mae_convert.sweep.process_pool import limits, run_local
+
+    allowed = limits(options["workers"], options["threads"])
+    return lambda jobs: run_local(jobs, allowed)
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.option("--images", type=FILE, metavar="DIR", help="Folder of pictures.")
+@preprocessed_option
+@bands_option
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=FILE,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="An .html page; .png: its pictures; .csv or .json: its table.",
+)
+@click.option("--most", type=click.IntRange(min=1), default=8, show_default=True,
+              help="At most so many of the pictures.")  # fmt: skip
+@click.option("--shown", type=click.IntRange(min=2), default=5, show_default=True,
+              help="Checkpoints whose pictures are shown.")  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+)
+@framework_option
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@json_option
+@checkpoint_options
+def timeline(
+    sources: tuple[str, ...],
+    images: Path | None,
+    outputs: tuple[Path, ...],
+    most: int,
+    framework: str | None,
+    overwrite: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> int:
+    """Show how a training went: the loss of each checkpoint on the same pictures and masks.
+
+    SRC is any number of checkpoints and patterns. The epoch is what the file says, else the last
+    number in its name. Exit status 1 if a checkpoint could not be run.
+
+    Example:
+    \b
+        mae-convert timeline 'runs/checkpoint-*.pth' --images photographs -o training.html
+    """
+    from mae_convert.checkpoint.image_files import images_in
+    from mae_convert.cli.commands.images import first_installed
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.images import timeline as show
+    from mae_convert.layouts.table import listed
+    from mae_convert.reports.timeline_files import check_names, timeline_json, write
+    from mae_convert.sources.patterns import sources_named
+    from mae_convert.visualize.timeline import View
+    from mae_convert.visualize.timeline import timeline as follow
+
+    check_names(outputs, overwrite=overwrite)
+    if images is None and options["inputs"] is None:
+        raise click.UsageError("there is no picture; give --images DIR, or --inputs FILE.npz")
+    pictures = images_in(images)[:most] if images else []
+    found = [name for text in sources for name in sources_named(text)]
+    options |= {"flags": flags, "state_key": state_key, "most": most}
+    view = View(framework or first_installed(), **options)
+    with click.progressbar(
+        length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        result = follow(list(dict.fromkeys(found)), pictures, view, bar.update)
+    outputs = tuple(dict.fromkeys(outputs))
+    write(result, outputs, overwrite=overwrite)
+    print_json(timeline_json(result)) if as_json else show(result, outputs)
+    if failed := result.failed:
+        names = listed([point.source for point in failed])
+        say(f"{len(failed)} of {len(result.points)} checkpoints have no loss: {names}")
+    return 1 if failed else 0

@@ -1,0 +1,298 @@
+"""Commands that run models and judge whether they are the same function."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mae_convert.cli.common import open_and_tell, open_pair_and_infer, open_pair_and_tell, say_notes
+from mae_convert.cli.contradictions import CheckedCommand
+from mae_convert.cli.options import (
+    DEVICE,
+    FRAMEWORK,
+    MODE,
+    RUN_DTYPE,
+    SourceType,
+    checkpoint_options,
+    infer_option,
+    input_options,
+    json_option,
+    side_options,
+    task_option,
+    time_limit_option,
+)
+from mae_convert.cli.streams import say
+from mae_convert.text import for_terminal
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Flags
+    from mae_convert.runtime.sides import Side
+    from mae_convert.sources import Source
+    from mae_convert.verify.judge import Verdict
+    from mae_convert.verify.verification import Options, Verification
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("ckpt", type=SourceType())
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--python", help="Interpreter of the environment that has the framework.")
+@click.option(
+    "--mode",
+    type=MODE,
+    default="eager",
+    show_default=True,
+    help="Run the model as it is, compiled, or as in training with dropout 0.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=RUN_DTYPE,
+    multiple=True,
+    help="Precision of a run; may be given several times.  [default: float64, float32]",
+)
+@click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
+@click.option(
+    "--as-converted",
+    type=SourceType(),
+    metavar="CONVERTED",
+    help="First apply the lossy steps that a checkpoint made of this one declares.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@time_limit_option
+@task_option
+@input_options
+@checkpoint_options
+def trace(
+    ckpt: "Source",
+    out: Path,
+    framework: str | None,
+    device: str,
+    python: str | None,
+    mode: str,
+    time_limit: float | None,
+    dtypes: tuple[str, ...],
+    task: str | None,
+    state_key: str | None,
+    flags: "Flags",
+    as_converted: "Source | None",
+    **options: Any,
+) -> None:
+    """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
+
+    Example:
+    \b
+        mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
+    """
+    from mae_convert.checkpoint.open import as_task
+    from mae_convert.runtime.running import DEFAULT_DTYPES
+    from mae_convert.runtime.sides import Side
+    from mae_convert.sources import locate
+    from mae_convert.verify.tracing import TraceOptions, trace_to_file
+
+    converted = None if as_converted is None else locate(as_converted)[0]
+    trace_to_file(
+        as_task(open_and_tell(ckpt, flags, state_key=state_key, task=task), task),
+        Side(framework, device, python, mode, time_limit),
+        out,
+        TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
+    )
+    click.echo(f"wrote {for_terminal(out)}")
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@json_option
+def compare(a: "Source", b: "Source", as_json: bool) -> int:
+    """Judge two traces, made here or on other machines. Exit status 1 if they differ.
+
+    Example:
+    \b
+        mae-convert compare a.safetensors b.safetensors
+    """
+    from mae_convert.diagnose.diagnosis import diagnose_traces
+    from mae_convert.runtime.trace import Trace
+    from mae_convert.sources import locate_file
+    from mae_convert.verify.judge import judge
+
+    traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
+    verdict = diagnose_traces(judge(*traces), *traces)
+    _tell(verdict, as_json=as_json)
+    return 0 if verdict.passed else 1
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType(), required=False)
+@click.argument("b", type=SourceType(), required=False)
+@click.option(
+    "--published",
+    metavar="NAME",
+    help="Compare A, or the checkpoint NAME itself, with results that others published for NAME.",
+)
+@side_options
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FRAMEWORK[=PYTHON]",
+    help="Have B (or A, if only A has its names) run once more, by another library's own classes.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=RUN_DTYPE,
+    multiple=True,
+    help="Precision to judge besides float64; may be given several times.  [default: float32]",
+)
+@click.option(
+    "--at-mask-ratio",
+    "mask_ratio_of_run",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Run with this mask ratio instead of the configured one.",
+)
+@input_options
+@click.option("--require-proof", is_flag=True, help="Fail unless both sides are native witnesses.")
+@click.option(
+    "--certify",
+    is_flag=True,
+    help="If it passes, put a certificate beside B, which `verify B` replays without A.",
+)
+@click.option(
+    "--report",
+    "reports",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Also write the verdict to FILE.json, FILE.xml (JUnit), FILE.html or FILE.md.",
+)
+@task_option
+@infer_option
+@json_option
+@checkpoint_options
+def verify(
+    a: "Source | None",
+    b: "Source | None",
+    published: str | None,
+    sides: "tuple[Side, Side]",
+    reports: tuple[Path, ...],
+    certify: bool,
+    task: str | None,
+    use_infer: bool,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> int:
+    """Prove that two checkpoints are the same function, or say where they part and why.
+
+    Both are run in child processes on the same pictures with the same noise. With A alone, its
+    certificate is replayed; it may be on the Hub. Exit status 1 if they differ.
+
+    Example:
+    \b
+        mae-convert verify checkpoint.pth my-mae --num-heads 12
+    """
+    from mae_convert.reports.verdict_files import (
+        check_report_names,
+        remove_old_reports,
+        write_reports,
+    )
+    from mae_convert.verify.certificate import has_certificate, write_certificate
+    from mae_convert.verify.verification import parse_options, run_verification
+
+    if published is not None:
+        return _verify_published(a, published, sides[0], flags, as_json=as_json)
+    if a is None:
+        raise click.UsageError("Missing argument 'A'.")
+    if certify and not isinstance(b, Path):
+        raise click.UsageError("--certify puts a certificate beside B, a local path")
+    check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
+    remove_old_reports(reports)
+    if b is None:
+        done = _replay(a, sides, parse_options(**options), flags)
+    else:
+        keys: dict[str, Any] = {"state_key": state_key, "task": task}
+        if use_infer:
+            images = options["inputs"].images
+            first, second = open_pair_and_infer((a, b), flags, images, **keys)
+        else:
+            first, second = open_pair_and_tell((a, b), flags, **keys)
+        done = run_verification(first, second, *sides, parse_options(**options))
+        if certify and done.verdict.passed:
+            write_certificate(done, second)
+        elif certify and has_certificate(second.path):
+            say(f"note: the certificate beside {b} is of an earlier verification")
+    done = _diagnosed(done)
+    write_reports(done, reports)
+    _tell(done.verdict, as_json=as_json)
+    return 0 if done.verdict.passed else 1
+
+
+def _diagnosed(done: "Verification") -> "Verification":
+    """Return a verification, with the causes where it failed."""
+    if done.verdict.passed:
+        return done
+    from mae_convert.diagnose.diagnosis import diagnose
+
+    return diagnose(done)
+
+
+def _tell(verdict: "Verdict", *, as_json: bool) -> None:
+    """Print a verdict. What prints is imported when the runs are over, not while they wait."""
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.verdict import verdict as show
+    from mae_convert.reports.verdict_files import verdict_json
+
+    print_json(verdict_json(verdict)) if as_json else show(verdict)
+
+
+def _replay(
+    source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
+) -> "Verification":
+    """Judge a checkpoint by its certificate, downloaded if need be."""
+    from mae_convert.families.mae.official import Official
+    from mae_convert.runtime.sides import Side
+    from mae_convert.sources import locate
+    from mae_convert.verify.replay import replay
+    from mae_convert.verify.verification import Options
+
+    if isinstance(source, Official):
+        raise click.UsageError(
+            f"an official checkpoint has no certificate; `verify --published {source.name}`"
+            " compares it with results that others published"
+        )
+    # What is asked for and not done would be a pass for nothing.
+    unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
+    if unused != (Options(dtypes=()), Side()):
+        raise click.UsageError(
+            "a certificate is replayed on its own inputs and in its own way; of the options it"
+            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...) and"
+            " --time-limit;"
+            " give the source too for the others"
+        )
+    path, origin = locate(source, certificate=True)
+    say_notes(origin)
+    return replay(path, sides[0], options, flags, origin)
+
+
+def _verify_published(
+    source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
+) -> int:
+    """Compare a checkpoint with what others published of it."""
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.reference_results import published as show
+    from mae_convert.sources import parse_source
+    from mae_convert.sources.official_download import get_picture
+    from mae_convert.verify.reference_results import (
+        check_published,
+        published_json,
+        published_named,
+    )
+
+    truth = published_named(name)
+    checkpoint = open_and_tell(source or parse_source(truth.source), flags)
+    result = check_published(checkpoint, truth, get_picture(truth.picture), side)
+    print_json(published_json(result)) if as_json else show(result)
+    return 0 if result.passed else 1

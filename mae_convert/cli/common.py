@@ -1,0 +1,97 @@
+"""Open what a command is given, and say what is to be known of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.cli.streams import say
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mae_convert.checkpoint.open import Checkpoint, Flags
+    from mae_convert.checkpoint.origin import Origin
+    from mae_convert.infer import Inference, InferenceOptions
+    from mae_convert.sources import Source
+
+
+def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
+    """Open a checkpoint, downloaded if need be, and print what is noted of its origin."""
+    from mae_convert.sources import open_source
+
+    checkpoint = open_source(source, flags, **options)
+    say_notes(checkpoint.origin)
+    return checkpoint
+
+
+def open_and_infer(
+    source: "Source", flags: "Flags", images: "Path | None", **options: Any
+) -> "tuple[Checkpoint, Inference]":
+    """Open a checkpoint and find by experiment what its file does not specify."""
+    from mae_convert.infer import infer, with_inferred
+
+    checkpoint = open_and_tell(source, flags, incomplete=True, **options)
+    inference = infer(checkpoint, inference_options(images))
+    return with_inferred(checkpoint, inference), inference
+
+
+def inference_options(images: "Path | None") -> "InferenceOptions":
+    """Return how an experiment is made here: by the first framework that is installed."""
+    from mae_convert.infer import InferenceOptions
+    from mae_convert.runtime.sides import has_framework
+
+    frameworks = (name for name in ("torch", "tensorflow", "jax") if has_framework(name, None))
+    return InferenceOptions(images, framework=next(frameworks, ""))
+
+
+def open_pair_and_tell(
+    sources: "Sequence[Source]",
+    flags: "Flags",
+    *,
+    state_key: str | None,
+    task: str | None = None,
+    incomplete: bool = False,
+) -> "list[Checkpoint]":
+    """Open two checkpoints that are compared; a flag is about the one that lacks what it says.
+
+    With a task, both are compared as models of it. Without one, a file that holds complete models
+    of several tasks is read as the other file is.
+    """
+    from mae_convert.checkpoint.open import as_task, check_flags
+    from mae_convert.sources import open_source
+
+    options: dict[str, Any] = {
+        "fill_only": True,
+        "state_key": state_key,
+        "incomplete": incomplete,
+    }
+    opened = [open_and_tell(source, flags, task=task, **options) for source in sources]
+    if task is None:
+        opened = [
+            open_source(source, flags, task=other.task, **options)
+            if one.also and other.task in (*one.also, "encoder")
+            else one
+            for source, one, other in zip(sources, opened, opened[::-1], strict=True)
+        ]
+    opened = [as_task(checkpoint, task) for checkpoint in opened]
+    check_flags(flags, *opened)
+    return opened
+
+
+def open_pair_and_infer(
+    sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
+) -> "list[Checkpoint]":
+    """Open two checkpoints; what A does not specify is found by experiment, and holds for B too."""
+    from mae_convert.infer import infer, with_inferred, with_inferred_of
+
+    a, b = open_pair_and_tell(sources, flags, incomplete=True, **options)
+    inference = infer(a, inference_options(images))
+    opened = [with_inferred(a, inference), with_inferred_of(b, a, inference)]
+    for checkpoint in opened:
+        checkpoint.require_complete()
+    return opened
+
+
+def say_notes(origin: "Origin | None") -> None:
+    """Print on standard error what is noted of a checkpoint's origin."""
+    for note in origin.notes if origin else ():
+        say(f"note: {note}")

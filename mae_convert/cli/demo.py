@@ -1,0 +1,98 @@
+"""The demonstration: the whole way of a checkpoint, on one that comes with the package."""
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from mae_convert.checkpoint.diff import diff
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.cli.output.console import console, markup
+from mae_convert.cli.output.verdict import answer_line, checks_table
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.files.staging import scratch_directory
+from mae_convert.runtime.inputs import random_inputs
+from mae_convert.runtime.running import Run, run_together
+from mae_convert.runtime.sides import Side, choose_side
+from mae_convert.verify.judge import Check, Verdict, judge
+from mae_convert.visualize.sheet import panel
+
+TARGETS = ("transformers", "transformers-tf")
+FULL_NAMES = {
+    "torch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "transformers": "transformers",
+    "timm": "timm",
+}
+PICTURE = "reconstruction.png"
+
+
+def run_demo(output: Path) -> bool:
+    """Convert the embedded checkpoint, convert it back, run both frameworks, and tell about it.
+
+    Args:
+        output: directory for the models and the picture; what an earlier run left is replaced.
+
+    Returns:
+        Whether everything was equal.
+    """
+    started = time.monotonic()
+    out = console()
+    data = Path(str(resources.files("mae_convert") / "data" / "demo"))
+    source = open_checkpoint(data / "checkpoint.pth")
+    out.print(f"The embedded checkpoint, in the original layout: {markup(source.path)}")
+    converted = {layout: output / layout for layout in TARGETS}
+    output.mkdir(parents=True, exist_ok=True)
+    for layout, target in converted.items():
+        execute(plan_conversion(source, target, layout), overwrite=True)
+        out.print(f"  converted to {layout}: {markup(target)}")
+    pictures = sorted(data.glob("*.jpg"))
+    pixels = load_pictures(pictures, source)
+    noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
+    inputs = {"pixel_values": pixels, "noise": noise}
+    checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
+    runs = [Run(c, choose_side(c, Side())) for c in checkpoints]
+    names = dict.fromkeys(FULL_NAMES[str(run.side.framework)] for run in runs)
+    out.print(f"  running {' and '.join(names)} on the same images with the same noise ...")
+    traces = run_together(runs, inputs)
+    verdicts = {
+        layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
+    }
+    round_trips = [round_trip(source, path) for path in converted.values()]
+    passed = tell(verdicts, round_trips)
+    panel(
+        pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
+        [path.name for path in pictures], source.configuration,
+    ).save(output / PICTURE)  # fmt: skip
+    out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
+    out.print(f"  {markup((output / PICTURE).resolve())}")
+    out.print(f"\n{time.monotonic() - started:.0f} s")
+    return passed
+
+
+def round_trip(source: Checkpoint, converted: Path) -> Check:
+    """Convert back to the original layout and count what is not the same bits."""
+    with scratch_directory() as folder:
+        back = folder / "back.pth"
+        execute(plan_conversion(open_checkpoint(converted), back, source.layout.name))
+        difference = diff(source, open_checkpoint(back))
+    return Check(f"weights/{converted.name} and back", difference.same, len(difference.tensors), 0)
+
+
+def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
+    """Print a table for each verdict and the round trips; return whether all passed."""
+    out = console()
+    for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
+        first, second = verdict.witnesses
+        out.print(
+            f"\n[bold]A: the original in {FULL_NAMES[first['framework']]};"
+            f" B: {layout} in {FULL_NAMES[second['framework']]}[/bold]"
+        )
+        out.print(checks_table(verdict.checks))
+        bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
+        out.print(f"converted back to the original layout: {bits}")
+        out.print(answer_line(verdict))
+    return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

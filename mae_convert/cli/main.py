@@ -1,0 +1,121 @@
+"""The command line: the group of all commands, and how a run of it ends.
+
+Every command parses, calls one function of the library, and prints. Imports that cost time stand
+inside the commands, so that ``--help`` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mae_convert import __version__
+from mae_convert.cli.commands import checkpoints, hub, sweeps, verdicts
+from mae_convert.cli.commands import images as pictures
+from mae_convert.cli.streams import prepare_streams, print_unexpected, say
+from mae_convert.errors import MaeConvertError, one_line
+from mae_convert.shortage import shortage
+from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
+
+NO_OUTPUT = (
+    "standard output is closed, so that nothing could be shown; redirect it to a file, or to"
+    " /dev/null"
+)
+COMMANDS = (
+    checkpoints.inspect,
+    checkpoints.convert,
+    checkpoints.diff,
+    checkpoints.fingerprint,
+    checkpoints.lineage,
+    verdicts.trace,
+    verdicts.compare,
+    verdicts.verify,
+    pictures.reconstruct,
+    pictures.features,
+    sweeps.sweep,
+    sweeps.timeline,
+    hub.catalog,
+    hub.download,
+    hub.publish,
+    checkpoints.layouts,
+    pictures.demo,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mae-convert")
+def cli() -> None:
+    """Move Masked Autoencoders between frameworks, and prove that nothing changed."""
+
+
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    received = raise_signals()
+    has_output = prepare_streams()
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
+    except Ended as ended:
+        status, sentence = int(ended.code or 0), None
+    except Exception as error:
+        sentence = shortage(error)
+        if not received and sentence is None:
+            print_unexpected(error)
+            sentence = "this is an error of mae-convert itself; report it"
+        status = 2  # not 1, which means that two checkpoints differ
+    ignore_signals()
+    if received and status:  # C code, and the making of a class, turn them into other errors
+        status, sentence = ended_by(received[0])
+    if sentence:
+        say(f"mae-convert: {sentence}")
+    sys.exit(status)
+
+
+def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
+    """Run the command line; return its exit status and what there is to complain about."""
+    if any("\0" in argument for argument in arguments):
+        return 2, "an argument holds a NUL character, which no name can; leave it out"
+    try:
+        # Not cli.main, which takes a reader that has gone (`| head`) for a failure. The object is
+        # what a command calls once its outputs are in place; without this function, as where the
+        # commands are called from another Python program, the signals of the process stay as is.
+        with cli.make_context("mae-convert", list(arguments), obj=ignore_signals) as ctx:
+            status = cli.invoke(ctx)
+        sys.stdout.flush()
+    except MaeConvertError as error:
+        return error.exit_status, str(error)
+    except click.exceptions.Exit as error:  # --help and --version
+        return error.exit_code, None
+    except click.UsageError as error:
+        _printable(error).show()
+        return error.exit_code, None
+    except (click.Abort, KeyboardInterrupt):
+        return 130, "interrupted"
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); that is not ours to complain about.
+        from mae_convert.cli.output.console import discard_output
+
+        discard_output()
+        return 0, None
+    except (MemoryError, RecursionError) as error:
+        return 2, shortage(error)
+    except OSError as error:
+        if sentence := shortage(error):
+            return 2, one_line(sentence)
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return 2, one_line(words)
+    return status or 0, None
+
+
+def _printable(error: click.UsageError) -> click.UsageError:
+    """Return an error about the arguments, which may be names of files, as a terminal may see it.
+
+    Only what names no argument's value has line breaks of its own: the choices of an option.
+    """
+    if isinstance(error, click.MissingParameter):
+        return error
+    return click.UsageError(one_line(error.format_message()), error.ctx)

@@ -1,0 +1,104 @@
+"""Print what a conversion did, and how two checkpoints differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.diff import Difference
+from mae_convert.checkpoint.warnings import by_reason
+from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
+from mae_convert.cli.output.inspection import family_rows
+from mae_convert.convert.changes import step_in_words
+from mae_convert.convert.plan import Plan
+from mae_convert.dtypes import DTYPES
+from mae_convert.layouts.table import listed
+from mae_convert.plain import number
+
+
+def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
+    """Print what a conversion did."""
+    out, source = console(), plan.source
+    rows = [
+        ("read", f"{source.name}  ({source.layout.name}, {source.task}, {source.container.kind})"),
+        ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
+        ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
+    ]
+    if source.family and (source.family.certain or source.family.family.caveat):
+        rows += family_rows(report["family"])
+    if prefix := source.prefix.said():
+        undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
+        rows.append(("prefix", f"{prefix} was taken off the names{undone}"))
+    for step in report["steps"]:
+        undone = "can be undone" if _is_exact(step) else "cannot be undone"
+        rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
+    rows += [("rounded", line) for line in _worst_rounding(report["tensors"])]
+    rows += [
+        ("created", f"{listed(names, 3)}: {reason}")
+        for reason, names in by_reason(report["created"]).items()
+    ]
+    rows += [
+        ("not taken", f"{listed(names, 3)}: {reason}")
+        for reason, names in by_reason(report["dropped"]).items()
+    ]
+    if unread := report.get("unread"):
+        rows.append(("not known", f"{listed(unread, 8)}: a library may act on it"))
+    out.print(pairs(rows))
+    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print(assumptions(report["assumed"]))
+
+
+def _is_exact(step: Mapping[str, Any]) -> bool:
+    """Return whether a step only widened dtypes."""
+    return step["step"] == "dtype" and all(
+        np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
+    )
+
+
+def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the tensor that rounding moved most, if any was rounded."""
+    rounded = {name: t["rounding"] for name, t in tensors.items() if "rounding" in t}
+    if not rounded:
+        return
+    if not any(error["absolute"] for error in rounded.values()):
+        yield "every value is exact in the new dtype"
+        return
+    for kind in ("relative", "absolute"):
+        worst = max(rounded, key=lambda name: rounded[name][kind])
+        yield f"largest {kind} error {number(rounded[worst][kind])}, in {worst}"
+
+
+def difference_json(difference: Difference) -> dict[str, Any]:
+    """Return a difference as plain data."""
+    return {
+        "same": difference.same,
+        "equal": difference.equal,
+        "tensors": [asdict(tensor) for tensor in difference.tensors],
+        "configuration": {
+            name: {"a": a, "b": b} for name, (a, b) in difference.configuration.items()
+        },
+        "not_compared": difference.not_compared,
+        "not_read": list(difference.not_read),
+    }
+
+
+def difference(result: Difference) -> None:
+    """Print which tensors and fields differ."""
+    out = console()
+    out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
+    grid = table("tensor", "shape and dtype", "values that differ", "relative L2", "largest")
+    for t in result.tensors:
+        a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
+        kind = a if a == b else f"{a} | {b}"
+        cells = (t.name, kind, t.elements, number(t.relative_l2), number(t.max_abs))
+        grid.add_row(*map(markup, cells))
+    if result.tensors:
+        out.print(grid)
+    for name, (a, b) in result.configuration.items():
+        out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")
+    for name, sides in result.not_compared.items():
+        what = f"{name}, which nothing gives for {sides}"
+        out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
+    for what in result.not_read:
+        out.print(f"[yellow]not compared[/yellow]: {markup(what)}")

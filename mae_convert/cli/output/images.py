@@ -1,0 +1,72 @@
+"""Print what came of pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mae_convert.cli.output.console import console, markup, table
+
+if TYPE_CHECKING:
+    from mae_convert.visualize.features import Features
+    from mae_convert.visualize.timeline import Timeline
+
+
+def reconstructions(report: Mapping[str, Any]) -> None:
+    """Print how much of each picture was removed, the loss, and where the sheet is."""
+    out = console()
+    frameworks = list(report["images"][0]["loss"])
+    numbers = ["removed patches", *(f"error on them, {markup(name)}" for name in frameworks)]
+    grid = table("picture", *numbers, right=numbers)
+    for row in report["images"]:
+        removed = f"{row['removed']} of {row['patches']}"
+        errors = (row["loss"][name] for name in frameworks)
+        cells = ("none" if error is None else f"{error:.4f}" for error in errors)
+        grid.add_row(markup(row["image"]), removed, *cells)
+    out.print(grid)
+    out.print("error: mean square over removed patches, in normalised pixels")
+    if "film_ratios" in report:
+        first, *_, last = report["film_ratios"]
+        out.print(f"this is the film's first picture, at {first:.0%}; it goes on to {last:.0%}")
+    if "largest_difference" in report:
+        out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
+    if report["note"]:
+        out.print(f"note: {markup(report['note'])}")
+    for path in report["outputs"]:
+        out.print(markup(path), soft_wrap=True)
+
+
+def features_json(found: "Features", path: Path) -> dict[str, Any]:
+    """Return what `features` prints, as data."""
+    labels = [str(label) for label in np.unique(found.labels) if label]
+    return {
+        "path": str(path),
+        "pictures": len(found.names),
+        "width": found.cls.shape[1],
+        "labels": labels,
+    }
+
+
+def features(found: "Features", path: Path) -> None:
+    """Print how many pictures have features now, and where they are."""
+    told = features_json(found, path)
+    count = len(told["labels"])
+    labels = f", {count} label{'s' if count > 1 else ''}" if count else ""
+    out = console()
+    out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
+    out.print(markup(told["path"]), soft_wrap=True)
+
+
+def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
+    """Print the loss of each checkpoint, and where the files are."""
+    out = console()
+    grid = table("epoch", "loss", "checkpoint", right=("epoch", "loss"), whole=("epoch", "loss"))
+    for point in found.points:
+        loss = "" if point.loss is None else f"{point.loss:.4f}"
+        name = f"{point.source}: {point.error}" if point.error else point.source
+        grid.add_row(str(point.epoch), loss, markup(name))
+    out.print(grid)
+    out.print(f"lowest at epoch {found.best.epoch}; 99 % of the gain by {found.paid_until.epoch}")
+    for path in outputs:
+        out.print(markup(path), soft_wrap=True)

@@ -1,0 +1,180 @@
+"""Print what ``inspect`` found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as Grid
+
+from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
+from mae_convert.families.mae.evidence import OFFICIAL
+from mae_convert.plain import plain, size_of
+
+MOST_CANDIDATES = 5
+
+
+def inspection(report: Mapping[str, Any]) -> None:
+    """Print what ``inspect`` found, on one screen."""
+    config, out = report["config"], console()
+    size = config["image_size"]
+    rows = [
+        ("checkpoint", report["path"]),
+        ("layout", _with_synonyms(report)),
+        ("container", _container(report)),
+        ("task", report["task"]),
+        *family_rows(report["family"]),
+        (
+            "image",
+            f"{size_of(size)}, {config['num_channels']} channel"
+            + "s" * (config["num_channels"] > 1),
+        ),
+        ("patch", size_of(config["patch_size"])),
+        ("encoder", _stack(config, "")),
+    ]
+    if report["task"] == "pretrain":
+        rows.append(("decoder", _stack(config, "decoder_")))
+        rows.append(("reconstruction", report["reconstruction"]))
+    if report["task"] == "classify":
+        pooling = (
+            "the class token" if config["global_pool"] == "token" else "the mean of all patches"
+        )
+        rows.append(("head", f"{config['num_labels']} classes, reads {pooling}"))
+    dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
+    rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
+    millions = report["parameters"] / 1e6
+    rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
+    rows.append(("official", _official(report["official"], report["assumptions"])))
+    rows += fingerprint_rows(report) if "fingerprint" in report else []
+    rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
+    out.print(pairs(rows))
+    if report.get("inferred", {}).get("fields"):
+        _inferred(report["inferred"])
+    if report["missing"]:
+        out.print("\n[bold]Missing: nothing in the file gives it[/bold]")
+        rows = [
+            (f"  {field['field']}", f"specify it with {field['option']} ({field['reason']})")
+            for field in report["missing"]
+        ]
+        out.print(pairs(rows))
+    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print(assumptions(report["assumed"]))
+    out.print("\n[bold]Can be converted to[/bold]")
+    out.print(pairs(("  " + name, answer) for name, answer in report["becomes"].items()))
+    if "stats" in report:
+        out.print("\n[bold]Values[/bold]")
+        out.print(_statistics(report["stats"]))
+    if report["odd"]:
+        out.print("\n[bold]Odd, or worth a look[/bold]")
+        out.print(pairs(("  -", what) for what in report["odd"]))
+
+
+def _inferred(inferred: Mapping[str, Any]) -> None:
+    """Print what an experiment found: for each field the decision and the best candidates."""
+    out = console()
+    out.print("\n[bold]Found by experiment[/bold]")
+    if inferred["images"]:
+        out.print(
+            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each with a"
+            f" mask of its own, run by {markup(inferred['framework'])}; the loss on removed patches"
+            " is relative to that of one colour"
+        )
+    for name, found in inferred["fields"].items():
+        value = markup(plain(found["value"])) if found["decided"] else "[yellow]undecided[/yellow]"
+        by = f" by {markup(found['method'])}" if found["method"] else ""
+        confidence = found["confidence"]
+        sure = "" if confidence is None else f"; confidence of the losses {confidence:.3f}"
+        out.print(f"  {markup(name)}: {value}{by} ({markup(found['reason'])}{sure})")
+        if found["candidates"]:
+            out.print(_candidates(found["candidates"]))
+
+
+def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return a table of the best candidates and, where there are more, how many."""
+    columns = [
+        (head, key)
+        for head, key in (("loss", "loss"), ("weights", "structure"))
+        if any(candidate[key] is not None for candidate in candidates)
+    ]
+    heads = [head for head, _ in columns]
+    grid = table("    value", *heads, right=heads)
+    for candidate in candidates[:MOST_CANDIDATES]:
+        numbers = ("" if candidate[k] is None else f"{candidate[k]:.4g}" for _, k in columns)
+        grid.add_row(f"    {markup(plain(candidate['value']))}", *numbers)
+    if len(candidates) > MOST_CANDIDATES:
+        grid.add_row(f"    and {len(candidates) - MOST_CANDIDATES} more (--json has them)")
+    return grid
+
+
+def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the fingerprint of the tensors, part by part, and that of the configuration."""
+    version, weights, *_ = report["fingerprint"].split(":")
+    rows = [("fingerprint", f"{version}:{weights}")]
+    rows += [(f"  {part}", digest) for part, digest in report["parts"].items()]
+    return [*rows, ("  configuration", report["configuration"] or "not known: a field is missing")]
+
+
+def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the family, how it is known, and what is to be known about it."""
+    if family is None:
+        return []
+    if family["certainty"] == "known":
+        rows = [("family", f"{family['name']}: {family['because']}")]
+    else:
+        alike = ", ".join((*family["also"], "any other ViT of its size"))
+        rows = [("family", f"{family['name']} (probable: by its shapes; the same as of {alike})")]
+    if family["caveat"]:
+        about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
+        rows.append(("caveat", about + family["caveat"]))
+    return rows
+
+
+def _container(report: Mapping[str, Any]) -> str:
+    """Return the container, and what stood around the tensors and before their names."""
+    files = f", {report['files']} files" if report["files"] > 1 else ""
+    wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
+    prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
+    return report["container"] + files + wrapper + prefix
+
+
+def _with_synonyms(report: Mapping[str, Any]) -> str:
+    same = f" (the same as {', '.join(report['synonyms'])} here)" if report["synonyms"] else ""
+    spelling = "" if report["spelling"] == report["layout"] else f" ({report['spelling']})"
+    return report["layout"] + spelling + same
+
+
+def _stack(config: Mapping[str, Any], prefix: str) -> str:
+    return (
+        f"{config[prefix + 'num_hidden_layers']} blocks, width {config[prefix + 'hidden_size']},"
+        f" MLP {config[prefix + 'intermediate_size']},"
+        f" {config[prefix + 'num_attention_heads'] or 'an unspecified number of'} heads"
+    )
+
+
+def _official(
+    official: Mapping[str, Any] | None, assumptions: Mapping[str, Mapping[str, Any]]
+) -> str:
+    if official is None:
+        return "none that is known by these names and shapes"
+    if "md5" not in official:
+        names = " or ".join((official["probable"], *official.get("or", ())))
+        assumed = [name for name, a in assumptions.items() if a["assumption"] == OFFICIAL]
+        if not assumed:
+            return f"same names and shapes as {names} (--hash tells more)"
+        return (
+            f"same names and shapes as {names}, from which {' and '.join(assumed)}"
+            f" {'is' if len(assumed) == 1 else 'are'} assumed; --hash confirms that it is this file"
+        )
+    known = {
+        True: "the digits of the MD5 that its publisher names fit",
+        False: "but its MD5 is another: other weights",
+        None: "whose publisher names no hash",
+    }[official["confirmed"]]
+    return f"{official['probable']}, {known} (md5 {official['md5']})"
+
+
+def _statistics(stats: Mapping[str, Mapping[str, float]]) -> Grid:
+    numbers = ("min", "max", "mean", "std", "zeros", "not finite")
+    grid = table("tensor", *numbers, right=numbers, whole=numbers)
+    for name, s in stats.items():
+        values = [f"{s[key]:.4g}" for key in ("min", "max", "mean", "std")]
+        grid.add_row(markup(name), *values, str(s["zeros"]), str(s["not_finite"]))
+    return grid

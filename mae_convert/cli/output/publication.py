@@ -1,0 +1,112 @@
+"""Print what will be published, and what was."""
+
+from typing import Any
+
+from rich.table import Table as Grid
+
+from mae_convert.cli.output.console import console, markup, table
+from mae_convert.publish.markdown import size
+from mae_convert.publish.plan import Publication
+from mae_convert.publish.publish import Published
+
+
+def plan(publication: Publication, *, with_card: bool) -> None:
+    """Print the repository, its files and what becomes of them, the licence, and the card."""
+    out, remote, wish = console(), publication.remote, publication.wish
+    kind = "there already" if remote.exists else "new"
+    visibility = "private" if remote.private else "public" if remote.exists else "as your default"
+    where = remote.revision + (" (new branch)" if remote.is_new_branch else "")
+    if wish.target.pull_request:
+        where = remote.pull_request_url or "a new pull request to main"
+    out.print(
+        f"[bold]{markup(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
+    )
+    out.print(_files(publication))
+    count = len(publication.parts)
+    layouts = "one layout" if count == 1 else f"{count} layouts"
+    out.print(f"weights in {layouts}, {'NOT verified' if wish.unverified else 'verified'}")
+    out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
+    for name in publication.kept:
+        out.print(
+            f"[yellow]stays[/yellow]: {markup(name)} in the repository, which this is not about"
+        )
+    if publication.added_metadata:
+        out.print(f"added to the card's metadata: {markup(', '.join(publication.added_metadata))}")
+    for note in publication.notes:
+        out.print(f"[yellow]note[/yellow]: {markup(note)}")
+    if with_card:
+        out.print("\n[bold]README.md[/bold]\n")
+        for line in publication.card.split("\n"):
+            out.print(markup(line), soft_wrap=True)
+        out.print("\nnothing was sent: --dry-run")
+
+
+def _files(publication: Publication) -> Grid:
+    grid = table("", "", "")
+    grid.columns[-1].justify = "right"
+    for path, what, count in _rows(publication):
+        grid.add_row(f"  {what}", markup(path), "" if count is None else size(count))
+    return grid
+
+
+def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
+    """Return path, what becomes of it, and size of each file, in the order of a tree."""
+    there, added = publication.remote.entries, {file.path for file in publication.add}
+    rows: list[tuple[str, str, int | None]] = []
+    for path, file in publication.staged.items():
+        changed = "replaces" if path in there else "new"
+        rows.append((path, changed if path in added else "unchanged", file.size))
+    rows += [(path, "deleted", None) for path in publication.delete]
+    return sorted(rows, key=lambda row: (row[0].count("/"), row[0]))
+
+
+def plan_json(publication: Publication) -> dict[str, Any]:
+    """Return what will be published as plain data."""
+    wish, remote = publication.wish, publication.remote
+    return {
+        "repository": wish.target.repo_id,
+        "exists": remote.exists,
+        "revision": remote.revision,
+        "pull_request": remote.pull_request_url,
+        "verified": not wish.unverified,
+        "license": dict(publication.licence.fields),
+        "files": [
+            {"path": path, "action": what, "bytes": count}
+            for path, what, count in _rows(publication)
+        ],
+        "stays": list(publication.kept),
+        "notes": list(publication.notes),
+        "card": publication.card,
+    }
+
+
+def published_json(done: Published) -> dict[str, Any]:
+    """Return what was published as plain data."""
+    plan_ = plan_json(done.publication)
+    return {
+        **{name: value for name, value in plan_.items() if name != "card"},
+        "commit": done.committed.commit,
+        "url": done.committed.url,
+        "pull_request": done.committed.pull_request_url,
+        "committed": done.committed.is_new,
+        "differs": dict(done.wrong),
+    }
+
+
+def published(done: Published) -> None:
+    """Print where it is now, and whether the Hub serves what was published."""
+    out = console()
+    committed = done.committed
+    if not committed.is_new:
+        out.print("everything was there already: no commit was made")
+    for path, how in done.wrong.items():
+        out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
+    count = len(done.publication.staged)
+    if done.wrong:
+        out.print(f"[bold red]DIFFERENT[/bold red]: of {count} files that the Hub serves now,"
+                  f" {len(done.wrong)} are not those that were published")  # fmt: skip
+    else:
+        out.print(f"[bold green]PUBLISHED[/bold green]: {count} files, downloaded again and equal")
+    if committed.pull_request_url:
+        out.print(markup(committed.pull_request_url), soft_wrap=True)
+    out.print(markup(committed.url), soft_wrap=True)

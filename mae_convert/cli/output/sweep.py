@@ -1,0 +1,174 @@
+"""Print what a sweep will do, how far it is, and what came of it."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_convert.cli.output.console import as_json as print_json
+from mae_convert.cli.output.console import console, json_text, markup, table
+from mae_convert.sources import storage
+from mae_convert.sweep.job import Job
+from mae_convert.sweep.memory import model_bytes, needed_by
+from mae_convert.sweep.result import DONE, Row
+from mae_convert.sweep.run import Agenda, Tell
+
+
+def event(kind: str, **fields: Any) -> None:
+    """Print one line of JSON."""
+    print(json_text({"event": kind, **fields}), flush=True)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs came out how."""
+
+    done: int = 0
+    failed: int = 0
+    error: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Counts":
+        """Return the counts of some rows."""
+        return cls(**Counter(row.outcome for row in rows))
+
+    def in_words(self) -> str:
+        """Return the counts in words."""
+        words = [f"{self.done} done"]
+        words += [f"{self.failed} failed verification"] if self.failed else []
+        words += [f"{self.error} without a result"] if self.error else []
+        return ", ".join(words)
+
+
+def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
+    """Print all jobs and their sizes."""
+    states = {row.key: "done already" for row in todo.done} | {job.key: "left" for job in todo.left}
+    lines = [
+        {
+            "state": states.get(job.key) or ("again" if job.key in rows else "new"),
+            **job.identity(),
+            **_sizes(job),
+        }
+        for job in todo.jobs
+    ]
+    if as_json:
+        print_json({"jobs": lines, "todo": len(todo.todo)})
+        return
+    sizes = ("model", "memory")
+    heads = ("", "source", "to", "target", "what else", *sizes)
+    grid = table(*heads, right=sizes, whole=sizes)
+    for line in lines:
+        said = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
+        cells = (line["state"], local_name(line["source"]), line["layout"] or "", _target(line),
+                 said, size(line["bytes"]), size(line["memory"]))  # fmt: skip
+        grid.add_row(*map(markup, cells))
+    out = console()
+    out.print(grid)
+    total = sum(line["bytes"] or 0 for line in lines if line["state"] in ("new", "again"))
+    out.print(f"\n{len(todo.jobs)} jobs, {len(todo.todo)} to be run, {size(total)} of weights")
+
+
+def _target(line: Mapping[str, Any]) -> str:
+    if line["target"]:
+        return local_name(line["target"])
+    name = line["settings"].get("publish")
+    return f"hf://{name}" if name else "(verified, not kept)"
+
+
+def _sizes(job: Job) -> dict[str, int | None]:
+    return {"bytes": model_bytes(job) or None, "memory": needed_by(job)}
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def local_name(text: str) -> str:
+    """Return a path as it is seen from here, and any other name as it is."""
+    if storage.is_remote(text) or not text.startswith("/"):
+        return text
+    path = Path(text)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else text
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes as a person reads it."""
+    if count is None:
+        return "unknown"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError
+
+
+@contextmanager
+def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell]:
+    """Tell of each row: programs by a line of JSON, people by a bar if they look at a terminal."""
+    if as_json:
+        event("begin", jobs=len(todo.jobs), done=len(todo.done), todo=len(todo.todo))
+        for row in todo.done:
+            event("row", fresh=False, **row.to_dict())
+        yield lambda row: event("row", fresh=True, **row.to_dict())
+    elif on_terminal:
+        with _bar(todo) as tell:
+            yield tell
+    else:
+        yield lambda _: None
+
+
+@contextmanager
+def _bar(todo: Agenda) -> Iterator[Tell]:
+    from rich import progress as shown
+    from rich.console import Console
+
+    columns = (
+        shown.TextColumn("{task.description}"),
+        shown.BarColumn(),
+        shown.MofNCompleteColumn(),
+        shown.TimeRemainingColumn(elapsed_when_finished=True),
+        shown.TextColumn("{task.fields[said]}"),
+    )
+    out = Console(stderr=True, highlight=False, emoji=False)
+    with shown.Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task("jobs", total=len(todo.todo), said="")
+        rows: list[Row] = []
+
+        def tell(row: Row) -> None:
+            rows.append(row)
+            if not row.is_good:
+                bar.console.print(markup(_complaint(row)))
+            bar.update(task, advance=1, said=Counts.of(rows).in_words())
+
+        yield tell
+
+
+def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> None:
+    """Print what came of a sweep."""
+    counts = Counts.of(rows)
+    not_run = len(todo.jobs) - len(rows)
+    if as_json:
+        event("end", **vars(counts), not_run=not_run, results=str(path))
+        return
+    out = console()
+    if not sys.stderr.isatty():  # else they were told when they came
+        for row in rows:
+            if not row.is_good:
+                out.print(markup(_complaint(row)))
+    earlier = f" ({len(todo.done)} of them earlier)" if todo.done else ""
+    left = f", {not_run} not run" if not_run else ""
+    out.print(
+        f"{len(todo.jobs)} jobs: {counts.in_words()}{earlier}{left}; results in {markup(path)}"
+    )
+
+
+def _complaint(row: Row) -> str:
+    """Return what is wrong with a job, in a line."""
+    job = " to ".join(filter(None, (local_name(row.source), row.layout)))
+    if row.outcome not in (DONE, "failed"):
+        return f"{job}: {row.error}"
+    where = f" at {row.first_divergence}" if row.first_divergence else ""
+    return f"{job}: {row.verdict}{where}{f': {row.cause}' if row.cause else ''}"

@@ -1,0 +1,117 @@
+"""Print a verdict."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.table import Table as Grid
+
+from mae_convert.cli.output.console import console, markup, printable, table
+from mae_convert.convert.changes import step_in_words
+from mae_convert.plain import number, plain
+from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
+from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
+
+MOST_ROWS = 8
+MOST_BARS = 24
+BAR = 30  # characters of the longest bar
+COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
+
+
+def verdict(result: Verdict) -> None:
+    """Print a verdict: what was compared, how far apart, what the limit was."""
+    out = console()
+    for witness in result.witnesses:
+        out.print(_witness(witness))
+        for line in _assumed_by(witness):
+            out.print(f"   {markup(line)}")
+    for step in result.steps:
+        out.print(f"declared by B and applied to A: {markup(step_in_words(step))}")
+    out.print(checks_table(result.checks))
+    failed = result.failed()
+    for check in failed[:MOST_ROWS]:
+        measured = f"{number(check.measured)}, limit {number(check.limit)}"
+        out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
+    if len(failed) > MOST_ROWS:
+        out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json has them all")
+    for line in _explanation(result):
+        out.print(line)
+    out.print(answer_line(result))
+
+
+def _explanation(result: Verdict) -> Iterator[str]:
+    if result.first_divergence:
+        yield f"first divergence: [bold]{markup(result.first_divergence)}[/bold]"
+        yield from map(markup, depth_chart(result))
+    if result.suspects and not result.passed:
+        yield f"{suspects_title(result)}: {markup(', '.join(result.suspects[:6]))}"
+    for cause in result.causes:
+        yield f"cause: {markup(cause)}"
+    for what in result.not_compared:
+        yield f"[yellow]not compared[/yellow]: {markup(what)}"
+    for name, effect in result.effects.items():
+        yield markup(
+            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
+        )
+
+
+def answer_line(result: Verdict) -> str:
+    """Return the verdict in one line."""
+    word, meaning = answer(result)
+    colour = COLOURS.get(word, "red")
+    return f"[bold {colour}]{markup(headline(result))}[/]: {markup(meaning)}"
+
+
+def _witness(witness: Mapping[str, Any]) -> str:
+    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+    versions = witness["versions"] or {}
+    version = versions.get(witness["framework"], "")
+    place = witness["device"]
+    if witness.get("mode") not in (None, "eager"):
+        place += f", {witness['mode']}"
+    return markup(
+        f"{witness['side']}  {witness['checkpoint']['name']}  ({witness['layout']},"
+        f" {witness['task']}), run by {witness['framework']} {version} on {place}, loaded by {how}"
+    )
+
+
+def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each source of what no tensor and no configuration of the file tells."""
+    if witness["side"].startswith("against"):  # one of the two, whose assumptions were told
+        return
+    by_source: dict[str, list[str]] = {}
+    for name, entry in (witness["assumed"] or {}).items():
+        assumption = name in (witness.get("assumptions") or {})
+        how = "assumed" if assumption else "given"
+        if assumption or entry["source"].startswith(("flag", "training")):
+            said = by_source.setdefault(f"{how} by {entry['source']}", [])
+            said.append(f"{name} {plain(entry['value'])}")
+    for source, fields in by_source.items():
+        yield f"{source}: {', '.join(fields)}"
+
+
+def checks_table(checks: Iterable[Check]) -> Grid:
+    """Return the checks grouped as a person reads them."""
+    grid = table("compared", "how far apart", "limit", "verdict")
+    for line in summary(checks):
+        said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
+        grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
+    return grid
+
+
+def depth_chart(result: Verdict) -> Iterator[str]:
+    """Yield lines of bars: how far apart the sides are after each block, on a logarithmic scale.
+
+    The scale goes from rounding, 1e-16, to 1.
+    """
+    depths = by_depth(result)
+    if len(depths) > MOST_BARS:  # every second block, or third, of a deep model
+        step = math.ceil(len(depths) / MOST_BARS)
+        depths = [*depths[:-1:step], depths[-1]]
+    width = max((len(name) for name, _ in depths), default=0)
+    full = "█" if printable("█") == "█" else "#"
+    for name, error in depths:
+        filled = 1.0 if math.isinf(error) else (math.log10(max(error, 1e-16)) + 16) / 16
+        bar = full * round(BAR * min(max(filled, 0.0), 1.0))
+        mark = " " if error <= FUNCTION_LIMIT else "!"
+        yield f"  {name:{width}} {mark} {bar:{BAR}} {number(error)}"

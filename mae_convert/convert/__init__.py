@@ -1,0 +1,1 @@
+"""Conversions: planned, carried out, recorded."""

@@ -1,0 +1,198 @@
+"""Changes that a conversion makes on purpose to what a model takes in; each is declared.
+
+A declared step is plain data: its name under ``step``, and what it went from and to. It cannot be
+undone, and `mae_convert.verify.declared_changes` applies it to the source of a comparison by other
+means.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.dtypes import rounded
+from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, regenerated, resampled
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.plain import size_of
+
+Step = Mapping[str, Any]
+
+PATCH_EMBEDDING = "encoder.patch_embedding.weight"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The pictures that the converted model is to take; None where they stay as they are.
+
+    Attributes:
+        image_size: height and width in pixels.
+        sincos_positions: make fixed position embeddings anew instead of resampling them.
+        in_channels: number of channels.
+    """
+
+    image_size: tuple[int, int] | None = None
+    sincos_positions: bool = False
+    in_channels: int | None = None
+
+
+def with_geometry(
+    source: Checkpoint, task: str, wanted: Geometry
+) -> tuple[Checkpoint, tuple[Step, ...]]:
+    """Return the checkpoint as a model for other pictures, and the steps to declare.
+
+    Args:
+        source: an opened checkpoint.
+        task: what of it is kept.
+        wanted: the pictures; what is so already is no step.
+
+    Raises:
+        ConfigurationError: the model cannot be changed so.
+    """
+    if wanted.sincos_positions and wanted.image_size is None:
+        raise ConfigurationError(
+            "--sincos-positions makes position embeddings anew for another grid; say its size with"
+            " --image-size"
+        )
+    steps: tuple[Step, ...] = ()
+    if wanted.image_size is not None:
+        source, steps = _with_image_size(source, task, wanted.image_size, wanted.sincos_positions)
+    if wanted.in_channels is not None:
+        source, more = _with_channels(source, task, wanted.in_channels)
+        steps += more
+    return source, steps
+
+
+def _with_image_size(
+    source: Checkpoint, task: str, size: tuple[int, int], sincos: bool
+) -> tuple[Checkpoint, tuple[Step, ...]]:
+    model = source.configuration.model
+    _check_divisible(size, model.patch_hw)
+    wanted = replace(model, image_size=size)
+    family = source.family
+    if family and family.certain and family.family.unresampled and wanted != model:
+        raise ConfigurationError(
+            f"--image-size: {family.family.unresampled}; convert it for pictures of"
+            f" {model.image_hw[0]}x{model.image_hw[1]}, which it was made for"
+        )
+    make = regenerated if sincos else resampled
+    changed = {
+        name: make(source.tensors[name], model.grid_hw, wanted.grid_hw)
+        for name in POSITION_EMBEDDINGS
+        if name in source.tensors and (task == "pretrain" or not name.startswith("decoder."))
+    }
+    if wanted.image_hw == model.image_hw:
+        return source, ()
+    step = {
+        "step": "image_size",
+        "from": list(model.image_hw),
+        "to": list(wanted.image_hw),
+        "positions": "sincos" if sincos else "bicubic",
+    }
+    resized = "flag --image-size"
+    if "image_size" in source.configuration.assumptions:  # it stays one: what was resampled?
+        before = source.configuration.sources["image_size"]
+        resized += f", from {model.image_hw[0]}x{model.image_hw[1]} ({before})"
+    sources = {**source.configuration.sources, "image_size": resized}
+    configuration = replace(source.configuration, model=wanted, sources=sources)
+    return _changed(source, changed, configuration), (step,)
+
+
+def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    for side, pixels, patch_pixels in zip(("height", "width"), size, patch, strict=True):
+        if pixels % patch_pixels:
+            below = pixels - pixels % patch_pixels
+            choices = [str(n) for n in (below, below + patch_pixels) if n]
+            raise ConfigurationError(
+                f"patches of {patch_pixels} pixels do not divide the {side} {pixels} that"
+                f" --image-size asks for; choose {' or '.join(choices)}"
+            )
+
+
+def _with_channels(
+    source: Checkpoint, task: str, count: int
+) -> tuple[Checkpoint, tuple[Step, ...]]:
+    """Adapt the patch embedding to another number of channels, and what pictures are scaled by."""
+    configuration = source.configuration
+    old = configuration.model.num_channels
+    if count == old:
+        return source, ()
+    if task == "pretrain":
+        raise ConfigurationError(
+            f"--in-channels {count}: the decoder of a pretrain model predicts pixels of {old}"
+            " channels, for which there is no such convention; pass --task encoder too"
+        )
+    if 1 < count < old and old != 3:
+        raise ConfigurationError(
+            f"--in-channels {count}: nothing says which of {old} channels to give up; choose 1"
+            f" (their sum) or more than {old}"
+        )
+    weight = source.tensors[PATCH_EMBEDDING]
+    sources = dict.fromkeys(("image_mean", "image_std"), f"adapted to --in-channels {count}")
+    configuration = replace(
+        configuration,
+        model=replace(configuration.model, num_channels=count),
+        image_mean=channel_statistics(configuration.image_mean, count),
+        image_std=channel_statistics(configuration.image_std, count),
+        sources={**configuration.sources, **sources},
+    )
+    step = {"step": "in_channels", "from": old, "to": count}
+    return _changed(source, {PATCH_EMBEDDING: with_channels(weight, count)}, configuration), (step,)
+
+
+def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
+    """Return a patch embedding (width, channels, h, w) for another number of channels.
+
+    By timm's convention (``adapt_input_conv``): to one channel the sum over all, so that a grey
+    picture gives what its copies in every channel gave; else the channels in turn, scaled by old /
+    new, so that a sum over channels keeps its size. Computed in float64, then rounded.
+    """
+
+    def load() -> np.ndarray:
+        old = weight.load().astype(np.float64)
+        if count == 1:
+            new = old.sum(axis=1, keepdims=True)
+        else:
+            turns = math.ceil(count / old.shape[1])
+            new = np.tile(old, (1, turns, 1, 1))[:, :count] * (old.shape[1] / count)
+        return rounded(new, weight.dtype)
+
+    return replace(weight, shape=(weight.shape[0], count, *weight.shape[2:]), load=load)
+
+
+def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return the means or deviations of channels for another number of them.
+
+    A channel that is a copy keeps those of its original; one for all has the average.
+    """
+    if count == 1:
+        return (fmean(values),)
+    return tuple(values[index % len(values)] for index in range(count))
+
+
+def _changed(
+    source: Checkpoint, tensors: Mapping[str, LazyTensor], configuration: Any
+) -> Checkpoint:
+    return replace(
+        source,
+        tensors={**source.tensors, **tensors},
+        configuration=configuration,
+        before_steps=source.as_opened,
+    )
+
+
+def step_in_words(step: Mapping[str, Any]) -> str:
+    """Return a declared step in words."""
+    before, after = (_sides(step["step"], step[key]) for key in ("from", "to"))
+    how = f", positions {step['positions']}" if "positions" in step else ""
+    return f"{step['step']}: {before} to {after}{how}"
+
+
+def _sides(kind: str, value: Any) -> str:
+    if kind == "image_size":
+        return size_of(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,97 @@
+"""Carry out planned conversions: write, re-read and compare, and only then put in place."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mae_convert.convert.output_options import BIN
+from mae_convert.convert.plan import Plan, container_kind
+from mae_convert.convert.record import (
+    SourceHashes,
+    archived_config,
+    carried_config,
+    completed,
+    conversion_record,
+    preprocessor_config,
+    record_in_file,
+)
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import OutputError
+from mae_convert.files.workers import Progress
+from mae_convert.formats.limits import HDF5_KINDS
+from mae_convert.formats.output import Output, directory_output, file_output
+from mae_convert.formats.output_file import Weights
+from mae_convert.formats.write import write_all
+
+
+def execute_all(
+    plans: Sequence[Plan],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    on_commit: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Carry out plans with one source and return their reports; the source is read once for all.
+
+    The outputs appear under their names only when all were written, flushed, re-read and found
+    equal. A directory keeps its report as ``conversion.json``.
+
+    Args:
+        plans: what to do.
+        overwrite: replace what exists.
+        progress: is told how far the work is.
+        on_commit: is called once the outputs have their names, before any signal can be delivered.
+
+    Raises:
+        OutputError: a target exists, or cannot be written.
+        MaeConvertError: a tensor is not finite, or the source was changed meanwhile.
+    """
+    source = SourceHashes(plans[0].source.container.opened)
+    records = [conversion_record(plan, source) for plan in plans]
+    for plan in plans:
+        for each in plan.roundings.values():
+            each.begin()
+    outputs = [_output(plan, record, source) for plan, record in zip(plans, records, strict=True)]
+    hashes = write_all(
+        outputs, overwrite=overwrite, source=source, progress=progress, on_commit=on_commit
+    )
+    return [
+        completed(record, plan, source, of_tensors)
+        for plan, record, of_tensors in zip(plans, records, hashes, strict=True)
+    ]
+
+
+def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
+    """Carry out one plan, as `execute_all`."""
+    return execute_all([plan], overwrite=overwrite)[0]
+
+
+def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Output:
+    """Return what a plan writes; its record tells of the source's hash when that is known."""
+    kind, carried = container_kind(plan.layout, plan.target), carried_config(plan)
+    _check_dtypes(plan, kind)
+    weights_name = plan.layout.weights_name
+    if weights_name is None or not plan.is_directory:
+        config = archived_config(plan) if kind == "keras_archive" else carried
+        kept, state_key = record_in_file(record), plan.layout.state_key
+        return file_output(plan.target, Weights(kind, plan.tensors, config, kept, state_key))
+    return directory_output(
+        plan.target,
+        BIN if plan.packing.pickled else weights_name,
+        Weights("bin" if plan.packing.pickled else kind, plan.tensors, carried),
+        {
+            "config.json": plan.layout.write_config(carried),
+            "preprocessor_config.json": preprocessor_config(plan),
+            "conversion.json": lambda hashes: completed(record, plan, source, hashes),
+        },
+        max_shard_size=plan.packing.max_shard_size,
+    )
+
+
+def _check_dtypes(plan: Plan, kind: str) -> None:
+    """Refuse what would fail late, with the option that helps."""
+    narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
+    if narrow and kind in (*HDF5_KINDS, "npz"):
+        raise OutputError(
+            f"{plan.target} cannot hold bfloat16; choose a type that it can hold, for instance"
+            " --dtype float32"
+        )

@@ -1,0 +1,333 @@
+"""Plan a conversion: which tensor comes from where; nothing is read or written yet."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import NO_KEY_BIAS, Checkpoint
+from mae_convert.convert.changes import Geometry, Step, with_geometry
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.tensor_digests import PassingDigest, watched
+from mae_convert.dtypes import DTYPES, MeasuredRounding
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
+from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.mae.layouts import Layout, layout_named
+from mae_convert.families.mae.schema import TASKS, check_task, schema
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.schema import KEY_BIAS, Schema
+from mae_convert.layouts.table import Rule, Table, write_tensors
+
+SUFFIX_KINDS = {
+    ".weights.h5": "keras_h5",
+    ".keras": "keras_archive",
+    ".safetensors": "safetensors",
+    ".pth": "pth",
+    ".pt": "pth",
+    ".bin": "pth",
+    ".npz": "npz",
+}
+# Suffixes of other files of weights, in lower case: a directory of such a name would be taken for
+# a file of that kind.
+FILE_SUFFIXES = (
+    *SUFFIX_KINDS,
+    *(
+        ".h5",
+        ".hdf5",
+        ".ckpt",
+        ".tar",
+        ".tgz",
+        ".gz",
+        ".zip",
+        ".pkl",
+        ".pickle",
+        ".npy",
+        ".msgpack",
+    ),
+    *(".onnx", ".tflite", ".pb", ".gguf", ".distcp", ".index", ".json"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that can be carried out: nothing was read or written yet.
+
+    Attributes:
+        source: the checkpoint, as a model for the pictures that the target takes.
+        tensors: lazy external tensors of the target, in its native order.
+        rules: how each target tensor is made of canonical ones.
+        steps: what the conversion changes on purpose, each with ``step`` and its parameters.
+        dropped: source tensors that the target does not hold, with the reason.
+        roundings: what rounds each canonical tensor that does not keep its dtype, and measures it
+            when the conversion is carried out.
+        packing: how the tensors are put into files.
+        hashed: canonical tensors whose bytes are hashed while they are read: their digests are not
+            those of tensors of the target.
+        hashed_rounded: likewise after the rounding.
+    """
+
+    source: Checkpoint
+    target: Path
+    layout: Layout
+    table: Table
+    task: str
+    configuration: Configuration
+    tensors: Sequence[LazyTensor]
+    rules: Sequence[Rule]
+    steps: Sequence[Mapping[str, Any]]
+    dropped: Mapping[str, str]
+    created: Mapping[str, str] = field(default_factory=dict)
+    roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
+    packing: Packing = field(default_factory=Packing)
+    hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
+    hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the target is a model directory."""
+        return is_directory(self.layout, self.target)
+
+    def target_schema(self) -> Schema:
+        """Return name and shape of every canonical tensor that the target is read as."""
+        return schema(_token_pooled(self.configuration.model, self.task), self.task)
+
+
+def plan_conversion(
+    source: Checkpoint,
+    target: Path,
+    layout_name: str,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    geometry: Geometry | None = None,
+    packing: Packing | None = None,
+) -> Plan:
+    """Work out a conversion and refuse what the target cannot hold.
+
+    Args:
+        source: an opened checkpoint.
+        target: the directory or file to write.
+        layout_name: the layout to write.
+        task: what to keep: "encoder" drops the decoder or the head; default: everything.
+        dtype: round every tensor to this dtype; default: dtypes are untouched.
+        geometry: the pictures that the target is to take; default: those of the source.
+        packing: how the tensors are put into files; default: as the layout's own programs do.
+
+    Raises:
+        LayoutError: the layout cannot hold the model.
+        ConfigurationError: the task is not in the checkpoint, or the model cannot take pictures
+            of such a geometry.
+        OutputError: the target's name or the packing does not fit the layout.
+    """
+    source.require_complete(task if task in TASKS else None)
+    layout, packing = layout_named(layout_name), packing or Packing()
+    _check_chosen(source, task)
+    task = task or source.task
+    check_task(task, source.task)
+    source = replace(source, configuration=source.configuration.for_task(task))
+    source, changes = with_geometry(source, task, geometry or Geometry())
+    model = source.configuration.model
+    if reason := layout.refusal(model, task):
+        raise LayoutError(f"cannot write {layout.name}: {reason}")
+    key_bias = _stored_key_bias(source, layout, task)
+    table = layout.table_for(task, key_bias=key_bias)
+    shapes = schema(_token_pooled(model, task), task)
+    names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
+    if missing := [name for name in names if name not in source.tensors]:
+        raise LayoutError(
+            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
+            " pooled classifier has no final norm of its own, so that its encoder cannot stand"
+            " alone; convert it whole, to timm, facebook or keras"
+        )
+    packing.check(layout, is_directory=is_directory(layout, target))
+    rules = [
+        replace(rule, external=packing.prefix + rule.external).bound(model.num_attention_heads)
+        for rule in table.expand(names)
+    ]
+    container_kind(layout, target)
+    kept = {name: source.tensors[name] for name in names}
+    roundings = _roundings(kept, dtype)
+    moved = {n for rule in rules if not rule.transform.keeps_bytes for n in rule.canonicals}
+    hashed = {name: PassingDigest(kept[name]) for name in {*moved, *roundings}}
+    kept = watched(kept, hashed)
+    kept |= {name: kept[name].mapped(each, each.dtype) for name, each in roundings.items()}
+    hashed_rounded = {name: PassingDigest(kept[name]) for name in moved & roundings.keys()}
+    kept = watched(kept, hashed_rounded)
+    created = _created(table, kept, packing.prefix)
+    return Plan(
+        source=source,
+        target=target,
+        layout=layout,
+        table=table,
+        task=task,
+        configuration=source.configuration,
+        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)] + list(created),
+        rules=rules,
+        steps=_steps(source, names, task, changes, dtype),
+        dropped=_dropped(source, set(names), task),
+        created={tensor.name: reason for tensor, reason in created.items()},
+        roundings=roundings,
+        packing=packing,
+        hashed=hashed,
+        hashed_rounded=hashed_rounded,
+    )
+
+
+def _check_chosen(source: Checkpoint, task: str | None) -> None:
+    """Refuse a task of which the file has something that cannot be read, with the reason.
+
+    Without a task, refuse to choose between several that are complete.
+    """
+    if task is None and source.also:
+        tasks = " or ".join(f"--task {name}" for name in (source.task, *source.also, "encoder"))
+        raise ConfigurationError(
+            f"{source.name} holds complete models of several tasks; choose with {tasks}"
+        )
+    why = source.family.family.why_dropped if source.family else ""
+    if task == "pretrain" and why in source.dropped.values():
+        raise ConfigurationError(f"{why}; pass --task encoder")
+    if task is not None and task != source.task and task in source.incomplete:
+        raise ConfigurationError(
+            f"{source.name} cannot be read as a {task} model: {source.incomplete[task]}; pass"
+            f" --task {source.task}"
+        )
+
+
+def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
+    """Return whether biases of the key are written, which a model without them has as zeros.
+
+    Where the target has a form without them, they are left out again, if they are zeros still.
+    """
+    if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
+        return True
+    biases = [tensor for name, tensor in source.tensors.items() if KEY_BIAS.search(name)]
+    return any(tensor.load().any() for tensor in biases)
+
+
+def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
+    """Return tensors of zeros that the layout's own class insists on, with the reason."""
+    return {
+        LazyTensor(
+            prefix + drop.external,
+            like.shape,
+            like.dtype,
+            lambda like=like: np.zeros(like.shape, like.dtype),  # type: ignore[misc]
+        ): f"zeros: {drop.why}"
+        for drop in table.drops
+        if drop.zeros_like is not None
+        for like in [kept[drop.zeros_like]]
+    }
+
+
+def is_directory(layout: Layout, target: Path) -> bool:
+    """Return whether a layout is written to such a target as a model directory."""
+    return layout.weights_name is not None and not (layout.also_file and _suffix(target))
+
+
+def _suffix(target: Path) -> str | None:
+    """Return the suffix that names a container, or None."""
+    return next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
+
+
+def _token_pooled(model: Any, task: str) -> Any:
+    """Return the configuration whose schema the task has: only classifiers pool."""
+    return model if task == "classify" else replace(model, global_pool="token", fc_norm=None)
+
+
+def container_kind(layout: Layout, target: Path) -> str:
+    """Return the kind of container that the target's name asks for."""
+    suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
+    as_file = f"a file whose name ends in {' or '.join(suffixes)}"
+    if is_directory(layout, target):
+        if target.name.lower().endswith(FILE_SUFFIXES):
+            forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
+            raise OutputError(
+                f"{layout.name} is written as {forms}, and {target.name} is named like another"
+                " kind of file; choose another name"
+            )
+        return layout.containers[0]
+    kind = SUFFIX_KINDS.get(_suffix(target) or "")
+    if kind not in layout.containers:
+        raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
+    return kind
+
+
+def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
+    """Return what rounds each tensor that has another dtype than is asked for."""
+    if dtype is None:
+        return {}
+    wanted = DTYPES[dtype]
+    return {
+        name: MeasuredRounding(wanted, math.prod(tensor.shape))
+        for name, tensor in tensors.items()
+        if tensor.dtype != wanted
+    }
+
+
+def _finite(tensor: LazyTensor) -> LazyTensor:
+    """Return the tensor with a guard: weights that are not numbers are never written."""
+
+    def checked(array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind in "fV" and not np.isfinite(array).all():
+            count = int(array.size - np.isfinite(array).sum())
+            raise MaeConvertError(
+                f"{tensor.name} would hold at least {count} value{'s'[: count > 1]} that are NaN or"
+                " infinite; the checkpoint is broken, or --dtype overflows: nothing was written"
+            )
+        return array
+
+    return tensor.mapped(checked, tensor.dtype)
+
+
+def _steps(
+    source: Checkpoint,
+    kept: Iterable[str],
+    task: str,
+    changes: Iterable[Step],
+    dtype: str | None,
+) -> list[Step]:
+    """Return the steps that the source declares, and after them those of this conversion."""
+    steps = list((source.container.conversion or {}).get("steps", []))
+    if task != source.task:
+        steps.append({"step": "task", "from": source.task, "to": task})
+    steps += changes
+    rounded_from = {str(source.tensors[name].dtype) for name in kept} - {dtype}
+    if dtype and rounded_from:
+        steps.append({"step": "dtype", "from": sorted(rounded_from), "to": dtype})
+    return steps
+
+
+def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
+    reason = f"not part of a model whose task is {task}"
+    unused = {
+        source.prefix.stored[rule.external]: (
+            NO_KEY_BIAS if KEY_BIAS.search(rule.canonicals[0]) and not source.key_bias else reason
+        )
+        for rule in source.rules
+        if not kept & set(rule.canonicals)
+    }
+    return {**source.dropped, **unused, **source.container.ignored}
+
+
+def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return layout and path of each ``--to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
+
+    Raises:
+        OutputError: not exactly one layout is without a path of its own, or two paths are the same.
+    """
+    parsed = []
+    for text in wanted:
+        layout, equals, path = text.partition("=")
+        parsed.append((layout, Path(path) if equals else target))
+    plain = sum("=" not in text for text in wanted)
+    if plain != 1:
+        raise OutputError(
+            f"{plain} of the --to options name no path of their own; write one as --to LAYOUT, for"
+            f" {target}, and every other as --to LAYOUT=PATH"
+        )
+    if len({path.resolve() for _, path in parsed}) < len(parsed):
+        raise OutputError("two --to options name the same path; give each its own")
+    return parsed

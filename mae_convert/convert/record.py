@@ -1,0 +1,314 @@
+"""What a conversion says about itself: record, configuration, preprocessing, hashes."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert import __version__
+from mae_convert.checkpoint.fingerprint import (
+    Fingerprint,
+    TensorDigest,
+    configuration_digest,
+    digest_of_configuration,
+    fingerprint,
+)
+from mae_convert.checkpoint.official import confirmed, confirmed_by_hash, open_md5
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.convert.plan import Plan
+from mae_convert.families.mae.configuration import Configuration
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.sha256 import open_sha256, sha256_of
+from mae_convert.formats.tensor import LazyTensor
+
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+NOT_YET = "0" * 64
+"""Stands for a SHA-256 that is still being computed, and is as long."""
+
+
+def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
+    """Return what a conversion does: source, account of every tensor, declared steps.
+
+    Args:
+        plan: the conversion.
+        hashes: of the files that it reads.
+    """
+    source = confirmed_by_hash(plan.source, hashes.md5)
+    stored = source.prefix.stored
+    origin = {name: stored[rule.external] for rule in source.rules for name in rule.canonicals}
+    return {
+        "mae_convert": __version__,
+        "source": {
+            **hashes.told(),
+            **_whence(source, hashes.md5),
+            "container": source.container.kind,
+            "wrapper": source.container.wrapper,
+            "prefix": source.prefix.said(),
+            "layout": source.layout.name,
+            "task": source.task,
+        },
+        "family": source.family.to_dict() if source.family else None,
+        "layout": plan.layout.name,
+        "task": plan.task,
+        "assumed": source.configuration.assumed(),
+        "assumptions": source.configuration.only_assumed(),
+        **_inferred(source),
+        "steps": list(plan.steps),
+        "tensors": {
+            rule.external: {
+                "from": list(dict.fromkeys(origin[n] for n in rule.canonicals if n in origin)),
+                "canonical": list(rule.canonicals),
+            }
+            for rule in plan.rules
+        },
+        "dropped": dict(plan.dropped),
+        **({"unread": list(source.unread)} if source.unread else {}),
+        "created": {
+            **{
+                rule.external: source.created[rule.canonicals[0]]
+                for rule in plan.rules
+                if not origin.keys() & rule.canonicals
+            },
+            **plan.created,
+        },
+    }
+
+
+def _inferred(source: Checkpoint) -> dict[str, Any]:
+    """Return the evidence of an experiment that gave fields, where there was one."""
+    inferred = source.configuration.inferred
+    return {"inferred": dict(inferred)} if inferred else {}
+
+
+def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
+    """Return where a checkpoint was got from, and what it was made of, as far as that is known."""
+    known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
+    if not known and (official := confirmed(source, md5)):
+        known = official.record
+    before = (source.container.conversion or {}).get("source")
+    return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
+
+
+def completed(
+    record: Mapping[str, Any], plan: Plan, source: "SourceHashes", hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a record with everything that is known once the tensors are written and compared.
+
+    Args:
+        record: as `conversion_record` returns it.
+        plan: the conversion.
+        source: the hashes of its source's files.
+        hashes: SHA-256 of each tensor of the target, by name.
+    """
+    before, after = conversion_fingerprints(plan, hashes)
+    amended = source.amend(with_rounding(record, plan))
+    return {
+        **amended,
+        "source": {**amended["source"], **before.to_dict()},
+        **after.to_dict(),
+        "sha256": hashes,
+    }
+
+
+def conversion_fingerprints(
+    plan: Plan, hashes: Mapping[str, str]
+) -> tuple[Fingerprint, Fingerprint]:
+    """Return the fingerprints of the source, as it was opened, and of the target.
+
+    Only what the conversion does not read is read here: a part that is dropped, a tensor that a
+    step changes.
+
+    Args:
+        plan: a conversion that was carried out.
+        hashes: SHA-256 of each tensor of the target, by name.
+    """
+    stored = {name: hashes[rule.external] for rule in plan.rules for name in rule.canonicals}
+    known = {
+        name: plan.hashed[name].hexdigest() if name in plan.hashed else digest
+        for name, digest in stored.items()
+    }
+    opened, source = plan.source.as_opened, plan.source.tensors
+    before = {
+        name: TensorDigest.of(tensor, known.get(name) if source.get(name) is tensor else None)
+        for name, tensor in opened.tensors.items()
+    }
+    after = {}
+    for name in plan.target_schema():
+        if name not in stored:  # the bias of a key, zeros, that the target has no place for
+            after[name] = TensorDigest.of(_zeros_of_target(plan, name))
+        elif name not in plan.roundings:
+            after[name] = TensorDigest.of(source[name], known[name])
+        else:
+            rounded = replace(source[name], dtype=plan.roundings[name].dtype)
+            hashed = plan.hashed_rounded.get(name)
+            digest = hashed.hexdigest() if hashed else stored[name]
+            after[name] = TensorDigest.of(rounded, digest)
+    return (
+        fingerprint(before, digest_of_configuration(opened)),
+        fingerprint(after, configuration_digest(plan.configuration.model, plan.task)),
+    )
+
+
+def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
+    """Return a bias of the key as the target is read: zeros, of the dtype of the query's bias."""
+    query = name.removesuffix("k.bias") + "q.bias"
+    dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
+    shape = plan.source.tensors[name].shape
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
+
+
+def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return a record with the largest rounding error of each tensor, once that was written."""
+    tensors = {
+        name: {**entry, **_rounding(plan, entry["canonical"])}
+        for name, entry in record["tensors"].items()
+    }
+    return {**record, "tensors": tensors}
+
+
+def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
+    """Return the largest rounding error of what is joined to one tensor, where it is rounded."""
+    errors = [plan.roundings[name].error() for name in canonicals if name in plan.roundings]
+    if not errors:
+        return {}
+    return {"rounding": {kind: max(error[kind] for error in errors) for kind in errors[0]}}
+
+
+def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a record that a single file keeps inside; what shapes tell is left out."""
+    names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred")
+    kept = {name: record[name] for name in names if name in record}
+    family = record["family"]
+    return {**kept, "family": family} if family and family["certainty"] == "known" else kept
+
+
+def carried_config(plan: Plan) -> dict[str, Any]:
+    """Return the configuration that a file carries inside: nothing else needs to be known of it."""
+    labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
+    named = {str(number): name for number, name in enumerate(labels or ())}
+    return {
+        **({"id2label": named} if named and plan.task == "classify" else {}),
+        **({"preprocessor": preprocessor} if preprocessor else {}),
+        **plan.configuration.model.to_dict(),
+        **_image_statistics(plan.configuration),
+        **({} if plan.source.key_bias else {"key_bias": False}),
+        "task": plan.task,
+        "layout": plan.layout.name,
+    }
+
+
+def archived_config(plan: Plan) -> dict[str, Any]:
+    """Return the carried configuration and, under "keras", what Keras makes the model of.
+
+    The model gets the dtype of its weights; where these differ, one that holds all of them.
+    """
+    carried = carried_config(plan)
+    dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
+    return {**carried, "keras": plan.layout.write_config({**carried, "dtype": dtype})}
+
+
+def preprocessor_config(plan: Plan) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
+
+    What the source says about preprocessing stays, but for the size of other pictures. Where it
+    crops, which version 4 of that class does not, BitImageProcessor does the same and crops.
+    """
+    height, width = plan.configuration.model.image_hw
+    theirs = _preprocessor(plan)
+    crops = theirs.get("do_center_crop") or "shortest_edge" in (theirs.get("size") or ())
+    return {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
+        "resample": BILINEAR if theirs else BICUBIC,  # as it is read where nothing says it
+        "rescale_factor": 1 / 255,
+        "size": {"height": height, "width": width},
+        **theirs,
+        **_image_statistics(plan.configuration),
+    }
+
+
+def _preprocessor(plan: Plan) -> dict[str, Any]:
+    """Return what the source says about preprocessing, but for the size of other images."""
+    theirs = dict(plan.source.preprocessor)
+    steps = [step for step in plan.steps if step["step"] == "image_size"]
+    if steps != _declared(plan.source, "image_size"):
+        return {name: value for name, value in theirs.items() if "size" not in name}
+    return theirs
+
+
+def _declared(source: Checkpoint, kind: str) -> list[Mapping[str, Any]]:
+    """Return the steps of a kind that the conversion of a source has declared."""
+    steps = (source.container.conversion or {}).get("steps", [])
+    return [step for step in steps if step["step"] == kind]
+
+
+def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
+    return {
+        "image_mean": list(configuration.image_mean),
+        "image_std": list(configuration.image_std),
+    }
+
+
+class SourceHashes:
+    """The SHA-256 of the files that tensors are read from, computed beside the conversion.
+
+    Args:
+        files: the files, which are open.
+    """
+
+    def __init__(self, files: Sequence[ByteFile]) -> None:
+        self._files = files
+        self._hashes = [NOT_YET] * len(files)
+        self._md5: str | None = None
+        self.nbytes = sum(file.size for file in files)
+
+    def work(self, advance: Callable[[int], None]) -> None:
+        """Hash the files, and tell how many bytes are done."""
+        self._hashes = [sha256_of(file, advance) for file in self._files]
+
+    def md5(self) -> str:
+        """Return the MD5 of the file, by which an official one is known; computed when asked."""
+        if self._md5 is None:
+            self._md5 = open_md5(self._files[0])
+        return self._md5
+
+    def require_unchanged(self) -> None:
+        """Raise CheckpointError if a file is not what it was when it was opened."""
+        for file in self._files:
+            file.require_unchanged()
+
+    def amend(self, conversion: Mapping) -> Mapping:
+        """Return the record of a conversion with the hashes in the place of those not known yet."""
+        return {**conversion, "source": {**conversion["source"], **self.told()}}
+
+    def told(self) -> dict[str, Any]:
+        """Return what a record says of the files: see `files_sha256`."""
+        paths = [file.path for file in self._files]
+        return _told(dict(zip(paths, self._hashes, strict=True)))
+
+
+def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
+    """Return the name and the SHA-256 of what tensors are read from, as it is open.
+
+    Where that is several files, the name is the first one's in its directory, ``files`` has the
+    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    """
+    return _told({file.path: open_sha256(file) for file in files})
+
+
+def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
+    if not hashes:  # a model in memory
+        return {}
+    first = next(iter(hashes))
+    if len(hashes) == 1:
+        return {"name": first.name, "sha256": hashes[first]}
+    named = {path.name: digest for path, digest in hashes.items()}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in named.items())
+    whole = hashlib.sha256(lines.encode()).hexdigest()
+    folder = first.resolve().parent.name
+    return {"name": f"{folder}/{first.name}", "sha256": whole, "files": named}

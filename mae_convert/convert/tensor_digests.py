@@ -1,0 +1,90 @@
+"""The digests of a conversion's canonical tensors, without reading anything for them alone.
+
+A tensor that is written as it is canonically has the digest that the output's comparison computes
+anyway. Another is hashed while it is read to be written.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mae_convert.files.slicing import Sliceable
+from mae_convert.formats.tensor import LazyTensor, as_bytes, blocks, sha256
+
+
+class PassingDigest:
+    """The SHA-256 of a tensor's bytes, computed while something else reads it from first to last.
+
+    Args:
+        tensor: the tensor; `watched` is to be read in its place.
+    """
+
+    def __init__(self, tensor: LazyTensor) -> None:
+        self.tensor = tensor
+        self._digest, self._next = hashlib.sha256(), 0
+        self._result: str | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def watched(self) -> LazyTensor:
+        """The tensor, whose elements are hashed when they are read in order."""
+        load = self.tensor.load
+        if isinstance(load, Sliceable):
+            return replace(
+                self.tensor, load=_Watched(self.tensor.shape, self.tensor.dtype, load, self.take)
+            )
+        return replace(self.tensor, load=lambda: self.take(load(), 0))
+
+    def take(self, array: np.ndarray, start: int) -> np.ndarray:
+        """Hash some elements, if they are those that come next, and return them.
+
+        Args:
+            array: the elements, which follow each other in C order.
+            start: how many come before them.
+        """
+        with self._lock:
+            if self._result is None and start in (0, self._next):
+                if start == 0:  # from the beginning, perhaps once more
+                    self._digest, self._next = hashlib.sha256(), 0
+                for piece in blocks(array):
+                    self._digest.update(as_bytes(piece))
+                self._next += array.size
+                if self._next * self.tensor.dtype.itemsize == self.tensor.nbytes:
+                    self._result = self._digest.hexdigest()
+        return array
+
+    def hexdigest(self) -> str:
+        """Return the digest; a tensor that was not read from first to last is read here."""
+        if self._result is None:
+            self._result = sha256(self.tensor)
+        return self._result
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched(Sliceable):
+    """Another array, whose elements are shown to a function when they are read."""
+
+    of: Sliceable
+    take: Callable[[np.ndarray, int], np.ndarray]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the other array is."""
+        return self.of.in_order
+
+    def block(self, rows: slice, columns: slice) -> np.ndarray:
+        """Return a part of the other array."""
+        part = self.of.block(rows, columns)
+        if columns.stop - columns.start == self.columns or rows.stop - rows.start == 1:
+            self.take(part, rows.start * self.columns + columns.start)
+        return part
+
+
+def watched(
+    tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
+) -> dict[str, LazyTensor]:
+    """Return tensors with those in the place of others that are hashed when they are read."""
+    return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

@@ -1,0 +1,393 @@
+"""Resolve what tensors cannot tell: each field is taken from a named source, never guessed.
+
+`mae_convert.families.mae.evidence` has the sources and their order.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.evidence import (
+    FLAGS,
+    PREPROCESSING,
+    Evidence,
+    first,
+    grid_of_size,
+    same_size,
+)
+from mae_convert.families.mae.position_tables import grid_of_tables
+from reference_models.configuration import ViTMAEConfig
+
+# One function under two names.
+ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
+CONFIG_FIELDS = tuple(f.name for f in fields(ViTMAEConfig))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A field that nothing gives, and what to do about it.
+
+    Attributes:
+        field: the field.
+        what: the field in words, for a sentence.
+        option: the option that specifies it.
+        reason: what the tensors leave open, and evidence that could not be used.
+    """
+
+    field: str
+    what: str
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration, and where each field that tensors cannot give came from.
+
+    Attributes:
+        model: the fields of the model. Those that are `missing` hold placeholders.
+        image_mean: taken off each channel.
+        image_std: what each channel is then divided by.
+        sources: where each field that no tensor gives came from, for a person.
+        labels: names of a classifier's classes, or None where nothing names them.
+        assumptions: why a field is an assumption ("official", "layout" ...), for those that are.
+        missing: fields that nothing gives; empty for every checkpoint that can be run or converted.
+        inferred: the evidence of an experiment that gave fields, as plain data, or None.
+    """
+
+    model: ViTMAEConfig
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    sources: Mapping[str, str]
+    labels: tuple[str, ...] | None = None
+    assumptions: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
+    inferred: Mapping[str, Any] | None = None
+
+    def value(self, name: str) -> Any:
+        """Return a field of the model or of the preprocessing; None where it is missing."""
+        if name in {missing.field for missing in self.missing}:
+            return None
+        return getattr(self, name) if name in PREPROCESSING else getattr(self.model, name)
+
+    def assumed(self) -> dict[str, dict[str, Any]]:
+        """Return field → value and source, for every field that tensors do not give."""
+        return {
+            name: {"value": self.value(name), "source": source}
+            for name, source in self.sources.items()
+        }
+
+    def only_assumed(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of `assumed` that are assumptions; ``assumption`` is the kind."""
+        return {
+            name: {**entry, "assumption": self.assumptions[name]}
+            for name, entry in self.assumed().items()
+            if name in self.assumptions
+        }
+
+    def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
+        """Return the configuration with some fields set, and their source.
+
+        They are neither missing nor assumptions any more.
+
+        Raises:
+            ConfigurationError: a value is impossible.
+        """
+        preprocessing = {name: fields[name] for name in PREPROCESSING if name in fields}
+        of_model = {name: value for name, value in fields.items() if name not in preprocessing}
+        try:
+            model = replace(self.model, **of_model)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"impossible configuration: {error}") from error
+        return replace(
+            self,
+            model=model,
+            **preprocessing,
+            sources={**self.sources, **dict.fromkeys(fields, source)},
+            assumptions={k: v for k, v in self.assumptions.items() if k not in fields},
+            missing=tuple(missing for missing in self.missing if missing.field not in fields),
+        )
+
+    def for_task(self, task: str) -> "Configuration":
+        """Return the configuration of a part of the model: a task asks for its own fields only.
+
+        An encoder needs nothing of the decoder. A decoder whose number of heads is missing becomes
+        the one that a configuration of an encoder has by default, so that no placeholder is
+        written.
+        """
+        own = untold_fields(task)
+        if all(missing.field in own for missing in self.missing):
+            return self
+        defaults = ViTMAEConfig()
+        decoder = {
+            field.name: getattr(defaults, field.name)
+            for field in fields(ViTMAEConfig)
+            if field.name.startswith("decoder_")
+        }
+        return replace(
+            self,
+            model=replace(self.model, **decoder),
+            missing=tuple(missing for missing in self.missing if missing.field in own),
+        )
+
+    def require_complete(self) -> None:
+        """Raise ConfigurationError if a field is missing; one message asks for all of them."""
+        if self.missing:
+            what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
+            options = " and ".join(field.option for field in self.missing)
+            it = "it" if len(self.missing) == 1 else "them"
+            hint = (
+                "" if self.inferred else f", or find {it} with `mae-convert inspect FILE --infer`"
+            )
+            raise ConfigurationError(
+                f"nothing in the file gives {what}; specify {it} with {options}{hint}"
+            )
+
+
+def untold_fields(task: str) -> tuple[str, ...]:
+    """Return the fields that matter for a task and that no tensor gives."""
+    common = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
+    masking = {
+        "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
+        "encoder": ("mask_ratio",),
+        "classify": ("global_pool",),
+    }
+    return common + masking[task] + PREPROCESSING
+
+
+def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Configuration:
+    """Return the configuration that the evidence gives, with the source of each field.
+
+    Args:
+        task: "pretrain", "encoder" or "classify".
+        evidence: everything that may give a field.
+        incomplete: return a configuration even where fields are missing.
+
+    Raises:
+        ConfigurationError: a field is impossible or contradicted; or is missing, unless
+            ``incomplete``.
+    """
+    _check_stated(task, evidence)
+    values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in CONFIG_FIELDS}
+    sources: dict[str, str] = {}
+    assumptions: dict[str, str] = {}
+    missing = []
+    for name in untold_fields(task):
+        found = first(name, task, evidence)
+        _check_flag(name, evidence)
+        if found is None:
+            missing.append(_missing(name, evidence))
+            values[name] = _placeholder(name, evidence.geometry)
+            continue
+        values[name], sources[name] = found.value, found.source
+        if found.assumption:
+            assumptions[name] = found.assumption
+        if name.endswith("num_attention_heads"):
+            _check_heads(name, found.value, found.source, evidence)
+    if task == "pretrain" and (found := first("decoder_layer_norm_eps", task, evidence)):
+        values["decoder_layer_norm_eps"] = found.value
+        sources["decoder_layer_norm_eps"] = found.source
+        if found.assumption:
+            assumptions["decoder_layer_norm_eps"] = found.assumption
+    if values.get("global_pool") == "avg":
+        values["fc_norm"] = None if "global_pool" in evidence.geometry else False
+    values |= _carried_along(values, evidence.stated)
+    channels = evidence.geometry["num_channels"]
+    preprocessing = {
+        name: _per_channel(name, values.pop(name), channels, sources[name])
+        for name in PREPROCESSING
+    }
+    try:
+        model = ViTMAEConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"impossible configuration: {error}") from error
+    resolved = Configuration(
+        model,
+        image_mean=preprocessing["image_mean"],
+        image_std=preprocessing["image_std"],
+        sources=sources,
+        labels=_labels(evidence) if task == "classify" else None,
+        assumptions=assumptions,
+        missing=tuple(missing),
+    )
+    if not incomplete:
+        resolved.require_complete()
+    return resolved
+
+
+def _placeholder(name: str, geometry: Mapping[str, Any]) -> Any:
+    """Return a possible value for a field that is missing; nothing may be computed with it."""
+    if name != "image_size":
+        return 1
+    patch = geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return geometry["num_patches"] * height, width
+
+
+def _missing(name: str, evidence: Evidence) -> Missing:
+    if name == "image_size":
+        count = evidence.geometry["num_patches"]
+        reason = f"{count} patches are not a square grid"
+        return Missing(name, "the image size", f"{FLAGS[name]} HxW{evidence.size_hint}", reason)
+    width_field = name.replace("num_attention_heads", "hidden_size")
+    width = evidence.geometry[width_field]
+    possible = [str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 4]
+    part = "decoder" if name.startswith("decoder") else "encoder"
+    reason = f"{width_field} {width} allows {', '.join(possible)}"
+    if contradiction := evidence.arguments.contradiction(name):
+        reason += f"; {contradiction}"
+    return Missing(name, f"the number of attention heads of the {part}", FLAGS[name], reason)
+
+
+def _labels(evidence: Evidence) -> tuple[str, ...] | None:
+    """Return the names of a classifier's classes, if the configuration tells them."""
+    named = evidence.stated.get("id2label")
+    if named is None:
+        return None
+    count = evidence.geometry["num_labels"]
+    try:
+        by_number = {int(number): str(name) for number, name in named.items()}
+    except (AttributeError, TypeError, ValueError):
+        by_number = {}
+    if sorted(by_number) != list(range(count)):
+        raise ConfigurationError(
+            f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has"
+            f" {count}; this configuration belongs to other weights"
+        )
+    return tuple(by_number[number] for number in range(count))
+
+
+def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:
+    """Return a number for each channel; one alone, as image processors allow, is for all."""
+    numbers = value if isinstance(value, (list, tuple)) else (value,) * channels
+    if len(numbers) != channels or not all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    ):
+        raise ConfigurationError(
+            f"{name} is {value!r} ({source}), but must be {channels} numbers, one for each channel"
+        )
+    return tuple(numbers)
+
+
+def _check_flag(name: str, evidence: Evidence) -> None:
+    flag = evidence.flags.get(name)
+    told = evidence.geometry.get(name)
+    if None not in (flag, told) and flag != told:
+        raise ConfigurationError(
+            f"{FLAGS[name]} {flag} contradicts the tensors' shapes, which say {told}; leave it out"
+        )
+
+
+def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:
+    """Check that each flag tells something of one of the files that it may be about.
+
+    Args:
+        flags: field → value, as the user gave them.
+        opened: the configurations by the names of their files, each opened to be filled only.
+
+    Raises:
+        ConfigurationError: all of them state something else.
+    """
+    for name, flag in flags.items():
+        others = {
+            file: configuration.value(name)
+            for file, configuration in opened.items()
+            if name in configuration.sources
+        }
+        if others and all(same_size(flag) != same_size(value) for value in others.values()):
+            said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
+            raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
+
+
+def _check_stated(task: str, evidence: Evidence) -> None:
+    """Refuse a configuration that the tensors contradict."""
+    for name, told in evidence.geometry.items():
+        stated = evidence.stated.get(name)
+        stated = tuple(stated) if isinstance(stated, list) else stated
+        if isinstance(stated, tuple) and stated and stated.count(stated[0]) == len(stated):
+            stated = stated[0]
+        if name == "num_labels" or (task != "pretrain" and name.startswith("decoder_")):
+            continue
+        if stated is not None and stated != told:
+            raise ConfigurationError(
+                f"{evidence.stated_where} says {name} is {stated}, but the tensors say {told};"
+                " this configuration belongs to other weights"
+            )
+    _check_pooling(task, evidence)
+    size = evidence.flags.get("image_size") or evidence.stated_value("image_size")
+    if size is not None:
+        _check_image_size(size, evidence)
+        _check_position_tables(size, evidence)
+
+
+def _check_pooling(task: str, evidence: Evidence) -> None:
+    """Refuse a configuration of a pooled classifier whose tensors are missing.
+
+    Without ``fc_norm`` the names are also those of a model that normalises before it pools.
+    """
+    if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
+        return
+    pooling = evidence.stated.get("global_pool")
+    before = pooling == "avg" and evidence.stated.get("fc_norm") is False
+    if pooling not in (None, "token") and not before:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says global_pool is {pooling}, but the tensors say token, as"
+            " they lack fc_norm; this configuration belongs to other weights"
+        )
+
+
+def _check_image_size(size: Any, evidence: Evidence) -> None:
+    patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
+    where = "--source-image-size" if evidence.flags.get("image_size") else evidence.stated_where
+    try:
+        height, width = (size, size) if isinstance(size, int) else size
+        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        fits = height % rows == width % columns == 0
+        fits = fits and (height // rows) * (width // columns) == count
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            f"{where} says the image size is {size}, but with patches of {patch} the tensors hold"
+            f" {count} positions; say the size that they were made for with --source-image-size"
+        )
+
+
+def _check_position_tables(size: Any, evidence: Evidence) -> None:
+    """Refuse a configuration whose grid is not that of the fixed position tables.
+
+    An option overrules them, and so does a family whose positions do not follow the grid.
+    """
+    if evidence.flags.get("image_size") or "image_size" in evidence.family:
+        return
+    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
+    grid = grid_of_size(size, evidence.geometry["patch_size"])
+    if table is not None and table.grid != grid:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
+            f" patches, but {table.where} is that of {table.words}; specify the image size that the"
+            " model was trained for with --source-image-size HxW"
+        )
+
+
+def _carried_along(values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stated fields that neither tensors nor untold fields gave (dropout and the like)."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stated.items()
+        if name in CONFIG_FIELDS and name not in values and value is not None
+    }
+
+
+def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None:
+    width_field = name.replace("num_attention_heads", "hidden_size")
+    width = evidence.geometry[width_field]
+    if type(heads) is not int:
+        raise ConfigurationError(f"{name} is {heads!r} ({source}), but must be a whole number")
+    if heads < 1 or width % heads:
+        raise ConfigurationError(
+            f"{heads} attention heads ({source}) do not divide {width_field} {width}; say the right"
+            f" number with {FLAGS[name]}"
+        )

@@ -1,0 +1,233 @@
+"""Where the configuration fields come from that no tensor gives, in the order in which they count.
+
+The order is: an option, a configuration beside or inside the file, the training arguments in the
+checkpoint, the fixed position table (for the grid), the conventions of the model's family, the
+official model of exactly these names and shapes, the layout's own convention. Whatever comes after
+the training arguments and the position table is an assumption. The number of heads has no
+convention.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.families.mae.official import same_geometry
+from mae_convert.families.mae.position_tables import Grid, grid_of_tables
+from mae_convert.families.mae.schema import square_grid
+from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
+from mae_convert.formats.tensor import LazyTensor
+
+PREPROCESSING = ("image_mean", "image_std")
+FLAGS = {
+    "num_attention_heads": "--num-heads",
+    "decoder_num_attention_heads": "--decoder-num-heads",
+    "layer_norm_eps": "--layer-norm-eps",
+    "norm_pix_loss": "--norm-pix-loss",
+    "mask_ratio": "--mask-ratio",
+    "image_size": "--source-image-size",
+    "decoder_layer_norm_eps": "--decoder-layer-norm-eps",
+    "global_pool": "--global-pool",
+}
+# The published weights exist under the names of these layouts.
+PUBLISHED_AS = ("facebook", "timm", "transformers", "transformers-tf")
+FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_size")
+
+# Why a value is an assumption.
+OFFICIAL = "official"  # the official model of the same names and shapes has it
+FAMILY = "family"  # every model of the family that the checkpoint is known to belong to has it
+SQUARE = "square"  # the grid is taken to be square
+NAMES = "names"  # models of these names usually have it
+LAYOUT = "layout"  # a model of this layout has it unless its configuration says otherwise
+LAYOUT_CODE = "layout code"  # the code that defines the layout has no other value
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value of a field, where it comes from, and why it is an assumption (None if it is not)."""
+
+    value: Any
+    source: str
+    assumption: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that may give a field, as found; each mapping may be empty.
+
+    Attributes:
+        geometry: fields that the tensors' shapes give, and ``num_patches``.
+        flags: fields that the user gave, by field name.
+        stated: the configuration beside or inside the file, and where it stands.
+        preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
+        preprocessor_where: the file that they are in.
+        training_args: arguments of the training run that wrote the checkpoint.
+        conventions: what the layout takes for granted, and the layout's name.
+        fixed: the conventions among them for which the layout's own code has no other value.
+        family: what the family of models takes for granted that the checkpoint is known to belong
+            to, and the family's name.
+        size_hint: the image size of a family that the shapes suggest, for a message.
+        positions: position embeddings by canonical name, which are read to recognise the grid.
+        recorded: assumptions in the record of the conversion that wrote the configuration, by
+            field, each with ``value``, ``source`` and ``assumption``.
+        by_names: what the program gives every model whose tensors have such stored names.
+        fill_only: a flag gives what the file does not state, and does not overrule it.
+    """
+
+    geometry: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    stated_where: str
+    preprocessor: Mapping[str, Any]
+    training_args: Mapping[str, Any]
+    conventions: Mapping[str, Any]
+    layout: str
+    fixed: tuple[str, ...] = ()
+    family: Mapping[str, Any] = field(default_factory=dict)
+    family_name: str = ""
+    size_hint: str = ""
+    positions: Mapping[str, LazyTensor] = field(default_factory=dict)
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_names: Mapping[str, Any] = field(default_factory=dict)
+    fill_only: bool = False
+    preprocessor_where: str = "preprocessor_config.json"
+
+    @property
+    def arguments(self) -> TrainingArguments:
+        """What the training arguments say about these shapes."""
+        return TrainingArguments.of(self.training_args, self.geometry)
+
+    def stated_value(self, name: str) -> Any:
+        """Return what the configuration beside or inside the file gives for a field, or None."""
+        value = self.stated.get(name)
+        if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
+            return tuple(value)
+        return value
+
+
+def first(name: str, task: str, evidence: Evidence) -> Found | None:
+    """Return the first value that the evidence gives for a field, or None where nothing does.
+
+    Raises:
+        ConfigurationError: training arguments and position table contradict each other.
+    """
+    return next((f for f in _candidates(name, task, evidence) if f.value is not None), None)
+
+
+def _candidates(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    if name != "image_size":
+        # A conversion may have given the tensors the names that go with what it had assumed.
+        told = "the tensors' names" if name == "global_pool" else "the tensors' shapes"
+        yield _recorded(name, evidence.geometry.get(name), told, evidence)
+    option = Found(evidence.flags.get(name), f"flag {FLAGS.get(name, '')}")
+    specified = [option, _from_configuration(name, evidence)]
+    yield from reversed(specified) if evidence.fill_only else specified
+    if name in PREPROCESSING:
+        yield from _preprocessing(name, evidence)
+        return
+    family = Found(evidence.family.get(name), f"convention of {evidence.family_name}", FAMILY)
+    if name == "image_size":
+        # A family whose positions do not follow the grid: neither table nor arguments give it.
+        yield family
+        yield _image_size(evidence)
+    else:
+        yield Found(evidence.arguments.value(name), "training arguments")
+        yield family
+    yield from _official(name, task, evidence)
+    if name == "image_size":
+        yield Found(_square_size(evidence), "square grid", SQUARE)
+    if name == "global_pool":
+        source = "names of a class-token classifier, which a pooled one without fc_norm has too"
+        yield Found("token", source, NAMES)
+    source = "convention of solo-learn, whose names the tensors have"
+    yield Found(evidence.by_names.get(name), source, NAMES)
+    yield _convention(name, evidence)
+
+
+def _from_configuration(name: str, evidence: Evidence) -> Found:
+    """Return what the configuration states."""
+    value, where = evidence.stated_value(name), evidence.stated_where
+    if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
+        # A configuration with one epsilon states it for the whole model.
+        value = evidence.stated_value("layer_norm_eps")
+    return _recorded(name, value, where, evidence)
+
+
+def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
+    """Return a value as an assumption if the conversion that wrote it had assumed it."""
+    recorded = evidence.recorded.get(name, {})
+    if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
+        source = f"{where} (assumed by the conversion: {recorded.get('source')})"
+        return Found(value, source, str(recorded.get("assumption")))
+    return Found(value, where)
+
+
+def _preprocessing(name: str, evidence: Evidence) -> Iterator[Found]:
+    yield Found(evidence.preprocessor.get(name), evidence.preprocessor_where)
+    yield Found(evidence.family.get(name), f"convention of {evidence.family_name}", FAMILY)
+    yield Found(evidence.arguments.value(name), "training arguments")
+    channels = evidence.geometry["num_channels"]
+    convention = evidence.conventions.get(name)
+    if convention is not None and len(convention) != channels:
+        # Other sensors: no convention of RGB images applies; say so as identity.
+        identity = (0.0 if name == "image_mean" else 1.0,) * channels
+        yield Found(identity, f"{channels} channels: none", LAYOUT)
+    yield _convention(name, evidence)
+
+
+def _official(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    if name not in FROM_OFFICIAL or evidence.layout not in PUBLISHED_AS:
+        return
+    if name in HEADS and evidence.arguments.contradiction(name):
+        return
+    for official in same_geometry(evidence.geometry, task):
+        source = f"official {official.model_name} of the same shapes"
+        yield Found(getattr(official.model, name), source, OFFICIAL)
+
+
+def _convention(name: str, evidence: Evidence) -> Found:
+    kind = LAYOUT_CODE if name in evidence.fixed else LAYOUT
+    source = f"convention of the {evidence.layout} layout"
+    return Found(evidence.conventions.get(name), source, kind)
+
+
+def _image_size(evidence: Evidence) -> Found:
+    """Return the image size of the training arguments or of the fixed position table.
+
+    Raises:
+        ConfigurationError: they contradict each other, or the shapes.
+    """
+    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
+    size = evidence.arguments.image_size(table)
+    if size is not None:
+        confirmed = f", confirmed by {table.where}" if table else ""
+        return Found(size, f"training arguments{confirmed}")
+    if table is not None:
+        return Found(_size_of(table.grid, evidence.geometry), f"{table.where} ({table.words})")
+    return Found(None, "")
+
+
+def _square_size(evidence: Evidence) -> Any:
+    grid = square_grid(evidence.geometry["num_patches"])
+    return None if grid is None else _size_of(grid, evidence.geometry)
+
+
+def _size_of(grid: Grid, geometry: Mapping[str, Any]) -> int | tuple[int, int]:
+    patch = geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    size = (grid[0] * height, grid[1] * width)
+    return size[0] if size[0] == size[1] else size
+
+
+def grid_of_size(size: Any, patch: Any) -> Grid:
+    """Return rows and columns of patches in an image; each size is a number or (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return height // rows, width // columns
+
+
+def same_size(value: Any) -> Any:
+    """Return a size as its one number where it is square; anything else as it is."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return sides[0]
+    return sides or value

@@ -1,0 +1,38 @@
+"""The layouts, by name: to add one, write its file and register it here."""
+
+from mae_convert.errors import LayoutError
+from mae_convert.families.mae.layouts.facebook import FACEBOOK
+from mae_convert.families.mae.layouts.keras import KERAS
+from mae_convert.families.mae.layouts.keras_hub import KERAS_HUB
+from mae_convert.families.mae.layouts.lightly import LIGHTLY
+from mae_convert.families.mae.layouts.mmpretrain import MMPRETRAIN
+from mae_convert.families.mae.layouts.timm import TIMM
+from mae_convert.families.mae.layouts.torchvision import TORCHVISION
+from mae_convert.families.mae.layouts.transformers import TRANSFORMERS
+from mae_convert.families.mae.layouts.transformers_tf import TRANSFORMERS_TF
+from mae_convert.layouts.layout import Layout
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        FACEBOOK,
+        TRANSFORMERS,
+        TRANSFORMERS_TF,
+        KERAS,
+        TIMM,
+        TORCHVISION,
+        KERAS_HUB,
+        MMPRETRAIN,
+        LIGHTLY,
+    )
+}
+
+
+def layout_named(name: str) -> Layout:
+    """Return a layout by its name on the command line."""
+    if name not in LAYOUTS:
+        raise LayoutError(f"unknown layout {name!r}; the layouts are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+__all__ = ["LAYOUTS", "Layout", "layout_named"]

@@ -1,0 +1,115 @@
+"""The layout of the original code, facebookresearch/mae (timm's names, query, key, value fused)."""
+
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from mae_convert.layouts.transforms import Fuse
+
+PARTS_OF_BLOCK = (
+    Row(".attention.output.{weight,bias}", ".attn.proj.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".norm2.{weight,bias}"),
+    Row(".mlp.{fc1,fc2}.{weight,bias}", ".mlp.{fc1,fc2}.{weight,bias}"),
+)
+NORM1 = Row(".norm1.{weight,bias}", ".norm1.{weight,bias}")
+BLOCK = (
+    NORM1,
+    Row(".attention.{q,k,v}.{weight,bias}", ".attn.qkv.{weight,bias}", Fuse(3)),
+    *PARTS_OF_BLOCK,
+)
+# As BEiT has them: the biases of query and value are tensors of their own, and there is no third.
+BLOCK_WITHOUT_KEY_BIAS = (
+    NORM1,
+    Row(".attention.{q,v}.bias", ".attn.{q_bias,v_bias}"),
+    Row(".attention.{q,k,v}.weight", ".attn.qkv.weight", Fuse(3)),
+    *PARTS_OF_BLOCK,
+)
+Rows = tuple[Row | Repeat, ...]
+TOKENS = (
+    Row("encoder.cls_token", "cls_token"),
+    Row("encoder.position_embedding", "pos_embed"),
+)
+NORM = Row("encoder.norm.{weight,bias}", "norm.{weight,bias}")
+POOLED_NORM = Row("head.norm.{weight,bias}", "fc_norm.{weight,bias}")
+
+
+def _patches_and_blocks(block: tuple[Row, ...]) -> Rows:
+    return (
+        Row("encoder.patch_embedding.{weight,bias}", "patch_embed.proj.{weight,bias}"),
+        Repeat("encoder.blocks.#", "blocks.#", block),
+    )
+
+
+PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
+
+
+def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
+    """Return the rows of a linear probe, given the names of its batch norm and linear layer."""
+    return (
+        *TOKENS,
+        *_patches_and_blocks(block),
+        NORM,
+        POOLED_NORM,
+        Row(
+            "head.batch_norm.{mean,variance,count}",
+            batch_norm + ".{running_mean,running_var,num_batches_tracked}",
+        ),
+        Row("head.{weight,bias}", head + ".{weight,bias}"),
+    )
+
+
+def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
+    """Return the tables of one form of a block: with decoder, without, and of linear probes."""
+    patches_and_blocks = _patches_and_blocks(block)
+    return (
+        Table(
+            name,
+            ("pretrain",),
+            (
+                *TOKENS,
+                Row("decoder.mask_token", "mask_token"),
+                Row("decoder.position_embedding", "decoder_pos_embed"),
+                *patches_and_blocks,
+                NORM,
+                Row("decoder.embed.{weight,bias}", "decoder_embed.{weight,bias}"),
+                Repeat("decoder.blocks.#", "decoder_blocks.#", block),
+                Row("decoder.norm.{weight,bias}", "decoder_norm.{weight,bias}"),
+                Row("decoder.prediction.{weight,bias}", "decoder_pred.{weight,bias}"),
+            ),
+        ),
+        Table(
+            name,
+            ("encoder", "classify"),
+            (
+                *TOKENS,
+                *patches_and_blocks,
+                NORM,
+                POOLED_NORM,
+                Row("head.{weight,bias}", "head.{weight,bias}"),
+            ),
+        ),
+        # main_linprobe.py, with or without --global_pool.
+        Table(f"{name}, linear probe", ("classify",), _probe("head.0", "head.1", block)),
+        # test_time_training_mae keeps its probe beside the MAE.
+        Table(f"{name}, linear probe beside", ("classify",), _probe("bn", "head", block)),
+    )
+
+
+TABLES = _tables("facebook", BLOCK)
+ENCODER_AND_CLASSIFIER = TABLES[1]
+WITHOUT_KEY_BIAS = _tables("facebook, no key bias", BLOCK_WITHOUT_KEY_BIAS)
+
+FACEBOOK = Layout(
+    name="facebook",
+    title="facebookresearch/mae, the original code (PyTorch)",
+    tables=TABLES + WITHOUT_KEY_BIAS,
+    containers=("pth", "safetensors", "npz"),
+    state_key="model",
+    conventions={
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "mask_ratio": 0.75,
+        "norm_pix_loss": False,
+        **IMAGENET,
+    },
+    fixed=("layer_norm_eps", "hidden_act"),
+    pooling_in_names=False,
+)

@@ -1,0 +1,112 @@
+"""KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, as ``save_weights`` writes them.
+
+Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration.
+
+The number of heads stands in the shapes here. The first block's name has no number.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.layouts.keras import OPTIMIZER, archived, dense, norm
+from mae_convert.families.mae.layouts.transformers_tf import KERNEL
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from mae_convert.layouts.transforms import SplitHeads, WithoutBatch
+from reference_models.configuration import ViTMAEConfig
+
+
+def _heads(canonical: str, external: str, kind: str) -> tuple[Row, Row]:
+    bias = Row(f"{canonical}.bias", f"{external}/vars/1", SplitHeads("bias"))
+    if kind == "output":
+        bias = Row(f"{canonical}.bias", f"{external}/vars/1")
+    return Row(f"{canonical}.weight", f"{external}/vars/0", SplitHeads(kind)), bias
+
+
+BLOCK = (
+    norm(".norm1", "/layer_norm_1"),
+    norm(".norm2", "/layer_norm_2"),
+    *_heads(".attention.q", "/mha/query_dense", "kernel"),
+    *_heads(".attention.k", "/mha/key_dense", "kernel"),
+    *_heads(".attention.v", "/mha/value_dense", "kernel"),
+    *_heads(".attention.output", "/mha/output_dense", "output"),
+    *dense(".mlp.fc1", "/mlp/dense_1"),
+    *dense(".mlp.fc2", "/mlp/dense_2"),
+)
+
+
+def _backbone(prefix: str) -> tuple[Row | Repeat, ...]:
+    embedding, encoder = f"{prefix}vi_t_patching_and_embedding", f"{prefix}vi_t_encoder"
+    return (
+        Row("encoder.cls_token", f"{embedding}/vars/0"),
+        Row("encoder.patch_embedding.weight", f"{embedding}/patch_embedding/vars/0", KERNEL),
+        Row("encoder.patch_embedding.bias", f"{embedding}/patch_embedding/vars/1"),
+        Row("encoder.position_embedding", f"{embedding}/position_embedding/vars/0", WithoutBatch()),
+        Repeat("encoder.blocks.#", f"{encoder}/encoder_layers/vi_t_encoder_block[_#]", BLOCK),
+        norm("encoder.norm", f"{encoder}/layer_norm"),
+    )
+
+
+def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration tells; of a preset or a ``.keras`` file, what KerasHub says.
+
+    Raises:
+        ConfigurationError: it is not of the form of these classes, or of a model that is pooled.
+    """
+    if "keras" not in stated:
+        return dict(stated)
+    theirs = stated["keras"]
+    task = archived(theirs, "config")
+    if "backbone" in task:
+        if task.get("pooling") != "token":
+            raise ConfigurationError(
+                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it normalises"
+                " before it pools, as no model here does; only pooling 'token' is read"
+            )
+        theirs = task["backbone"]
+    backbone = archived(theirs, "config")
+    shape = backbone.get("image_shape")
+    told = {
+        "num_attention_heads": backbone.get("num_heads"),
+        "layer_norm_eps": backbone.get("layer_norm_epsilon"),
+        "image_size": shape[:2] if isinstance(shape, list) else None,
+        "hidden_dropout_prob": backbone.get("dropout_rate"),
+        "attention_probs_dropout_prob": backbone.get("attention_dropout"),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why KerasHub's classes cannot hold a model, or None."""
+    if task == "pretrain":
+        return "KerasHub has no MAE decoder; convert to keras, or the encoder with --task encoder"
+    if task == "classify" and config.global_pool == "avg":
+        return (
+            "KerasHub normalises before it pools, and so cannot hold a globally pooled model"
+            " (fc_norm); convert to keras or timm"
+        )
+    if not config.qkv_bias:
+        return "KerasHub's attention has biases everywhere or nowhere; convert to keras"
+    if config.hidden_act != "gelu":
+        return "KerasHub's ViT computes the exact GELU only; convert to keras"
+    return None
+
+
+KERAS_HUB = Layout(
+    name="keras-hub",
+    title="KerasHub's ViTBackbone and ViTImageClassifier",
+    tables=(
+        Table("keras-hub", ("encoder",), _backbone("layers/"), OPTIMIZER),
+        Table(
+            "keras-hub",
+            ("classify",),
+            (*_backbone("layers/vi_t_backbone/layers/"), *dense("head", "layers/dense")),
+            OPTIMIZER,
+        ),
+    ),
+    containers=("keras_h5",),
+    conventions={"layer_norm_eps": 1e-6, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    read_config=read_config,
+    refusal=refusal,
+)

@@ -1,0 +1,86 @@
+"""lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two spellings.
+
+The one up to version 1.5 (``MAEDecoderTIMM``, deprecated but there in 1.6) is written. The backbone
+has a mask token of the encoder's width that MAE does not use.
+"""
+
+from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.table import Drop, Repeat, Row, Table
+from reference_models.configuration import ViTMAEConfig
+
+Rows = tuple[Row | Repeat, ...]
+
+
+def _under(prefix: str, rows: Rows) -> Rows:
+    return tuple(
+        Repeat(row.canonical, prefix + row.external, row.rows)
+        if isinstance(row, Repeat)
+        else Row(row.canonical, prefix + row.external, row.transform)
+        for row in rows
+    )
+
+
+ENCODER = _under(
+    "backbone.vit.",
+    (*TOKENS, *PATCHES_AND_BLOCKS, Row("encoder.norm.{weight,bias}", "norm.{weight,bias}")),
+)
+UNUSED = (
+    Drop(
+        "backbone.mask_token",
+        "lightly's encoder has a mask token that MAE does not use",
+        zeros_like="encoder.cls_token",
+    ),
+)
+
+UP_TO_1_5 = Table(
+    "lightly",
+    ("pretrain",),
+    (
+        *ENCODER,
+        Row("decoder.mask_token", "decoder.mask_token"),
+        Row("decoder.position_embedding", "decoder.decoder_pos_embed"),
+        Row("decoder.embed.{weight,bias}", "decoder.decoder_embed.{weight,bias}"),
+        Repeat("decoder.blocks.#", "decoder.decoder_blocks.#", BLOCK),
+        Row("decoder.norm.{weight,bias}", "decoder.decoder_norm.{weight,bias}"),
+        Row("decoder.prediction.{weight,bias}", "decoder.decoder_pred.{weight,bias}"),
+    ),
+    UNUSED,
+)
+SINCE_1_6 = Table(
+    "lightly, names since 1.6",
+    ("pretrain",),
+    (
+        *ENCODER,
+        Row("decoder.embed.{weight,bias}", "decoder_embed.{weight,bias}"),
+        Row("decoder.mask_token", "decoder.mask_token"),
+        Row("decoder.position_embedding", "decoder.pos_embed"),
+        Repeat("decoder.blocks.#", "decoder.blocks.#", BLOCK),
+        Row("decoder.norm.{weight,bias}", "decoder.norm.{weight,bias}"),
+        Row("decoder.prediction.{weight,bias}", "prediction_head.{weight,bias}"),
+    ),
+    UNUSED,
+)
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why lightly's classes cannot hold a model, or None.
+
+    A rectangular model they hold, if they are told not to make positions of their own
+    (``pos_embed_initialization="skip"``, ``initialize_weights=False``).
+    """
+    square = config.patch_hw[0] == config.patch_hw[1]
+    if task == "pretrain" and not (square and config.qkv_bias and config.hidden_act == "gelu"):
+        return "lightly's decoder has square patches, biases and GELU; convert to facebook or keras"
+    return None
+
+
+LIGHTLY = Layout(
+    name="lightly",
+    title="lightly's MAE modules (PyTorch)",
+    tables=(UP_TO_1_5, Table("lightly", ("encoder",), ENCODER, UNUSED), SINCE_1_6),
+    containers=("pth", "safetensors"),
+    conventions=FACEBOOK.conventions,
+    fixed=FACEBOOK.fixed,
+    refusal=refusal,
+)

@@ -1,0 +1,92 @@
+"""OpenMMLab's mmpretrain, MAE: the encoder as ``backbone``, the decoder as ``neck``."""
+
+from mae_convert.families.mae.layouts.facebook import FACEBOOK
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from mae_convert.layouts.transforms import Fuse
+from reference_models.configuration import ViTMAEConfig
+
+BLOCK = (
+    Row(".norm1.{weight,bias}", ".ln1.{weight,bias}"),
+    Row(".attention.{q,k,v}.{weight,bias}", ".attn.qkv.{weight,bias}", Fuse(3)),
+    Row(".attention.output.{weight,bias}", ".attn.proj.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".ln2.{weight,bias}"),
+    Row(".mlp.fc1.{weight,bias}", ".ffn.layers.0.0.{weight,bias}"),
+    Row(".mlp.fc2.{weight,bias}", ".ffn.layers.1.{weight,bias}"),
+)
+ENCODER = (
+    Row("encoder.cls_token", "backbone.cls_token"),
+    Row("encoder.position_embedding", "backbone.pos_embed"),
+    Row("encoder.patch_embedding.{weight,bias}", "backbone.patch_embed.projection.{weight,bias}"),
+    Repeat("encoder.blocks.#", "backbone.layers.#", BLOCK),
+    Row("encoder.norm.{weight,bias}", "backbone.ln1.{weight,bias}"),
+)
+# Fine-tuned: `out_type="avg_featmap", final_norm=False` has a norm of its own, `ln2`, behind the
+# mean of the patches; `out_type="cls_token"` has `ln1`. Then LinearClsHead.
+CLASSIFIER = (
+    *ENCODER,
+    Row("head.norm.{weight,bias}", "backbone.ln2.{weight,bias}"),
+    Row("head.{weight,bias}", "head.fc.{weight,bias}"),
+)
+# VisionTransformerClsHead without a hidden layer.
+TOKEN_CLASSIFIER = (*ENCODER, Row("head.{weight,bias}", "head.layers.head.{weight,bias}"))
+
+
+def _probe(head: str) -> tuple[Row | Repeat, ...]:
+    """Return the rows of a linear probe: ClsBatchNormNeck before the head."""
+    return (
+        *ENCODER,
+        Row(
+            "head.batch_norm.{mean,variance,count}",
+            "neck.bn.{running_mean,running_var,num_batches_tracked}",
+        ),
+        Row("head.{weight,bias}", head + ".{weight,bias}"),
+    )
+
+
+DECODER = (
+    Row("decoder.mask_token", "neck.mask_token"),
+    Row("decoder.position_embedding", "neck.decoder_pos_embed"),
+    Row("decoder.embed.{weight,bias}", "neck.decoder_embed.{weight,bias}"),
+    Repeat("decoder.blocks.#", "neck.decoder_blocks.#", BLOCK),
+    Row("decoder.norm.{weight,bias}", "neck.ln1.{weight,bias}"),
+    Row("decoder.prediction.{weight,bias}", "neck.decoder_pred.{weight,bias}"),
+)
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why mmpretrain's classes cannot hold a model, or None.
+
+    The encoder takes any picture. The decoder's class makes square patches and has biases and GELU
+    always; its head, which cuts pictures into patches, takes square ones of three channels only.
+    """
+    if task != "pretrain":
+        return None
+    square = config.image_hw[0] == config.image_hw[1] and config.patch_hw[0] == config.patch_hw[1]
+    if not square or config.num_channels != 3:
+        return (
+            "mmpretrain's MAE pre-trains on square pictures of three channels in square patches;"
+            " convert to facebook or keras, or the encoder with --task encoder"
+        )
+    if not config.qkv_bias or config.hidden_act != "gelu":
+        return "mmpretrain's decoder has biases and GELU; convert to facebook or keras"
+    return None
+
+
+MMPRETRAIN = Layout(
+    name="mmpretrain",
+    title="OpenMMLab mmpretrain, MAE (PyTorch)",
+    tables=(
+        Table("mmpretrain", ("pretrain",), ENCODER + DECODER),
+        Table("mmpretrain", ("encoder",), ENCODER),
+        Table("mmpretrain", ("classify",), CLASSIFIER),
+        Table("mmpretrain, VisionTransformerClsHead", ("classify",), TOKEN_CLASSIFIER),
+        Table("mmpretrain, linear probe", ("classify",), _probe("head.layers.head")),
+        Table("mmpretrain, linear probe of LinearClsHead", ("classify",), _probe("head.fc")),
+    ),
+    containers=("pth", "safetensors"),
+    state_key="state_dict",
+    # All configurations of its MAE predict normalised patches.
+    conventions={**FACEBOOK.conventions, "norm_pix_loss": True},
+    refusal=refusal,
+)

@@ -1,0 +1,144 @@
+"""timm's ``vit_*`` models: the original's names; ``config.json`` as timm keeps it on the Hub."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.families.mae.layouts.facebook import ENCODER_AND_CLASSIFIER
+from mae_convert.families.mae.layouts.timm_fields import (
+    ACTIVATIONS,
+    SIZES,
+    activation,
+    data_config,
+    preprocessing,
+    sizes_named,
+)
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Table
+from reference_models.configuration import ViTMAEConfig
+
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
+EPSILON = 1e-6  # timm's ViT has no argument for it
+
+
+ARGUMENTS = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+    "qkv_bias": "qkv_bias",
+}
+"""The arguments of a model that stand for fields of ours."""
+
+
+def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm's ``config.json`` tells, in our fields.
+
+    Raises:
+        ConfigurationError: the architecture or the activation is not one that is computed here.
+    """
+    if "architecture" not in stored:
+        return dict(stored)
+    arguments = stored.get("model_args") or {}
+    # The older form has no mapping of its own.
+    pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
+    inputs = pretrained.get("input_size")
+    inputs = list(inputs) if isinstance(inputs, list | tuple) else []
+    told = {
+        # An architecture of another width would have another number of heads.
+        **sizes_named(stored["architecture"]),
+        **{ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments},
+        "image_size": arguments.get("img_size") or inputs[1:],
+        "hidden_act": activation(arguments.get("act_layer")),
+        "layer_norm_eps": EPSILON,
+        "mask_ratio": stored.get("mask_ratio"),
+        "image_mean": pretrained.get("mean"),
+        "image_std": pretrained.get("std"),
+    }
+    if told["image_size"]:
+        told["preprocessor"] = preprocessing(pretrained, told["image_size"]) or None
+    if stored.get("num_classes"):
+        # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
+        told["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
+        told["fc_norm"] = arguments.get("fc_norm")
+    if isinstance(names := stored.get("label_names"), list):
+        told["id2label"] = dict(enumerate(names))
+    return {name: value for name, value in told.items() if value is not None and value != []}
+
+
+def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config.json`` from which ``timm.create_model("local-dir:...")`` makes the model."""
+    config = ViTMAEConfig.from_dict(carried)
+    height, width = config.image_hw
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    size = next((name for name, known in SIZES.items() if known == sizes), "base")
+    classifies = carried["task"] == "classify"
+    labels = config.num_labels if classifies else 0
+    named = carried.get("id2label")
+    return {
+        **({"label_names": list(named.values())} if named else {}),
+        "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
+        "num_classes": labels,
+        "num_features": config.hidden_size,
+        # timm does not mask and passes over these; a conversion back needs them.
+        **({"key_bias": carried["key_bias"]} if "key_bias" in carried else {}),
+        "mask_ratio": config.mask_ratio,
+        "global_pool": config.global_pool if classifies else "token",
+        "model_args": {
+            "img_size": [height, width],
+            "patch_size": list(config.patch_hw),
+            "in_chans": config.num_channels,
+            "embed_dim": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "mlp_ratio": config.intermediate_size / config.hidden_size,
+            "qkv_bias": config.qkv_bias,
+            "act_layer": ACTIVATION_NAMES[config.hidden_act],
+            # timm passes over the field of this name above when it makes the model.
+            "global_pool": config.global_pool if classifies else "token",
+            **({"fc_norm": False} if classifies and config.fc_norm is False else {}),
+        },
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, height, width],
+            "fixed_input_size": True,
+            **data_config(carried.get("preprocessor") or {}, (height, width)),
+            "mean": carried["image_mean"],
+            "std": carried["image_std"],
+            "num_classes": labels,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why timm cannot hold a model, or None."""
+    if task == "pretrain":
+        return "timm has no decoder; convert the encoder with --task encoder"
+    if config.layer_norm_eps != EPSILON:
+        return (
+            f"timm's ViT has a layer norm epsilon of {EPSILON}, and this model one of"
+            f" {config.layer_norm_eps}; facebook, transformers and keras can hold it"
+        )
+    return None
+
+
+TIMM = Layout(
+    name="timm",
+    title="timm's vit_* models (PyTorch), as on the Hub",
+    tables=(Table("timm", ("encoder", "classify"), ENCODER_AND_CLASSIFIER.rows),),
+    containers=("safetensors", "pth"),
+    weights_name="model.safetensors",
+    also_file=True,
+    conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    fixed=("layer_norm_eps", "hidden_act"),
+    pooling_in_names=False,
+    read_config=read_config,
+    write_config=write_config,
+    owns_config=lambda stored: "architecture" in stored,
+    refusal=refusal,
+)

@@ -1,0 +1,314 @@
+"""The fields of timm's ``config.json``, the arguments of its models, and what their names imply.
+
+timm makes a model of the arguments that belong to ``architecture``, over which go those in
+``model_args``: an architecture's name implies whatever its function in timm sets.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.files.messages import shown
+from mae_convert.layouts.fields import (
+    HARMLESS,
+    NOTHING,
+    READ,
+    Fields,
+    Only,
+    Treatment,
+    unknown_fields,
+)
+
+# Architectures by width, depth and heads; every other size is the base one with arguments.
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
+         "large": (1024, 24, 16), "huge": (1280, 32, 16)}  # fmt: skip
+PLAIN = re.compile(
+    r"vit_(?P<size>tiny|small|base|large|huge)_patch(?P<patch>\d+)_\d+(_(in21k|sam|dino))?(\.\w+)?"
+)
+"""Architectures of which timm sets width, depth, heads and patch size and nothing else; a tag tells
+which weights they had."""
+
+# timm's name of an activation, and ours.
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
+               "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""timm's name of a filter, and Pillow's number."""
+
+NO_PLACE = "no layout here can hold such a model; run it with timm"
+OFF = Only(NOTHING, NO_PLACE)
+BIAS = Only((None, True, 1), NO_PLACE)
+ARGUMENTS: Mapping[str, Treatment] = {
+    # These the tensors' shapes tell as well, and are held against.
+    **dict.fromkeys(
+        (
+            "act_layer",
+            "depth",
+            "embed_dim",
+            "fc_norm",
+            "global_pool",
+            "img_size",
+            "in_chans",
+            "mlp_ratio",
+            "no_embed_class",
+            "num_classes",
+            "num_heads",
+            "patch_size",
+            "qkv_bias",
+        ),
+        READ,
+    ),
+    # Training, and how the model is made before it is filled.
+    **dict.fromkeys(
+        (
+            "attn_drop_rate",
+            "drop_path_rate",
+            "drop_rate",
+            "fix_init",
+            "patch_drop_rate",
+            "pos_drop_rate",
+            "proj_drop_rate",
+            "weight_init",
+            "dynamic_img_size",
+            "dynamic_img_pad",
+            "strict_img_size",
+        ),
+        HARMLESS,
+    ),
+    "class_token": Only((None, True, 1), NO_PLACE),
+    "attn_layer": Only((None, "", "attn"), NO_PLACE),
+    "block_fn": OFF,
+    "embed_layer": OFF,
+    "embed_norm_layer": OFF,
+    "final_norm": BIAS,
+    "init_values": OFF,
+    "mlp_layer": OFF,
+    "norm_layer": Only(
+        NOTHING,
+        "here timm's own layer normalisation with an epsilon of 1e-6 is known only; run the model"
+        " with timm",
+    ),
+    "pool_include_prefix": OFF,
+    "pos_embed": Only((None, "learn"), NO_PLACE),
+    "pre_norm": OFF,
+    "proj_bias": BIAS,
+    "qk_norm": OFF,
+    "reg_tokens": OFF,
+    "scale_attn_norm": OFF,
+    "scale_mlp_norm": OFF,
+    "use_naflex": OFF,
+}
+DATA: Mapping[str, Treatment] = {
+    **dict.fromkeys(
+        (
+            "crop_mode",
+            "crop_pct",
+            "input_size",
+            "interpolation",
+            "label_names",
+            "mean",
+            "num_classes",
+            "std",
+        ),
+        READ,
+    ),
+    **dict.fromkeys(
+        (
+            "architecture",
+            "classifier",
+            "custom_load",
+            "description",
+            "file",
+            "first_conv",
+            "fixed_input_size",
+            "hf_hub_filename",
+            "hf_hub_id",
+            "label_descriptions",
+            "license",
+            "min_input_size",
+            "notes",
+            "origin_url",
+            "paper_ids",
+            "paper_name",
+            "pool_size",
+            "source",
+            "tag",
+            "test_crop_pct",
+            "test_input_size",
+            "test_pool_size",
+            "url",
+        ),
+        HARMLESS,
+    ),
+    "label_offset": Only(
+        NOTHING,
+        "timm leaves out the first classes of the head then; write the model with timm's"
+        " save_for_hf, and name that directory",
+    ),
+}
+FIELDS: Mapping[str, Treatment] = {
+    **dict.fromkeys(("architecture", "global_pool", "label_names", "num_classes"), READ),
+    **dict.fromkeys(("key_bias", "mask_ratio"), READ),  # of this project
+    **dict.fromkeys(
+        ("label_descriptions", "num_features", "timm_version", "library_name"), HARMLESS
+    ),
+    "model_args": Fields(ARGUMENTS),
+    "pretrained_cfg": Fields(DATA),
+}
+LEGACY = {**DATA, **FIELDS, "labels": READ}
+"""Fields where everything stands in one mapping, as timm wrote it before version 0.9."""
+
+
+def unknown_in_config(stated: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields of ``config.json`` of which this project does not know what timm does.
+
+    Raises:
+        ConfigurationError: a field makes the model another one than a layout here can hold.
+    """
+    table = FIELDS if "pretrained_cfg" in stated else LEGACY
+    return unknown_fields(stated, table, "config.json")
+
+
+def sizes_named(architecture: Any) -> dict[str, int]:
+    """Return what the name of an architecture implies, in our fields.
+
+    Raises:
+        ConfigurationError: the name implies more than a size: other layers, another epsilon or
+            activation.
+    """
+    plain = PLAIN.fullmatch(str(architecture))
+    if plain is None:
+        raise ConfigurationError(
+            f"config.json says architecture is {shown(architecture)}, for which timm sets more than"
+            " the size of a plain vit_*: layers, an epsilon or an activation that are not known"
+            " here; if the model is a plain ViT, name it so in config.json"
+            " (vit_base_patch16_224 and the like, its sizes in model_args)"
+        )
+    width, depth, heads = SIZES[plain["size"]]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "patch_size": int(plain["patch"]),
+    }
+
+
+def activation(name: Any) -> str:
+    """Return our name of an activation of timm.
+
+    Raises:
+        ConfigurationError: it is none that is computed here.
+    """
+    known = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
+    if known is None:
+        raise ConfigurationError(
+            f"config.json says model_args.act_layer is {shown(name)}, which no model here computes;"
+            f" known are {', '.join(ACTIVATIONS)}"
+        )
+    return known
+
+
+def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
+    """Return what timm does to images in evaluation, in the fields of ``preprocessor_config.json``.
+
+    Args:
+        data: ``pretrained_cfg``.
+        image_size: height and width that the model takes.
+
+    Returns:
+        The fields; none where ``pretrained_cfg`` says nothing about it.
+
+    Raises:
+        ConfigurationError: a value is not known here.
+    """
+    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
+    if len(sides) != 2 or not {"crop_pct", "crop_mode", "interpolation"} & data.keys():
+        return {}
+    height, width = sides
+    mode, share = data.get("crop_mode") or "center", data.get("crop_pct") or 0.875
+    numbered = INTERPOLATIONS.get(str(data.get("interpolation") or "bicubic"))
+    known = type(share) in (int, float) and 0.01 < share <= 4
+    if numbered is None or mode not in ("center", "squash") or not known:
+        raise ConfigurationError(
+            f"config.json says pretrained_cfg has interpolation {shown(data.get('interpolation'))},"
+            f" crop_mode {shown(mode)} and crop_pct {shown(share)}; known are"
+            f" {', '.join(INTERPOLATIONS)}, crop_mode center and squash"
+        )
+    scaled = math.floor(height / share), math.floor(width / share)
+    size = {"height": scaled[0], "width": scaled[1]}
+    if mode == "center":
+        if height != width:
+            raise ConfigurationError(
+                f"config.json says crop_mode is center for images of {height}x{width} pixels, which"
+                " is not known here; write crop_mode squash"
+            )
+        size = {"shortest_edge": scaled[0]}
+    cropped = mode == "center" or scaled != (height, width)
+    return {
+        "do_resize": True,
+        "size": size,
+        "resample": numbered,
+        "do_center_crop": cropped,
+        **({"crop_size": {"height": height, "width": width}} if cropped else {}),
+    }
+
+
+def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Return how images are prepared, in the fields of timm's ``pretrained_cfg``.
+
+    Args:
+        stated: the fields of ``preprocessor_config.json``; empty where nothing says how.
+        image_hw: height and width that the model takes.
+
+    Raises:
+        LayoutError: timm has no fields for it.
+    """
+    height, width = image_hw
+    rescale = stated.get("rescale_factor")
+    scaled = stated.get("do_rescale") is not False and (
+        rescale is None or math.isclose(rescale, 1 / 255)
+    )
+    if not scaled or stated.get("do_normalize") is False:
+        raise LayoutError(
+            "cannot write timm: it always divides pixels by 255 and normalises them, and the"
+            " source's preprocessor_config.json says otherwise (do_rescale, rescale_factor,"
+            " do_normalize); mend it, or convert to transformers or keras"
+        )
+    names = {number: name for name, number in INTERPOLATIONS.items()}
+    number = stated.get("resample", 2 if stated else 3)
+    found = {"interpolation": names.get(number), "crop_mode": "squash", "crop_pct": 1.0}
+    size, edge = stated.get("size") or {"height": height, "width": width}, None
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = [size.get("height"), size.get("width")]
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if edge is not None:
+        found["crop_mode"], sides = "center", [edge, edge]
+    if stated.get("do_resize") is False:
+        return {**found, "crop_mode": "squash"}  # the images have the model's size already
+    found["crop_pct"] = _share(height, sides[0]) if sides else None
+    wanted = preprocessing(found, image_hw) if found["crop_pct"] and found["interpolation"] else {}
+    cropped = bool(stated.get("do_center_crop"))
+    inner = stated.get("crop_size") if cropped else None
+    inner = inner if isinstance(inner, Mapping) else {"height": inner, "width": inner}
+    as_model = not cropped or (inner.get("height"), inner.get("width")) == image_hw
+    sides = sides if len(sides) == 2 else [None, None]
+    ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
+    if not wanted or wanted["size"] != ours or not as_model or wanted["do_center_crop"] > cropped:
+        raise LayoutError(
+            "cannot write timm: it cannot hold how the source's preprocessor_config.json resizes"
+            f" and crops images (size {shown(stated.get('size'))}, crop_size"
+            f" {shown(stated.get('crop_size'))}, resample {shown(number)}) to {height}x{width};"
+            " mend it, or convert to transformers or keras"
+        )
+    return found
+
+
+def _share(inner: int, outer: Any) -> float | None:
+    """Return the share of a side that is kept, for which timm computes exactly this outer side."""
+    if type(outer) is not int or outer < 1:
+        return None
+    exact = inner / outer
+    shares = (round(exact, 3), exact, math.nextafter(exact, 0.0))
+    return next((x for x in shares if x and math.floor(inner / x) == outer), None)

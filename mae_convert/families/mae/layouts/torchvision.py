@@ -1,0 +1,68 @@
+"""torchvision's ``vit_*`` models; the MLP's older names ``linear_1``, ``linear_2`` are read."""
+
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from mae_convert.layouts.transforms import Fuse
+from reference_models.configuration import ViTMAEConfig
+
+EPSILON = 1e-6
+
+
+def _table(name: str, fc1: str, fc2: str) -> Table:
+    """Return the table, given the names of the MLP's two layers."""
+    block = (
+        Row(".norm1.{weight,bias}", ".ln_1.{weight,bias}"),
+        Row(
+            ".attention.{q,k,v}.{weight,bias}",
+            ".self_attention.{in_proj_weight,in_proj_bias}",
+            Fuse(3),
+        ),
+        Row(".attention.output.{weight,bias}", ".self_attention.out_proj.{weight,bias}"),
+        Row(".norm2.{weight,bias}", ".ln_2.{weight,bias}"),
+        Row(".mlp.fc1.{weight,bias}", f".mlp.{fc1}" + ".{weight,bias}"),
+        Row(".mlp.fc2.{weight,bias}", f".mlp.{fc2}" + ".{weight,bias}"),
+    )
+    return Table(
+        name,
+        ("encoder", "classify"),
+        (
+            Row("encoder.cls_token", "class_token"),
+            Row("encoder.patch_embedding.{weight,bias}", "conv_proj.{weight,bias}"),
+            Row("encoder.position_embedding", "encoder.pos_embedding"),
+            Repeat("encoder.blocks.#", "encoder.layers.encoder_layer_#", block),
+            Row("encoder.norm.{weight,bias}", "encoder.ln.{weight,bias}"),
+            Row("head.{weight,bias}", "heads.head.{weight,bias}"),
+        ),
+    )
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why torchvision's class cannot hold a model, or None."""
+    if task == "pretrain":
+        return "torchvision has no decoder; convert the encoder with --task encoder"
+    if task == "classify" and config.global_pool == "avg":
+        return "torchvision reads the class token; convert a globally pooled model to timm"
+    if config.image_hw[0] != config.image_hw[1] or config.patch_hw[0] != config.patch_hw[1]:
+        return "torchvision's ViT takes square images and patches; convert to timm"
+    if not config.qkv_bias or config.num_channels != 3 or config.hidden_act != "gelu":
+        return "torchvision's ViT has biases, three channels and GELU; convert to timm"
+    if config.layer_norm_eps != EPSILON:
+        return (
+            f"torchvision's ViT has a layer norm epsilon of {EPSILON}, and this model one of"
+            f" {config.layer_norm_eps}; transformers and keras can hold it"
+        )
+    return None
+
+
+TORCHVISION = Layout(
+    name="torchvision",
+    title="torchvision's vit_* models (PyTorch)",
+    tables=(
+        _table("torchvision", "0", "3"),
+        _table("torchvision, older names", "linear_1", "linear_2"),
+    ),
+    containers=("pth", "safetensors"),
+    conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
+    fixed=("layer_norm_eps", "hidden_act"),
+    refusal=refusal,
+)

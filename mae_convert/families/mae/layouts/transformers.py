@@ -1,0 +1,185 @@
+"""Hugging Face transformers, PyTorch: ViTMAEModel, ViTMAEForPreTraining, ViTForImageClassification.
+
+Three spellings are read. Version 4 names are written, because every version loads them. Version 5
+saves the decoder's blocks as ``decoder.decoder_encoder.layer``, which version 4 does not know and
+fills at random; and it names its modules otherwise in memory (``state_dict()``).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from reference_models.configuration import ViTMAEConfig
+
+DISK_BLOCK = (
+    Row(
+        ".attention.{q,k,v}.{weight,bias}",
+        ".attention.attention.{query,key,value}.{weight,bias}",
+    ),
+    Row(".attention.output.{weight,bias}", ".attention.output.dense.{weight,bias}"),
+    Row(".mlp.fc1.{weight,bias}", ".intermediate.dense.{weight,bias}"),
+    Row(".mlp.fc2.{weight,bias}", ".output.dense.{weight,bias}"),
+    Row(".norm1.{weight,bias}", ".layernorm_before.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".layernorm_after.{weight,bias}"),
+)
+MEMORY_BLOCK = (
+    Row(
+        ".attention.{q,k,v,output}.{weight,bias}",
+        ".attention.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    ),
+    Row(".mlp.{fc1,fc2}.{weight,bias}", ".mlp.{fc1,fc2}.{weight,bias}"),
+    Row(".norm1.{weight,bias}", ".layernorm_before.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".layernorm_after.{weight,bias}"),
+)
+
+Rows = tuple[Row | Repeat, ...]
+
+
+def _encoder(prefix: str, blocks: str, block: tuple[Row, ...]) -> Rows:
+    return (
+        Row("encoder.cls_token", f"{prefix}embeddings.cls_token"),
+        Row("encoder.position_embedding", f"{prefix}embeddings.position_embeddings"),
+        Row(
+            "encoder.patch_embedding.{weight,bias}",
+            prefix + "embeddings.patch_embeddings.projection.{weight,bias}",
+        ),
+        Repeat("encoder.blocks.#", f"{prefix}{blocks}.#", block),
+        Row("encoder.norm.{weight,bias}", prefix + "layernorm.{weight,bias}"),
+    )
+
+
+def _decoder(blocks: str, block: tuple[Row, ...]) -> Rows:
+    return (
+        Row("decoder.mask_token", "decoder.mask_token"),
+        Row("decoder.position_embedding", "decoder.decoder_pos_embed"),
+        Row("decoder.embed.{weight,bias}", "decoder.decoder_embed.{weight,bias}"),
+        Repeat("decoder.blocks.#", f"decoder.{blocks}.#", block),
+        Row("decoder.norm.{weight,bias}", "decoder.decoder_norm.{weight,bias}"),
+        Row("decoder.prediction.{weight,bias}", "decoder.decoder_pred.{weight,bias}"),
+    )
+
+
+def _spelling(
+    version: str, encoder_blocks: str, decoder_blocks: str, block: tuple[Row, ...]
+) -> tuple[Table, ...]:
+    """Return the tables of one version's names: with decoder, bare encoder, with head."""
+    encoder = _encoder("vit.", encoder_blocks, block)
+    head = Row("head.{weight,bias}", "classifier.{weight,bias}")
+    name = f"transformers, {version}"
+    return (
+        Table(name, ("pretrain",), (*encoder, *_decoder(decoder_blocks, block))),
+        Table(name, ("encoder",), _encoder("", encoder_blocks, block)),
+        Table(name, ("classify", "encoder"), (*encoder, head)),
+    )
+
+
+VERSION_4 = _spelling("names of version 4", "encoder.layer", "decoder_layers", DISK_BLOCK)
+VERSION_5_SAVED = _spelling(
+    "names saved by version 5", "encoder.layer", "decoder_encoder.layer", DISK_BLOCK
+)[:1]
+VERSION_5_MEMORY = _spelling(
+    "in-memory names of version 5", "layers", "decoder_layers", MEMORY_BLOCK
+)
+
+
+ARCHITECTURES = {
+    "pretrain": "ViTMAEForPreTraining",
+    "encoder": "ViTMAEModel",
+    "classify": "ViTForImageClassification",
+}
+SHARED_FIELDS = (
+    "attention_probs_dropout_prob",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "image_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+    "patch_size",
+    "qkv_bias",
+)
+MAE_FIELDS = (
+    "decoder_hidden_size",
+    "decoder_intermediate_size",
+    "decoder_num_attention_heads",
+    "decoder_num_hidden_layers",
+    "mask_ratio",
+    "norm_pix_loss",
+)
+
+
+def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config.json`` as transformers writes it for the task's class."""
+    task = carried["task"]
+    names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
+    written = {name: carried[name] for name in names}
+    if "key_bias" in carried:  # no class of transformers reads it; a conversion back does
+        written["key_bias"] = carried["key_bias"]
+    written["architectures"] = [ARCHITECTURES[task]]
+    written["model_type"] = "vit" if task == "classify" else "vit_mae"
+    if task == "classify":
+        unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
+        labels = carried.get("id2label", unnamed)
+        written["id2label"] = labels
+        written["label2id"] = {label: int(index) for index, label in labels.items()}
+    return dict(sorted(written.items()))
+
+
+def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``config.json`` tells; transformers' ``LABEL_0`` and so on name no class."""
+    named = stored.get("id2label")
+    unnamed = isinstance(named, Mapping) and all(
+        name == f"LABEL_{number}" for number, name in named.items()
+    )
+    return {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
+
+
+def refusal(config: ViTMAEConfig, task: str) -> str | None:
+    """Return why the transformers classes cannot hold a model, or None."""
+    height, width = config.image_hw
+    if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
+        return (
+            f"ViTMAEForPreTraining refuses images that are not square, and this model takes"
+            f" {height}x{width}; convert it to facebook or keras, or its encoder with"
+            " --task encoder"
+        )
+    if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
+        return (
+            "transformers has one layer norm epsilon for encoder and decoder, and those of this"
+            f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook"
+            " or keras, or its encoder with --task encoder"
+        )
+    if task == "classify" and config.global_pool == "avg":
+        return (
+            "ViTForImageClassification reads the class token and has no place for a globally"
+            " pooled model (fc_norm); convert it to timm, facebook or keras, which have one"
+        )
+    return None
+
+
+CONVENTIONS = {
+    # What the classes take when config.json lacks the field.
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+    **IMAGENET,
+}
+
+TRANSFORMERS = Layout(
+    name="transformers",
+    title="Hugging Face transformers, PyTorch (ViTMAE and ViT classes)",
+    tables=VERSION_4 + VERSION_5_SAVED + VERSION_5_MEMORY,
+    containers=("safetensors", "pth"),
+    weights_name="model.safetensors",
+    conventions=CONVENTIONS,
+    class_defaults=("layer_norm_eps", "hidden_act"),
+    read_config=read_config,
+    write_config=write_config,
+    refusal=refusal,
+)

@@ -1,0 +1,242 @@
+"""The fields of transformers' ``config.json``: of ViTMAEConfig, ViTConfig and their base class.
+
+Versions 4 and 5 are covered. A value that is not among the fields of the class becomes an attribute
+of the configuration there, so that any part of the library may act on it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import ConfigurationError
+from mae_convert.files.messages import shown
+from mae_convert.formats.directory import DISTRIBUTED
+from mae_convert.layouts.fields import (
+    HARMLESS,
+    NOTHING,
+    READ,
+    Only,
+    Reported,
+    Treatment,
+    unknown_fields,
+)
+
+FUNCTION = (
+    "decoder_hidden_size",
+    "decoder_intermediate_size",
+    "decoder_num_attention_heads",
+    "decoder_num_hidden_layers",
+    "hidden_act",
+    "hidden_size",
+    "id2label",
+    "image_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "mask_ratio",
+    "norm_pix_loss",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+    "patch_size",
+    "qkv_bias",
+    # Of this project, which transformers has no use for.
+    "image_mean",
+    "image_std",
+    "key_bias",
+)
+CHECKED = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_weights")
+"""Fields that are held against the weights by `check_config`."""
+TRAINING = (
+    "attention_probs_dropout_prob",
+    "gradient_checkpointing",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "problem_type",
+)
+# What is returned and how; it is not computed otherwise. The pooler and the head for masked images
+# of ViT, to which some fields belong, are no part of the models here: a pooler's tensors are named
+# as not used.
+FORM = (
+    "chunk_size_feed_forward",
+    "encoder_stride",
+    "label2id",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pooler_act",
+    "pooler_output_size",
+    "return_dict",
+    "tie_last_hidden_states",
+    "tie_word_embeddings",
+    "torchscript",
+)
+ABOUT_THE_FILE = (
+    "_commit_hash",
+    "_name_or_path",
+    "custom_pipelines",
+    "name_or_path",
+    "transformers_version",
+)
+# Options of text models, which these classes do not read.
+OF_TEXT = (
+    "add_cross_attention",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "eos_token_id",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "is_decoder",
+    "is_encoder_decoder",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "target_lookbehind",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_cache",
+)
+# Of these, the library's own ways to compute one attention; another name is code from the Hub.
+ATTENTION = Reported((None, "eager", "sdpa", "flash_attention_2", "flash_attention_3",
+                      "flex_attention"))  # fmt: skip
+QUANTIZED = Only(
+    (None, {}),
+    "transformers computes with quantized weights then; load the model with it, write it with"
+    " model.dequantize().save_pretrained(DIR), and name DIR",
+)
+FIELDS: Mapping[str, Treatment] = {
+    **dict.fromkeys((*FUNCTION, *CHECKED), READ),
+    **dict.fromkeys((*TRAINING, *FORM, *ABOUT_THE_FILE, *OF_TEXT), HARMLESS),
+    "attn_implementation": ATTENTION,
+    "_attn_implementation": ATTENTION,
+    "_attn_implementation_autoset": HARMLESS,
+    "_attn_implementation_internal": HARMLESS,  # which version 5 does not take from a file
+    "auto_map": Reported((None, {})),  # code in the repository, for trust_remote_code=True
+    "compression_config": QUANTIZED,
+    "per_layer_config": Only(
+        NOTHING, "single layers are given other fields then, which no layout here can hold"
+    ),
+    "pruned_heads": Only(
+        NOTHING,
+        "transformers 4 removes these attention heads when it loads the model; load it there, write"
+        " it with save_pretrained, and name that directory",
+    ),
+    "quantization_config": QUANTIZED,
+    "use_bfloat16": Reported(NOTHING),
+}
+MODEL_TYPES = {"pretrain": ("vit_mae",), "encoder": ("vit_mae", "vit"), "classify": ("vit",)}
+"""The values of ``model_type`` whose classes compute a task's model, by task."""
+ARCHITECTURES = {
+    "pretrain": ("ViTMAEForPreTraining",),
+    "encoder": (
+        "ViTMAEModel",
+        "ViTModel",
+        "ViTMAEForPreTraining",
+        "ViTForImageClassification",
+        "ViTForMaskedImageModeling",
+    ),
+    "classify": ("ViTForImageClassification",),
+}
+
+
+def unknown_in_config(stated: Mapping[str, Any], task: str) -> tuple[str, ...]:
+    """Return the fields that this project does not know what the library does with.
+
+    Args:
+        stated: ``config.json``.
+        task: what the tensors are read as.
+
+    Raises:
+        ConfigurationError: a field makes the model another one than the tensors are.
+    """
+    unknown = list(unknown_fields(stated, FIELDS, "config.json"))
+    if stated.get("model_type") not in (None, *MODEL_TYPES[task]):
+        unknown.append(f"model_type {shown(stated['model_type'])}")
+    named = stated.get("architectures") or ()
+    known = {prefix + name for name in ARCHITECTURES[task] for prefix in ("", "TF")}
+    if named and not (isinstance(named, list) and {*map(str, named)} <= known):
+        unknown.append(f"architectures {shown(named)}")
+    return tuple(unknown)
+
+
+def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable[np.dtype]) -> None:
+    """Hold what ``config.json`` says about the weights against the weights that are read.
+
+    Args:
+        stated: ``config.json``.
+        weights_file: the file that is read, or the index of several.
+        dtypes: of the tensors in it.
+
+    Raises:
+        ConfigurationError: transformers would load other weights, or round them.
+    """
+    others = (path.name for path in weights_file.parent.iterdir())
+    if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
+        raise ConfigurationError(
+            f"{other} is beside {weights_file.name}: transformers 5 loads such parts of a"
+            " distributed checkpoint and no other weights; move one of the two elsewhere"
+        )
+    named = stated.get("transformers_weights")
+    if named is not None and named != weights_file.name:
+        raise ConfigurationError(
+            f"config.json names other weights, transformers_weights {shown(named)}: transformers"
+            f" loads these, and here {weights_file.name} is read; remove one of the two files, and"
+            " transformers_weights from config.json"
+        )
+    for name in ("dtype", "torch_dtype"):
+        wanted = str(stated.get(name)).removeprefix("torch.")
+        if stated.get(name) is None or wanted == "auto":
+            continue
+        if wanted not in DTYPES:
+            raise ConfigurationError(
+                f"config.json says {name} is {shown(wanted)}, in which no model here is computed;"
+                f" remove {name}, or name one of {', '.join(DTYPES)}"
+            )
+        wider = [dtype for dtype in dtypes if not _holds(DTYPES[wanted], dtype)]
+        if wider:
+            raise ConfigurationError(
+                f"config.json says {name} is {wanted}, to which transformers 5 rounds the weights"
+                f" when it loads them, and they are stored in {wider[0]}; remove {name} from"
+                f" config.json to keep them, or load the model there and save it, which rounds them"
+            )
+        return
+
+
+def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
+    return wide == narrow or np.can_cast(narrow, wide)

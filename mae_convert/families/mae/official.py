@@ -1,0 +1,181 @@
+"""The catalog of the published facebookresearch/mae checkpoints: what each is, and what it is for.
+
+`mae_convert.checkpoint.official` tells which of them a checkpoint may be.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.families.mae.schema import schema
+from reference_models.configuration import ViTMAEConfig
+
+BASE_URL = "https://dl.fbaipublicfiles.com/mae"
+SUFFIX = ".pth"
+# The LICENSE of facebookresearch/mae; copies of the weights that say Apache-2.0 are wrong.
+LICENSE = "cc-by-nc-4.0"
+LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
+DATASET = "imagenet-1k"
+
+
+@dataclass(frozen=True)
+class Official:
+    """One published file.
+
+    Attributes:
+        name: what it is called here: its file name without ``.pth``.
+        folder: where it is under `BASE_URL`.
+        task: "pretrain", "encoder" or "classify".
+        model: the configuration, as the original's factory functions make it.
+        normalised: the decoder predicts pixels that are normalised patch by patch; None where
+            there is no decoder.
+        purpose: what to take it for, in a line.
+        md5: the six digits that its publisher names, where any.
+        known: configuration fields that neither the file nor its layout's conventions tell.
+        on_the_hub: a repository on the Hugging Face Hub with the same weights, where one is known.
+    """
+
+    name: str
+    folder: str
+    task: str
+    model: ViTMAEConfig
+    normalised: bool | None
+    purpose: str
+    md5: str | None = None
+    on_the_hub: str | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file's name at its publisher."""
+        return self.name + SUFFIX
+
+    @property
+    def path(self) -> str:
+        """The path of the file under `BASE_URL`."""
+        return f"{self.folder}/{self.file}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a conversion record says of where such a file is from."""
+        return {
+            "official": self.name,
+            "url": f"{BASE_URL}/{self.path}",
+            "license": LICENSE,
+            "datasets": [DATASET],
+            **({"on_the_hub": self.on_the_hub} if self.on_the_hub else {}),
+        }
+
+    @property
+    def model_name(self) -> str:
+        """The size of the model as the paper names it, for example ViT-B/16."""
+        return f"ViT-{self.name.partition('_vit_')[2][0].upper()}/{self.model.patch_size}"
+
+    @property
+    def parameters(self) -> int:
+        """The number of values in the file."""
+        return sum(math.prod(shape) for shape in schema(self.model, self.task).values())
+
+
+# Width, depth, heads and patch size.
+_SIZES = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}
+_MD5 = {
+    "mae_pretrain_vit_base": "8cad7c",
+    "mae_pretrain_vit_large": "b8b06e",
+    "mae_pretrain_vit_huge": "9bdbb0",
+    "mae_finetuned_vit_base": "1b25e9",
+    "mae_finetuned_vit_large": "51f550",
+    "mae_finetuned_vit_huge": "2541f2",
+}
+# Top-1 accuracy in percent that the publisher reports for the fine-tuned models.
+_ACCURACY = {"base": 83.664, "large": 85.952, "huge": 86.928}
+_HUB = {
+    "mae_visualize_vit_base": "facebook/vit-mae-base",
+    "mae_visualize_vit_large": "facebook/vit-mae-large",
+    "mae_visualize_vit_huge": "facebook/vit-mae-huge",
+    "mae_pretrain_vit_base": "timm/vit_base_patch16_224.mae",
+    "mae_pretrain_vit_large": "timm/vit_large_patch16_224.mae",
+    "mae_pretrain_vit_huge": "timm/vit_huge_patch14_224.mae",
+}
+_KINDS = (
+    # name, folder, task, normalised, purpose
+    ("mae_visualize_vit_{}", "visualize", "pretrain", False,
+     "to look at reconstructions: encoder and decoder, trained on plain pixels"),
+    ("mae_pretrain_vit_{}", "pretrain", "encoder", None,
+     "for features and fine-tuning: the encoder of the paper's models"),
+    ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
+     "to pre-train further: encoder and decoder, reported to be trained on normalised pixels"),
+    ("mae_finetuned_vit_{}", "finetune", "classify", None,
+     "to classify ImageNet-1k pictures: {accuracy} % top-1 as published"),
+)  # fmt: skip
+
+
+def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
+    width, depth, heads, patch = _SIZES[size]
+    return ViTMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        patch_size=patch,
+        norm_pix_loss=normalised,
+        global_pool="avg" if task == "classify" else "token",
+    )
+
+
+def _known(model: ViTMAEConfig, task: str, normalised: bool | None) -> dict[str, Any]:
+    """Return what is known of a file that no tensor of it gives."""
+    known: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
+    if task == "pretrain":
+        known["decoder_num_attention_heads"] = model.decoder_num_attention_heads
+    if normalised is not None:
+        known["norm_pix_loss"] = normalised
+    return {**known, "layer_norm_eps": model.layer_norm_eps, "image_size": model.image_size}
+
+
+def _catalog() -> Iterator[Official]:
+    for pattern, folder, task, normalised, purpose in _KINDS:
+        for size in _SIZES:
+            name = pattern.format(size)
+            model = _model(size, task, normalised=bool(normalised))
+            yield Official(
+                name,
+                folder,
+                task,
+                model,
+                normalised,
+                purpose.format(accuracy=_ACCURACY[size]),
+                _MD5.get(name),
+                _HUB.get(name),
+                _known(model, task, normalised),
+            )
+
+
+OFFICIAL = tuple(_catalog())
+
+
+def official_named(text: str) -> Official | None:
+    """Return the published file of this name, or None."""
+    return next((official for official in OFFICIAL if official.name == text), None)
+
+
+def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
+    """Return the published files whose tensors have the names and shapes of such a model."""
+    wanted = schema(model, task)
+    return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
+
+
+def same_geometry(geometry: Mapping[str, Any], task: str) -> list[Official]:
+    """Return the published files whose tensors have all the shapes that a geometry is read from.
+
+    Args:
+        geometry: fields that the shapes of canonical tensors give, and ``num_patches``.
+        task: "pretrain", "encoder" or "classify".
+    """
+    return [
+        official
+        for official in OFFICIAL
+        if official.task == task
+        and all(getattr(official.model, name) == value for name, value in geometry.items())
+    ]

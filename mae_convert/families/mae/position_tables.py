@@ -1,0 +1,124 @@
+"""The grid of patches that a fixed position table was made for, recognised by its values.
+
+A table of sines and cosines gives each patch's row and column. It is one of a finite number of
+tables: one for each way to lay the patches out as rows x columns, and for each order of its halves.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.formats.tensor import LazyTensor
+from reference_models.positions import sincos_position_embedding
+
+Grid = tuple[int, int]
+
+TABLES = ("encoder.position_embedding", "decoder.position_embedding")
+# The largest distance of a value from the exact one: tables are computed in float64 or float32,
+# with angles up to the number of patches, and stored in these dtypes. Tables of two grids are
+# about 1 apart.
+TOLERANCE: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-3}
+LARGEST_TOLERANCE = 1e-2  # bfloat16
+LARGEST_COUNT = 1 << 16  # of patches; a table of more is not held against its many grids
+
+
+@dataclass(frozen=True)
+class TableGrid:
+    """The grid that a fixed position table was made for.
+
+    Attributes:
+        grid: rows and columns.
+        where: the table, for a message.
+    """
+
+    grid: Grid
+    where: str
+
+    @property
+    def words(self) -> str:
+        """The grid, for a message."""
+        return f"{self.grid[0]} x {self.grid[1]} patches"
+
+
+def grids(count: int) -> Iterator[Grid]:
+    """Yield every way to lay out a number of patches as rows x columns, the squarest first."""
+    ways = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    yield from sorted(ways, key=lambda grid: abs(grid[0] - grid[1]))
+
+
+def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | None:
+    """Return the grid of the fixed position tables of encoder and decoder, or None.
+
+    Reads the tables. One that was trained gives no grid.
+
+    Args:
+        tables: by canonical name, each (1, 1 + count, width).
+        count: number of patches.
+
+    Raises:
+        ConfigurationError: the tables of encoder and decoder are of two grids.
+    """
+    found = [
+        TableGrid(grid, f"the fixed position table of the {name.partition('.')[0]}")
+        for name in TABLES
+        if name in tables and (grid := grid_of_table(tables[name], count)) is not None
+    ]
+    if len(found) == 2 and found[0].grid != found[1].grid:
+        raise ConfigurationError(
+            f"{found[0].where} is that of {found[0].words}, and {found[1].where} that of"
+            f" {found[1].words}; specify the image size with --source-image-size HxW"
+        )
+    return found[0] if found else None
+
+
+def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
+    """Return the grid of one table, or None where it is not a fixed one. Reads the table."""
+    if (
+        not 2 <= count <= LARGEST_COUNT
+        or table.shape != (1, 1 + count, table.shape[-1])
+        or table.shape[-1] < 4
+    ):
+        return None
+    stored = table.load()[0, 1:].astype(np.float64)
+    tolerance = TOLERANCE.get(str(table.dtype), LARGEST_TOLERANCE)
+    if not _begins_fixed(stored, tolerance):
+        return None
+    for grid in grids(count):
+        last = _last_patch(stored.shape[-1], grid)
+        if not any(_equal(stored[-1], row, tolerance) for row in (last, _halves_exchanged(last))):
+            continue
+        exact = sincos_position_embedding(stored.shape[-1], grid)[0, 1:]
+        if any(_equal(stored, rows, tolerance) for rows in (exact, _halves_exchanged(exact))):
+            return grid
+    return None
+
+
+def _begins_fixed(stored: np.ndarray, tolerance: float) -> bool:
+    """Return whether the first patch has row 0 and column 0, which every fixed table begins with.
+
+    Nearly every trained table is told apart by this alone.
+    """
+    first = sincos_position_embedding(stored.shape[-1], (1, 1))[0, 1:]
+    return _equal(stored[:1], first, tolerance)
+
+
+def _last_patch(width: int, grid: Grid) -> np.ndarray:
+    """Return the last row (width,) of a fixed table, without making the rest of it."""
+    half = 2 * (width // 4)
+    column = sincos_position_embedding(width, (1, grid[1]))[0, -1]
+    row = sincos_position_embedding(width, (grid[0], 1))[0, -1]
+    return np.concatenate([column[:half], row[half:]])
+
+
+def _halves_exchanged(table: np.ndarray) -> np.ndarray:
+    """Return a table whose first half gives the row, as mmpretrain and MoCo v3 make it."""
+    half = 2 * (table.shape[-1] // 4)
+    parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
+    return np.concatenate(parts, axis=-1)
+
+
+def _equal(stored: Any, exact: np.ndarray, tolerance: float) -> bool:
+    return bool(np.abs(stored - exact).max() <= tolerance)  # False for NaN

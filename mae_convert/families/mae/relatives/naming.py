@@ -1,0 +1,135 @@
+"""Tell the family that a checkpoint belongs to, as far as it can be told."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mae_convert.errors import CheckpointError
+from mae_convert.families.mae.relatives.known import KNOWN, Family, Fields
+from mae_convert.layouts.schema import Shape
+
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The family of a checkpoint, and how it is known.
+
+    Attributes:
+        certain: a tensor's name, the training arguments or the conversion record tell it; otherwise
+            only shapes do, which others have too.
+        because: what tells it.
+        also: other families that have the same shapes.
+    """
+
+    family: Family
+    certain: bool
+    because: str
+    also: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, for reports and records."""
+        return {
+            "name": self.family.name,
+            "certainty": "known" if self.certain else "probable",
+            "because": self.because,
+            "also": list(self.also),
+            "caveat": self.family.caveat,
+        }
+
+    def conventions(self, patches: int) -> Fields:
+        """Return what the family takes for granted for so many patches; shapes alone imply none."""
+        return self.family.by_patches.get(patches, {}) if self.certain else {}
+
+    def size_hint(self, patches: int) -> str:
+        """Return, for a message, the image size that this family has with so many patches."""
+        height, width = self.family.by_patches.get(patches, {}).get("image_size", (0, 0))
+        return f" ({self.family.name}, which has these shapes, has {height}x{width})" * bool(height)
+
+
+def without_decoder(shapes: Shapes) -> tuple[tuple[Family, str] | None, Shapes, dict[str, str]]:
+    """Take away the decoder of a family of which only the encoder is read.
+
+    Returns:
+        The family and the tensor that gave it away, or None; the tensors that are left; and those
+        that are dropped, with the reason.
+    """
+    for family in KNOWN:
+        if family.key is None or family.decoder is None:
+            continue
+        key = next((name for name in shapes if re.fullmatch(family.key, name)), None)
+        if key is not None:
+            decoder = re.compile(family.decoder)
+            kept = {name: shape for name, shape in shapes.items() if not decoder.fullmatch(name)}
+            dropped = dict.fromkeys((n for n in shapes if n not in kept), family.why_dropped)
+            return (family, key), kept, dropped
+    return None, shapes, {}
+
+
+def name_family(
+    by_key: tuple[Family, str] | None,
+    arguments: Mapping[str, Any],
+    recorded: Any,
+    fields: Fields,
+) -> Membership | None:
+    """Return the family of a checkpoint, or None where nothing tells one.
+
+    Args:
+        by_key: the family that a tensor's name gave away, and that name.
+        arguments: the training arguments in the checkpoint.
+        recorded: the family in the record of the conversion that made the file, as found.
+        fields: the geometry that the shapes tell, and ``task``.
+
+    Raises:
+        CheckpointError: the training arguments say that a model of this family cannot be read.
+    """
+    found = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
+    found = found or _by_shapes(fields)
+    if found is not None and found.certain:
+        for name, why in found.family.impossible.items():
+            if arguments.get(name):
+                raise CheckpointError(
+                    f"this is {found.family.name} trained with {name}: {why}, so that it is none"
+                    " of the models that this project converts"
+                )
+    return found
+
+
+def _by_key(found: tuple[Family, str] | None) -> Membership | None:
+    return found and Membership(found[0], True, f"it has {found[1]}")
+
+
+def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
+    for family in KNOWN:
+        for name, pattern in family.arguments.items():
+            value = str(arguments[name]) if name in arguments else None
+            if value is not None and re.fullmatch(pattern, value):
+                return Membership(family, True, f"training arguments: {name} is {value}")
+    return None
+
+
+def _by_record(recorded: Any) -> Membership | None:
+    """Return what an earlier conversion said; a record is a file that anyone may edit."""
+    if not isinstance(recorded, Mapping):
+        return None
+    family = next((f for f in KNOWN if f.name == recorded.get("name")), None)
+    if family is None or recorded.get("certainty") != "known":
+        return None
+    return Membership(family, True, "the conversion record says so")
+
+
+def _by_shapes(fields: Fields) -> Membership | None:
+    alike = [family for family in KNOWN if any(_fits(shape, fields) for shape in family.shapes)]
+    if not alike:
+        return None
+    return Membership(alike[0], False, "its shapes", tuple(f.name for f in alike[1:]))
+
+
+def _fits(shape: Fields, fields: Fields) -> bool:
+    pretrain = fields["task"] == "pretrain"
+    return all(
+        fields.get(name) == value
+        for name, value in shape.items()
+        if pretrain or not name.startswith("decoder_")
+    )

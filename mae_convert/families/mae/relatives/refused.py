@@ -1,0 +1,344 @@
+"""Models that are near to MAE or often taken for it: which they are, and what reads them.
+
+They are refused by name, with the tensor that tells them: a message that a hundred names do not fit
+helps nobody. One tensor's name is no proof where others have it too, so that some need several
+tensors, or one of a certain rank. Where no tensor tells a model, its ``config.json`` or
+``adapter_config.json`` may.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mae_convert.layouts.schema import Shape
+
+Key = str | tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A kind of models that this project does not convert.
+
+    Attributes:
+        name: as people call it.
+        keys: patterns of tensors' names, all of which are needed to tell it; with the number of
+            dimensions that the tensor must have, where its name alone is not a proof.
+        instead: what to use.
+    """
+
+    name: str
+    keys: tuple[Key, ...]
+    instead: str
+
+
+def _refused(name: str, *keys: Key, instead: str) -> Refused:
+    return Refused(name, keys, instead)
+
+
+PATCH_KERNEL = r"(.*\.)?patch_embed\.proj\.weight"
+MERGE = (
+    "merge it into its base model first (peft: PeftModel.from_pretrained(base, adapter)"
+    ".merge_and_unload().save_pretrained(DIR)) and convert DIR"
+)
+
+# Where two fit, the more special one stands first.
+REFUSED = (
+    _refused(
+        "a LoRA adapter, or a model with one that is not merged",
+        r".*[._](lora_(A|B|a|b|down|up|E|embedding_[AB]|magnitude_vector)|linear_[ab]_[qkv])(\..*)?"
+        r"|.*\.w_[ab]_linear_[qv]\.weight",
+        instead=MERGE,
+    ),
+    _refused(
+        "AdaptFormer, a ViT with adapters in its blocks",
+        r"(.*\.)?adaptmlp\..*",
+        instead="the authors' code, ShoufaChen/AdaptFormer; the MAE that it was made from is in the"
+        " file that its training began with (--finetune)",
+    ),
+    _refused(
+        "SAM (Segment Anything)",
+        r"(.*\.)?(mask_decoder|prompt_encoder|shared_image_embedding)\..*",
+        instead="segment-anything, or transformers' SamModel",
+    ),
+    _refused(
+        "a ViT with decomposed relative positions, as ViTDet or the image encoder of SAM",
+        r"(.*\.)?rel_pos_[hw]",
+        instead="segment-anything, transformers' SamModel or VitDetModel",
+    ),
+    _refused(
+        "SimMIM",
+        r"(.*\.)?relative_position_bias_table",
+        r"(.*\.)?mask_token",
+        r"(.*\.)?decoder\.0\.weight",
+        instead="the authors' code, microsoft/SimMIM",
+    ),
+    _refused(
+        "Swin Transformer",
+        r"(.*\.)?layers\.\d+\.blocks\.\d+\.(attn|attention\.self)\.relative_position_bias_table",
+        instead="transformers has SwinModel, timm has swin_*",
+    ),
+    _refused(
+        "BEiT or data2vec",
+        r"(.*\.)?relative_position_bias_table",
+        r"(.*\.)?(attn\.q_bias|blocks\.0\.gamma_1|layer\.0\.lambda_1)",
+        instead="transformers has BeitModel and Data2VecVisionModel, timm has beit_*",
+    ),
+    _refused(
+        "BEiT",
+        r"(.*\.)?(blocks\.0\.gamma_1|layer\.0\.lambda_1)",
+        r"(.*\.)?(blocks\.0\.attn\.q_bias|layer\.0\.lambda_2)",
+        instead="transformers has BeitModel, timm has beit_*",
+    ),
+    _refused(
+        "VideoMAE",
+        (PATCH_KERNEL, 5),
+        r"(.*\.)?blocks\.0\.attn\.q_bias",
+        instead="transformers has VideoMAEModel and VideoMAEForPreTraining",
+    ),
+    _refused(
+        "VideoMAE",
+        r"videomae\..*",
+        instead="transformers has VideoMAEModel and VideoMAEForPreTraining",
+    ),
+    _refused(
+        "MAE-pytorch (pengzhiliang), an image MAE whose encoder has no class token and whose"
+        " positions are not stored",
+        r"(.*\.)?encoder_to_decoder\.weight",
+        r"(.*\.)?encoder\.patch_embed\.proj\.weight",
+        instead="the authors' code, pengzhiliang/MAE-pytorch",
+    ),
+    _refused(
+        "MAE-ST (video)",
+        r"(.*\.)?(decoder_)?pos_embed_(spatial|temporal|class)",
+        instead="the authors' code, facebookresearch/mae_st",
+    ),
+    _refused(
+        "MultiMAE",
+        r"(.*\.)?((input|output)_adapters\..*|global_tokens)",
+        instead="the authors publish a converter to ViT names, which this project reads",
+    ),
+    _refused(
+        "SatMAE with grouped channels",
+        r"(.*\.)?(patch_embed\.0\.proj\.weight|(decoder_)?channel_embed)",
+        instead="the authors' code, sustainlab-group/SatMAE",
+    ),
+    _refused(
+        "Hiera",
+        r"multi_scale_fusion_heads\..*|hiera\..*|encoder_norm\.weight",
+        instead="transformers has HieraForPreTraining, timm has hiera_*",
+    ),
+    _refused(
+        "ConvMAE",
+        r"(.*\.)?(patch_embed1\.proj\.weight|stage1_output_decode\.weight)",
+        r"(.*\.)?(blocks1\.\d+\..*|stage1_output_decode\.weight)",
+        instead="the authors' code, Alpha-VL/ConvMAE",
+    ),
+    _refused(
+        "PVT or SegFormer's encoder, whose stages have other widths (UM-MAE pre-trains PVT too)",
+        r"(.*\.)?patch_embed1\.proj\.weight",
+        r"(.*\.)?block1\.\d+\..*",
+        instead="timm has pvt_v2_*, transformers has PvtModel and SegformerModel",
+    ),
+    _refused(
+        "DINOv3",
+        r"(.*\.)?(layer\.0\.layer_scale1\.lambda1|blocks\.0\.ls1\.gamma)",
+        r"(.*\.)?(storage_tokens|rope_embed.*|rope_embeddings.*)",
+        instead="transformers has DINOv3ViTModel, timm has vit_*_dinov3",
+    ),
+    _refused(
+        "DINOv2",
+        r"(.*\.)?blocks\.(\d+\.)?0\.ls1\.gamma",
+        (r"(.*\.)?mask_token", 2),
+        instead="transformers has Dinov2Model, timm has vit_*_dinov2",
+    ),
+    _refused(
+        "DINOv2",
+        r"(.*\.)?layer\.0\.layer_scale1\.lambda1",
+        instead="transformers has Dinov2Model and Dinov2WithRegistersModel",
+    ),
+    _refused(
+        "YOLOS",
+        r"(.*\.)?(detection_tokens|det_token)",
+        instead="transformers' YolosModel",
+    ),
+    _refused(
+        "DeiT with a distillation token, or the Audio Spectrogram Transformer",
+        r"(.*\.)?(dist_token|distillation_token)",
+        instead="transformers has DeiTModel and ASTModel, timm has deit_*_distilled_*",
+    ),
+    _refused(
+        "Prithvi or another model on several frames",
+        (PATCH_KERNEL, 5),
+        instead="its own code: its patches have a third axis, time",
+    ),
+    _refused(
+        "vit-pytorch (lucidrains)",
+        r"(.*\.)?(to_patch_embedding(\.\d+)?\.(weight|bias)|layers\.\d+\.\d+\.(fn\.)?to_qkv\.weight)",
+        instead="the package vit-pytorch; this project does not know its names",
+    ),
+    _refused(
+        "MONAI's ViT, ViTAutoEnc or MaskedAutoEncoderViT",
+        r"(.*\.)?blocks\.\d+\.mlp\.linear1\.weight",
+        instead="the package monai (monai.networks.nets.ViT, MaskedAutoEncoderViT)",
+    ),
+    _refused(
+        "torchmultimodal's MaskedAutoEncoder or VisionTransformer",
+        r"(.*\.)?conv_projection\.(weight|bias)",
+        instead="the package torchmultimodal (models.masked_auto_encoder)",
+    ),
+    _refused(
+        "OpenAI's CLIP or OpenCLIP",
+        r"(.*\.)?transformer\.resblocks\.0\..*",
+        instead="open_clip, or timm's vit_*_clip_*",
+    ),
+    _refused(
+        "CLIP",
+        r"(.*\.)?embeddings\.class_embedding",
+        instead="transformers' CLIPModel and CLIPVisionModel",
+    ),
+    _refused(
+        "SigLIP",
+        r"(.*\.)?(vision_model\.head\.probe|logit_bias)",
+        r"(.*\.)?vision_model\..*",
+        instead="transformers' SiglipModel and SiglipVisionModel",
+    ),
+    _refused(
+        "the vision tower of CLIP, SigLIP or a relative",
+        r"(.*\.)?vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
+        instead="transformers' CLIPVisionModel or SiglipVisionModel",
+    ),
+    _refused(
+        "EVA",
+        r"(.*\.)?blocks\.0\.mlp\.(w12|w1|fc1_g)\.weight",
+        instead="timm's eva02_*",
+    ),
+    _refused(
+        "a ResNet",
+        r"(.*\.)?layer1\.0\.conv1\.weight",
+        instead="torchvision's or timm's resnet*",
+    ),
+    _refused(
+        "ConvNeXt or ConvNeXt V2",
+        r"(.*\.)?(stages\.0\.(blocks\.|layers\.)?0\.(dwconv|conv_dw|depthwise_conv|dwconv)\.weight"
+        r"|downsample_layers\.0\.0\.weight)",
+        instead="transformers has ConvNextV2Model, timm has convnextv2_*",
+    ),
+    _refused(
+        "a language model",
+        r"(transformer\.)?h\.0\.(attn|ln_1)\..*|(model\.)?layers\.0\.self_attn\.[qkv]_proj\..*"
+        r"|(bert\.)?embeddings\.word_embeddings\.weight|(model\.)?embed_tokens\.weight",
+        instead="transformers' AutoModel",
+    ),
+    _refused(
+        "an optimizer's state",
+        r"(optimizer\.)?(state\.)?\d+\.(exp_avg|exp_avg_sq|momentum_buffer)|param_groups.*",
+        instead="the file with the model's weights",
+    ),
+)
+
+OURS = ("vit", "vit_mae", "vit_msn")
+"""The model types of transformers whose encoder is MAE's."""
+
+MODEL_TYPES = {
+    "audio-spectrogram-transformer": "AST, the Audio Spectrogram Transformer",
+    "beit": "BEiT",
+    "clip": "CLIP",
+    "clip_vision_model": "CLIP",
+    "convnext": "ConvNeXt",
+    "convnextv2": "ConvNeXt V2",
+    "data2vec-vision": "data2vec",
+    "deit": "DeiT",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+    "dinov3_vit": "DINOv3",
+    "dpt": "DPT",
+    "hiera": "Hiera",
+    "ijepa": "I-JEPA",
+    "resnet": "ResNet",
+    "sam": "SAM (Segment Anything)",
+    "sam_vision_model": "SAM (Segment Anything)",
+    "segformer": "SegFormer",
+    "siglip": "SigLIP",
+    "siglip_vision_model": "SigLIP",
+    "siglip2": "SigLIP 2",
+    "swin": "Swin Transformer",
+    "swinv2": "Swin Transformer V2",
+    "videomae": "VideoMAE",
+    "vit_hybrid": "ViT Hybrid",
+    "vitdet": "ViTDet",
+    "vjepa2": "V-JEPA 2",
+    "yolos": "YOLOS",
+}
+"""Model types of transformers' ``config.json``, as people call them; others by the type itself."""
+
+
+def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
+    """Return the model that tensors' names give away, and the first of these names, or None."""
+    for family in REFUSED:
+        found = [_found(key, shapes) for key in family.keys]
+        if None not in found:
+            return family, str(found[0])
+    return None
+
+
+def _found(key: Key, shapes: Mapping[str, Shape]) -> str | None:
+    """Return the first name that a key fits, or None."""
+    pattern, rank = (key, None) if isinstance(key, str) else key
+    names = (n for n, shape in shapes.items() if rank in (None, len(shape)))
+    return next(filter(re.compile(pattern).fullmatch, names), None)
+
+
+def explain(
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Return a sentence that names the model and what to use instead, or None.
+
+    Args:
+        shapes: its tensors' names and shapes.
+        config: its ``config.json``, if there is one.
+        adapter: its ``adapter_config.json``, if there is one.
+    """
+    if adapter is not None:
+        kind, base = (
+            adapter.get("peft_type", "an unknown type"),
+            adapter.get("base_model_name_or_path"),
+        )
+        of = f" of {base}" if base else ""
+        return (
+            f"this is an adapter{of} (adapter_config.json: peft_type {kind}) and not a whole model;"
+            f" use instead: {MERGE}"
+        )
+    said = _said_by(config or {})
+    found = recognise_family(shapes)
+    if found is not None:
+        family, key = found
+        also = f"; its config.json says {said[0]}" if said else ""
+        return (
+            f"this is {family.name} (it has {key}{also}), which is not a MAE that this project"
+            f" converts; use instead: {family.instead}"
+        )
+    if said is not None:
+        return (
+            f"this is {said[1]} (its config.json says {said[0]}), which is not a MAE that this"
+            f" project converts; use instead: {said[2]}"
+        )
+    return None
+
+
+def _said_by(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return what a configuration says, the model's name, and what reads it; None if it is ours."""
+    if isinstance(architecture := config.get("architecture"), str):  # timm's
+        if not re.match(r"(vit|samvit)_", architecture):
+            return f"architecture {architecture}", f"timm's {architecture}", "timm.create_model"
+        return None
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind in OURS:
+        return None
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    reader = f"transformers' {first}" if isinstance(first, str) else "transformers' AutoModel"
+    says = f"model_type {kind}" + (f", {first}" if isinstance(first, str) else "")
+    return says, MODEL_TYPES.get(kind, f"a model of type {kind}"), reader

@@ -1,0 +1,245 @@
+"""Outputs that appear whole or not at all.
+
+An output is made in a hidden directory beside its target and takes its name by one rename, so that
+a run that is killed leaves the old output or the new one, and at worst a hidden directory beside
+it, which the next run removes. Of two runs at one target the first to finish wins.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_convert.errors import OutputError
+from mae_convert.files import rename as renaming
+from mae_convert.files.messages import refuse_nul
+from mae_convert.files.staging import staging_beside
+from mae_convert.signals import undisturbed
+
+NEW = "new"
+
+REASONS = {
+    errno.ENOSPC: "there is no space left; free some or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
+    errno.EFBIG: "the file would be larger than is allowed here; write elsewhere",
+    errno.EACCES: "permission is denied; write elsewhere or change the permissions",
+    errno.EPERM: "permission is denied; write elsewhere or change the permissions",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.ENOENT: "its directory does not exist; make it first",
+    errno.ENOTDIR: "its directory is a file; write elsewhere",
+    errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; allow more (`ulimit -n 4096`), or write larger parts",
+    errno.EIO: "the disk reports an error; write elsewhere, and check the disk",
+}
+
+Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output is to stand.
+
+    Attributes:
+        target: its name.
+        is_directory: whether it is a directory.
+        overwrite: whether it may replace what stands there.
+        may_replace: raises OutputError for a directory that must not be replaced.
+    """
+
+    target: Path
+    is_directory: bool = False
+    overwrite: bool = False
+    may_replace: Callable[[Path], None] = lambda _: None
+
+    def check(self) -> None:
+        """Refuse, before any work, a target that may not be replaced.
+
+        Raises:
+            OutputError: there is something else, or something, or something that is not ours.
+        """
+        target = self.target
+        refuse_nul(target)
+        if target.name in ("", ".."):
+            raise OutputError(f"{target} is a directory that cannot be replaced; name one in it")
+        if not self.is_directory and target.is_dir():
+            raise OutputError(f"{target} is a directory and not a file; name a file in it")
+        exists = os.path.lexists(target)
+        if self.is_directory and exists and (target.is_symlink() or not target.is_dir()):
+            raise OutputError(f"{target} is not a directory; remove it or choose another name")
+        if exists and not self.overwrite:
+            raise _exists(target)
+        if exists and self.is_directory:
+            self.may_replace(target)
+
+
+class Staged:
+    """An output on its way: it is made at `path`, and put in place by `commit`."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.place = place
+        self.path = folder / NEW
+        self._old = _identity(place.target)
+        self._undo: Callable[[], None] | None = None
+
+    def commit(self) -> None:
+        """Give the output its name.
+
+        Raises:
+            OutputError: another run has put something there meanwhile.
+            OSError: the system refuses.
+        """
+        target = self.place.target
+        if self._old is not None and self.place.is_directory and target.is_dir():
+            self.place.may_replace(target)  # again: it may have changed meanwhile
+        if _identity(target) != self._old:
+            raise _overtaken(target) if self.place.overwrite else _exists(target)
+        if self._old is None:
+            self._appear()
+        else:
+            self._replace(self._old)
+
+    def undo(self) -> None:
+        """Put back what was there before `commit`, if there was one."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def _appear(self) -> None:
+        try:
+            renaming.rename_to_new(self.path, self.place.target)
+        except FileExistsError:
+            found = _overtaken if self.place.overwrite else _exists
+            raise found(self.place.target) from None
+        self._undo = lambda: renaming.rename_to_new(self.place.target, self.path)
+
+    def _replace(self, old: Identity) -> None:
+        target = self.place.target
+        try:
+            renaming.exchange(self.path, target)
+        except NotImplementedError:
+            if self.place.is_directory:
+                raise OutputError(
+                    f"{target} cannot be replaced in one step on this system; "
+                    "remove it first or choose another name"
+                ) from None
+            self.path.replace(target)
+            return
+        found = _identity(self.path)
+        if found is None or found[:2] != old[:2]:  # another run came between look and rename
+            renaming.exchange(self.path, target)
+            raise _overtaken(target)
+        self._undo = lambda: renaming.exchange(self.path, target)
+
+
+@contextmanager
+def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iterator[list[Staged]]:
+    """Give places at which to make outputs; at the end all get their names, or none does.
+
+    What is made must have been flushed.
+
+    Args:
+        places: where the outputs shall be.
+        on_commit: is called once all have their names, before any signal can be delivered.
+
+    Raises:
+        OutputError: a target may not be replaced, another run has put something there meanwhile,
+            or the system refuses to write.
+    """
+    for place in places:
+        place.check()
+    with ExitStack() as stack:
+        with undisturbed():  # else what is made might not be known to anyone who removes it
+            outputs = [stack.enter_context(_one(place)) for place in places]
+        yield outputs
+        with undisturbed() as signals:
+            try:
+                _commit(outputs)
+                undone = bool(signals)
+            except BaseException:
+                _undo(outputs)
+                raise
+            if undone:
+                _undo(outputs)
+            stack.close()
+            if not undone:  # what comes while the old outputs are removed comes too late
+                signals.forget()
+                on_commit()
+        if undone:
+            raise OutputError("the conversion was interrupted")
+
+
+def _commit(outputs: Iterable[Staged]) -> None:
+    for output in outputs:
+        with saying(output.place.target):
+            output.commit()
+    for output in outputs:
+        with saying(output.place.target):
+            flush(output.place.target.parent)
+
+
+def _undo(outputs: Sequence[Staged]) -> None:
+    for output in reversed(outputs):
+        output.undo()
+
+
+@contextmanager
+def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the path at which to write one file; at the end it is flushed and takes its name.
+
+    Raises:
+        OutputError: as `staged`.
+    """
+    with staged(Place(target, overwrite=overwrite)) as (output,):
+        yield output.path
+        flush(output.path)
+
+
+@contextmanager
+def _one(place: Place) -> Iterator[Staged]:
+    with saying(place.target), staging_beside(place.target) as folder:
+        yield Staged(place, folder)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or the entries of a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def saying(target: Path) -> Iterator[None]:
+    """Turn what the system refuses into one sentence.
+
+    Raises:
+        OutputError: the body raised an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
+        raise OutputError(f"{target} cannot be written: {reason}") from error
+
+
+def _identity(path: Path) -> Identity | None:
+    """Return what tells a file from every other, a link from what it names; None for none."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _exists(target: Path) -> OutputError:
+    return OutputError(f"{target} exists already; choose another name or pass --overwrite")
+
+
+def _overtaken(target: Path) -> OutputError:
+    return OutputError(
+        f"{target} was written by another program in the meantime and is left as it is; "
+        "look at it, and run again if it is to be replaced"
+    )

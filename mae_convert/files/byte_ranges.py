@@ -1,0 +1,236 @@
+"""A file that is open for reading: only what lies inside can be taken, and it must stay as it is.
+
+Bytes are read when they are asked for and are not mapped into memory: a map of a file that shrinks
+kills the program that looks at it, and counts against its address space.
+"""
+
+import copy
+import io
+import math
+import os
+import stat
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.input_files import kind_of
+from mae_convert.files.messages import damaged
+from mae_convert.files.slicing import Sliceable
+from mae_convert.shortage import shortage
+
+NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
+
+
+class ByteFile:
+    """The bytes of a file, or of a stretch of one; the name may go while it is open.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: there is no such file, it may not be read, is empty, or is something else
+            than a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _open(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._whole: ByteFile = self  # keeps the descriptor open as long as there is a part
+        found = os.fstat(self._descriptor)
+        self._stamp = _stamp(found)
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{path} is not a regular file; {NAMED}")
+        if not found.st_size:
+            raise CheckpointError(f"{path} is empty; copy or download it again")
+        self.start, self.size = 0, found.st_size
+
+    def part(self, offset: int, size: int) -> "ByteFile":
+        """Return some of the bytes as a file of their own.
+
+        Raises:
+            CheckpointError: they are not all in the file.
+        """
+        self.check(offset, size)
+        part = copy.copy(self)
+        part.start, part.size = self.start + offset, size
+        return part
+
+    def check(self, offset: int, count: int) -> None:
+        """Require that `count` bytes from `offset` on are in the file.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise damaged(self.path, f"data at {offset} to {offset + count} of {self.size} bytes")
+
+    def raw(self, offset: int, count: int) -> bytes:
+        """Return a copy of `count` bytes.
+
+        Raises:
+            CheckpointError: they are not all in the file.
+        """
+        self.check(offset, count)
+        buffer = bytearray(count)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset` on.
+
+        Raises:
+            CheckpointError: they are not all in the file, or it has become shorter.
+        """
+        self.check(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], self.start + offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+            if count == 0:
+                raise self._changed()
+            done += count
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> "FileArray":
+        """Return a way to the array whose data begin at `offset`, in C order and native bytes.
+
+        Raises:
+            CheckpointError: the data are not all in the file.
+        """
+        self.check(offset, math.prod(shape) * dtype.itemsize)
+        return FileArray(shape, dtype, self, offset)
+
+    def require_unchanged(self) -> None:
+        """Require that the file is as it was when it was opened.
+
+        Raises:
+            CheckpointError: it has another size, or was written to.
+        """
+        if not self.is_unchanged:
+            raise self._changed()
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it has the size and the time of writing that it had when it was opened."""
+        return _stamp(os.fstat(self._descriptor)) == self._stamp
+
+    @property
+    def pinned(self) -> Path:
+        """A path to the open file, for programs that open files by path.
+
+        Where the system has ``/proc`` it leads to this very file, whatever its own path names by
+        then; elsewhere it is the path.
+        """
+        pinned = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
+        return pinned if os.path.lexists(pinned) else self.path
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} was changed while it was read; wait until it is complete and run again"
+        )
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def _open(path: Path) -> int:
+    if (kind := kind_of(path)) is not None:
+        raise CheckpointError(f"{path} is {kind} and not a regular file; {NAMED}")
+    try:
+        # A pipe would otherwise be waited for.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} does not exist; check the path") from None
+    except PermissionError:
+        raise CheckpointError(f"{path} may not be read: change its permissions") from None
+    except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
+        if reason := shortage(error):
+            raise CheckpointError(f"{path} cannot be opened: {reason}") from error
+        raise CheckpointError(f"{path} cannot be opened ({error}); {NAMED}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class FileArray(Sliceable):
+    """An array that lies in a file as it stands, in C order."""
+
+    file: ByteFile
+    offset: int
+
+    @property
+    def in_order(self) -> bool:
+        """It is."""
+        return True
+
+    def raw(self, start: int, count: int) -> np.ndarray:
+        """Return some of its bytes, from the `start`-th on."""
+        data = np.empty(count, np.uint8)
+        self.file.read_into(data.data, self.offset + start)
+        return data
+
+    def block(self, rows: slice, columns: slice) -> np.ndarray:
+        """Return some rows and some columns of these, read from the file."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        row_bytes = self.columns * self.dtype.itemsize
+        start = self.offset + rows.start * row_bytes + columns.start * self.dtype.itemsize
+        array = np.empty((height, width), self.dtype)
+        if not array.size:
+            return array
+        whole = array.view(np.uint8).reshape(-1).data
+        if width == self.columns or height == 1:
+            self.file.read_into(whole, start)
+        else:
+            stride = array.strides[0]
+            for row in range(height):
+                piece = whole[row * stride : (row + 1) * stride]
+                self.file.read_into(piece, start + row * row_bytes)
+        array.flags.writeable = False
+        return array
+
+
+class Window(io.RawIOBase):
+    """A file's bytes as a stream for a parser that wants one, which gets no more than there is."""
+
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that it can be read from anywhere."""
+        return True
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place; before the beginning there is none."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}
+        if base[whence] + offset < 0:
+            raise OSError("a place before the beginning")
+        self._position = base[whence] + offset
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes, at most `size`; what is asked for is not allocated, only what is there."""
+        left = max(0, self._file.size - self._position)
+        count = left if size is None or size < 0 else min(size, left)
+        data = self._file.raw(self._position, count) if count else b""
+        self._position += count
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,218 @@
+"""Zip archives as `torch.save` and `numpy.savez` write them, opened for reading."""
+
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile, Window
+from mae_convert.files.messages import damaged, shown
+from mae_convert.formats.contents import loading, reading
+
+LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
+LOCAL_MAGIC = b"PK\x03\x04"
+# Signature, disks and counts of entries on them, size and offset of the directory, and in the
+# shorter record the length of a comment.
+END = struct.Struct("<4sHHHHIIH")
+END64 = struct.Struct("<4sQHHIIQQQQ")
+LOCATOR64 = struct.Struct("<4sIQI")
+END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
+"""What stands in the short end record for a number that stands in the long one."""
+ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file in the archive: where its bytes lie, how many they are, and how many unpacked."""
+
+    offset: int
+    packed: int
+    size: int
+    checksum: int
+    stored: bool
+
+
+class Archive:
+    """A zip archive opened for reading: a file, or a part of one.
+
+    Raises:
+        CheckpointError: the directory at its end is missing or does not fit the file, or no
+            program that writes weights makes such an archive: records that overlap, are
+            encrypted, or have names that reach out of it. Archives that zip readers understand
+            differently are refused too: names that differ in case only, bytes before or after
+            the archive, two descriptions of where its directory is.
+    """
+
+    def __init__(self, file: ByteFile) -> None:
+        self.path = file.path
+        self.file = file
+        with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(file)) as archive:
+            entries = archive.infolist()
+            # PyTorch looks names up without regard to case.
+            if len({entry.filename.lower() for entry in entries}) != len(entries):
+                raise ValueError("two records of one name")
+            _check_end(file, len(entries))
+            located = [(entry, *self._locate(entry)) for entry in entries]
+            _refuse_overlaps((start, record) for _, start, record in located)
+        self.records: Mapping[str, Record] = {
+            entry.filename: record for entry, _, record in located
+        }
+
+    def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, Record]:
+        """Return where a record's own header begins, and the record."""
+        begins = entry.header_offset
+        header = self.file.raw(begins, LOCAL_HEADER.size)
+        magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        name = self.file.raw(begins + LOCAL_HEADER.size, name_length)
+        if magic != LOCAL_MAGIC or (flags | entry.flag_bits) & ENCRYPTED:
+            raise ValueError(f"record {shown(entry.filename)} is damaged or encrypted")
+        twice = entry.filename != entry.orig_filename or name != _stored_name(entry)
+        if twice or method != entry.compress_type:
+            raise ValueError(f"record {shown(entry.filename)} is described in two ways")
+        if not _is_inside(entry.filename):
+            raise CheckpointError(
+                f"{self.path} has a member named {shown(entry.filename)}, which reaches out of the"
+                " archive; no program writes such a file: get it again from where it comes from"
+            )
+        if method not in DEFLATED_OR_STORED:
+            raise ValueError(f"record {shown(entry.filename)} is of no kind that is read")
+        stored = method == zipfile.ZIP_STORED
+        if stored and entry.compress_size != entry.file_size:
+            raise ValueError(f"record {shown(entry.filename)} has two sizes")
+        offset = begins + LOCAL_HEADER.size + name_length + extra_length
+        if offset + entry.compress_size > self.file.size:
+            raise ValueError(f"record {shown(entry.filename)} lies outside the file")
+        return begins, Record(offset, entry.compress_size, entry.file_size, entry.CRC, stored)
+
+    def size(self, name: str) -> int:
+        """Return the unpacked size of a record in bytes.
+
+        Raises:
+            CheckpointError: there is no such record.
+        """
+        if name not in self.records:
+            raise damaged(self.path, f"the record {shown(name)} is missing")
+        return self.records[name].size
+
+    def raw(self, name: str, limit: int) -> bytes:
+        """Return the first bytes of a record, at most `limit`.
+
+        Raises:
+            CheckpointError: there is no such record, or it cannot be unpacked.
+        """
+        count = min(self.size(name), limit)
+        record = self.records[name]
+        if record.stored:
+            return self.file.raw(record.offset, count)
+        with reading(self.path, *DAMAGE):
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+            data = unpacker.decompress(self.file.raw(record.offset, record.packed), count)
+            whole = count == record.size
+            if len(data) != count or (whole and zlib.crc32(data) != record.checksum):
+                raise EOFError(f"the record {shown(name)} is cut short or damaged")
+            return data
+
+    def part(self, name: str) -> ByteFile | None:
+        """Return a record as a file of its own; None if it is packed.
+
+        Raises:
+            CheckpointError: there is no such record.
+        """
+        size, record = self.size(name), self.records[name]
+        return self.file.part(record.offset, size) if record.stored else None
+
+    def array(
+        self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins `offset` bytes into a record.
+
+        Raises:
+            CheckpointError: it is not all in the record.
+        """
+        end = offset + math.prod(shape) * dtype.itemsize
+        if end > self.size(name):
+            raise damaged(self.path, f"the record {shown(name)} is shorter than {end} bytes")
+        record = self.records[name]
+        if record.stored:
+            return self.file.array(record.offset + offset, shape, dtype)
+        count = math.prod(shape)
+        return loading(
+            self.path,
+            lambda: np.frombuffer(self.raw(name, end), dtype, count, offset).reshape(shape),
+            *DAMAGE,
+        )
+
+
+def _stored_name(entry: zipfile.ZipInfo) -> bytes:
+    """Return a record's name as its own header has to spell it."""
+    utf8 = 0x800
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a name stays in the folder in which the archive would be unpacked."""
+    parts = re.split(r"[/\\]", name)
+    return parts[0] != "" and ".." not in parts and not re.match(r"[A-Za-z]:\\", name)
+
+
+def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
+    """Require that the first record is at the beginning of the file, and that none overlap."""
+    position = 0
+    for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
+        if number == 0 and begins:
+            raise ValueError("bytes before the archive")
+        if begins < position:
+            raise ValueError("two records overlap")
+        position = record.offset + record.packed
+
+
+def _check_end(file: ByteFile, count: int) -> None:
+    """Require that the end records agree, and that the directory stands right before them.
+
+    Python's zipfile and the reader of PyTorch may otherwise find two different directories.
+
+    Args:
+        file: the archive.
+        count: the number of entries that were read.
+    """
+    place = file.size - END.size
+    magic, disk, first_disk, here, entries, size, offset, comment = END.unpack(
+        file.raw(place, END.size)
+    )
+    if magic != END_MAGIC or comment or disk or first_disk:
+        raise ValueError("it has a comment, or bytes behind it")
+    if place >= LOCATOR64.size and file.raw(place - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
+        short = (here, entries, size, offset)
+        _, locator_disk, end64, disks = LOCATOR64.unpack(
+            file.raw(place - LOCATOR64.size, LOCATOR64.size)
+        )
+        place -= LOCATOR64.size + END64.size
+        magic, length, _, _, disk, first_disk, *long = END64.unpack(file.raw(place, END64.size))
+        if (magic, length, end64) != (END64_MAGIC, END64.size - 12, place):
+            raise ValueError("its end is described in two ways")
+        if any((locator_disk, disks > 1, disk, first_disk)) or not all(
+            a == b or a in ELSEWHERE for a, b in zip(short, long, strict=True)
+        ):
+            raise ValueError("its end is described in two ways")
+        here, entries, size, offset = long
+    if (here, entries) != (count, count) or offset + size != place:
+        raise ValueError("its directory is not where its end says")

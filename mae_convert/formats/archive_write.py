@@ -1,0 +1,137 @@
+"""Lays out a zip archive of uncompressed records, the bytes of each at a multiple of 64.
+
+The format is PKWARE's APPNOTE.TXT 6.3.10; section numbers are those of that document.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mae_convert.formats.file_layout import Blueprint, Stretch
+
+ALIGNMENT = 64
+LIMIT = (1 << 32) - 1
+"""What a field of 32 bits cannot hold is said in an extra field, and this is put in its place."""
+
+MANY_RECORDS = (1 << 16) - 1
+VERSION, VERSION_64 = 20, 45
+UTF8 = 0x800
+FIRST_OF_1980 = 0x21  # no time, so that the same tensors make the same file
+ZIP64_ID = 0x0001
+PADDING_ID = 0x4246  # the id with which PyTorch marks the padding of its records
+
+LOCAL = struct.Struct("<4s5H3I2H")  # 4.3.7
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # 4.3.12
+END_64 = struct.Struct("<4sQ2H2I4Q")  # 4.3.14
+LOCATOR_64 = struct.Struct("<4sIQI")  # 4.3.15
+END = struct.Struct("<4s4H2IH")  # 4.3.16
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record: bytes, and behind them those of a tensor, if it has one.
+
+    Attributes:
+        name: its name in the archive.
+        head: the bytes.
+        tensor_bytes: how many the tensor's are, or None for none.
+    """
+
+    name: str
+    head: bytes
+    tensor_bytes: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes of the whole record."""
+        return len(self.head) + (self.tensor_bytes or 0)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A record, where its header begins, and the field that moves its bytes to a multiple of 64."""
+
+    record: Record
+    begins: int
+    extra: bytes
+
+    @property
+    def data(self) -> int:
+        return self.begins + LOCAL.size + len(self.record.name.encode()) + len(self.extra)
+
+
+def zip_blueprint(records: Iterable[Record]) -> Blueprint:
+    """Return the layout of an archive; its tensors are those of the records, in their order."""
+    placed = list(_place(records))
+    with_tensors = [item for item in placed if item.record.tensor_bytes is not None]
+    directory = placed[-1].data + placed[-1].record.size if placed else 0
+
+    def seal(checksums: Sequence[int]) -> list[Stretch]:
+        sums = iter(checksums)
+        stretches, entries = [], []
+        for item in placed:
+            head = item.record.head
+            checksum = next(sums) if item.record.tensor_bytes is not None else zlib.crc32(head)
+            stretches.append((item.begins, _local(item, checksum) + head))
+            entries.append(_central(item, checksum))
+        return [*stretches, (directory, _end(directory, entries))]
+
+    empty = _end(directory, [_central(item, 0) for item in placed])
+    return Blueprint(
+        size=directory + len(empty),
+        places=[item.data + len(item.record.head) for item in with_tensors],
+        seal=seal,
+        checksums=[zlib.crc32(item.record.head) for item in with_tensors],
+    )
+
+
+def _place(records: Iterable[Record]) -> Iterator[_Placed]:
+    position = 0
+    for record in records:
+        sizes = struct.pack("<2H2Q", ZIP64_ID, 16, record.size, record.size)
+        extra = sizes if record.size >= LIMIT else b""
+        fixed = position + LOCAL.size + len(record.name.encode()) + len(extra)
+        length = -fixed % ALIGNMENT
+        if length < 4:  # the field's own head
+            length += ALIGNMENT
+        extra += struct.pack("<2H", PADDING_ID, length - 4) + bytes(length - 4)
+        placed = _Placed(record, position, extra)
+        yield placed
+        position = placed.data + record.size
+
+
+def _common(item: _Placed, checksum: int, version: int) -> tuple[int, ...]:
+    """Return what both headers of a record say: from the version to the length of the name."""
+    name = item.record.name
+    size = min(item.record.size, LIMIT)
+    flags = 0 if name.isascii() else UTF8
+    return (version, flags, 0, 0, FIRST_OF_1980, checksum, size, size, len(name.encode()))
+
+
+def _local(item: _Placed, checksum: int) -> bytes:
+    version = VERSION_64 if item.record.size >= LIMIT else VERSION
+    common = _common(item, checksum, version)
+    return LOCAL.pack(b"PK\3\4", *common, len(item.extra)) + item.record.name.encode() + item.extra
+
+
+def _central(item: _Placed, checksum: int) -> bytes:
+    large = [item.record.size] * 2 if item.record.size >= LIMIT else []
+    large += [item.begins] if item.begins >= LIMIT else []
+    extra = struct.pack(f"<2H{len(large)}Q", ZIP64_ID, 8 * len(large), *large) if large else b""
+    version = VERSION_64 if large else VERSION
+    common = _common(item, checksum, version)
+    begins = min(item.begins, LIMIT)
+    packed = CENTRAL.pack(b"PK\1\2", version, *common, len(extra), 0, 0, 0, 0, begins)
+    return packed + item.record.name.encode() + extra
+
+
+def _end(directory: int, entries: Sequence[bytes]) -> bytes:
+    """Return the central directory and what stands behind it."""
+    whole, count = b"".join(entries), len(entries)
+    size, end = len(whole), directory + len(whole)
+    if max(directory, size) >= LIMIT or count >= MANY_RECORDS:
+        rest = (END_64.size - 12, VERSION_64, VERSION_64, 0, 0, count, count, size, directory)
+        whole += END_64.pack(b"PK\6\6", *rest) + LOCATOR_64.pack(b"PK\6\7", 0, end, 1)
+    few, small, near = min(count, MANY_RECORDS), min(size, LIMIT), min(directory, LIMIT)
+    return whole + END.pack(b"PK\5\6", 0, 0, few, few, small, near, 0)

@@ -1,0 +1,171 @@
+"""What one file holds, whatever its container."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.shortage import shortage
+
+KERAS = "keras"
+"""The key of what Keras's own `config.json` says, in a configuration."""
+
+LARGEST_JSON = 1 << 22
+LARGEST_COUNT = 1 << 13
+LONGEST_NAME = 1000
+PACKED_TO = 64
+UNASKED_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of one file and the plain data beside them.
+
+    Attributes:
+        kind: the container, one of those in `mae_convert.formats.container.Container`.
+        tensors: by name, in stored order.
+        files: the files that hold the tensors, open for reading.
+        config: the model configuration that the file carries, or None.
+        config_place: in which part of the file it stands.
+        conversion: the record of the conversion that made the file, or None.
+        training_args: arguments of the training run that made the file, or None.
+        ignored: what else the file holds: name and a short description.
+        passed_over: dotted names in a pickle that were neither imported nor called, because no
+            weight needs what they make; PyTorch's own reader refuses such a file.
+        wrapper: key under which the tensors stand, or None.
+        epoch: of the training run, where a PyTorch checkpoint states it.
+    """
+
+    kind: str
+    tensors: Mapping[str, LazyTensor]
+    files: tuple[ByteFile, ...]
+    config: Mapping | None = None
+    config_place: str = "config"
+    conversion: Mapping | None = None
+    training_args: Mapping | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
+    wrapper: str | None = None
+    epoch: int | None = None
+
+
+@contextmanager
+def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    """Turn what a damaged file makes a parser raise into one sentence.
+
+    Raises:
+        CheckpointError: the body raised one of `damage`, or an error of the system.
+    """
+    damages: tuple[type[Exception], ...] = (OSError, OverflowError, *damage)
+    try:
+        yield
+    except MaeConvertError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read: change its permissions") from error
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: there is too little memory for what it holds or claims to hold"
+        ) from error
+    except damages as error:
+        if reason := shortage(error):  # which is not the file's fault
+            raise CheckpointError(f"{path} cannot be read: {reason}") from error
+        raise damaged(path, _in_short(error)) from error
+
+
+def loading(
+    path: Path, load: Callable[[], np.ndarray], *damage: type[Exception]
+) -> Callable[[], np.ndarray]:
+    """Return `load` with the same care for the time when it is called."""
+
+    def careful() -> np.ndarray:
+        with reading(path, *damage):
+            return load()
+
+    return careful
+
+
+def json_in(file: ByteFile, advice: str) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        file: the file.
+        advice: what to do where it is damaged.
+
+    Raises:
+        CheckpointError: it is not JSON, or larger than any that belongs to a model.
+    """
+    if file.size > LARGEST_JSON:
+        raise CheckpointError(
+            f"{file.path} has {file.size} bytes, more than any JSON file of a model; {advice}"
+        )
+    try:
+        return parse_json(file.raw(0, file.size))
+    except JsonError as error:
+        raise CheckpointError(f"{file.path} is not JSON ({_in_short(error)}); {advice}") from error
+
+
+def check_plausible(path: Path, contents: Contents) -> None:
+    """Require that a file does not claim to hold much more than it can.
+
+    Packed numbers, elements that are there once and meant many times, and space that was never
+    written make a large tensor out of a few bytes. Weights after training cannot be packed to less
+    than a half.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if not contents.tensors:
+        raise CheckpointError(f"{path} holds no tensors; name a file that holds weights")
+    if len(contents.tensors) > LARGEST_COUNT:
+        raise CheckpointError(
+            f"{path} holds {len(contents.tensors)} tensors, more than any Masked Autoencoder; name "
+            "a checkpoint of one"
+        )
+    if longest := next((name for name in contents.tensors if len(name) > LONGEST_NAME), None):
+        raise CheckpointError(
+            f"{path} names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no "
+            "Masked Autoencoder has such a name"
+        )
+    there = sum(file.size for file in contents.files)
+    claimed = sum(tensor.nbytes for tensor in contents.tensors.values())
+    if claimed > PACKED_TO * there + UNASKED_BYTES:
+        raise CheckpointError(
+            f"{path} has {there} bytes and claims to hold {claimed} bytes of tensors, which no "
+            "weights are; write them anew where they come from"
+        )
+
+
+def embedded_json(text: object, path: Path) -> dict | None:
+    """Return the JSON object in a text that stands in a file, or None if it is something else.
+
+    Raises:
+        CheckpointError: it is JSON that two programs could read differently.
+    """
+    if not isinstance(text, str):
+        return None
+    try:
+        value = parse_json(text)
+    except JsonError as error:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        raise CheckpointError(
+            f"{path} holds JSON that is ambiguous ({error}); write the file again"
+        ) from error
+    return value if isinstance(value, dict) else None
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return shown(lines[0]) if lines else type(error).__name__

@@ -1,0 +1,151 @@
+"""PyTorch distributed checkpoints (DCP): a directory with `.metadata` and `__*_*.distcp` files.
+
+`torch.distributed.checkpoint.save` writes them, and so do trainers on top of it, FSDP's above all.
+A tensor may be in chunks, and each chunk is a small file of `torch.save` in the midst of a large
+one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.formats.archive import Archive
+from mae_convert.formats.contents import Contents
+from mae_convert.formats.dcp_metadata import (
+    METADATA,
+    Chunk,
+    Pickled,
+    ShardedTensor,
+    Stretch,
+    check_tiling,
+    read_metadata,
+)
+from mae_convert.formats.plain_values import describe, plain_mapping
+from mae_convert.formats.pth import ARGUMENTS, META, SETTINGS, lazy, training_arguments
+from mae_convert.formats.pth_read import folder_of, read_value
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.torch_types import StoredTensor
+from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model
+
+
+def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
+    """Read a distributed checkpoint; the chunks of a tensor are joined when it is asked for.
+
+    Args:
+        directory: what holds `.metadata`.
+        state_key: the key of the weights, where it is not plain.
+
+    Raises:
+        CheckpointError: it is damaged or incomplete, would run code, or holds no weights that are
+            recognised.
+    """
+    path = directory / METADATA
+    metadata = ByteFile(path)
+    selection = select_model(directory, read_metadata(metadata), state_key)
+    files = _Files(directory)
+    for name, tensor in selection.tensors.items():
+        check_tiling(path, name, tensor)
+        for chunk in tensor.chunks:
+            files.check(chunk.stretch)
+    keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
+    settings = {name: files.settings(selection.beside[key]) for name, key in keys.items()}
+    used = {keys[name] for name, value in settings.items() if value is not None}
+    progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
+    epoch = epoch_in(files.settings(progress))
+    return Contents(
+        kind="dcp",
+        tensors={name: _join(files, name, item) for name, item in selection.tensors.items()},
+        files=(metadata, *(files.used[name] for name in sorted(files.used))),
+        config=settings.get("config"),
+        conversion=settings.get("conversion"),
+        training_args=training_arguments(settings),
+        ignored={
+            shown(name): str(item) if isinstance(item, Pickled) else describe(item)
+            for name, item in selection.beside.items()
+            if name not in used
+        },
+        wrapper=selection.wrapper,
+        epoch=epoch,
+    )
+
+
+class _Files:
+    """The files of a checkpoint, each opened when it is first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.used: dict[str, ByteFile] = {}
+
+    def check(self, stretch: Stretch) -> ByteFile:
+        """Return the bytes of a stretch as a file of their own.
+
+        Raises:
+            CheckpointError: the file is missing or shorter.
+        """
+        if stretch.file not in self.used:
+            path = self._directory / stretch.file
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{self._directory} lacks its file {shown(stretch.file)}; copy the whole "
+                    "directory"
+                )
+            self.used[stretch.file] = ByteFile(path)
+        return self.used[stretch.file].part(stretch.offset, stretch.length)
+
+    def value(self, stretch: Stretch) -> tuple[Any, Any]:
+        """Return the value that a stretch holds, and a way to its storages."""
+        archive = Archive(self.check(stretch))
+        folder = folder_of(archive)
+        if folder is None:
+            raise damaged(archive.path, "a chunk was not written by torch.save")
+        return read_value(archive, folder, strict=True)[:2]
+
+    def tensor(self, name: str, chunk: Chunk, dtype: np.dtype) -> np.ndarray:
+        """Return the numbers of a chunk.
+
+        Raises:
+            CheckpointError: they are not what `.metadata` says.
+        """
+        value, read = self.value(chunk.stretch)
+        path = self._directory / chunk.stretch.file
+        fits = isinstance(value, StoredTensor) and value.shape == chunk.sizes
+        if not fits or value.dtype != dtype:
+            raise damaged(path, f"it holds another {shown(name)} than {METADATA} says")
+        return lazy(path, name, value, read).load()
+
+    def settings(self, value: object) -> dict[str, Any] | None:
+        """Return settings as plain data; None where there are none or they would run code."""
+        try:
+            return plain_mapping(self._resolved(value))
+        except CheckpointError:
+            return None
+
+    def _resolved(self, value: object) -> object:
+        if isinstance(value, dict):
+            return {name: self._resolved(item) for name, item in value.items()}
+        return self.value(value.stretch)[0] if isinstance(value, Pickled) else value
+
+
+def _join(files: _Files, name: str, tensor: ShardedTensor) -> LazyTensor:
+    def load() -> np.ndarray:
+        if _is_whole(tensor.chunks, tensor.shape):
+            return files.tensor(name, tensor.chunks[0], tensor.dtype)
+        array = np.empty(tensor.shape, tensor.dtype)
+        for chunk in tensor.chunks:
+            block = tuple(
+                slice(begin, begin + size)
+                for begin, size in zip(chunk.offsets, chunk.sizes, strict=True)
+            )
+            array[block] = files.tensor(name, chunk, tensor.dtype)
+        return array
+
+    return LazyTensor(name, tensor.shape, tensor.dtype, load)
+
+
+def _is_whole(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> bool:
+    return len(chunks) == 1 and chunks[0].sizes == shape

@@ -1,0 +1,195 @@
+"""`.metadata` of a PyTorch distributed checkpoint: which chunks make which tensor, and where.
+
+The file is a pickle of `torch.distributed.checkpoint.metadata.Metadata`. Nested dicts were
+flattened to dotted names, and its `planner_data` has the path of each.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, is_plain_name, shown
+from mae_convert.formats.contents import reading
+from mae_convert.formats.pickle_stream import PickleStream
+from mae_convert.formats.pickle_types import INERT, Maker, Record
+from mae_convert.formats.pickles import PickleReader
+from mae_convert.formats.tensor import possible_shape
+from mae_convert.formats.torch_types import TORCH_DTYPES, TensorPlace, natural
+
+METADATA = ".metadata"
+DEEPEST = 32
+DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
+
+_METADATA_TYPES = (
+    "Metadata",
+    "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "TensorProperties",
+    "MetadataIndex",
+    "StorageMeta",
+    "_MEM_FORMAT_ENCODING",
+)
+_RECORDS = {
+    **{f"torch.distributed.checkpoint.metadata.{name}": name for name in _METADATA_TYPES},
+    "torch.distributed.checkpoint.filesystem._StorageInfo": "_StorageInfo",
+    # Where these two stood in earlier versions of PyTorch.
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": "TensorProperties",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": "_MEM_FORMAT_ENCODING",
+}
+
+
+def _make_record(kind: str, *_: object) -> Record:
+    return Record(kind)
+
+
+TYPES: Mapping[str, object] = {
+    **INERT,
+    **{
+        dotted: Maker(dotted, functools.partial(_make_record, kind))
+        for dotted, kind in _RECORDS.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some of a file's bytes, which are a file of `torch.save`."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A block of a tensor: where in the tensor it begins, how large it is, where it is kept."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    stretch: Stretch
+
+
+@dataclass(frozen=True)
+class ShardedTensor(TensorPlace):
+    """A tensor as `.metadata` describes it: chunks that together are the whole of it."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A value that is no tensor; it is not read before it is needed."""
+
+    stretch: Stretch
+
+    def __str__(self) -> str:
+        return "a pickled value"
+
+
+def read_metadata(file: ByteFile) -> dict[str, Any]:
+    """Return what a checkpoint holds, nested as it was saved: `ShardedTensor` and `Pickled`.
+
+    Raises:
+        CheckpointError: the file is damaged, would run code, or describes what is not read.
+    """
+    with reading(file.path, *DAMAGE):
+        reader = PickleReader(file.path, _no_storage, TYPES, strict=True)
+        metadata = _fields(reader.load(PickleStream.of_file(file)), "Metadata")
+        return _nested(dict(_entries(file.path, metadata)), metadata.get("planner_data"))
+
+
+def _no_storage(_: object) -> object:
+    raise ValueError("a storage where only descriptions are")
+
+
+def _fields(value: Any, kind: str) -> dict[str, Any]:
+    """Return the attributes of a record of one kind."""
+    if type(value) is not Record or value.kind != kind or not isinstance(value.state, dict):
+        raise TypeError(f"not a {kind}")
+    return value.state
+
+
+def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield every name in the checkpoint, and what stands there."""
+    places: dict[tuple, Stretch] = {}
+    for index, info in metadata["storage_data"].items():
+        fields = _fields(index, "MetadataIndex")
+        places[fields["fqn"], fields.get("offset")] = _stretch(path, _fields(info, "_StorageInfo"))
+    if len(places) != len(metadata["storage_data"]):
+        raise ValueError("a chunk is kept twice")
+    for name, entry in metadata["state_dict_metadata"].items():
+        if type(entry) is Record and entry.kind == "BytesStorageMetadata":
+            yield name, Pickled(places[name, None])
+        else:
+            yield name, _sharded(name, _fields(entry, "TensorStorageMetadata"), places)
+
+
+def _stretch(path: Path, info: Mapping[str, Any]) -> Stretch:
+    file, offset, length = info["relative_path"], info["offset"], info["length"]
+    if not is_plain_name(file) or not natural(offset) or not natural(length):
+        raise ValueError("an impossible place")
+    if info.get("transform_descriptors"):
+        raise CheckpointError(
+            f"{path.parent} is packed by an extension ({shown(info['transform_descriptors'])}); "
+            "write it without, where it comes from"
+        )
+    return Stretch(file, offset, length)
+
+
+def _sharded(name: str, entry: Mapping[str, Any], places: Mapping[tuple, Stretch]) -> ShardedTensor:
+    properties = entry["properties"]
+    if type(properties) is not Record or properties.kind != "TensorProperties":
+        raise TypeError("a tensor without properties")
+    dtype = TORCH_DTYPES[str(properties.state[0]).removeprefix("torch.")]
+    chunks = []
+    for record in entry["chunks"]:
+        fields = _fields(record, "ChunkStorageMetadata")
+        offsets, sizes = fields["offsets"], fields["sizes"]
+        chunks.append(Chunk(offsets, sizes, places[name, offsets]))
+    for shape in (entry["size"], *(s for chunk in chunks for s in (chunk.offsets, chunk.sizes))):
+        if not possible_shape(shape) or len(shape) != len(entry["size"]):
+            raise ValueError(f"{name} has an impossible shape")
+    return ShardedTensor(entry["size"], dtype, tuple(chunks))
+
+
+def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
+    """Return the entries as they stood before their names were flattened, as far as it is told."""
+    whole: dict[str, Any] = {}
+    for name, item in entries.items():
+        *parents, last = map(str, (paths or {}).get(name) or (name,))
+        if len(parents) > DEEPEST:
+            raise ValueError(f"{name} stands too deep")
+        mapping = whole
+        for parent in parents:
+            mapping = mapping.setdefault(parent, {})
+            if not isinstance(mapping, dict):
+                raise ValueError(f"{name} stands below a value")
+        if mapping.setdefault(last, item) is not item:
+            raise ValueError(f"two entries at {name}")
+    return whole
+
+
+def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
+    """Require that the chunks lie in the tensor, do not overlap, and leave nothing out.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    shape = (len(tensor.chunks), len(tensor.shape))
+    begins = np.array([chunk.offsets for chunk in tensor.chunks], np.int64).reshape(shape)
+    ends = begins + np.array([chunk.sizes for chunk in tensor.chunks], np.int64).reshape(shape)
+    covered = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
+    if covered != math.prod(tensor.shape) or (ends > np.array(tensor.shape)).any():
+        raise damaged(path, f"the chunks of {shown(name)} are not the whole of it")
+    for index in range(len(tensor.chunks) - 1):
+        apart = (ends[index] <= begins[index + 1 :]) | (ends[index + 1 :] <= begins[index])
+        if covered and not apart.any(axis=1).all():
+            raise damaged(path, f"the chunks of {shown(name)} overlap")

@@ -1,0 +1,146 @@
+"""Which file to read where the user named a directory, or one file of several."""
+
+import re
+from pathlib import Path
+
+from mae_convert.errors import CheckpointError
+from mae_convert.formats.contents import reading
+from mae_convert.formats.dcp_metadata import METADATA
+from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX, SHARD
+from mae_convert.formats.tensorflow_files import refuse_tensorflow
+
+WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
+KERAS_SUFFIX = ".weights.h5"
+OTHER_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".h5", ".bin", ".keras")
+# What libraries read beside the weights of a model directory and act on: a file of such a name
+# that comes later can change what the model computes.
+READ_BESIDE = (
+    "config.json",
+    "preprocessor_config.json",
+    "conversion.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "quantization_config.json",
+    "quantize_config.json",
+    "preprocessor.json",
+    "task.json",
+)
+# Parts of a distributed checkpoint, which transformers 5 loads instead of any other weights.
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
+
+
+def find_weights(path: Path) -> Path:
+    """Return the file to open for what the user named: itself, or the one that a directory means.
+
+    Raises:
+        CheckpointError: a directory in which no file, or more than one, holds weights; or a file
+            that is only a part of the weights.
+    """
+    if path.is_dir():
+        return _find_in(path)
+    refuse_tensorflow(path)
+    if path.suffix == ".distcp":
+        raise CheckpointError(
+            f"{path} is a part of a distributed checkpoint; name its directory, {path.parent}"
+        )
+    if DEEPSPEED.fullmatch(path.name):
+        return _checked_deepspeed(path.parent, [path])
+    if (match := SHARD.fullmatch(path.name)) and int(match[2]) > 1:
+        raise CheckpointError(
+            f"{path} is part {int(match[1])} of {int(match[2])}; name its directory, {path.parent}"
+        )
+    return path
+
+
+def _find_in(directory: Path) -> Path:
+    """Return the one file with weights: one of a conventional name, else any checkpoint."""
+    with reading(directory):
+        files = sorted(path for path in directory.iterdir() if path.is_file())
+    if directory / METADATA in files:
+        return directory / METADATA
+    if parts := [path for path in files if DEEPSPEED.fullmatch(path.name)]:
+        return _checked_deepspeed(directory, parts)
+    conventional = [path for path in files if _is_conventional(path)]
+    found = conventional or [path for path in files if path.suffix in OTHER_SUFFIXES]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:8])
+        raise CheckpointError(
+            f"{directory} holds {len(found)} files of weights ({names}{', …' * (len(found) > 8)}); "
+            f"name the file itself, for instance {found[0]}"
+        )
+    if found:
+        return found[0]
+    if (directory / "latest").is_file() and (tags := sorted(directory.glob("*/*_model_states.pt"))):
+        raise CheckpointError(
+            f"{directory} holds checkpoints of DeepSpeed; name one, for instance {tags[-1].parent}"
+        )
+    refuse_tensorflow(directory)
+    if any((directory / name).exists() for name in ORBAX):
+        raise CheckpointError(
+            f"{directory} is a checkpoint of Orbax (JAX), which is not read; restore it where it "
+            "comes from and write its arrays by the names of a known layout with numpy.savez"
+        )
+    wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in OTHER_SUFFIXES)))
+    raise CheckpointError(f"{directory} holds no weights; looked for {wanted}; name the file")
+
+
+def _is_conventional(path: Path) -> bool:
+    names = (*WEIGHTS_NAMES, *INDEX_NAMES)
+    return path.name in names or path.name.endswith((KERAS_SUFFIX, INDEX_SUFFIX))
+
+
+def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
+    """Return DeepSpeed's file of the model's weights, if it holds all of them.
+
+    Raises:
+        CheckpointError: the weights are spread over the files of several processes.
+    """
+    if any(path.name.startswith("zero_") for path in parts):
+        raise CheckpointError(
+            f"{directory} is a ZeRO-3 checkpoint of DeepSpeed, in which every process has a piece "
+            f"of every tensor; join them with `python zero_to_fp32.py {directory.parent} OUT --tag "
+            f"{directory.name}`, a program that DeepSpeed has put into {directory.parent}, and "
+            "convert OUT"
+        )
+    beside = sorted(directory.glob("mp_rank_*_model_states.pt"))
+    if len(beside) > 1:
+        raise CheckpointError(
+            f"{directory} holds a model that DeepSpeed has split among {len(beside)} processes "
+            f"({beside[0].name} to {beside[-1].name}); load it there in as many processes, gather "
+            "its tensors, and save them with torch.save({'module': tensors}, ...)"
+        )
+    return parts[0]
+
+
+def is_read_beside(name: str) -> bool:
+    """Tell whether a library may act on a file of this name beside weights."""
+    known = name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or DISTRIBUTED.fullmatch(name)
+    return bool(known) or name.endswith(".py")
+
+
+def left_aside(weights_file: Path) -> dict[str, str]:
+    """Return what stands beside the weights, is not read, and may matter; with a word on it."""
+    if not DEEPSPEED.fullmatch(weights_file.name):
+        return {}
+    states = list(weights_file.parent.glob("*_optim_states.pt"))
+    if not states:
+        return {}
+    return {
+        "*_optim_states.pt": f"{len(states)} of DeepSpeed's files of the optimizer; if training "
+        "was in half precision, they have the weights in float32, which zero_to_fp32.py writes"
+    }
+
+
+def is_of_model_directory(path: Path) -> bool:
+    """Tell whether what stands beside a file is about it: by its name, or as the only weights."""
+    if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
+        return True
+    if path.name.endswith(KERAS_SUFFIX):
+        return list(path.parent.glob(f"*{KERAS_SUFFIX}")) == [path]
+    return [p for p in path.parent.iterdir() if p.suffix in OTHER_SUFFIXES] == [path]

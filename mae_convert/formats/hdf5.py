@@ -1,0 +1,120 @@
+"""HDF5 files: the legacy Keras form (`tf_model.h5`) and Keras 3's (`.weights.h5`)."""
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.files.slicing import Sliceable
+from mae_convert.formats.contents import Contents, embedded_json, loading, reading
+from mae_convert.formats.hdf5_reader import Tree, read_tree
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.tensorflow_files import functional_weights, whole_model
+from mae_convert.formats.torch_types import TORCH_DTYPES
+
+SETTINGS = ("config", "conversion")
+LAYERS, WEIGHTS, MODEL = "layer_names", "weight_names", "model_config"
+
+DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, IndexError, zlib.error)
+
+READABLE = frozenset(TORCH_DTYPES.values())
+
+
+def read_hdf5(file: ByteFile) -> Contents:
+    """Read the weights of an HDF5 file, or of one in an archive; no link out of it is followed.
+
+    A file whose root says `layer_names` is of the legacy form, and its tensors come in the order
+    that the file states. Otherwise each dataset is a tensor. Names are the paths of the datasets.
+
+    Raises:
+        CheckpointError: it is damaged, a tensor lies in another file or is not of numbers, or it is
+            a whole model of Keras.
+    """
+    with reading(file.path, *DAMAGE):
+        tree = read_tree(file)
+        if MODEL in tree.attributes[""]:
+            raise whole_model(file.path, tree.text("", MODEL), tree.text("", "keras_version"))
+        legacy = _has_names(tree, "", LAYERS)
+        if legacy and (error := functional_weights(file.path, _read_names(tree, "", LAYERS))):
+            raise error
+        names = _listed_names(file, tree) if legacy else list(tree.datasets)
+        if not names:
+            raise CheckpointError(
+                f"{file.path} is an HDF5 file without weights; name a file that was written by "
+                "save_weights"
+            )
+        settings = {name: embedded_json(tree.text("", name), file.path) for name in SETTINGS}
+        listed = set(names)
+        return Contents(
+            kind="tf_h5" if legacy else "keras_h5",
+            tensors={name: _lazy(file, tree, name) for name in names},
+            files=(file,),
+            config=settings["config"],
+            config_place="attribute config",
+            conversion=settings["conversion"],
+            ignored=dict.fromkeys(
+                (name for name in tree.datasets if name not in listed),
+                "a dataset that no weight_names lists",
+            ),
+        )
+
+
+def _has_names(tree: Tree, path: str, name: str) -> bool:
+    return not {name, f"{name}0"}.isdisjoint(tree.attributes[path])
+
+
+def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
+    names = [
+        name for layer in _read_names(tree, "", LAYERS) for name in _names_of_layer(tree, layer)
+    ]
+    missing = set(names) - set(tree.datasets)
+    if missing or len(set(names)) != len(names):
+        what = f"{shown(min(missing))} is missing" if missing else "a weight is listed twice"
+        raise damaged(file.path, what)
+    return names
+
+
+def _names_of_layer(tree: Tree, layer: str) -> list[str]:
+    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    if layer in tree.datasets:
+        return [layer]
+    return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]
+
+
+def _read_names(tree: Tree, path: str, name: str) -> list[str]:
+    """Return a list of names; Keras splits a long one into attributes that are numbered."""
+    if name in tree.attributes[path]:
+        return tree.texts(path, name)
+    numbered = (f"{name}{number}" for number in range(len(tree.attributes[path])))
+    return [text for part in numbered for text in tree.texts(path, part)]
+
+
+def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
+    dataset = tree.datasets[name]
+    stored = dataset.type.dtype
+    # Keras writes bfloat16 as two bytes and names it in an attribute.
+    if stored is None and dataset.type.size == 2 and tree.text(name, "dtype") == "bfloat16":
+        stored = TORCH_DTYPES["bfloat16"]
+    dtype = stored if stored is None or stored.isnative else stored.newbyteorder("=")
+    if stored is None or dtype not in READABLE:
+        raise CheckpointError(
+            f"{file.path} holds {shown(name)} as {dtype or 'something else than numbers'}, which "
+            "is not a tensor that is read; write it as float32 before"
+        )
+    tensor = LazyTensor(name, dataset.shape, dtype, _careful(file, dataset.load))
+    if stored == dtype == dataset.type.dtype:
+        return tensor
+    return tensor.mapped(lambda array: _native(array, stored), dtype)
+
+
+def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    """Return a way to an array whose chunks may turn out to be damaged."""
+    return load if isinstance(load, Sliceable) else loading(file.path, load, *DAMAGE)
+
+
+def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
+    """Return numbers, which may have been read as bytes, in native order."""
+    return array.view(stored).astype(stored.newbyteorder("="), copy=False)

@@ -1,0 +1,13 @@
+"""A reader of HDF5 files, written for files of weights that nobody vouches for.
+
+The HDF5 library is C, and a file that was made or damaged to that end can crash the program that
+opens it. This reader takes the bytes apart in Python: whatever a file says, the worst is an error.
+It reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes, contiguous,
+compact and chunked datasets, gzip) and names what it does not read. Section numbers in this package
+are those of the HDF5 File Format Specification, version 3.0.
+"""
+
+from mae_convert.formats.hdf5_reader.datasets import Dataset
+from mae_convert.formats.hdf5_reader.tree import Tree, read_tree
+
+__all__ = ["Dataset", "Tree", "read_tree"]

@@ -1,0 +1,138 @@
+"""B-trees: the old ones of groups and chunks, the new ones of links and attributes."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mae_convert.formats.hdf5_reader.cursor import Cursor
+from mae_convert.formats.hdf5_reader.objects import Structure
+
+DEEPEST = 16
+GROUP, CHUNKS = 0, 1
+
+
+Order = Callable[[bytes], tuple[int, ...]]
+Bounds = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def old_tree(
+    structure: Structure, address: int, kind: int, key_width: int, order: Order | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """Yield key and address of everything in a tree of version 1, in order (section III.A.1).
+
+    Args:
+        structure: the file.
+        address: of the root.
+        kind: what the tree is of.
+        key_width: bytes of a key.
+        order: returns by what a key is compared. HDF5 searches for a key and does not find it where
+            the keys are not in order, so that other data would take its place.
+
+    Raises:
+        ValueError: there is no such tree, it has no end, or its keys are not in order.
+    """
+
+    def visit(
+        address: int, depth: int, level: int | None, bounds: Bounds | None
+    ) -> Iterator[tuple[bytes, int]]:
+        head = structure.at(address, 24)
+        head.expect(b"TREE")
+        if head.number(1) != kind:
+            raise ValueError("a tree of another kind")
+        stated, count = head.number(1), head.number(2)
+        if level is not None and stated != level:
+            raise ValueError("a tree with a branch of another height")
+        if depth > DEEPEST:
+            raise ValueError("a tree without an end")
+        node = structure.at(address + 24, (key_width + 8) * count + key_width)
+        keys, children = [node.take(key_width)], []
+        for _ in range(count):
+            children.append(node.address())
+            keys.append(node.take(key_width))
+        places = [order(key) for key in keys] if order else []
+        if any(a >= b for a, b in itertools.pairwise(places)) or (
+            bounds and places and not bounds[0] <= places[0] <= places[-1] <= bounds[1]
+        ):
+            raise ValueError("a tree that is not in order")
+        for number, child in enumerate(children):
+            if stated:
+                between = (places[number], places[number + 1]) if order else None
+                yield from visit(child, depth + 1, stated - 1, between)
+            else:
+                yield keys[number], child
+
+    return visit(address, 0, None, None)
+
+
+def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iterator[bytes]:
+    """Yield the records of a tree of version 2, in order (section III.A.2).
+
+    Raises:
+        ValueError: there is no such tree, or it has no end.
+    """
+    head = structure.at(address, 38)
+    head.expect(b"BTHD")
+    head.version(0)
+    if head.number(1) not in kinds:
+        raise ValueError("a tree of another kind")
+    node_size, record_size, depth = head.number(4), head.number(2), head.number(2)
+    head.take(2)
+    root, count = head.address(), head.number(2)
+    if not (record_size and 64 <= node_size <= 1 << 20 and depth <= DEEPEST):
+        raise ValueError("a tree of an absurd shape")
+    widths = _pointer_widths(node_size, record_size, depth)
+    return _records(_NewTree(structure, record_size, widths), root, count, depth)
+
+
+@dataclass(frozen=True)
+class _NewTree:
+    structure: Structure
+    record_size: int
+    widths: list[tuple[int, int]]
+
+
+def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
+    """Return for each height how wide the counts of a child are: its records, and all below it.
+
+    A node is as full as its size allows, and a count is as wide as the largest that there can be.
+    """
+    most = (node_size - 10) // record_size
+    width, total, widths = _width(most), most, [(0, 0)]
+    total_width = 0
+    for _ in range(depth):
+        widths.append((width, total_width))
+        pointer = 8 + width + total_width
+        most = (node_size - 10 - pointer) // (record_size + pointer)
+        total = (most + 1) * total + most
+        total_width = _width(total)
+    return widths
+
+
+def _width(number: int) -> int:
+    return (max(number, 1).bit_length() + 7) // 8
+
+
+def _records(tree: _NewTree, address: int, count: int, height: int) -> Iterator[bytes]:
+    if count == 0:
+        return
+    pointer = 8 + sum(tree.widths[height]) if height else 0
+    size = 6 + count * tree.record_size + (count + 1) * pointer
+    node = tree.structure.at(address, size)
+    node.expect(b"BTIN" if height else b"BTLF")
+    node.version(0)
+    node.take(1)
+    records = [node.take(tree.record_size) for _ in range(count)]
+    if not height:
+        yield from records
+        return
+    yield from _below(tree, node, height)
+    for record in records:
+        yield record
+        yield from _below(tree, node, height)
+
+
+def _below(tree: _NewTree, node: Cursor, height: int) -> Iterator[bytes]:
+    """Yield the records of the next child of a node."""
+    address, count = node.address(), node.number(tree.widths[height][0])
+    node.take(tree.widths[height][1])
+    yield from _records(tree, address, count, height - 1)

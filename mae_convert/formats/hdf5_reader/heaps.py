@@ -1,0 +1,153 @@
+"""Heaps: where names, texts and links are kept that an object header has no room for."""
+
+import itertools
+from dataclasses import dataclass
+
+from mae_convert.formats.hdf5_reader.cursor import Cursor
+from mae_convert.formats.hdf5_reader.objects import Structure, defined
+
+LARGEST_BLOCK = 1 << 26
+
+
+def local_heap(structure: Structure, address: int) -> bytes:
+    """Return the data of a local heap, which has the names of a group (section III.D).
+
+    Raises:
+        ValueError: there is none.
+    """
+    cursor = structure.at(address, 32)
+    cursor.expect(b"HEAP")
+    cursor.version(0)
+    cursor.take(3)
+    size = cursor.address()
+    cursor.take(8)
+    return structure.at(cursor.address(), size).data
+
+
+def global_object(structure: Structure, address: int, index: int) -> bytes:
+    """Return an object of a global heap, which has the texts of attributes (section III.E).
+
+    Raises:
+        ValueError: there is no such object.
+    """
+    objects = structure.remembered(address, _collection)
+    if index not in objects:
+        raise ValueError("a text that is missing")
+    structure.spend(len(objects[index]))
+    return objects[index]
+
+
+def _collection(structure: Structure, address: int) -> dict[int, bytes]:
+    """Return the objects of a global heap's collection by their numbers."""
+    start = structure.at(address, 16)
+    start.expect(b"GCOL")
+    start.version(1)
+    start.take(3)
+    cursor = structure.at(address, start.address())
+    cursor.take(16)
+    objects: dict[int, bytes] = {}
+    while cursor.left >= 16:
+        number = cursor.number(2)
+        cursor.take(6)
+        length = cursor.address()
+        if number == 0:  # the space that is left
+            break
+        objects[number] = cursor.take(length)
+        cursor.take(min(-length % 8, cursor.left))
+    return objects
+
+
+@dataclass(frozen=True)
+class FractalHeap:
+    """A fractal heap, which has the links or attributes of a large group (section III.G).
+
+    Attributes:
+        widths: of an offset and of a length in an object's id.
+        start, limit: sizes of the smallest and the largest direct block.
+        columns: blocks in a row of the doubling table.
+        root: address of the root block.
+        rows: rows of the root block, 0 where it is a direct block.
+    """
+
+    structure: Structure
+    widths: tuple[int, int]
+    start: int
+    limit: int
+    columns: int
+    root: int
+    rows: int
+
+    def object(self, identity: bytes) -> bytes:
+        """Return an object by its id.
+
+        Raises:
+            ValueError: there is no such object, or it is kept in a way that is not read.
+        """
+        cursor = Cursor(identity)
+        if cursor.number(1) & 0xF0:
+            raise ValueError("an object of a heap that is kept apart")
+        offset, length = (cursor.number(width) for width in self.widths)
+        address, within = self._block(offset)
+        if within + length > self.limit:
+            raise ValueError("an object that is larger than its block")
+        return self.structure.at(address + within, length).data
+
+    def _block(self, offset: int) -> tuple[int, int]:
+        """Return the address of the direct block that has an offset, and the offset in it."""
+        address, rows = self.root, self.rows
+        if rows == 0:
+            return address, offset
+        for _ in range(64):
+            size, index, offset = self._place(offset, rows)
+            header = 4 + 1 + 8 + self.widths[0]
+            child = self.structure.at(address + header + 8 * index, 8).address()
+            if not defined(child):
+                raise ValueError("a block of a heap that is not there")
+            if size <= self.limit:
+                return child, offset
+            address, rows = child, self._rows_of(size)
+        raise ValueError("a heap without an end")
+
+    def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
+        """Return size and index of the block that has an offset, and the offset in that block."""
+        for row in range(rows):
+            size = self.start << max(0, row - 1)
+            if offset < size * self.columns:
+                return size, row * self.columns + offset // size, offset % size
+            offset -= size * self.columns
+        raise ValueError("an offset beyond its heap")
+
+    def _rows_of(self, size: int) -> int:
+        """Return how many rows an indirect block has that stands for `size` bytes."""
+        total = 0
+        for row in itertools.count():
+            total += (self.start << max(0, row - 1)) * self.columns
+            if total >= size:
+                return row + 1
+        raise AssertionError
+
+
+def fractal_heap(structure: Structure, address: int) -> FractalHeap:
+    """Read the head of a fractal heap.
+
+    Raises:
+        ValueError: there is none, or it is packed.
+    """
+    cursor = structure.at(address, 142)
+    cursor.expect(b"FRHP")
+    cursor.version(0)
+    cursor.take(2)
+    packed = cursor.number(2)
+    cursor.take(1)
+    largest_object = cursor.number(4)
+    cursor.take(12 * 8)
+    columns, start, limit = cursor.number(2), cursor.address(), cursor.address()
+    bits = cursor.number(2)
+    cursor.take(2)
+    root, rows = cursor.address(), cursor.number(2)
+    if packed or not (0 < start <= limit <= LARGEST_BLOCK and columns and 0 < bits <= 64):
+        raise ValueError("a heap that is packed, or of an absurd size")
+    if not defined(root) or rows > 64:
+        raise ValueError("an empty heap")
+    width = min((limit.bit_length() + 6) // 8, (largest_object.bit_length() + 7) // 8)
+    return FractalHeap(structure, ((bits + 7) // 8, width), start, limit, columns, root, rows)

@@ -1,0 +1,153 @@
+"""Object headers: the messages that say what a group or a dataset is (sections II and IV.A)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.formats.hdf5_reader.cursor import UNDEFINED, Cursor
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL = 0x01, 0x02, 0x03, 0x06, 0x07
+LAYOUT, FILTERS, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE = 0x08, 0x0B, 0x0C, 0x10, 0x11
+ATTRIBUTE_INFO = 0x15
+
+SHARED = 0x02
+LARGEST_STRUCTURE = 1 << 26
+COST_OF_A_READ = 1 << 9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of an object header; a shared one only points to its data."""
+
+    kind: int
+    data: bytes
+    shared: bool
+
+
+class Structure:
+    """An HDF5 file as addresses and what stands there.
+
+    A short file can describe what takes for ever to read, by parts that lie in each other or are
+    meant many times: so all that is read is counted.
+    """
+
+    def __init__(self, file: ByteFile) -> None:
+        self.file = file
+        self._left = LARGEST_STRUCTURE
+        self._remembered: dict[tuple[int, Callable], Any] = {}
+
+    def spend(self, count: int) -> None:
+        """Count `count` bytes as read; ValueError where they are more than any model needs."""
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("more structure than any model has")
+
+    def at(self, address: int, count: int) -> Cursor:
+        """Return `count` bytes from an address on; CheckpointError if they are not there."""
+        self.spend(count + COST_OF_A_READ)
+        return Cursor(self.file.raw(address, count))
+
+    def upto(self, address: int, count: int) -> Cursor:
+        """Return at most `count` bytes from an address on: the file may end before."""
+        return self.at(address, max(0, min(count, self.file.size - address)))
+
+    def remembered(self, address: int, read: "Callable[[Structure, int], T]") -> "T":
+        """Return what `read` makes of an address; it is done once."""
+        if (address, read) not in self._remembered:
+            self._remembered[address, read] = read(self, address)
+        return self._remembered[address, read]
+
+    def messages(self, address: int) -> tuple[Message, ...]:
+        """Return the messages of the object header at an address.
+
+        Raises:
+            ValueError: it is not an object header, or it has no end.
+        """
+        return self.remembered(address, _messages)
+
+
+def root_address(structure: Structure) -> int:
+    """Return where the object header of the root group stands (section II.A).
+
+    Raises:
+        ValueError: the superblock is of no kind that is read.
+    """
+    cursor = structure.upto(0, 128)
+    cursor.expect(SIGNATURE)
+    version = cursor.version(0, 1, 2, 3)
+    if version < 2:
+        cursor.take(4)
+    if cursor.take(2) != b"\x08\x08":
+        raise ValueError("addresses that have not 8 bytes")
+    cursor.take({0: 9, 1: 13}.get(version, 1))
+    if cursor.address() != 0:
+        raise ValueError("a file that begins elsewhere")
+    cursor.take(24 + 8 if version < 2 else 16)
+    return cursor.address()
+
+
+def _messages(structure: Structure, address: int) -> tuple[Message, ...]:
+    start = structure.upto(address, 64)
+    modern = start.data[:4] == b"OHDR"
+    return tuple((_modern if modern else _classic)(structure, address, start))
+
+
+def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
+    """Yield the messages of a header of version 1: continued elsewhere by a message."""
+    start.version(1)
+    start.take(1)
+    count = start.number(2)
+    start.take(4)
+    stretches = [(address + 16, start.number(4))]
+    for cursor in _stretches(structure, stretches):
+        while cursor.left >= 8 and count > 0:
+            kind, size, flags = cursor.number(2), cursor.number(2), cursor.number(1)
+            cursor.take(3)
+            data, count = cursor.take(size), count - 1
+            if kind == CONTINUATION:
+                stretches.append(_continuation(data))
+            yield Message(kind, data, bool(flags & SHARED))
+
+
+def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
+    """Yield the messages of a header of version 2: each stretch has a checksum at its end."""
+    start.expect(b"OHDR")
+    start.version(2)
+    flags = start.number(1)
+    start.take(16 * bool(flags & 0x20) + 4 * bool(flags & 0x10))
+    size = start.number(1 << (flags & 3))
+    stretches = [(address + start.at, size)]
+    for number, cursor in enumerate(_stretches(structure, stretches)):
+        end = 0
+        if number:
+            cursor.expect(b"OCHK")
+            end = 4
+        order = 2 * bool(flags & 0x04)
+        while cursor.left - end >= 4 + order:
+            kind, size, of_message = cursor.number(1), cursor.number(2), cursor.number(1)
+            cursor.take(order)
+            data = cursor.take(size)
+            if kind == CONTINUATION:
+                stretches.append(_continuation(data))
+            yield Message(kind, data, bool(of_message & SHARED))
+
+
+def _stretches(structure: Structure, stretches: list[tuple[int, int]]) -> Iterator[Cursor]:
+    """Yield the bytes of each stretch; more may be appended meanwhile."""
+    for address, size in stretches:  # one that leads back has an end in what may be read
+        yield structure.at(address, size)
+
+
+def _continuation(data: bytes) -> tuple[int, int]:
+    cursor = Cursor(data)
+    return cursor.address(), cursor.address()
+
+
+def defined(address: int) -> bool:
+    """Tell whether an address is one."""
+    return address != UNDEFINED

@@ -1,0 +1,196 @@
+"""Writes HDF5 files that Keras 3 and the TensorFlow classes of transformers read."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mae_convert.errors import OutputError
+from mae_convert.formats.file_layout import Blueprint, Stretch
+from mae_convert.formats.hdf5 import LAYERS, WEIGHTS
+from mae_convert.formats.tensor import LazyTensor
+
+LARGEST_ATTRIBUTE = 64512
+"""Keras's limit: HDF5 holds an attribute in an object header of at most 64 KiB."""
+
+KERAS_VERSION = "2.15.0"
+PAGE = 1 << 12
+
+
+def tf_h5_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the legacy Keras form: a group per layer, with the list of its weights in order.
+
+    The first part of a tensor's name is its layer.
+    """
+    layers: dict[str, list[str]] = {}
+    for tensor in tensors:
+        layer, _, weight = tensor.name.partition("/")
+        layers.setdefault(layer, []).append(weight)
+
+    def describe(file: h5py.File) -> None:
+        _write_names(file, LAYERS, list(layers))
+        file.attrs["backend"] = "tensorflow"
+        file.attrs["keras_version"] = KERAS_VERSION
+        for layer, weights in layers.items():
+            _write_names(file[layer], WEIGHTS, weights)
+        _write_names(_create_group(file, "top_level_model_weights", False), WEIGHTS, [])
+
+    settings = {"config": config, "conversion": conversion}
+    return _blueprint(tensors, settings, describe, track_order=False)
+
+
+def keras_h5_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the form of Keras 3: groups, and a dataset for each tensor."""
+    settings = {"config": config, "conversion": conversion}
+    return _blueprint(tensors, settings, lambda _: None, track_order=True)
+
+
+class _Written(io.RawIOBase):
+    """A file that HDF5 writes, of which only what is written is kept: no space for the data."""
+
+    def __init__(self) -> None:
+        self.stretches: list[Stretch] = []
+        self._pages: dict[int, bytearray] = {}
+        self._position = self._size = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size."""
+        self._size = self._position if size is None else size
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Keep bytes, and where they stand."""
+        written = bytes(data)
+        self.stretches.append((self._position, written))
+        for at, byte_range in self._pages_of(len(written)):
+            page, inside = byte_range
+            page[inside] = written[at : at + inside.stop - inside.start]
+        self._position += len(written)
+        self._size = max(self._size, self._position)
+        return len(written)
+
+    def readinto(self, buffer: Any) -> int:
+        """Give back what was written, zeros where nothing was."""
+        for at, byte_range in self._pages_of(len(buffer)):
+            page, inside = byte_range
+            buffer[at : at + inside.stop - inside.start] = page[inside]
+        self._position += len(buffer)
+        return len(buffer)
+
+    def _pages_of(self, count: int) -> Iterator[tuple[int, tuple[bytearray, slice]]]:
+        """Yield for the next `count` bytes: how many come before, a page, and which part of it."""
+        at = 0
+        while at < count:
+            number, start = divmod(self._position + at, PAGE)
+            stop = min(PAGE, start + count - at)
+            yield at, (self._pages.setdefault(number, bytearray(PAGE)), slice(start, stop))
+            at += stop - start
+
+
+def _blueprint(
+    tensors: Sequence[LazyTensor],
+    settings: Mapping[str, Mapping | None],
+    describe: Callable[[h5py.File], None],
+    *,
+    track_order: bool,
+) -> Blueprint:
+    """Let HDF5 lay out the file in memory, without the data.
+
+    So the data are written without passing through the library, which reports a full disk only
+    when it closes the file, and then cannot close it.
+    """
+    written = _Written()
+    with _refusals(), _create(written, track_order) as file:
+        places = [_allocate(file, tensor, track_order) for tensor in tensors]
+        for name, value in settings.items():
+            if value is not None:
+                file.attrs[name] = json.dumps(value)
+        describe(file)
+    return Blueprint(written.seek(0, io.SEEK_END), places, lambda _: written.stretches)
+
+
+def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:
+    """Create a file that holds no times, so that the same tensors make the same file."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
+    properties = _without_times(h5py.h5p.FILE_CREATE, track_order)
+    return h5py.File(h5py.h5f.create(b"in memory", h5py.h5f.ACC_EXCL, properties, access))
+
+
+def _create_group(parent: h5py.Group, name: str, track_order: bool) -> h5py.Group:
+    properties = _without_times(h5py.h5p.GROUP_CREATE, track_order)
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_char_encoding(h5py.h5t.CSET_ASCII if name.isascii() else h5py.h5t.CSET_UTF8)
+    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), lcpl=link, gcpl=properties))
+
+
+def _without_times(kind: Any, track_order: bool) -> Any:
+    properties = h5py.h5p.create(kind)
+    properties.set_obj_track_times(False)
+    if track_order:
+        order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
+        properties.set_link_creation_order(order)
+        properties.set_attr_creation_order(order)
+    return properties
+
+
+def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
+    """Make room for a tensor and return where its data begin."""
+    *parents, leaf = tensor.name.split("/")
+    group = file
+    for parent in parents:
+        group = group.get(parent) or _create_group(group, parent, track_order)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    # The library's lower level: the upper one drops the properties of a scalar.
+    kind = h5py.h5t.py_create(tensor.dtype, logical=True)
+    scalar = tensor.shape == ()
+    space = h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape)
+    dataset = h5py.h5d.create(group.id, None, kind, space, properties)
+    group[leaf] = h5py.Dataset(dataset)
+    return dataset.get_offset() or 0  # an empty dataset has no place, and needs none
+
+
+def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
+    """Write a list of names as Keras does, in as many attributes as it needs."""
+    encoded = np.array([text.encode() for text in names])
+    count = 1
+    while any(part.nbytes > LARGEST_ATTRIBUTE for part in np.array_split(encoded, count)):
+        count += 1
+    if not names:
+        group.attrs[name] = encoded  # an empty array of float64: so does Keras
+        return
+    kind = h5py.string_dtype("ascii" if all(map(str.isascii, names)) else "utf-8")
+    for number, part in enumerate(np.array_split(np.array(names, dtype=object), count)):
+        group.attrs.create(name if count == 1 else f"{name}{number}", part, dtype=kind)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the library refuses into one sentence.
+
+    Raises:
+        OutputError: the library refused.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"the tensors cannot be written as HDF5: {error}") from error

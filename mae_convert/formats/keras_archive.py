@@ -1,0 +1,90 @@
+"""Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
+
+Keras makes a model of such a file by importing what `config.json` names. Here nothing is made:
+the configuration is read as JSON, the weights as tensors, and only files of this project's models
+and KerasHub's are taken, whose configuration is understood.
+"""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.formats.archive import Archive
+from mae_convert.formats.contents import KERAS, Contents
+from mae_convert.formats.hdf5 import read_hdf5
+from mae_convert.formats.tensorflow_files import whole_model
+
+METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
+LARGEST_CONFIG = 1 << 24
+FUNCTIONAL = ("Functional", "Sequential")
+PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
+"""How the names begin under which models are registered whose configuration is understood."""
+
+
+def read_keras_archive(archive: Archive) -> Contents:
+    """Read a `.keras` file of one of this project's models, or of KerasHub's.
+
+    The configuration is the one that we keep in the weights, if we wrote them, and under "keras"
+    what Keras's `config.json` says.
+
+    Raises:
+        CheckpointError: a member is missing, too large, or of a name or form that Keras does not
+            write; or it is another's model.
+    """
+    _check_members(archive)
+    stated = _read_config(archive)
+    weights = read_hdf5(_weights(archive))
+    besides = [name for name in archive.records if name not in (METADATA, CONFIG, WEIGHTS)]
+    training = {"compile_config": "how it was trained"} if stated.get("compile_config") else {}
+    return replace(
+        weights,
+        kind="keras_archive",
+        files=(archive.file,),
+        config={**(weights.config or {}), KERAS: stated},
+        config_place=CONFIG,
+        ignored={**weights.ignored, **dict.fromkeys(besides, "a file in the archive"), **training},
+    )
+
+
+def _check_members(archive: Archive) -> None:
+    for name in (CONFIG, WEIGHTS):
+        if name not in archive.records:
+            raise CheckpointError(
+                f"{archive.path} is a Keras archive without {name}; write it again with"
+                " model.save('model.keras')"
+            )
+
+
+def _weights(archive: Archive) -> ByteFile:
+    """Return the weights as a file of their own."""
+    part = archive.part(WEIGHTS)
+    if part is None:
+        raise CheckpointError(
+            f"{archive.path} has {WEIGHTS} compressed, as Keras does not write it; unpack the"
+            " archive and pack it again with `zip -0`"
+        )
+    return part
+
+
+def _read_config(archive: Archive) -> dict[str, Any]:
+    if archive.size(CONFIG) > LARGEST_CONFIG:
+        raise damaged(archive.path, f"{CONFIG} would have {archive.size(CONFIG)} bytes")
+    try:
+        stated = parse_json(archive.raw(CONFIG, LARGEST_CONFIG))
+    except JsonError as error:
+        raise damaged(archive.path, f"{CONFIG} is not JSON: {error}") from error
+    name = stated.get("registered_name") if isinstance(stated, dict) else None
+    if not isinstance(name, str) or not name.startswith(PACKAGES):
+        of = stated.get("class_name") if isinstance(stated, dict) else None
+        if of in FUNCTIONAL:
+            raise whole_model(archive.path, json.dumps(stated), None)
+        raise CheckpointError(
+            f"{archive.path} holds a Keras model of class {shown(of)}, and of .keras files only"
+            " those of reference_models and KerasHub are read; write its weights with"
+            " model.save_weights('model.weights.h5')"
+        )
+    return stated

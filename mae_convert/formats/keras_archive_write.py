@@ -1,0 +1,75 @@
+"""Lays out `.keras` files: a zip archive of a configuration, and the weights as HDF5."""
+
+import bisect
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from mae_convert.errors import OutputError
+from mae_convert.files.checksum import joined
+from mae_convert.formats.archive_write import Record, zip_blueprint
+from mae_convert.formats.contents import KERAS
+from mae_convert.formats.file_layout import Blueprint, Stretch
+from mae_convert.formats.hdf5_write import keras_h5_blueprint
+from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
+from mae_convert.formats.tensor import LazyTensor
+
+KERAS_VERSION = "3.15.1"
+"""The version whose form is written; see `tests/test_keras_archive.py`."""
+
+
+def keras_archive_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out a `.keras` file; the configuration has Keras's own under "keras".
+
+    Raises:
+        OutputError: it is not told what Keras is to make of the weights.
+    """
+    if config is None or KERAS not in config:
+        raise OutputError("a .keras file needs the configuration of a Keras model")
+    kept = {name: value for name, value in config.items() if name != KERAS}
+    weights = keras_h5_blueprint(tensors, kept or None, conversion)
+    stated = json.dumps(config[KERAS]).encode()
+    archive = zip_blueprint(
+        [
+            Record(METADATA, json.dumps({"keras_version": KERAS_VERSION}).encode()),
+            Record(CONFIG, stated),
+            Record(WEIGHTS, b"", weights.size),
+        ]
+    )
+    (begins,) = archive.places
+    sizes = [tensor.nbytes for tensor in tensors]
+    between = list(_between(weights, sizes))
+
+    def seal(checksums: Sequence[int]) -> Iterator[Stretch]:
+        parts = [(at, zlib.crc32(data), len(data)) for at, data in between]
+        parts += zip(weights.places, checksums, sizes, strict=True)
+        whole = joined((checksum, size) for _, checksum, size in sorted(parts))
+        yield from archive.seal([whole])
+        yield from ((begins + at, data) for at, data in between)
+
+    return Blueprint(
+        size=archive.size,
+        places=[begins + place for place in weights.places],
+        seal=seal,
+        checksums=[0] * len(tensors),
+    )
+
+
+def _between(weights: Blueprint, sizes: Iterable[int]) -> Iterator[Stretch]:
+    """Yield what stands before, between and behind the tensors, with zeros where nothing does."""
+    taken = sorted((at, at + size) for at, size in zip(weights.places, sizes, strict=True) if size)
+    begins = [0, *(end for _, end in taken)]
+    gaps = [
+        (start, bytearray(end - start))
+        for start, end in zip(begins, [*(start for start, _ in taken), weights.size], strict=True)
+        if start < end
+    ]
+    starts = [start for start, _ in gaps]
+    for at, data in weights.seal(()):
+        start, gap = gaps[bisect.bisect_right(starts, at) - 1]
+        if at + len(data) > start + len(gap):
+            raise OutputError("HDF5 has laid out the weights in a way that is not known")
+        gap[at - start : at - start + len(data)] = data
+    yield from ((start, bytes(gap)) for start, gap in gaps)

@@ -1,0 +1,66 @@
+"""What each kind of container can hold: names and dtypes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mae_convert.errors import OutputError
+from mae_convert.formats.npz import SETTINGS as NPZ_SETTINGS
+from mae_convert.formats.safetensors_file import CODES, METADATA
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.torch_types import NUMPY_DTYPES, TORCH_DTYPES
+
+LONGEST_NAME = 1000
+HDF5_KINDS = ("tf_h5", "keras_h5", "keras_archive")
+DTYPES: Mapping[str, frozenset] = {
+    "pth": frozenset(TORCH_DTYPES.values()),
+    "bin": frozenset(TORCH_DTYPES.values()),
+    "safetensors": frozenset(CODES.values()),
+    "npz": NUMPY_DTYPES,
+    **dict.fromkeys(HDF5_KINDS, NUMPY_DTYPES),
+}
+RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
+
+
+def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None:
+    """Require that a container can hold all tensors.
+
+    Raises:
+        OutputError: it cannot hold a name, a dtype, or two names together.
+    """
+    names = [tensor.name for tensor in tensors]
+    for name in names:
+        impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
+        if impossible or name in RESERVED.get(kind, ()):
+            raise OutputError(f"{target} cannot hold a tensor named {name[:100]!r}; rename it")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise OutputError(f"{target} cannot hold two tensors named {twice}; rename one")
+    if kind in HDF5_KINDS:
+        _check_paths(target, kind, names)
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES[kind]:
+            raise OutputError(
+                f"{target} cannot hold {tensor.name} as {tensor.dtype}; "
+                "choose a type that it can hold, for instance --dtype float32"
+            )
+
+
+def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
+    groups: set[str] = set()
+    for name in names:
+        parts = name.split("/")
+        if any(part in ("", ".") for part in parts) or (kind == "tf_h5" and len(parts) < 2):
+            raise OutputError(f"{target} cannot hold a tensor named {name!r}; rename it")
+        groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
+    both = groups.intersection(names)
+    if both or (kind == "tf_h5" and "top_level_model_weights" in groups):
+        name = min(both, default="top_level_model_weights")
+        raise OutputError(f"{target} cannot hold {name} as a tensor and as a group; rename one")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""Objects in a pickle whose types are not read: nothing is imported or called to make them.
+
+What a pickle hands to such an object is kept, for two questions: does the object hold tensors, and
+may it have changed what is read? An unknown function that is handed the weights could do anything
+to them, and only running it would tell; then the file is refused.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.files.messages import LONGEST_SHOWN, shown
+from mae_convert.formats.pickle_types import Maker, NumpyArray, Opaque, Ordered, Record
+from mae_convert.formats.settings_objects import UNKNOWN, settings_in
+from mae_convert.formats.torch_types import REBUILDERS, Storage, StoredTensor, TensorPlace
+
+OUTERMOST_SHOWN = 24
+NAMES_SHOWN = 8
+
+
+@dataclass
+class Effects:
+    """What a pickle did that could change values which it had made before.
+
+    Attributes:
+        calls: the objects that were made by what is not in the table of inert types; each keeps
+            the arguments of the call, and the states and items that it was handed later.
+        mentioned: the dotted names that are not in that table.
+        storages: names of types of storages that are not known.
+        replaced: by the id of a mapping or an object, that itself and what was overwritten in it.
+    """
+
+    calls: list[Opaque] = field(default_factory=list)
+    mentioned: list[str] = field(default_factory=list)
+    storages: list[str] = field(default_factory=list)
+    replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the dotted names of all types and functions that were not imported."""
+        return tuple(dict.fromkeys(self.mentioned))
+
+    def replace(self, target: object, old: object) -> None:
+        """Note that a pickle has overwritten a value of a mapping, or the state of an object."""
+        self.replaced.setdefault(id(target), (target, []))[1].append(old)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What objects of types that are not read were handed, directly or inside other values.
+
+    Attributes:
+        containers: by the id of a list, mapping or other value, the name of such an object.
+        storages: by its key, the name of an object that was handed a tensor of the storage.
+        rebuilders: names of objects that were handed PyTorch's functions that make tensors.
+    """
+
+    containers: Mapping[int, str]
+    storages: Mapping[str, str]
+    rebuilders: Iterable[str] = ()
+
+
+def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
+    """Return what was handed to some objects; with `calls_only`, what was an argument of a call.
+
+    Each value is visited once, so the time is linear in the size of the pickle.
+    """
+    containers: dict[int, str] = {}
+    storages: dict[str, str] = {}
+    rebuilders: list[str] = []
+    waiting = [
+        (handed, opaque.name)
+        for opaque in opaques
+        for handed in (opaque.arguments, *(() if calls_only else opaque.received))
+    ]
+    while waiting:
+        item, name = waiting.pop()
+        if isinstance(item, Storage):
+            storages.setdefault(item.key, name)
+        elif isinstance(item, StoredTensor):
+            storages.setdefault(item.storage.key, name)
+        elif isinstance(item, Maker) and item.name in REBUILDERS:
+            rebuilders.append(name)
+        if id(item) not in containers and (inner := list(_inside(item, effects))):
+            waiting.extend((part, name) for part in inner)
+        if not isinstance(item, str | int | float | bool | bytes | None):
+            containers.setdefault(id(item), name)
+    return Reach(containers, storages, rebuilders)
+
+
+def _inside(item: object, effects: Effects) -> Iterator[object]:
+    """Yield the values that a value refers to, those that it once referred to included."""
+    if isinstance(item, Mapping):
+        yield from item.keys()
+        yield from item.values()
+        if isinstance(item, Ordered):
+            yield item.attributes
+    elif isinstance(item, list | tuple | set | frozenset):
+        yield from item
+    elif isinstance(item, Opaque):
+        yield item.arguments
+        yield from item.received
+    elif isinstance(item, Record):
+        yield item.state
+    elif isinstance(item, NumpyArray):
+        yield item.elements
+    elif isinstance(item, slice):
+        yield from (item.start, item.stop, item.step)
+    if id(item) in effects.replaced:
+        yield from effects.replaced[id(item)][1]
+
+
+def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
+    """Return the name of one of some objects that was handed a tensor; None if none was."""
+    return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
+
+
+def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
+    """Yield the objects in a value that are in no other such object, with their dotted places."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, object]] = [("", value)]
+    while waiting:
+        place, item = waiting.pop()
+        if isinstance(item, TensorPlace) or id(item) in seen:
+            continue
+        if isinstance(item, Opaque) or (isinstance(item, NumpyArray) and item.unread):
+            yield place, item
+            seen.add(id(item))
+        elif isinstance(item, Mapping | list | tuple | set | frozenset | Record):
+            seen.add(id(item))
+            waiting.extend(reversed(list(_placed(place, item))))
+
+
+def _placed(place: str, item: Any) -> Iterator[tuple[str, object]]:
+    """Yield the values in a value, with their dotted places."""
+    if isinstance(item, Record):
+        yield place, item.state
+        return
+    for key in item if isinstance(item, Mapping) else ():
+        if isinstance(key, Opaque):
+            yield place, key
+    pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
+    for key, value in pairs:
+        if not isinstance(value, str | int | float | bool | bytes | None):
+            named = str(key)[:LONGEST_SHOWN]
+            yield (f"{place}.{named}" if place else named)[:LONGEST_SHOWN], value
+
+
+def passed_over(value: object, effects: Effects) -> dict[str, str]:
+    """Return the objects in a value that are not read, by place, each with a sentence on it."""
+    places: dict[str, str] = {}
+    named: set[str] = set()
+    more = 0
+    for place, item in outermost(value):
+        if len(places) == OUTERMOST_SHOWN:
+            more += 1
+            continue
+        places[shown(place) or "the pickle"] = in_words(item)
+        named |= {item.name} if isinstance(item, Opaque) else set()
+    if more:
+        places["other places"] = f"{more} more objects of types that are not read"
+    inner = [name for name in effects.names() if name not in named]
+    if inner:
+        listed = ", ".join(map(shown, inner[:NAMES_SHOWN])) + ", …" * (len(inner) > NAMES_SHOWN)
+        places["other names in the pickle"] = f"neither imported nor called: {listed}"
+    return places
+
+
+def in_words(item: Opaque | NumpyArray) -> str:
+    """Say what an object is that is not read, and what was done with it."""
+    if isinstance(item, NumpyArray):
+        return "an array of objects, times or records, which no weight needs and which is not read"
+    values = "" if settings_in(item) is UNKNOWN else ", its values read as plain data"
+    return (
+        f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "
+        f"needs: neither imported nor called{values}"
+    )

@@ -1,0 +1,108 @@
+"""What is to be written: a file, or a model directory of files."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.files.input_files import open_input
+from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.directory import WEIGHTS_NAMES
+from mae_convert.formats.output_file import Weights
+from mae_convert.formats.shards import (
+    INDEX_NAMES,
+    INDEX_SUFFIX,
+    SHARD,
+    index_of,
+    shard_names,
+    split,
+)
+from mae_convert.formats.tensor import LazyTensor
+
+Hashes = Mapping[str, str]
+JsonFile = Mapping | Callable[[Hashes], Mapping]
+
+CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
+OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
+SHARDED_KINDS = ("safetensors", "bin")
+RECORD = "conversion.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file, or a directory of files.
+
+    Attributes:
+        target: its name.
+        weights: the weights of a file under "", those of a directory under the files' names.
+        json_files: the files beside them; one may be given as a function of the SHA-256 of each
+            tensor's bytes, little-endian and in C order, by the tensor's name.
+        is_directory: whether it is a directory.
+    """
+
+    target: Path
+    weights: Mapping[str, Weights]
+    json_files: Mapping[str, JsonFile] = field(default_factory=dict)
+    is_directory: bool = False
+
+    def tensors(self) -> list[LazyTensor]:
+        """Return the tensors of all files."""
+        return [tensor for weights in self.weights.values() for tensor in weights.tensors]
+
+
+def file_output(path: Path | str, weights: Weights) -> Output:
+    """Return a file as it is to be written."""
+    return Output(Path(path), {"": weights})
+
+
+def directory_output(
+    path: Path | str,
+    weights_name: str,
+    weights: Weights,
+    json_files: Mapping[str, JsonFile],
+    *,
+    max_shard_size: int | None = None,
+) -> Output:
+    """Return a model directory as it is to be written.
+
+    Args:
+        path: its name.
+        weights_name: the name of the file of weights.
+        weights: what is in that file. `config` is kept there too, where it has a place for it, so
+            that the file keeps its function when it is taken out of the directory.
+        json_files: as in `Output`.
+        max_shard_size: weights of more bytes are written in parts of at most so many, with an
+            index.
+
+    Raises:
+        OutputError: the weights are to be in parts and cannot.
+    """
+    kind, config = weights.kind, None if weights.kind == "bin" else weights.config
+    parts = [weights.tensors] if max_shard_size is None else split(weights.tensors, max_shard_size)
+    if len(parts) > 1 and kind not in SHARDED_KINDS:
+        raise OutputError(f"{weights_name} is only written whole; leave --max-shard-size out")
+    names = [weights_name] if len(parts) == 1 else shard_names(weights_name, len(parts))
+    shards: dict[str, Sequence[LazyTensor]] = dict(zip(names, parts, strict=True))
+    index = {f"{weights_name}{INDEX_SUFFIX}": index_of(shards)} if len(parts) > 1 else {}
+    files = {name: Weights(kind, part, config) for name, part in shards.items()}
+    return Output(Path(path), files, {**index, **json_files}, is_directory=True)
+
+
+def require_ours(directory: Path) -> None:
+    """Raise OutputError if a directory holds anything that this program did not write."""
+    names = sorted(path.name for path in directory.iterdir())
+    try:
+        with open_input(directory / RECORD) as file:
+            record = json.load(file)
+        outputs = record.get("outputs", ())
+    except (MaeConvertError, OSError, ValueError, AttributeError, RecursionError):
+        record, outputs = None, ()
+    ours = OUR_NAMES | set(outputs if isinstance(outputs, dict | list) else ())
+    foreign = [n for n in names if record is None or not (n in ours or SHARD.fullmatch(n))]
+    foreign += [name for name in names if (directory / name).is_dir()]
+    if foreign:
+        raise OutputError(
+            f"{directory} holds {foreign[0]}, which this program did not write; "
+            "choose another name or remove the directory yourself"
+        )

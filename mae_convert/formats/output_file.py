@@ -1,0 +1,255 @@
+"""A file of weights on its way: laid out, filled by several threads, flushed, and read again."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import OutputError
+from mae_convert.files.atomic import saying
+from mae_convert.files.byte_ranges import FileArray
+from mae_convert.files.workers import Advance
+from mae_convert.formats.contents import Contents
+from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.identify import read_file
+from mae_convert.formats.limits import HDF5_KINDS, check_limits
+from mae_convert.formats.npz import npz_blueprint
+from mae_convert.formats.pth_write import bin_blueprint, pth_blueprint
+from mae_convert.formats.safetensors_file import safetensors_blueprint
+from mae_convert.formats.tensor import LazyTensor, as_bytes
+from mae_convert.plain import in_unicode
+
+LayOut = Callable[[Sequence[LazyTensor], Mapping | None, Mapping | None], Blueprint]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is to be in a file of weights.
+
+    Attributes:
+        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5",
+            "keras_archive" (a `.keras` file) or "npz".
+        tensors: in the order in which they are to stand in the file.
+        config: the model configuration, kept inside the file; what JSON can hold.
+        conversion: the record of the conversion, likewise.
+        state_key: the key of the tensors in a "pth"; None makes it a plain state dict.
+    """
+
+    kind: str
+    tensors: Sequence[LazyTensor]
+    config: Mapping | None = None
+    conversion: Mapping | None = None
+    state_key: str | None = "model"
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def through_json(self) -> "Weights":
+        """Return them with the settings as every container gives them back: tuples as lists."""
+        config, conversion = _through_json(self.config), _through_json(self.conversion)
+        return replace(self, config=config, conversion=conversion)
+
+    def blueprint(self) -> Blueprint:
+        """Return the layout of the file."""
+        return _layer_out(self.kind, self.state_key)(self.tensors, self.config, self.conversion)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file on its way.
+
+    Attributes:
+        path: where it is made.
+        target: what it is a part of, for messages.
+        weights: what is to be in it.
+        blueprint: its layout.
+        descriptor: of the open file.
+        checksums: the CRC-32 of each tensor that was written.
+    """
+
+    path: Path
+    target: Path
+    weights: Weights
+    blueprint: Blueprint
+    descriptor: int
+    checksums: list[int] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, path: Path, target: Path, weights: Weights) -> "Draft":
+        """Lay out a file and make it, of its whole size and empty.
+
+        Raises:
+            OutputError: the container cannot hold the tensors, or the system refuses.
+        """
+        check_limits(target, weights.kind, weights.tensors)
+        weights = weights.through_json()
+        blueprint = weights.blueprint()
+        with saying(target):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o666)
+            try:
+                os.ftruncate(descriptor, blueprint.size)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return cls(path, target, weights, blueprint, descriptor, list(blueprint.checksums or ()))
+
+    def writer(self, number: int) -> Callable[[Advance], None]:
+        """Return the work of writing a tensor."""
+        return lambda advance: self._write(number, advance)
+
+    def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
+        """Return the work of comparing a tensor with what was read; it returns the SHA-256."""
+        return lambda advance: self._compare(read, number, advance)
+
+    def _write(self, number: int, advance: Advance) -> None:
+        """Write the bytes of a tensor.
+
+        Raises:
+            OutputError: the system refuses, or the tensor is not what it promised.
+        """
+        tensor = self.weights.tensors[number]
+        at = self.blueprint.places[number]
+        end = at + tensor.nbytes
+        for piece in tensor.pieces():
+            data = as_bytes(piece)
+            self._put(data, at)
+            if self.checksums:
+                self.checksums[number] = zlib.crc32(data, self.checksums[number])
+            at += len(data)
+            advance(len(data))
+        if at != end:
+            raise OutputError(f"{tensor.name} ended {end - at} bytes before its end")
+
+    def seal(self, amend: Callable[[Mapping], Mapping]) -> "Draft":
+        """Write everything but the tensors.
+
+        Args:
+            amend: returns the record of the conversion as it is known now; as long as before.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        sealed = self
+        if self.weights.conversion is not None:
+            conversion = amend(self.weights.conversion)
+            weights = replace(self.weights, conversion=conversion).through_json()
+            sealed = replace(self, weights=weights, blueprint=weights.blueprint())
+            if (sealed.blueprint.size, sealed.blueprint.places) != (
+                self.blueprint.size,
+                self.blueprint.places,
+            ):
+                raise OutputError(f"{self.target}: its record is not as long as it was to be")
+        for at, data in sealed.blueprint.seal(self.checksums):
+            self._put(memoryview(data), at)
+        return sealed
+
+    def flush(self, _advance: Advance) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        with saying(self.target):
+            os.fsync(self.descriptor)
+
+    def reopen(self) -> Contents:
+        """Read the file through the reader that everyone uses.
+
+        Raises:
+            OutputError: anything but the tensors' bytes differs from what was to be written.
+        """
+        read, weights = read_file(self.path), self.weights
+        names = [tensor.name for tensor in weights.tensors]
+        # HDF5 keeps the order within each group only.
+        ordered = read.kind not in HDF5_KINDS
+        same = (
+            (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
+            and (read.config, read.conversion) == (weights.config, weights.conversion)
+            and all(
+                (read.tensors[tensor.name].shape, read.tensors[tensor.name].dtype)
+                == (tensor.shape, tensor.dtype)
+                for tensor in weights.tensors
+            )
+        )
+        if not same:
+            raise self._differs()
+        return read
+
+    def _compare(self, read: Contents, number: int, advance: Advance) -> str:
+        """Compare what stands in the file for a tensor with the source, which is read again.
+
+        Returns:
+            The SHA-256 of the bytes in the file.
+
+        Raises:
+            OutputError: they differ.
+        """
+        tensor, digest, at = self.weights.tensors[number], hashlib.sha256(), 0
+        stored = read.tensors[tensor.name].load
+        for piece in tensor.pieces() if tensor.nbytes else ():
+            if not isinstance(stored, FileArray):
+                raise self._differs()
+            found = stored.raw(at, piece.nbytes)
+            if not _equal(found, piece):
+                raise self._differs()
+            digest.update(found.data)
+            at += piece.nbytes
+            advance(piece.nbytes)
+        return digest.hexdigest()
+
+    def _differs(self) -> OutputError:
+        """Return the error for a file that holds something else than was written."""
+        return OutputError(f"{self.target} did not read back as it was written; check the disk")
+
+    def close(self) -> None:
+        """Close the file; what is not flushed is not waited for."""
+        os.close(self.descriptor)
+
+    def _put(self, data: memoryview, at: int) -> None:
+        with saying(self.target):
+            while data:
+                count = os.pwrite(self.descriptor, data, at)
+                data, at = data[count:], at + count
+
+
+def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
+    """Tell whether bytes are those of an array; in words of 8 bytes, which is much faster."""
+    expected = piece.view(np.uint8)
+    words = len(data) // 8 * 8
+    return bool(
+        (data[:words].view(np.uint64) == expected[:words].view(np.uint64)).all()
+        and (data[words:] == expected[words:]).all()
+    )
+
+
+def _through_json(value: Mapping | None) -> Any:
+    return None if value is None else json.loads(json.dumps(in_unicode(value)))
+
+
+def _layer_out(kind: str, state_key: str | None) -> LayOut:
+    if kind in HDF5_KINDS:
+        # Imported here, so that what needs no HDF5 does not wait for it.
+        from mae_convert.formats import hdf5_write, keras_archive_write
+
+        return {
+            "tf_h5": hdf5_write.tf_h5_blueprint,
+            "keras_h5": hdf5_write.keras_h5_blueprint,
+            "keras_archive": keras_archive_write.keras_archive_blueprint,
+        }[kind]
+    layouts: Mapping[str, LayOut] = {
+        "pth": partial(pth_blueprint, state_key=state_key),
+        "bin": bin_blueprint,
+        "safetensors": safetensors_blueprint,
+        "npz": npz_blueprint,
+    }
+    return layouts[kind]

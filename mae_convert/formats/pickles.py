@@ -1,0 +1,427 @@
+"""Reads a pickle as data: a stack machine that imports nothing and calls nothing of the file's.
+
+Python's own unpickler imports whatever a pickle names and calls it, so that opening a file can run
+any program. Here a name is looked up in one table of inert types
+(`mae_convert.formats.pickle_types`). What is made by a name that is not there is an `Opaque`
+object: it is noted what it is handed, and whoever needs it refuses the file. `pickletools` takes
+the bytes apart.
+"""
+
+import itertools
+import pickletools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.files.messages import damaged, would_run_code
+from mae_convert.formats.code_names import runs_code
+from mae_convert.formats.opaque_objects import Effects
+from mae_convert.formats.pickle_stream import PickleStream
+from mae_convert.formats.pickle_types import (
+    INERT,
+    Maker,
+    NumpyArray,
+    Opaque,
+    Stateful,
+    WouldRunCodeError,
+    check_hashable,
+)
+
+LARGEST_INTEGER_BITS = 1024
+COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
+HIGHEST_PROTOCOL = 5
+FRAME_HEAD = 9
+"""Bytes of the opcode FRAME and its argument."""
+
+MOST_STEPS = 1 << 21
+MADE_UNASKED = 1 << 16
+"""How many elements calls may make beyond the bytes that were read."""
+
+HOLDS_ANYTHING = frozenset(
+    name
+    for name in INERT
+    if name.startswith(("collections.", "mmengine."))
+    or name.endswith((".set", ".frozenset", ".slice"))
+)
+"""Types whose objects are read even if they are made of objects that are not."""
+
+SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+"""Makes a tensor by a function, its first argument, and then an object of a subclass of it."""
+
+DAMAGE = (
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class PickleReader:
+    """Reads the pickles of one file.
+
+    Args:
+        path: the file, for messages.
+        persistent: makes a value of a persistent id, which is how PyTorch names a storage.
+        inert: what each name means that the pickles may use.
+        strict: refuse a pickle with any other name, and not only one whose values are needed.
+
+    Attributes:
+        names: the dotted names that were met so far.
+        effects: what the last pickle did with objects of types that are not read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        persistent: Callable[[Any], object],
+        inert: Mapping[str, object] = INERT,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.path = path
+        self.persistent = persistent
+        self.inert = inert
+        self.strict = strict
+        self.effects = Effects()
+        self.names: list[str] = []
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        self.stream = PickleStream.of_bytes(b"")
+        self.begins = self.made = 0
+
+    def load(self, stream: PickleStream) -> object:
+        """Return the next value and leave the stream behind its last byte.
+
+        Lists, dicts and scalars come as themselves; every other type as `inert` makes it, or as an
+        `Opaque`.
+
+        Raises:
+            CheckpointError: the pickle is damaged, or names something by which code is run.
+        """
+        self.stack, self.marks, self.memo, self.effects = [], [], {}, Effects()
+        self.stream, self.begins, self.made = stream, stream.tell(), 0
+        frame_ends: int | None = None
+        try:
+            opcodes = pickletools.genops(cast(IO[bytes], stream))
+            for opcode, argument, position in itertools.islice(opcodes, MOST_STEPS):
+                frame_ends = _checked_frame(opcode.name, argument, position or 0, frame_ends)
+                if opcode.name == "STOP":
+                    if len(self.stack) != 1 or self.marks:
+                        raise ValueError("more than one value")
+                    return self.stack.pop()
+                if opcode.name not in STEPS:
+                    raise damaged(self.path, f"its pickle has the opcode {opcode.name}")
+                STEPS[opcode.name](self, argument)
+            raise ValueError("more than any checkpoint describes")
+        except MaeConvertError:
+            raise
+        except DAMAGE as error:
+            raise damaged(self.path, "its pickle cannot be read") from error
+
+    def push(self, value: object) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list:
+        """Take everything above the last mark off the stack, and the mark with it."""
+        return self.pop_last(len(self.stack) - self.marks.pop())
+
+    def pop_last(self, count: int) -> list:
+        """Take the last `count` values off the stack."""
+        if not 0 <= count <= len(self.stack):
+            raise IndexError("more values are taken than there are")
+        start = len(self.stack) - count
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def push_global(self, module: object, name: object) -> None:
+        """Push what a name means: a value of the table of inert types, or an `Opaque`.
+
+        Raises:
+            CheckpointError: it is a name by which code is run.
+        """
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is not text")
+        dotted = f"{module}.{name}"
+        self.names.append(dotted)
+        if dotted in self.inert:
+            self.push(self.inert[dotted])
+            return
+        if self.strict or runs_code(module, name):
+            raise would_run_code(self.path, dotted)
+        self.effects.mentioned.append(dotted)
+        self.push(Opaque(dotted))
+
+    def push_made(self, maker: object, arguments: object, keywords: object = None) -> None:
+        """Push what a type or function makes of its arguments: a plain value, or an `Opaque`."""
+        if not isinstance(arguments, tuple):
+            raise TypeError("a call without arguments")
+        if isinstance(maker, Opaque):
+            self._push_opaque(maker.name, (maker, *arguments, keywords))
+            return
+        if not isinstance(maker, Maker):
+            raise TypeError("a call of what cannot be called")
+        opaque = next((part for part in arguments if isinstance(part, Opaque)), None)
+        try:
+            if keywords or (opaque and maker.name not in HOLDS_ANYTHING):
+                raise WouldRunCodeError
+            value = self._made(maker, arguments, holds_unread=opaque is not None)
+        except WouldRunCodeError:
+            if maker.name == SUBCLASS:  # which calls the function that makes the tensor itself
+                arguments = arguments[1:]
+            self._push_opaque(opaque.name if opaque else maker.name, (*arguments, keywords))
+            return
+        self.charge(value)
+        self.push(value)
+
+    def _made(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
+        """Return what a type makes of its arguments.
+
+        Raises:
+            WouldRunCodeError: an argument that is not read has to be known for it.
+        """
+        try:
+            return maker.make(*arguments)
+        except TypeError:
+            if holds_unread:
+                raise WouldRunCodeError from None
+            raise
+
+    def push_persistent(self, identity: object) -> None:
+        """Push what a persistent id means: a storage, or an `Opaque` where its type is unknown."""
+        parts = identity if isinstance(identity, tuple) else ()
+        if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
+            if parts[0] == "storage":  # and not the source of a class, as old files keep it
+                self.effects.storages.append(unknown.name)
+            self._push_opaque(unknown.name, parts)
+            return
+        self.push(self.persistent(identity))
+
+    def _push_opaque(self, name: str, arguments: tuple) -> None:
+        if self.strict:
+            raise would_run_code(self.path, name)
+        self.effects.mentioned.append(name)
+        made = Opaque(name, arguments)
+        self.effects.calls.append(made)
+        self.push(made)
+
+    def hand(self, target: Opaque, items: object) -> None:
+        """Note that an object is handed a state or items.
+
+        Raises:
+            CheckpointError: it is no object but a type, function or module, which would be changed
+                for the whole process.
+        """
+        if target.is_name:
+            raise would_run_code(self.path, target.name)
+        target.received.append(items)
+
+    def charge(self, value: object) -> None:
+        """Count what a call has made, which may be no more than the file holds.
+
+        A copy of what was remembered costs the file a few bytes, and memory whatever it has.
+
+        Raises:
+            ValueError: it is more.
+        """
+        if isinstance(value, NumpyArray):
+            self.made += value.array.nbytes
+        elif isinstance(value, COLLECTIONS):
+            self.made += len(value)
+        if self.made > MADE_UNASKED + self.stream.tell() - self.begins:
+            raise ValueError("more is made than the file holds")
+
+
+def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
+    """Return where the frame ends that an opcode is in; readers differ where frames do not fit.
+
+    Args:
+        name: the opcode.
+        argument: its argument, which is the length of the frame that FRAME begins.
+        position: where it stands.
+        ends: where the frame ends that was begun last, or None.
+
+    Raises:
+        ValueError: an opcode crosses the end of a frame, or a frame is in another, or in the
+            pickle's end.
+    """
+    if ends is not None and position >= ends:
+        if position > ends:
+            raise ValueError("an opcode crosses the end of a frame")
+        ends = None
+    if name == "FRAME":
+        if ends is not None:
+            raise ValueError("a frame in a frame")
+        return position + FRAME_HEAD + argument
+    if name == "STOP" and ends not in (None, position + 1):
+        raise ValueError("a frame that ends elsewhere than the pickle")
+    return ends
+
+
+def _protocol(_reader: PickleReader, number: Any) -> None:
+    if number > HIGHEST_PROTOCOL:
+        raise ValueError("a protocol that is not known")
+
+
+def _skip(_reader: PickleReader, _: object) -> None:
+    pass
+
+
+def _literal(reader: PickleReader, argument: object) -> None:
+    if isinstance(argument, int) and argument.bit_length() > LARGEST_INTEGER_BITS:
+        raise ValueError("an integer of absurd size")
+    reader.push(argument)
+
+
+def _pop(reader: PickleReader, _: object) -> None:
+    if reader.marks and reader.marks[-1] == len(reader.stack):
+        reader.marks.pop()
+    else:
+        reader.stack.pop()
+
+
+def _extend(reader: PickleReader, items: list) -> None:
+    target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
+    if type(target) is not list:
+        raise TypeError("items for what is not a list")
+    target.extend(items)
+
+
+def _add_items(reader: PickleReader, _: object) -> None:
+    items = reader.pop_to_mark()
+    target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
+    if type(target) is not set:
+        raise TypeError("items for what is not a set")
+    target.update(check_hashable(item) for item in items)
+
+
+def _set_items(reader: PickleReader, items: list) -> None:
+    target = reader.stack[-1]
+    if isinstance(target, Opaque):
+        reader.hand(target, items)
+        return
+    if not isinstance(target, dict):
+        raise TypeError("items for what is not a mapping")
+    pairs = _pairs(items)
+    for key in target.keys() & pairs.keys():
+        reader.effects.replace(target, target[key])
+    target.update(pairs)
+
+
+def _pairs(items: list) -> dict:
+    return {check_hashable(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _put(reader: PickleReader, argument: Any) -> None:
+    reader.memo[int(argument)] = reader.stack[-1]
+
+
+def _memoize(reader: PickleReader, _: object) -> None:
+    reader.memo[len(reader.memo)] = reader.stack[-1]
+
+
+def _global(reader: PickleReader, argument: Any) -> None:
+    module, _, name = argument.partition(" ")
+    reader.push_global(module, name)
+
+
+def _stack_global(reader: PickleReader, _: object) -> None:
+    module, name = reader.pop_last(2)
+    reader.push_global(module, name)
+
+
+def _reduce(reader: PickleReader, _: object) -> None:
+    reader.push_made(*reader.pop_last(2))
+
+
+def _new_with_keywords(reader: PickleReader, _: object) -> None:
+    reader.push_made(*reader.pop_last(3))
+
+
+def _instance(reader: PickleReader, argument: Any) -> None:
+    arguments = tuple(reader.pop_to_mark())
+    _global(reader, argument)
+    reader.push_made(reader.stack.pop(), arguments)
+
+
+def _object(reader: PickleReader, _: object) -> None:
+    maker, *arguments = reader.pop_to_mark()
+    reader.push_made(maker, tuple(arguments))
+
+
+def _build(reader: PickleReader, _: object) -> None:
+    target, state = reader.pop_last(2)
+    if isinstance(target, Opaque):
+        reader.hand(target, state)
+    elif isinstance(target, Stateful):
+        reader.effects.replace(target, state)
+        target.set_state(state)
+        reader.charge(target)
+    elif type(target) is not dict:
+        raise TypeError("a state for what has none")
+    reader.push(target)
+
+
+Step = Callable[[PickleReader, Any], None]
+
+STEPS: Mapping[str, Step] = {
+    "PROTO": _protocol,
+    "FRAME": _skip,
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _literal),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _literal),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _literal),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _literal),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), _literal),
+    "NONE": lambda reader, _: reader.push(None),
+    "NEWTRUE": lambda reader, _: reader.push(True),
+    "NEWFALSE": lambda reader, _: reader.push(False),
+    "EMPTY_LIST": lambda reader, _: reader.push([]),
+    "EMPTY_DICT": lambda reader, _: reader.push({}),
+    "EMPTY_SET": lambda reader, _: reader.push(set()),
+    "EMPTY_TUPLE": lambda reader, _: reader.push(()),
+    "MARK": lambda reader, _: reader.marks.append(len(reader.stack)),
+    "POP": _pop,
+    "POP_MARK": lambda reader, _: reader.pop_to_mark().clear(),
+    "DUP": lambda reader, _: reader.push(reader.stack[-1]),
+    "LIST": lambda reader, _: reader.push(reader.pop_to_mark()),
+    "APPEND": lambda reader, _: _extend(reader, reader.pop_last(1)),
+    "APPENDS": lambda reader, _: _extend(reader, reader.pop_to_mark()),
+    "TUPLE": lambda reader, _: reader.push(tuple(reader.pop_to_mark())),
+    "TUPLE1": lambda reader, _: reader.push(tuple(reader.pop_last(1))),
+    "TUPLE2": lambda reader, _: reader.push(tuple(reader.pop_last(2))),
+    "TUPLE3": lambda reader, _: reader.push(tuple(reader.pop_last(3))),
+    "DICT": lambda reader, _: reader.push(_pairs(reader.pop_to_mark())),
+    "SETITEM": lambda reader, _: _set_items(reader, reader.pop_last(2)),
+    "SETITEMS": lambda reader, _: _set_items(reader, reader.pop_to_mark()),
+    "ADDITEMS": _add_items,
+    "FROZENSET": lambda reader, _: reader.push(
+        frozenset(check_hashable(item) for item in reader.pop_to_mark())
+    ),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda reader, key: reader.push(reader.memo[int(key)])
+    ),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": _memoize,
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _reduce),
+    "NEWOBJ_EX": _new_with_keywords,
+    "INST": _instance,
+    "OBJ": _object,
+    "BUILD": _build,
+    "PERSID": lambda reader, argument: reader.push_persistent(argument),
+    "BINPERSID": lambda reader, _: reader.push_persistent(reader.stack.pop()),
+}

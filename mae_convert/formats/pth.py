@@ -1,0 +1,157 @@
+"""What a PyTorch checkpoint holds, once its pickle is read: the model, its settings, the rest."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.formats.config_text import read_config_text
+from mae_convert.formats.contents import Contents
+from mae_convert.formats.opaque_objects import Effects, passed_over
+from mae_convert.formats.plain_values import describe, plain_mapping
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.torch_types import Storage, StoredTensor
+from mae_convert.formats.wrappers import EPOCH_KEYS, Selection, epoch_in, select_model
+
+SETTINGS = ("config", "conversion")
+ARGUMENTS = ("hparams", "hyper_parameters", "args")
+NESTED = ("config", "cfg")
+"""Keys of a configuration among the hyper-parameters of Lightning."""
+"""Keys of the arguments of training: of Lightning, and of many programs. The last one decides."""
+
+META, CONFIG_TEXTS = "meta", ("cfg", "config")
+"""The key of mmengine and mmcv for what they tell of training, and theirs for its configuration."""
+
+ATTRIBUTE = "mae_convert"
+"""The attribute of a plain state dict, an OrderedDict, in which we keep its settings."""
+
+LARGEST_OVERLAP = 1 << 24
+"""Elements that a tensor may have beyond those of its storage, as an expanded view has."""
+
+ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
+"""Returns a way to an array of a dtype and a shape that begins at an element of a storage."""
+
+
+def pth_contents(
+    file: ByteFile,
+    value: object,
+    read: ReadStorage,
+    state_key: str | None = None,
+    effects: Effects | None = None,
+) -> Contents:
+    """Return the weights and the rest of what a pickle described.
+
+    Args:
+        file: the file in which it stands.
+        value: what the pickle holds.
+        read: a way to the file's storages.
+        state_key: the key of the weights, where it is not plain.
+        effects: what the pickle did with objects of types that are not read.
+
+    Raises:
+        CheckpointError: it holds no weights that are recognised, or a tensor lies outside its
+            storage.
+    """
+    path, effects = file.path, effects or Effects()
+    selection = select_model(path, value, state_key, effects)
+    keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
+    settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
+    used = {keys[name] for name, value in settings.items() if value is not None}
+    settings = {**_carried(selection), **settings}
+    progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
+    return Contents(
+        kind="pth",
+        tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
+        files=(file,),
+        config=settings.get("config"),
+        conversion=settings.get("conversion"),
+        training_args=training_arguments(settings),
+        ignored={
+            **{
+                shown(name): describe(item)
+                for name, item in selection.beside.items()
+                if name not in used
+            },
+            **passed_over(value, effects),
+        },
+        passed_over=effects.names(),
+        wrapper=selection.wrapper,
+        epoch=epoch_in(plain_mapping(progress)),
+    )
+
+
+def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | None:
+    """Return what a checkpoint tells of the training that made it; None where that is nothing.
+
+    Args:
+        settings: the plain mappings under the keys `ARGUMENTS` and `META`.
+
+    Returns:
+        The arguments by name, those of Lightning's `hyper_parameters` and of `args` in one mapping,
+        with those one level down under "config" or "cfg" where they are not given themselves;
+        and under "meta" what mmengine tells, in which "cfg" is its configuration as nested
+        mappings.
+    """
+    given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
+    nested = [
+        inner for part in given for name in NESTED if isinstance(inner := part.get(name), dict)
+    ]
+    found = [*nested, *given]
+    meta = settings.get(META)
+    if meta is not None:
+        texts = {name: meta[name] for name in CONFIG_TEXTS if isinstance(meta.get(name), str)}
+        read = {name: read_config_text(text) for name, text in texts.items()}
+        found.append({META: {**meta, **{k: v for k, v in read.items() if v is not None}}})
+    return {name: value for part in found for name, value in part.items()} if found else None
+
+
+def _carried(selection: Selection) -> dict[str, dict | None]:
+    """Return the settings that a state dict carries as an attribute of its own."""
+    carried = selection.attributes.get(ATTRIBUTE)
+    if not isinstance(carried, Mapping):
+        return {}
+    return {name: plain_mapping(carried.get(name)) for name in ("config", "conversion")}
+
+
+def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> LazyTensor:
+    """Return a tensor that is read from its storage when it is asked for.
+
+    Raises:
+        CheckpointError: it lies outside its storage.
+    """
+    storage, itemsize = tensor.storage, tensor.dtype.itemsize
+    if storage.dtype not in (None, tensor.dtype):
+        raise _outside(path, name)
+    held = storage.count if storage.dtype is not None else storage.count // itemsize
+    count = math.prod(tensor.shape)
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.offset + sum((extent - 1) * stride for extent, stride in steps)
+    if (count and last >= held) or count > held + LARGEST_OVERLAP:
+        raise _outside(path, name)
+
+    return LazyTensor(name, tensor.shape, tensor.dtype, _way_to(tensor, last, read))
+
+
+def _way_to(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
+    """Return a way to a tensor whose last element is the `last` of its storage."""
+    shape, dtype, first = tensor.shape, tensor.dtype, tensor.offset
+    if 0 in shape:
+        return lambda: np.empty(shape, dtype)
+    if tensor.strides == _contiguous_strides(shape):
+        return read(tensor.storage, dtype, first, shape)
+    stretch = read(tensor.storage, dtype, first, (last - first + 1,))
+    strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+    return lambda: np.lib.stride_tricks.as_strided(stretch(), shape, strides, writeable=False)
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _outside(path: Path, name: str) -> CheckpointError:
+    return damaged(path, f"the tensor {shown(name)} does not fit the data that hold it")

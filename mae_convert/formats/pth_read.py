@@ -1,0 +1,250 @@
+"""Reads PyTorch's two file formats without PyTorch, and without running anything in them."""
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown, would_run_code
+from mae_convert.files.slicing import Each, Sliceable
+from mae_convert.formats.archive import Archive
+from mae_convert.formats.contents import Contents
+from mae_convert.formats.opaque_objects import Effects
+from mae_convert.formats.pickle_stream import PickleStream
+from mae_convert.formats.pickles import PickleReader
+from mae_convert.formats.pth import ReadStorage, pth_contents
+from mae_convert.formats.torch_types import Storage, make_storage
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LARGEST_UNPACKED_PICKLE = 1 << 24
+PICKLE = "data.pkl"
+VERSIONS = ("version", ".data/version")
+VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
+"""What `torch.load` takes for a version of the format: up to 10."""
+
+STORAGES = "data/"
+MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
+           ".storage_alignment", "", ".data/", STORAGES)  # fmt: skip
+"""What `torch.save` writes beside the storages; the last three are folders, by other programs."""
+
+TORCHSCRIPT = ("constants.pkl", "code/")
+"""What only a TorchScript program has. PyTorch below 2.6 runs one though `weights_only` is set."""
+
+
+def folder_of(archive: Archive) -> str | None:
+    """Return the folder in which `torch.save` has put everything, with its slash.
+
+    `torch.load` takes the folder of the first member and looks names up without regard to case. So
+    that it finds what is found here, there must be one folder, and nothing in it that `torch.save`
+    does not write.
+
+    Returns:
+        The folder, or None where no member is a pickle of `torch.save`.
+
+    Raises:
+        CheckpointError: it is a TorchScript program, or has members that no checkpoint has.
+    """
+    names = list(archive.records)
+    if not any(name.lower().rpartition("/")[2] == PICKLE for name in names):
+        return None
+    folder = names[0].partition("/")[0] + "/"
+    inside = [name.removeprefix(folder) for name in names]
+    for name, member in zip(names, inside, strict=True):
+        if any(f"/{member.lower()}".find(f"/{part}") >= 0 for part in TORCHSCRIPT):
+            raise CheckpointError(
+                f"{archive.path} is a TorchScript program and not weights; write them with "
+                "torch.save({'model': model.state_dict()}, ...)"
+            )
+        known = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
+        if not name.startswith(folder) or not known:
+            raise CheckpointError(
+                f"{archive.path} has a member {shown(name)}, which torch.save does not write, and "
+                "which PyTorch may take for another; write the weights again with "
+                "torch.save({'model': model.state_dict()}, ...)"
+            )
+    if PICKLE not in inside:
+        raise damaged(archive.path, f"it has no {PICKLE}")
+    return folder
+
+
+def read_value(
+    archive: Archive, folder: str, *, strict: bool = False
+) -> tuple[object, ReadStorage, Effects]:
+    """Return what `torch.save` wrote into a zip archive, and a way to the storages.
+
+    The third value is what the pickle did with objects of types that are not read.
+
+    Args:
+        archive: the file.
+        folder: the folder in it in which everything stands, with its slash.
+        strict: refuse any object of a type that is not read, and not only one that is needed.
+
+    Raises:
+        CheckpointError: it is damaged, or would run code.
+    """
+    versions = [name for name in VERSIONS if f"{folder}{name}" in archive.records]
+    if not versions:
+        raise damaged(archive.path, "it does not say of which version it is")
+    if not all(VERSION.fullmatch(archive.raw(f"{folder}{name}", 16)) for name in versions):
+        raise damaged(archive.path, "it is of a version of the format that is not known")
+    storages = _ZipStorages(archive, folder)
+    reader = PickleReader(archive.path, storages.of_id, strict=strict)
+    stored = archive.part(f"{folder}{PICKLE}")
+    if stored is None:  # torch.save does not pack it, but somebody may have packed the archive
+        stream = PickleStream.of_bytes(archive.raw(f"{folder}{PICKLE}", LARGEST_UNPACKED_PICKLE))
+    else:
+        stream = PickleStream.of_file(stored)
+    return reader.load(stream), storages.read, reader.effects
+
+
+def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Contents:
+    """Read the zip format of PyTorch 1.6 and later.
+
+    Args:
+        archive: the file.
+        folder: the folder in it in which everything stands, with its slash.
+        state_key: the key of the weights, where it is not plain.
+
+    Raises:
+        CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
+    """
+    value, read, effects = read_value(archive, folder)
+    return pth_contents(archive.file, value, read, state_key, effects)
+
+
+def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
+    """Read the format from before PyTorch 1.6: pickles, then the storages one after another.
+
+    Args:
+        file: the file.
+        state_key: the key of the weights, where it is not plain.
+
+    Raises:
+        CheckpointError: it is another program's pickle, is damaged, would run code, or holds no
+            weights that are recognised.
+    """
+    storages = _LegacyStorages(file)
+    reader = PickleReader(file.path, storages.of_id)
+    framing = PickleReader(file.path, storages.of_id, strict=True)
+    stream = PickleStream.of_file(file)
+    if framing.load(stream) != LEGACY_MAGIC:
+        named = ", ".join(map(shown, sorted(set(framing.names)))) or "plain values"
+        raise CheckpointError(
+            f"{file.path} is a Python pickle (of {named}) and not a PyTorch checkpoint; "
+            "write the weights with torch.save({'model': model.state_dict()}, ...)"
+        )
+    _protocol_version = framing.load(stream)
+    _system_information = framing.load(stream)
+    value = reader.load(stream)
+    if reader.effects.storages:  # whose size is not known, and behind which others stand
+        raise would_run_code(file.path, reader.effects.storages[0])
+    storages.locate(framing.load(stream), stream.tell())
+    return pth_contents(file, value, storages.read, state_key, reader.effects)
+
+
+class _ZipStorages:
+    """The storages that are records of a zip archive."""
+
+    def __init__(self, archive: Archive, prefix: str) -> None:
+        self._archive = archive
+        self._prefix = prefix
+        self._wholes: dict[str, Storage] = {}
+        self._big_endian = _is_big_endian(archive, f"{prefix}byteorder")
+
+    def of_id(self, identity: Any) -> Storage:
+        """Return the storage of a persistent id.
+
+        Raises:
+            CheckpointError: its record is missing or has another size.
+        """
+        label, kind, key, _device, count = identity
+        if label != "storage":
+            raise ValueError("a persistent id that is not of a storage")
+        storage = make_storage(kind, key, count)
+        # PyTorch gives a storage the type under which it meets it first.
+        if self._wholes.setdefault(key, storage) != storage:
+            raise ValueError("a storage of two types or sizes")
+        size = storage.count * _element_bytes(storage)
+        if size and self._archive.size(f"{self._prefix}data/{key}") != size:
+            raise damaged(self._archive.path, f"the storage {shown(key)} has not {size} bytes")
+        return storage
+
+    def read(
+        self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins at an element of a storage."""
+        name = f"{self._prefix}data/{storage.key}"
+        load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
+        if not self._big_endian:
+            return load
+        if isinstance(load, Sliceable):
+            return Each(shape, dtype, load, _byteswapped)
+        return lambda: _byteswapped(load())
+
+
+class _LegacyStorages:
+    """The storages that stand behind the pickles: each its number of elements, then these."""
+
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
+        self._wholes: dict[str, Storage] = {}
+        self._places: Mapping[str, int] = {}
+
+    def of_id(self, identity: Any) -> Storage:
+        """Return the storage of a persistent id, and remember its size."""
+        label, kind, key, _device, count, view = identity
+        if label != "storage":
+            raise ValueError("a persistent id that is not of a storage")
+        whole = make_storage(kind, key, count)
+        if self._wholes.setdefault(key, whole) != whole:
+            raise ValueError("a storage of two sizes")
+        return make_storage(kind, key, count, view)
+
+    def locate(self, keys: Any, position: int) -> None:
+        """Find where each storage begins.
+
+        Raises:
+            CheckpointError: they do not all lie in the file, or differ from what the pickle says.
+        """
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or sorted(keys) != sorted(self._wholes):
+            raise damaged(self._file.path, "it does not hold the storages that it names")
+        places = {}
+        for key in keys:
+            (count,) = struct.unpack("<q", self._file.raw(position, 8))
+            if count != self._wholes[key].count:
+                raise damaged(self._file.path, f"the storage {shown(key)} has {count} elements")
+            places[key] = position + 8
+            position += 8 + count * _element_bytes(self._wholes[key])
+        if position > self._file.size:
+            raise damaged(self._file.path, f"{position - self._file.size} bytes are missing")
+        self._places = places
+
+    def read(
+        self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
+    ) -> Callable[[], np.ndarray]:
+        """Return a way to an array that begins at an element of a storage."""
+        start = self._places[storage.key] + storage.start * _element_bytes(storage)
+        return self._file.array(start + first * dtype.itemsize, shape, dtype)
+
+
+def _element_bytes(storage: Storage) -> int:
+    return storage.dtype.itemsize if storage.dtype is not None else 1
+
+
+def _is_big_endian(archive: Archive, name: str) -> bool:
+    if name not in archive.records:  # as before PyTorch 2.1, which wrote little-endian files
+        return False
+    order = archive.raw(name, 16)
+    if order not in (b"little", b"big"):
+        raise damaged(archive.path, f"its byte order is {order!r}")
+    return order == b"big"
+
+
+def _byteswapped(flat: np.ndarray) -> np.ndarray:
+    width = flat.dtype.itemsize // (2 if flat.dtype.kind == "c" else 1)
+    return flat.view(f"u{width}").byteswap().view(flat.dtype)

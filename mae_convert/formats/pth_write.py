@@ -1,0 +1,145 @@
+"""Writes PyTorch checkpoints without PyTorch: ``torch.load(weights_only=True)`` reads them."""
+
+import math
+import pickle
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import OutputError
+from mae_convert.formats.archive_write import Record, zip_blueprint
+from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.pth import ATTRIBUTE
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.torch_types import STORAGES, TORCH_DTYPES
+
+FOLDER = "checkpoint/"
+
+_STORAGE_NAMES: Mapping[np.dtype, str] = {TORCH_DTYPES[of]: name for name, of in STORAGES.items()}
+_DTYPE_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def pth_blueprint(
+    tensors: Sequence[LazyTensor],
+    config: Mapping | None,
+    conversion: Mapping | None,
+    state_key: str | None = "model",
+) -> Blueprint:
+    """Lay out a checkpoint with the tensors under a key, and the settings beside them.
+
+    Without a key it is a plain state dict: an OrderedDict, as `state_dict()` returns one, that
+    `load_state_dict` takes as it is. The settings are then an attribute of it, as PyTorch's own
+    `_metadata` is, which neither is in the way nor gets lost when it is saved again.
+    """
+    stated = {"config": config, "conversion": conversion}
+    settings = {name: value for name, value in stated.items() if value is not None}
+    if state_key is not None:
+        parts = {name: _value(value) for name, value in settings.items()}
+        return _checkpoint(_mapping({state_key: _model(tensors), **parts}), tensors)
+    return _checkpoint(_state_dict(tensors, {ATTRIBUTE: settings} if settings else {}), tensors)
+
+
+def bin_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out the tensors and nothing else, as transformers reads `pytorch_model.bin`.
+
+    Raises:
+        OutputError: there are settings, for which the file has no place.
+    """
+    if config is not None or conversion is not None:
+        raise OutputError("a .bin file has no place for settings; keep them in files beside it")
+    return _checkpoint(_model(tensors), tensors)
+
+
+def _checkpoint(value: bytes, tensors: Sequence[LazyTensor]) -> Blueprint:
+    """Return the layout of a pickle and its storages."""
+    return zip_blueprint(
+        [
+            Record(f"{FOLDER}data.pkl", b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))),
+            Record(f"{FOLDER}byteorder", b"little"),
+            *(Record(f"{FOLDER}data/{n}", b"", t.nbytes) for n, t in enumerate(tensors)),
+            Record(f"{FOLDER}version", b"3\n"),
+        ]
+    )
+
+
+def _model(tensors: Sequence[LazyTensor]) -> bytes:
+    return _mapping(_items(tensors))
+
+
+def _items(tensors: Sequence[LazyTensor]) -> dict[str, bytes]:
+    return {tensor.name: _tensor(key, tensor) for key, tensor in enumerate(tensors)}
+
+
+def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) -> bytes:
+    """Return the opcodes of an OrderedDict with attributes."""
+    made = _call("collections", "OrderedDict", []) + _filled(_items(tensors))
+    return made + (_value(attributes) + pickle.BUILD if attributes else b"")
+
+
+def _tensor(key: int, tensor: LazyTensor) -> bytes:
+    """Return the opcodes that rebuild a contiguous tensor on a storage of its own."""
+    count = math.prod(tensor.shape)
+    strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+    place = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
+    settings = [_value(False), _call("collections", "OrderedDict", [])]
+    if tensor.dtype in _STORAGE_NAMES:
+        kind = _name("torch", _STORAGE_NAMES[tensor.dtype])
+        return _call(
+            "torch._utils", "_rebuild_tensor_v2", [_storage(key, kind, count), *place, *settings]
+        )
+    kind = _name("torch.storage", "UntypedStorage")
+    dtype = _name("torch", _DTYPE_NAMES[tensor.dtype])
+    storage = _storage(key, kind, tensor.nbytes)
+    return _call("torch._utils", "_rebuild_tensor_v3", [storage, *place, *settings, dtype])
+
+
+def _storage(key: int, kind: bytes, count: int) -> bytes:
+    identity = [_value("storage"), kind, _value(str(key)), _value("cpu"), _value(count)]
+    return _tuple(identity) + pickle.BINPERSID
+
+
+def _call(module: str, function: str, arguments: Iterable[bytes]) -> bytes:
+    return _name(module, function) + _tuple(arguments) + pickle.REDUCE
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _tuple(items: Iterable[bytes]) -> bytes:
+    return b"".join((pickle.MARK, *items, pickle.TUPLE))
+
+
+def _mapping(items: Mapping[str, bytes]) -> bytes:
+    return pickle.EMPTY_DICT + _filled(items)
+
+
+def _filled(items: Mapping[str, bytes]) -> bytes:
+    pairs = (_value(name) + item for name, item in items.items())
+    return b"".join((pickle.MARK, *pairs, pickle.SETITEMS))
+
+
+def _value(value: Any) -> bytes:
+    """Return the opcodes of a value that JSON can hold."""
+    match value:
+        case None:
+            return pickle.NONE
+        case bool():
+            return pickle.NEWTRUE if value else pickle.NEWFALSE
+        case int():
+            encoded = pickle.encode_long(value)
+            return pickle.LONG1 + bytes([len(encoded)]) + encoded
+        case float():
+            return pickle.BINFLOAT + struct.pack(">d", value)
+        case str():
+            encoded = value.encode("utf-8", "surrogatepass")
+            return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+        case Mapping():
+            return _mapping({name: _value(item) for name, item in value.items()})
+        case _:
+            items = b"".join(map(_value, value))
+            return pickle.EMPTY_LIST + pickle.MARK + items + pickle.APPENDS

@@ -1,0 +1,152 @@
+"""The safetensors format: a length, a JSON header, and the tensors' bytes one after another."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import damaged, shown
+from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.formats.contents import Contents, embedded_json
+from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.plain_values import describe
+from mae_convert.formats.tensor import LazyTensor, possible_shape
+from mae_convert.formats.torch_types import TORCH_DTYPES
+
+LARGEST_HEADER = 4_000_000
+"""Bytes of the largest header that is read: a twenty-fifth of what the format allows, and ten
+times that of the largest MAE, because JSON in memory is so many times larger than its text."""
+
+METADATA = "__metadata__"
+SETTINGS = ("config", "conversion")
+FIELDS = ("dtype", "shape", "data_offsets")
+
+CODES: Mapping[str, np.dtype] = {
+    "F64": TORCH_DTYPES["float64"],
+    "F32": TORCH_DTYPES["float32"],
+    "F16": TORCH_DTYPES["float16"],
+    "BF16": TORCH_DTYPES["bfloat16"],
+    "F8_E4M3": TORCH_DTYPES["float8_e4m3fn"],
+    "F8_E5M2": TORCH_DTYPES["float8_e5m2"],
+    "I64": TORCH_DTYPES["int64"],
+    "I32": TORCH_DTYPES["int32"],
+    "I16": TORCH_DTYPES["int16"],
+    "I8": TORCH_DTYPES["int8"],
+    "U64": TORCH_DTYPES["uint64"],
+    "U32": TORCH_DTYPES["uint32"],
+    "U16": TORCH_DTYPES["uint16"],
+    "U8": TORCH_DTYPES["uint8"],
+    "BOOL": TORCH_DTYPES["bool"],
+    "C64": TORCH_DTYPES["complex64"],
+}
+_CODE_OF: Mapping[np.dtype, str] = {dtype: code for code, dtype in CODES.items()}
+
+
+def read_safetensors(file: ByteFile) -> Contents:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: the header breaks a rule of the format, or data are missing.
+    """
+    path = file.path
+    header, begins = _read_header(file)
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise damaged(path, "its metadata are not text")
+    entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
+    _check_places(path, entries, file.size - begins)
+    settings = {name: embedded_json(metadata.get(name), path) for name in SETTINGS}
+    return Contents(
+        kind="safetensors",
+        tensors={
+            name: LazyTensor(name, shape, dtype, file.array(begins + start, shape, dtype))
+            for name, (dtype, shape, start, _) in entries.items()
+        },
+        files=(file,),
+        config=settings["config"],
+        config_place="metadata",
+        conversion=settings["conversion"],
+        ignored={
+            f"metadata {shown(name)}": describe(text)
+            for name, text in metadata.items()
+            if name != "format" and settings.get(name) is None
+        },
+    )
+
+
+def safetensors_blueprint(
+    tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
+) -> Blueprint:
+    """Lay out a safetensors file; header and data are in the order of the tensors."""
+    settings = {"config": config, "conversion": conversion}
+    texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **texts}}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _CODE_OF[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    head = struct.pack("<Q", len(text)) + text
+    return Blueprint(
+        size=len(head) + position,
+        places=[len(head) + header[tensor.name]["data_offsets"][0] for tensor in tensors],
+        seal=lambda _: [(0, head)],
+    )
+
+
+Entry = tuple[np.dtype, tuple[int, ...], int, int]
+
+
+def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
+    (length,) = struct.unpack("<Q", file.raw(0, 8))
+    if length > LARGEST_HEADER:
+        raise damaged(file.path, f"its header would have {length} bytes")
+    try:
+        header = parse_json(file.raw(8, length))
+    except JsonError as error:
+        raise damaged(file.path, f"its header cannot be read ({error})") from error
+    if not isinstance(header, dict):
+        raise damaged(file.path, "its header is not a mapping")
+    return header, 8 + length
+
+
+def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            complete = len(entry) == len(FIELDS) and type(start) is type(end) is int
+        case _:
+            complete = False
+    if not complete:
+        raise damaged(path, f"the entry of {shown(name)} is not {', '.join(FIELDS)}")
+    if code not in CODES:
+        raise CheckpointError(
+            f"{path} holds {shown(name)} as {shown(code)}, which is not read; cast it before"
+        )
+    dtype = CODES[code]
+    if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:
+        raise damaged(path, f"shape and size of {shown(name)} do not agree")
+    return dtype, tuple(shape), start, end
+
+
+def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Require that the tensors fill the file without a hole, an overlap or a rest."""
+    position = 0
+    for start, end, name in sorted(
+        (start, end, name) for name, (*_, start, end) in entries.items()
+    ):
+        if start != position:
+            raise damaged(path, f"the data of {shown(name)} begin at {start} and not at {position}")
+        position = end
+    if position != size:
+        raise damaged(path, f"it has {size} bytes of data and its tensors need {position}")

@@ -1,0 +1,145 @@
+"""Weights in parts, as transformers and the Hub keep them: shards and an index in JSON.
+
+`model.safetensors.index.json` says which of `model-00001-of-00002.safetensors` and so on holds each
+tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format, `tf_model.h5.index.json`
+for that of transformers' TensorFlow classes.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.messages import is_plain_name, shown
+from mae_convert.files.validation import check_document
+from mae_convert.formats.contents import Contents, json_in
+from mae_convert.formats.tensor import LazyTensor
+
+INDEX_SUFFIX = ".index.json"
+INDEX_NAMES = tuple(
+    f"{name}{INDEX_SUFFIX}" for name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+)
+SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin|h5)")
+KINDS = ("safetensors", "pth", "tf_h5")
+
+
+def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
+    """Read the shards that an index names; the tensors come in the order of the shards.
+
+    Args:
+        index: the index file.
+        read: reads one shard.
+
+    Raises:
+        CheckpointError: the index or a shard is damaged or missing, or a shard does not hold
+            exactly the tensors that the index says.
+    """
+    file = ByteFile(index)
+    by_file = _read_index(file)
+    missing = [name for name in by_file if not index.with_name(name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of "
+            f"{len(by_file)} parts are missing); copy or download the whole directory"
+        )
+    shards = {name: read(index.with_name(name)) for name in sorted(by_file)}
+    kinds = {shard.kind for shard in shards.values()}
+    if len(kinds) > 1 or not kinds <= set(KINDS):
+        raise CheckpointError(
+            f"the parts that {index} names are of kind {', '.join(sorted(kinds))}; they must all "
+            f"be {' or all '.join(KINDS)}"
+        )
+    if kinds == {"tf_h5"}:
+        by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
+    for name, shard in shards.items():
+        if shard.wrapper is not None:
+            raise CheckpointError(
+                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, and "
+                "in a part of a model they stand at the top level; write the model again with "
+                "save_pretrained"
+            )
+        _check_holds(index, name, set(shard.tensors), by_file[name])
+    if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
+        raise CheckpointError(f"{index} names a tensor in two parts; download it again")
+    first = next(iter(shards.values()))
+    return Contents(
+        kind=first.kind,
+        tensors={name: t for shard in shards.values() for name, t in shard.tensors.items()},
+        files=(file, *(part for shard in shards.values() for part in shard.files)),
+        config=first.config,
+        config_place=first.config_place,
+        conversion=first.conversion,
+        ignored={
+            f"{name}: {what}": text
+            for name, shard in shards.items()
+            for what, text in shard.ignored.items()
+        },
+    )
+
+
+def _read_index(file: ByteFile) -> dict[str, set[str]]:
+    """Return the names of the tensors that each shard holds."""
+    index, stated = file.path, json_in(file, "download it again")
+    check_document(stated, "index", index, "it is not an index of weights; download it again")
+    places = stated["weight_map"]
+    by_file: dict[str, set[str]] = {}
+    for tensor, shard in places.items():
+        if not is_plain_name(shard):
+            raise CheckpointError(
+                f"{index} keeps {shown(tensor)} in {shown(shard)}, which is not the name of a file "
+                "beside it; an index that reaches out of its directory is not followed"
+            )
+        by_file.setdefault(shard, set()).add(tensor)
+    return by_file
+
+
+def _without_scope(name: str) -> str:
+    """Return a variable's name as a shard of TensorFlow's has it: without the model's name."""
+    return name.partition("/")[2]
+
+
+def _check_holds(index: Path, shard: str, found: set[str], wanted: set[str]) -> None:
+    absent, surplus = sorted(wanted - found), sorted(found - wanted)
+    if absent or surplus:
+        what = f"lacks {shown(absent[0])}" if absent else f"holds {shown(surplus[0])} too"
+        raise CheckpointError(
+            f"{index} and {shown(shard)} do not belong together: the part {what}; download both "
+            "again"
+        )
+
+
+def split(tensors: Sequence[LazyTensor], largest: int) -> list[list[LazyTensor]]:
+    """Return the tensors in parts of at most `largest` bytes, in order.
+
+    A tensor that is larger has a part of its own.
+    """
+    parts: list[list[LazyTensor]] = []
+    size = math.inf
+    for tensor in tensors:
+        if size + tensor.nbytes > largest:
+            parts.append([])
+            size = 0
+        parts[-1].append(tensor)
+        size += tensor.nbytes
+    return parts
+
+
+def shard_names(weights_name: str, count: int) -> list[str]:
+    """Return `model-00001-of-00002.safetensors` and so on for `model.safetensors`."""
+    stem, dot, suffix = weights_name.rpartition(".")
+    return [f"{stem}-{n:05d}-of-{count:05d}{dot}{suffix}" for n in range(1, count + 1)]
+
+
+def index_of(shards: Mapping[str, Sequence[LazyTensor]]) -> dict[str, Any]:
+    """Return what transformers writes, with its keys sorted, as the index of such shards."""
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    return {
+        "metadata": {
+            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+        },
+        "weight_map": {tensor.name: file for file, shard in shards.items() for tensor in shard},
+    }

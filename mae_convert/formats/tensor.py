@@ -1,0 +1,171 @@
+"""A tensor that is not read until it is asked for, and the order of its bytes."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mae_convert.errors import OutputError
+from mae_convert.files.slicing import Each, Sliceable
+
+PIECE_BYTES = 1 << 20
+"""Bytes that are passed on at once: so few that they stay in the processor's cache."""
+
+BLOCK_BYTES = 1 << 24
+"""Bytes that are copied at once where an array does not lie in memory as it is written."""
+
+LARGE_BYTES = 1 << 25
+"""An array of more bytes is not held whole, where it can be had in parts."""
+
+TILE_ROWS, TILE_BYTES = 512, 64
+"""Rows, and bytes of a row, of the parts in which a matrix is transposed.
+
+What is written to a row at once is a line of the cache, and what is read stays in it.
+"""
+
+LARGEST_EXTENT = 1 << 48
+LARGEST_RANK = 32
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A name, a shape, a dtype, and a way to get the array.
+
+    Attributes:
+        name: the tensor's name in its container.
+        shape: its extents; empty for a scalar.
+        dtype: its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16).
+        load: returns the array, of that shape and dtype, which is not to be written to. Where it
+            is `Sliceable`, parts of the array can be had too.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the array in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def renamed(self, name: str) -> "LazyTensor":
+        """Return the same tensor under another name."""
+        return replace(self, name=name)
+
+    @classmethod
+    def from_array(cls, name: str, array: np.ndarray) -> "LazyTensor":
+        """Return an array as a tensor; one of foreign byte order is swapped when it is loaded."""
+        native = array.dtype.newbyteorder("=") if not array.dtype.isnative else array.dtype
+        return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
+
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
+        """Return the tensor with its elements mapped, each by itself, to some of `dtype`."""
+        load = self.load
+        if isinstance(load, Sliceable):
+            return replace(self, dtype=dtype, load=Each(self.shape, dtype, load, function))
+        return replace(self, dtype=dtype, load=lambda: function(load()))
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Yield all elements in C order, in contiguous arrays of one axis.
+
+        What lies in a file as it stands here is read piece by piece, and a large array in parts
+        if it can be had so; another is loaded whole.
+
+        Raises:
+            OutputError: the array is not what the tensor promised.
+        """
+        load = self.load
+        if not isinstance(load, Sliceable):
+            yield from blocks(self._checked(load()))
+        elif load.in_order or self.nbytes > LARGE_BYTES:
+            self._check(load.shape, load.dtype)
+            for rows, columns in _stripes(load, PIECE_BYTES if load.in_order else BLOCK_BYTES):
+                yield from blocks(load.block(rows, columns))
+        else:
+            yield from blocks(self._checked(load()))
+
+    def _checked(self, array: np.ndarray) -> np.ndarray:
+        self._check(array.shape, array.dtype)
+        return array
+
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape != self.shape or dtype != self.dtype:
+            raise OutputError(
+                f"{self.name} was to be {self.dtype} of shape {self.shape} and is "
+                f"{dtype} of shape {shape}"
+            )
+
+
+def possible_shape(shape: object) -> bool:
+    """Tell whether a value read from a file can be a shape: integers that NumPy can hold."""
+    return (
+        isinstance(shape, tuple | list)
+        and len(shape) <= LARGEST_RANK
+        and all(type(extent) is int and 0 <= extent < LARGEST_EXTENT for extent in shape)
+        and math.prod(extent for extent in shape if extent) < LARGEST_EXTENT
+    )
+
+
+def _stripes(load: Sliceable, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of pieces of about `size` bytes that follow each other in C order."""
+    if not load.rows * load.columns:
+        return
+    rows = max(1, size // (load.columns * load.dtype.itemsize))
+    columns = load.columns if rows > 1 else max(1, size // load.dtype.itemsize)
+    for top in range(0, load.rows, rows):
+        for left in range(0, load.columns, columns):
+            yield (
+                slice(top, min(top + rows, load.rows)),
+                slice(left, min(left + columns, load.columns)),
+            )
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the elements of an array in C order, in contiguous arrays of one axis.
+
+    A contiguous array is yielded as views of itself. Another is copied piece by piece, so that a
+    large one never stands in memory twice.
+    """
+    if array.size == 0:
+        return
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        count = max(1, PIECE_BYTES // array.dtype.itemsize)
+        for start in range(0, flat.size, count):
+            yield flat[start : start + count]
+    elif array.nbytes <= BLOCK_BYTES:
+        yield from blocks(_contiguous(array))
+    elif len(array) == 1:
+        yield from blocks(array[0])
+    else:
+        rows = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+        for start in range(0, len(array), rows):
+            yield from blocks(array[start : start + rows])
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """Return a copy in C order; of a transposed matrix part by part, which is faster."""
+    if array.ndim != 2 or min(array.shape) <= TILE_ROWS // 2 or array.strides[0] > array.strides[1]:
+        return np.ascontiguousarray(array)
+    copied, columns = np.empty(array.shape, array.dtype), TILE_BYTES // array.dtype.itemsize
+    for top in range(0, array.shape[0], TILE_ROWS):
+        for left in range(0, array.shape[1], columns):
+            part = (slice(top, top + TILE_ROWS), slice(left, left + columns))
+            copied[part] = array[part]
+    return copied
+
+
+def as_bytes(piece: np.ndarray) -> memoryview:
+    """Return the bytes of a contiguous array."""
+    return piece.reshape(-1).view(np.uint8).data
+
+
+def sha256(tensor: LazyTensor) -> str:
+    """Return the SHA-256 of a tensor's bytes, little-endian and in C order, as hexadecimal."""
+    digest = hashlib.sha256()
+    for piece in tensor.pieces():
+        digest.update(as_bytes(piece))
+    return digest.hexdigest()

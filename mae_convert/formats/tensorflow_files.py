@@ -1,0 +1,134 @@
+"""Names what TensorFlow and Keras write and is not read, with the Python that makes it readable."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.messages import shown
+
+SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
+PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
+"""The files of a checkpoint of TensorFlow, which is named by what is before the last dot."""
+
+NUMBERED = re.compile(r".*-\d+")
+"""How `tf.train.Checkpoint.save` and CheckpointManager name one."""
+
+MAE = re.compile(r"vit|mae", re.IGNORECASE)
+LAYERS_SHOWN = 8
+
+
+def refuse_tensorflow(path: Path) -> None:
+    """Refuse a SavedModel or a checkpoint of TensorFlow: a directory, or a file of one.
+
+    Raises:
+        CheckpointError: it is one; the message has the Python that makes a file which is read.
+    """
+    if path.is_dir():
+        names = sorted(item.name for item in path.iterdir())
+        if any(name in names for name in SAVED_MODEL):
+            raise _saved_model(path)
+        checkpoints = [match[1] for match in map(PART.fullmatch, names) if match]
+        if _is_in_saved_model(path):
+            raise _saved_model(path.parent)
+        if checkpoints:
+            latest = max(checkpoints, key=lambda name: (len(name), name))
+            raise _checkpoint(path, path / latest)
+    elif path.name in SAVED_MODEL:
+        raise _saved_model(path.parent)
+    elif path.name == "checkpoint" and list(path.parent.glob("*.data-?????-of-?????")):
+        refuse_tensorflow(path.parent)
+    elif match := PART.fullmatch(path.name):
+        if _is_in_saved_model(path.parent):
+            raise _saved_model(path.parent.parent)
+        prefix = path.with_name(match[1])
+        parts = [part for part in path.parent.iterdir() if PART.fullmatch(part.name)]
+        if len([part for part in parts if part.name.startswith(f"{prefix.name}.")]) > 1:
+            raise _checkpoint(path, prefix)
+
+
+def _is_in_saved_model(directory: Path) -> bool:
+    beside = (directory.parent / name for name in SAVED_MODEL)
+    return directory.name == "variables" and any(path.is_file() for path in beside)
+
+
+def _saved_model(directory: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} is a SavedModel of TensorFlow, a program with its weights, which is not run;"
+        " two lines of Python make a file that is read of one that transformers wrote: "
+        f"`import numpy, tensorflow; found = tensorflow.saved_model.load({str(directory)!r})"
+        ".variables` and `numpy.savez('model.npz', **{v.name.partition('/')[2]: v.numpy() for v in "
+        "found})`; of another, model.save_weights('model.weights.h5') in the program that has the "
+        "model"
+    )
+
+
+def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
+    restore = (
+        f"tensorflow.train.Checkpoint(model=model).restore({str(prefix)!r})"
+        if NUMBERED.fullmatch(prefix.name)
+        else f"model.load_weights({str(prefix)!r})"
+    )
+    return CheckpointError(
+        f"{path} is a checkpoint of TensorFlow, whose names are those of Python attributes; two "
+        "lines of Python in the program that makes the model write a file that is read: "
+        f"`{restore}` and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')"
+    )
+
+
+def whole_model(path: Path, config: str | None, version: str | None) -> CheckpointError:
+    """Return the error for an `.h5` file of a whole Keras model, as `model.save` writes it.
+
+    Args:
+        path: the file.
+        config: its attribute `model_config`.
+        version: its attribute `keras_version`.
+    """
+    name, layers = _layers_of(config)
+    mae = next((layer for layer, kind in layers.items() if MAE.search(kind + layer)), "NAME")
+    target = "tf_model.h5" if (version or "3").startswith("2") else "model.weights.h5"
+    among = f" of layers {_listed(layers)}" if layers else ""
+    return CheckpointError(
+        f"{path} is a whole Keras model (class {shown(name)}{among}) and not the weights of a known"
+        " class; two lines of Python, to be run on a file of your own only because Keras runs what "
+        "is in it, write those of the layer that is the MAE: "
+        f"`model = keras.models.load_model({str(path)!r})` and "
+        f"`model.get_layer({mae!r}).save_weights({target!r})`"
+    )
+
+
+def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | None:
+    """Return the error for weights of a functional model that has one of transformers' classes.
+
+    Args:
+        path: the file.
+        layers: the names that its root lists.
+    """
+    layers = list(layers)
+    mae = next((layer for layer in layers if layer.startswith("tf_vi")), None)
+    if mae is None:
+        return None
+    return CheckpointError(
+        f"{path} holds the weights of a functional Keras model (of layers {_listed(layers)}); two "
+        "lines of Python, where the model is, write those of the layer that is the MAE: "
+        f"`model.load_weights({str(path)!r})` and "
+        f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`"
+    )
+
+
+def _layers_of(config: str | None) -> tuple[str, Mapping[str, str]]:
+    """Return the class of a model, and the class of each of its layers by name."""
+    try:
+        stated: Any = json.loads(config or "")
+        layers = stated["config"]["layers"]
+        named = {str(layer["config"]["name"]): str(layer["class_name"]) for layer in layers}
+        return str(stated["class_name"]), named
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "unknown", {}
+
+
+def _listed(layers: Iterable[str]) -> str:
+    names = [shown(layer) for layer in layers]
+    return ", ".join(names[:LAYERS_SHOWN]) + ", …" * (len(names) > LAYERS_SHOWN)

@@ -1,0 +1,202 @@
+"""What PyTorch writes into a pickle for a tensor, as a description of where its numbers lie."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mae_convert.formats.tensor import possible_shape
+
+TORCH_DTYPES: Mapping[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+    "complex64": np.dtype(np.complex64),
+    "complex128": np.dtype(np.complex128),
+}
+NUMPY_DTYPES = frozenset(dtype for dtype in TORCH_DTYPES.values() if dtype.kind in "biufc")
+"""Those that NumPy has by itself, and so HDF5 and .npz files."""
+
+STORAGES: Mapping[str, str] = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """The element type of a storage; None where the storage holds bytes only."""
+
+    dtype: np.dtype | None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of elements in the file: `count` of them, from `start` on, of the storage `key`."""
+
+    key: str
+    dtype: np.dtype | None
+    count: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor as a file describes it: what it is, and in a subclass where its numbers lie."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorPlace):
+    """A tensor as a pickle describes it: a view of a storage; offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...]
+
+
+def natural(number: object) -> bool:
+    """Tell whether a value read from a file is an integer that can count bytes."""
+    return type(number) is int and 0 <= number < 1 << 62
+
+
+def make_storage(kind: Any, key: Any, count: Any, view: Any = None) -> Storage:
+    """Return the storage that a persistent id names.
+
+    Args:
+        kind: its element type.
+        key: its name in the file.
+        count: its number of elements.
+        view: (key, first element, number of elements) where it is part of a storage, as files
+            from before PyTorch 1.6 can say.
+
+    Raises:
+        ValueError, TypeError: they cannot be those of a storage.
+    """
+    _, start, length = (None, 0, count) if view is None else view
+    if not isinstance(kind, StorageType) or not isinstance(key, str):
+        raise TypeError("a storage without a type or a name")
+    if not all(map(natural, (count, start, length))) or start + length > count:
+        raise ValueError("an impossible storage")
+    return Storage(key, kind.dtype, length, start)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> StoredTensor:
+    if not isinstance(storage, Storage) or not isinstance(dtype, np.dtype):
+        raise TypeError("a tensor without a storage")
+    if not possible_shape(shape) or type(strides) is not tuple or len(strides) != len(shape):
+        raise ValueError("an impossible shape")
+    if not all(map(natural, (offset, *strides))):
+        raise ValueError("an impossible place")
+    return StoredTensor(tuple(shape), dtype, storage, offset, strides)
+
+
+def _rebuild_tensor(storage: Storage, offset: Any, shape: Any, strides: Any) -> StoredTensor:
+    return _tensor(storage, offset, shape, strides, storage.dtype)
+
+
+def _rebuild_tensor_v2(
+    storage: Storage, offset: Any, shape: Any, strides: Any, *settings: Any
+) -> StoredTensor:
+    _gradient, _hooks, *metadata = settings
+    _refuse_lazy_bits(metadata)
+    return _tensor(storage, offset, shape, strides, storage.dtype)
+
+
+def _rebuild_tensor_v3(
+    storage: Storage, offset: Any, shape: Any, strides: Any, *settings: Any
+) -> StoredTensor:
+    _gradient, _hooks, dtype, *metadata = settings
+    _refuse_lazy_bits(metadata)
+    return _tensor(storage, offset, shape, strides, TORCH_DTYPES[dtype.removeprefix("torch.")])
+
+
+def _refuse_lazy_bits(metadata: list) -> None:
+    if any(metadata):  # a conjugate or negative view: its stored bytes are not its values
+        raise ValueError("a lazily conjugated tensor")
+
+
+def _parameter(tensor: Any, *_: object) -> StoredTensor:
+    if not isinstance(tensor, StoredTensor):
+        raise TypeError("a parameter without a tensor")
+    return tensor
+
+
+def _parameter_with_state(
+    tensor: Any, _gradient: object, _hooks: object, state: Any
+) -> StoredTensor:
+    refuse_changing_state(state)
+    return _parameter(tensor)
+
+
+SETTABLE = frozenset(
+    ("data", "grad", "real", "imag", "names", "requires_grad", "layout", "dtype", "device", "shape")
+)
+"""Attributes of a tensor that PyTorch acts on when they are set."""
+
+
+def refuse_changing_state(state: Any) -> None:
+    """Require that attributes which a pickle gives to a tensor leave its values alone.
+
+    PyTorch sets each by its name, so that one named `data` replaces the values.
+
+    Args:
+        state: the attributes by name, or a pair of such mappings; either may be None.
+
+    Raises:
+        ValueError: a name is one that PyTorch acts on, or a value is more than plain data.
+    """
+    for attributes in state if type(state) is tuple and len(state) == 2 else (state,):
+        for name, value in _items(attributes):
+            if not isinstance(name, str) or name in SETTABLE or name.startswith("__"):
+                raise ValueError("an attribute that changes its tensor")
+            if not _is_plain(value):
+                raise ValueError("an attribute of a tensor that is not plain data")
+
+
+def _items(attributes: Any) -> list[tuple[Any, Any]]:
+    if attributes is None:
+        return []
+    if not isinstance(attributes, dict):
+        raise TypeError("attributes without names")
+    return list(attributes.items())
+
+
+def _is_plain(value: Any) -> bool:
+    values = value if type(value) in (list, tuple) else (value,)
+    return all(item is None or type(item) in (bool, int, float, str) for item in values)
+
+
+REBUILDERS: Mapping[str, Callable[..., object]] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+}

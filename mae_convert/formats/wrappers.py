@@ -1,0 +1,331 @@
+"""Which part of a checkpoint is the model: one mapping of tensors, which is never guessed."""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import CheckpointError
+from mae_convert.files.messages import GATHER, shown, would_run_code
+from mae_convert.formats.opaque_objects import Effects, holder_of_tensors, reach
+from mae_convert.formats.pickle_types import Opaque, Ordered
+from mae_convert.formats.plain_values import describe
+from mae_convert.formats.torch_types import StoredTensor, TensorPlace
+
+WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
+"""Keys under which a checkpoint keeps its model; `module` is DeepSpeed's."""
+
+OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
+"""Keys of weights that are a model too: beside one of these, or alone, none is chosen unasked."""
+
+COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
+"""How other such keys are named."""
+
+EPOCH_KEYS = ("epoch", "meta")
+LARGEST_EPOCH = 10**9  # a larger number is a damaged file
+DEEPEST = 3
+KEYS_SHOWN = 12
+FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
+
+Place = tuple[str, ...]
+
+
+class NoSuchKeyError(CheckpointError):
+    """The file has no tensors under the key that was asked for."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a checkpoint that holds the model.
+
+    Attributes:
+        tensors: the model's tensors by name, each as the file describes it (a `TensorPlace`).
+        wrapper: the key under which they stand, dotted where it is deeper, or None.
+        beside: everything else, by dotted key.
+        attributes: those of the mapping itself, where it is an OrderedDict.
+        around: the mappings from the outermost to the model's own.
+    """
+
+    tensors: Mapping[str, Any]
+    wrapper: str | None
+    beside: Mapping[str, object]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    around: tuple[Mapping, ...] = ()
+
+    def settings(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the keys in `beside` of what stands next to the model, or else at the top."""
+        level = (self.wrapper or "").rpartition(".")[0]
+        keys = {name: f"{level}.{name}" if level else name for name in names}
+        found = {name: key if key in self.beside else name for name, key in keys.items()}
+        return {name: key for name, key in found.items() if key in self.beside}
+
+
+def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
+    """Return the epoch that a training loop has stored: at the top, or in `meta` as MMEngine does.
+
+    Args:
+        settings: what the checkpoint holds as `EPOCH_KEYS`, as plain data.
+    """
+    settings = settings or {}
+    meta = settings.get("meta")
+    for value in (settings.get("epoch"), meta.get("epoch") if isinstance(meta, Mapping) else None):
+        if type(value) is int and 0 <= value <= LARGEST_EPOCH:  # a bool is none
+            return value
+    return None
+
+
+def select_model(
+    path: Path, value: object, state_key: str | None, effects: Effects | None = None
+) -> Selection:
+    """Return the model's tensors and what stands beside them.
+
+    Args:
+        path: the file, for messages.
+        value: what the file holds.
+        effects: what its pickle did with objects of types that are not read.
+        state_key: the key of the tensors, dotted where it is deeper; by default one of `WRAPPERS`,
+            or the top level where no such key holds tensors.
+
+    Raises:
+        NoSuchKeyError: there are no tensors at `state_key`.
+        CheckpointError: there are no tensors, more than one mapping may be meant, a tensor's name
+            is not text, or the weights are inside an object that is not read, or were handed to
+            one.
+    """
+    if isinstance(value, Opaque):
+        raise would_run_code(path, value.name)
+    if not isinstance(value, Mapping):
+        raise CheckpointError(
+            f"{path} holds {describe(value)} and not the weights of a model by name; "
+            "write them with torch.save({'model': model.state_dict()}, ...)"
+        )
+    holders = dict(_holders(value))
+    hidden = dict(_hidden(value))
+    effects = effects or Effects()
+    place = _chosen(path, value, holders, hidden, effects, state_key)
+    model = holders[place]
+    if not all(isinstance(name, str) for name in model):
+        raise CheckpointError(f"{path} names some of its tensors by what is not text")
+    tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
+    selection = Selection(
+        tensors=tensors,
+        wrapper=".".join(place) or None,
+        beside=dict(_beside(value, place)),
+        attributes=model.attributes if isinstance(model, Ordered) else {},
+        around=tuple(_around(value, place)),
+    )
+    _check_untouched(path, selection, effects)
+    return selection
+
+
+def _around(value: Mapping, place: Place) -> Iterator[Mapping]:
+    yield value
+    for key in place:
+        value = value[key]
+        yield value
+
+
+def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
+    """Yield the objects that are not read where a model may be, and where they stand."""
+    seen = {id(value)}
+    level: list[tuple[Place, Mapping]] = [((), value)]
+    for _ in range(DEEPEST):
+        below: list[tuple[Place, Mapping]] = []
+        for place, mapping in level:
+            for key, item in mapping.items():
+                if not isinstance(key, str):
+                    continue
+                if isinstance(item, Opaque):
+                    yield (*place, key), item
+                elif isinstance(item, Mapping) and id(item) not in seen:
+                    seen.add(id(item))
+                    below.append(((*place, key), item))
+        level = below
+
+
+SHADOWED = frozenset(dir(dict)) | {"move_to_end"}
+
+
+def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None:
+    """Require that only values that are read make up the model and what is around it.
+
+    An object that was handed the weights, a mapping that they are in, or in a call one of their
+    tensors, may have changed them, and one among them, or as a key, may be or hide one of them.
+
+    Raises:
+        CheckpointError: an object of a type that is not read may have to do with the weights.
+    """
+    among = [*selection.around[-1].values(), *(key for part in selection.around for key in part)]
+    if found := next((item for item in among if isinstance(item, Opaque)), None):
+        raise would_run_code(path, found.name)
+    for part in selection.around:
+        attributes = part.attributes if isinstance(part, Ordered) else {}
+        if names := sorted(SHADOWED & {name for name in attributes if isinstance(name, str)}):
+            raise CheckpointError(
+                f"{path} is not opened: it gives the mapping of its weights a method "
+                f"{shown(names[0])} of its own; write the weights again, with "
+                "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+            )
+    if not effects.calls:
+        return
+    calls = reach(effects.calls, effects, calls_only=True)
+    everything = reach(effects.calls, effects, calls_only=False)
+    keys = {t.storage.key for t in selection.tensors.values() if isinstance(t, StoredTensor)}
+    touched = [
+        *calls.rebuilders,
+        *(calls.storages[key] for key in sorted(keys & calls.storages.keys())),
+        *(everything.containers[id(p)] for p in selection.around if id(p) in everything.containers),
+    ]
+    if touched:
+        raise CheckpointError(
+            f"{path} is not opened: its pickle hands the weights to {shown(touched[0])}, and what "
+            "that does to them only running it would tell; write the weights alone, with "
+            "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+        )
+
+
+def check_not_flat(path: Path, names: Iterable[str]) -> None:
+    """Require that no tensor is a flat parameter of FSDP: many in one, their bounds not told.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    for name in names:
+        if FLAT.fullmatch(name):
+            raise CheckpointError(
+                f"{path} holds flat FSDP parameters ({shown(name)}), in which the tensors cannot "
+                f"be told apart; {GATHER}"
+            )
+
+
+def _holders(value: Mapping) -> Iterator[tuple[Place, Mapping]]:
+    """Yield every mapping that holds tensors directly, and where it stands; shallow ones first."""
+    seen = {id(value)}
+    level: list[tuple[Place, Mapping]] = [((), value)]
+    for _ in range(DEEPEST + 1):
+        yield from ((place, mapping) for place, mapping in level if _has_tensors(mapping))
+        below: list[tuple[Place, Mapping]] = []
+        for place, mapping in level:
+            for key, item in mapping.items():
+                if isinstance(key, str) and isinstance(item, Mapping) and id(item) not in seen:
+                    seen.add(id(item))
+                    below.append(((*place, key), item))
+        level = below
+
+
+def _has_tensors(value: Mapping) -> bool:
+    return any(isinstance(item, TensorPlace) for item in value.values())
+
+
+def _chosen(
+    path: Path,
+    value: Mapping,
+    holders: Mapping[Place, Mapping],
+    hidden: Mapping[Place, Opaque],
+    effects: Effects,
+    state_key: str | None,
+) -> Place:
+    """Return where the model stands: at the key that was said, or at the only one it can be."""
+    if state_key is not None:
+        return _at_key(path, value, holders, hidden, state_key)
+    for depth in (1, 0, *range(2, DEEPEST + 1)):
+        places = [place for place in holders if len(place) == depth]
+        possible = [p for p in places if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
+        possible += [p for p in holders if len(p) > depth > 0 and _is_other(p[:1], holders[p])]
+        unread = _unread(hidden, effects, max(depth, 1))
+        if len(possible) == 1 and not unread and (not possible[0] or possible[0][-1] in WRAPPERS):
+            return possible[0]
+        if possible:
+            raise _undecided(path, value, possible, unread)
+    if name := holder_of_tensors(hidden.values(), effects):
+        raise would_run_code(path, name)
+    if place := next((place for place in hidden if place[-1] in WRAPPERS), None):
+        raise would_run_code(path, hidden[place].name)
+    raise CheckpointError(
+        f"{path} has no tensors at its top level or under {', '.join(WRAPPERS)}"
+        f"{_keys(value, holders)}"
+    )
+
+
+def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
+    """Return objects with tensors that are not read and stand where a model is looked for."""
+    found = [item for place, item in hidden.items() if _may_be_model(place, depth)]
+    return [item for item in found[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
+
+
+def _may_be_model(place: Place, depth: int) -> bool:
+    return len(place) <= depth and place[-1] in WRAPPERS
+
+
+def _is_other(place: Place, mapping: Mapping) -> bool:
+    """Tell whether a mapping of tensors is a second model, by its key: a copy has matrices too."""
+    if place[-1] in OTHER_WEIGHTS:
+        return True
+    return bool(COPY.fullmatch(place[-1])) and any(
+        isinstance(item, TensorPlace) and len(item.shape) > 1 for item in mapping.values()
+    )
+
+
+def _undecided(
+    path: Path, value: Mapping, possible: list[Place], unread: list[Opaque]
+) -> CheckpointError:
+    keys = [".".join(place) for place in possible if place]
+    if not keys:  # tensors at the top, for which there is no key
+        return would_run_code(path, unread[0].name)
+    flags = " or ".join(f"--state-key {shlex.quote(shown(key))}" for key in keys)
+    objects = f" ({shown(unread[0].name)} is an object that is not read)" if unread else ""
+    return CheckpointError(
+        f"{path} does not say which of its weights are meant: it has {_listed(value)}{objects}; "
+        f"say it with {flags}"
+    )
+
+
+def _at_key(
+    path: Path,
+    value: Mapping,
+    holders: Mapping[Place, Mapping],
+    hidden: Mapping[Place, Opaque],
+    state_key: str,
+) -> Place:
+    """Return the place that a dotted key names.
+
+    Raises:
+        NoSuchKeyError: there are no tensors.
+        CheckpointError: there is an object that is not read.
+    """
+    for place in holders:
+        if ".".join(place) == state_key:
+            return place
+    for place, opaque in hidden.items():
+        if ".".join(place) == state_key:
+            raise would_run_code(path, opaque.name)
+    raise NoSuchKeyError(f"{path} has no tensors under {state_key}{_keys(value, holders)}")
+
+
+def _keys(value: Mapping, holders: Mapping[Place, Mapping]) -> str:
+    """Return the rest of a sentence: which keys there are, and which of them hold tensors."""
+    places = [".".join(place) for place in holders if place]
+    where = f"; name the model's with --state-key: {_listed(places)}" if places else ""
+    return f"; it has {_listed(value)}{where or '; name a file that holds weights'}"
+
+
+def _listed(keys: Iterable[object]) -> str:
+    names = [shown(key) for key in keys]
+    return f"{', '.join(names[:KEYS_SHOWN]) or 'nothing'}{', …' * (len(names) > KEYS_SHOWN)}"
+
+
+def _beside(value: Mapping, place: Place) -> Iterator[tuple[Any, object]]:
+    """Yield everything but the model's tensors; the names of what stands deeper are dotted."""
+    prefix = ""
+    for key in place:
+        yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)
+        value, prefix = value[key], f"{prefix}{key}."
+    for name, item in value.items():
+        if not isinstance(item, TensorPlace):
+            yield _dotted(prefix, name), item
+
+
+def _dotted(prefix: str, name: object) -> object:
+    return f"{prefix}{name}" if prefix else name

@@ -1,0 +1,306 @@
+"""The algebra of mapping tables: rows that carry both directions, expanded and checked.
+
+A table is a tuple of rows in the external layout's own order. ``#`` stands for a block's index,
+``[_#]`` for one that the first block lacks (``block``, ``block_1``, ...), and
+``{a,b}`` for one of several names: in both columns it makes one row per name, in the canonical
+column alone it makes a row that joins several canonical tensors into one external tensor.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+
+import numpy as np
+
+from mae_convert.errors import LayoutError
+from mae_convert.files.messages import shown
+from mae_convert.files.slicing import Sliceable
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.schema import KEY_BIAS, Schema, Shape
+from mae_convert.layouts.transforms import SAME, SplitHeads, Transform
+
+DIGITS = "[0-9]{0,2}"
+"""Those that follow the first one of a block's index: no model has a thousand blocks."""
+
+NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
+MOST_NUMBERS = 16
+"""How many of the numbers in a name may be the index: more than any model's names have."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: canonical name(s), external name, and the transform between them."""
+
+    canonical: str
+    external: str
+    transform: Transform = SAME
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Rows that stand once for every block; ``#`` in the prefixes is the block's index."""
+
+    canonical: str
+    external: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row with its braces resolved and its prefix joined; ``#`` may still stand in it."""
+
+    canonicals: tuple[str, ...]
+    external: str
+    transform: Transform
+
+    def at(self, index: int) -> "Rule":
+        """Return the rule for one block."""
+        number = str(index)
+        suffix = f"_{index}" if index else ""
+        return replace(
+            self,
+            canonicals=tuple(name.replace("#", number) for name in self.canonicals),
+            external=self.external.replace("[_#]", suffix).replace("#", number),
+        )
+
+    def bound(self, heads: int) -> "Rule":
+        """Return the rule for a model with this number of attention heads."""
+        if isinstance(self.transform, SplitHeads):
+            return replace(self, transform=replace(self.transform, heads=heads))
+        return self
+
+
+@dataclass(frozen=True)
+class Drop:
+    """An external tensor that MAE does not use: read as nothing, and reported with the reason.
+
+    Attributes:
+        external: its name.
+        why: the reason.
+        zeros_like: a canonical tensor of the same shape, where the layout's own class insists on
+            the tensor: it is then written as zeros, and reported as created.
+    """
+
+    external: str
+    why: str
+    zeros_like: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A bijection between external and canonical names, for the tasks that it can hold.
+
+    Raises:
+        LayoutError: when built, if a row is malformed or a name stands in two rows.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row | Repeat, ...]
+    drops: tuple[Drop, ...] = ()
+    groups: tuple[tuple[Rule, ...], ...] = field(init=False, repr=False, compare=False)
+    _by_template: Mapping[str, Rule] = field(init=False, repr=False, compare=False)
+    _by_pattern: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        groups = tuple(tuple(_rules(row)) for row in self.rows)
+        rules = list(itertools.chain.from_iterable(groups))
+        _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
+        _refuse_duplicates(self.name, (rule.external for rule in rules))
+        # Most names are found by a look-up, so that the many tables that do not fit cost nothing.
+        patterns = tuple(rule for rule in rules if set(rule.external) & set("[*"))
+        templates = {rule.external: rule for rule in rules if rule not in patterns}
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "_by_template", templates)
+        object.__setattr__(self, "_by_pattern", patterns)
+
+    def expand(self, names: Iterable[str]) -> list[Rule]:
+        """Return the rules for a set of canonical names, in the external layout's order.
+
+        Raises:
+            LayoutError: the table has no row for a name, or only some of a row's names are there.
+        """
+        wanted = set(names)
+        depth = 1 + max(
+            (int(n) for name in wanted for n in re.findall(r"\.(\d+)\.", name)), default=0
+        )
+        rules: list[Rule] = []
+        for group in self.groups:
+            repeated = any("#" in rule.external for rule in group)
+            for index in range(depth if repeated else 1):
+                rules += [
+                    rule for rule in (r.at(index) for r in group) if wanted & set(rule.canonicals)
+                ]
+        covered = {name for rule in rules for name in rule.canonicals}
+        if missing := sorted(wanted - covered):
+            raise LayoutError(f"{self.name} has no place for {listed(missing)}")
+        if partial := sorted(covered - wanted):
+            raise LayoutError(f"{self.name} needs {listed(partial)} too")
+        return rules
+
+    def rule_for(self, external: str) -> Rule | None:
+        """Return the rule for an external name, with block index and name filled in."""
+        for template, index in _templates(external):
+            if rule := self._by_template.get(template):
+                return replace(rule if index is None else rule.at(index), external=external)
+        depth = external.count("/")
+        for rule in self._by_pattern:
+            if rule.external.count("/") != depth:
+                continue
+            if match := _regex(rule.external).fullmatch(external):
+                found = rule.at(int(match[1] or 0)) if match.groups() else rule
+                return replace(found, external=external)
+        return None
+
+    @property
+    def has_key_bias(self) -> bool:
+        """Whether there is a place for a bias of the key in the blocks."""
+        rules = itertools.chain.from_iterable(self.groups)
+        return any(KEY_BIAS.search(name) for rule in rules for name in rule.canonicals)
+
+    def anchor(self, canonical: str) -> tuple[str, ...]:
+        """Return the external names of a canonical tensor that has no index."""
+        rules = itertools.chain.from_iterable(self.groups)
+        return tuple(rule.external for rule in rules if canonical in rule.canonicals)
+
+    @staticmethod
+    def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
+        """Yield what stands before one of some external names in a longer name: ends in a dot."""
+        for anchor in anchors:
+            if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
+                yield name.removesuffix(anchor)
+            elif "*" in anchor and _regex(anchor).fullmatch(name):
+                yield ""
+
+    def knows(self, external: str) -> bool:
+        """Return whether there is a row or a Drop for an external name."""
+        return self.rule_for(external) is not None or self.drop_for(external) is not None
+
+    def drop_for(self, external: str) -> Drop | None:
+        """Return the Drop that names an external tensor as unused."""
+        return next((d for d in self.drops if _regex(d.external).fullmatch(external)), None)
+
+
+def _rules(row: Row | Repeat) -> Iterator[Rule]:
+    if isinstance(row, Repeat):
+        if row.canonical.count("#") != 1 or row.external.count("#") != 1:
+            raise LayoutError(f"a repeated row needs one # on each side: {row.canonical!r}")
+        for inner in row.rows:
+            for rule in _rules(inner):
+                yield Rule(
+                    tuple(row.canonical + name for name in rule.canonicals),
+                    row.external + rule.external,
+                    rule.transform,
+                )
+        return
+    canonicals, externals = braces(row.canonical), braces(row.external)
+    if len(externals) == len(canonicals):
+        for canonical, external in zip(canonicals, externals, strict=True):
+            yield Rule((canonical,), external, row.transform)
+    elif len(canonicals) % len(externals) == 0:
+        # "{q,k,v}.{weight,bias}" against "qkv.{weight,bias}": the last braces run in step.
+        step = len(externals)
+        for index, external in enumerate(externals):
+            yield Rule(tuple(canonicals[index::step]), external, row.transform)
+    else:
+        raise LayoutError(f"{row.canonical!r} and {row.external!r} do not pair up")
+
+
+def braces(pattern: str) -> list[str]:
+    """Return the names that a pattern with ``{a,b}`` stands for, in order."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [piece.split(",") if index % 2 else [piece] for index, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+@lru_cache(maxsize=1 << 15)  # many tables are asked for the same names
+def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
+    """Return a name as it is, and with each number in it as the index ``#`` of a block."""
+    numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
+    indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)
+    return indexed if "#" in external else ((external, None), *indexed)
+
+
+@cache
+def _regex(external: str) -> re.Pattern[str]:
+    """Return the pattern of an external name.
+
+    ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
+    """
+    quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
+    quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)
+    return re.compile(quoted)
+
+
+def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise LayoutError(f"{table}: {name} stands in two rows")
+        seen.add(name)
+
+
+def listed(names: Sequence[str], limit: int = 4) -> str:
+    """Return names for a sentence, cut after a few."""
+    first = ", ".join(map(shown, names[:limit]))
+    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
+
+
+def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
+    """Return name and shape of every external tensor, in order, for canonical shapes."""
+    return {
+        rule.external: rule.transform.write_shape([schema[name] for name in rule.canonicals])
+        for rule in rules
+    }
+
+
+def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
+    """Return lazy canonical tensors for the external ones that the rules name."""
+    return {
+        canonical.name: canonical
+        for rule in rules
+        for canonical in _read(rule, tensors[rule.external])
+    }
+
+
+def _read(rule: Rule, tensor: LazyTensor) -> Iterator[LazyTensor]:
+    shapes = rule.transform.read_shapes(tensor.shape)
+    parts = (
+        rule.transform.read_parts(tensor.load, shapes)
+        if isinstance(tensor.load, Sliceable)
+        else None
+    )
+    for index, (name, shape) in enumerate(zip(rule.canonicals, shapes, strict=True)):
+
+        def load(index: int = index) -> np.ndarray:
+            return rule.transform.read(tensor.load())[index]
+
+        yield LazyTensor(name, shape, tensor.dtype, parts[index] if parts else load)
+
+
+def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> list[LazyTensor]:
+    """Return lazy external tensors, in the order of the rules.
+
+    Raises:
+        LayoutError: tensors that are to be joined have different dtypes.
+    """
+    return [_write(rule, [tensors[name] for name in rule.canonicals]) for rule in rules]
+
+
+def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
+    dtypes = sorted({str(part.dtype) for part in parts})
+    if len(dtypes) > 1:
+        raise LayoutError(
+            f"{rule.external} joins tensors of different dtypes ({listed(dtypes)})"
+            "; pass --dtype to make them one"
+        )
+
+    def load() -> np.ndarray:
+        return rule.transform.write([part.load() for part in parts])
+
+    shape = rule.transform.write_shape([part.shape for part in parts])
+    ways = [part.load for part in parts if isinstance(part.load, Sliceable)]
+    in_parts = rule.transform.write_parts(ways, shape) if len(ways) == len(parts) else None
+    return LazyTensor(rule.external, shape, parts[0].dtype, in_parts or load)

@@ -1,0 +1,255 @@
+"""How one tensor becomes another: invertible maps between canonical and external arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from mae_convert.errors import LayoutError
+from mae_convert.files.slicing import Joined, Rows, Sliceable, Turned
+from mae_convert.layouts.schema import Shape
+
+
+class Transform(Protocol):
+    """An invertible map from canonical arrays to one external array."""
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the external array has the bytes of one canonical array, in the same order."""
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the external array made of canonical ones."""
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the canonical arrays that an external one holds."""
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the external shape for canonical shapes."""
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
+        """Return a way to parts of the external array, or None if it can only be made whole."""
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
+        """Return ways to parts of the canonical arrays, or None if they can only be had whole."""
+
+
+class _Whole:
+    """What a transform that needs its arrays whole says of parts."""
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Same:
+    """The external tensor is the canonical one."""
+
+    keeps_bytes: ClassVar[bool] = True
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the one array."""
+        return arrays[0]
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the one array."""
+        return [array]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the one shape."""
+        return shapes[0]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the one shape."""
+        return [shape]
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:  # noqa: ARG002
+        """Return the one way."""
+        return parts[0]
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:  # noqa: ARG002
+        """Return the one way."""
+        return [whole]
+
+    def __str__(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder the axes: external axis ``i`` is canonical axis ``axes[i]``."""
+
+    axes: tuple[int, ...]
+    keeps_bytes: ClassVar[bool] = False
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the transposed view."""
+        return arrays[0].transpose(self.axes)
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the view transposed back."""
+        return [array.transpose(self._inverse())]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the canonical shape with its axes reordered."""
+        return tuple(shapes[0][axis] for axis in self.axes)
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the external shape with its axes put back."""
+        if len(shape) != len(self.axes):
+            raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
+        return [tuple(shape[axis] for axis in self._inverse())]
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
+        """Return rows as columns and the other way round, for a matrix."""
+        return Turned(shape, parts[0].dtype, parts[0]) if self.axes == (1, 0) else None
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
+        """Return rows as columns and the other way round, for a matrix."""
+        return [Turned(shapes[0], whole.dtype, whole)] if self.axes == (1, 0) else None
+
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+
+    def __str__(self) -> str:
+        return "transpose" if self.axes == (1, 0) else f"permute{self.axes}"
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Join ``parts`` canonical tensors of equal shape along the first axis."""
+
+    parts: int
+    keeps_bytes: ClassVar[bool] = False
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the parts, one after the other."""
+        return np.concatenate(arrays)
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return equal views, in order."""
+        size = array.shape[0] // self.parts
+        return [array[index * size : (index + 1) * size] for index in range(self.parts)]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape of the joined tensor."""
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shapes of the parts."""
+        if not shape or shape[0] % self.parts:
+            raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
+        return [(shape[0] // self.parts, *shape[1:])] * self.parts
+
+    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:
+        """Return the parts, one after the other."""
+        return Joined(shape, parts[0].dtype, parts)
+
+    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:
+        """Return equal stretches of rows, in order."""
+        starts = (index * shape[0] for index, shape in enumerate(shapes))
+        return [
+            Rows(shape, whole.dtype, whole, start)
+            for shape, start in zip(shapes, starts, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        return f"fuse {self.parts}"
+
+
+@dataclass(frozen=True)
+class SplitHeads(_Whole):
+    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
+
+    Attributes:
+        kind: "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
+            (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as
+            (heads, d, width).
+        heads: number of heads; 0 until the table is bound to a model.
+    """
+
+    kind: str
+    heads: int = 0
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether it is a bias, whose heads follow each other already."""
+        return self.kind == "bias"
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the array with its heads apart."""
+        turned = arrays[0] if self.kind == "bias" else arrays[0].T
+        return turned.reshape(self.write_shape([arrays[0].shape]))
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the array with its heads joined."""
+        (shape,) = self.read_shapes(array.shape)
+        return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape with the heads apart; LayoutError if they do not divide it."""
+        joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
+        if not self.heads or joined % self.heads:
+            raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")
+        apart = (self.heads, joined // self.heads)
+        return {
+            "kernel": (*shapes[0][1:], *apart),
+            "bias": apart,
+            "output": (*apart, *shapes[0][:-1]),
+        }[self.kind]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shape with the heads joined."""
+        rank = 2 if self.kind == "bias" else 3
+        if len(shape) != rank:
+            raise LayoutError(f"{rank} dimensions are needed, not shape {shape}")
+        if self.kind == "bias":
+            return [(shape[0] * shape[1],)]
+        if self.kind == "kernel":
+            return [(shape[1] * shape[2], shape[0])]
+        return [(shape[2], shape[0] * shape[1])]
+
+    def heads_in(self, shape: Shape) -> int:
+        """Return the number of heads that an external shape tells."""
+        return shape[1] if self.kind == "kernel" else shape[0]
+
+    def __str__(self) -> str:
+        return f"heads apart ({self.kind})"
+
+
+@dataclass(frozen=True)
+class WithoutBatch(_Whole):
+    """The external tensor lacks the canonical one's first axis, which is 1."""
+
+    keeps_bytes: ClassVar[bool] = True
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the array without its first axis."""
+        return arrays[0][0]
+
+    def read(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the array with an axis of one before the others."""
+        return [array[None]]
+
+    def write_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape without its first axis."""
+        return shapes[0][1:]
+
+    def read_shapes(self, shape: Shape) -> list[Shape]:
+        """Return the shape with an axis of one before the others."""
+        return [(1, *shape)]
+
+    def __str__(self) -> str:
+        return "without the first axis"
+
+
+SAME = Same()
+TRANSPOSE = Permute((1, 0))

@@ -1,0 +1,156 @@
+"""What a publication is made of: model directories and files, each with its proof."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.files.messages import shown
+from mae_convert.formats.container import JSON_NAMES
+from mae_convert.sources.select_files import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
+from mae_convert.verify.certificate import Certificate, read_certificate
+
+NAME = re.compile(r"\w[\w.-]*")
+PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5", "keras_archive")
+UNVERIFIED = "--unverified publishes it all the same, and the card says so in its first line"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights in one layout, what stands beside them, and the certificate of their verification.
+
+    Attributes:
+        target: the model directory, or a single file.
+        checkpoint: the same, opened.
+        certificate: that it is the same function as its source; None where it is not verified.
+    """
+
+    target: Path
+    checkpoint: Checkpoint
+    certificate: Certificate | None
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The record of the conversion that made it; empty where there is none."""
+        return self.checkpoint.container.conversion or {}
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of the weights, an index first."""
+        return list(self.checkpoint.container.files)
+
+    @property
+    def own_sha256(self) -> str | None:
+        """The hash of its weights, which another part may have been verified against."""
+        if self.certificate is None:
+            return None
+        return str(self.certificate.document["target"].get("sha256"))
+
+    @property
+    def source_sha256(self) -> str | None:
+        """The hash of what it was verified against, else of what it says that it was made of."""
+        if self.certificate is not None:
+            return str(self.certificate.document["source"].get("sha256"))
+        source = self.record.get("source")
+        return source.get("sha256") if isinstance(source, Mapping) else None
+
+
+def read_part(target: Path, *, unverified: bool = False) -> Part:
+    """Open a model directory or file that is to be published, and check its proof.
+
+    Args:
+        target: the directory, or a file that carries its configuration.
+        unverified: go without a proof; a certificate is then left aside.
+
+    Raises:
+        CheckpointError: it is no model that is published, or there is no certificate.
+        MaeConvertError: the certificate does not say that these bytes were verified.
+    """
+    if not target.exists():
+        raise CheckpointError(f"{target} does not exist; check the path")
+    checkpoint = open_checkpoint(target)
+    if checkpoint.container.kind not in PUBLISHED_KINDS:
+        raise CheckpointError(
+            f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), which are"
+            " not published; convert it with --to transformers, which writes model.safetensors"
+        )
+    name = checkpoint.container.weights_file.name
+    if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIXES)):
+        raise CheckpointError(
+            f"{target} holds its weights as {name}, where nobody looks for them; convert it to a"
+            " directory, which has them by the name that readers know"
+        )
+    if wrong := [path.name for path in checkpoint.container.files if not NAME.fullmatch(path.name)]:
+        raise CheckpointError(
+            f"{shown(wrong[0])} is not a name for a file that is published, which commands and code"
+            " in the card repeat: rename it to letters, digits and . _ - only"
+        )
+    if unverified:
+        return Part(target, checkpoint, None)
+    try:
+        certificate = read_certificate(target)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {UNVERIFIED}") from error
+    part = Part(target, checkpoint, certificate)
+    for problem in _problems(part, certificate):
+        raise MaeConvertError(
+            f"{target} is not published: {problem}; verify it again with `mae-convert verify SOURCE"
+            f" {target} --certify`; {UNVERIFIED}"
+        )
+    return part
+
+
+def _problems(part: Part, certificate: Certificate) -> Iterator[str]:
+    """Yield in words why a certificate does not cover what would be published."""
+    document = certificate.document
+    if not document["passed"] or not all(check.get("passed") for check in document["checks"]):
+        yield "its certificate says that the verification failed"
+    if changed := certificate.changed_files():
+        yield f"{', '.join(changed)} changed since it was verified"
+    names = [path.name for path in part.weights]
+    if part.target.is_dir():
+        names += [name for name in JSON_NAMES if (part.target / name).is_file()]
+    if missing := [name for name in names if name not in document["files"]]:
+        yield f"its certificate does not cover {', '.join(missing)}"
+
+
+def check_together(parts: Sequence[Part]) -> None:
+    """Refuse parts that are not the same model, or that a repository cannot hold beside each other.
+
+    Raises:
+        MaeConvertError: other sources or tasks, or the same file twice.
+    """
+    first, *others = parts
+    names = {path.name for path in first.weights}
+    for other in others:
+        if other.source_sha256 not in {first.source_sha256, first.own_sha256} - {None}:
+            raise MaeConvertError(
+                f"{other.target} and {first.target} were not made of, or verified against, the same"
+                " source; publish them to repositories of their own"
+            )
+        if other.checkpoint.task != first.checkpoint.task:
+            raise MaeConvertError(
+                f"{other.target} holds a model for the task {other.checkpoint.task}, and"
+                f" {first.target} one for {first.checkpoint.task}; publish them to repositories of"
+                " their own"
+            )
+        if twice := names & {path.name for path in other.weights}:
+            raise MaeConvertError(
+                f"{other.target} and {first.target} both hold {min(twice)}; a repository can hold"
+                " one of them"
+            )
+        names |= {path.name for path in other.weights}
+
+
+def beside(part: Part) -> list[str]:
+    """Return the names of what is published beside a part's weights."""
+    if part.target.is_dir():
+        names = [*JSON_NAMES, *(CERTIFICATE if part.certificate else ())]
+        if part.certificate:  # what else was verified, as a processor_config.json
+            weights = [path.name for path in part.weights]
+            names += [n for n in part.certificate.document["files"] if n not in (*names, *weights)]
+        return [name for name in names if (part.target / name).is_file()]
+    return [f"{part.target.name}.{name}" for name in CERTIFICATE] if part.certificate else []

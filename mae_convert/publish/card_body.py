@@ -1,0 +1,265 @@
+"""Our section of a model card: what the weights are, where from, how that is known, how to use."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from mae_convert import __version__
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.convert.changes import step_in_words
+from mae_convert.families.mae.configuration import PREPROCESSING
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.official import BASE_URL
+from mae_convert.plain import plain
+from mae_convert.publish.artifacts import Part
+from mae_convert.publish.card_parity import folded, in_short, verification
+from mae_convert.publish.card_usage import loading
+from mae_convert.publish.licence import Licence, is_repository, sources_of
+from mae_convert.publish.markdown import size, table
+from mae_convert.publish.staging import Staged
+from mae_convert.text import code_in_markdown, for_markdown, link_in_markdown
+
+MOST_NAMES = 4  # of tensors, in a line
+TASKS = {
+    "pretrain": "encoder and decoder",
+    "encoder": "encoder, without a decoder",
+    "classify": "classifier, fine-tuned",
+}
+WARNING = (
+    "> **Not verified:** nobody has shown that these weights are the same function as their source."
+)
+CITATION = """```bibtex
+@article{he2021masked,
+  title   = {Masked Autoencoders Are Scalable Vision Learners},
+  author  = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr
+             and Girshick, Ross},
+  journal = {arXiv:2111.06377},
+  year    = {2021}
+}
+```"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is written of.
+
+    Attributes:
+        repo_id: where it is published.
+        parts: what is published, the main part first.
+        licence: what it is published under.
+        staged: the files, by path.
+        picture: path of a picture of reconstructions, or None.
+        credit: whose photographs it shows.
+    """
+
+    repo_id: str
+    parts: Sequence[Part]
+    licence: Licence
+    staged: Mapping[str, Staged]
+    picture: str | None
+    credit: str = ""
+
+
+def section(facts: Facts) -> str:
+    """Return the section as Markdown, without its marks."""
+    blocks = [
+        introduction(facts),
+        "## Where the weights come from",
+        provenance(facts),
+        *(_changes(facts.parts[0])),
+        "## What no tensor tells",
+        configurationtable(facts.parts[0]),
+        "## How it was verified",
+        verification(facts.parts[0]),
+        *(folded(part) for part in facts.parts[1:]),
+        "## How to load the weights",
+        loading(facts.repo_id, facts.parts),
+        "## How to check them",
+        checking(facts),
+        "## Files",
+        filestable(facts),
+        "## Citation",
+        CITATION,
+    ]
+    return "\n\n".join(blocks)
+
+
+def introduction(facts: Facts) -> str:
+    """Return what the model is, in a paragraph, and the picture."""
+    checkpoint = facts.parts[0].checkpoint
+    model = checkpoint.configuration.model
+    height, width = model.image_hw
+    patch = " x ".join(map(str, model.patch_hw))
+    count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    text = (
+        "Masked Autoencoder (MAE, [He et al. 2021](https://arxiv.org/abs/2111.06377)):"
+        f" {TASKS[checkpoint.task]}. Pictures of {height} x {width} pixels with"
+        f" {model.num_channels} channels, patches of {patch}; encoder of"
+        f" {model.num_hidden_layers} blocks of width {model.hidden_size} with"
+        f" {model.num_attention_heads} heads{_on_top(checkpoint)}. {count:,} parameters."
+    )
+    if said := in_short(facts.parts[0]):
+        text += f"\n\n{said}"
+    if facts.picture is None:
+        return text
+    return (
+        f"{text}\n\n![original, masked, reconstruction, reconstruction with visible patches]"
+        f"({facts.picture})\n\nOriginal, masked, reconstruction, and reconstruction with the"
+        f" visible patches put back. {facts.credit}".rstrip()
+    )
+
+
+def _on_top(checkpoint: Checkpoint) -> str:
+    """Return what comes after the encoder."""
+    model = checkpoint.configuration.model
+    if checkpoint.task == "pretrain":
+        pixels = "normalised" if model.norm_pix_loss else "plain"
+        return (
+            f"; decoder of {model.decoder_num_hidden_layers} blocks of width"
+            f" {model.decoder_hidden_size} that predicts {pixels} pixels"
+        )
+    if checkpoint.task == "classify":
+        read = "class token" if model.global_pool == "token" else "mean of the patches"
+        return f"; head for {model.num_labels} classes that reads the {read}"
+    return ""
+
+
+def provenance(facts: Facts) -> str:
+    """Return a table of the source, its hash, the licence, and the program."""
+    part = facts.parts[0]
+    rows = []
+    for number_, source in enumerate(sources_of(part)):
+        title = "which was made of" if number_ else "converted from"
+        rows.append((title, _source(source)))
+        rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
+        if stated := source.get("fingerprint"):
+            rows.append(("fingerprint", code_in_markdown(stated)))
+    if not rows:
+        rows.append(("converted from", "unknown: there is no record of a conversion"))
+    if (family := part.checkpoint.family) and family.certain:
+        rows.append(("family", for_markdown(family.family.name)))
+        rows += (
+            [("to be known", for_markdown(family.family.caveat))] if family.family.caveat else []
+        )
+    licence = facts.licence
+    name = for_markdown(licence.name)
+    if link := licence.fields.get("license_link"):
+        name = link_in_markdown(name, link)
+    rows.append(("licence", f"{name}, {for_markdown(licence.said_by)}"))
+    version = part.record.get("mae_convert", __version__)
+    if part.record:
+        rows.append(("converted by", f"mae-convert {for_markdown(version)}, to {_layout(part)}"))
+    return table(("", ""), rows)
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """Return where a checkpoint was got from, as a link where it is a known place.
+
+    The record is a file that anyone can write: what it names elsewhere is shown, and not linked.
+    """
+    name = str(source.get("official") or source.get("name"))
+    repository, url = source.get("repository"), str(source.get("url") or "")
+    if url.startswith(f"{BASE_URL}/"):
+        place = link_in_markdown(code_in_markdown(name), url)
+    elif url:
+        place = f"{code_in_markdown(name)} from {code_in_markdown(url)}"
+    elif repository:
+        revision = str(source.get("revision", "main"))
+        place = (
+            f"{code_in_markdown(source.get('file', name))} of {_repository(repository, revision)}"
+        )
+    else:
+        place = code_in_markdown(name)
+    layout, task = source.get("layout", "unknown"), source.get("task", "")
+    return f"{place}, layout {code_in_markdown(layout)}, {for_markdown(task)}"
+
+
+def _repository(name: object, revision: str) -> str:
+    """Return a repository on the Hub at a revision, linked if it can be the name of one."""
+    shown = for_markdown(name)
+    if is_repository(name):
+        address = f"https://huggingface.co/{name}/tree/{quote(revision, safe='/')}"
+        shown = link_in_markdown(shown, address)
+    return f"{shown} at {code_in_markdown(revision)}"
+
+
+def _changes(part: Part) -> Iterator[str]:
+    """Yield what the conversion did to the tensors."""
+    record = part.record
+    if not record:
+        return
+    lines = [f"- mapped, bit for bit: {len(record.get('tensors', {}))} tensors"]
+    steps = record.get("steps", [])
+    if any(step.get("step") != "task" for step in steps):
+        lines = [f"- mapped: {len(record.get('tensors', {}))} tensors"]
+    lines += [f"- changed on purpose: {for_markdown(step_in_words(step))}" for step in steps]
+    for title in ("dropped", "created"):
+        tensors: Mapping[str, str] = record.get(title, {})
+        for reason in dict.fromkeys(tensors.values()):
+            names = [code_in_markdown(n) for n, why in tensors.items() if why == reason]
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            shown = ", ".join(names[:MOST_NAMES]) + more
+            lines.append(f"- {title}: {shown}: {for_markdown(reason)}")
+        if not tensors:
+            lines.append(f"- {title}: nothing")
+    yield "\n".join(lines)
+
+
+def configurationtable(part: Part) -> str:
+    """Return the fields that had to be taken from elsewhere, and where from."""
+    configuration = part.checkpoint.configuration
+    told = part.record.get("assumed") or configuration.assumed()
+    rows = []
+    for name, entry in configuration.assumed().items():
+        source = told.get(name, entry).get("source", "unknown")
+        value = plain(entry["value"])
+        if name in PREPROCESSING:
+            value = ", ".join(f"{x:g}" for x in entry["value"])
+        rows.append((code_in_markdown(name), for_markdown(value), for_markdown(source)))
+    return table(("field", "value", "taken from"), rows)
+
+
+def checking(facts: Facts) -> str:
+    """Return how anyone can verify what is published."""
+    part = facts.parts[0]
+    digits = code_in_markdown(checkpoint_fingerprint(part.checkpoint))
+    same = (
+        "The fingerprint of the weights and their configuration, which is the same in every layout"
+        f" and file format and is printed by `mae-convert fingerprint hf://{facts.repo_id}`:"
+        f" {digits}"
+    )
+    if part.certificate is None:
+        return (
+            f"{same}\n\nThere is no certificate. With the source at hand:\n\n```sh\n"
+            f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
+        )
+    names = [path.name for further in facts.parts[1:] for path in further.weights[:1]]
+    more = "".join(f"mae-convert verify hf://{facts.repo_id}/{name}\n" for name in names)
+    return (
+        f"{same}\n\n"
+        "`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
+        " source's results in float64. Without the source they show that these files still compute"
+        " what was verified:\n\n```sh\npip install 'mae-convert[torch,tensorflow]'\n"
+        f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:"
+        "\n\n```sh\n"
+        f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
+    )
+
+
+def filestable(facts: Facts) -> str:
+    """Return the files of weights with their layouts and hashes."""
+    rows = []
+    for part in facts.parts:
+        for path in part.weights:
+            staged = facts.staged[path.name]
+            layout = f"`{part.checkpoint.layout.name}`"
+            digits = code_in_markdown(staged.sha256)
+            rows.append((code_in_markdown(path.name), layout, size(staged.size), digits))
+    return table(("file", "layout", "size", "SHA-256"), rows)
+
+
+def _layout(part: Part) -> str:
+    return LAYOUTS[part.checkpoint.layout.name].title

@@ -1,0 +1,123 @@
+"""What a card says of the verification: the figures of the certificate, as Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.plain import number
+from mae_convert.publish.artifacts import Part
+from mae_convert.publish.markdown import table
+from mae_convert.text import code_in_markdown, for_html, for_markdown
+from mae_convert.verify.assumptions import in_words, shared
+from mae_convert.verify.judge import FUNCTION_LIMIT, Check
+from mae_convert.verify.summary import summary
+
+
+def in_short(part: Part) -> str:
+    """Return the outcome of the verification in a sentence; empty where there was none."""
+    if part.certificate is None:
+        return ""
+    document = part.certificate.document
+    distances = [
+        check["measured"]
+        for check in document["checks"]
+        if check["name"].startswith("function/") and isinstance(check["measured"], float)
+    ]
+    declared = bool(document.get("steps"))
+    weights = any(check["name"].startswith("weights/") for check in document["checks"])
+    same = ", and the tensors are equal bit for bit" if weights and not declared else ""
+    source = (
+        "the source's, after the changes that are declared below" if declared else "the source's"
+    )
+    word = "Verified" if document["proven"] else "Verified, not proven"
+    if assumed := in_words(shared(document.get("assumptions", []))):
+        word += f", assuming {for_markdown(assumed)}"
+    return (
+        f"**{word}:** in float64 every step and every result is within"
+        f" {number(max(distances, default=0.0))} of {source} (relative L2, limit"
+        f" {number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check"
+        " it](#how-to-check-them)."
+    )
+
+
+def verification(part: Part) -> str:
+    """Return the parity table of a part, and how it came about."""
+    names = ", ".join(code_in_markdown(path.name) for path in part.weights[:1])
+    if part.certificate is None:
+        return f"{names} was **not verified**."
+    document = part.certificate.document
+    checks = [Check(**check) for check in document["checks"]]
+    rows = [
+        (
+            *map(for_markdown, (line.title, line.measured, line.limit)),
+            "ok" if line.passed else "**FAILED**",
+        )
+        for line in summary(checks)
+    ]
+    how = "; ".join(_witness(witness) for witness in document.get("witnesses", []))
+    proven = _what_is_proven(document)
+    source = document["source"]
+    digits = code_in_markdown(source.get("sha256"))
+    lines = [
+        f"{names} against {code_in_markdown(source.get('name'))} (SHA-256 {digits}): the same"
+        f" pictures with the same noise through both. {proven}",
+        table(("compared", "how far apart", "limit", ""), rows),
+        f"Distances are relative L2. {how}. Inputs (SHA-256):"
+        f" {code_in_markdown(document['inputs'])}."
+        f" {_versions(document.get('environment', {}))}",
+    ]
+    lines += [
+        for_markdown(
+            f"The declared rounding moves {name} by {number(effect)} (relative L2, not judged)."
+        )
+        for name, effect in document.get("effects", {}).items()
+    ]
+    lines += [
+        for_markdown(
+            f"Assumed by {' and '.join(map(str, assumption['sides']))}, and not confirmed:"
+            f" {in_words([assumption])}."
+        )
+        for assumption in document.get("assumptions", [])
+        if len(assumption["sides"]) > 1
+    ]
+    lines += [f"Not compared: {for_markdown(what)}." for what in document.get("not_compared", [])]
+    return "\n\n".join(lines)
+
+
+def folded(part: Part) -> str:
+    """Return the same for a further part, to be opened by a click."""
+    name = for_html(part.weights[0].name)
+    return (
+        f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(part)}"
+        "\n\n</details>"
+    )
+
+
+def _witness(witness: Mapping[str, Any]) -> str:
+    ours = witness.get("ours") or "the conversion's tables"
+    how = "its own names" if witness.get("native") else ours.replace("our ", "mae-convert's ")
+    version = (witness.get("versions") or {}).get(witness.get("framework"), "")
+    return for_markdown(
+        f"{witness.get('side')} is the {witness.get('layout')} layout, run by"
+        f" {witness.get('framework')} {version} on {witness.get('device')}, loaded by {how}"
+    )
+
+
+def _versions(environment: Mapping[str, str]) -> str:
+    kept = [f"{name} {version}" for name, version in environment.items() if name != "platform"]
+    return f"Versions: {for_markdown(', '.join(kept))}." if kept else ""
+
+
+def _what_is_proven(document: Mapping[str, Any]) -> str:
+    """Return in a sentence what the verdict of a certificate proves beyond the comparison."""
+    if document["proven"]:
+        return (
+            "Both sides were loaded by their own names, without the conversion's tables, so the"
+            " tables are proven too."
+        )
+    if unread := document.get("unread"):
+        names = (for_markdown(name) for fields in unread.values() for name in fields[:8])
+        return f"A library may act on fields that were not compared: {', '.join(names)}."
+    return (
+        "A side was loaded through the conversion's own tables, so a mistake in them would not"
+        " show."
+    )

@@ -1,0 +1,109 @@
+"""How to load published weights in each framework, as Markdown."""
+
+from collections.abc import Sequence
+
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.formats.directory import KERAS_SUFFIX
+from mae_convert.publish.artifacts import Part
+
+CLASSES = {
+    "pretrain": "ViTMAEForPreTraining",
+    "encoder": "ViTMAEModel",
+    "classify": "ViTForImageClassification",
+}
+
+
+def loading(repo_id: str, parts: Sequence[Part]) -> str:
+    """Return code for PyTorch, TensorFlow and timm: from the files that are here, or converted."""
+    blocks = [_pytorch(repo_id, parts), _tensorflow(repo_id, parts), _timm(repo_id, parts)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _first(parts: Sequence[Part], *layouts: str) -> Part | None:
+    return next((part for part in parts if part.checkpoint.layout.name in layouts), None)
+
+
+def _code(title: str, language: str, lines: Sequence[str]) -> str:
+    body = "\n".join(lines)
+    return f"### {title}\n\n```{language}\n{body}\n```"
+
+
+def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool:
+    """Tell whether the model can be converted to a layout."""
+    checkpoint = parts[0].checkpoint
+    task = task or checkpoint.task
+    entry = LAYOUTS[layout]
+    holds = any(task in table.tasks for table in entry.tables)
+    return holds and entry.refusal(checkpoint.configuration.model, task) is None
+
+
+def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
+    name = CLASSES[parts[0].checkpoint.task]
+    if _first(parts, "transformers"):
+        lines = [
+            f"from transformers import {name}",
+            "",
+            f'model = {name}.from_pretrained("{repo_id}")',
+        ]
+        return _code("PyTorch", "python", lines)
+    if not _can_be(parts, "transformers"):
+        return ""
+    lines = [
+        f"mae-convert convert hf://{repo_id} my-mae --to transformers",
+        f"python -c \"from transformers import {name}; {name}.from_pretrained('my-mae')\"",
+    ]
+    return _code("PyTorch", "sh", lines)
+
+
+def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
+    name = f"TF{CLASSES[parts[0].checkpoint.task]}"
+    if _first(parts, "transformers-tf"):
+        lines = [
+            "# transformers up to 4.57; newer versions have no TensorFlow classes",
+            f"from transformers import {name}",
+            "",
+            f'model = {name}.from_pretrained("{repo_id}")',
+        ]
+        return _code("TensorFlow", "python", lines)
+    part = _first(parts, "keras")
+    if part is None and not _can_be(parts, "keras"):
+        return ""
+    file = part.weights[0].name if part else "my-mae.keras"
+    shell = f"mae-convert convert hf://{repo_id} {file} --to keras"
+    if part:
+        shell = f"hf download {repo_id} {file} --local-dir ."
+    known = "  # makes the models known to Keras 3, on TensorFlow or JAX"
+    lines = [
+        "import keras",
+        f"import reference_models.keras{known}",
+        "",
+        f'model = keras.models.load_model("{file}")',
+    ]
+    if file.endswith(KERAS_SUFFIX):
+        lines = [
+            "from mae_convert.checkpoint.open import open_checkpoint",
+            f"from reference_models.keras import {name}  # Keras 3, on TensorFlow or JAX",
+            "",
+            f'model = {name}(open_checkpoint("{file}").configuration.model)',
+            f'model.load_weights("{file}")',
+        ]
+    code = "\n".join(lines)
+    return f"### TensorFlow\n\n```sh\n{shell}\n```\n\n```python\n{code}\n```"
+
+
+def _timm(repo_id: str, parts: Sequence[Part]) -> str:
+    if _first(parts[:1], "timm"):
+        lines = [
+            "import timm",
+            "",
+            f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)',
+        ]
+        return _code("timm", "python", lines)
+    task = parts[0].checkpoint.task
+    wanted = "classify" if task == "classify" else "encoder"
+    if not _can_be(parts, "timm", wanted):
+        return ""
+    drop = " --task encoder" if task == "pretrain" else ""
+    shell = f"mae-convert convert hf://{repo_id} my-timm --to timm{drop}"
+    code = 'import timm\n\nmodel = timm.create_model("local-dir:my-timm", pretrained=True)'
+    return f"### timm\n\n```sh\n{shell}\n```\n\n```python\n{code}\n```"

@@ -1,0 +1,179 @@
+"""One commit that changes a repository, made exactly once.
+
+A commit whose answer was lost may have been made all the same. So after every failure the
+repository is looked at before anything is sent again: there is never a second commit, nor a second
+pull request.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.errors import HubError, MaeConvertError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.publish.repository import (
+    Remote,
+    Target,
+    changed_meanwhile,
+    commit_url,
+    open_pull_request,
+)
+from mae_convert.publish.staging import Staged
+from mae_convert.sources.client import (
+    is_transient,
+    patiently,
+    say_wait,
+    speaking,
+    status_of,
+    wait_after,
+)
+from mae_convert.sources.snapshot import entries_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+DESCRIPTION = "Made by `mae-convert publish`; the card says what was verified and how."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to change in a repository.
+
+    Attributes:
+        add: files that are new or changed.
+        delete: files that go.
+        title: of the commit, and of a pull request.
+        account: whose token it is.
+    """
+
+    add: Sequence[Staged]
+    delete: Sequence[str]
+    title: str
+    account: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A commit that is in the repository.
+
+    Attributes:
+        commit: its id.
+        url: its page.
+        pull_request_url: the page of the pull request, or None.
+        is_new: it was made by this run; False where everything was there already.
+    """
+
+    commit: str
+    url: str
+    pull_request_url: str | None = None
+    is_new: bool = True
+
+
+def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed:
+    """Make a change by one commit, or by one pull request, exactly once.
+
+    Args:
+        api: the Hub's client.
+        target: where to publish.
+        remote: how the repository is; another change since then is refused.
+        change: what is to change.
+
+    Raises:
+        HubError: the Hub refuses, or someone else has changed the branch meanwhile.
+        MissingRequirementError: the Hub cannot be reached, or stays out of order.
+    """
+    attempt, waited = 0, 0.0
+    while True:
+        try:
+            info = _send(api, target, remote, change)
+            return Committed(info.oid, str(info.commit_url), info.pr_url or remote.pull_request_url)
+        except Exception as error:
+            if isinstance(error, MaeConvertError) or not _may_have_been_made(error):
+                raise
+            wait = wait_after(error, attempt, waited) if is_transient(error) else None
+            if wait is not None:
+                say_wait(error, wait)
+                time.sleep(wait)  # before the look: what was sent may still be on its way
+            with speaking(
+                f"{target.repo_id}: whether the commit was made is not known; run the same command"
+                " again, which does not make it twice"
+            ):
+                done = find_made(api, target, remote, change)
+            if done is not None:
+                return done
+            if status_of(error) == 412:
+                raise changed_meanwhile(target, remote) from error
+            if wait is None:
+                raise
+        attempt, waited = attempt + 1, waited + wait
+
+
+def _may_have_been_made(error: BaseException) -> bool:
+    """Tell whether the Hub may have done what was asked, or may yet, in spite of an error."""
+    status = status_of(error)
+    return is_transient(error) or status in (None, 409, 412) or status >= 500
+
+
+def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
+    """Upload what is large, and make the commit if that was what is to be published.
+
+    Raises:
+        HubError: a file changed after it was looked at; nothing is committed.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    new_pull_request = target.pull_request and remote.pull_request_url is None
+    revision = None if new_pull_request else remote.revision
+    # An operation serves for one commit only; what was uploaded before is not sent again.
+    additions = [CommitOperationAdd(staged.path, _content(staged)) for staged in change.add]
+    api.preupload_lfs_files(
+        target.repo_id,
+        additions,
+        revision=revision,
+        create_pr=new_pull_request,
+        free_memory=False,
+    )
+    for staged, addition in zip(change.add, additions, strict=True):
+        changed = isinstance(staged.content, ByteFile) and not staged.content.is_unchanged
+        if changed or addition.upload_info.sha256.hex() != staged.sha256:
+            raise HubError(
+                f"{staged.path} changed while it was sent; nothing was published: verify it"
+                " again, then publish again"
+            )
+    return api.create_commit(
+        target.repo_id,
+        [*additions, *(CommitOperationDelete(path) for path in change.delete)],
+        commit_message=change.title,
+        commit_description=DESCRIPTION,
+        revision=revision,
+        create_pr=new_pull_request,
+        parent_commit=remote.head,
+    )
+
+
+def _content(staged: Staged) -> str | bytes:
+    """Return the bytes, or the path of the open file, whatever stands at its own path by now."""
+    return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
+
+
+def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:
+    """Return the commit that was made though its answer was lost, or None."""
+    repo_id, url, revision = target.repo_id, remote.pull_request_url, remote.revision
+    if target.pull_request and url is None:
+        ours = open_pull_request(api, repo_id, change.account)
+        if ours is None:
+            return None
+        url, revision = ours.url, f"refs/pr/{ours.num}"
+    history = patiently(lambda: api.list_repo_commits(repo_id, revision=revision))
+    for entry in history:
+        if entry.commit_id == remote.head:
+            return None
+        if entry.title != change.title:
+            continue
+        at = entry.commit_id
+        state = patiently(lambda at=at: api.model_info(repo_id, revision=at, files_metadata=True))  # type: ignore[misc]
+        there = entries_of(state)
+        if all(staged.is_at(there.get(staged.path)) for staged in change.add):
+            return Committed(at, commit_url(api, repo_id, at), url)
+    return None

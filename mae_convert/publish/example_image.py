@@ -1,0 +1,47 @@
+"""A picture of reconstructions for the card, where a framework is here to make it with."""
+
+import io
+from importlib import resources
+from pathlib import Path
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.errors import MaeConvertError
+from mae_convert.runtime.inputs import random_inputs
+from mae_convert.runtime.running import Request, Run, run_together
+from mae_convert.runtime.sides import Side, choose_side
+from mae_convert.visualize.sheet import panel
+
+CREDIT = (
+    "Photographs: Aitzol Berasategi (CC BY 4.0), NASA (public domain), Stefan van der Walt (CC0),"
+    " Rachel Michetti, courtesy of Pikolo Espresso Bar (CC0)."
+)
+
+
+def picture_of(checkpoint: Checkpoint) -> bytes | None:
+    """Return a panel of the embedded photographs as PNG, or None where it cannot be made.
+
+    That is: of models without a decoder or for other than three channels, without a framework, or
+    where the model cannot be run.
+    """
+    configuration = checkpoint.configuration
+    if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:
+        return None
+    data = Path(str(resources.files("mae_convert") / "data" / "demo"))
+    try:
+        pictures = sorted(data.glob("*.jpg"))
+        pixels = load_pictures(pictures, checkpoint)
+        side = choose_side(checkpoint, Side())
+        noise = random_inputs(configuration.model, batch=len(pixels), seed=1)["noise"]
+        request = Request(dtypes=("float32",), taps=False)
+        inputs = {"pixel_values": pixels, "noise": noise}
+        (trace,) = run_together([Run(checkpoint, side, request)], inputs)
+    except MaeConvertError:
+        return None
+    drawn = panel(
+        pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"],
+        [path.name for path in pictures], configuration,
+    )  # fmt: skip
+    stream = io.BytesIO()
+    drawn.save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,78 @@
+"""All results as files: a page for people, a Parquet table for programs that read no SQLite."""
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import MissingRequirementError, OutputError
+from mae_convert.files.atomic import Place, replacing_file
+from mae_convert.plain import plain
+from mae_convert.reports.sweep_html import page
+from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
+
+
+def check_names(paths: Sequence[Path]) -> None:
+    """Refuse reports that could not be written, before any work is done.
+
+    Raises:
+        OutputError: another suffix, no such directory, or a directory of that name.
+        MissingRequirementError: the package that writes it is not installed.
+    """
+    for path in paths:
+        if path.suffix not in WRITERS:
+            known = " or ".join(WRITERS)
+            raise OutputError(f"{path}: let the name of a sweep's report end in {known}")
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
+        Place(path, overwrite=True).check()
+        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            raise MissingRequirementError(
+                f"{path}: Parquet is written by pyarrow; pip install 'mae-convert[parquet]'"
+            )
+
+
+def write_reports(rows: Sequence[Row], paths: Sequence[Path], not_run: int = 0) -> None:
+    """Write each report, in place of an earlier one.
+
+    Args:
+        rows: of the jobs that were run.
+        paths: where to.
+        not_run: how many jobs of the plan were not.
+    """
+    for path in paths:
+        with replacing_file(path, overwrite=True) as place:
+            place.write_bytes(WRITERS[path.suffix](rows, not_run))
+
+
+def _page(rows: Sequence[Row], not_run: int) -> bytes:
+    return page(rows, not_run).encode()
+
+
+def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
+    """Return a Parquet file with a row for each job and the columns of the file of results."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    schema = pa.schema(
+        [(n, kinds.get(kind.removesuffix(" | None"), pa.string())) for n, kind in COLUMNS.items()]
+    )
+    data = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([_cells(row) for row in rows], schema), data)
+    return data.getvalue()
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    return {
+        name: json.dumps(plain(value), sort_keys=True) if name in MAPPINGS else value
+        for name, value in row.to_dict().items()
+    }
+
+
+WRITERS: Mapping[str, Callable[[Sequence[Row], int], bytes]] = {
+    ".html": _page,
+    ".parquet": _table,
+}

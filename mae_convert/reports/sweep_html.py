@@ -1,0 +1,231 @@
+"""All results as one HTML page that needs no other file: a matrix of verdicts, a table."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mae_convert.plain import number
+from mae_convert.reports.verdict_html import STYLE
+from mae_convert.sources.patterns import natural
+from mae_convert.sweep.result import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
+from mae_convert.text import for_html
+
+TAG = re.compile("<[^>]*>")
+MOST_COLUMNS = 24  # of a matrix that a person can take in
+NOT_VARIANTS = ("publish", "base_model")  # of these each source has its own
+OWN_STYLE = """
+body { max-width: none; margin: 2rem; }
+table { width: auto; }
+.scroll { overflow-x: auto; }
+th[data-sort] { cursor: pointer; user-select: none; white-space: nowrap; }
+th[aria-sort=ascending]::after { content: " \\25B2"; }
+th[aria-sort=descending]::after { content: " \\25BC"; }
+td.long { max-width: 32rem; min-width: 16rem; overflow-wrap: anywhere; }
+td.path { overflow-wrap: anywhere; min-width: 14rem; }
+.cell { display: inline-block; padding: .1rem .5rem; border-radius: 4px; font-size: .85rem;
+        text-decoration: none; white-space: nowrap; background: #f3f5f7; color: inherit; }
+.cell.ok { background: #dafbe1; color: var(--ok); } .cell.bad { background: #ffdcd9;
+        color: var(--bad); font-weight: 600; }
+input { font: inherit; padding: .2rem .5rem; width: 22rem; margin: .5rem 0; }
+tr:target { background: #fff8c5; }
+"""
+SCRIPT = """
+const table = document.querySelector("#rows"), body = table.tBodies[0];
+table.querySelectorAll("th[data-sort]").forEach((head, column) => head.onclick = () => {
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const compare = (a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // what is not there comes last
+    const numbers = head.dataset.sort === "number";
+    const order = numbers ? x - y : x.localeCompare(y, undefined, {numeric: true});
+    return up ? order : -order;
+  };
+  [...body.rows].sort(compare).forEach(row => body.append(row));
+});
+document.querySelector("#filter").oninput = event => {
+  const words = event.target.value.toLowerCase();
+  for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(words);
+};
+"""
+
+
+def page(rows: Sequence[Row], not_run: int = 0) -> str:
+    """Return the page about the jobs that were run, which says how many were not."""
+    counts = Counter(row.outcome for row in rows)
+    bad = len(rows) - counts[DONE]
+    amiss = [f"{bad} failed"] if bad else []
+    amiss += [f"{not_run} not run"] if not_run else []
+    title = ", ".join([f"{len(rows) + not_run} jobs", *(amiss or ["all done"])])
+    proven = sum(bool(row.proven) and row.is_good for row in rows)
+    passed = sum(bool(row.passed) for row in rows)
+    verified = sum(row.passed is not None for row in rows)
+    seconds = sum(row.seconds for row in rows)
+    said = [
+        f"{verified} verified: {passed} passed, {proven} of them proven, {counts[FAILED]} failed"
+        if verified
+        else "not verified",
+        *([f"{counts[ERROR]} without a result"] if counts[ERROR] else []),
+        f"{seconds:.0f} s of work",
+    ]
+    parts = [
+        f'<h1 class="{"bad" if amiss else "ok"}">{title}</h1><p>{"; ".join(said)}</p>',
+        *_matrix(rows),
+        "<h2>Jobs</h2>",
+        '<input id="filter" placeholder="show only rows that hold …" aria-label="filter">',
+        f'<div class="scroll">{_table(rows)}</div>',
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>mae-convert sweep: {title}</title><style>{STYLE}{OWN_STYLE}</style></head>\n"
+        "<body>\n" + "\n".join(parts) + f"\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _matrix(rows: Sequence[Row]) -> Iterable[str]:
+    """Yield the table of verdicts: a line for each source, a column for each way to treat it."""
+    differing = _differing(rows)
+    columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
+    sources = sorted({row.source for row in rows}, key=natural)
+    if not 0 < len(columns) <= MOST_COLUMNS:
+        return
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        cells.setdefault((row.source, _variant(row, differing)), []).append(_mark(row, link=True))
+    names = _short_names(sources)
+    head = "".join(f"<th>{for_html(name)}</th>" for name in ("source", *columns))
+    lines = (
+        f'<tr><td title="{for_html(source)}">{for_html(names[source])}</td>'
+        + "".join(f"<td>{' '.join(cells.get((source, name), ()))}</td>" for name in columns)
+        + "</tr>"
+        for source in sources
+    )
+    yield "<h2>Verdicts</h2>"
+    yield (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
+        + "\n".join(lines)
+        + "</tbody></table></div>"
+    )
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Return the settings in which the jobs differ."""
+    names = dict.fromkeys(name for row in rows for name in row.settings)
+    return [
+        name
+        for name in names
+        if name not in NOT_VARIANTS and len({str(row.settings.get(name)) for row in rows}) > 1
+    ]
+
+
+def _variant(row: Row, differing: Sequence[str]) -> str:
+    words = [row.layout or "as it is"]
+    words += [f"{n} {_words(row.settings[n])}" for n in differing if n in row.settings]
+    return ", ".join(words)
+
+
+def _words(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short_names(sources: Sequence[str]) -> dict[str, str]:
+    """Return sources without the folders that all have."""
+    folders = [source.rpartition("/")[0].split("/") for source in sources]
+    common = 0
+    while all(len(f) > common and f[common] == folders[0][common] for f in folders):
+        common += 1
+    return {source: "/".join(source.split("/")[common:]) for source in sources}
+
+
+def _mark(row: Row, *, link: bool = False) -> str:
+    word = row.verdict or ("no result" if row.error else "converted")
+    if row.error and row.verdict:
+        word = "no result"
+    tone = "ok" if row.is_good and row.passed else "" if row.is_good else "bad"
+    word = {"PASSED and proven": "proven", "PASSED": "passed"}.get(word, word)
+    if not link:
+        return f'<span class="cell {tone}">{for_html(word)}</span>'
+    why, anchor = for_html(row.error or row.cause or ""), for_html(row.key[:16])
+    return f'<a class="cell {tone}" href="#{anchor}" title="{why}">{for_html(word)}</a>'
+
+
+def _text(value: str | None) -> str:
+    return f"<td>{for_html(value or '')}</td>"
+
+
+def _number(value: float | None, show: Callable[[float], str]) -> str:
+    if value is None:
+        return '<td class="n" data-value=""></td>'
+    return f'<td class="n" data-value="{value:.17g}">{for_html(show(value))}</td>'
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.1f} MB"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s"
+
+
+def _hash(value: str | None, digits: int = 12) -> str:
+    short = f"<code>{for_html(value[:digits])}</code>" if value else ""
+    return f'<td title="{for_html(value or "")}">{short}</td>'
+
+
+def _assuming(row: Row) -> str:
+    """Return what a verdict rests on that neither side states; empty where there is nothing."""
+    return f"assuming {row.assuming}" if row.assuming else ""
+
+
+def _long(value: str) -> str:
+    return f'<td class="long">{for_html(value)}</td>'
+
+
+def _path(value: str | None) -> str:
+    return f'<td class="path">{for_html(value or "")}</td>'
+
+
+COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
+    ("source", "text", lambda r: _path(r.source)),
+    ("to", "text", lambda r: _text(r.layout)),
+    ("verdict", "text", lambda r: f"<td>{_mark(r)}</td>"),
+    (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _number(r.function, number)),
+    ("float32 own error", "number", lambda r: _number(r.own_error.get("float32"), number)),
+    ("why", "text", lambda r: _long(r.error or r.cause or _assuming(r))),
+    ("weights", "number", lambda r: _number(r.source_bytes, _megabytes)),
+    ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
+    ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
+    ("in all", "number", lambda r: _number(r.seconds, _seconds)),
+    ("peak memory", "number", lambda r: _number(r.peak_memory, _megabytes)),
+    ("target", "text", lambda r: _path(r.published or r.target)),
+    ("source sha256", "text", lambda r: _hash(r.source_sha256)),
+    ("target sha256", "text", lambda r: _hash(r.target_sha256)),
+    ("source fingerprint", "text", lambda r: _hash(r.source_fingerprint, 17)),
+    ("target fingerprint", "text", lambda r: _hash(r.target_fingerprint, 17)),
+    ("what else", "text", lambda r: _long(", ".join(_said(r)))),
+)
+
+
+def _said(row: Row) -> list[str]:
+    return [f"{name}={_words(value)}" for name, value in row.settings.items()]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Return the table of all rows, without columns in which nothing stands."""
+    names = _short_names(sorted({row.source for row in rows}))
+    shown = [replace(row, source=names[row.source]) for row in rows]
+    columns = [(name, kind, list(map(cell, shown))) for name, kind, cell in COLUMNS]
+    columns = [c for c in columns if any(TAG.sub("", cell) for cell in c[2])]
+    head = "".join(
+        f'<th data-sort="{kind}" title="sort">{for_html(name)}</th>' for name, kind, _ in columns
+    )
+    body = "\n".join(
+        f'<tr id="{for_html(row.key[:16])}">' + "".join(cells) + "</tr>"
+        for row, *cells in zip(rows, *(cells for _, _, cells in columns), strict=True)
+    )
+    return f'<table id="rows"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'

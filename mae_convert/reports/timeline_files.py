@@ -1,0 +1,204 @@
+"""A timeline as files: a page with plot, pictures and table; the pictures or the table alone."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.files.atomic import replacing_file
+from mae_convert.files.messages import refuse_nul
+from mae_convert.plain import plain
+from mae_convert.reports.timeline_plot import plot
+from mae_convert.reports.verdict_html import STYLE
+from mae_convert.text import for_html, for_terminal
+from mae_convert.visualize.pixels import GREY, pasted
+from mae_convert.visualize.sheet import Row, Sheet, draw
+from mae_convert.visualize.timeline import Timeline
+
+MOST_PICTURES = 4  # on a sheet; a loss is of all
+OWN_STYLE = """
+body { max-width: 64rem; }
+.pictures td, .pictures th { padding: .15rem; border: 0; }
+img { image-rendering: auto; width: 100%; display: block; }
+tr.best td { font-weight: 600; } tr.paid td { background: #dafbe1; }
+"""
+
+
+def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """See to it that files can be written, before any work is done.
+
+    Raises:
+        MaeConvertError: an unknown suffix, no such folder, or a file that is there.
+    """
+    for path in paths:
+        refuse_nul(path)
+        if path.suffix not in WRITERS:
+            known = ", ".join(WRITERS)
+            raise MaeConvertError(f"{path}: a timeline is written to a file that ends in {known}")
+        if path.exists() and not overwrite:
+            raise MaeConvertError(f"{path} is there already; pass --overwrite to replace it")
+        if not path.resolve().parent.is_dir():
+            raise MaeConvertError(f"{path.parent} is not a folder; make it, or write elsewhere")
+
+
+def write(found: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Write a timeline to every path, in the form that its suffix names."""
+    for path in paths:
+        with replacing_file(path, overwrite=overwrite) as place:
+            place.write_bytes(WRITERS[path.suffix](found))
+
+
+def timeline_json(found: Timeline) -> dict[str, Any]:
+    """Return a timeline as plain data."""
+    return {
+        "objective": objective_in_words(found),
+        "mask_ratio": found.mask_ratio,
+        "images": list(found.images),
+        "best_epoch": found.best.epoch,
+        "paid_until_epoch": found.paid_until.epoch,
+        "points": [vars(point) for point in found.points],
+    }
+
+
+def objective_in_words(found: Timeline) -> str:
+    """Return what the loss is."""
+    of = "normalised patches" if found.configuration.model.norm_pix_loss else "normalised pixels"
+    return f"mean squared error of {of} over removed patches"
+
+
+def sheet(found: Timeline) -> Image.Image:
+    """Return pictures side by side: the original, what the model saw, and what it made of it."""
+    columns, configuration = _columns(found), found.configuration
+    count = min(len(found.images), MOST_PICTURES)
+    rows = tuple(
+        Row(found.images[i], tuple(column[i] for column in columns.values())) for i in range(count)
+    )
+    height, width = configuration.model.image_hw
+    return draw(Sheet(tuple(columns), rows, found.display.note, (width / height,) * count))
+
+
+def _columns(found: Timeline) -> dict[str, np.ndarray]:
+    """Return columns of colours (N, H, W, 3) and their heads."""
+    configuration = found.configuration
+    first = next(iter(found.shown.values()))
+    original = found.display(first.pixel_values)
+    columns = {
+        "original": original,
+        "seen": pasted(original, np.full_like(original, GREY), first.mask, configuration),
+    }
+    for epoch, done in sorted(found.shown.items()):
+        (predicted,) = done.predicted.values()
+        painted = found.display(predicted)
+        columns[f"epoch {epoch}"] = pasted(original, painted, done.mask, configuration)
+    return columns
+
+
+def page(found: Timeline) -> str:
+    """Return a page that needs no other file."""
+    best, paid = found.best, found.paid_until
+    gained = "" if paid is best else (
+        f" From epoch {paid.epoch} on, less than 1 % of the way from the first loss to the lowest"
+        " was left."
+    )  # fmt: skip
+    said = (
+        f"{len(found.points)} checkpoints on the same {len(found.images)} pictures with the same"
+        f" noise, float32: {objective_in_words(found)}, {found.mask_ratio:.0%} of them removed."
+    )
+    parts = [
+        "<h1>Training, checkpoint by checkpoint</h1>",
+        f'<p class="grey">{said}</p>',
+        f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{gained}</p>",
+        plot(found),
+        "<h2>Pictures</h2>",
+        _pictures(found),
+        "<h2>Checkpoints</h2>",
+        _table(found),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>mae-convert timeline</title><style>{STYLE}{OWN_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _table(found: Timeline) -> str:
+    before: float | None = None
+    lines = []
+    for point in found.points:
+        change = "" if before is None or point.loss is None else f"{point.loss - before:+.4f}"
+        marks = " ".join(
+            name for name, p in (("best", found.best), ("paid", found.paid_until)) if p is point
+        )
+        loss = f"{point.loss:.4f}" if point.loss is not None else ""
+        span = f"{min(point.losses):.4f} to {max(point.losses):.4f}" if point.losses else ""
+        name = f'{for_html(point.source)}<br><span class="bad">{for_html(point.error)}</span>' \
+            if point.error else for_html(point.source)  # fmt: skip
+        cells = (point.epoch, loss, change, span)
+        lines.append(
+            f'<tr class="{marks}">'
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            + f"<td>{name}</td></tr>"
+        )
+        before = before if point.loss is None else point.loss
+    head = "".join(
+        f"<th>{name}</th>" for name in ("epoch", "loss", "change", "over pictures", "checkpoint")
+    )
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _pictures(found: Timeline) -> str:
+    columns = _columns(found)
+    head = "".join(f"<th>{for_html(name)}</th>" for name in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_picture(column[i])}</td>" for column in columns.values()) + "</tr>"
+        for i in range(min(len(found.images), MOST_PICTURES))
+    )
+    return (
+        f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<p class="grey">Visible patches are put back. {found.display.note}</p>'
+    )
+
+
+def _picture(colours: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(np.rint(colours * 255).astype(np.uint8)).save(data, "JPEG", quality=92)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode("ascii")}">'
+
+
+def _as_png(found: Timeline) -> bytes:
+    data = io.BytesIO()
+    sheet(found).save(data, format="PNG", optimize=True)
+    return data.getvalue()
+
+
+def _as_csv(found: Timeline) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text)
+    images = map(for_terminal, found.images)
+    table.writerow(("epoch", "loss", *images, "checkpoint", "error"))
+    for p in found.points:
+        losses = p.losses or ("",) * len(found.images)
+        words = (for_terminal(p.source), for_terminal(p.error or ""))
+        table.writerow((p.epoch, p.loss, *losses, *words))
+    return text.getvalue().encode()
+
+
+def _as_json(found: Timeline) -> bytes:
+    return (json.dumps(plain(timeline_json(found)), indent=2) + "\n").encode()
+
+
+WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
+    ".html": lambda found: page(found).encode(),
+    ".png": _as_png,
+    ".csv": _as_csv,
+    ".json": _as_json,
+}

@@ -1,0 +1,191 @@
+"""Write a verdict to a file: JSON for programs, JUnit XML and Markdown for CI, HTML for people.
+
+The same verification gives the same bytes: nothing in a report tells when it was made.
+"""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.errors import OutputError
+from mae_convert.files.atomic import replacing_file
+from mae_convert.files.messages import refuse_nul
+from mae_convert.plain import number, plain
+from mae_convert.text import code_in_markdown, for_markdown, for_terminal, for_xml
+from mae_convert.verify.assumptions import in_words
+from mae_convert.verify.environment import environment
+from mae_convert.verify.judge import Verdict
+from mae_convert.verify.summary import answer, headline, summary, suspects_title
+
+if TYPE_CHECKING:
+    from mae_convert.verify.verification import Verification
+
+FORMAT = 1  # of the JSON object, whose schema is in verdict.schema.json
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain data, as ``verdict.schema.json`` describes it."""
+    return {
+        "format": FORMAT,
+        "verdict": headline(verdict),
+        **asdict(verdict),
+        "environment": environment(),
+    }
+
+
+def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
+    """Refuse a report that could not be written, before any work is done.
+
+    Raises:
+        OutputError: an unknown suffix, no such directory, or a file of one of the models.
+    """
+    for path in paths:
+        refuse_nul(path)
+    own = {model.resolve() for model in models}
+    for path in paths:
+        if path.suffix.lower() not in WRITERS:
+            raise OutputError(
+                f"a report is written as {', '.join(WRITERS)}, not as {path.name}; rename it"
+            )
+        if own & {path.resolve(), path.resolve().parent}:
+            raise OutputError(f"{path} is part of a model; write the report elsewhere")
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
+
+
+def remove_old_reports(paths: Sequence[Path]) -> None:
+    """Remove the reports of an earlier run, which a run that ends early would leave as its own.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"the report {path} cannot be replaced: {error.strerror}") from error
+
+
+def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
+    """Write the verdict to every path, in the format that its suffix names.
+
+    Raises:
+        OutputError: the system refuses to write; then no report appears in part.
+    """
+    for path in paths:
+        text = WRITERS[path.suffix.lower()](done)
+        with replacing_file(path, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _as_json(done: "Verification") -> str:
+    return json.dumps(plain(verdict_json(done.verdict)), indent=2) + "\n"
+
+
+def junit(done: "Verification") -> str:
+    """Return the verdict as JUnit XML: a test case for each check."""
+    verdict = done.verdict
+    suite = ET.Element(
+        "testsuite",
+        name="mae-convert verify",
+        tests=str(len(verdict.checks)),
+        failures=str(len(verdict.failed())),
+        errors="0",
+        skipped="0",
+    )
+    properties = ET.SubElement(suite, "properties")
+    ET.SubElement(properties, "property", name="verdict", value=for_xml(headline(verdict)))
+    for side, fields in verdict.unread.items():
+        name = for_xml(f"not read of {side}")
+        ET.SubElement(properties, "property", name=name, value=for_xml(", ".join(fields)))
+    for assumption in verdict.assumptions:
+        name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
+        ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
+    for check in verdict.checks:
+        case = ET.SubElement(
+            suite, "testcase", classname="mae_convert.verify", name=for_xml(check.name)
+        )
+        if not check.passed:
+            words = for_xml(f"measured {check.measured}, limit {check.limit}")
+            causes = "\n".join(map(for_xml, verdict.causes))
+            ET.SubElement(case, "failure", message=words).text = causes
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(done: "Verification") -> str:
+    """Return the verdict as Markdown, for a pull request or a CI job's summary."""
+    verdict = done.verdict
+    meaning = answer(verdict)[1]
+    lines = [
+        f"## {'✅' if verdict.passed else '❌'} {for_markdown(headline(verdict))}",
+        "",
+        f"{for_markdown(meaning[0].upper() + meaning[1:])}.",
+        "",
+    ]
+    for witness in verdict.witnesses:
+        lines.append(f"- {_witness(witness)}")
+    lines += ["", "| compared | how far apart | limit | |", "|---|---|---|---|"]
+    for line in summary(verdict.checks):
+        mark = "ok" if line.passed else "**FAILED**"
+        cells = map(for_markdown, (line.title, line.measured, line.limit))
+        lines.append(f"| {' | '.join(cells)} | {mark} |")
+    lines.append("")
+    if verdict.first_divergence:
+        lines.append(f"First divergence: {code_in_markdown(verdict.first_divergence)}")
+    if verdict.suspects and not verdict.passed:
+        names = ", ".join(map(code_in_markdown, verdict.suspects[:6]))
+        lines.append(f"{suspects_title(verdict).capitalize()}: {names}")
+    lines += [f"- cause: {for_markdown(cause)}" for cause in verdict.causes]
+    lines += [f"- not compared: {for_markdown(what)}" for what in verdict.not_compared]
+    lines += [
+        f"- the declared rounding moves {for_markdown(name)} by {number(effect)} (relative L2, not"
+        " judged)"
+        for name, effect in verdict.effects.items()
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def text(verdict: Verdict) -> str:
+    """Return the verdict as plain lines: the answer, what failed, and why."""
+    meaning = answer(verdict)[1]
+    lines = [f"{headline(verdict)}: {meaning}"]
+    lines += [
+        f"  {line.title}: {line.measured}, limit {line.limit}"
+        for line in summary(verdict.checks)
+        if not line.passed
+    ]
+    if verdict.first_divergence:
+        lines.append(f"first divergence: {verdict.first_divergence}")
+    if verdict.suspects and not verdict.passed:
+        lines.append(f"{suspects_title(verdict)}: " + ", ".join(verdict.suspects[:6]))
+    lines += [f"cause: {cause}" for cause in verdict.causes]
+    return "\n".join(map(for_terminal, lines))
+
+
+def _witness(witness: Mapping[str, Any]) -> str:
+    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+    version = (witness["versions"] or {}).get(witness["framework"], "")
+    name = Path(witness["checkpoint"]["name"]).name
+    about = for_markdown(
+        f"({witness['layout']}, {witness['task']}), run by {witness['framework']} {version} on"
+        f" {witness['device']}, loaded by {how}"
+    )
+    return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"
+
+
+def _as_html(done: "Verification") -> str:
+    from mae_convert.reports.verdict_html import page
+
+    return page(done, environment())
+
+
+WRITERS: Mapping[str, Callable[["Verification"], str]] = {
+    ".json": _as_json,
+    ".xml": junit,
+    ".html": _as_html,
+    ".md": markdown,
+}

@@ -1,0 +1,144 @@
+"""Child processes that run a framework: how they are started, and how long they may take.
+
+Nothing is imported from the current directory, and no child outlives the process that started it:
+its standard input is a pipe that ends with this process, however it ends (see ``worker``).
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.runtime.worker import stage_file
+
+DEFAULT_TIME_LIMIT = 3600.0
+TIME_LIMIT_VARIABLE = "MAE_CONVERT_TIME_LIMIT"
+
+
+def environment_of_child(**more: str) -> dict[str, str]:
+    """Return the environment of a Python process that imports nothing from the current directory.
+
+    Python before 3.11 does not know PYTHONSAFEPATH; there the directory of the script comes first.
+    """
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **more}
+    # An empty entry, as of PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.
+    entries = environment.pop("PYTHONPATH", "").split(os.pathsep)
+    if absolute := [entry for entry in entries if os.path.isabs(entry)]:  # noqa: PTH117 (text)
+        environment["PYTHONPATH"] = os.pathsep.join(absolute)
+    return environment
+
+
+@contextmanager
+def python_process(
+    python: str | None, arguments: list[Path], environment: Mapping[str, str], **pipes: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Start an interpreter, and end it when the context does.
+
+    Args:
+        python: the interpreter; None is this one.
+        arguments: script and its arguments.
+        environment: its environment variables.
+        pipes: as of ``subprocess.Popen``. Where standard input is not among them it is a pipe to
+            which nothing is written.
+
+    Raises:
+        MaeConvertError: the interpreter cannot be run.
+    """
+    with _pipe_that_ends_with_us() as end:
+        try:
+            process = subprocess.Popen(
+                [python or sys.executable, *map(str, arguments)],
+                env=environment,
+                text=True,
+                **{"stdin": end, **pipes},
+            )
+        except OSError as error:
+            raise cannot_run(python, error) from error
+        try:
+            yield process
+        finally:
+            process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                _close(stream)
+            process.wait()
+
+
+def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
+    """Return what is raised where an interpreter cannot be run."""
+    return MaeConvertError(f"cannot run the interpreter {python}: {error.strerror}")
+
+
+@contextmanager
+def _pipe_that_ends_with_us() -> Iterator[int]:
+    """Give the reading end of a pipe whose other end no other process has."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _close(stream: IO[str] | None) -> None:
+    if stream is not None:
+        with suppress(OSError):  # what was not sent yet to a process that has ended
+            stream.close()
+
+
+class Clock:
+    """The time that a child may take, from now on.
+
+    Args:
+        seconds: the limit; 0 is none, and None the one of the environment variable
+            ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
+
+    Raises:
+        MaeConvertError: the limit is not a number of seconds.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.limit = _from_environment() if seconds is None else seconds
+        if not self.limit >= 0:
+            raise MaeConvertError(f"a time limit of {self.limit} seconds; give 0 or more")
+        self._end = time.monotonic() + self.limit
+
+    def left(self) -> float | None:
+        """Return how many seconds are left; None is no limit."""
+        return max(0.0, self._end - time.monotonic()) if self.limit else None
+
+    def exceeded(self, what: str, job: Path) -> MaeConvertError:
+        """Return what is raised when no time is left.
+
+        Args:
+            what: the child, for a sentence.
+            job: its job file, beside which it notes what it is doing.
+        """
+        return MaeConvertError(
+            f"{what} was ended after {self.limit:g} seconds, {stage_of(job)}; give it more time"
+            " with --time-limit SECONDS (0 is no limit)"
+        )
+
+
+def stage_of(job: Path) -> str:
+    """Return what the child of a job was doing last, as "while importing torch"."""
+    with suppress(OSError):
+        if stage := stage_file(job).read_text():
+            return f"while {stage}"
+    return "while it was started"
+
+
+def _from_environment() -> float:
+    text = os.environ.get(TIME_LIMIT_VARIABLE)
+    if not text:
+        return DEFAULT_TIME_LIMIT
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MaeConvertError(
+            f"{TIME_LIMIT_VARIABLE}={text} is not a number of seconds; 0 is no limit"
+        ) from error

@@ -1,0 +1,205 @@
+"""The inputs of a comparison: pictures and noise that both sides are given, bit for bit."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.image_files import images_in
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.formats.archive import Archive
+from mae_convert.formats.npz import arrays_in
+from mae_convert.formats.tensor import LazyTensor
+from reference_models.configuration import ViTMAEConfig
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """Where the pictures and the noise come from.
+
+    Attributes:
+        file: an .npz with ``pixel_values`` and ``noise``, which then are the inputs.
+        images: a folder of pictures, which go through the model's own preprocessing.
+        seed: of random pictures, and of the noise.
+        batch: number of random pictures, or at most this many of the folder's where it is given.
+    """
+
+    file: Path | None = None
+    images: Path | None = None
+    seed: int = 0
+    batch: int | None = None
+
+
+RANDOM_BATCH = 2
+MOST_IMAGES = 16
+
+
+def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
+
+    Raises:
+        MaeConvertError: the file or the folder cannot be used for this model.
+    """
+    model = checkpoint.configuration.model
+    if choice.file is not None:
+        return load_inputs(choice.file, model)
+    if choice.images is None:
+        batch = choice.batch or RANDOM_BATCH
+        return random_inputs(model, batch=batch, seed=choice.seed)
+    paths = images_in(choice.images)[: choice.batch or MOST_IMAGES]
+    pixels = load_pictures(paths, checkpoint)
+    made_up = random_inputs(model, batch=len(pixels), seed=choice.seed)
+    return {"pixel_values": pixels, "noise": made_up["noise"]}
+
+
+def random_inputs(config: ViTMAEConfig, *, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return normally distributed pictures and noise whose values are all distinct.
+
+    Returns:
+        ``pixel_values`` (batch, channels, height, width) and ``noise`` (batch, patches), float32.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    size = (batch, config.num_channels, *config.image_hw)
+    patches = config.num_patches
+    ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
+    return {
+        "pixel_values": generator.standard_normal(size, dtype=np.float32),
+        "noise": ((ranks + 0.5) / patches).astype(np.float32),
+    }
+
+
+def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
+    """Return the inputs with noise that leaves the patches in order."""
+    noise = np.sort(inputs["noise"], axis=1)
+    return {**inputs, "noise": noise}
+
+
+def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+    """Read ``IN.npz`` and check it against a model's configuration.
+
+    A file without noise gets noise that leaves the patches in order.
+
+    Raises:
+        MaeConvertError: the file is not such an npz, or shapes, dtypes or values do not fit.
+    """
+    arrays = read_inputs(path, config)
+    if "noise" not in arrays:
+        arrays["noise"] = _noise_in_order(len(arrays["pixel_values"]), config)
+    return arrays
+
+
+def read_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+    """Read ``pixel_values`` and, if the file has it, ``noise``, and check them.
+
+    Raises:
+        MaeConvertError: as `load_inputs`.
+    """
+    tensors = _tensors_in(path)
+    _check_shapes(path, tensors, config)
+    arrays = {name: _read(path, tensor) for name, tensor in tensors.items()}
+    made_up = _noise_in_order(len(arrays["pixel_values"]), config)
+    check_inputs(path, {"noise": made_up, **arrays}, config)
+    return arrays
+
+
+def _noise_in_order(count: int, config: ViTMAEConfig) -> np.ndarray:
+    """Return noise (count, L) that leaves the patches in order."""
+    row = (np.arange(config.num_patches) + 0.5) / config.num_patches
+    return np.tile(row.astype(np.float32), (count, 1))
+
+
+def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
+    """Check that arrays are inputs of a model: ``pixel_values`` and ``noise``.
+
+    Args:
+        path: the file that holds them, for the message.
+        arrays: the arrays.
+        config: of the model.
+
+    Raises:
+        MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
+    """
+    _check_shapes(path, arrays, config)
+    if "noise" not in arrays:
+        raise MaeConvertError(f"{path} holds no noise (N, L)")
+    for name, array in arrays.items():
+        _check_dtype(path, name, array)
+        if not np.isfinite(array).all():
+            raise MaeConvertError(f"{path}: {name} holds NaN or infinite values; remove them")
+    if any(len(np.unique(row)) < len(row) for row in arrays["noise"]):
+        raise MaeConvertError(
+            f"{path}: noise holds equal values, so the order of patches is undefined; make them"
+            " distinct"
+        )
+
+
+def _check_shapes(path: Path, arrays: Mapping[str, Any], config: ViTMAEConfig) -> None:
+    """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
+    if "pixel_values" not in arrays:
+        raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
+    shape, wanted = arrays["pixel_values"].shape, (config.num_channels, *config.image_hw)
+    if len(shape) != 4 or shape[1:] != wanted or not shape[0]:
+        raise MaeConvertError(
+            f"{path}: pixel_values has shape {shape}; this model takes (N, "
+            + ", ".join(map(str, wanted))
+            + ")"
+        )
+    patches = (shape[0], config.num_patches)
+    if "noise" in arrays and arrays["noise"].shape != patches:
+        raise MaeConvertError(
+            f"{path}: noise has shape {arrays['noise'].shape}; {patches} is needed"
+        )
+
+
+def _check_dtype(path: Path, name: str, array: Any) -> None:
+    if array.dtype != np.float32:
+        raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
+
+
+def _tensors_in(path: Path) -> dict[str, LazyTensor]:
+    """Return the arrays of an .npz that are inputs; none is read yet.
+
+    Raises:
+        MaeConvertError: the file is not an .npz, or they are not arrays of numbers.
+    """
+    try:
+        return arrays_in(Archive(ByteFile(path)), ("pixel_values", "noise"))
+    except CheckpointError as error:
+        raise MaeConvertError(
+            f"{error}. An .npz file of inputs holds pixel_values (N, C, H, W) and may hold noise"
+            " (N, L), both float32; write it with numpy.savez"
+        ) from error
+
+
+def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
+    """Read an array of inputs.
+
+    Raises:
+        MaeConvertError: it is not float32, or does not fit into memory.
+    """
+    _check_dtype(path, tensor.name, tensor)
+    try:
+        return np.array(tensor.load())  # of its own, which PyTorch may write to
+    except MemoryError as error:
+        raise MaeConvertError(
+            f"{path}: {tensor.name} takes {tensor.nbytes} bytes, more than there is memory; give"
+            " fewer images"
+        ) from error
+
+
+def inputs_sha256(inputs: Arrays) -> str:
+    """Return one hash over names, shapes and bytes, by which two traces know that they match."""
+    digest = hashlib.sha256()
+    for name in sorted(inputs):
+        array = np.ascontiguousarray(inputs[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

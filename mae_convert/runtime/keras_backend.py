@@ -1,0 +1,116 @@
+"""What Keras leaves to the backend: devices, precision, compilation, gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from mae_convert.runtime.loaders import LoadError
+
+Function = Callable[..., Any]
+
+
+def _is_jax() -> bool:
+    return bool(keras.backend.backend() == "jax")
+
+
+def device(name: str) -> Any:
+    """Return a context in which everything is computed on a device, "cpu" or "cuda".
+
+    Raises:
+        LoadError: there is no such device.
+    """
+    if _is_jax():
+        import jax
+
+        try:
+            return jax.default_device(jax.devices({"cuda": "gpu"}.get(name, name))[0])
+        except RuntimeError as error:
+            raise LoadError("this JAX sees no CUDA device; pass --device cpu") from error
+    import tensorflow
+
+    if name == "cpu":
+        return tensorflow.device("/CPU:0")
+    if not tensorflow.config.list_physical_devices("GPU"):
+        raise LoadError("this TensorFlow sees no CUDA device; pass --device cpu")
+    return tensorflow.device("/GPU:0")
+
+
+def set_precision(dtype: str, device: str) -> None:
+    """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
+    if dtype == "tf32" and device != "cuda":
+        raise LoadError("TF32 exists on CUDA devices only; pass --device cuda")
+    if _is_jax():
+        import jax
+
+        precision = "tensorfloat32" if dtype == "tf32" else "highest"
+        jax.config.update("jax_default_matmul_precision", precision)
+        return
+    import tensorflow
+
+    tensorflow.config.experimental.enable_tensor_float_32_execution(dtype == "tf32")
+    keras.utils.set_random_seed(0)  # determinism refuses to draw without a seed
+    tensorflow.config.experimental.enable_op_determinism()
+
+
+class Unset(keras.initializers.Initializer):
+    """Leaves a variable's memory as it is: weights come next, and to draw numbers takes seconds."""
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        """Return a tensor with any values."""
+        dtype = keras.backend.standardize_dtype(dtype)
+        if _is_jax():
+            return keras.ops.zeros(shape, dtype)
+        import tensorflow
+
+        return tensorflow.raw_ops.Empty(shape=shape, dtype=dtype)
+
+
+def compiled(function: Function, model: Any, mode: str) -> Function:
+    """Return a function of tensors as a mode of ``job.MODES`` runs it.
+
+    On JAX the model's variables are arguments of what is compiled, else they would be constants
+    in it.
+    """
+    if mode not in ("compiled", "xla"):
+        return function
+    if not _is_jax():
+        import tensorflow
+
+        return tensorflow.function(function, jit_compile=mode == "xla")
+    import jax
+
+    pure = jax.jit(_with_values(function, model.variables))
+    return lambda *inputs: pure([variable.value for variable in model.variables], *inputs)
+
+
+def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
+    """Return a function that gives the gradients of a scalar function for variables."""
+    if _is_jax():
+        import jax
+
+        pure = jax.grad(_with_values(function, variables))
+        pure = jax.jit(pure) if mode in ("compiled", "xla") else pure
+        return lambda *inputs: pure([variable.value for variable in variables], *inputs)
+    import tensorflow
+
+    def by_tape(*inputs: Any) -> list[Any]:
+        with tensorflow.GradientTape() as tape:
+            value = function(*inputs)
+        found = tape.gradient(value, [variable.value for variable in variables])
+        # The gradient of a table that rows were taken from comes as those rows.
+        return [g if g is None else tensorflow.convert_to_tensor(g) for g in found]
+
+    if mode in ("compiled", "xla"):
+        return tensorflow.function(by_tape, jit_compile=mode == "xla")
+    return by_tape
+
+
+def _with_values(function: Function, variables: Sequence[Any]) -> Function:
+    """Return a function that first takes the values which variables have while it runs."""
+
+    def pure(values: Sequence[Any], *inputs: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*inputs)
+
+    return pure

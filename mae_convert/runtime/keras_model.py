@@ -1,0 +1,107 @@
+"""A Keras reference model filled with tensors one by one, and its tensors given back.
+
+The names are those of the ``keras`` layout: the attributes that lead to a layer, and the number of
+the variable in it.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import keras
+import numpy as np
+
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.runtime.keras_backend import Unset
+from mae_convert.runtime.keras_backend import device as on_device
+from mae_convert.runtime.loaders import LoadError
+from reference_models.configuration import ViTMAEConfig
+from reference_models.keras import (
+    TFViTForImageClassification,
+    TFViTMAEForPreTraining,
+    TFViTMAEModel,
+)
+
+CLASSES: dict[str, Any] = {
+    "pretrain": TFViTMAEForPreTraining,
+    "encoder": TFViTMAEModel,
+    "classify": TFViTForImageClassification,
+}
+
+
+def make(
+    model_class: Any,
+    config: ViTMAEConfig,
+    tensors: Sequence[LazyTensor],
+    policy: str,
+    device: str | None,
+) -> Any:
+    """Return a model with exactly these tensors; they are read one by one.
+
+    Args:
+        model_class: the class to make.
+        config: its configuration.
+        tensors: with the names of the ``keras`` layout, in the dtype of the policy's variables.
+        policy: name of a Keras dtype policy.
+        device: "cpu" or "cuda"; None is where Keras puts it.
+
+    Raises:
+        LayoutError: the tensors are not the model's.
+        MissingRequirementError: there is no such device.
+    """
+    if device is None:
+        return _make(model_class, config, tensors, policy)
+    try:
+        with on_device(device.replace("gpu", "cuda").partition(":")[0]):
+            return _make(model_class, config, tensors, policy)
+    except LoadError as error:
+        raise MissingRequirementError(str(error)) from error
+
+
+def _make(
+    model_class: Any, config: ViTMAEConfig, tensors: Sequence[LazyTensor], policy: str
+) -> Any:
+    model = model_class(config, dtype=policy, initializer=Unset())
+    variables = [variable_at(model, tensor.name) for tensor in tensors]
+    if {id(v) for v in variables} != {id(v) for v in model.weights} or len(variables) > len(
+        model.weights
+    ):
+        raise LayoutError(
+            f"the checkpoint has {len(variables)} tensors for {len(model.weights)} of the model"
+        )
+    for variable, tensor in zip(variables, tensors, strict=True):
+        if tuple(variable.shape) != tensor.shape or variable.dtype != str(tensor.dtype):
+            raise LayoutError(
+                f"{tensor.name} is {tensor.dtype} of shape {tensor.shape} in the checkpoint and"
+                f" {variable.dtype} of shape {tuple(variable.shape)} in the model"
+            )
+        variable.assign(tensor.load())
+    return model
+
+
+def variable_at(model: Any, name: str) -> Any:
+    """Return the variable of a name in the ``keras`` layout, as ``encoder/block_0/fc1/vars/0``.
+
+    Raises:
+        LayoutError: the model has none of this name.
+    """
+    *attributes, _, index = name.split("/")
+    try:
+        # A layer's own variables come before those of the layers in it.
+        return reduce(getattr, attributes, model).weights[int(index)]
+    except (AttributeError, IndexError) as error:
+        raise LayoutError(f"the model has no {name}") from error
+
+
+def tensors_of(model: Any, names: Iterable[str]) -> dict[str, LazyTensor]:
+    """Return a model's tensors by their names in the ``keras`` layout, copied when asked for."""
+    return {name: _lazy(name, variable_at(model, name)) for name in names}
+
+
+def _lazy(name: str, variable: Any) -> LazyTensor:
+    def load() -> np.ndarray:
+        return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+    return LazyTensor(name, tuple(variable.shape), DTYPES[variable.dtype], load)

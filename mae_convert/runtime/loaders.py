@@ -1,0 +1,370 @@
+"""Put a checkpoint's arrays into a reference model by name, without any mapping table.
+
+The PyTorch reference has the original's parameter names, so that a state dict of
+facebookresearch/mae or timm is loaded as it is. The Keras reference has the variable names of
+transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded as it is, and a PyTorch file of
+transformers by the rule by which that library itself renames (``modeling_tf_pytorch_utils``):
+slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
+bias, and kernels are transposed.
+
+Files are opened by the libraries that their formats belong to: ``torch.load``, safetensors, NumPy
+and h5py. What they have read is only selected and renamed: several files are merged, unused tensors
+left out, prefixes taken off.
+"""
+
+import argparse
+import hashlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from mae_convert.checkpoint.prefixes import without
+from mae_convert.runtime.job import ReadTensors, StoredWeights
+
+INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
+IN_ARCHIVE = "model.weights.h5"  # the weights in a .keras file
+OF_NPZ = ("__config__", "__conversion__")  # settings in NumPy archives, which are no tensors
+SAFE_TORCH = (2, 6)
+T = TypeVar("T")
+
+
+class LoadError(Exception):
+    """The file does not hold exactly the tensors of the reference model."""
+
+
+class UnreadError(LoadError):
+    """The library that a file's format belongs to does not read the file."""
+
+
+def tensors_in(
+    weights: StoredWeights, read: Callable[[StoredWeights, str], Mapping[str, T]]
+) -> dict[str, T]:
+    """Return the tensors of files by the names that the files have, without those not used.
+
+    Args:
+        weights: the files.
+        read: returns the tensors of one file.
+
+    Raises:
+        LoadError: a tensor is in two files.
+    """
+    tensors: dict[str, T] = {}
+    for file in weights.files:
+        part = read(weights, file)
+        if twice := tensors.keys() & part.keys():
+            raise LoadError(f"{min(twice)} is in two files, one of them {file}")
+        tensors |= part
+    unused = set(weights.unused)
+    return {name: tensor for name, tensor in tensors.items() if name not in unused}
+
+
+def renamed(tensors: Mapping[str, T], prefixes: Iterable[str]) -> dict[str, T]:
+    """Return tensors with prefixes taken off their names.
+
+    Raises:
+        LoadError: two have the same name without a prefix.
+    """
+    for prefix in prefixes:
+        shorter = {without(prefix, name): tensor for name, tensor in tensors.items()}
+        if len(shorter) != len(tensors):
+            raise LoadError(f"two tensors have one name without the prefix {prefix}")
+        tensors = shorter
+    return dict(tensors)
+
+
+def pytorch_state_dict(weights: StoredWeights) -> dict[str, Any]:
+    """Return the tensors of .pth, .safetensors or .npz files as PyTorch tensors, by name."""
+    return renamed(tensors_in(weights, _pytorch_tensors), weights.prefixes)
+
+
+def _pytorch_tensors(weights: StoredWeights, path: str) -> dict[str, Any]:
+    import torch
+
+    if weights.format == "pth":
+        return _saved_by_torch(path, weights.key)
+    if weights.format == "safetensors":
+        from safetensors.torch import load_file
+
+        return read_by("safetensors", path, partial(load_file, path))
+    return {n: torch.from_numpy(stored.load()) for n, stored in _npz(path).items()}
+
+
+def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
+    import torch
+
+    require_safe_torch_load(torch.__version__)
+    with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
+        # Mapped, so that two processes on one machine do not each hold a copy of a large file.
+        load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+        stored = read_by("torch.load", path, load)
+    found = list(_at(stored, key)) if key else [stored]
+    if len(found) != 1 or not isinstance(found[0], Mapping):
+        raise LoadError(f"{path} has no one dictionary of tensors at {key or 'its top level'}")
+    return {n: value for n, value in found[0].items() if isinstance(value, torch.Tensor)}
+
+
+def require_safe_torch_load(version: str) -> None:
+    """Require a PyTorch whose ``torch.load(weights_only=True)`` runs nothing from a file.
+
+    Before 2.6 it runs TorchScript programs (CVE-2025-32434).
+
+    Raises:
+        ImportError: it is older.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
+        raise ImportError(
+            f"torch.load of PyTorch {version} can run code that is in a file (CVE-2025-32434), and"
+            " so is not given one; install torch>=2.6, or convert the file to safetensors first"
+        )
+
+
+def _can_map(path: str) -> bool:
+    """Return whether a file's storages are not compressed: mapped, they are not decompressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _at(stored: Any, key: str) -> Iterator[Any]:
+    """Yield what stands at dotted keys, which may have dots themselves."""
+    for name, value in stored.items() if isinstance(stored, Mapping) else ():
+        if name == key:
+            yield value
+        elif isinstance(name, str) and key.startswith(f"{name}."):
+            yield from _at(value, key.removeprefix(f"{name}."))
+
+
+def read_by(library: str, path: str, load: Callable[[], T]) -> T:
+    """Return what a library reads.
+
+    Raises:
+        UnreadError: it does not read the file, with whatever error.
+    """
+    try:
+        return load()
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        name = pathlib.Path(path).name  # and no more: the sentence may be published
+        raise UnreadError(f"{library} does not read {name}: {_reason(error, path)}") from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Return an error's first line, without the advice of PyTorch to let a file run its code."""
+    text = str(error).strip().rpartition("WeightsUnpickler error: ")[2]
+    lines = (line.partition(". Please")[0].strip() for line in text.splitlines())
+    kept = (line for line in lines if line and not line.startswith("Weights only load failed"))
+    words = next(kept, type(error).__name__)
+    return words.replace(path, pathlib.Path(path).name).strip()[:200]
+
+
+def _numpy_scalar_globals() -> list[Any]:
+    scalar = np.float64(0).__reduce__()[0]
+    return [scalar, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
+
+
+class Stored(NamedTuple):
+    """An array that is still in its file."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
+    """Return the arrays of .safetensors, .npz or HDF5 files by name, still in their files."""
+    return renamed(tensors_in(weights, _arrays), weights.prefixes)
+
+
+def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
+    if weights.format == "safetensors":
+        return read_by("safetensors", path, partial(_safetensors, path))
+    if weights.format == "npz":
+        return _npz(path)
+    if weights.format in ("tf_h5", "keras_h5"):
+        return read_by("h5py", path, partial(_hdf5, path))
+    if weights.format == "keras_archive":
+        return read_by("h5py", path, lambda: _hdf5(zipfile.ZipFile(path).open(IN_ARCHIVE)))
+    raise LoadError(f"no library reads {weights.format} files here")
+
+
+def _hdf5(path: Any) -> dict[str, Stored]:
+    """Return the datasets of a file: those that Keras lists where it does, else all."""
+    import h5py
+
+    file = h5py.File(path, "r")
+    names: list[str] = []
+    if layers := _listed(file, "layer_names"):
+        names = [name for layer in layers for name in _names_of_layer(file, layer)]
+    else:
+        file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
+    return {name: _dataset(file[name]) for name in names}
+
+
+def _names_of_layer(file: Any, layer: str) -> list[str]:
+    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    if not hasattr(file[layer], "keys"):
+        return [layer]
+    return [f"{layer}/{name}" for name in _listed(file[layer], "weight_names")]
+
+
+def _dataset(item: Any) -> Stored:
+    return Stored(item.shape, lambda: item[()])
+
+
+def _listed(group: Any, attribute: str) -> list[str]:
+    """Return a list of names; Keras splits a long one into attributes that are numbered."""
+    if attribute in group.attrs:
+        return [_text(name) for name in group.attrs[attribute]]
+    numbered = (f"{attribute}{number}" for number in range(len(group.attrs)))
+    return [_text(name) for part in numbered if part in group.attrs for name in group.attrs[part]]
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _npz(path: str) -> dict[str, Stored]:
+    def read() -> dict[str, np.ndarray]:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive if name not in OF_NPZ}
+
+    arrays = read_by("NumPy", path, read)
+    return {name: Stored(array.shape, partial(_same, array)) for name, array in arrays.items()}
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _safetensors(path: str) -> dict[str, Stored]:
+    from safetensors import safe_open
+
+    with suppress(ImportError):  # which lets NumPy know of bfloat16
+        import ml_dtypes  # noqa: F401
+    file = safe_open(path, "numpy")
+    return {
+        name: Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+        for name in file.keys()  # noqa: SIM118
+    }
+
+
+def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stored]:
+    """Return the arrays of a file of transformers' TensorFlow classes by variable path.
+
+    Args:
+        weights: the files.
+        scoped: the names begin with layer and name scope, as in ``tf_model.h5`` and not in shards.
+
+    Raises:
+        LoadError: a name has neither, or two are the same without them.
+    """
+    arrays: dict[str, Stored] = {}
+    for name, stored in numpy_arrays(weights).items():
+        variable = (name.split("/", 2)[-1] if scoped else name).removesuffix(":0")
+        if variable in arrays:
+            raise LoadError(f"two datasets are named {variable} once their scope is taken off")
+        arrays[variable] = stored
+    return arrays
+
+
+def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dict[str, Stored]:
+    """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
+    state = numpy_arrays(weights)
+    arrays = {}
+    for variable in variables:
+        name, transposed = transformers_name(variable.path)
+        # A bare ViTMAEModel is saved without the name of its only part.
+        name = name if name in state else name.removeprefix("vit.")
+        if name not in state:
+            raise LoadError(f"{weights.path} holds no tensor {name}")
+        array = state.pop(name)
+        arrays[variable.path] = _as_kernel(array) if transposed else array
+    if state:
+        raise LoadError(f"{weights.path} holds tensors that the model has not: {sorted(state)[:4]}")
+    return arrays
+
+
+def transformers_name(variable_path: str) -> tuple[str, bool]:
+    """Return the PyTorch name of a TensorFlow variable, and whether its array is transposed."""
+    *modules, leaf = variable_path.replace("_._", "/").split("/")
+    leaf_name = {"kernel": "weight", "gamma": "weight", "beta": "bias"}.get(leaf, leaf)
+    return ".".join([*modules, leaf_name]), leaf == "kernel"
+
+
+def _as_kernel(weight: Stored) -> Stored:
+    axes = (2, 3, 1, 0) if len(weight.shape) == 4 else tuple(range(len(weight.shape)))[::-1]
+    shape = tuple(weight.shape[axis] for axis in axes)
+    return Stored(shape, lambda: np.ascontiguousarray(weight.load().transpose(axes)))
+
+
+def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None:
+    """Assign every variable exactly once; nothing may be missing, left over or misshapen.
+
+    One array at a time is read, so that a large model is in memory once.
+    """
+    remaining = dict(arrays)
+    for variable in variables:
+        stored = remaining.pop(variable.path, None)
+        if stored is None:
+            raise LoadError(f"the file holds no {variable.path}")
+        if stored.shape != tuple(variable.shape):
+            raise LoadError(
+                f"{variable.path} has shape {stored.shape} in the file and {variable.shape} in the"
+                " model"
+            )
+        variable.assign(stored.load())
+    if remaining:
+        raise LoadError(f"the file holds what the model has not: {sorted(remaining)[:4]}")
+
+
+def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
+    """Check that the library reads what this project's reader has read, bit for bit.
+
+    Args:
+        reading: what was read; None where nothing is to be checked.
+        by_torch: PyTorch is the framework of this process.
+
+    Raises:
+        LoadError: it reads something else.
+    """
+    if reading is None:
+        return
+    found: Mapping[str, Any]
+    if by_torch:
+        found = tensors_in(reading.weights, _pytorch_tensors)
+    else:
+        found = tensors_in(reading.weights, _arrays)
+    if found.keys() != reading.tensors.keys():
+        names = sorted(found.keys() ^ reading.tensors.keys())
+        raise LoadError(
+            f"{reading.weights.path}: the library and mae-convert do not find the same tensors,"
+            f" for instance {names[0]}"
+        )
+    for name, value in found.items():
+        digest = _digest_of_tensor(value) if by_torch else _digest_of_array(value.load())
+        if digest != list(reading.tensors[name]):
+            raise LoadError(
+                f"{reading.weights.path}: the library reads {name} otherwise than mae-convert"
+            )
+
+
+def _digest_of_tensor(tensor: Any) -> list[Any]:
+    import torch
+
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return [kind, list(tensor.shape), hashlib.sha256(flat.numpy()).hexdigest()]
+
+
+def _digest_of_array(array: np.ndarray) -> list[Any]:
+    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    digest = hashlib.sha256(little.reshape(-1).view(np.uint8).data).hexdigest()
+    return [str(little.dtype), list(array.shape), digest]

@@ -1,0 +1,195 @@
+"""From a checkpoint to a model in one step."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.open import Checkpoint, Flags
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.plan import Plan, plan_conversion
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import ConfigurationError, MissingRequirementError
+from mae_convert.runtime.arguments import dtype_named, naming_arguments, size_named
+from mae_convert.runtime.metadata import Carried
+from mae_convert.sources import open_source, parse_source
+
+# The layout whose names a framework's model has, and a file name that means it.
+NAMED_AS = {
+    "torch": ("facebook", Path("model.pth")),
+    "tensorflow": ("keras", Path("model.weights.h5")),
+    "jax": ("keras", Path("model.weights.h5")),
+}
+NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("jax", "keras")}
+# Keras's policies that compute in another dtype than they keep.
+MIXED = ("mixed_float16", "mixed_bfloat16")
+
+
+@naming_arguments()
+def load_model(
+    source: str | Path | Checkpoint,
+    framework: str = "torch",
+    task: str | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+    *,
+    image_size: int | str | tuple[int, int] | None = None,
+    num_labels: int | None = None,
+    state_key: str | None = None,
+    **said: Any,
+) -> Any:
+    """Return a reference model with the weights of a checkpoint; no file is written.
+
+    The tensors go through the same plan, with the same checks, as in a conversion to ``facebook``
+    or ``keras``. At no time is there more in memory than the model and one tensor.
+
+    Args:
+        source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
+            checkpoint, or a checkpoint that is open.
+        framework: "torch", or for the Keras 3 model "tensorflow" or "jax". Where Keras is not
+            imported yet, the environment variable KERAS_BACKEND, which it reads then, is set to it.
+        task: "pretrain", "encoder" or "classify"; default: everything that is there.
+        dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
+            TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: that of the
+            checkpoint.
+        device: where the model is: in PyTorch any device; in Keras "cpu" or "cuda". Default: the
+            CPU in PyTorch, what Keras chooses in Keras.
+        image_size: resample the position embeddings for pictures of this size: one number, or
+            (height, width).
+        num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        said: what the checkpoint does not say: ``num_attention_heads``,
+            ``decoder_num_attention_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``,
+            ``global_pool``, ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``.
+
+    Returns:
+        The model, in evaluation mode. What the checkpoint tells besides weights and configuration
+        is its attribute ``carried``.
+
+    Raises:
+        MaeConvertError: the checkpoint cannot be read, or is not such a model.
+        MissingRequirementError: the framework or the device is not there.
+    """
+    dtype, size = _chosen(framework, dtype), size_named(image_size)
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        part = task if num_labels is None else None
+        checkpoint = open_source(
+            parse_source(str(source)),
+            flags_of(said),
+            state_key=state_key,
+            task=part,
+            incomplete=True,
+        )
+    if num_labels is not None:
+        checkpoint = with_new_head(checkpoint, num_labels, task)
+    return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
+
+
+def flags_of(said: Mapping[str, Any]) -> Flags:
+    """Return what a caller says of a checkpoint.
+
+    Raises:
+        TypeError: there is nothing of such a name to say.
+    """
+    said = dict(said)
+    size = said.pop("source_image_size", None)
+    known = {field.name for field in fields(Flags)} - {"image_size"}
+    if unknown := sorted(said.keys() - known):
+        raise TypeError(
+            f"load_model knows no {unknown[0]!r}; what can be said is {', '.join(sorted(known))}"
+            " and source_image_size"
+        )
+    return Flags(**said, image_size=size)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What model is to be made of a checkpoint: as the arguments of `load_model`."""
+
+    framework: str = "torch"
+    task: str | None = None
+    dtype: Any = None
+    device: str | None = None
+    image_size: tuple[int, int] | None = None
+    model_class: type | None = None
+
+
+def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
+    """Return a model with the weights of a checkpoint, as `load_model`.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        wanted: ``model_class`` is a subclass of the reference model, to be made in its place.
+    """
+    wanted = replace(wanted, dtype=_chosen(wanted.framework, wanted.dtype))
+    layout, target = NAMED_AS[wanted.framework]
+    in_keras = wanted.framework != "torch"
+    kept = "float32" if wanted.dtype in MIXED else wanted.dtype
+    if kept is None and in_keras:
+        kept = one_dtype(checkpoint)
+    geometry = Geometry(wanted.image_size)
+    # The reference models have a bias of the key: where a checkpoint has none, it is zeros.
+    whole = replace(checkpoint, key_bias=True)
+    plan = plan_conversion(whole, target, layout, task=wanted.task, dtype=kept, geometry=geometry)
+    require(wanted.framework)
+    model = _make(plan, replace(wanted, dtype=wanted.dtype or kept))
+    model.carried = replace(Carried.by(plan), key_bias=checkpoint.key_bias)
+    return model
+
+
+def _chosen(framework: str, dtype: Any) -> str | None:
+    """Return the name of the dtype that is asked for."""
+    if framework not in NAMED_AS:
+        raise ConfigurationError(f"unknown framework {framework!r}; choose {', '.join(NAMED_AS)}")
+    return dtype_named(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
+
+
+def _make(plan: Plan, wanted: Wanted) -> Any:
+    config = plan.configuration.model
+    if wanted.framework == "torch":
+        from mae_convert.runtime import torch_model
+
+        chosen = wanted.model_class or torch_model.CLASSES[plan.task]
+        return torch_model.make(chosen, config, plan.tensors, wanted.device)
+    from mae_convert.runtime import keras_model
+
+    chosen = wanted.model_class or keras_model.CLASSES[plan.task]
+    return keras_model.make(chosen, config, plan.tensors, str(wanted.dtype), wanted.device)
+
+
+def one_dtype(checkpoint: Checkpoint) -> str:
+    """Return a dtype that holds all values of a checkpoint: a Keras model has one for all."""
+    dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def require(framework: str) -> None:
+    """See to it that a framework can be imported, and that Keras runs on it.
+
+    Raises:
+        MissingRequirementError: it is not installed, or Keras runs on another.
+    """
+    for module in NEEDED[framework]:
+        if importlib.util.find_spec(module) is None:
+            raise MissingRequirementError(
+                f"{module} is not installed here; pip install 'mae-convert[{framework}]'"
+            )
+    if framework == "torch":
+        return
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = framework
+    import keras
+
+    if keras.backend.backend() != framework:
+        raise MissingRequirementError(
+            f"Keras already runs on {keras.backend.backend()} in this process; set the environment"
+            f" variable KERAS_BACKEND={framework} before Keras is imported"
+        )

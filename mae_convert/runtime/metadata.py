@@ -1,0 +1,62 @@
+"""What a checkpoint tells besides a model's weights and configuration, kept with the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.convert.plan import Plan
+from mae_convert.families.mae.configuration import PREPROCESSING
+from mae_convert.layouts.layout import IMAGENET
+
+CONVENTION = "convention: ImageNet, as nothing was said"
+NO_CONVENTION = "no convention for so many channels"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How pictures are prepared for a model, and what its classes are called.
+
+    Attributes:
+        image_mean: taken off each channel.
+        image_std: what each channel is then divided by.
+        labels: names of the classes; None where nothing names them.
+        preprocessor: what else is said of preprocessing, as in ``preprocessor_config.json``.
+        sources: who says mean and deviation.
+        name: the checkpoint that the model was loaded from.
+        assumptions: what was assumed of the model's configuration when it was loaded, by field, as
+            `Configuration.only_assumed` returns it.
+        key_bias: whether the checkpoint has biases of the key; if not, the model's are zeros, and
+            they are left out again when it is saved, unless they were trained.
+    """
+
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    labels: tuple[str, ...] | None = None
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    key_bias: bool = True
+
+    @classmethod
+    def by(cls, plan: Plan) -> "Carried":
+        """Return what a conversion carries along."""
+        configuration = plan.configuration
+        return cls(
+            image_mean=configuration.image_mean,
+            image_std=configuration.image_std,
+            labels=configuration.labels if plan.task == "classify" else None,
+            preprocessor=plan.source.preprocessor,
+            sources={name: configuration.sources[name] for name in PREPROCESSING},
+            name=plan.source.origin.name if plan.source.origin else plan.source.path.name,
+            assumptions=configuration.only_assumed(),
+        )
+
+    @classmethod
+    def nothing(cls, channels: int) -> "Carried":
+        """Return what is taken for granted of a model that was not loaded from a checkpoint."""
+        if channels != len(IMAGENET["image_mean"]):
+            sources = dict.fromkeys(PREPROCESSING, NO_CONVENTION)
+            return cls((0.0,) * channels, (1.0,) * channels, sources=sources)
+        sources = dict.fromkeys(PREPROCESSING, CONVENTION)
+        return cls(IMAGENET["image_mean"], IMAGENET["image_std"], sources=sources)

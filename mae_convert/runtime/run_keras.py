@@ -1,0 +1,202 @@
+"""Run the Keras reference model for a job, on TensorFlow or JAX."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mae_convert.runtime import keras_backend as backend
+from mae_convert.runtime import objective
+from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.loaders import (
+    LoadError,
+    assign_keras,
+    confirm,
+    numpy_arrays,
+    read_by,
+    tensorflow_arrays,
+    transformers_arrays,
+)
+from reference_models.configuration import ViTMAEConfig
+from reference_models.keras import (
+    TFViTForImageClassification,
+    TFViTMAEForPreTraining,
+    TFViTMAEModel,
+)
+from reference_models.keras.numerics import cross_entropy
+
+MODELS = {
+    "pretrain": TFViTMAEForPreTraining,
+    "encoder": TFViTMAEModel,
+    "classify": TFViTForImageClassification,
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter for a result of this framework."""
+    module = __import__(keras.backend.backend())
+    return {
+        module.__name__: module.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def settings() -> dict[str, Any]:
+    """Return what else matters for a result: how float32 is computed, and that it is repeatable."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return {"tf32": jax.config.jax_default_matmul_precision != "highest"}
+    import tensorflow
+
+    return {
+        "deterministic_algorithms": True,  # by keras_backend.set_precision
+        "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
+    }
+
+
+def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Raises:
+        LoadError: the file's tensors are not exactly the model's, or a result has another dtype
+            than was asked for.
+    """
+    confirm(job.confirmed, by_torch=False)
+    for dtype in job.dtypes:
+        backend.set_precision(dtype, job.device)
+        kind = "float32" if dtype == "tf32" else dtype
+        with backend.device("cpu" if dtype == "float64" else job.device):
+            # The model is gone before the next is made: a large one fits into memory once.
+            results = _results(build(job, kind), job, inputs, kind)
+        yield dtype, {name: _as_numpy(name, value, kind) for name, value in results.items()}
+
+
+def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    pixels = ops.convert_to_tensor(inputs["pixel_values"], dtype=dtype)
+    noise = () if job.task == "classify" else (ops.convert_to_tensor(inputs["noise"]),)
+    training = job.mode == "train"
+
+    def run(pixels: Any, *noise: Any) -> dict[str, Any]:
+        return forward(model, training, pixels, *noise)
+
+    def scalar(pixels: Any, *noise: Any) -> Any:
+        return _objective(run(pixels, *noise), job.task)
+
+    found = backend.compiled(run, model, job.mode)(pixels, *noise)
+    results = {n: value for n, value in found.items() if job.taps or not n.startswith("tap/")}
+    if job.gradients:
+        variables = model.trainable_variables
+        gradients = backend.gradients(scalar, variables, job.mode)(pixels, *noise)
+        results |= {
+            f"grad/{variable.path.removeprefix(f'{model.name}/')}": gradient
+            for variable, gradient in zip(variables, gradients, strict=True)
+            if gradient is not None
+        }
+    return results
+
+
+def build(job: Job, dtype: str) -> Any:
+    """Return the reference model in a dtype with the job's weights."""
+    config = ViTMAEConfig.from_dict(job.config)
+    model = MODELS[job.task](config, dtype=dtype, initializer=backend.Unset())
+    if job.loader == "keras":
+        load_weights_file(model, job.weights)
+    elif job.loader in ("transformers-tf", "transformers-tf, shards"):
+        arrays = tensorflow_arrays(job.weights, scoped=job.loader == "transformers-tf")
+        assign_keras(_without_root(model), arrays)
+    else:
+        variables = _without_root(model)
+        assign_keras(variables, transformers_arrays(job.weights, variables))
+    return model
+
+
+def load_weights_file(model: Any, weights: StoredWeights) -> None:
+    """Load ``.weights.h5`` or ``.keras`` by Keras itself, which accepts surplus tensors: count."""
+    read_by("Keras", weights.path, partial(model.load_weights, weights.path))
+    stored = numpy_arrays(weights)
+    if len(stored) != len(model.weights):
+        raise LoadError(
+            f"{weights.path} holds {len(stored)} tensors, the model {len(model.weights)}"
+        )
+
+
+class Variable:
+    """A model's variable under its path without the model's own name."""
+
+    def __init__(self, variable: Any, root: str) -> None:
+        self.path = variable.path.removeprefix(f"{root}/")
+        self.shape = variable.shape
+        self._variable = variable
+
+    def assign(self, array: np.ndarray) -> None:
+        """Set the value; where another dtype is wanted, the backend casts, in many threads."""
+        self._variable.assign(ops.convert_to_tensor(array))
+
+
+def _without_root(model: Any) -> list[Variable]:
+    return [Variable(variable, model.name) for variable in model.weights]
+
+
+def forward(model: Any, training: bool, pixels: Any, noise: Any = None) -> dict[str, Any]:
+    """Return the outputs that the model has, and the taps."""
+    if noise is None:
+        outputs = model(pixels, output_taps=True, training=training)
+        results = {"logits": outputs.logits}
+        if "encoder.norm" in outputs.taps:
+            results["last_hidden_state"] = outputs.taps["encoder.norm"]
+    else:
+        outputs = model(pixels, noise=noise, output_taps=True, training=training)
+        results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
+        results["last_hidden_state"] = outputs.taps["encoder.norm"]
+    if isinstance(model, TFViTMAEForPreTraining):
+        results |= _pretraining_results(model, pixels, outputs)
+    return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
+
+
+def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
+    """Return logits, reconstruction and both losses (neither where nothing is removed)."""
+    results = {
+        "logits": outputs.logits,
+        "reconstruction": model.unpatchify(outputs.logits),
+    }
+    if model.config.num_kept < model.config.num_patches:
+        for name, normalised in (("loss", False), ("loss_norm_pix", True)):
+            results[name] = model.forward_loss(
+                pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
+            )
+    return results
+
+
+def _objective(results: Mapping[str, Any], task: str) -> Any:
+    """Return the scalar whose gradient is compared; see ``objective``."""
+    if task == "pretrain":
+        if "loss" not in results:
+            raise LoadError("where nothing is masked there is no loss and so no gradient")
+        return results["loss"]
+    if task == "classify":
+        logits = results["logits"]
+        wanted = ops.convert_to_tensor(objective.labels(*map(int, logits.shape)))
+        return cross_entropy(logits, wanted)
+    hidden = results["last_hidden_state"]
+    shape = tuple(map(int, hidden.shape))
+    weights = ops.convert_to_tensor(objective.cotangent(shape), dtype=hidden.dtype)
+    return ops.sum(hidden * weights) / shape[0]
+
+
+def _as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
+    if name == "mask":
+        return ops.convert_to_numpy(ops.cast(value, "float32"))
+    if name == "ids_restore":
+        return ops.convert_to_numpy(value).astype(np.int64)
+    found = keras.backend.standardize_dtype(value.dtype)
+    # A loss over a float32 mask is summed in float32 at least.
+    wide = name in ("loss", "loss_norm_pix") and found == "float32"
+    if found != dtype and not (wide and dtype != "float64"):
+        raise LoadError(f"{name} came out as {found}, though {dtype} was asked for")
+    exact = ops.cast(value, "float32") if dtype == "bfloat16" else value  # NumPy has no bfloat16
+    return ops.convert_to_numpy(exact)

@@ -1,0 +1,85 @@
+"""Run the PyTorch reference model for a job."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.loaders import LoadError, confirm, pytorch_state_dict
+from mae_convert.runtime.torch_runs import Results, WithoutValues, settings, torch_runs, versions
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch import (
+    ViTForImageClassification,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+)
+
+__all__ = ["runs", "settings", "versions"]
+
+MODELS = {
+    "pretrain": ViTMAEForPreTraining,
+    "encoder": ViTMAEModel,
+    "classify": ViTForImageClassification,
+}
+
+
+def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Raises:
+        LoadError: the file's tensors are not exactly the model's.
+    """
+    confirm(job.confirmed, by_torch=True)
+    return torch_runs(job, inputs, build, forward)
+
+
+def build(job: Job) -> torch.nn.Module:
+    """Return the reference model with the job's weights."""
+    config = ViTMAEConfig.from_dict(job.config)
+    with WithoutValues():
+        model = MODELS[job.task](config)
+    state = pytorch_state_dict(job.weights)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise LoadError(f"{job.weights.path}: {error}") from error
+    return model.eval()
+
+
+def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:
+    """Return the outputs that the model has, and the taps.
+
+    Args:
+        model: the model.
+        call: the model, or what a compiler made of it.
+        pixels: (N, C, H, W).
+        noise: (N, L) for a model that masks, else None.
+    """
+    if noise is None:
+        outputs = call(pixels, output_taps=True)
+        results = {"logits": outputs.logits}
+        if "encoder.norm" in outputs.taps:
+            results["last_hidden_state"] = outputs.taps["encoder.norm"]
+    else:
+        outputs = call(pixels, noise, output_taps=True)
+        results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
+        results["last_hidden_state"] = outputs.taps["encoder.norm"]
+    if isinstance(model, ViTMAEForPreTraining):
+        results |= _pretraining_results(model, pixels, outputs)
+    return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
+
+
+def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Results:
+    """Return logits, reconstruction and both losses (neither where nothing is removed)."""
+    results = {
+        "logits": outputs.logits,
+        "reconstruction": model.unpatchify(outputs.logits),
+    }
+    if outputs.mask.any():
+        for name, normalised in (("loss", False), ("loss_norm_pix", True)):
+            results[name] = model.forward_loss(
+                pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
+            )
+    return results

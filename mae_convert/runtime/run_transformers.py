@@ -1,0 +1,120 @@
+"""Run transformers' PyTorch classes on a directory in their layout: a witness of other origin.
+
+Versions 4 and 5 name their modules differently; both are known here.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.loaders import LoadError, require_safe_torch_load
+from mae_convert.runtime.taps import Point, input_of, output_of, recording
+from mae_convert.runtime.torch_runs import Results, settings, torch_runs
+from mae_convert.runtime.torch_runs import versions as torch_versions
+
+__all__ = ["runs", "settings", "versions"]
+
+CLASSES = {
+    "pretrain": "ViTMAEForPreTraining",
+    "encoder": "ViTMAEModel",
+    "classify": "ViTForImageClassification",
+}
+# Attributes of a block, by version 5's name of the first.
+PARTS = {
+    "attention.q_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj",
+                         "attention.o_proj", "mlp"),
+    "attention.attention.query": ("attention.attention.query", "attention.attention.key",
+                                  "attention.attention.value", "attention.output.dense",
+                                  "output.dense"),
+}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter for a result of this library."""
+    return {"transformers": transformers.__version__, **torch_versions()}
+
+
+def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Raises:
+        LoadError: the class does not take the directory, or not all of it.
+    """
+    if job.mode not in ("eager", "train"):
+        raise LoadError(
+            f"transformers' classes are run as they are; --mode {job.mode} is not for them"
+        )
+    if job.weights.format == "pth":
+        require_safe_torch_load(torch.__version__)
+    return torch_runs(job, inputs, build, forward)
+
+
+def build(job: Job) -> nn.Module:
+    """Return the library's model with the weights of a directory, all of them and no others."""
+    transformers.logging.set_verbosity_error()
+    kind = getattr(transformers, CLASSES[job.task])
+    try:
+        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        raise LoadError(f"{kind.__name__} does not take {job.weights.path}: {error}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told.get(what):
+            raise LoadError(
+                f"{kind.__name__} has {what} in {job.weights.path}: {sorted(told[what])[:4]}"
+            )
+    model.config.mask_ratio = job.config["mask_ratio"]
+    return model.eval()
+
+
+def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001
+    """Return the outputs and the taps; ``noise`` is None for a classifier."""
+    with recording(_points(model)) as taps:
+        outputs = model(pixels) if noise is None else model(pixels, noise=noise)
+    results = {"last_hidden_state": taps["encoder.norm"]}
+    for name in ("logits", "mask", "ids_restore"):
+        if getattr(outputs, name, None) is not None:
+            results[name] = getattr(outputs, name)
+    if hasattr(model, "decoder"):
+        results["reconstruction"] = model.unpatchify(outputs.logits)
+        if outputs.mask.any():
+            results |= _both_losses(model, pixels, noise)
+    return results | {f"tap/{name}": value for name, value in taps.items()}
+
+
+def _both_losses(model: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:
+    """Return the loss without and with per-patch normalisation, which is a field of its config."""
+    configured, losses = model.config.norm_pix_loss, {}
+    for name, normalised in (("loss", False), ("loss_norm_pix", True)):
+        model.config.norm_pix_loss = normalised
+        losses[name] = model(pixels, noise=noise).loss
+    model.config.norm_pix_loss = configured
+    return losses
+
+
+def _points(model: Any) -> dict[str, Point]:
+    trunk = getattr(model, "vit", model)
+    blocks = trunk.layers if hasattr(trunk, "layers") else trunk.encoder.layer
+    points = {"encoder.embedding": input_of(blocks[0])}
+    points |= _points_of_blocks(blocks, "encoder")
+    points["encoder.norm"] = output_of(trunk.layernorm)
+    if hasattr(model, "decoder"):
+        points["decoder.embedding"] = input_of(model.decoder.decoder_layers[0])
+        points |= _points_of_blocks(model.decoder.decoder_layers, "decoder")
+        points["decoder.norm"] = output_of(model.decoder.decoder_norm)
+    return points
+
+
+def _points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
+    names = {name for name, _ in blocks[0].named_modules()}
+    parts = next(parts for first, parts in PARTS.items() if first in names)
+    points = {}
+    for number, block in enumerate(blocks):
+        for tap, part in zip(("q", "k", "v", "attention", "mlp"), parts, strict=True):
+            points[f"{stack}.blocks.{number}.{tap}"] = output_of(block.get_submodule(part))
+        points[f"{stack}.blocks.{number}.output"] = output_of(block)
+    return points

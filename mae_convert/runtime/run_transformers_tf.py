@@ -1,0 +1,152 @@
+"""Run transformers' TensorFlow classes on ``tf_model.h5``: version 4.57 is the last to have them.
+
+They show no steps between but their hidden states. Their loss with normalised pixels takes the
+biased variance, which is a mistake that this project does not repeat: it is left out here.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
+import numpy as np
+import tensorflow
+import transformers
+
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.loaders import LoadError
+
+CLASSES = {
+    "pretrain": "TFViTMAEForPreTraining",
+    "encoder": "TFViTMAEModel",
+    "classify": "TFViTForImageClassification",
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter for a result of this library."""
+    return {
+        "transformers": transformers.__version__,
+        "tensorflow": tensorflow.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def settings() -> dict[str, Any]:
+    """Return what else matters for a result."""
+    return {
+        "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
+        "omits": ["loss_norm_pix"],
+    }
+
+
+def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Raises:
+        ImportError: this version of transformers has no TensorFlow classes.
+        LoadError: the class does not take the directory, or the job asks for what it cannot do.
+    """
+    if not hasattr(transformers, CLASSES[job.task]):
+        raise ImportError(
+            f"transformers {transformers.__version__} has no TensorFlow classes; give the Python"
+            " of an environment with transformers 4.57.6 and tf-keras"
+        )
+    if job.mode != "eager" or job.gradients or job.device != "cpu":
+        raise LoadError("transformers' TensorFlow classes are run eagerly, on the CPU, forward")
+    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    for dtype in job.dtypes:
+        if dtype not in ("float64", "float32"):
+            raise LoadError(f"transformers' TensorFlow classes are not run in {dtype}")
+        tensorflow.keras.backend.set_floatx(dtype)
+        model = _build(job)
+        if dtype == "float64":
+            _make_constants_exact(model)
+        results = _forward(model, job, inputs, dtype)
+        yield dtype, {name: value.numpy() for name, value in results.items()}
+
+
+def _build(job: Job) -> Any:
+    transformers.logging.set_verbosity_error()
+    _let_positions_be_float64()
+    kind = getattr(transformers, CLASSES[job.task])
+    try:
+        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{kind.__name__} does not take {job.weights.path}: {error}") from error
+    if wrong := [key for keys in told.values() for key in keys]:
+        raise LoadError(f"{kind.__name__} does not take all of {job.weights.path}: {wrong[:4]}")
+    model.config.mask_ratio = job.config["mask_ratio"]
+    return model
+
+
+def _let_positions_be_float64() -> None:
+    """Cast the table that the class fills its positions with, before the weights replace it.
+
+    It makes the table in float32 and assigns it to a variable of the model's own dtype.
+    """
+    from transformers.models.vit_mae import modeling_tf_vit_mae as module
+
+    make = module.get_2d_sincos_pos_embed
+    module.get_2d_sincos_pos_embed = lambda *args, **kwargs: tensorflow.cast(
+        make(*args, **kwargs), tensorflow.keras.backend.floatx()
+    )
+
+
+def _make_constants_exact(model: Any) -> None:
+    """Give the blocks constants for float64: the library takes two square roots in float32.
+
+    Those of its GELU and of its attention's scale move results by 2e-9, which no float32 run can
+    see, and which is no fault of the weights.
+    """
+
+    def gelu(x: Any) -> Any:
+        return 0.5 * x * (1 + tensorflow.math.erf(x * 0.5**0.5))
+
+    decoder = model.decoder.decoder_layers if hasattr(model, "decoder") else ()
+    for block in (*model.vit.encoder.layer, *decoder):
+        if model.config.hidden_act == "gelu":
+            block.intermediate.intermediate_act_fn = gelu
+        attention = block.attention.self_attention
+        root = attention.attention_head_size**0.5
+        attention.sqrt_att_head_size = tensorflow.constant(root, "float64")
+
+
+def _forward(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    pixels = tensorflow.constant(inputs["pixel_values"], dtype=dtype)
+    if job.task == "classify":
+        outputs = model(pixels, output_hidden_states=True)
+        results = {
+            "logits": outputs.logits,
+            "last_hidden_state": model.vit.layernorm(outputs.hidden_states[-1]),
+        }
+    else:
+        # The parts are called one by one: the whole cannot compute its loss in float64.
+        noise = tensorflow.constant(inputs["noise"])
+        outputs = model.vit(pixels, noise=noise, output_hidden_states=True)
+        results = {
+            "mask": tensorflow.cast(outputs.mask, "float32"),
+            "ids_restore": tensorflow.cast(outputs.ids_restore, "int64"),
+            "last_hidden_state": outputs.last_hidden_state,
+        }
+    if job.task == "pretrain":
+        results |= _decoded(model, pixels, outputs, job)
+    return results | {f"tap/{name}": value for name, value in _taps(outputs).items() if job.taps}
+
+
+def _decoded(model: Any, pixels: Any, encoded: Any, job: Job) -> dict[str, Any]:
+    logits = model.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+    images = model.unpatchify(logits)  # (N, H, W, C)
+    results = {"logits": logits, "reconstruction": tensorflow.transpose(images, (0, 3, 1, 2))}
+    if job.config["mask_ratio"]:
+        model.config.norm_pix_loss = False
+        mask = tensorflow.cast(encoded.mask, pixels.dtype)
+        results["loss"] = tensorflow.squeeze(model.forward_loss(pixels, logits, mask))
+    return results
+
+
+def _taps(outputs: Any) -> dict[str, Any]:
+    embedding, *blocks = outputs.hidden_states
+    names = [f"encoder.blocks.{number}.output" for number in range(len(blocks))]
+    return {"encoder.embedding": embedding, **dict(zip(names, blocks, strict=True))}

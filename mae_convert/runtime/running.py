@@ -1,0 +1,273 @@
+"""Run a checkpoint in a child process, one framework each, and collect its trace."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.staging import scratch_directory
+from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
+from mae_convert.runtime.gradients import with_canonical_gradients
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.pinned import pinned
+from mae_convert.runtime.sides import WORKER, Side
+from mae_convert.runtime.staging import stage
+from mae_convert.runtime.trace import Trace, describe, read_trace
+
+UNREAD = 4  # the exit status of a worker whose library does not read the file
+DEFAULT_DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of a checkpoint is to be run and kept.
+
+    Attributes:
+        dtypes: precisions; float64 is the proof.
+        taps: keep every step between.
+        gradients: keep the gradient of the objective for every trainable parameter.
+        mask_ratio: run with this ratio; None is the configured one.
+    """
+
+    dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    taps: bool = True
+    gradients: bool = False
+    mask_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint to be run, by whom, for what, and whether its file is as it is.
+
+    Attributes:
+        checkpoint: what to run.
+        side: with what; ``framework`` must be chosen.
+        request: what to keep.
+        as_stored: the checkpoint's tensors are those of its file; False after declared steps.
+    """
+
+    checkpoint: Checkpoint
+    side: Side
+    request: Request = field(default_factory=Request)
+    as_stored: bool = True
+
+
+class UnreadFileError(MaeConvertError):
+    """The library that a file's format belongs to does not read the file."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A child process at work.
+
+    Attributes:
+        run: what it runs.
+        description: what describes the run, computed meanwhile.
+        process: the child.
+        job: the file that says what the child is to do; its folder is the child's.
+        output: the trace that the child writes.
+        clock: the time that it may take.
+        opened: what ends the child and removes its folder.
+        held: files of the checkpoint that must not change meanwhile.
+    """
+
+    run: Run
+    description: Future[Mapping[str, Any]]
+    process: subprocess.Popen[str]
+    job: Path
+    output: Path
+    clock: Clock
+    opened: ExitStack
+    held: Sequence[ByteFile] = ()
+
+    def stop(self) -> None:
+        """End the child if it still runs, and remove what it was given."""
+        self.opened.close()
+
+    def result(self) -> Trace:
+        """Wait for the child and for what describes it, and return its trace.
+
+        Raises:
+            MissingRequirementError: the child could not import its framework.
+            UnreadFileError: the library does not read the file that it was given.
+            MaeConvertError: the child failed or took too long; its last message, or what it was
+                doing, is in the message.
+            CheckpointError: a file of the checkpoint was written to meanwhile.
+        """
+        with self.opened:
+            errors = self._wait()
+            if self.process.returncode == 0 and self.output.exists():
+                for file in self.held:
+                    file.require_unchanged()
+                metadata, arrays = read_trace(self.output)
+                own = json.loads(metadata)
+                described = self.description.result()
+                return with_canonical_gradients(Trace({**described, **own}, arrays))
+            raise self._failure(errors)
+
+    def _wait(self) -> str:
+        """Wait until the child has ended; return what it wrote to standard error."""
+        try:
+            return self.process.communicate(timeout=self.clock.left())[1]
+        except subprocess.TimeoutExpired as late:
+            raise self.clock.exceeded(f"the {self.run.side.framework} run", self.job) from late
+
+    def _failure(self, errors: str) -> MaeConvertError:
+        side, status = self.run.side, self.process.returncode
+        if status == 0:
+            return MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
+        lines = [line for line in errors.strip().splitlines() if line.strip()]
+        last = lines[-1].removeprefix("worker: ") if lines else f"status {status}"
+        if status == UNREAD:
+            return UnreadFileError(last)
+        if status < 0:
+            last = f"signal {-status} {stage_of(self.job)}"
+        kind = MissingRequirementError if status == 3 else MaeConvertError
+        return kind(f"the {side.framework} run failed: {last}")
+
+
+def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None) -> Running:
+    """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``.
+
+    Args:
+        run: the checkpoint, and how it is run.
+        inputs: what it is run on.
+        unread: why the library does not read the files, where that has been tried.
+    """
+    with ExitStack() as opened:
+        work = opened.enter_context(scratch_directory())
+        job, ours, held = _prepare(run, inputs, work, unread)
+        process = opened.enter_context(_worker(run.side, job))
+        describing = partial(describe, run.checkpoint, run.side, inputs, ours=ours)
+        return Running(
+            run,
+            _meanwhile(describing),
+            process,
+            job,
+            work / "trace.safetensors",
+            Clock(run.side.time_limit),
+            opened.pop_all(),
+            held,
+        )
+
+
+def _prepare(
+    run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
+) -> tuple[Path, str | None, Sequence[ByteFile]]:
+    """Write what the child needs.
+
+    Returns:
+        Its job file, what of ours is between the files and the model, and the files that must not
+        change.
+    """
+    side, request = run.side, run.request
+    run.checkpoint.configuration.require_complete()
+    assert side.framework is not None
+    np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
+    staged = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored, unread=unread)
+    staged, held = pinned(staged, run.checkpoint, work)
+    config = run.checkpoint.configuration.model
+    if request.mask_ratio is not None:
+        config = replace(config, mask_ratio=request.mask_ratio)
+    job = Job(
+        framework=side.framework,
+        device=side.device,
+        dtypes=request.dtypes,
+        task=run.checkpoint.task,
+        config=config.to_dict(),
+        weights=staged.weights,
+        loader=staged.loader,
+        inputs=str(work / "inputs.npz"),
+        output=str(work / "trace.safetensors"),
+        taps=request.taps,
+        gradients=request.gradients,
+        mode=side.mode,
+        description={
+            "dtypes": list(request.dtypes),
+            "taps": request.taps,
+            "run_mask_ratio": config.mask_ratio,
+        },
+        confirmed=staged.confirmed,
+    )
+    job.save(work / "job.json")
+    return work / "job.json", staged.ours, held
+
+
+def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
+    """Hash in a thread of its own, which takes the time that the children leave."""
+    executor = ThreadPoolExecutor(1, initializer=_give_way)
+    future = executor.submit(function)
+    executor.shutdown(wait=False)
+    return future
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        thread = threading.get_native_id()
+        lower = min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19)
+        os.setpriority(os.PRIO_PROCESS, thread, lower)
+
+
+def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
+    if side.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if side.framework == "jax":
+        environment["JAX_ENABLE_X64"] = "1"
+    # Two frameworks share the cores: a thread that has nothing to do is not to keep one busy.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic matrix products on CUDA
+    return python_process(
+        side.python,
+        [WORKER, job],
+        environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[Trace]:
+    """Run several checkpoints at the same time on the same inputs and return their traces.
+
+    Raises:
+        MissingRequirementError: a child could not import its framework.
+        MaeConvertError: a child failed, or TF32 is asked of a processor.
+    """
+    if any("tf32" in run.request.dtypes and run.side.device == "cpu" for run in runs):
+        raise MaeConvertError(
+            "TF32 exists on CUDA devices only; run both sides on one (--device-a cuda, --device-b"
+            " cuda), or leave --dtype tf32 out"
+        )
+    running: list[Running] = []
+    try:
+        for run in runs:
+            running.append(start(run, inputs))
+        return [_result(process, inputs) for process in running]
+    finally:
+        for process in running:
+            process.stop()
+
+
+def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
+    """Return the trace of a child; where its library does not read the file, our reader does."""
+    try:
+        return running.result()
+    except UnreadFileError as error:
+        again = start(running.run, inputs, unread=str(error))
+    try:
+        return again.result()
+    finally:
+        again.stop()

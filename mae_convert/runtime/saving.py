@@ -1,0 +1,184 @@
+"""From a model to a checkpoint in any layout: the way back, after training."""
+
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.prefixes import as_stored
+from mae_convert.convert.execute import execute
+from mae_convert.convert.output_options import Packing
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.configuration import PREPROCESSING, Configuration, untold_fields
+from mae_convert.families.mae.evidence import same_size
+from mae_convert.families.mae.layouts import layout_named
+from mae_convert.families.mae.schema import schema
+from mae_convert.formats import Container, LazyTensor
+from mae_convert.layouts.table import external_shapes, read_tensors
+from mae_convert.runtime.arguments import dtype_named, naming_arguments
+from mae_convert.runtime.metadata import Carried
+from reference_models.configuration import ViTMAEConfig
+
+IN_MEMORY = "a model in memory"
+TASKS = {
+    "ViTMAEForPreTraining": "pretrain",
+    "ViTMAEModel": "encoder",
+    "ViTForImageClassification": "classify",
+}
+# Whose models have the names of which layout.
+LAYOUTS_OF = {"reference_models.pytorch": "facebook", "reference_models.keras": "keras"}
+
+
+@naming_arguments()
+def save_model(
+    model: Any,
+    target: str | Path,
+    layout: str,
+    *,
+    dtype: Any = None,
+    packing: Packing | None = None,
+    carried: Carried | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a reference model as a checkpoint; what was written is read back and compared.
+
+    Args:
+        model: a reference model of PyTorch or Keras, or one of a subclass; it may be wrapped by
+            ``torch.compile`` or ``DistributedDataParallel``.
+        target: the directory or file to write, as in ``mae-convert convert``.
+        layout: the layout to write.
+        dtype: round every tensor to this dtype; default: those of the model.
+        packing: how the tensors are put into files.
+        carried: how pictures are prepared and what the classes are called; default: as the
+            checkpoint said that the model was loaded from, else by convention.
+        overwrite: replace what exists.
+
+    Returns:
+        The conversion record.
+
+    Raises:
+        MaeConvertError: it is no such model, its weights are not finite, or the layout cannot hold
+            it.
+        OutputError: the target exists, or cannot be written.
+    """
+    name = dtype_named(dtype, tuple(DTYPES))
+    source = checkpoint_of(model, carried)
+    plan = plan_conversion(source, Path(target), layout, dtype=name, packing=packing)
+    return execute(plan, overwrite=overwrite)
+
+
+def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
+    """Return a model as a checkpoint that is open; its tensors are read when they are asked for."""
+    model = unwrapped(model)
+    layout_name, task = kind_of(model)
+    layout = layout_named(layout_name)
+    config = ViTMAEConfig.from_dict(model.config.to_dict())
+    table, shapes = layout.table_for(task), schema(config, task)
+    rules = tuple(table.expand(shapes))
+    external = external_shapes(rules, shapes)
+    tensors = _tensors(model, layout_name, list(external))
+    if {name: tensor.shape for name, tensor in tensors.items()} != external:
+        raise MaeConvertError(
+            "the model's tensors are not those that its configuration tells; save it with the"
+            " configuration that it was made with"
+        )
+    canonical = read_tensors(tensors, rules)
+    carried = carried or getattr(model, "carried", None) or Carried.nothing(config.num_channels)
+    return Checkpoint(
+        container=_container(tensors, carried),
+        layout=layout,
+        table=table,
+        synonyms=(),
+        task=task,
+        configuration=_configuration(config, task, carried),
+        tensors={name: canonical[name] for name in shapes},
+        rules=rules,
+        dropped={},
+        prefix=as_stored(external),
+        origin=Origin(IN_MEMORY, {"name": IN_MEMORY, "loaded_from": carried.name}),
+        key_bias=carried.key_bias,
+    )
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model in what ``torch.compile`` or DistributedDataParallel made of it."""
+    for attribute in ("_orig_mod", "module"):
+        inner = getattr(model, attribute, None)
+        if hasattr(inner, "state_dict"):
+            return unwrapped(inner)
+    return model
+
+
+def kind_of(model: Any) -> tuple[str, str]:
+    """Return the layout whose names a model has, and its task.
+
+    Raises:
+        MaeConvertError: it is no reference model.
+    """
+    for base in type(model).__mro__:
+        package = ".".join(base.__module__.split(".")[:2])
+        task = TASKS.get(base.__name__.removeprefix("TF"))
+        if package in LAYOUTS_OF and task is not None:
+            return LAYOUTS_OF[package], task
+    raise MaeConvertError(
+        f"{type(model).__name__} is not one of this project's models; write its weights to a file"
+        " and give that to `mae-convert convert`"
+    )
+
+
+def _tensors(model: Any, layout: str, names: list[str]) -> dict[str, LazyTensor]:
+    if layout == "facebook":
+        from mae_convert.runtime import torch_model
+
+        return torch_model.tensors_of(model)
+    from mae_convert.runtime import keras_model
+
+    found = keras_model.tensors_of(model, names)
+    if len(found) != len(model.weights):
+        raise MaeConvertError(
+            f"the model has {len(model.weights)} weights and its configuration tells {len(found)}"
+        )
+    return found
+
+
+def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
+    """Return the container that there is not: what a file would tell."""
+    return Container(
+        path=Path(IN_MEMORY),
+        kind="memory",
+        weights_file=Path(IN_MEMORY),
+        opened=(),
+        tensors=tensors,
+        config=None,
+        config_source=None,
+        preprocessor=carried.preprocessor or None,
+        training_args=None,
+        conversion=None,
+        ignored={},
+        wrapper=None,
+        state_key=None,
+        is_directory=False,
+    )
+
+
+def _configuration(config: ViTMAEConfig, task: str, carried: Carried) -> Configuration:
+    sources = dict.fromkeys(untold_fields(task), "the model's configuration")
+    said = {name: carried.sources.get(name, "said when it was saved") for name in PREPROCESSING}
+    # What was assumed when the model was loaded is still assumed, unless it was changed since.
+    assumed = {
+        name: entry
+        for name, entry in carried.assumptions.items()
+        if name in sources
+        and name not in PREPROCESSING
+        and same_size(getattr(config, name)) == same_size(entry["value"])
+    }
+    return Configuration(
+        config,
+        carried.image_mean,
+        carried.image_std,
+        {**sources, **said, **{name: entry["source"] for name, entry in assumed.items()}},
+        carried.labels if task == "classify" else None,
+        {name: entry["assumption"] for name, entry in assumed.items()},
+    )

@@ -1,0 +1,219 @@
+"""How a side of a comparison is run: by which framework, where, and whether natively."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.formats.shards import INDEX_NAMES
+from mae_convert.runtime import worker
+from mae_convert.runtime.children import cannot_run, environment_of_child
+from mae_convert.runtime.job import FRAMEWORKS
+from mae_convert.runtime.worker import TF_CLASSES, missing
+
+WORKER = Path(worker.__file__)
+# Which loader reads which spelling's own names into which framework's model. What is not here goes
+# through the mapping tables, and is then witnessed but not proven.
+NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
+    ("facebook", "torch"): "facebook",
+    ("timm", "torch"): "facebook",  # the original's names
+    ("transformers-tf", "tensorflow"): "transformers-tf",
+    ("transformers-tf", "jax"): "transformers-tf",
+    ("transformers-tf, names without the class", "tensorflow"): "transformers-tf, shards",
+    ("transformers-tf, names without the class", "jax"): "transformers-tf, shards",
+    ("transformers, names of version 4", "tensorflow"): "transformers",
+    ("transformers, names of version 4", "jax"): "transformers",
+    ("keras", "tensorflow"): "keras",
+    ("keras", "jax"): "keras",
+    ("transformers, names of version 4", "transformers"): "transformers",
+    ("transformers, names saved by version 5", "transformers"): "transformers",
+    ("transformers-tf", "transformers"): "transformers-tf",
+    ("timm", "timm"): "timm",
+}
+# Their own classes read directories with a config.json, and by these names.
+THIRD_PARTIES = ("transformers", "timm")
+KERAS_BACKENDS = ("tensorflow", "jax")
+# The file formats that a loader gives to a library which reads them in the framework's process. A
+# process of TensorFlow or JAX imports no PyTorch, and distributed checkpoints are read by nothing
+# that does not run their pickle.
+READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("facebook", "torch"): ("pth", "safetensors", "npz"),
+    **{
+        (loader, framework): ("tf_h5", "keras_h5", "safetensors", "npz")
+        for loader in ("transformers-tf", "transformers-tf, shards")
+        for framework in KERAS_BACKENDS
+    },
+    **{("transformers", f): ("safetensors", "npz") for f in KERAS_BACKENDS},
+    **{("keras", f): ("keras_h5", "keras_archive") for f in KERAS_BACKENDS},
+    ("transformers", "transformers"): ("pth", "safetensors"),
+    ("transformers-tf", "transformers"): ("tf_h5",),
+    ("timm", "timm"): ("pth", "safetensors"),
+}
+# The files that these libraries look for in a directory; transformers looks for parts too.
+LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+UNMASKED = ("timm",)  # frameworks whose model cannot leave patches out
+INSTALL = {
+    "torch": "pip install 'mae-convert[torch]'",
+    "tensorflow": "pip install 'mae-convert[tensorflow]'",
+    "jax": "pip install 'mae-convert[jax]'",
+    "transformers": "pip install transformers torch",
+    "timm": "pip install timm",
+}
+INSTALL_TF_CLASSES = "pip install transformers==4.57.6 tensorflow tf-keras"
+# What a run imports, as ``worker.missing`` takes it. Keras 3 has ``ops``; versions 4 of
+# transformers have the TensorFlow classes.
+KERAS = ("keras/src/ops", "h5py")
+REQUIREMENTS = {
+    "torch": ("torch",),
+    "tensorflow": ("tensorflow", *KERAS),
+    "jax": ("jax", *KERAS),
+    "transformers": ("transformers", "torch"),
+    "timm": ("timm", "torch"),
+}
+TF_CLASSES_FILE = "transformers/models/vit_mae/modeling_tf_vit_mae.py"
+REQUIREMENTS_OF_TF_CLASSES = ("transformers", TF_CLASSES_FILE, "tensorflow", "tf_keras")
+NEEDED_BY_EVERY_RUN = ("numpy", "safetensors")
+FULL_NAMES = {
+    "keras/src/ops": "Keras 3",
+    TF_CLASSES_FILE: "a version of transformers with TensorFlow classes",
+}
+PROBE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Side:
+    """How one side of a comparison is run.
+
+    Attributes:
+        framework: one of ``FRAMEWORKS``; None chooses the one that proves most.
+        device: where runs other than float64 happen, "cpu" or "cuda".
+        python: the interpreter of the child process; None is this one.
+        mode: one of ``job.MODES``.
+        time_limit: seconds that a run may take; 0 is no limit, and None the one of the environment
+            variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
+    """
+
+    framework: str | None = None
+    device: str = "cpu"
+    python: str | None = None
+    mode: str = "eager"
+    time_limit: float | None = None
+
+
+def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
+    """Return the side with its framework chosen: one that reads the names natively, if it is here.
+
+    It is here if all that the run of this checkpoint imports is installed.
+
+    Raises:
+        MissingRequirementError: a framework that was asked for, or any at all, is missing.
+    """
+    if side.framework is not None:
+        if side.framework not in FRAMEWORKS:
+            raise MaeConvertError(
+                f"unknown framework {side.framework!r}; choose {', '.join(FRAMEWORKS)}"
+            )
+        loader = loader_for(checkpoint, side.framework)
+        if not has_framework(side.framework, side.python, loader):
+            raise _missing(side.framework, side.python, loader)
+        return side
+    native = [f for f in FRAMEWORKS if loader_for(checkpoint, f) is not None]
+    references = [f for f in FRAMEWORKS if f not in THIRD_PARTIES]
+    for framework in dict.fromkeys([*native, *references]):
+        if has_framework(framework, side.python, loader_for(checkpoint, framework)):
+            return replace(side, framework=framework)
+    raise _missing(native[0] if native else "torch", side.python)
+
+
+def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
+    """Return the loader that reads a checkpoint without our tables and our reader, or None."""
+    loader = named_loader(checkpoint, framework)
+    container = checkpoint.container
+    if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
+        return None
+    # Keras loads its own files by itself, and by their own names.
+    return None if loader == "keras" and checkpoint.prefix.removed else loader
+
+
+def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
+    """Return the loader that has no need of our tables, whoever reads the files, or None."""
+    loader = NATIVE_LOADERS.get((checkpoint.table.name, framework))
+    if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
+        return None
+    return loader
+
+
+def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
+    """Return whether a library, given the directory, finds the tensors that were found here."""
+    container, path = checkpoint.container, checkpoint.path
+    name = container.weights_file.name
+    parts = framework == "transformers" and name in INDEX_NAMES
+    return (
+        path.is_dir()
+        and (path / "config.json").is_file()
+        and not checkpoint.prefix.removed
+        and container.wrapper is None
+        and (name in LOOKED_FOR or parts)
+    )
+
+
+def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
+    """Return whether an interpreter finds all that a run imports, without importing it.
+
+    Args:
+        framework: one of ``FRAMEWORKS``.
+        python: the interpreter; None is this one.
+        loader: as ``loader_for`` returns it: transformers has classes for two frameworks.
+
+    Raises:
+        MaeConvertError: there is no such interpreter.
+    """
+    return not _lacking(framework, python, loader)
+
+
+def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
+    """Return those requirements of a run that an interpreter does not find."""
+    by_tf_classes = (framework, loader) == TF_CLASSES
+    own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
+    requirements = (*own, *NEEDED_BY_EVERY_RUN)
+    return missing(requirements) if python is None else _missing_there(requirements, python)
+
+
+def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
+    """Return the requirements that another interpreter does not find."""
+    command = [python, str(WORKER), "--missing", *requirements]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            env=environment_of_child(), timeout=PROBE_SECONDS,
+        )  # fmt: skip
+    except OSError as error:
+        raise cannot_run(python, error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MaeConvertError(
+            f"{python} did not say in {PROBE_SECONDS} seconds what is installed there; is it a"
+            " Python interpreter?"
+        ) from error
+    try:
+        lacking = json.loads(done.stdout)
+    except ValueError:
+        lacking = None
+    if not isinstance(lacking, list):
+        raise MaeConvertError(f"{python} ran and is not a Python interpreter; give one")
+    return [requirement for requirement in requirements if requirement in lacking]
+
+
+def _missing(
+    framework: str, python: str | None, loader: str | None = None
+) -> MissingRequirementError:
+    where = "here" if python is None else f"in the environment of {python}"
+    lacking = [FULL_NAMES.get(name, name) for name in _lacking(framework, python, loader)]
+    if not lacking or lacking[0] == framework:
+        what = f"{framework} is not installed {where}"
+    else:
+        what = f"{framework} needs {', '.join(lacking)}, not installed {where}"
+    install = INSTALL_TF_CLASSES if (framework, loader) == TF_CLASSES else INSTALL[framework]
+    return MissingRequirementError(f"{what}; {install}")

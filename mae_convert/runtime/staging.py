@@ -1,0 +1,167 @@
+"""What a child process is given to load: the checkpoint's own files wherever that is possible."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.dtypes import DTYPES
+from mae_convert.formats import open_container, write_file
+from mae_convert.formats.tensor import LazyTensor, sha256
+from mae_convert.runtime.job import ReadTensors, StoredWeights
+from mae_convert.runtime.sides import KERAS_BACKENDS, THIRD_PARTIES, loader_for, named_loader
+
+# The layout that a checkpoint is converted to where its own names are not the framework's.
+STAGED_AS = {
+    "torch": ("facebook", "safetensors", ".safetensors"),
+    "tensorflow": ("keras", "keras_h5", ".weights.h5"),
+    "jax": ("keras", "keras_h5", ".weights.h5"),
+    "transformers": ("transformers", "safetensors", ""),
+    "timm": ("timm", "safetensors", ""),
+}
+# What tensors that were in a kind of HDF5 file are put into, and its suffix.
+HDF5 = {
+    "tf_h5": ("tf_h5", ".h5"),
+    "keras_h5": ("keras_h5", ".weights.h5"),
+    "keras_archive": ("keras_h5", ".weights.h5"),
+}
+BY_TABLES = "our mapping tables"
+BY_OUR_READER = "our own reader"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a child process loads, and how much of it is our work.
+
+    Attributes:
+        weights: the files.
+        loader: how their names become those of the model.
+        ours: what of ours stands between the stored bytes and the model, or None: then the run is
+            native, and the library of the format reads the files that were given.
+        confirmed: tensors that the library has to read as our reader did, because what is in
+            ``weights`` was computed from them.
+    """
+
+    weights: StoredWeights
+    loader: str
+    ours: str | None = None
+    confirmed: ReadTensors | None = None
+
+
+def stage(
+    checkpoint: Checkpoint,
+    framework: str,
+    work: Path,
+    *,
+    as_stored: bool = True,
+    unread: str | None = None,
+) -> Staged:
+    """Return what a child process loads.
+
+    Files whose names are the framework's own are given as they are, and the library that their
+    format belongs to reads them. After declared steps, the new tensors are in a file that we
+    write, and the library confirms what they were computed from. Files that no library reads there
+    are read by us and written again under the same names. Others are converted by the tables.
+
+    Args:
+        checkpoint: what is to be run.
+        framework: who runs it.
+        work: a directory for files that are made.
+        as_stored: the tensors are those of the checkpoint's files; False after declared steps.
+        unread: why the library does not read the files, where that has been tried.
+    """
+    loader = loader_for(checkpoint, framework) if unread is None else None
+    if loader is not None and as_stored:
+        return Staged(_stored(checkpoint, framework), loader)
+    named = named_loader(checkpoint, framework)
+    if named is None or framework in THIRD_PARTIES:
+        layout, kind, suffix = STAGED_AS[framework]
+        staged = work / f"model{suffix}"
+        whole = replace(checkpoint, key_bias=True, also=())  # loaders know biases of the key only
+        execute(plan_conversion(whole, staged, layout, dtype=_exact_dtype(checkpoint)))
+        return Staged(StoredWeights((str(staged),), kind), layout, BY_TABLES)
+    weights = _under_its_own_names(checkpoint, framework, named, work)
+    if loader is not None:
+        return Staged(weights, loader, confirmed=_reading(checkpoint))
+    return Staged(weights, named, _why(checkpoint, framework, unread))
+
+
+def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
+    """Return where a checkpoint's tensors are stored."""
+    container = checkpoint.container
+    if framework in THIRD_PARTIES:
+        return StoredWeights((str(checkpoint.path),), container.kind)
+    stored = checkpoint.prefix.stored
+    used = {stored[rule.external] for rule in checkpoint.rules}
+    others = {**dict.fromkeys(stored.values()), **checkpoint.dropped}
+    return StoredWeights(
+        files=tuple(map(str, container.files[1:] or container.files)),  # the first is an index
+        format=container.kind,
+        key=container.wrapper or "",
+        unused=tuple(name for name in others if name not in used),
+        prefixes=checkpoint.prefix.removed,
+    )
+
+
+def _reading(checkpoint: Checkpoint) -> ReadTensors:
+    """Return what our reader reads from the files of a checkpoint, before any declared step."""
+    stored = replace(_stored(checkpoint, ""), prefixes=())
+    before = open_container(checkpoint.path, checkpoint.container.state_key)
+    used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
+    digests = {t.name: [str(t.dtype), list(t.shape), sha256(t)] for t in used}
+    return ReadTensors(stored, digests)
+
+
+def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
+    """Return what of ours was used, and why."""
+    kind = checkpoint.container.kind
+    if unread is None and kind == "dcp":
+        unread = "PyTorch runs the pickle of a distributed checkpoint"
+    if unread is None:
+        unread = f"no library reads {kind} files in a process of {framework}"
+    return f"{BY_OUR_READER}, because {unread}"
+
+
+def _under_its_own_names(
+    checkpoint: Checkpoint, framework: str, loader: str, work: Path
+) -> StoredWeights:
+    """Write the tensors that our reader has read into one file, without a table."""
+    kind, suffix = "safetensors", ".safetensors"
+    if framework in KERAS_BACKENDS:
+        kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
+    if loader == "keras":
+        kind, suffix = HDF5["keras_h5"]
+    staged = work / f"weights{suffix}"
+    tensors: Iterable[LazyTensor] = _used(checkpoint)
+    write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
+    return StoredWeights((str(staged),), kind)
+
+
+def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
+    """Return the tensors by their own names, without those that MAE does not use."""
+    used = {rule.external for rule in checkpoint.rules}
+    return [tensor for name, tensor in checkpoint.container.tensors.items() if name in used]
+
+
+def _widened(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor as HDF5 and NumPy can hold it: float32 has every value of bfloat16."""
+    if tensor.dtype != DTYPES["bfloat16"]:
+        return tensor
+    wide = DTYPES["float32"]
+    return replace(tensor, dtype=wide, load=lambda: tensor.load().astype(wide))
+
+
+def _exact_dtype(checkpoint: Checkpoint) -> str | None:
+    """Return a dtype that holds all values as they are, where one for all tensors is needed."""
+    dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if len(dtypes) == 1 and "bfloat16" not in dtypes:
+        return None
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the encoder of a pre-training model, for a library that has no decoder."""
+    tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("decoder.")}
+    return replace(checkpoint, task="encoder", tensors=tensors)

@@ -1,0 +1,109 @@
+"""A PyTorch reference model filled with tensors one by one, and its tensors given back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.formats.tensor import LazyTensor, as_bytes
+from mae_convert.layouts.table import listed
+from mae_convert.runtime.torch_runs import WithoutValues
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
+
+CLASSES: dict[str, Any] = {
+    "pretrain": ViTMAEForPreTraining,
+    "encoder": ViTMAEModel,
+    "classify": ViTForImageClassification,
+}
+
+
+def make(
+    model_class: Any, config: ViTMAEConfig, tensors: Sequence[LazyTensor], device: str | None
+) -> Any:
+    """Return a model in evaluation mode with exactly these tensors.
+
+    The model is made without memory, and each tensor is read into the place where it stays: at no
+    time is there more than the model and a piece of one tensor.
+
+    Raises:
+        LayoutError: the tensors are not the model's.
+        MissingRequirementError: there is no such device.
+    """
+    with WithoutValues():
+        model = model_class(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)
+    state = {tensor.name: read_tensor(tensor, device) for tensor in tensors}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def with_config(model: Any, config: ViTMAEConfig) -> Any:
+    """Return a model of another configuration whose parameters are those of the first: no copies.
+
+    Raises:
+        RuntimeError: the parameters have other names or shapes.
+    """
+    with WithoutValues():
+        other = type(model)(config)
+    other.load_state_dict(model.state_dict(), strict=True, assign=True)
+    return other.eval()
+
+
+def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise LayoutError where names or shapes of tensors are not those that are wanted."""
+    if given != wanted:
+        different = sorted(
+            name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)
+        )
+        raise LayoutError(f"the model and the tensors differ in {listed(different)}")
+
+
+def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
+    """Return a tensor in memory of its own, on a device."""
+    read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
+    place, done = read.view(-1).view(torch.uint8).numpy(), 0
+    for piece in tensor.pieces():
+        place[done : done + piece.nbytes] = as_bytes(piece)
+        done += piece.nbytes
+    if device is None:
+        return read
+    try:
+        return read.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingRequirementError(
+            f"this PyTorch cannot use the device {device!r} ({reason}); choose another"
+        ) from error
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, LazyTensor]:
+    """Return a model's tensors by their names in its state dict; none is copied before it is asked.
+
+    Raises:
+        LayoutError: a tensor has a dtype that no checkpoint has.
+    """
+    return {name: lazy_tensor(name, value) for name, value in model.state_dict().items()}
+
+
+def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
+    """Return a tensor of PyTorch that is copied to the CPU when it is read.
+
+    Raises:
+        LayoutError: it has a dtype that no checkpoint has.
+    """
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in DTYPES:
+        raise LayoutError(f"{name} is of {kind}; convert the model to {', '.join(DTYPES)}")
+
+    def load() -> np.ndarray:
+        read = value.detach().cpu().contiguous()
+        if kind == "bfloat16":  # which NumPy does not know by itself
+            return read.view(torch.uint16).numpy().view(DTYPES[kind])
+        return read.numpy()
+
+    return LazyTensor(name, tuple(value.shape), DTYPES[kind], load)

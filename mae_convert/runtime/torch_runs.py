@@ -1,0 +1,170 @@
+"""What every PyTorch model is run with: precisions, devices, modes and gradients."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.loaders import LoadError
+from mae_convert.runtime.objective import cotangent, labels
+
+Results = dict[str, Tensor]
+Build = Callable[[Job], nn.Module]
+# model, its possibly compiled self, pixels, noise → results by name
+Forward = Callable[[Any, Any, Tensor, Tensor | None], Results]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter for a result of this framework."""
+    return {"torch": torch.__version__, "numpy": np.__version__}
+
+
+def settings() -> dict[str, Any]:
+    """Return what else matters for a result: how float32 is computed, and that it is repeatable."""
+    return {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        "reduced_precision_reduction": (
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+            or torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        ),
+    }
+
+
+class WithoutValues(TorchFunctionMode):
+    """Models that are built in this context, in this thread, have parameters without values.
+
+    Their parameters are on the meta device, and initialization leaves them as they are: to draw
+    random numbers on that device, PyTorch first imports a computer algebra system for a second.
+    Other threads build models as always: PyTorch keeps modes for each thread.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        """Do what a function of PyTorch does, or less."""
+        named = named or {}
+        if function in INITIALIZERS:
+            return arguments[0] if arguments else named["tensor"]
+        if function in CONSTRUCTORS and named.get("device") is None:
+            named = {**named, "device": "meta"}
+        return function(*arguments, **named)
+
+
+CONSTRUCTORS = {torch.empty, torch.zeros, torch.ones, torch.full}
+INITIALIZERS = {
+    Tensor.uniform_,
+    Tensor.normal_,
+    *(value for name, value in vars(nn.init).items() if re.fullmatch(r"[a-z]\w*_", name)),
+}
+
+
+def torch_runs(
+    job: Job, inputs: Mapping[str, np.ndarray], build: Build, forward: Forward
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield each dtype and its results, NumPy arrays by name.
+
+    Args:
+        job: what to run.
+        inputs: ``pixel_values`` and, for masked tasks, ``noise``.
+        build: makes the model with its weights; called again after a run that rounded them.
+        forward: runs it.
+
+    Raises:
+        LoadError: the weights do not fit, or a result has another dtype than was asked for.
+    """
+    _be_deterministic(job.mode)
+    model = build(job)
+    for number, dtype in enumerate(job.dtypes):
+        _set_precision(dtype, job.device)
+        device = "cpu" if dtype == "float64" else job.device
+        kind = getattr(torch, "float32" if dtype == "tf32" else dtype)
+        run = model.to(device=device, dtype=kind).train(job.mode == "train")
+        # No output or gradient outlives its run: it would keep all activations in memory.
+        yield (
+            dtype,
+            {
+                name: _as_numpy(name, value, kind)
+                for name, value in _results(run, job, inputs, device, forward).items()
+            },
+        )
+        # Rounded weights must not become another run's weights.
+        if dtype != "float64" and number + 1 < len(job.dtypes):
+            model = build(job)
+
+
+def _be_deterministic(mode: str) -> None:
+    if mode == "compiled":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:  # the same, but for the compiler, whose import takes longer than running a ViT-B
+        torch.set_deterministic_debug_mode("warn")
+
+
+def _set_precision(dtype: str, device: str) -> None:
+    """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
+    if dtype == "tf32" and device != "cuda":
+        raise LoadError("TF32 exists on CUDA devices only; pass --device cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LoadError("this PyTorch sees no CUDA device; pass --device cpu")
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def _results(
+    model: Any, job: Job, inputs: Mapping[str, np.ndarray], device: str, forward: Forward
+) -> Results:
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    kind = next(model.parameters()).dtype
+    pixels = torch.from_numpy(inputs["pixel_values"]).to(device=device, dtype=kind)
+    noise = torch.from_numpy(inputs["noise"]).to(device) if job.task != "classify" else None
+    if job.mode == "xla":
+        raise LoadError("PyTorch has no XLA mode here; pass --mode compiled")
+    call = torch.compile(model) if job.mode == "compiled" else model
+    with torch.set_grad_enabled(job.gradients):
+        results = forward(model, call, pixels, noise)
+        if job.gradients:
+            results |= _gradients(_objective(results, job), parameters)
+    kept = (n for n in results if job.taps or not n.startswith("tap/"))
+    return {name: results[name].detach() for name in kept}
+
+
+def _objective(results: Results, job: Job) -> Tensor:
+    """Return the scalar whose gradient is compared; see ``objective``."""
+    if job.task == "pretrain":
+        if "loss" not in results:
+            raise LoadError("where nothing is masked there is no loss and so no gradient")
+        return results["loss"]
+    if job.task == "classify":
+        logits = results["logits"]
+        wanted = torch.from_numpy(labels(*logits.shape)).to(logits.device)
+        return nn.functional.cross_entropy(logits, wanted)
+    hidden = results["last_hidden_state"]
+    weights = torch.from_numpy(cotangent(tuple(hidden.shape)))
+    return (hidden * weights.to(hidden.device, hidden.dtype)).sum() / len(hidden)
+
+
+def _gradients(objective: Tensor, parameters: Mapping[str, nn.Parameter]) -> Results:
+    found = torch.autograd.grad(objective, list(parameters.values()), allow_unused=True)
+    return {
+        f"grad/{name}": value
+        for name, value in zip(parameters, found, strict=True)
+        if value is not None
+    }
+
+
+def _as_numpy(name: str, value: Tensor, kind: torch.dtype) -> np.ndarray:
+    if name in ("mask", "ids_restore"):
+        return value.cpu().numpy()
+    # A loss over a float32 mask is summed in float32 at least.
+    wide = name in ("loss", "loss_norm_pix") and value.dtype == torch.float32
+    if value.dtype != kind and not (wide and kind != torch.float64):
+        raise LoadError(f"{name} came out as {value.dtype}, though {kind} was asked for")
+    exact = value.float() if kind == torch.bfloat16 else value  # NumPy has no bfloat16
+    return exact.cpu().numpy()

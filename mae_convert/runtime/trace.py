@@ -1,0 +1,126 @@
+"""A trace: the results of one side of a comparison, named and hashed, in one safetensors file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mae_convert.checkpoint.fingerprint import Fingerprint, described_fingerprint
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import described
+from mae_convert.convert.record import files_sha256
+from mae_convert.errors import CheckpointError
+from mae_convert.files.input_files import kind_of
+from mae_convert.files.strict_json import parse_json
+from mae_convert.formats.tensor import sha256
+from mae_convert.runtime.inputs import inputs_sha256
+from mae_convert.runtime.sides import Side
+from mae_convert.runtime.trace_check import check_trace
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The results of one side, and what they are the results of.
+
+    Attributes:
+        description: framework, versions, device, configuration, hashes; see ``describe``.
+        arrays: ``DTYPE/RESULT``, ``DTYPE/tap/NAME`` and ``DTYPE/grad/NAME`` for each run, and
+            ``mask`` and ``ids_restore``, which no dtype changes.
+    """
+
+    description: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path) -> "Trace":
+        """Read a trace file.
+
+        Raises:
+            CheckpointError: the file is not there, is not a trace, or is one of another version.
+        """
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
+            raise CheckpointError(f"{path} is {kind} and not a regular file; name a trace")
+        try:
+            text, arrays = read_trace(path)
+            description = parse_json(text)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
+            raise CheckpointError(
+                f"{path} is not a trace ({type(error).__name__}: {error}); make one with"
+                f" `mae-convert trace CKPT {path}`"
+            ) from error
+        version = description.get("format") if isinstance(description, dict) else None
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{path} is a trace of format {version!r}, and this version of mae-convert reads"
+                f" {FORMAT}; trace the checkpoint again"
+            )
+        check_trace(description, arrays, str(path))
+        return cls(description, arrays)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the checkpoint as it was run."""
+        return described_fingerprint(self.description)
+
+    def results(self, dtype: str) -> dict[str, np.ndarray]:
+        """Return what one run gave: results by name, taps by theirs, gradients as ``grad/NAME``."""
+        prefix = f"{dtype}/"
+        return {
+            name.removeprefix(prefix).removeprefix("tap/"): array
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
+
+def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Return what a trace file says of itself, as JSON, and its arrays.
+
+    Errors are those of the reader.
+    """
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return (file.metadata() or {})["trace"], arrays
+
+
+def describe(
+    checkpoint: Checkpoint, side: Side, inputs: Mapping[str, np.ndarray], *, ours: str | None
+) -> dict[str, Any]:
+    """Return a trace's metadata: everything that a verdict needs besides the results.
+
+    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor. ``native`` means that
+    nothing of ``ours`` stood between the stored bytes and the model.
+    """
+    hashes = files_sha256(checkpoint.container.opened)
+    description = {
+        "format": FORMAT,
+        "checkpoint": {**hashes, "name": checkpoint.name},
+        "layout": checkpoint.layout.name,
+        "task": checkpoint.task,
+        "framework": side.framework,
+        "native": ours is None,
+        "ours": ours,
+        "device": side.device,
+        "mode": side.mode,
+        "config": checkpoint.configuration.model.to_dict(),
+        "image_mean": list(checkpoint.configuration.image_mean),
+        "image_std": list(checkpoint.configuration.image_std),
+        "labels": list(checkpoint.configuration.labels or ()),
+        "assumed": checkpoint.configuration.assumed(),
+        "assumptions": checkpoint.configuration.only_assumed(),
+        "preprocessing": described(checkpoint),
+        "unread": list(checkpoint.unread),
+        "inputs": inputs_sha256(inputs),
+        "steps": list((checkpoint.container.conversion or {}).get("steps", [])),
+        "tensors": {
+            name: [list(tensor.shape), str(tensor.dtype), sha256(tensor)]
+            for name, tensor in checkpoint.tensors.items()
+        },
+    }
+    return {**description, "fingerprint": str(described_fingerprint(description))}

@@ -1,0 +1,154 @@
+"""Check a trace that comes from a file: its description, and that its arrays are what it says."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.fingerprint import described_fingerprint
+from mae_convert.errors import CheckpointError
+from mae_convert.families.mae.schema import schema
+from mae_convert.files.validation import check_document
+from reference_models.configuration import ViTMAEConfig
+
+BLOCK_STEPS = ("q", "k", "v", "attention", "mlp", "output")
+GRADIENT = "grad/"  # begins the names of gradients among a run's results
+TAP = "tap/"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+BLOCK = re.compile(rf"(encoder|decoder)\.blocks\.(\d{{1,4}})\.({'|'.join(BLOCK_STEPS)})")
+STEPS = ("encoder.embedding", "encoder.norm", "decoder.embedding", "decoder.norm")
+MASKING = ("mask", "ids_restore")
+RESULTS = {
+    "pretrain": (*MASKING, "last_hidden_state", "logits", "reconstruction"),
+    "encoder": (*MASKING, "last_hidden_state"),
+    "classify": ("logits",),
+}
+
+Shape = tuple[int | None, ...]  # None is any number but 0
+
+
+def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Check everything that the judge relies on.
+
+    Args:
+        description: the metadata of a trace file, or ``source_trace`` of a certificate.
+        arrays: by name, as `Trace` has them.
+        where: the file, for the message.
+
+    Raises:
+        CheckpointError: something is missing, or is not as it must be.
+    """
+    check_document(description, "trace", where, "trace the checkpoint again")
+    for problem in _problems(description, arrays):
+        raise CheckpointError(f"{where}: {problem}; trace the checkpoint again")
+
+
+def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Yield what is wrong, in words; what comes later relies on what was checked before."""
+    if has_control_characters(description):
+        yield "a text in it holds control characters"
+    if missing := [f.name for f in fields(ViTMAEConfig) if f.name not in description["config"]]:
+        yield f"config lacks {missing[0]}"
+    try:
+        config = ViTMAEConfig.from_dict(description["config"])
+    except (ValueError, TypeError) as error:
+        yield f"config: {error}"
+        return
+    task = description["task"]
+    expected = {name: list(shape) for name, shape in schema(config, task).items()}
+    stated = {name: entry[0] for name, entry in description["tensors"].items()}
+    if stated != expected:
+        names = [n for n in {**expected, **stated} if stated.get(n) != expected.get(n)]
+        yield (
+            f"tensors: {names[0]} has shape {stated.get(names[0])}, but a model of this"
+            f" configuration for the task {task} has {expected.get(names[0])}"
+        )
+    if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
+        yield "its fingerprint is not that of its tensors and configuration"
+    yield from _array_problems(config, description, arrays)
+
+
+def _array_problems(
+    config: ViTMAEConfig, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Iterator[str]:
+    if "float64" in description["dtypes"]:
+        for name in RESULTS[description["task"]]:
+            if (name if name in MASKING else f"float64/{name}") not in arrays:
+                yield f"it lacks {name}"
+    for name, array in arrays.items():
+        dtype, _, result = name.partition("/")
+        if name not in MASKING and (dtype not in description["dtypes"] or not result):
+            yield f"the array {name} is not of one of its runs ({', '.join(description['dtypes'])})"
+        elif (wanted := _shape(name if name in MASKING else result, config, description)) is None:
+            yield f"the array {name} is not a result of a model"
+        elif not _fits(array.shape, wanted):
+            sizes = ", ".join("any" if n is None else str(n) for n in wanted)
+            yield f"the array {name} has shape {array.shape}, not ({sizes})"
+        elif not _is_of_dtype(name, array.dtype):
+            yield f"the array {name} holds {array.dtype}"
+    batches = {a.shape[0] for name, a in arrays.items() if name in MASKING or _is_batched(name, a)}
+    if len(batches) > 1:
+        yield f"its arrays are of {' and '.join(map(str, sorted(batches)))} images"
+
+
+def _is_batched(name: str, array: np.ndarray) -> bool:
+    return bool(array.ndim) and f"/{GRADIENT}" not in name
+
+
+def _is_of_dtype(name: str, dtype: np.dtype) -> bool:
+    if name in MASKING:
+        return dtype.kind in "iufb"
+    return dtype == np.float64 if name.startswith("float64/") else dtype.kind == "f"
+
+
+def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(
+        size > 0 and known in (None, size) for size, known in zip(shape, wanted, strict=True)
+    )
+
+
+def _shape(result: str, config: ViTMAEConfig, description: Mapping[str, Any]) -> Shape | None:
+    """Return the shape of a result, or None if no run has a result of this name."""
+    patches = config.num_patches
+    if result.startswith(GRADIENT):
+        entry = description["tensors"].get(result.removeprefix(GRADIENT))
+        return entry and tuple(entry[0])
+    if result.startswith(TAP):
+        return _tap_shape(result.removeprefix(TAP), config)
+    classes = description["task"] == "classify"
+    return {
+        "mask": (None, patches),
+        "ids_restore": (None, patches),
+        "last_hidden_state": (None, None, config.hidden_size),
+        "logits": (None, config.num_labels) if classes else (None, patches, config.patch_dim),
+        "reconstruction": (None, config.num_channels, *config.image_hw),
+        "loss": (),
+        "loss_norm_pix": (),
+    }.get(result)
+
+
+def _tap_shape(name: str, config: ViTMAEConfig) -> Shape | None:
+    if name == "head.norm":
+        return (None, 1, config.hidden_size)
+    match = BLOCK.fullmatch(name)
+    if match is None and name not in STEPS:
+        return None
+    decoder = name.startswith("decoder.")
+    depth = config.decoder_num_hidden_layers if decoder else config.num_hidden_layers
+    if match and int(match[2]) >= depth:
+        return None
+    width = config.decoder_hidden_size if decoder else config.hidden_size
+    return (None, 1 + config.num_patches if decoder else None, width)
+
+
+def has_control_characters(value: Any) -> bool:
+    """Return whether a text in plain data holds characters that can command a terminal."""
+    if isinstance(value, str):
+        return bool(CONTROL.search(value))
+    if isinstance(value, Mapping):
+        return any(has_control_characters(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return any(map(has_control_characters, value))
+    return False

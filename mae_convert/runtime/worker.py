@@ -1,0 +1,205 @@
+"""The child process of a trace: one framework, one checkpoint, one file of results.
+
+It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
+that has NumPy, safetensors and the framework and nothing of ours, so the packages that it needs are
+made importable from the folders beside this file, and no others are. It ends when its standard
+input does, which is when the process that has started it does.
+
+``python worker.py --missing REQUIREMENT...`` prints which requirements that interpreter lacks.
+"""
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def expose(package: str) -> ModuleType:
+    """Make one package of this project importable without putting its surroundings on the path."""
+    folder = ROOT / package
+    spec = importlib.util.spec_from_file_location(
+        package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def missing(requirements: Sequence[str]) -> list[str]:
+    """Return those requirements that are not installed; none of them is imported.
+
+    Args:
+        requirements: names of packages, as ``torch``, or of what has to be in a package, as
+            ``keras/src/ops``.
+    """
+    return [requirement for requirement in requirements if not _is_installed(requirement)]
+
+
+def _is_installed(requirement: str) -> bool:
+    package, _, inside = requirement.partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or spec.origin is None:  # a folder of that name is not a package
+        return False
+    folders = map(Path, spec.submodule_search_locations or ())
+    return not inside or any((folder / inside).exists() for folder in folders)
+
+
+def stage_file(job_path: Path) -> Path:
+    """Return the file that says what the child of a job is doing."""
+    return job_path.with_name("stage.txt")
+
+
+def note_stage(job_path: Path, stage: str) -> None:
+    """Note what is done next, as "importing torch"; it is told if it takes too long."""
+    with suppress(OSError):  # a full disk will be told of by what is done
+        stage_file(job_path).write_text(stage)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that has started it ends, however it does."""
+    be_killed_with_parent()
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+
+
+def be_killed_with_parent() -> None:
+    """Have Linux kill this process when its parent ends; elsewhere do nothing."""
+    if sys.platform == "linux":
+        with suppress(Exception):  # as where ctypes is missing
+            import ctypes
+
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end_with_standard_input() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+
+TF_CLASSES = ("transformers", "transformers-tf")
+RUNNERS = {
+    "torch": "run_pytorch",
+    "tensorflow": "run_keras",
+    "jax": "run_keras",
+    "transformers": "run_transformers",
+    "timm": "run_timm",
+}
+
+
+def import_runner(framework: str, loader: str) -> ModuleType:
+    """Import the one module that runs a framework's model, and with it that framework."""
+    if framework in ("tensorflow", "jax"):
+        os.environ["KERAS_BACKEND"] = framework
+    # A framework's import makes a million objects that stay: looking through them for garbage,
+    # then and later, is in vain.
+    gc.disable()
+    # transformers had classes for two frameworks, which are not to meet in one process.
+    name = "run_transformers_tf" if (framework, loader) == TF_CLASSES else RUNNERS[framework]
+    runner = importlib.import_module(f"mae_convert.runtime.{name}")
+    gc.freeze()
+    gc.enable()
+    return runner
+
+
+def run(job_path: Path) -> None:
+    """Run the job and write its trace."""
+    from mae_convert.files.allocation import keep_what_is_freed
+    from mae_convert.runtime.job import Job
+
+    keep_what_is_freed()
+    job = Job.load(job_path)
+    note_stage(job_path, f"importing {job.framework}")
+    if job.framework == "torch" and hasattr(os, "nice"):
+        # PyTorch is done first: the other side, for which the verdict waits, gets more of the time.
+        # Not the lowest priority: beside other work of the machine that gets almost no time at all.
+        os.nice(5)
+    runner = import_runner(job.framework, job.loader)
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with np.load(job.inputs) as archive:
+        inputs = dict(archive)
+    arrays: dict[str, np.ndarray] = {}
+    runs = runner.runs(job, inputs)
+    for dtype in job.dtypes:
+        note_stage(job_path, f"running {dtype}")  # the first time with loading the weights
+        _, results = next(runs)
+        for name, array in results.items():
+            # What does not depend on the dtype is kept once; that it does not is checked.
+            key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
+            if key in arrays and not np.array_equal(arrays[key], array):
+                raise RuntimeError(f"{name} differs between the runs")
+            arrays[key] = np.asarray(array, order="C")
+    description = {
+        **job.description,
+        "versions": runner.versions(),
+        "settings": runner.settings(),
+    }
+    note_stage(job_path, "writing the results")
+    save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
+
+
+def main() -> int:
+    """Run the job named on the command line; a failure is one line on standard error."""
+    # Our folder holds modules whose names others may want; nothing is to be found there.
+    sys.path[:] = [
+        entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/runtime"
+    ]
+    if sys.argv[1] == "--missing":
+        print(json.dumps(missing(sys.argv[2:])))
+        return 0
+    end_with_parent()
+    for package in ("mae_convert", "reference_models"):
+        if package not in sys.modules:
+            expose(package)
+    from mae_convert.shortage import shortage
+
+    try:
+        from mae_convert.runtime.loaders import LoadError, UnreadError
+    except Exception as error:
+        print(f"worker: {shortage(error) or error}", file=sys.stderr)
+        return 2
+    try:
+        run(Path(sys.argv[1]))
+    except UnreadError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 4
+    except LoadError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if reason := shortage(error):  # a library that cannot be loaded for it is not missing
+            print(f"worker: {reason}", file=sys.stderr)
+            return 2
+        if isinstance(error, ImportError):
+            print(f"worker: {error}", file=sys.stderr)
+            return 3
+        traceback.print_exc()
+        words = next(iter(str(error).strip().splitlines()), "")
+        print(f"worker: {type(error).__name__}: {words[:400]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # taking frameworks and models apart takes a second that somebody waits for

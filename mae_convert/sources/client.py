@@ -1,0 +1,332 @@
+"""The Hugging Face Hub as this program meets it: its client, patience, and errors in one sentence.
+
+The client is imported only here and where the Hub is asked, so that what needs no network does not
+wait for it. Tokens are the client's business (``hf auth login`` or ``HF_TOKEN``); none is taken on
+the command line, where other users of the machine could read it.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mae_convert import __version__
+from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError
+from mae_convert.redaction import cause_without_secrets, without_secrets
+from mae_convert.sources.limits import (
+    LONGEST_WAIT,
+    limit_session,
+    limits_on_answers,
+    requested_wait,
+)
+from mae_convert.text import for_terminal
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+LOGGER = logging.getLogger(__name__)
+
+WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, where the Hub names none
+WAITS_FOR_A_CONNECTION = (1, 2)
+BUSY = (408, 429, 500, 502, 503, 504)
+TIMEOUT = 120.0  # seconds without a sign of life; the client itself would wait for ever
+# Where an error is raised by an answer that is not built as the client expects.
+CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def address_in(variable: str) -> str | None:
+    """Return the address of a server that an environment variable holds; None if it holds none.
+
+    The client and its HTTP library raise errors of many types for what is not an address.
+
+    Raises:
+        MaeConvertError: it is not an address.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    printable = value.isascii() and value.isprintable() and " " not in value
+    if not printable or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        said = for_terminal(without_secrets(value))
+        raise MaeConvertError(
+            f"{variable}={said} is not the address of a server; it begins with http:// or https://"
+        )
+    return value
+
+
+def client() -> "HfApi":
+    """Return the Hub's client, which gives up on a server that has gone silent.
+
+    Where nobody watches, it draws no bars.
+
+    Raises:
+        MaeConvertError: HF_ENDPOINT is not an address.
+    """
+    address_in("HF_ENDPOINT")
+    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub.utils import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()
+    session = get_session()
+    session.timeout = TIMEOUT
+    limit_session(session)
+    return HfApi(library_name="mae-convert", library_version=__version__)
+
+
+def connection_errors() -> type[Exception]:
+    """Return what every failure of the client's HTTP library, and every refusal, derives from."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that the Hub refused with, or None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same request may succeed a little later."""
+    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionResolutionError
+
+    if isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OfflineModeIsEnabled) or not isinstance(error, connection_errors()):
+        return False
+    status = status_of(error)
+    return status is None or status in BUSY
+
+
+def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float | None:
+    """Return for how many seconds to wait before the next attempt, or None to give up.
+
+    Args:
+        error: why the last attempt failed.
+        attempt: its number, from 0.
+        waited: seconds that were waited before earlier attempts; all together have a limit.
+    """
+    waits = WAITS_FOR_A_CONNECTION if _never_began(error) else WAITS
+    if attempt >= len(waits):
+        return None
+    refused = error if status_of(error) else error.__cause__
+    headers = getattr(getattr(refused, "response", None), "headers", {})
+    requested = requested_wait(headers)
+    wait = float(waits[attempt]) if requested is None else requested
+    return wait if waited + wait <= LONGEST_WAIT else None
+
+
+def _never_began(error: BaseException) -> bool:
+    """Tell whether there was not even a connection: no network, rather than a busy server."""
+    chain = (error, error.__cause__)
+    return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what a call returns that may be repeated; wait and repeat it while the Hub is busy."""
+    attempt, waited = 0, 0.0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            wait = wait_after(error, attempt, waited) if is_transient(error) else None
+            if wait is None:
+                raise
+            say_wait(error, wait)
+        time.sleep(wait)
+        attempt, waited = attempt + 1, waited + wait
+
+
+def say_wait(error: BaseException, seconds: float) -> None:
+    """Tell a user who wonders why nothing happens."""
+    LOGGER.warning("%s; trying again in %g s", _in_short(error), seconds)
+
+
+@contextmanager
+def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
+    """Turn what the client raises into one sentence.
+
+    Args:
+        what: the repository or file that the conversation is about, as the user knows it.
+        server: who is spoken to.
+
+    Raises:
+        HubError: the Hub refused; the sentence says what to do.
+        MissingRequirementError: the Hub cannot be reached.
+        MaeConvertError: HF_ENDPOINT is not an address.
+    """
+    address_in("HF_ENDPOINT")
+    from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
+
+    try:
+        with limits_on_answers():
+            yield
+    except MaeConvertError:
+        raise
+    except (AttributeError, IndexError, TypeError, RecursionError) as error:
+        if not _was_raised_by_client(error):
+            raise
+        raise unexpected_answer(what, server) from cause_without_secrets(error)
+    except (
+        connection_errors(),
+        EntryNotFoundError,
+        RevisionResolutionError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise explained(error, what, server) from cause_without_secrets(error)
+
+
+def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
+    """Return the error in a sentence that says what to do next."""
+    from huggingface_hub import errors
+
+    wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
+    if isinstance(error, wrapped) and error.__cause__ is not None:
+        return explained(error.__cause__, what, server)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HubError(f"{what}: nobody is logged in to the Hub; {LOG_IN}")
+    if isinstance(error, errors.HfHubHTTPError):
+        sentence = _refused(error, what, server)
+        kind = MissingRequirementError if status_of(error) in BUSY else HubError
+    elif is_unreachable(error):
+        kind = MissingRequirementError
+        sentence = (
+            f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error, server)}"
+        )
+    elif isinstance(error, OSError) and error.filename:
+        kind = HubError
+        sentence = (
+            f"{what}: {error.filename} cannot be used ({error.strerror}); make room there, or set"
+            " HF_HOME to another directory"
+        )
+    elif isinstance(error, JSONDecodeError | KeyError):
+        return unexpected_answer(what, server)
+    else:
+        kind, sentence = HubError, f"{what}: {_in_short(error)}"
+    return kind(sentence)
+
+
+def unexpected_answer(what: str, server: str = "the Hub") -> MissingRequirementError:
+    """Return the error for an answer that is not built as the Hub's are."""
+    return MissingRequirementError(
+        f"{what}: {server} answers something else than it should; check HF_ENDPOINT, and whether a"
+        " proxy or a page to log in is in between"
+    )
+
+
+def _was_raised_by_client(error: BaseException) -> bool:
+    """Tell whether an error comes from the client's own code, which trusts the Hub's answers."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0] in CLIENT_MODULES
+
+
+def account_of(api: "HfApi") -> str:
+    """Return the name of the account whose token the client has.
+
+    Raises:
+        MissingRequirementError: the Hub's answer holds no name.
+    """
+    answer: Any = patiently(api.whoami)
+    name = answer.get("name") if isinstance(answer, dict) else None
+    if not isinstance(name, str) or not name:
+        raise unexpected_answer("the account of the token")
+    return name
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether there was no answer, or none but that the Hub is out of order."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return status_of(error) in BUSY
+    unreachable = (
+        connection_errors(),
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
+        ConnectionError,
+        TimeoutError,
+    )
+    return isinstance(error, unreachable)
+
+
+def _way_out(error: BaseException, server: str) -> str:
+    """Return what to do about a network that is not there."""
+    from huggingface_hub import constants, errors
+
+    chain = (error, error.__cause__)
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
+        return "unset HF_HUB_OFFLINE, or use what is in the cache"
+    if server == "the Hub" and "HF_ENDPOINT" in os.environ:
+        elsewhere = f" and HF_ENDPOINT ({constants.ENDPOINT})"
+    else:
+        elsewhere = ""
+    return f"check the network{elsewhere}, and run the same command again"
+
+
+def _refused(error: BaseException, what: str, server: str) -> str:
+    """Return a sentence for what the Hub answered with a status of 400 or more."""
+    from huggingface_hub import errors
+
+    said = _in_short(error)
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{what} is gated: accept its terms on its page on the Hub, then {LOG_IN}, with a token"
+            " of the same account that may read it"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{what} does not exist on the Hub, or it is private: check the name, and {LOG_IN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{what}: there is no such branch, tag, commit or refs/pr/N"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{what}: there is no such file"
+    status = status_of(error)
+    if status == 401:
+        return f"{what}: the Hub does not accept the token; {LOG_IN} with one that is valid"
+    if status == 403:
+        return (
+            f"{what}: the token is not allowed to do this ({said}); take one with write access to"
+            " this repository, or propose the change with --create-pr"
+        )
+    if status == 429:
+        return f"{what}: {server} asks to send less ({said}); run the same command again later"
+    if status in BUSY:
+        return f"{what}: {server} is out of order ({said}); run the same command again later"
+    return f"{what}: {server} refused: {said}"
+
+
+def _in_short(error: BaseException) -> str:
+    """Return what an error says, in one line and without addresses, which may hold signatures.
+
+    Servers repeat in errors what they were sent, the token too.
+    """
+    from huggingface_hub import get_token
+
+    said = str(getattr(error, "server_message", None) or error)
+    if token := get_token():
+        said = said.replace(token, "<token>")
+    said = without_secrets(said)  # before anything is cut, which could leave a part of one
+    lines = [line.strip(" -") for line in said.splitlines() if line.strip()]
+    # The Hub's complaints about a card come as a list.
+    told = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
+    words = (word.split("?")[0] if "://" in word else word for word in told.split())
+    return for_terminal((" ".join(words)[:300] or type(error).__name__).rstrip("."))

@@ -1,0 +1,159 @@
+"""Download official checkpoints: by their names in the catalog."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.image_files import check_images
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.checkpoint.origin import Origin
+from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.families.mae import official as official_catalog
+from mae_convert.families.mae.official import (
+    BASE_URL,
+    LICENSE,
+    Official,
+    candidates,
+    official_named,
+)
+from mae_convert.files.atomic import replacing_file
+from mae_convert.sources.cache import cache_directory
+from mae_convert.sources.client import address_in
+from mae_convert.sources.fetch import Record, Wanted, fetch, read_records
+
+MIRROR = "MAE_CONVERT_MIRROR"
+CATALOG = "the catalog of official checkpoints"
+
+
+def base_url() -> str:
+    """Return where the official files are: at their publisher, or at ``$MAE_CONVERT_MIRROR``.
+
+    Raises:
+        MaeConvertError: the variable does not hold an address.
+    """
+    return (address_in(MIRROR) or BASE_URL).rstrip("/")
+
+
+def named(text: str) -> Official:
+    """Return the official checkpoint of a name, with or without ``.pth``.
+
+    Raises:
+        MaeConvertError: there is none.
+    """
+    official = official_named(text) or official_named(text.removesuffix(".pth"))
+    if official is None:
+        names = ", ".join(official.name for official in official_catalog.OFFICIAL)
+        raise MaeConvertError(f"there is no official checkpoint {text!r}; there are {names}")
+    return official
+
+
+def get_official(official: Official) -> tuple[Path, Origin, Record]:
+    """Download an official checkpoint, unless it is in the cache.
+
+    Raises:
+        CheckpointError: what came is not that checkpoint.
+        HubError: the server does not have it.
+        MissingRequirementError: the server cannot be reached.
+    """
+    url = f"{base_url()}/{official.path}"
+    wanted = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
+    path, record = fetch(wanted, cache_directory())
+    return path, origin_of(official, record), record
+
+
+def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
+    """Download a checkpoint by its name in the catalog and return what is known of it.
+
+    Args:
+        name: with or without ``.pth``.
+        output: copy it here too.
+        overwrite: replace what is there.
+
+    Raises:
+        MaeConvertError: there is no such checkpoint, or as `get_official`.
+        OutputError: the copy cannot be written.
+    """
+    official = named(name)
+    if output is not None and output.is_dir():
+        output = output / official.file
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    path, origin, record = get_official(official)
+    if output is not None:
+        with replacing_file(output, overwrite=overwrite) as temporary:
+            shutil.copyfile(path, temporary)
+    return {
+        "name": official.name,
+        "url": record.url,
+        "bytes": record.bytes,
+        "sha256": record.sha256,
+        "md5": record.md5,
+        "trusted": record.trusted,
+        "fingerprint": record.fingerprint,
+        "license": origin.record["license"],
+        "purpose": official.purpose,
+        "path": str(output or path),
+    }
+
+
+def get_picture(url: str) -> Path:
+    """Download a picture, unless it is in the cache.
+
+    Raises:
+        CheckpointError: what came is no picture, or not the one that came the first time.
+        MissingRequirementError: the server cannot be reached.
+    """
+    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_picture)
+    return fetch(wanted, cache_directory() / "pictures")[0]
+
+
+def _examine_picture(path: Path) -> None:
+    try:
+        check_images([path])
+    except MaeConvertError as error:
+        raise CheckpointError(f"what was downloaded is not an image: {error}") from error
+
+
+def origin_of(official: Official, record: Record) -> Origin:
+    """Return what a conversion record is to say of an official checkpoint."""
+    notes = (f"{official.name}: licence {LICENSE}; {official.purpose}",)
+    return Origin(
+        name=official.name,
+        record={**official.record, "md5": record.md5, "trusted": record.trusted},
+        config=official.known,
+        config_source=CATALOG,
+        notes=notes,
+    )
+
+
+def confirmed_fingerprints() -> dict[str, dict[str, str]]:
+    """Return fingerprint and ``confirmed``, how the file was, of each official one in the cache.
+
+    Raises:
+        CheckpointError: the cache's file of records is damaged.
+    """
+    records = read_records(cache_directory())
+    return {
+        official.name: {"fingerprint": record.fingerprint, "confirmed": record.trusted}
+        for official in official_catalog.OFFICIAL
+        if (record := records.get(official.file)) and record.fingerprint
+    }
+
+
+def _examine(path: Path, official: Official) -> str:
+    """Return the fingerprint of an official checkpoint.
+
+    Raises:
+        CheckpointError: the file has not its names and shapes.
+    """
+    known = Origin(official.name, config=official.known, config_source=CATALOG)
+    checkpoint = open_checkpoint(path, origin=known)
+    found = candidates(checkpoint.configuration.model, checkpoint.task)
+    if checkpoint.layout.name != "facebook" or official not in found:
+        raise CheckpointError(
+            f"what was downloaded as {official.name} has other tensors ({checkpoint.task},"
+            f" {checkpoint.configuration.model.num_hidden_layers} blocks); the server or mirror"
+            " has other files than the publisher"
+        )
+    return str(checkpoint_fingerprint(checkpoint))

@@ -1,0 +1,152 @@
+"""Which files of a repository it takes to open a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mae_convert.errors import CheckpointError, HubError
+from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.directory import KERAS_SUFFIX, OTHER_SUFFIXES, is_read_beside
+from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX
+from mae_convert.layouts.table import listed
+from mae_convert.sources.reference import HubReference
+from mae_convert.sources.snapshot import Entry, Snapshot
+
+# A repository often has the same weights for several frameworks: the first of these is taken.
+PREFERENCE = (
+    "model.safetensors",
+    INDEX_NAMES[0],
+    "pytorch_model.bin",
+    INDEX_NAMES[1],
+    "tf_model.h5",
+    "model.weights.h5",
+)
+CERTIFICATE = ("verification.json", "verification.safetensors")
+KERAS_SUFFIXES = (KERAS_SUFFIX, ".keras")
+# A repository that holds several layouts keeps the certificate of each further file in a folder.
+CERTIFICATES_FOLDER = "verification"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is downloaded to open a checkpoint.
+
+    Attributes:
+        weights: path of the weights in the repository, or of an index of them.
+        beside: name in the local directory → path in the repository, of everything else.
+        is_directory: the rest belongs to the weights, as in a model directory.
+        notes: what the user should know of the choice.
+    """
+
+    weights: str
+    beside: Mapping[str, str]
+    is_directory: bool
+    notes: tuple[str, ...] = ()
+
+
+def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
+    """Return which files it takes.
+
+    Raises:
+        CheckpointError: no weights, or several of which none is conventional.
+        HubError: there is no such file or folder.
+    """
+    path, entries = snapshot.reference.path, snapshot.entries
+    is_folder = not path or any(name.startswith(f"{path}/") for name in entries)
+    if not is_folder and path not in entries:
+        raise HubError(f"{snapshot.reference}: there is no such file; {snapshot.listing}")
+    folder = path if is_folder else folder_of(path)
+    names = [name_of(p) for p in entries if folder_of(p) == folder]
+    found = _weights_in(snapshot, folder, names) if is_folder else [name_of(path)]
+    weights = found[0]
+    alone = [name for name in names if _is_weights(name)] == [weights]
+    beside = _beside(weights, folder, entries, belongs=is_folder or _conventional(weights) or alone)
+    if not certificate:
+        beside = {k: v for k, v in beside.items() if not k.endswith(CERTIFICATE)}
+    elif not any(name.endswith(CERTIFICATE[0]) for name in beside):
+        raise CheckpointError(
+            f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was not published as"
+            " verified; compare it with its source by `mae-convert verify SOURCE"
+            f" {snapshot.reference}`"
+        )
+    own = f"{weights}.{CERTIFICATE[0]}" in names
+    is_directory = not own and (is_folder or _conventional(weights))
+    notes: tuple[str, ...] = ()
+    if further := found[1:]:
+        where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
+        notes = (
+            f"{where}: taking {weights}; for {' or '.join(further)} name the file, as in"
+            f" {where}/{further[0]}",
+        )
+    return Chosen(joined(folder, weights), beside, is_directory, notes)
+
+
+def _beside(
+    weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
+) -> dict[str, str]:
+    """Return what is about a file of weights: local name → path in the repository.
+
+    Weights with a certificate of their own (beside them as ``NAME.verification.json``, or in the
+    folder of certificates) are not what the record and certificate of the repository are about.
+    """
+    own = [f"{weights}.{name}" for name in CERTIFICATE]
+    if joined(folder, own[0]) in entries:
+        return {name: joined(folder, name) for name in own if joined(folder, name) in entries}
+    if not belongs:
+        return {}
+    names = (*JSON_NAMES, *CERTIFICATE)
+    found = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
+    further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
+    if any(path.startswith(f"{further}/") for path in entries):
+        del found["conversion.json"], found[CERTIFICATE[0]], found[CERTIFICATE[1]]
+        theirs = (*names, *_further(further, entries))
+        found |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
+    return {name: path for name, path in found.items() if path in entries}
+
+
+def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
+    """Return files that we do not read and that a library may act on, as processor_config.json."""
+    names = [name_of(path) for path in entries if folder_of(path) == folder]
+    return [name for name in names if is_read_beside(name) and not _is_weights_or_index(name)]
+
+
+def _is_weights_or_index(name: str) -> bool:
+    return name.endswith((*OTHER_SUFFIXES, INDEX_SUFFIX))
+
+
+def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
+    """Return the files of weights in a folder, first the one to take."""
+    keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
+    found = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
+    found = found or [name for name in names if _is_weights(name)]
+    where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
+    if not found:
+        raise CheckpointError(f"{where} holds no weights that are known; {snapshot.listing}")
+    if len(found) > 1 and not _conventional(found[0]):
+        raise CheckpointError(
+            f"{where} holds {len(found)} files of weights ({listed(found, 8)}); name one, for"
+            f" instance {where}/{found[0]}"
+        )
+    return found
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((*OTHER_SUFFIXES, ".npz")) and not name.endswith(CERTIFICATE)
+
+
+def _conventional(name: str) -> bool:
+    return name in PREFERENCE or name.endswith(INDEX_SUFFIX)
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path in a repository."""
+    return path.rpartition("/")[2]
+
+
+def folder_of(path: str) -> str:
+    """Return the folder of a path in a repository; empty for what stands at the root."""
+    return path.rpartition("/")[0]
+
+
+def joined(folder: str, name: str) -> str:
+    """Return the path of a name in a folder of a repository."""
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,127 @@
+"""Files in remote storage: S3, Google's and whatever else fsspec speaks.
+
+What is read is streamed to a local file; `mae_convert.sources.storage_upload` writes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.redaction import cause_without_secrets
+from mae_convert.sources.storage_retry import patiently
+
+CHUNK = 8 << 20
+FILE = "file://"
+PACKAGES = {"s3": "mae-convert[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+
+def is_remote(text: str) -> bool:
+    """Return whether a name is an address that fsspec is asked for."""
+    return "://" in text and not text.startswith((FILE, "hf://", "http://", "https://"))
+
+
+def local_path(text: str) -> Path:
+    """Return a local path, which may be written as file://."""
+    return Path(text.removeprefix(FILE))
+
+
+def last_part(url: str) -> str:
+    """Return the name of what an address is that of."""
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path there.
+
+    Raises:
+        MissingRequirementError: the package that speaks its protocol is not installed.
+        MaeConvertError: no package speaks it.
+    """
+    from fsspec.core import url_to_fs
+
+    protocol = url.partition("://")[0]
+    try:
+        found, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        package = PACKAGES.get(protocol, protocol)
+        raise MissingRequirementError(
+            f"{protocol}:// needs a package that is not installed; pip install '{package}'"
+        ) from error
+    except ValueError as error:
+        raise MaeConvertError(
+            f"{url} is no address that can be read: {error}"
+        ) from cause_without_secrets(error)
+    return found, path
+
+
+def exists(place: str) -> bool:
+    """Return whether there is a file or a directory."""
+    if not is_remote(place):
+        return local_path(place).exists()
+    system, path = filesystem(place)
+    return bool(patiently(lambda: system.exists(path), place))
+
+
+def glob(url: str) -> list[str]:
+    """Return the addresses that fit a pattern."""
+    system, path = filesystem(url)
+    return [system.unstrip_protocol(p) for p in patiently(lambda: system.glob(path), url)]
+
+
+def files_below(url: str) -> dict[str, dict[str, Any]]:
+    """Return what a file, or each file of a directory, is known by; by its name within.
+
+    Raises:
+        MaeConvertError: there is nothing.
+    """
+    system, path = filesystem(url)
+    found = patiently(lambda: system.find(path, detail=True), url)
+    if not found:
+        raise MaeConvertError(f"{url} does not exist")
+    return {str(name)[len(path) :].lstrip("/"): info for name, info in found.items()}
+
+
+def size_of(url: str) -> int:
+    """Return the bytes of a file, or of all files in a directory."""
+    return sum(int(info["size"] or 0) for info in files_below(url).values())
+
+
+def version_of(url: str) -> dict[str, str]:
+    """Return for each file something that changes when the file does."""
+    marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
+    return {
+        name: " ".join(str(info[mark]) for mark in marks if mark in info)
+        for name, info in files_below(url).items()
+    }
+
+
+def download(url: str, folder: Path) -> Path:
+    """Stream a file or a directory into a local folder, and return where it is.
+
+    Raises:
+        MaeConvertError: there is nothing, or it cannot be read, or changes meanwhile.
+    """
+    system, path = filesystem(url)
+    before = version_of(url)
+    local = folder / last_part(path)
+    for name, info in files_below(url).items():
+        place = local / name if name else local
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(system, f"{path}/{name}" if name else path, place, int(info["size"]))
+    if version_of(url) != before:
+        raise MaeConvertError(f"{url} was changed while it was read; run again")
+    return local
+
+
+def _fetch(system: Any, path: str, place: Path, size: int) -> None:
+    """Stream one file; after a break it goes on where it was."""
+
+    def go_on() -> None:
+        with system.open(path, "rb", block_size=CHUNK) as source, place.open("ab") as sink:
+            source.seek(sink.tell())
+            while piece := source.read(CHUNK):
+                sink.write(piece)
+        if place.stat().st_size != size:
+            raise OSError(f"{place.stat().st_size} bytes came of {size}")
+
+    patiently(go_on, path)

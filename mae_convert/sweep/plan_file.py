@@ -1,0 +1,242 @@
+"""Read a plan, YAML or CSV, into what each job says; every value knows where it stands."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.files.input_files import open_input
+from mae_convert.sweep.fields import check_name
+
+YAML, CSV = (".yaml", ".yml"), (".csv",)
+LARGEST = 4_000_000  # characters of a plan, about 40,000 jobs
+LARGEST_NUMBER = 1 << 63
+DEEPEST = 20  # mappings that take fields from each other by <<
+MERGE = "tag:yaml.org,2002:merge"
+SEPARATOR = ";"  # between the values of a list in a cell
+COMMAND_LINE = "command line"
+
+
+class PlanError(MaeConvertError):
+    """A plan is wrong; the sentence begins with where."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a plan gives for a field.
+
+    Attributes:
+        values: one, or those of a list.
+        where: file and line, or the command line.
+        is_list: whether it is written as a list.
+        is_default: whether it is said of all jobs, and so not of this one in particular.
+    """
+
+    values: tuple[Any, ...]
+    where: str
+    is_list: bool = False
+    is_default: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a plan says of one job, or of several that differ in the values of lists."""
+
+    where: str
+    fields: Mapping[str, Given]
+
+
+def is_plan(text: str) -> bool:
+    """Return whether a name is that of a plan, and not of a checkpoint."""
+    return Path(text).suffix.lower() in (*YAML, *CSV) and "://" not in text
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Return the entries of a plan.
+
+    Raises:
+        PlanError: it cannot be read, or is not built as a plan is.
+    """
+    try:
+        with open_input(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
+            text = stream.read(LARGEST + 1)
+    except MaeConvertError as error:
+        raise PlanError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise PlanError(f"{path} cannot be read: {reason}") from error
+    if len(text) > LARGEST:
+        raise PlanError(f"{path} has more than {LARGEST} characters; write several plans")
+    entries = list(_read_csv(path, text) if path.suffix.lower() in CSV else _read_yaml(path, text))
+    if not entries:
+        raise PlanError(f"{path} holds no jobs; write at least one, with a source")
+    return entries
+
+
+def _read_csv(path: Path, text: str) -> Iterator[Entry]:
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        heads = [head.strip() for head in next(reader, [])]
+        if twice := [head for head in heads if heads.count(head) > 1]:
+            raise PlanError(f"{path}, line 1, {twice[0]}: two columns have this name")
+        for head in filter(None, heads):
+            _check_name(head, f"{path}, line 1")
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(heads) and cells:
+                raise PlanError(f"{where}: {len(cells)} cells, but there are {len(heads)} columns")
+            given = {
+                head: _in_cell(head, cell.strip(), where)
+                for head, cell in zip(heads, cells, strict=False)
+                if cell.strip()
+            }
+            if given:
+                yield Entry(where, given)
+    except csv.Error as error:
+        raise PlanError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _check_name(name: str, where: str) -> None:
+    try:
+        check_name(name)
+    except MaeConvertError as error:
+        raise PlanError(f"{where}, {name}: {error}") from error
+
+
+def _in_cell(head: str, cell: str, where: str) -> Given:
+    if not head:
+        raise PlanError(f"{where}: {cell!r} stands in a column without a name")
+    cells = cell.split(SEPARATOR)
+    values = tuple(value.strip() for value in cells if value.strip())
+    if not values:
+        raise PlanError(f"{where}, {head}: the list is empty; leave it out")
+    return Given(values, where, len(cells) > 1)
+
+
+def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise _no_yaml(path, error) from error
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return
+        defaults: Mapping[str, Given] = {}
+        if isinstance(root, yaml.MappingNode):
+            parts = dict(_items(path, root, ("defaults", "jobs")))
+            if "defaults" in parts:
+                said = _fields(path, parts["defaults"], loader)
+                defaults = {n: replace(given, is_default=True) for n, given in said.items()}
+            if "jobs" not in parts:
+                raise PlanError(f"{path}: there is no list of jobs; write one under jobs:")
+            root = parts["jobs"]
+        if not isinstance(root, yaml.SequenceNode):
+            raise PlanError(f"{_at(path, root)}, jobs: this is no list; begin each job with a dash")
+        for node in root.value:
+            yield Entry(_at(path, node), {**defaults, **_fields(path, node, loader)})
+    except yaml.YAMLError as error:
+        raise _no_yaml(path, error) from error
+    except RecursionError as error:
+        raise PlanError(f"{path}: lists or mappings are nested too deeply to be read") from error
+    finally:
+        loader.dispose()
+
+
+def _no_yaml(path: Path, error: Exception) -> PlanError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}, line {mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return PlanError(f"{place}: this is not YAML: {problem}")
+
+
+def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield key and node of a mapping, first those it takes by ``<<``; refuse keys said twice."""
+    import yaml
+
+    if not isinstance(node, yaml.MappingNode):
+        raise PlanError(f"{_at(path, node)}: this is no job; write fields as `source: PATH`")
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+        if key.value in seen:
+            raise PlanError(f"{_at(path, key)}, {key.value}: this was said already")
+        if known and key.value not in known:
+            raise PlanError(
+                f"{_at(path, key)}, {key.value}: there is no such part; write {' and '.join(known)}"
+            )
+        seen.add(key.value)
+    yield from _with_merged(path, node, {}, 0).items()
+
+
+def _with_merged(
+    path: Path, node: Any, known: dict[int, dict[str, Any]], depth: int
+) -> dict[str, Any]:
+    """Return keys and nodes of a mapping, with those that it takes by ``<<``; its own come first.
+
+    Args:
+        path: of the plan.
+        node: the mapping.
+        known: what was returned for other mappings, by the identity of their nodes: a mapping that
+            is taken many times is read once.
+        depth: how many mappings take fields from each other on the way here.
+    """
+    import yaml
+
+    if id(node) in known:
+        return known[id(node)]
+    own: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+        if key.tag != MERGE:
+            own[str(key.value)] = value
+            continue
+        for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(part, yaml.MappingNode) or depth == DEEPEST:
+                raise PlanError(f"{_at(path, value)}: << takes the fields of another mapping, of"
+                                f" which at most {DEEPEST} take them from each other")  # fmt: skip
+            taken = {**_with_merged(path, part, known, depth + 1), **taken}
+    known[id(node)] = {**taken, **own}
+    return known[id(node)]
+
+
+def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
+    """Return the value of a field: a text, a number, and so on, or a list of such."""
+    import yaml
+
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+        raise PlanError(f"{_at(path, node)}, {name}: write one value, or a list of values")
+    try:
+        read = loader.construct_object(node, deep=True)
+    except (ValueError, OverflowError) as error:
+        raise PlanError(f"{_at(path, node)}, {name}: this cannot be read: {error}") from error
+    for value in read if isinstance(read, list) else [read]:
+        if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+            raise PlanError(f"{_at(path, node)}, {name}: this number is too large")
+        if isinstance(value, bytes):
+            raise PlanError(f"{_at(path, node)}, {name}: write text, not binary data")
+    return read
+
+
+def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:
+    found = {}
+    for name, value in _items(path, node):
+        read = _constructed(path, value, name, loader)
+        many = isinstance(read, list)
+        if many and not read:
+            raise PlanError(f"{_at(path, value)}, {name}: the list is empty; leave it out")
+        found[name] = Given(tuple(read) if many else (read,), _at(path, value), many)
+    return found
+
+
+def _at(path: Path, node: Any) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"

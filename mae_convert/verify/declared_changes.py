@@ -1,0 +1,210 @@
+"""Declared steps, applied to the source of a comparison before the target is judged against it.
+
+The numbers come from `mae_convert.verify.arithmetic`, not from the code that converts. The mapping
+table only leads to a tensor and back the same way, so that a mistake in it undoes itself here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.dtypes import DTYPES
+from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.configuration import Configuration
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.table import write_tensors
+from mae_convert.verify.arithmetic import (
+    fixed_positions,
+    mixed_channels,
+    resampled_positions,
+    round_half_even,
+    settled,
+)
+from reference_models.configuration import ViTMAEConfig
+
+Step = Mapping[str, Any]
+
+CHANNELS = "encoder.patch_embedding.weight"
+POSITIONS = ("encoder.position_embedding", "decoder.position_embedding")
+FLOAT32 = DTYPES["float32"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step makes of a tensor.
+
+    Attributes:
+        shape: its new shape.
+        dtypes: what the new values are rounded to, one after the other; the last is stored.
+        values: exact values, in float64, for those that are there.
+    """
+
+    shape: tuple[int, ...]
+    dtypes: tuple[np.dtype, ...]
+    values: Callable[[np.ndarray], np.ndarray]
+
+
+Changes = tuple[Mapping[str, Change], Configuration]
+
+
+def declared_steps(checkpoint: Checkpoint) -> list[Step]:
+    """Return the steps that a checkpoint's conversion record declares.
+
+    Raises:
+        MaeConvertError: a step is unknown to this version.
+    """
+    steps = list((checkpoint.container.conversion or {}).get("steps", []))
+    for step in steps:
+        if step["step"] not in (*CHANGES, *WITHOUT_CHANGE):
+            raise MaeConvertError(
+                f"{checkpoint.path} declares a step {step['step']!r} that this version of"
+                " mae-convert does not know; update it"
+            )
+    return steps
+
+
+def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
+    """Return the steps that lie between two checkpoints: those that the source has not behind it.
+
+    A target that was converted again declares the steps of both conversions.
+    """
+    behind, declared = declared_steps(source), declared_steps(target)
+    common = 0
+    while common < min(len(behind), len(declared)) and behind[common] == declared[common]:
+        common += 1
+    return declared[common:]
+
+
+def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -> Checkpoint:
+    """Return the source as it must be for the target to be right.
+
+    Args:
+        source: the checkpoint that the target was made of.
+        steps: declared steps, in order. One that does not start from what the source is has been
+            taken already, by a conversion whose record is lost, and is left out.
+        target: decides between roundings that are equally good, and nothing else.
+
+    Returns:
+        The checkpoint with canonical tensors, tensors by their own names, configuration and record
+        as after the steps; the source itself where none of them changes a tensor.
+    """
+    after = source
+    computed: set[str] = set()
+    for step in steps:
+        if step["step"] not in CHANGES:
+            continue
+        changes, configuration = CHANGES[step["step"]](after, step)
+        if step["step"] != "dtype":  # what is only rounded leaves no choice
+            computed |= changes.keys()
+        arbiters = {name: target.tensors[name] for name in computed & target.tensors.keys()}
+        after = _changed(after, changes, configuration, arbiters) if changes else after
+    if after is source:
+        return source
+    record = after.container.conversion or {}
+    record = {**record, "steps": [*record.get("steps", []), *steps]}
+    return replace(after, container=replace(after.container, conversion=record))
+
+
+def _changed(
+    checkpoint: Checkpoint,
+    changes: Mapping[str, Change],
+    configuration: Configuration,
+    arbiters: Mapping[str, LazyTensor],
+) -> Checkpoint:
+    new = {
+        name: _tensor(checkpoint.tensors[name], change, arbiters.get(name))
+        for name, change in changes.items()
+    }
+    tensors = {**checkpoint.tensors, **new}
+    rules = [rule for rule in checkpoint.rules if new.keys() & set(rule.canonicals)]
+    stored = {tensor.name: tensor for tensor in write_tensors(tensors, rules)}
+    container = replace(checkpoint.container, tensors={**checkpoint.container.tensors, **stored})
+    return replace(checkpoint, tensors=tensors, configuration=configuration, container=container)
+
+
+def _tensor(tensor: LazyTensor, change: Change, arbiter: LazyTensor | None) -> LazyTensor:
+    def load() -> np.ndarray:
+        exact = change.values(tensor.load().astype(np.float64))
+        ours = exact
+        for dtype in change.dtypes:
+            ours = round_half_even(ours.astype(np.float64), dtype)
+        return ours if arbiter is None else settled(exact, ours, arbiter.load())
+
+    return LazyTensor(tensor.name, change.shape, change.dtypes[-1], load)
+
+
+def _dtype(source: Checkpoint, step: Step) -> Changes:
+    dtypes = (DTYPES[step["to"]],)
+    changes = {
+        name: Change(tensor.shape, dtypes, lambda values: values)
+        for name, tensor in source.tensors.items()
+    }
+    return changes, source.configuration
+
+
+def _image_size(source: Checkpoint, step: Step) -> Changes:
+    model = source.configuration.model
+    if list(model.image_hw) != step["from"]:
+        return {}, source.configuration
+    after = _model(source, step, image_size=tuple(step["to"]))
+    make = resampled_positions if step["positions"] == "bicubic" else fixed_positions
+    changes = {}
+    for name in POSITIONS:
+        if tensor := source.tensors.get(name):
+            shape = (1, 1 + after.num_patches, tensor.shape[-1])
+            # The original rounds the fixed embedding to float32, whatever it is stored as.
+            fixed = step["positions"] == "sincos" and _holds_float32(tensor)
+            dtypes = (FLOAT32, tensor.dtype) if fixed else (tensor.dtype,)
+            values = partial(make, grid=model.grid_hw, new_grid=after.grid_hw)
+            changes[name] = Change(shape, dtypes, values)
+    return changes, replace(source.configuration, model=after)
+
+
+def _holds_float32(tensor: LazyTensor) -> bool:
+    array = tensor.load()
+    return bool((array.astype(np.float32) == array).all())
+
+
+def _model(source: Checkpoint, step: Step, **fields: Any) -> ViTMAEConfig:
+    try:
+        return replace(source.configuration.model, **fields)
+    except ValueError as error:
+        raise MaeConvertError(f"the declared step {dict(step)} is impossible: {error}") from error
+
+
+def _in_channels(source: Checkpoint, step: Step) -> Changes:
+    configuration, old, new = source.configuration, step["from"], step["to"]
+    if configuration.model.num_channels != old:
+        return {}, configuration
+    weight = source.tensors[CHANNELS]
+    shape = (weight.shape[0], new, *weight.shape[2:])
+    change = Change(shape, (weight.dtype,), partial(mixed_channels, count=new))
+    configuration = replace(
+        configuration,
+        model=_model(source, step, num_channels=new),
+        image_mean=_statistics(configuration.image_mean, new),
+        image_std=_statistics(configuration.image_std, new),
+    )
+    return {CHANNELS: change}, configuration
+
+
+def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
+    """Return means or deviations of new channels: of the copied channel, or the average of all."""
+    if new == 1:
+        return (math.fsum(values) / len(values),)
+    return (values * new)[:new]
+
+
+CHANGES: Mapping[str, Callable[[Checkpoint, Step], Changes]] = {
+    "dtype": _dtype,
+    "image_size": _image_size,
+    "in_channels": _in_channels,
+}
+# A linear probe is folded when it is opened, and a head that is new is no part of the source, so
+# that the encoders are compared: there is nothing to apply.
+WITHOUT_CHANGE = ("task", "batch_norm", "new_head")

@@ -1,0 +1,298 @@
+"""How two checkpoints descend from each other: the same weights, an encoder, or declared steps.
+
+Steps that a record declares are applied again and the result compared: that a record declares them
+proves nothing. Where the files of a checkpoint are not at hand, its certificate or conversion
+record is compared, and the result says that it rests on that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mae_convert.checkpoint.fingerprint import (
+    Fingerprint,
+    TensorDigest,
+    function_fields,
+    missing_fields,
+)
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_between
+
+SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
+PARTLY, UNRELATED = "partly the same", "unrelated"
+POSITIONS = (".position_embedding", ".cls_position")
+"""Ends of the names of tensors that models of one size share, whatever they were trained on."""
+
+Step = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """What a record says that a checkpoint was made of.
+
+    Attributes:
+        name: of the ancestor, as the record names it.
+        fingerprint: of the ancestor, as the record states it.
+        steps: what was changed on purpose since, as the record declares.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one of two checkpoints.
+
+    Attributes:
+        name: the checkpoint or the record, as the user knows it.
+        fingerprint: computed of the tensors, or as the record states it.
+        checkpoint: the checkpoint; None where only a record is at hand.
+        ancestors: what the record says that it was made of, the nearest first.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    checkpoint: Checkpoint | None = None
+    ancestors: tuple[Ancestor, ...] = ()
+
+
+@dataclass(frozen=True)
+class DifferingTensor:
+    """A canonical tensor that is not the same; None on a side that does not have it."""
+
+    name: str
+    a: TensorDigest | None
+    b: TensorDigest | None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """How B is related to A.
+
+    Attributes:
+        relation: `SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`.
+        sentence: the same, for a person.
+        steps: the declared steps between them.
+        recomputed: whether the steps were applied and gave these weights; None without steps.
+        equal: number of tensors that are the same bits; None where tensors are not known singly.
+        tensors: those that are not, after the steps where these were applied.
+        parts: parts that are not the same.
+        configuration: fields that change the function and differ, with their values in A and B; a
+            digest where only that is known.
+        not_compared: in sentences, what could not be compared.
+        rests_on: in sentences, what the result rests on.
+    """
+
+    relation: str
+    sentence: str
+    rests_on: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    recomputed: bool | None = None
+    equal: int | None = None
+    tensors: tuple[DifferingTensor, ...] = ()
+    parts: tuple[str, ...] = ()
+    configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def related(self) -> bool:
+        """Whether one is made of the other's weights, and computes with them as that does."""
+        return self.relation in (SAME, ENCODER, DERIVED) and not self.configuration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        configuration = {name: {"a": a, "b": b} for name, (a, b) in self.configuration.items()}
+        return {**asdict(self), "configuration": configuration, "related": self.related}
+
+
+def lineage(a: Known, b: Known) -> Lineage:
+    """Return how B is related to A.
+
+    Raises:
+        MaeConvertError: a record declares a step that is unknown or impossible.
+    """
+    if a.checkpoint is not None and b.checkpoint is not None:
+        return _of_tensors(a, b, a.checkpoint, b.checkpoint)
+    return _of_records(a, b)
+
+
+def _of_tensors(a: Known, b: Known, first: Checkpoint, second: Checkpoint) -> Lineage:
+    """Return how two checkpoints are related whose tensors were read."""
+    rests_on = ("every tensor of A and of B, which were read",)
+    left, right = a.fingerprint.tensors, b.fingerprint.tensors
+    different = _differing(left, right)
+    configuration, lacking = _configuration(first, second)
+    common: dict[str, Any] = {
+        "rests_on": rests_on,
+        "configuration": configuration,
+        "not_compared": lacking,
+    }
+    if not different:
+        return Lineage(SAME, "A and B hold the same weights", equal=len(left), **common)
+    if found := _derived((first, left), (second, right), "B is A"):
+        return found
+    if found := _derived((second, right), (first, left), "A is B"):
+        return _swapped(found)
+    common["equal"] = len(left.keys() | right.keys()) - len(different)
+    if _same_encoder(left, right):
+        sentence = "B's encoder is A's, bit for bit"
+        tensors = tuple(t for t in different if not t.name.startswith("encoder."))
+        return Lineage(ENCODER, sentence, tensors=tensors, **common)
+    return _unrelated(left, right, different, common)
+
+
+def _unrelated(
+    left: Mapping[str, TensorDigest],
+    right: Mapping[str, TensorDigest],
+    different: Sequence[DifferingTensor],
+    common: Mapping[str, Any],
+) -> Lineage:
+    """Return the result for two checkpoints of which neither was made of the other."""
+    names = {tensor.name for tensor in different}
+    shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
+    if shared:
+        sentence = (
+            f"B is not A: {len(different)} tensors are not the same bits, and no declared step"
+            " explains that"
+        )
+        return Lineage(PARTLY, sentence, tensors=tuple(different), **common)
+    sentence = (
+        "no relation found: no tensor of weights is the same bits, and no declared step explains"
+        " that"
+    )
+    return Lineage(UNRELATED, sentence, tensors=tuple(different), **common)
+
+
+Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
+
+
+def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
+    """Return that B is A after the steps that it declares, if applying them to A gives B."""
+    (first, left), (second, right) = a, b
+    steps = steps_between(first, second)
+    if not any(step["step"] in CHANGES for step in steps):
+        return None
+    after = apply_steps(first, steps, second)
+    expected = {
+        name: left[name] if first.tensors.get(name) is tensor else TensorDigest.of(tensor)
+        for name, tensor in after.tensors.items()
+        if name in right
+    }
+    from_a = {name: digest for name, digest in right.items() if name in expected}
+    new = [name for name in right if name not in expected]
+    if _differing(expected, from_a) or not any(n.startswith("encoder.blocks.") for n in expected):
+        return None
+    configuration, lacking = _configuration(after, second)
+    left_over = f"; {len(new)} tensors are not of it: {new[0]} …" if new else ""
+    return Lineage(
+        DERIVED,
+        f"{pair} after its declared steps, which were applied again and give the same bits"
+        + left_over,
+        rests_on=("every tensor of A and of B, which were read, and the steps, applied again",),
+        steps=tuple(steps),
+        recomputed=True,
+        equal=len(expected),
+        tensors=tuple(DifferingTensor(name, None, right[name]) for name in new),
+        configuration=configuration,
+        not_compared=lacking,
+    )
+
+
+def _swapped(found: Lineage) -> Lineage:
+    """Return a result for B and A as one for A and B."""
+    tensors = tuple(DifferingTensor(t.name, t.b, t.a) for t in found.tensors)
+    configuration = {name: (b, a) for name, (a, b) in found.configuration.items()}
+    return replace(found, tensors=tensors, configuration=configuration)
+
+
+def _differing(
+    left: Mapping[str, TensorDigest], right: Mapping[str, TensorDigest]
+) -> list[DifferingTensor]:
+    names = list({**left, **right})
+    pairs = (DifferingTensor(name, left.get(name), right.get(name)) for name in names)
+    return [pair for pair in pairs if pair.a != pair.b]
+
+
+def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDigest]) -> bool:
+    """Return whether the encoders are the same, but for the norm that a pooled classifier lacks."""
+    first, second = (
+        {name: t for name, t in side.items() if name.startswith("encoder.")}
+        for side in (left, right)
+    )
+    return bool(first) and all(
+        t.name.startswith("encoder.norm.") and None in (t.a, t.b) for t in _differing(first, second)
+    )
+
+
+def _configuration(
+    a: Checkpoint, b: Checkpoint
+) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
+    """Return the fields that differ, and in sentences those that nothing gives."""
+    left, right = (function_fields(c.configuration.model, c.task) for c in (a, b))
+    missing = {"A": missing_fields(a), "B": missing_fields(b)}
+    unknown = {name for names in missing.values() for name in names}
+    differing = {
+        name: (left[name], right[name])
+        for name in left
+        if name in right and name not in unknown and left[name] != right[name]
+    }
+    sentences = [
+        f"{name}, which nothing gives for {side}" for side in missing for name in missing[side]
+    ]
+    return differing, tuple(sentences)
+
+
+def _of_records(a: Known, b: Known) -> Lineage:
+    """Return how two checkpoints are related of which at least one is known from a record."""
+    rests_on = tuple(
+        f"{side}: its tensors, which were read"
+        if one.checkpoint is not None
+        else f"{side}: what {one.name} states; the files that it is about were not read"
+        for side, one in (("A", a), ("B", b))
+    )
+    left, right = a.fingerprint, b.fingerprint
+    if left.weights == right.weights:
+        sentence = "A and B hold the same weights, according to the record"
+        configuration, lacking = _digests(left, right)
+        return Lineage(SAME, sentence, rests_on, configuration=configuration, not_compared=lacking)
+    parts = tuple(
+        part
+        for part in {**left.parts, **right.parts}
+        if left.parts.get(part) != right.parts.get(part)
+    )
+    for one, other, pair in ((a, b, "B was made of A"), (b, a, "A was made of B")):
+        for ancestor in other.ancestors:
+            if ancestor.fingerprint.weights == one.fingerprint.weights:
+                sentence = (
+                    f"{pair}, according to the record; its steps were not applied again, as the"
+                    " files of both would be needed"
+                )
+                lacking = ("the configuration, which the steps may change",)
+                return Lineage(
+                    DERIVED, sentence, rests_on, ancestor.steps, recomputed=False,
+                    parts=parts, not_compared=lacking,
+                )  # fmt: skip
+    if "encoder" in left.parts and "encoder" not in parts:
+        sentence = "B's encoder is A's, according to the record"
+        return Lineage(ENCODER, sentence, rests_on, parts=parts)
+    different = _differing(left.tensors, right.tensors) if left.tensors and right.tensors else []
+    if different:
+        return _unrelated(
+            left.tensors, right.tensors, different, {"rests_on": rests_on, "parts": parts}
+        )
+    digests = f"digest{'s' if len(parts) > 1 else ''} of {' and '.join(parts)}"
+    sentence = f"no relation found, according to the record: not the same {digests}"
+    lacking = ("single tensors, of which a record holds no digests",)
+    return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=lacking)
+
+
+def _digests(
+    left: Fingerprint, right: Fingerprint
+) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
+    """Compare digests of configurations."""
+    pair = left.configuration, right.configuration
+    if None in pair:
+        return {}, ("the configuration, which is not known for both",)
+    return ({} if pair[0] == pair[1] else {"digest of the configuration": pair}), ()

@@ -1,0 +1,140 @@
+"""What a certificate or a conversion record states of a checkpoint whose files are not at hand."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.fingerprint import (
+    PARTS,
+    VERSION,
+    Fingerprint,
+    checkpoint_fingerprint,
+    described_fingerprint,
+)
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.errors import CheckpointError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.validation import check_document
+from mae_convert.formats.contents import json_in
+from mae_convert.formats.directory import OTHER_SUFFIXES
+from mae_convert.verify.certificate import ARRAYS, DOCUMENT
+from mae_convert.verify.lineage import Ancestor, Known
+
+RECORD = "conversion.json"
+ADVICE = "convert or verify again with this version, or name the checkpoint itself"
+DIGEST = re.compile("[0-9a-f]{64}")
+MOST_ANCESTORS = 100
+
+
+def known(checkpoint: Checkpoint, *, with_record: bool = False) -> Known:
+    """Return what is known of a checkpoint that is at hand: every tensor is read.
+
+    Args:
+        checkpoint: the checkpoint.
+        with_record: return what its record says that it was made of, too.
+
+    Raises:
+        CheckpointError: its record contradicts itself.
+    """
+    found = checkpoint_fingerprint(checkpoint)
+    record = checkpoint.container.conversion if with_record else None
+    ancestors = (
+        _ancestors(checkpoint.path, record.get("source"), record.get("steps", ())) if record else ()
+    )
+    return Known(checkpoint.name, found, checkpoint, tuple(ancestors))
+
+
+def record_of(path: Path) -> Path | None:
+    """Return the record that stands for a checkpoint: a JSON file, or that of an empty directory.
+
+    Args:
+        path: what the user named.
+
+    Returns:
+        None where the weights themselves are there, or nothing is.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return path
+    if not path.is_dir() or any(
+        name.name.endswith(OTHER_SUFFIXES) and name.name != ARRAYS for name in path.iterdir()
+    ):
+        return None
+    return next((path / n for n in (DOCUMENT, RECORD) if (path / n).is_file()), None)
+
+
+def read_record(path: Path) -> Known:
+    """Return what a certificate or a conversion record states of the checkpoint that it is about.
+
+    Raises:
+        CheckpointError: it is neither, states no fingerprint, or contradicts itself.
+    """
+    document = json_in(ByteFile(path), ADVICE)
+    if not isinstance(document, Mapping):
+        raise CheckpointError(f"{path} is neither a certificate nor a conversion record; {ADVICE}")
+    if "source_trace" in document:
+        return _of_certificate(path, document)
+    check_document(document, "conversion", path, ADVICE)
+    ancestors = tuple(_ancestors(path, document.get("source"), document.get("steps", ())))
+    return Known(str(path), _stated(path, document), ancestors=ancestors)
+
+
+def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
+    check_document(document, "certificate", path, ADVICE)
+    check_document(document["source_trace"], "trace", path, ADVICE)
+    if not document["passed"]:
+        raise CheckpointError(
+            f"{path} is the record of a verification that did not pass, which shows no relation"
+        )
+    target, source = _stated(path, document["target"]), _stated(path, document["source"])
+    try:
+        traced = described_fingerprint(document["source_trace"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its source_trace is impossible ({error})") from error
+    # The digests of tensors are those of the source as it was run: after the declared steps.
+    if traced.weights == target.weights:
+        target = traced_as(target, traced)
+    if traced.weights == source.weights:
+        source = traced_as(source, traced)
+    ancestor = Ancestor(document["source"]["name"], source, tuple(document["steps"]))
+    return Known(str(path), target, ancestors=(ancestor,))
+
+
+def traced_as(stated: Fingerprint, traced: Fingerprint) -> Fingerprint:
+    """Return a fingerprint with what is hashed of each tensor, from one of the same weights."""
+    return Fingerprint(stated.parts, stated.configuration, traced.tensors)
+
+
+def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
+    """Yield the source of a conversion, and what that was made of, as far as it is stated."""
+    for _ in range(MOST_ANCESTORS):
+        if not isinstance(source, Mapping):
+            return
+        if "fingerprint" in source:
+            name = str(source.get("official") or source.get("name") or "a model in memory")
+            yield Ancestor(name, _stated(path, source), tuple(steps))
+        source = source.get("made_from")
+
+
+def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
+    """Return a fingerprint that a document states by its digests.
+
+    Raises:
+        CheckpointError: it states none, or one that its digests do not give.
+    """
+    if "fingerprint" not in document:
+        raise CheckpointError(f"{path} states no fingerprint; {ADVICE}")
+    parts, configuration = document.get("parts", {}), document.get("configuration")
+    digests = [*parts.values(), *([] if configuration is None else [configuration])]
+    found = Fingerprint(dict(parts), configuration, {})
+    if not (
+        parts
+        and set(parts) <= set(PARTS)
+        and all(isinstance(digest, str) and DIGEST.fullmatch(digest) for digest in digests)
+        and str(found) == document["fingerprint"]
+    ):
+        raise CheckpointError(
+            f"{path} states a fingerprint that is not that of its digests, or not of version"
+            f" {VERSION}; {ADVICE}"
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Pixels of any number of channels as colours that a person can look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.configuration import Configuration
+from mae_convert.visualize.pixels import as_colours
+
+LOW, HIGH = 2, 98  # percentiles of a channel that become black and full brightness
+
+
+@dataclass(frozen=True)
+class Display:
+    """How pixel values (N, C, H, W) become colours.
+
+    Attributes:
+        configuration: of the model.
+        channels: which channels are red, green and blue, or which one is grey; from 0.
+        low: (N, B, 1, 1), what becomes black in each of them; None: mean and deviation of the
+            model's preprocessing are undone, as for photographs.
+        high: what becomes full brightness.
+    """
+
+    configuration: Configuration
+    channels: tuple[int, ...]
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Return colours (N, H, W, 3) in [0, 1]."""
+        if self.low is None or self.high is None:
+            colours = as_colours(pixel_values, self.configuration)
+        else:
+            span = np.where(self.high > self.low, self.high - self.low, 1.0)
+            shown = (pixel_values[:, list(self.channels)].astype(np.float64) - self.low) / span
+            colours = np.clip(shown, 0, 1).transpose(0, 2, 3, 1)
+        return np.broadcast_to(colours, (*colours.shape[:3], 3))
+
+    def chosen(self, difference: np.ndarray) -> np.ndarray:
+        """Return the channels of (N, H, W, C) that are shown, as (N, H, W, 3)."""
+        shown = difference[..., list(self.channels)]
+        return np.broadcast_to(shown, (*shown.shape[:3], 3))
+
+    @property
+    def note(self) -> str:
+        """What is to be known of the colours, or nothing."""
+        if self.low is None:
+            return ""
+        numbers = ", ".join(str(channel + 1) for channel in self.channels)
+        several = len(self.channels) > 1
+        what = "s {} as red, green and blue, each" if several else " {} in grey,"
+        return (
+            f"channel{what.format(numbers)} stretched from its {LOW}nd to its {HIGH}th percentile"
+            " in the original"
+        )
+
+
+def display_of(
+    pixel_values: np.ndarray,
+    configuration: Configuration,
+    bands: Sequence[int] | None = None,
+    *,
+    preprocessed: bool = False,
+) -> Display:
+    """Return how images are shown: photographs as they are, other channels stretched one by one.
+
+    Args:
+        pixel_values: (N, C, H, W), the originals, by which channels are stretched.
+        configuration: of the model.
+        bands: numbers of the channels that are red, green and blue, or of one in grey, from 1;
+            default: the first three, or of fewer than three the first.
+        preprocessed: the images are no image files, so that 1 channel need not be a grey level.
+
+    Raises:
+        MaeConvertError: the images do not have such channels.
+    """
+    count = pixel_values.shape[1]
+    if bands is not None and not all(1 <= band <= count for band in bands):
+        raise MaeConvertError(
+            f"--bands {','.join(map(str, bands))} names channels that the model does not have; it"
+            f" takes {count}, which are numbered from 1"
+        )
+    default = range(3) if count >= 3 else range(1)
+    channels = tuple(default) if bands is None else tuple(band - 1 for band in bands)
+    if bands is None and (count == 3 or (count == 1 and not preprocessed)):
+        return Display(configuration, channels)
+    shown = pixel_values[:, list(channels)]
+    low, high = np.percentile(shown, (LOW, HIGH), axis=(2, 3), keepdims=True)
+    return Display(configuration, channels, low, high)

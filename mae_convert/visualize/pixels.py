@@ -1,0 +1,86 @@
+"""Pixels as pictures again, and panels that a person can look at."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mae_convert.families.mae.configuration import Configuration
+
+GAP = 4  # white pixels between the pictures of a panel
+GREY = 0.5  # shows removed patches, and no difference
+VARIANCE_FLOOR = 1e-6  # the original's, where a patch is normalised
+
+
+def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.ndarray:
+    """Return normalised pixels (N, 3, H, W) as colours (N, H, W, 3) in [0, 1]."""
+    mean, std = (np.float64(configuration.value(name)) for name in ("image_mean", "image_std"))
+    return np.clip(pixel_values.transpose(0, 2, 3, 1) * std + mean, 0, 1)
+
+
+def in_pixels(
+    reconstruction: np.ndarray, pixel_values: np.ndarray, configuration: Configuration
+) -> np.ndarray:
+    """Return a reconstruction (N, C, H, W) in the scale of the pixels that it is held against.
+
+    A model with ``norm_pix_loss`` predicts each patch normalised; it gets the mean and the
+    deviation of the original's patch, which it cannot know.
+    """
+    if not configuration.model.norm_pix_loss:
+        return reconstruction
+    (rows, columns), (height, width) = configuration.model.grid_hw, configuration.model.patch_hw
+    images, channels = pixel_values.shape[:2]
+    shape = (images, channels, rows, height, columns, width)
+    patches = pixel_values.astype(np.float64).reshape(shape)
+    axes = (1, 3, 5)
+    mean = patches.mean(axis=axes, keepdims=True)
+    deviation = np.sqrt(patches.var(axis=axes, ddof=1, keepdims=True) + VARIANCE_FLOOR)
+    return (reconstruction.reshape(shape) * deviation + mean).reshape(pixel_values.shape)
+
+
+def mask_of_pixels(mask: np.ndarray, configuration: Configuration) -> np.ndarray:
+    """Return a mask of patches (N, L) as a mask of pixels (N, H, W, 1)."""
+    rows, columns = configuration.model.grid_hw
+    height, width = configuration.model.patch_hw
+    grid = mask.reshape(len(mask), rows, columns)
+    return grid.repeat(height, axis=1).repeat(width, axis=2)[..., None]
+
+
+def pasted(
+    original: np.ndarray, painted: np.ndarray, mask: np.ndarray, configuration: Configuration
+) -> np.ndarray:
+    """Return colours (N, H, W, 3): the original, and where a patch is removed the painted one."""
+    return np.where(mask_of_pixels(mask, configuration) > 0, painted, original)
+
+
+def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return b - a as colours (N, H, W, C) around grey, and the factor that makes it visible.
+
+    The factor is infinite where there is no difference at all, and NaN is shown as the largest.
+    """
+    with np.errstate(invalid="ignore"):  # of infinity and infinity
+        away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
+    finite = np.abs(away[np.isfinite(away)])
+    largest = float(finite.max(initial=0.0))
+    factor = GREY / largest if largest else math.inf
+    with np.errstate(invalid="ignore"):
+        shown = GREY + (away * factor if largest else np.where(np.isfinite(away), 0.0, away))
+    return np.clip(shown, 0, 1).transpose(0, 2, 3, 1), factor
+
+
+def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return columns of colours (N, H, W, 3) beside each other, 8-bit, with a row for each N."""
+    rows = [_joined(list(row), axis=1) for row in zip(*columns, strict=True)]
+    return eight_bits(_joined(rows, axis=0))
+
+
+def eight_bits(colours: np.ndarray) -> np.ndarray:
+    """Return colours in [0, 1] as 8-bit ones; NaN is black."""
+    return np.rint(np.nan_to_num(colours, nan=0.0) * 255).astype(np.uint8)
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    shape = list(parts[0].shape)
+    shape[axis] = GAP
+    gap = np.ones(shape)
+    return np.concatenate([x for part in parts for x in (part, gap)][:-1], axis=axis)

@@ -1,0 +1,161 @@
+"""What a model makes of pictures that it sees a part of."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.checkpoint.image_files import open_image
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import as_pixels
+from mae_convert.errors import MaeConvertError
+from mae_convert.runtime import load_model
+from mae_convert.runtime.running import Request, Run, run_together
+from mae_convert.runtime.sides import Side
+from mae_convert.visualize.pixels import in_pixels
+
+AT_ONCE = 8  # pictures that go through a model together
+BOTH = ("torch", "tensorflow")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What came of some pictures.
+
+    Attributes:
+        pixel_values: (N, C, H, W), what the model was given, of which it saw a part.
+        mask: (N, L), 1 where a patch was removed.
+        predicted: by framework, (N, C, H, W), every patch as predicted, in the scale of the pixels.
+        loss: by framework, (N,), mean squared error over removed patches in that scale.
+    """
+
+    pixel_values: np.ndarray
+    mask: np.ndarray
+    predicted: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray]
+
+
+def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
+    """Return the largest middle part of a picture that has the shape of a model's pictures."""
+    height, width = image_hw
+    scale = min(picture.height / height, picture.width / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2
+    return picture.crop((left, top, left + size[0], top + size[1]))
+
+
+def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
+    """Return pictures as a model takes them, (N, C, H, W), their middle or the whole squeezed.
+
+    Raises:
+        MaeConvertError: a file is no picture, or none that fits the model.
+    """
+    image_hw = checkpoint.configuration.model.image_hw
+    pixels = []
+    for path in paths:  # one at a time: photographs are large
+        picture = open_image(path)
+        picture = picture if stretch else cut_to_shape(picture, image_hw)
+        pixels.append(as_pixels(picture, str(path), checkpoint))
+    return np.stack(pixels)
+
+
+class Reconstructor:
+    """A checkpoint's model, loaded once and run on masks of any ratio, in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, framework: str, device: str | None = None) -> None:
+        """Load the model; `framework` is "torch", "tensorflow", "jax" or "both".
+
+        "both" runs PyTorch and TensorFlow in processes of their own, which never meet.
+
+        Raises:
+            MaeConvertError: the checkpoint has no decoder.
+            MissingRequirementError: the framework or the device is not there.
+        """
+        if checkpoint.task != "pretrain":
+            raise MaeConvertError(
+                f"{checkpoint.name} has no decoder, which is what paints the missing patches; take"
+                " a checkpoint that has one (`mae-convert catalog` lists official ones)"
+            )
+        self._checkpoint, self._framework, self._device = checkpoint, framework, device
+        self._model: Any = None
+        if framework != "both":
+            self._model = load_model(checkpoint, framework, dtype="float32", device=device)
+
+    def __call__(self, pixels: np.ndarray, noise: np.ndarray, ratio: float) -> Reconstruction:
+        """Return what the model makes of pictures (N, C, H, W) by noise (N, L) at a mask ratio."""
+        parts = [
+            self._some(pixels[start : start + AT_ONCE], noise[start : start + AT_ONCE], ratio)
+            for start in range(0, len(pixels), AT_ONCE)
+        ]
+        mask = np.concatenate([mask for mask, _ in parts])
+        predicted = {
+            name: in_pixels(
+                np.concatenate([images[name] for _, images in parts]).astype(np.float64),
+                pixels,
+                self._checkpoint.configuration,
+            )
+            for name in parts[0][1]
+        }
+        loss = {name: self._errors(image, pixels, mask) for name, image in predicted.items()}
+        return Reconstruction(pixels, mask, predicted, loss)
+
+    def _some(
+        self, pixels: np.ndarray, noise: np.ndarray, ratio: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the mask and what each framework predicts."""
+        if self._framework == "both":
+            return self._both(pixels, noise, ratio)
+        run = _run_torch if self._framework == "torch" else _run_keras
+        self._model.config = replace(self._model.config, mask_ratio=ratio)
+        mask, images = run(self._model, pixels, noise, self._device)
+        return mask, {self._framework: images}
+
+    def _both(
+        self, pixels: np.ndarray, noise: np.ndarray, ratio: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        request = Request(dtypes=("float32",), taps=False, mask_ratio=ratio)
+        sides = [Side(name, self._device or "cpu") for name in BOTH]
+        runs = [Run(self._checkpoint, side, request) for side in sides]
+        traces = run_together(runs, {"pixel_values": pixels, "noise": noise})
+        return traces[0].arrays["mask"], {
+            name: trace.arrays["float32/reconstruction"]
+            for name, trace in zip(BOTH, traces, strict=True)
+        }
+
+    def _errors(self, image: np.ndarray, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        model = self._checkpoint.configuration.model
+        (rows, columns), (height, width) = model.grid_hw, model.patch_hw
+        squares = np.square(image - pixels).mean(axis=1)  # (N, H, W)
+        patches = squares.reshape(len(pixels), rows, height, columns, width).mean(axis=(2, 4))
+        removed = mask.reshape(patches.shape)
+        with np.errstate(invalid="ignore"):
+            errors: np.ndarray = (patches * removed).sum((1, 2)) / removed.sum((1, 2))
+        return errors
+
+
+def _run_torch(
+    model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    given = (torch.from_numpy(array).to(device or "cpu") for array in (pixels, noise))
+    with torch.inference_mode():
+        outputs = model(*given)
+        return outputs.mask.cpu().numpy(), model.unpatchify(outputs.logits).cpu().numpy()
+
+
+def _run_keras(
+    model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    from keras import ops
+
+    from mae_convert.runtime.keras_backend import device as on_device
+
+    with on_device(device) if device else nullcontext():
+        outputs = model(ops.convert_to_tensor(pixels), noise=ops.convert_to_tensor(noise))
+        images = model.unpatchify(outputs.logits)
+        return ops.convert_to_numpy(outputs.mask), ops.convert_to_numpy(images)

@@ -1,0 +1,268 @@
+"""How a pre-training went: each checkpoint on the same pictures with the same noise, in float32."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint.origin import Origin
+from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.configuration import Configuration
+from mae_convert.files.staging import scratch_directory
+from mae_convert.redaction import without_credentials
+from mae_convert.sources import locate, parse_source, storage
+from mae_convert.visualize.display import Display, display_of
+from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batch_from_inputs
+from mae_convert.visualize.masks import noise_of, ratio_that_keeps
+from mae_convert.visualize.pixels import VARIANCE_FLOOR
+from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
+
+LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a date with its time
+ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left where it has paid
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of a training run.
+
+    Attributes:
+        source: its name.
+        epoch: as the file says, else the last number in its name, else its place; from 0.
+        loss: mean over the pictures of the model's own objective over removed patches; None where
+            the checkpoint could not be run.
+        losses: (N,), of each picture.
+        error: why it could not be run.
+    """
+
+    source: str
+    epoch: int
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A training run on some pictures.
+
+    Attributes:
+        points: by epoch.
+        images: names of the pictures.
+        shown: by epoch, what came of the pictures, for a few of the points.
+        configuration: of the models.
+        mask_ratio: share of the patches that was removed.
+        display: how pixels are shown.
+    """
+
+    points: tuple[Point, ...]
+    images: tuple[str, ...]
+    shown: dict[int, Reconstruction]
+    configuration: Configuration
+    mask_ratio: float
+    display: Display
+
+    @property
+    def failed(self) -> list[Point]:
+        """The points without a loss."""
+        return [point for point in self.points if point.error is not None]
+
+    @property
+    def best(self) -> Point:
+        """The point with the lowest loss."""
+        return min((p for p in self.points if p.loss is not None), key=lambda p: p.loss or 0.0)
+
+    @property
+    def paid_until(self) -> Point:
+        """The first point that has all but 1 % of the way from the first loss to the lowest."""
+        points = [p for p in self.points if p.loss is not None]
+        first, lowest = points[0].loss or 0.0, self.best.loss or 0.0
+        return next(p for p in points if (p.loss or 0.0) <= lowest + ENOUGH * (first - lowest))
+
+
+@dataclass(frozen=True)
+class View:
+    """How checkpoints are looked at.
+
+    Attributes:
+        framework: "torch", "tensorflow" or "jax".
+        device: "cpu" or "cuda"; None is where the framework puts it.
+        seed: of the noise.
+        shown: number of checkpoints whose pictures are kept.
+        flags: what the user says of the checkpoints.
+        state_key: the key of the weights.
+        inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
+        most: at most so many of its images.
+        bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
+    """
+
+    framework: str = "torch"
+    device: str | None = None
+    seed: int = 0
+    shown: int = 5
+    flags: Flags | None = None
+    state_key: str | None = None
+    inputs: Path | None = None
+    most: int | None = None
+    bands: tuple[int, ...] | None = None
+
+
+def timeline(
+    sources: Sequence[str],
+    images: Sequence[Path],
+    view: View,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Timeline:
+    """Run checkpoints of one training on pictures, and return how well each paints them.
+
+    A checkpoint that cannot be run is a point without a loss.
+
+    Args:
+        sources: checkpoints, in the order of training where nothing tells their epochs.
+        images: pictures, of which the middle is taken.
+        view: how.
+        advance: called with the number of checkpoints that were done.
+
+    Raises:
+        MaeConvertError: a picture cannot be used, or no checkpoint can be run.
+        MissingRequirementError: the framework or the device is not there.
+    """
+    run = _Run(images, view)
+    kept = {sources[i] for i in spread(len(sources), view.shown)}
+    points, shown, owed = list[Point](), dict[str, Reconstruction](), False
+    latest: tuple[str, Reconstruction] | None = None
+    for place, source in enumerate(sources):
+        point, done = run(source, place)
+        points.append(point)
+        owed |= source in kept
+        if done is not None:
+            latest = source, done
+            if owed:  # for itself, or for an earlier one that cannot be run
+                shown[source], owed = done, False
+        advance(1)
+    if latest and owed:
+        shown[latest[0]] = latest[1]
+    if run.configuration is None or all(point.loss is None for point in points):
+        raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
+    points = _in_order(points)
+    pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
+    points = [replace(p, source=without_credentials(p.source)) for p in points]
+    assert run.batch is not None
+    display = display_of(
+        run.batch.pixel_values, run.configuration, view.bands,
+        preprocessed=view.inputs is not None,
+    )  # fmt: skip
+    return Timeline(
+        tuple(points), run.batch.labels, pictures, run.configuration, run.mask_ratio, display
+    )
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return places of a few of many: first, last, and between them denser where it begins."""
+    if count <= wanted:
+        return list(range(count))
+    if wanted < 2:
+        return [count - 1][:wanted]
+    places = [round((count - 1) * (i / (wanted - 1)) ** 2) for i in range(wanted)]
+    for i in range(1, wanted):  # each its own
+        places[i] = max(places[i], places[i - 1] + 1)
+    return places
+
+
+def _number_in(source: str) -> int | None:
+    numbers = re.findall(r"[0-9]+", PurePosixPath(source.rstrip("/")).stem)
+    return int(numbers[-1]) if numbers and len(numbers[-1]) <= LONGEST_NUMBER else None
+
+
+def _in_order(points: Sequence[Point]) -> list[Point]:
+    """Return points by epoch; where two would be at one epoch, by their places."""
+    if len({point.epoch for point in points}) < len(points):
+        return [replace(point, epoch=place) for place, point in enumerate(points)]
+    return sorted(points, key=lambda point: point.epoch)
+
+
+class _Run:
+    """Checkpoints of one geometry, run on the pixels and the noise that the first one takes."""
+
+    def __init__(self, images: Sequence[Path], view: View) -> None:
+        self._images, self._view = images, view
+        self.batch: ImageBatch | None = None
+        self._noise: Any = None
+        self.configuration: Configuration | None = None
+        self.mask_ratio = 0.0
+
+    def __call__(self, source: str, place: int) -> tuple[Point, Reconstruction | None]:
+        epoch = _number_in(source)
+        try:
+            with scratch_directory() as folder:
+                checkpoint = self._open(source, folder)
+                if checkpoint.container.epoch is not None:
+                    epoch = checkpoint.container.epoch
+                epoch = place if epoch is None else epoch
+                self._prepare(checkpoint)
+                run = Reconstructor(checkpoint, self._view.framework, self._view.device)
+                assert self.batch is not None
+                done = run(self.batch.pixel_values, self._noise, self.mask_ratio)
+        except (MaeConvertError, OSError) as error:
+            if getattr(error, "exit_status", 2) == 3:
+                raise
+            return Point(source, place if epoch is None else epoch, error=str(error)), None
+        losses = objective(done, checkpoint.configuration)
+        mean = float(losses.mean())
+        if not math.isfinite(mean):
+            return Point(source, epoch, error=f"its loss is {mean}"), None
+        return Point(source, epoch, mean, tuple(map(float, losses))), done
+
+    def _open(self, source: str, folder: Path) -> Checkpoint:
+        view = self._view
+        origin: Origin | None
+        if storage.is_remote(source):
+            path, origin = storage.download(source, folder), Origin(without_credentials(source))
+        else:
+            path, origin = locate(parse_source(source))
+        try:
+            return open_checkpoint(path, view.flags, state_key=view.state_key, origin=origin)
+        except MaeConvertError as error:
+            raise type(error)(str(error).replace(str(path), source)) from error
+
+    def _prepare(self, checkpoint: Checkpoint) -> None:
+        """Load the pictures for the first checkpoint, and see that others take the same."""
+        model = checkpoint.configuration.model
+        if self.configuration is not None:
+            first = self.configuration.model
+            for name in ("image_hw", "patch_hw", "num_channels", "norm_pix_loss"):
+                if getattr(model, name) != getattr(first, name):
+                    raise MaeConvertError(
+                        f"its {name} is {getattr(model, name)} and that of the first checkpoint"
+                        f" {getattr(first, name)}: their losses cannot be compared"
+                    )
+            return
+        inputs, view = self._view.inputs, self._view
+        if inputs is not None:
+            self.batch = batch_from_inputs(inputs, checkpoint, view.most)
+        else:
+            self.batch = batch_from_files(self._images, checkpoint)
+        self._noise = self.batch.noise
+        if self._noise is None:
+            self._noise = noise_of("random", model, count=len(self.batch.names), seed=view.seed)
+        self.mask_ratio = ratio_that_keeps(model.num_kept, model)
+        self.configuration = checkpoint.configuration
+
+
+def objective(done: Reconstruction, configuration: Configuration) -> np.ndarray:
+    """Return (N,), the loss that the model was trained by: of pixels, or of normalised patches."""
+    (predicted,), model = done.predicted.values(), configuration.model
+    (rows, columns), (height, width) = model.grid_hw, model.patch_hw
+    shape = (len(predicted), model.num_channels, rows, height, columns, width)
+    axes = (1, 3, 5)
+    pixels = done.pixel_values.astype(np.float64).reshape(shape)
+    errors = np.square(predicted.reshape(shape) - pixels)
+    if model.norm_pix_loss:
+        errors = errors / (pixels.var(axis=axes, ddof=1, keepdims=True) + VARIANCE_FLOOR)
+    patches = errors.mean(axis=axes).reshape(len(predicted), -1)  # (N, L)
+    losses: np.ndarray = (patches * done.mask).sum(axis=1) / done.mask.sum(axis=1)
+    return losses
