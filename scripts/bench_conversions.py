@@ -92,7 +92,7 @@ def checkpoint(size: str, folder: Path) -> Path:
     path = folder / f"{size}.pth"
     if not path.exists():
         command = [sys.executable, "full_size.py", f"visualize_vit_{size}", str(path)]
-        subprocess.run(command, check=True, cwd=ROOT / "tests")
+        subprocess.run(command, check=True, cwd=ROOT / "tests" / "helpers")
     with path.open("rb") as file:  # so that the first run, too, finds it in memory
         while file.read(1 << 24):
             pass

@@ -50,8 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         checkpoint = work / "mae.pth"
-        make = [ROOT / "tests/full_size.py", f"visualize_vit_{options.size}", checkpoint]
-        subprocess.run([sys.executable, *make], check=True, cwd=ROOT / "tests")
+        make = [ROOT / "tests/helpers/full_size.py", f"visualize_vit_{options.size}", checkpoint]
+        subprocess.run([sys.executable, *make], check=True, cwd=ROOT / "tests" / "helpers")
         program = [sys.executable, "-m", "mae_convert"]
         convert = ["convert", checkpoint, work / "pt", "--to", "transformers"]
         more = ["--to", f"transformers-tf={work / 'tf'}"]

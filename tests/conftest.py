@@ -1,48 +1,15 @@
 """What several test files share: the golden cases, and the command line as a user runs it."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-GOLDEN = Path(__file__).parent / "data" / "golden"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One golden case: a checkpoint of the original code and what that code computed."""
-
-    name: str
-
-    @property
-    def checkpoint(self) -> Path:
-        return GOLDEN / self.name / "checkpoint.pth"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return json.loads((GOLDEN / self.name / "case.json").read_text())
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(GOLDEN / self.name / "golden.npz") as archive:
-            return dict(archive)
-
-    @property
-    def heads(self) -> list[str]:
-        facts = self.facts
-        options = ["--num-heads", str(facts["num_heads"])]
-        if facts["kind"] == "pretrain":
-            options += ["--decoder-num-heads", str(facts["decoder_num_heads"])]
-        if self.name == "finetune_cls_tiny":  # whose names a pooled classifier has too
-            options += ["--global-pool", "token"]
-        return options
+from golden_cases import Case, Result
+from paths import GOLDEN
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
@@ -69,17 +36,6 @@ def golden():
 @pytest.fixture(scope="session")
 def case():
     return Case
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture(scope="session")

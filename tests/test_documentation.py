@@ -31,12 +31,12 @@ LANGUAGES = {"sh", "python", "yaml", "csv", "text"}
 MOST_LINES_OF_README = 250
 CHECKED_ONLY = {
     "CONTRIBUTING.md": "the test suite itself",
-    "docs/adding_a_layout.md": "tests/test_adding_a_layout.py runs it",
+    "docs/adding_a_layout.md": "tests/layouts/test_adding_a_layout.py runs it",
     "docs/checkpoints.md": "it downloads from the Hub",
     "docs/reference/commands.md": "examples on files of the reader",
     "docs/robustness.md": "hours, or a test of its own",
     "docs/speed.md": "hours, and environments of other libraries",
-    "docs/sweeps.md": "remote storage and a cluster; tests/test_sweep.py runs sweeps",
+    "docs/sweeps.md": "remote storage and a cluster; tests/sweep/test_sweep.py runs sweeps",
 }
 # Words that a page prints when it is run.
 EXPECTED = {

@@ -5,17 +5,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from arrays import distance
+from paths import ROOT
 from PIL import Image
 
 from reference_models.pytorch import ViTMAEConfig, ViTMAEForPreTraining
 
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "data" / "golden"
 DEMO = ROOT / "mae_convert" / "data" / "demo"
 

@@ -15,7 +15,7 @@ from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 from mae_convert.formats.tensor import LazyTensor
 
 KERAS_VERSION = "3.15.1"
-"""The version whose form is written; see `tests/test_keras_archive.py`."""
+"""The version whose form is written; see `tests/formats/test_keras_archive.py`."""
 
 
 def keras_archive_blueprint(

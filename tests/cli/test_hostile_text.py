@@ -1,0 +1,614 @@
+"""Hostile text in every field of every output: nothing commands a terminal or changes a page.
+
+Each output is made twice, with harmless words and with hostile ones in the same places. What a
+page, a table or a document is built of (its tags, its rows) must be the same for both.
+"""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import fields, is_dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from paths import DEMO
+
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.errors import MaeConvertError
+from mae_convert.text import for_terminal
+
+HOSTILE = {
+    # No half of a surrogate pair: records hold its escape sequence (test_unicode_names.py).
+    "terminal": "\x1b[2J\x1b]0;t\x07\x9b31m\u202e\u2066\u200f\x7f\x00",
+    "lines": "a\nb\r\nc\x85d\u2028e\x0bf\n\n# heading\n\n- item\n---\n",
+    "html": "</td></table></style></title><script>alert(1)</script><img src=x onerror=y>'\"><!--",
+    "markdown": "[l](http://evil.example) ![i](http://evil.example) <http://evil.example> *b* _e_"
+    " ~~s~~ `c` `` | \\| \\",
+    "console": "[bold red]x[/] [link=http://evil.example]y[/link] :warning: [/] \\",
+    "marks": "<!-- mae-convert: end -->\n<!-- mae-convert: begin -->",
+    "bare": "http://evil.example www.evil.example me@evil.example",
+    "block": "# heading",
+}  # fmt: skip
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+
+
+@pytest.fixture(params=HOSTILE)
+def hostile(request):
+    return HOSTILE[request.param]
+
+
+def harmless_for(hostile: str) -> str:
+    """Return a text that is split at dots and slashes as the hostile one is, and does nothing."""
+    return "w" + "".join(c if c in "./" or (c.isascii() and c.isalnum()) else "w" for c in hostile)
+
+
+def with_text(value: Any, text: str, keep: tuple[str, ...] = ()) -> Any:
+    """Return a value with a text after every text in it, and in place of every name of a mapping.
+
+    Args:
+        value: plain data, or dataclasses of it.
+        text: what comes after.
+        keep: names of fields and of mappings' entries that stay.
+    """
+    if isinstance(value, str):
+        return f"{value} {text}"
+    if isinstance(value, Path):
+        return Path(f"{value}{text.replace('/', '_').replace(chr(0), '_')}")
+    if isinstance(value, dict):
+        return {k: v if k in keep else with_text(v, text, keep) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(with_text(item, text, keep) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: with_text(getattr(value, f.name), text, keep) for f in fields(value)
+                   if f.name not in keep}  # fmt: skip
+        return replace(value, **changed)
+    return value
+
+
+class Structure(HTMLParser):
+    """The tags of a page with the names of their attributes, and the hosts they lead to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        hosts = [re.sub(r"^(\w+://[^/]*|\w+:|#)?.*", r"\1", value or "", flags=re.DOTALL)
+                 for name, value in attrs if name in ("href", "src")]  # fmt: skip
+        self.found.append((tag, [name for name, _ in attrs], hosts))
+
+    def handle_endtag(self, tag):
+        self.found.append(f"/{tag}")
+
+    def handle_comment(self, data):
+        self.found.append(("comment", data))
+
+    def handle_decl(self, decl):
+        self.found.append(("declaration", decl))
+
+
+def assert_printable(text: str) -> None:
+    for line in text.split("\n"):
+        assert line.isprintable(), ascii(line)
+
+
+def assert_same_page(make: Any, hostile: str) -> None:
+    harmless, page = make(harmless_for(hostile)), make(hostile)
+    assert_printable(page)
+    assert Structure(page).found == Structure(harmless).found
+    page.encode()
+
+
+def blocks(markdown: str) -> list[Any]:
+    """Return what Markdown is rendered as, without its words."""
+    return Structure(MARKDOWN.render(markdown)).found
+
+
+def pieces_of_code(found: list[Any]) -> list[Any]:
+    """Return the same where code has two spellings in Markdown, one of which is a tag."""
+    return [piece for piece in found if piece not in (("code", [], []), "/code")]
+
+
+def assert_same_document(make: Any, hostile: str) -> None:
+    harmless, document = make(harmless_for(hostile)), make(hostile)
+    assert_printable(document)
+    assert blocks(document) == blocks(harmless)
+    outside = re.sub(r"`[^`]*`|\]\([^)]*\)", "", document)  # of code and of links
+    assert not re.search(r"(https?://|www\.)\S*evil", outside)
+    assert document.count("<!-- mae-convert") == harmless.count("<!-- mae-convert")
+    document.encode()
+
+
+@pytest.fixture
+def printed(capfd, monkeypatch):
+    """Return what is printed, having checked that a terminal can take it, and its lines."""
+    monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 100_000)  # no line is folded
+    monkeypatch.setenv("COLUMNS", "100000")
+
+    def printed(show: Any, hostile: str) -> str:
+        said = []
+        for text in (harmless_for(hostile), hostile):
+            capfd.readouterr()
+            show(text)
+            captured = capfd.readouterr()
+            said.append(captured.out + captured.err)
+        assert_printable(said[1])
+        # Nothing ends a line, and nothing is taken for markup of the console and so left out.
+        assert said[1].count("\n") == said[0].count("\n")
+        shown = [said[1].count(for_terminal(hostile)), said[0].count(harmless_for(hostile))]
+        if not said[1].startswith("{"):  # JSON has escape sequences of its own
+            assert shown[0] == shown[1] > 0
+        return said[1]
+
+    return printed
+
+
+@pytest.fixture(scope="module")
+def inspected():
+    from mae_convert.checkpoint.inspect import inspect
+
+    report = inspect(open_checkpoint(DEMO / "checkpoint.pth"), stats=True)
+    report["stats"] = dict(list(report["stats"].items())[:2])
+    report["ignored"] = {"optimizer": "24 tensors"}
+    report["odd"] = ["something is odd"]
+    report["family"] = {"certainty": "known", "name": "MAE", "because": "of its names",
+                        "caveat": "take care", "also": ["DINO"]}  # fmt: skip
+    return report
+
+
+def renamed(mapping: dict[str, Any], text: str) -> dict[str, Any]:
+    return {f"{name} {text}": value for name, value in mapping.items()}
+
+
+def test_inspect(inspected, printed, hostile):
+    from mae_convert.cli.output.inspection import inspection
+
+    for task in ("pretrain", "classify"):
+        report = {**inspected, "config": {**inspected["config"], "num_labels": 3}}
+
+        def show(text, report=report, task=task):
+            new = with_text(report, text, keep=("certainty",))
+            for name in ("assumed", "becomes", "ignored", "dtypes", "stats"):
+                new[name] = renamed(new[name], text)
+            inspection({**new, "task": task})
+
+        printed(show, hostile)
+
+
+def test_convert(printed, hostile):
+    from mae_convert.cli.output.conversion import conversion
+
+    source = SimpleNamespace(
+        name="a.pth", layout=SimpleNamespace(name="facebook"), task="pretrain", family=None,
+        container=SimpleNamespace(kind="pth"),
+        prefix=SimpleNamespace(common="module.", said=lambda: "module."),
+    )  # fmt: skip
+    report = {
+        "tensors": {"a": {"rounding": {"relative": 0.5, "absolute": 0.5}}},
+        "steps": [{"step": "task", "from": "pretrain", "to": "encoder", "positions": "resampled"}],
+        "created": {"head.weight": "zeros"},
+        "dropped": {"decoder.weight": "not asked for"},
+        "unread": ["config.json: fusion_config"],
+        "assumed": {"hidden_act": {"value": "gelu", "source": "convention"}},
+    }
+
+    def show(text):
+        where = SimpleNamespace(name=f"a.pth {text}", layout=source.layout, task=f"encoder {text}",
+                                container=source.container, family=None,
+                                prefix=SimpleNamespace(common=True, said=lambda: text))  # fmt: skip
+        plan = SimpleNamespace(source=where, target=f"out {text}", task="encoder",
+                               layout=SimpleNamespace(name=f"timm {text}"))  # fmt: skip
+        new = with_text(report, text, keep=("step",))
+        for name in ("tensors", "created", "dropped", "assumed"):
+            new[name] = renamed(new[name], text)
+        conversion(plan, new)
+
+    printed(show, hostile)
+
+
+def test_diff(printed, hostile):
+    from mae_convert.checkpoint.diff import Difference, TensorDifference
+    from mae_convert.cli.output.conversion import difference
+
+    tensor = TensorDifference("encoder.norm.weight", (1,), (2,), "float32", "float16", 3, 0.5, 1.0)
+
+    def show(text):
+        configuration = {f"hidden_act {text}": (f"gelu {text}", text)}
+        missing = {f"layer_norm_eps {text}": text}
+        difference(Difference(7, (with_text(tensor, text),), configuration, missing))
+
+    printed(show, hostile)
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    from mae_convert.verify.judge import Check, Verdict
+
+    names = ["configuration/hidden_act", "weights/encoder.norm.weight", "shape/logits",
+             "file/config.json", "function/encoder.blocks.0.output", "function/logits",
+             "float32/A/logits", "against timm/float32/B/logits", "certificate/passed"]  # fmt: skip
+    checks = [Check(name, False, value, "none") for name in names for value in ("gelu", 0.5)]
+    witness = {
+        "side": "A", "layout": "facebook", "task": "pretrain", "framework": "torch", "native": True,
+        "device": "cpu", "mode": "train", "versions": {"torch": "2.13"},
+        "checkpoint": {"name": "folder/a.pth", "sha256": "0123456789abcdef0123"},
+        "assumed": {"hidden_act": {"value": "gelu", "source": "flag --x"}},
+        "ours": "our reader, as it has a prefix",
+    }  # fmt: skip
+    assumption = {"field": "hidden_act", "value": "gelu", "source": "the layout",
+                  "sides": ["A", "B"], "blocks_proof": True}  # fmt: skip
+    return Verdict(
+        passed=False, proven=False, checks=tuple(checks), first_divergence="encoder.norm",
+        suspects=("encoder.norm.weight",), causes=("the norm is missing",), witnesses=(witness,),
+        effects={"logits": 0.5}, not_compared=("the decoder",), assumptions=(assumption,),
+        steps=({"step": "dtype", "from": ["float32"], "to": "float16"},),
+        unread={"A": ("config.json: fusion_config",)},
+    )  # fmt: skip
+
+
+def hostile_verdict(verdict, text, **changes):
+    new = with_text(replace(verdict, **changes), text, keep=("step",))
+    # Assumptions and names of checks are told apart by their beginning, and framework by name.
+    (witness,) = new.witnesses
+    versions = {witness["framework"]: f"2.13 {text}"}
+    witness = {**witness, "versions": versions, "assumed": renamed(witness["assumed"], text)}
+    return replace(new, witnesses=(witness,), effects={f"logits {text}": 0.5})
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_verdict(verdict, printed, hostile, passed):
+    from mae_convert.cli.output.verdict import verdict as show
+    from mae_convert.reports.verdict_files import junit, markdown, verdict_json
+    from mae_convert.reports.verdict_files import text as as_text
+    from mae_convert.reports.verdict_html import page
+
+    def done(text):
+        checks = tuple(replace(check, passed=passed) for check in verdict.checks)
+        new = hostile_verdict(verdict, text, checks=checks, passed=passed, proven=passed)
+        return SimpleNamespace(verdict=new, traces=(), inputs={})
+
+    printed(lambda text: show(done(text).verdict), hostile)
+    assert_printable(as_text(done(hostile).verdict))
+    environment = {"python": "3.11"}
+    assert_same_page(
+        lambda t: page(done(t), with_text(renamed(environment, t), t)), hostile
+    )  # fmt: skip
+    assert_same_document(lambda text: markdown(done(text)), hostile)
+    xml = [junit(done(text)) for text in (harmless_for(hostile), hostile)]
+    tags = [[(e.tag, sorted(e.attrib)) for e in ET.fromstring(text).iter()] for text in xml]
+    assert tags[0] == tags[1]
+    assert_printable(xml[1])
+    assert all(
+        str(v).isprintable() for e in ET.fromstring(xml[1]).iter() for v in e.attrib.values()
+    )
+    from mae_convert.cli.output.console import as_json
+
+    said = printed(lambda text: as_json(verdict_json(done(text).verdict)), hostile)
+    assert said.isascii()
+    assert json.loads(said)["suspects"] == [f"encoder.norm.weight {hostile}"]
+
+
+@pytest.fixture
+def rows():
+    from mae_convert.sweep.result import Row
+
+    common = {"source": "/runs/a.pth", "target": "/out/a", "layout": "timm", "host": "here",
+              "settings": {"dtype": "float16", "seed": 1, "python_a": "/usr/bin/python"},
+              "task": "encoder"}  # fmt: skip
+    return [
+        Row(key="k1" * 32, outcome="done", verdict="PASSED", passed=True, function=0.5, **common,
+            own_error={"float32": 0.5}, source_sha256="ab" * 32, target_sha256="cd" * 32),
+        Row(key="k2" * 32, outcome="failed", verdict="DIFFERENT", passed=False, cause="a cause",
+            first_divergence="encoder.norm", **common),
+        Row(key="k3" * 32, outcome="error", error="an error", published="hf://a/b", **common),
+    ]  # fmt: skip
+
+
+def hostile_rows(rows, text):
+    new = [with_text(row, text, keep=("outcome", "own_error")) for row in rows]
+    return [replace(row, settings=renamed(dict(row.settings), text)) for row in new]
+
+
+def test_the_page_of_a_sweep(rows, hostile):
+    from mae_convert.reports.sweep_html import page
+
+    # The common part of folders is left out, so they stay what they are.
+    text = hostile.replace("/", "_")
+    assert_same_page(lambda text: page(hostile_rows(rows, text), 1), text)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json, monkeypatch):
+    from mae_convert.cli.output import sweep as show
+    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.run import Agenda
+
+    def tell(text):
+        new = hostile_rows(rows, text)
+        jobs = [
+            Job(r.source, r.target, {"to": r.layout, **r.settings}, f"plan {text}") for r in new
+        ]
+        todo = Agenda(tuple(jobs), (new[0],), tuple(jobs[1:]))
+        with show.progress(todo, as_json=as_json, on_terminal=not as_json) as told:
+            for row in new:
+                told(row)
+        show.summary(todo, new, Path(f"results {text}"), as_json=as_json)
+        if not as_json:
+            monkeypatch.setattr(show, "_sizes", lambda job: {"bytes": 7, "memory": 7})
+            show.dry_run(todo, {}, as_json=False)
+
+    said = printed(tell, hostile)
+    if as_json:
+        events = [json.loads(line) for line in said.splitlines()]
+        assert [event["event"] for event in events] == ["begin", "row", *["row"] * 3, "end"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    from mae_convert.visualize.display import Display
+    from mae_convert.visualize.reconstruction import Reconstruction
+    from mae_convert.visualize.timeline import Point, Timeline
+
+    configuration = open_checkpoint(DEMO / "checkpoint.pth").configuration
+    model = configuration.model
+    (rows, columns), (height, width) = model.grid_hw, model.image_hw
+    pixels = np.zeros((1, 3, height, width), np.float32)
+    mask = np.zeros((1, rows * columns), np.float32)
+    done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)})
+    points = (Point("a-1.pth", 1, 0.7, (0.7,)), Point("a-2.pth", 2, 0.5, (0.5,)),
+              Point("a-3.pth", 3, error="it is damaged"))  # fmt: skip
+    shown, display = {1: done, 2: done}, Display(configuration, (0, 1, 2))
+    return Timeline(points, ("cat.jpg",), shown, configuration, 0.75, display)
+
+
+def hostile_timeline(trained, text):
+    return replace(trained, points=with_text(trained.points, text),
+                   images=with_text(trained.images, text))  # fmt: skip
+
+
+def test_a_timeline(trained, printed, hostile):
+    from mae_convert.cli.output.images import timeline
+    from mae_convert.reports.timeline_files import WRITERS, page
+
+    assert_same_page(lambda text: page(hostile_timeline(trained, text)), hostile)
+    new = hostile_timeline(trained, hostile)
+    assert_printable(WRITERS[".csv"](new).decode().replace("\r\n", "\n"))
+    assert json.loads(WRITERS[".json"](new))["images"] == list(new.images)
+    assert WRITERS[".json"](new).isascii()
+    WRITERS[".png"](new)
+    printed(
+        lambda text: timeline(hostile_timeline(trained, text), [Path(f"t {text}.html")]), hostile
+    )
+
+
+def test_pictures_and_features(printed, hostile):
+    from mae_convert.cli.output.images import features, reconstructions
+    from mae_convert.visualize.features import Features
+
+    row = {"image": "cat.jpg", "removed": 3, "patches": 4, "loss": {"torch": 0.5}}
+    report = {"images": [row], "note": "a note", "outputs": ["out.png"],
+              "film_ratios": [0.5, 0.6, 1], "largest_difference": 0.5}  # fmt: skip
+    printed(lambda text: reconstructions(with_text(report, text)), hostile)
+    found = Features(np.array(["a"]), np.array(["b"]), np.zeros((1, 2)), np.zeros((1, 2)))
+    printed(lambda text: features(found, Path(f"{text}.npz")), hostile.replace("/", "_"))
+
+
+def test_published_results(printed, hostile):
+    from mae_convert.cli.output.reference_results import published
+    from mae_convert.verify.reference_results import PUBLISHED, PublishedResult
+
+    truth = next(iter(PUBLISHED.values()))
+    known = {f.name for f in fields(PublishedResult)}
+
+    def show(text):
+        name = f"float64 {text}"
+        given = {"checkpoint": f"a {text}", "truth": with_text(truth, text), "framework": text,
+                 "corners": {name: np.zeros((3, 3))}, "share": {name: 0.5},
+                 "passed": False}  # fmt: skip
+        published(SimpleNamespace(**{n: v for n, v in given.items() if n in known | {"passed"}}))
+
+    printed(show, hostile)
+
+
+def hostile_part(part, text):
+    """Return what is published, every text of its record and certificate hostile."""
+    keep = ("passed", "proven", "sha256", "step")
+    record = with_text(dict(part.record), text, keep)
+    record["source"] |= {
+        "official": None, "repository": f"a/b {text}", "revision": text, "file": text,
+        "license": f"mit {text}", "license_name": text, "license_link": f"https://x.example/{text}",
+        "datasets": [text], "on_the_hub": text, "sha256": text,
+        "made_from": {"name": text, "url": f"https://evil.example/{text}", "sha256": text},
+    }  # fmt: skip
+    record["steps"] = [{"step": "task", "from": f"a {text}", "to": f"b {text}"}]
+    record["dropped"] = {f"decoder.{text}": f"not asked for {text}"}
+    record["created"] = {f"head.{text}": f"zeros {text}"}
+    record["assumed"] = {name: {**entry, "source": f"a file {text}"}
+                         for name, entry in record["assumed"].items()}  # fmt: skip
+    document = with_text(dict(part.certificate.document), text, keep)
+    document |= {
+        "environment": renamed(document["environment"], text),
+        "effects": {f"logits {text}": 0.5},
+        "not_compared": [f"the decoder {text}"],
+        "inputs": text,
+        "checks": [{**c, "limit": f"none {text}"} for c in document["checks"]],
+    }
+    document["source"] = {"name": text, "sha256": text}
+    document["assumptions"] = [
+        {"field": f"hidden_act {text}", "value": text, "source": text, "sides": [text, text],
+         "blocks_proof": True}
+    ]  # fmt: skip
+    container = replace(part.checkpoint.container, conversion=record)
+    checkpoint = replace(part.checkpoint, container=container)
+    certificate = replace(part.certificate, document=document)
+    return replace(part, checkpoint=checkpoint, certificate=certificate)
+
+
+@pytest.fixture(scope="module")
+def published_part(certified):
+    from mae_convert.publish.artifacts import read_part
+
+    return read_part(certified)
+
+
+def card_of(part, text, existing=None):
+    from mae_convert.publish.card import marked, merged_card, new_card
+    from mae_convert.publish.card_body import Facts, section
+    from mae_convert.publish.licence import decide_licence
+    from mae_convert.publish.metadata import metadata
+    from mae_convert.publish.staging import stage_parts
+
+    new = hostile_part(part, text)
+    licence = decide_licence(new, {}, {})
+    facts = Facts("someone/my-mae", [new, new], licence, stage_parts([part], {}), None)
+    ours, fields_ = marked(section(facts)), metadata("someone/my-mae", new, licence, None)
+    if existing is None:
+        return new_card("my-mae", ours, fields_, on_top=False)
+    return merged_card(existing, ours, fields_, on_top=False)[0]
+
+
+def test_a_model_card(published_part, hostile):
+    from mae_convert.publish.card import metadata_of
+
+    def text_of(text):
+        return card_of(published_part, text).split("\n---\n", 1)[1]
+
+    assert_same_document(text_of, hostile)
+    # Of what a record names, only the link of a licence leads anywhere.
+    links = [piece[2] for piece in blocks(text_of(hostile)) if piece[0] in ("a", "img")]
+    assert {host for hosts in links for host in hosts} == {
+        "#", "https://arxiv.org", "https://x.example"
+    }  # fmt: skip
+    card = card_of(published_part, hostile)
+    metadata = metadata_of(card)
+    harmless = metadata_of(card_of(published_part, "word"))
+    assert set(metadata) == set(harmless) - {"base_model", "datasets"}  # which name no repository
+    assert all(line.isprintable() for line in card.split("\n"))
+    # It can be published again: its marks are one begin and one end.
+    again = card_of(published_part, "word", card).split("\n---\n", 1)[1]
+    assert again.count("mae-convert: begin") == 1
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        "```\n{begin}\n{end}\n```\n",
+        "~~~~\n{begin}\n\n{end}\n",
+        "<!-- a comment\n{begin}\n-->\n{end}\n",
+        "<pre>\n{begin}\n\n{end}\n</pre>\n",
+        "    {begin}\n    {end}\n",
+        "`{begin}`\n\n{end}\n",
+        "their words {begin}\n\n{end}\n",
+        "{begin}\n\n{end} their words\n",
+        "{begin} {end}\n",
+        "[{begin}](http://evil.example)\n\n{end}\n",
+        "{begin}\n{begin}\n{end}\n",
+        "# {begin}\n\n{end}\n",
+    ],
+)
+def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part, existing):
+    from mae_convert.errors import HubError
+    from mae_convert.publish.card import BEGIN, END
+
+    with pytest.raises(HubError, match="mend"):
+        card_of(published_part, "word", existing.format(begin=BEGIN, end=END))
+
+
+def test_what_is_published(published_part, printed, hostile):
+    from mae_convert.cli.output import publication as show
+    from mae_convert.publish.plan import Publication, Wish
+    from mae_convert.publish.publish import Published
+    from mae_convert.publish.repository import Remote, Target
+    from mae_convert.publish.staging import Staged
+
+    def plan(text):
+        card = f"# card\n\n{for_terminal(text)}".encode()
+        contents = {f"a/{text}": b"", "README.md": card}
+        staged = {name: Staged(name, data, 7, "ab", None) for name, data in contents.items()}
+        licence = SimpleNamespace(name=text, said_by=text, fields={"license": text})
+        return Publication(
+            wish=Wish(Path("m"), Target(f"a/b{text}", pull_request=True)), parts=[published_part],
+            remote=Remote(True, False, text, pull_request_url=text), account=text, staged=staged,
+            add=[], delete=[f"old {text}"], kept=[f"kept {text}"], licence=licence,
+            added_metadata={f"tags {text}": 1}, notes=[f"note {text}"],
+        )  # fmt: skip
+
+    def tell(text):
+        done = SimpleNamespace(is_new=False, commit=text, url=text, pull_request_url=text)
+        show.plan(plan(text), with_card=True)
+        show.published(Published(plan(text), done, {f"a {text}": text}))
+        show.published(Published(plan(text), done, {}))
+
+    if "\0" not in hostile:  # no card has come so far
+        printed(tell, hostile)
+
+
+def test_errors_and_notes(printed, hostile, command):
+    from mae_convert.checkpoint.origin import Origin
+    from mae_convert.cli.common import say_notes
+
+    said = str(MaeConvertError(f"before {hostile} after"))
+    assert said.isprintable()
+    printed(lambda text: say_notes(Origin("a", notes=(f"note {text}",))), hostile)
+    argument = hostile.replace("\0", "")
+    for arguments in (["inspect", argument], ["inspect", "a", argument], [argument],
+                      ["convert", argument, argument, "--to", argument],
+                      ["inspect", "a", f"--x{argument}"], ["inspect", "a", "--num-heads", argument],
+                      ["convert", "a", "b", "--to", "timm", "--dtype", argument],
+                      ["trace", "a", "b", "--framework", argument],
+                      ["layouts", argument], ["download", argument],
+                      ["sweep", argument, "--set", argument],
+                      ["timeline", argument, "--images", argument, "-o", argument]):  # fmt: skip
+        result = command(*arguments)
+        assert result.status in (0, 2, 3), arguments
+        assert_printable(result.out + result.err)
+    result = command("inspect", "a\0b")
+    assert (result.status, "NUL" in result.err) == (2, True)
+
+
+NAME = "a\x1b[2J\x9b\u202e<b>[bold]:x:|`\n\r\u2028.pth"
+
+
+def test_a_checkpoint_whose_names_and_strings_are_hostile(tmp_path, command):
+    """Names of files, of tensors, of what stands beside them, and strings of configurations."""
+    torch = pytest.importorskip("torch")
+    from mae_convert.convert.execute import execute
+    from mae_convert.convert.plan import plan_conversion
+
+    whole = torch.load(DEMO / "checkpoint.pth", weights_only=True)
+    path = tmp_path / NAME
+    torch.save({**whole, f"extra {NAME}": 3, NAME: NAME, "args": {"model": NAME}}, path)
+    folder = tmp_path / NAME.removesuffix(".pth")
+    execute(plan_conversion(open_checkpoint(path), folder, "transformers"))
+    for arguments in (
+        ["inspect", path, "--stats", "--hash"],
+        ["convert", path, tmp_path / f"b{NAME}", "--to", "facebook"],
+        ["convert", path, tmp_path / f"b{NAME}", "--to", "facebook"],
+        ["diff", path, folder],
+        ["inspect", folder],
+    ):
+        result = command(*arguments)
+        assert result.status in (0, 2), result.err
+        assert_printable(result.out + result.err)
+    for name in ("config.json", "conversion.json", "preprocessor_config.json"):
+        stored = json.loads((folder / name).read_text())
+        for key in sorted(stored)[::4]:
+            (folder / name).write_text(json.dumps({**stored, key: NAME, NAME: NAME}))
+            result = command("inspect", folder)
+            assert result.status in (0, 2), result.err
+            assert_printable(result.out + result.err)
+        (folder / name).write_text(json.dumps(stored))
+    tensors = {
+        f"{name}{NAME}" * (i % 2) or name: t for i, (name, t) in enumerate(whole["model"].items())
+    }
+    torch.save({"model": tensors}, path)
+    result = command("inspect", path)
+    assert result.status == 2
+    assert_printable(result.err)

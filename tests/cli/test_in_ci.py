@@ -1,0 +1,113 @@
+"""What a project uses in its own CI: the assertion for pytest, and the GitHub action."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from paths import ROOT
+from safetensors.numpy import load_file, save_file
+
+from mae_convert.checkpoint.open import Flags
+from mae_convert.errors import MaeConvertError
+from mae_convert.runtime.sides import Side
+from mae_convert.testing import assert_parity
+
+FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
+SIDES = {"side_a": Side("torch"), "side_b": Side("torch"), "require_proof": False}
+
+
+@pytest.fixture(scope="module")
+def pair(run, case, tmp_path_factory):
+    folder, pretrain = tmp_path_factory.mktemp("ci"), case("pretrain_tiny")
+    run("convert", pretrain.checkpoint, folder / "pt", "--to", "transformers", *pretrain.heads)
+    return pretrain.checkpoint, folder / "pt"
+
+
+def test_assert_parity_passes_for_a_good_pair_and_returns_what_it_saw(pair):
+    done = assert_parity(*pair, flags=FLAGS, **SIDES)
+    assert done.verdict.passed
+    assert len(done.traces) == 2
+
+
+def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in pair[1].iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    name = "vit.encoder.layer.1.attention.attention.value.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AssertionError) as caught:
+        assert_parity(pair[0], broken, flags=FLAGS, **SIDES)
+    message = str(caught.value)
+    assert "DIFFERENT" in message
+    assert "first divergence: encoder.blocks.1.v" in message
+    assert "transposed" in message
+
+
+NOT_ASKED = {
+    "a typo": ({"gradient": True}, TypeError, "knows no 'gradient'; it takes inputs, dtypes"),
+    "a dtype": ({"dtypes": ("int8",)}, MaeConvertError, "'int8'; choose float64, float32, tf32"),
+    "one dtype": ({"dtypes": "int8"}, MaeConvertError, "'int8'; choose float64"),
+    "a library": ({"against": ("jaxx",)}, MaeConvertError, "jaxx is no witness; choose torch"),
+    "no library": ({"against": (3,)}, MaeConvertError, "as 'transformers', not 3"),
+    "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.runtime.sides.Side"),
+    "flags": (
+        {"flags": {"num_heads": 4}},
+        TypeError,
+        "flags must be a mae_convert.checkpoint.open",
+    ),
+    "no heads": ({"flags": None}, MaeConvertError, "num_attention_heads"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ASKED)
+def test_assert_parity_says_what_cannot_be_asked_of_it(pair, name):
+    options, kind, words = NOT_ASKED[name]
+    with pytest.raises(kind, match=words):
+        assert_parity(*pair, **{"flags": FLAGS, **options})
+
+
+def test_assert_parity_takes_witnesses_by_their_names(pair):
+    done = assert_parity(
+        pair[1], pair[1], side_a=Side("torch"), side_b=Side("torch"), require_proof=False,
+        against="transformers", dtypes=["float64"],
+    )  # fmt: skip
+    assert [trace.description["framework"] for trace in done.traces[2:]] == ["transformers"]
+
+
+def test_the_action_of_this_repository_runs_what_it_says(pair, tmp_path):
+    """Its steps are run by bash as a runner does, but for the installation."""
+    action = yaml.safe_load((ROOT / ".github/actions/verify/action.yml").read_text())
+    workflow = yaml.safe_load((ROOT / ".github/workflows/verify.yml").read_text())
+    used = next(s for s in workflow["jobs"]["parity"]["steps"] if "verify" in s.get("uses", ""))
+    assert set(used["with"]) <= set(action["inputs"])
+    (step,) = [s for s in action["runs"]["steps"] if s.get("name") == "Verify"]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SOURCE": str(pair[0]),
+        "TARGET": str(pair[1]),
+        "ARGUMENTS": "--num-heads 4 --decoder-num-heads 3 --framework-b torch --framework-a torch",
+        "REPORT": "report",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "summary.md").read_text().startswith("## ✅")
+    assert (tmp_path / "report.xml").is_file()
+    environment["ARGUMENTS"] += " --require-proof"
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "NOT PROVEN" in (tmp_path / "summary.md").read_text()

@@ -1,0 +1,81 @@
+"""KerasHub's real classes load what we write, compute the same, and we read what they save."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from arrays import FLOAT32_LIMIT, distance
+from paths import HELPERS
+
+from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.errors import ConfigurationError
+from reference_models.pytorch import ViTMAEModel
+
+WORKER = HELPERS / "keras_hub_worker.py"
+
+
+@pytest.fixture(scope="module")
+def work(case, tmp_path_factory):
+    folder, golden = tmp_path_factory.mktemp("keras-hub"), case("finetune_cls_tiny")
+    source = open_checkpoint(golden.checkpoint, Flags(num_attention_heads=4))
+    for task in ("encoder", "classify"):
+        target = folder / f"{task}.weights.h5"
+        execute(plan_conversion(source, target, "keras-hub", task=task))
+    np.save(folder / "images.npy", golden.arrays["imgs"])
+    done = subprocess.run(
+        [sys.executable, WORKER, folder],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(folder / "outputs.npz") as archive:
+        return folder, source, golden.arrays, dict(archive)
+
+
+def test_the_classifier_computes_what_the_original_did(work):
+    _, _, golden, outputs = work
+    assert distance(outputs["classify"], golden["f64/logits"]) < FLOAT32_LIMIT
+
+
+def test_the_backbone_computes_what_the_reference_does(work, tmp_path):
+    _, source, golden, outputs = work
+    execute(plan_conversion(source, tmp_path / "encoder.pth", "facebook", task="encoder"))
+    model = ViTMAEModel(replace(source.configuration.model, mask_ratio=0.0)).eval()
+    model.load_state_dict(torch.load(tmp_path / "encoder.pth", weights_only=True)["model"])
+    in_order = torch.arange(16.0).repeat(2, 1)
+    with torch.no_grad():
+        tokens = model(torch.from_numpy(golden["imgs"]), in_order).last_hidden_state
+    assert distance(outputs["encoder"], tokens) < FLOAT32_LIMIT
+
+
+@pytest.mark.parametrize("suffix", ["weights.h5", "keras"])
+@pytest.mark.parametrize("task", ["encoder", "classify"])
+def test_what_the_classes_save_again_is_read_back_to_the_same_bits(work, task, suffix):
+    folder, source, _, _ = work
+    again = open_checkpoint(folder / f"again-{task}.{suffix}")
+    assert (again.layout.name, again.task) == ("keras-hub", task)
+    # The heads stand in the shapes here: no configuration has to tell them.
+    assert again.configuration.model.num_attention_heads == 4
+    for name, tensor in again.tensors.items():
+        assert np.array_equal(tensor.load(), source.tensors[name].load()), name
+
+
+def test_a_preset_s_configuration_is_read(work):
+    preset = open_checkpoint(work[0] / "preset")
+    assert (preset.layout.name, preset.task) == ("keras-hub", "encoder")
+    assert preset.configuration.model.image_size == (16, 48)
+    assert preset.configuration.model.layer_norm_eps == 1e-4
+    assert preset.configuration.sources["layer_norm_eps"] == "config.json"
+
+
+def test_a_classifier_that_pools_after_its_norm_is_refused(work):
+    with pytest.raises(ConfigurationError, match="pooling 'gap': it normalises before it pools"):
+        open_checkpoint(work[0] / "pooled.keras")

@@ -1,0 +1,301 @@
+"""PyTorch's distributed checkpoints: real ones, of one process and of two, and spoiled ones."""
+
+import argparse
+import contextlib
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from paths import GOLDEN, HELPERS
+from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
+
+from mae_convert.errors import CheckpointError
+from mae_convert.formats import open_container
+
+WORKER = HELPERS / "dcp_worker.py"
+ORIGINAL = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
+TENSORS = {
+    "a.weight": torch.arange(12.0).reshape(3, 4),
+    "a.bias": torch.arange(3).to(torch.bfloat16),
+    "scalar": torch.tensor(7, dtype=torch.int64),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Return a folder with the checkpoints that two processes have written (see the worker)."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, folder, str(rank), "2", ORIGINAL],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    return folder
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Return a checkpoint of one process, made anew for each test that spoils it."""
+    args = argparse.Namespace(model="mae_vit_base_patch16")
+    state = {"model": TENSORS, "optim": {"lr": 0.1, "m": torch.ones(2)}, "epoch": 5, "args": args}
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(state, checkpoint_id=tmp_path / "one")
+    return tmp_path / "one"
+
+
+def original() -> dict[str, torch.Tensor]:
+    return torch.load(ORIGINAL, weights_only=True)["model"]
+
+
+def assert_same(opened, expected: dict[str, torch.Tensor]) -> None:
+    assert set(opened.tensors) == set(expected)
+    for name, tensor in expected.items():
+        lazy = opened.tensors[name]
+        array = lazy.load()
+        assert lazy.shape == array.shape == tuple(tensor.shape)
+        assert str(array.dtype) == str(lazy.dtype) == str(tensor.dtype).removeprefix("torch.")
+        exact = tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
+        assert array.tobytes() == exact.numpy().tobytes(), name
+
+
+def load_all(path: Path) -> None:
+    for tensor in open_container(path).tensors.values():
+        assert tensor.load().nbytes == tensor.nbytes
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_all(path)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_one_process(one: Path) -> None:
+    for path in (one, one / ".metadata"):
+        opened = open_container(path)
+        assert_same(opened, TENSORS)
+        assert (opened.kind, opened.wrapper) == ("dcp", "model")
+        assert opened.training_args == {"model": "mae_vit_base_patch16"}
+        assert opened.ignored == {"optim": "1 tensor and settings", "epoch": "a pickled value"}
+        assert opened.epoch == 5
+        assert opened.files == (one / ".metadata", one / "__0_0.distcp")
+
+
+def test_another_part_can_be_asked_for(one: Path) -> None:
+    assert list(open_container(one, "optim").tensors) == ["m"]
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "sharded"])
+def test_fully_sharded_models_of_two_processes(two: Path, name: str) -> None:
+    opened = open_container(two / name)
+    assert_same(opened, original())
+    assert [path.name for path in opened.files] == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+
+
+def test_a_wrapper_in_a_wrapper(two: Path) -> None:
+    opened = open_container(two / "app")
+    assert opened.wrapper == "app.model"
+    assert opened.training_args == {"model": "tiny", "mask_ratio": 0.6}
+    assert_same(opened, original())
+
+
+def test_tensors_split_by_columns_copied_and_of_other_dtypes(two: Path) -> None:
+    expected = {
+        "columns": torch.arange(35.0).reshape(5, 7),
+        "copies": torch.arange(4, dtype=torch.int64),
+        "half": torch.arange(6).to(torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+        "few": torch.arange(3.0).reshape(1, 3),
+    }
+    assert_same(open_container(two / "placed"), expected)
+
+
+def test_flat_parameters_are_refused_and_the_command_gathers_them(two: Path) -> None:
+    message = refused(two / "local")
+    assert "_flat_param" in message
+    # What the message says to do is what the worker has done.
+    assert "get_model_state_dict(model, options=" in message
+    assert "get_model_state_dict(old, options=" in WORKER.read_text()
+    assert "StateDictOptions(full_state_dict=True)" in message
+    assert "StateDictOptions(full_state_dict=True)" in WORKER.read_text()
+    assert_same(open_container(two / "gathered.pth"), original())
+
+
+def test_one_process_s_part_of_a_sharded_model_is_refused(two: Path) -> None:
+    assert "spread over processes" in refused(two / "part0.pth")
+
+
+def test_a_part_alone_is_refused_with_the_directory(one: Path) -> None:
+    assert f"name its directory, {one}" in refused(one / "__0_0.distcp")
+
+
+def test_nothing_of_torch_is_imported(one: Path) -> None:
+    program = (
+        "import sys\nfrom mae_convert.formats import open_container\n"
+        f"print([t.load().shape for t in open_container({str(one)!r}).tensors.values()])\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["[(3, 4), (3,), (), (0, 3)]", "False"]
+
+
+def weight(metadata):
+    return metadata.state_dict_metadata["model.a.weight"]
+
+
+def in_chunks(*blocks):
+    """Spoil `a.weight`: let it be of these blocks, (offsets, sizes), all kept at one place."""
+
+    def spoil(metadata) -> None:
+        entry = weight(metadata)
+        whole = entry.chunks[0]
+        index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
+        place = metadata.storage_data.pop(index)
+        chunks = []
+        for offsets, sizes in blocks:
+            chunks.append(replace(whole, offsets=torch.Size(offsets), sizes=torch.Size(sizes)))
+            metadata.storage_data[type(index)("model.a.weight", offsets)] = copy.copy(place)
+        entry.chunks[:] = chunks
+
+    return spoil
+
+
+def place(**change):
+    def spoil(metadata) -> None:
+        index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
+        metadata.storage_data[index] = replace(metadata.storage_data[index], **change)
+
+    return spoil
+
+
+def drop_place(metadata) -> None:
+    index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
+    del metadata.storage_data[index]
+
+
+def quantised(metadata) -> None:
+    weight(metadata).properties.dtype = torch.qint8
+
+
+def cast(metadata) -> None:
+    weight(metadata).properties.dtype = torch.float16
+
+
+def two_at_one_path(metadata) -> None:
+    metadata.planner_data["model.a.bias"] = ("model", "a.weight")
+
+
+SPOILED = {
+    "a hole": (in_chunks(((0, 0), (2, 4))), "not the whole of it"),
+    "a hole within": (in_chunks(((0, 0), (1, 4)), ((2, 0), (1, 4))), "not the whole of it"),
+    "no chunks": (in_chunks(), "not the whole of it"),
+    "an overlap": (in_chunks(((0, 0), (2, 4)), ((1, 0), (1, 4))), "overlap"),
+    "an overlap in a corner": (
+        in_chunks(((0, 0), (2, 3)), ((1, 2), (2, 2)), ((0, 3), (2, 1))),
+        "overlap",
+    ),
+    "beyond the tensor": (in_chunks(((1, 0), (3, 4))), "not the whole of it"),
+    "another shape": (in_chunks(((0, 0), (3, 2)), ((0, 2), (3, 2))), "holds another"),
+    "another rank": (in_chunks(((0,), (12,))), "impossible shape"),
+    "another dtype": (cast, "holds another"),
+    "an unknown dtype": (quantised, "names torch.qint8"),
+    "no place": (drop_place, "truncated or damaged"),
+    "beyond the file": (place(length=1 << 40), "truncated or damaged"),
+    "another place": (place(offset=0), "truncated or damaged"),
+    "out of the directory": (place(relative_path="../one/__0_0.distcp"), "impossible place"),
+    "an absolute path": (place(relative_path="/etc/passwd"), "impossible place"),
+    "a missing file": (place(relative_path="__1_0.distcp"), "lacks its file __1_0.distcp"),
+    "packed": (place(transform_descriptors=["zstd"]), "packed by an extension"),
+    "two entries at one path": (two_at_one_path, "two entries"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_metadata_that_do_not_fit_are_refused(one: Path, name: str) -> None:
+    spoil, message = SPOILED[name]
+    path = one / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    spoil(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+    assert message in refused(one)
+
+
+def test_metadata_without_the_paths_are_read_by_their_flat_names(one: Path) -> None:
+    path = one / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    metadata.planner_data = None
+    path.write_bytes(pickle.dumps(metadata))
+    flat = {f"model.{name}": tensor for name, tensor in TENSORS.items()}
+    assert_same(open_container(one), {**flat, "optim.m": torch.ones(2)})
+
+
+def test_metadata_of_earlier_versions_of_torch(one: Path) -> None:
+    """There the properties were of another class, which PyTorch still has."""
+    path = one / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    for name, tensor in TENSORS.items():
+        properties = sharded_tensor.TensorProperties(dtype=tensor.dtype)
+        metadata.state_dict_metadata[f"model.{name}"].properties = properties
+    path.write_bytes(pickle.dumps(metadata))
+    assert b"_shard.sharded_tensor.metadata" in path.read_bytes()
+    assert_same(open_container(one), TENSORS)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+def test_metadata_that_would_run_code(one: Path, monkeypatch) -> None:
+    monkeypatch.chdir(one)
+    (one / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": Evil()}))
+    assert "posix.system" in refused(one)
+    assert not (one / "PWNED").exists()
+
+
+def test_settings_that_would_run_code_are_left_out(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save({"model": TENSORS, "args": np.random.Generator}, checkpoint_id=tmp_path / "x")
+    opened = open_container(tmp_path / "x")
+    assert (opened.training_args, opened.ignored) == (None, {"args": "a pickled value"})
+    assert_same(opened, TENSORS)
+
+
+def test_truncated_and_damaged_files_are_refused(one: Path) -> None:
+    random = np.random.default_rng(0)
+    metadata = pickle.loads((one / ".metadata").read_bytes())
+    places = {index.fqn: info for index, info in metadata.storage_data.items()}
+    last = max(places[f"model.{name}"].offset for name in TENSORS)
+    for name in (".metadata", "__0_0.distcp"):
+        whole = (one / name).read_bytes()
+        longest = last if name.endswith(".distcp") else len(whole) - 1  # the rest is not read
+        for end in {0, 1, 2, *np.linspace(3, longest, 20, dtype=int)}:
+            (one / name).write_bytes(whole[:end])
+            refused(one)
+        for _ in range(100):
+            spoiled = np.frombuffer(whole, np.uint8).copy()
+            spoiled[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+            (one / name).write_bytes(spoiled.tobytes())
+            with contextlib.suppress(CheckpointError):
+                load_all(one)
+        (one / name).write_bytes(whole)
+    load_all(one)

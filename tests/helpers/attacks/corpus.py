@@ -1,0 +1,86 @@
+"""A corpus of hostile files: each is made by a function, and is to be refused, or read unharmed."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paths import GOLDEN
+
+ENCODER = GOLDEN / "encoder_tiny" / "checkpoint.pth"
+MODEL = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"
+TF_MODEL = GOLDEN / "transformers_tf_pretrain_tiny"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A hostile file.
+
+    Attributes:
+        container: what it pretends to be.
+        name: what it tries.
+        build: makes it in a directory and returns what is to be opened.
+        weights: what is to be read of it, by name, where it is to be read; None where refused.
+    """
+
+    container: str
+    name: str
+    build: Callable[[Path], Path]
+    weights: dict[str, list[float]] | None = None
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it takes seconds to make, or to refuse while memory is watched."""
+        return self.name in HEAVY
+
+    def __str__(self) -> str:
+        return f"{self.container}: {self.name}"
+
+
+ATTACKS: list[Attack] = []
+HEAVY = ("20,000 names of one dataset", "a pickle of 80 MB packed to 80 kB")
+
+
+def attack(container: str, name: str) -> Callable[[Callable[[Path], Path]], Callable]:
+    """Add what a function makes to the corpus."""
+
+    def add(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
+        ATTACKS.append(Attack(container, name, build))
+        return build
+
+    return add
+
+
+def attacks(container: str, cases: dict[str, object], make: Callable[[Path, object], Path]) -> None:
+    """Add what a function makes of each of several values, by their names."""
+    for name, case in cases.items():
+        ATTACKS.append(Attack(container, name, lambda folder, case=case: make(folder, case)))
+
+
+def benign(container: str, cases: dict[str, object], make: Callable[[Path, object], Path]) -> None:
+    """Add files in which something is passed over: their weights, `a` = [1, 2], are to be read."""
+    for name, case in cases.items():
+        build = lambda folder, case=case: make(folder, case)  # noqa: E731
+        ATTACKS.append(Attack(container, name, build, {"a": [1.0, 2.0]}))
+
+
+def with_pickle(folder: Path, pickled: bytes, storage: bytes = bytes(8)) -> Path:
+    """Make a zip checkpoint of one storage, 0, with this pickle."""
+    path = folder / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        archive.writestr("x/data/0", storage)
+        archive.writestr("x/version", b"3\n")
+    return path
+
+
+def with_config(folder: Path, change: dict[str, object] | str, name: str = "config.json") -> Path:
+    """Make a good model directory with one of its JSON files changed, or another text in it."""
+    path = folder / "model"
+    shutil.copytree(MODEL, path, ignore=shutil.ignore_patterns("*.npz", "case.json"))
+    given = path / name
+    stated = json.loads(given.read_text()) if given.exists() else {}
+    given.write_text(change if isinstance(change, str) else json.dumps({**stated, **change}))
+    return path

@@ -1,0 +1,33 @@
+"""Run many jobs in one child process, each with a fault in the code if one is named.
+
+python worker.py FRAMEWORK LIST.json: the list holds pairs of a job's file and a fault or null. What
+a job fails with is written beside its trace, as TRACE.error.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main(framework: str, listed: Path) -> None:
+    sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).parents[1])]
+    os.environ["KERAS_BACKEND"] = framework
+    if framework == "torch":
+        from mutation.code_pytorch import fault
+    else:
+        from mutation.code_keras import fault
+    from mae_convert.runtime.job import Job
+    from mae_convert.runtime.worker import run
+
+    for path, name in json.loads(listed.read_text()):
+        try:
+            with fault(name):
+                run(Path(path))
+        except Exception as error:
+            output = Job.load(Path(path)).output
+            Path(f"{output}.error").write_text(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

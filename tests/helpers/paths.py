@@ -1,0 +1,9 @@
+"""Where the data of the tests and the repository are."""
+
+from pathlib import Path
+
+HELPERS = Path(__file__).resolve().parent
+DATA = HELPERS.parent / "data"
+GOLDEN = DATA / "golden"
+ROOT = HELPERS.parents[1]
+DEMO = ROOT / "mae_convert" / "data" / "demo"

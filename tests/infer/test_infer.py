@@ -1,0 +1,192 @@
+"""Fields that no tensor specifies, found by experiment: what is decided, and what must not be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from paths import DEMO, GOLDEN
+
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.cli.main import cli
+from mae_convert.errors import ConfigurationError
+from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer
+from mae_convert.infer.bootstrap import wins
+from mae_convert.infer.experiment import structure_of, with_inferred, with_inferred_of
+from mae_convert.infer.grid import grid_decision
+from mae_convert.infer.head_structure import HeadStructure, head_structure
+from mae_convert.infer.search import heads_decision
+from reference_models.positions import sincos_position_embedding
+
+torch = pytest.importorskip("torch")
+
+UNTRAINED = GOLDEN / "pretrain_tiny/checkpoint.pth"
+EMBEDDED = DEMO / "checkpoint.pth"
+QUICK = InferenceOptions(crops=4)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model without its configuration."""
+    path = tmp_path_factory.mktemp("bare") / "model.pth"
+    torch.save({"model": torch.load(EMBEDDED, weights_only=True)["model"]}, path)
+    return path
+
+
+def opened(path: Path) -> Checkpoint:
+    return open_checkpoint(path, incomplete=True)
+
+
+def test_heads_and_target_of_a_trained_model_are_found(bare: Path) -> None:
+    checkpoint = opened(bare)
+    found = infer(checkpoint, QUICK)
+    decided = found.decided()
+    assert decided["num_attention_heads"] == 5
+    assert decided["decoder_num_attention_heads"] == 4
+    assert decided["norm_pix_loss"] is False
+    complete = with_inferred(checkpoint, found).configuration
+    assert (complete.missing, complete.model.num_attention_heads) == ((), 5)
+    assert "num_attention_heads" not in complete.assumptions
+    assert "experiment" in complete.sources["num_attention_heads"]
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+@pytest.mark.slow
+def test_the_commands_use_and_record_what_was_found(bare: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    found = json.loads(run.invoke(cli, ["inspect", str(bare), "--infer", "--json"]).stdout)
+    assert (found["missing"], found["config"]["num_attention_heads"]) == ([], 5)
+    assert found["inferred"]["fields"]["decoder_num_attention_heads"]["candidates"][0]["value"] == 4
+    target = tmp_path / "mae"
+    assert run.invoke(cli, ["convert", str(bare), str(target), "--to", "transformers"]).exception
+    convert = ["convert", str(bare), str(target), "--to", "transformers", "--infer"]
+    assert run.invoke(cli, convert).exit_code == 0
+    record = json.loads((target / "conversion.json").read_text())
+    assert record["inferred"] == found["inferred"]
+    assert not {"num_attention_heads", "norm_pix_loss"} & record["assumptions"].keys()
+    verify = ["verify", str(bare), str(target), "--infer", "--require-proof", "--certify"]
+    assert run.invoke(cli, verify).exit_code == 0
+    certificate = json.loads((target / "verification.json").read_text())
+    assert certificate["inferred"] == found["inferred"]
+    assert run.invoke(cli, ["verify", str(target), "--require-proof"]).exit_code in (0, 1)
+
+
+def test_a_target_takes_what_was_found_on_its_source(bare: Path) -> None:
+    checkpoint = opened(bare)
+    decision = Decision("num_attention_heads", 5, None, "weights", "fits", (Candidate(5),))
+    inference = Inference({"num_attention_heads": decision})
+    target = with_inferred_of(checkpoint, checkpoint, inference).configuration
+    assert target.model.num_attention_heads == 5
+    assert [missing.field for missing in target.missing] == ["decoder_num_attention_heads"]
+    assert target.sources["num_attention_heads"] == f"experiment (weights) on {bare}"
+
+
+def test_undecided_fields_say_why_in_the_message(bare: Path) -> None:
+    decision = Decision("num_attention_heads", None, 0.7, "", "no candidate fits", ())
+    left = with_inferred(opened(bare), Inference({"num_attention_heads": decision}))
+    with pytest.raises(ConfigurationError, match="--infer is undecided: no candidate fits"):
+        left.require_complete()
+
+
+def test_too_few_images_are_refused(bare: Path, tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED.with_name("coffee.jpg"), tmp_path)
+    with pytest.raises(ConfigurationError, match="holds 1 images"):
+        infer(opened(bare), InferenceOptions(images=tmp_path))
+
+
+def test_random_weights_decide_nothing() -> None:
+    found = infer(opened(UNTRAINED), QUICK)
+    assert found.decided() == {}
+    assert all(decision.reason for decision in found.decisions.values())
+
+
+def test_without_a_framework_the_weights_alone_are_asked(bare: Path) -> None:
+    found = infer(opened(bare), InferenceOptions(framework=""))
+    assert found.decided() == {"num_attention_heads": 5}
+    assert "no framework" in found.decisions["norm_pix_loss"].reason
+
+
+@pytest.mark.parametrize("heads", [3, 6, 12])
+def test_coupled_channels_show_the_number_of_heads(heads: int) -> None:
+    """Queries and keys that share directions within each head, as training makes them."""
+    generator = np.random.default_rng(heads)
+    width, channels = 96, 96 // heads
+
+    def layer() -> tuple[np.ndarray, np.ndarray]:
+        query, key = generator.normal(size=(2, width, width))
+        for start in range(0, width, channels):
+            block = slice(start, start + channels)
+            key[block] += 0.1 * generator.normal(size=(channels, channels)) @ query[block]
+        return query, key
+
+    layers = [layer() for _ in range(4)]
+    found = head_structure([lambda one=one: one for one in layers])
+    assert found.decided
+    assert found.best == heads
+
+
+def test_channels_that_are_not_coupled_show_nothing() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        layers = [tuple(generator.uniform(-1, 1, (2, 48, 48))) for _ in range(2)]
+        assert not head_structure([lambda one=one: one for one in layers]).decided
+
+
+def test_images_and_weights_that_disagree_decide_nothing() -> None:
+    structure = HeadStructure({1: 0.0, 2: 90.0, 4: 10.0}, {1: 20.0, 2: 0.0, 4: 15.0})
+    losses = {heads: np.full((4, 4), value) for heads, value in ((1, 0.9), (2, 0.8), (4, 0.5))}
+    decision = heads_decision("num_attention_heads", structure, losses, 1.0)
+    assert decision.value is None
+    assert decision.reason == "the weights show 2, the images 4"
+    agreed = heads_decision("num_attention_heads", structure, {**losses, 2: losses[4] / 2}, 1.0)
+    assert (agreed.value, agreed.method) == (2, "reconstruction and weights")
+
+
+def test_losses_on_fewer_crops_are_compared_on_those_crops_only() -> None:
+    structure = HeadStructure({1: 0.0, 2: 1.0, 4: 1.0}, {1: 0.0, 2: 0.0, 4: 0.0})
+    easy_first = np.tile(np.linspace(0.1, 0.9, 16), (4, 1))
+    losses = {2: easy_first, 4: easy_first[:, :4] + 0.1, 1: easy_first + 0.2}
+    decision = heads_decision("num_attention_heads", structure, losses, 1.0)
+    assert decision.value == 2
+    found = {candidate.value: candidate.loss for candidate in decision.candidates}
+    assert found == pytest.approx({2: 0.5, 4: 0.6, 1: 0.7})
+
+
+def test_a_candidate_that_wins_on_one_image_only_is_not_significant() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(2, 4, 32))
+    better_on_one = noise[0] + 1
+    better_on_one[0] -= 0.5
+    assert wins(better_on_one, (noise[1] + 1)[None]) < 0.99
+    assert wins(noise[0] + 0.9, (noise[1] + 1)[None]) == 1.0
+
+
+def test_encoders_are_told_by_their_weights_alone(bare: Path, tmp_path: Path) -> None:
+    weights = torch.load(bare, weights_only=True)["model"]
+    encoder = {n: v for n, v in weights.items() if "decoder" not in n and n != "mask_token"}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+    found = infer(opened(tmp_path / "encoder.pth"), QUICK)
+    assert found.images == 0
+    assert found.decided() == {"num_attention_heads": 5}
+    assert structure_of(opened(bare), "num_attention_heads").best == 5
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (6, 24), (24, 6), (8, 18)])
+def test_the_grid_of_learned_positions_is_found(bare: Path, rows: int, columns: int) -> None:
+    checkpoint = opened(bare)
+    name = "encoder.position_embedding"
+    table = sincos_position_embedding(160, (rows, columns))
+    table = table + np.random.default_rng(0).normal(scale=0.1, size=table.shape)
+    changed = checkpoint.tensors[name].mapped(lambda _: table, np.dtype("float64"))
+    learned = Checkpoint(**{**vars(checkpoint), "tensors": {**checkpoint.tensors, name: changed}})
+    assert grid_decision(learned).value == (rows * 8, columns * 8)
+
+
+def test_random_positions_show_no_grid(bare: Path) -> None:
+    checkpoint = opened(bare)
+    name = "encoder.position_embedding"
+    table = np.random.default_rng(0).normal(size=(1, 145, 160))
+    changed = checkpoint.tensors[name].mapped(lambda _: table, np.dtype("float64"))
+    random = Checkpoint(**{**vars(checkpoint), "tensors": {**checkpoint.tensors, name: changed}})
+    assert grid_decision(random).value is None

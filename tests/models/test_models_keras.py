@@ -1,0 +1,82 @@
+"""A script for transformers' TensorFlow classes runs with its import changed, in Keras 3.
+
+Keras runs in a process of its own (``models_worker.py``), which PyTorch must not share; what is
+asserted here is what came of each of its checks.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from paths import HELPERS
+
+HERE = HELPERS
+HABITS = HERE / "keras_habits.py"
+
+
+def checks_in(file):
+    return re.findall(r"^def (check_\w+)", file.read_text(), re.MULTILINE)
+
+
+QUICK = [name for name in checks_in(HABITS) if HABITS.read_text().count(name) > 1]
+SLOW = [name for name in checks_in(HABITS) if name not in QUICK]
+QUICK += checks_in(HERE / "models_worker.py")
+
+
+def skip_without(framework):
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+
+
+def outcomes_of(folder, backend, speed):
+    subprocess.run(
+        [sys.executable, HERE / "models_worker.py", folder, speed],
+        check=True,
+        timeout=900,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": str(HERE.parent),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "JAX_ENABLE_X64": "1",
+        },
+    )
+    return json.loads((folder / "checks.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    return outcomes_of(tmp_path_factory.mktemp("keras"), "tensorflow", "quick")
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "jax"])
+def slow_outcomes(request, tmp_path_factory):
+    skip_without(request.param)
+    return outcomes_of(tmp_path_factory.mktemp("keras"), request.param, "slow")
+
+
+@pytest.fixture(scope="module")
+def outcomes_on_jax(tmp_path_factory):
+    skip_without("jax")
+    return outcomes_of(tmp_path_factory.mktemp("keras"), "jax", "quick")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_scripts_run(outcomes, name):
+    assert not outcomes[name], outcomes[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_habits_are_kept(slow_outcomes, name):
+    assert not slow_outcomes[name], slow_outcomes[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_scripts_run_on_jax(outcomes_on_jax, name):
+    assert not outcomes_on_jax[name], outcomes_on_jax[name]

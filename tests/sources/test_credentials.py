@@ -1,0 +1,87 @@
+"""Credentials in addresses of storage go nowhere: no results, page, record or message has them."""
+
+import sqlite3
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from paths import DEMO
+
+from mae_convert.errors import MaeConvertError
+from mae_convert.reports.sweep_html import page
+from mae_convert.sources import storage
+from mae_convert.sweep.job import Job, _local, run_job
+from mae_convert.sweep.results import Results
+from mae_convert.sweep.run import refuse_targets
+
+DEMO = DEMO / "checkpoint.pth"
+SECRET = "pass/w0rd+of/mine"
+ADDRESS = f"memory://user:{SECRET}@bucket/model"
+
+
+@pytest.fixture
+def stored():
+    """The demonstration's checkpoint at an address that holds a password."""
+    system, path = storage.filesystem(f"{ADDRESS}.pth")
+    system.pipe(path, DEMO.read_bytes())
+    yield f"{ADDRESS}.pth"
+    system.rm(path)
+
+
+def test_neither_results_nor_their_page_hold_a_password(stored, tmp_path):
+    target = f"{ADDRESS}-out"
+    jobs = [
+        Job(stored, target, {"to": "transformers"}),
+        Job(f"{ADDRESS}-none", target, {"to": "timm"}),
+    ]
+    rows = [run_job(job) for job in jobs]
+    assert [row.outcome for row in rows] == ["done", "error"]
+    path = tmp_path / "results.sqlite"
+    with Results(path) as results:
+        results.begin(jobs)
+        for row in rows:
+            results.write(row)
+        refuse_targets(jobs[:1], results.begun())  # it is known as this sweep's own
+    with sqlite3.connect(path) as file:
+        dump = "\n".join(file.iterdump())
+    system, _ = storage.filesystem(target)
+    record = system.cat_file(f"{storage.filesystem(target)[1]}/conversion.json").decode()
+    for text in (dump, page(rows), record, str([row.to_dict() for row in rows])):
+        assert SECRET not in text
+        assert "model" in text
+
+
+def test_another_target_of_the_same_kind_is_not_taken_for_ours(stored, tmp_path):
+    job = Job(stored, stored, {"to": "transformers"})
+    with Results(tmp_path / "results.sqlite") as results:
+        results.begin([replace(job, target=f"{ADDRESS}-other")])
+        with pytest.raises(MaeConvertError, match="exists already") as refused:
+            refuse_targets([job], results.begun())
+    assert SECRET not in str(refused.value)
+
+
+def test_a_downloaded_checkpoint_has_a_name_without_a_password(stored, tmp_path):
+    _, origin = _local(stored, tmp_path)
+    assert origin.name == "memory://<redacted>@bucket/model.pth"
+
+
+@pytest.mark.parametrize("work", [storage.files_below, storage.size_of, storage.version_of])
+def test_an_error_of_storage_names_no_password(work):
+    with pytest.raises(MaeConvertError) as raised:
+        work(f"{ADDRESS}-nothing")
+    assert SECRET not in str(raised.value)
+
+
+def test_a_timeline_names_no_password(stored, monkeypatch):
+    from mae_convert.reports.timeline_files import timeline_json
+    from mae_convert.visualize.reconstruction import Reconstruction
+    from mae_convert.visualize.timeline import View, timeline
+
+    def paint(pixels, noise, _):  # in place of a framework
+        return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {})
+
+    monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
+    pictures = sorted(DEMO.parent.glob("*.jpg"))[:1]
+    found = timeline([stored, f"{ADDRESS}-none.pth"], pictures, View("torch"))
+    assert [point.error is None for point in found.points] == [True, False]
+    assert SECRET not in str(timeline_json(found))

@@ -1,0 +1,493 @@
+"""A sweep as a user meets it: what is skipped, repeated, reported; processes that die."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from paths import GOLDEN, HELPERS
+from ray_nodes import command_of, descendants
+from sweep_worker import dies, dies_once
+
+from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.plain import plain
+from mae_convert.sweep.freshness import is_unchanged, version
+from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.process_pool import Limits, Waiting, Worker, _share_for, run_local
+from mae_convert.sweep.ray_engine import _submit
+from mae_convert.sweep.result import error_row
+from mae_convert.sweep.results import Results, read_results
+
+CONVERT = ("--to", "transformers", "--target", "out/{stem}")
+LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
+
+
+@pytest.fixture
+def runs(tmp_path, case):
+    """A folder with four checkpoints, of which one is cut short."""
+    checkpoint = case("pretrain_tiny").checkpoint.read_bytes()
+    (tmp_path / "runs").mkdir()
+    for epoch in (0, 20, 40, 60):
+        broken = epoch == 40
+        (tmp_path / f"runs/c-{epoch}.pth").write_bytes(checkpoint[: 3000 if broken else None])
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(run, runs):
+    def sweep(*arguments):
+        heads = ("--set", "num_heads=4", "--set", "decoder_num_heads=3")
+        return run("sweep", "runs/*.pth", *CONVERT, *heads, *arguments, cwd=runs)
+
+    return sweep
+
+
+def outcomes(folder):
+    rows = read_results(folder / "sweep.results.sqlite")
+    return {Path(row.source).stem: row.outcome for row in rows}
+
+
+def events(result):
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
+    result = sweep("--report", "report.html")
+    assert result.status == 1, result.err
+    assert result.out.splitlines() == [
+        f"runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or damaged (File is not"
+        " a zip file); copy or download it again",
+        "4 jobs: 3 done, 1 without a result; results in sweep.results.sqlite",
+    ]
+    expected = {"c-0": "done", "c-20": "done", "c-40": "error", "c-60": "done"}
+    assert outcomes(runs) == expected
+    assert sorted(p.name for p in (runs / "out").iterdir()) == ["c-0", "c-20", "c-60"]
+    assert '<h1 class="bad">4 jobs, 1 failed</h1>' in (runs / "report.html").read_text()
+
+
+def test_a_second_run_does_what_is_new_or_changed_or_failed(sweep, runs):
+    sweep()
+    (runs / "runs/c-40.pth").write_bytes((runs / "runs/c-0.pth").read_bytes())  # mended
+    (runs / "runs/c-0.pth").touch()  # its bytes are the same
+    shutil.rmtree(runs / "out/c-20")
+    (runs / "runs/c-60.pth").unlink()
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
+    result = sweep("--json")
+    begin, *rows, end = events(result)
+    assert result.status == 0
+    assert begin == {"event": "begin", "jobs": 4, "done": 1, "todo": 3}
+    assert {Path(r["source"]).stem for r in rows if r["fresh"]} == {"c-20", "c-40", "c-80"}
+    assert end["done"] == 4
+    assert set(outcomes(runs)) == {"c-0", "c-20", "c-40", "c-60", "c-80"}
+
+
+def test_changed_weights_are_converted_again(sweep, runs, run):
+    sweep()
+    other = GOLDEN / "encoder_tiny/checkpoint.pth"
+    shutil.copy(other, runs / "runs/c-20.pth")
+    begin, *_ = events(sweep("--json"))
+    assert begin["todo"] == 2
+    diff = run("diff", "runs/c-20.pth", "out/c-20", "--num-heads", "4", cwd=runs)
+    assert diff.status == 0
+
+
+def test_only_what_failed_is_repeated_if_so_asked(sweep, runs):
+    sweep()
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
+    shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-40.pth")
+    result = sweep("--retry-failed", "--json", "--report", "page.html")
+    begin, *_, end = events(result)
+    assert (begin["todo"], end["error"], end["not_run"]) == (1, 0, 1)
+    assert result.status == 1  # of the plan one job is not done
+    assert '<h1 class="bad">5 jobs, 1 not run</h1>' in (runs / "page.html").read_text()
+
+
+def test_a_sweep_ends_with_the_first_failure_if_so_asked(sweep, runs):
+    result = sweep("--fail-fast", "--workers", "1", "--json")
+    assert result.status == 1
+    assert events(result)[-1]["not_run"] == 1
+    assert not (runs / "out/c-60").exists()
+
+
+def test_a_dry_run_shows_jobs_and_sizes_and_does_nothing(sweep, runs):
+    result = sweep("--dry-run", "--json")
+    assert result.status == 0
+    jobs = result.json["jobs"]
+    assert [job["state"] for job in jobs] == ["new"] * 4
+    assert jobs[0]["bytes"] == 4 * 65448
+    assert [path.name for path in runs.iterdir()] == ["runs"]
+
+
+def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
+    (runs / "out/c-20").mkdir(parents=True)
+    result = sweep()
+    assert result.status == 2
+    assert "target: " in result.err
+    assert "exists already, and was not made by this sweep" in result.err
+    assert not (runs / "out/c-0").exists()
+
+
+def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
+    (runs / "runs/c-40.pth").unlink()
+    sweep()
+    begin, *_, end = events(sweep("--set", "dtype=float16", "--json"))
+    assert (begin["todo"], end["done"]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--report", "page.pdf"), "let the name of a sweep's report end in .html or .parquet"),
+        (("--report", "runs/nothing/page.html"), "there is no directory runs/nothing"),
+        (("--report", "runs.html"), "is a directory and not a file"),
+        (("--results", "rows.parquet"), "pass --report rows.parquet"),
+        (("--results", "nothing/rows.sqlite"), "there is no directory nothing"),
+        (("--address", "head:6379"), "add --engine ray"),
+        (("--engine", "ray", "--workers", "2"), "--workers is for processes on this machine"),
+    ],
+)
+def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, said):
+    (runs / "runs.html").mkdir()
+    result = sweep(*options)
+    assert (result.status, result.out) == (2, "")
+    assert said in result.err
+    assert sorted(path.name for path in runs.iterdir()) == ["runs", "runs.html"]
+
+
+@pytest.mark.parametrize(("option", "package"), [("--report", "parquet"), ("--engine", "ray")])
+def test_a_package_that_is_missing_is_named_before_any_work(runs, option, package):
+    """Whether or not they are installed here."""
+    code = "import sys\nsys.modules.update(ray=None, pyarrow=None)\n"
+    code += "from mae_convert.cli.main import main\nmain(sys.argv[1:])"
+    value = {"--report": "a.parquet", "--engine": "ray"}[option]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sweep", "runs/*.pth", *CONVERT, option, value],
+        cwd=runs, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert f"pip install 'mae-convert[{package}]'" in done.stderr
+    assert not (runs / "out").exists()
+
+
+def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs mae-convert[parquet]")
+    from mae_convert.reports.sweep_files import write_reports
+
+    rows = list(run_local([*jobs(runs, 2), Job(f"{runs}/runs/c-40.pth", None)], LIMITS))
+    write_reports(rows, [runs / "rows.parquet"])
+    table = parquet.read_table(runs / "rows.parquet").to_pylist()
+    for found, row in zip(table, rows, strict=True):
+        told = row.to_dict()
+        for name in ("settings", "own_error", "source_version", "target_version"):
+            assert json.loads(found.pop(name)) == plain(told.pop(name))
+        assert found == told
+
+
+def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
+    with Results(runs / "sweep.results.sqlite"):
+        result = sweep()
+    assert result.status == 2
+    assert "is in use by another sweep" in result.err
+
+
+def test_results_that_are_something_else_are_left_as_they_are(sweep, runs):
+    (runs / "sweep.results.sqlite").write_text("my notes " * 99)
+    result = sweep()
+    assert (result.status, "is not a file of results of this version" in result.err) == (2, True)
+    assert (runs / "sweep.results.sqlite").read_text() == "my notes " * 99
+
+
+DAMAGES = {
+    "its pages are overwritten": lambda f: f.write_bytes(f.read_bytes()[:5000] + b"\xff" * 15480),
+    "it is cut short": lambda f: f.write_bytes(f.read_bytes()[:9000]),
+    "a cell is no JSON": lambda f: execute(f, "UPDATE jobs SET settings = '{'"),
+    "a column is missing": lambda f: execute(f, "ALTER TABLE jobs DROP COLUMN host"),
+    "it is of a later version": lambda f: execute(f, "PRAGMA user_version = 99"),
+    "a mapping is a list": lambda f: execute(f, "UPDATE jobs SET settings = '[]'"),
+    "a mapping is nested deeply": lambda f: execute(
+        f, f"UPDATE jobs SET settings = '{'[' * 100_000}'"
+    ),
+    "an error is text": lambda f: execute(f, """UPDATE jobs SET own_error = '{"a": "b"}'"""),
+    "an outcome is unknown": lambda f: execute(f, "UPDATE jobs SET outcome = 'well'"),
+    "there is another table": lambda f: execute(f, "CREATE TABLE more (a)"),
+    "there is a trigger": lambda f: execute(
+        f, "CREATE TRIGGER t AFTER INSERT ON begun BEGIN DELETE FROM jobs; END"
+    ),
+    "cells are of other types": lambda f: retyped(f, "x'00ff'"),
+    "its jobs are a view without an end": lambda f: (
+        execute(f, "ALTER TABLE jobs RENAME TO old"),
+        execute(f, "CREATE VIEW jobs AS WITH RECURSIVE n(key) AS (SELECT 1 UNION ALL SELECT key"
+                   " FROM n) SELECT * FROM n"),
+    ),
+}  # fmt: skip
+
+
+def retyped(path, value):
+    """Put a value where its type is not allowed, and leave no trace of how."""
+    with sqlite3.connect(path) as file:
+        (before,) = file.execute("SELECT sql FROM sqlite_master WHERE name = 'jobs'").fetchone()
+        file.execute("PRAGMA writable_schema = ON")
+        schema = "UPDATE sqlite_master SET sql = ? WHERE name = 'jobs'"
+        file.execute(schema, [before.removesuffix(" STRICT")])
+    with sqlite3.connect(path) as file:
+        file.execute(f"UPDATE jobs SET verdict = {value}, seconds = {value}")
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute(schema, [before])
+
+
+def execute(path, statement):
+    with sqlite3.connect(path) as file:
+        file.execute(statement)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_results_are_refused_in_a_sentence(runs, damage):
+    path = runs / "rows.sqlite"
+    with Results(path) as results:
+        for row in map(failed, jobs(runs, 20)):
+            results.write(row)
+    DAMAGES[damage](path)
+    with pytest.raises(CheckpointError, match="move it away"), Results(path) as results:
+        results.rows()
+    with pytest.raises(CheckpointError, match="move it away"):
+        read_results(path)
+
+
+def test_an_error_that_is_not_finite_is_read_as_it_was(runs):
+    path = runs / "rows.sqlite"
+    (job,) = jobs(runs, 1)
+    row = replace(failed(job), own_error={"float32": math.inf})
+    with Results(path) as results:
+        results.write(row)
+        assert results.rows()[row.key].own_error == {"float32": math.inf}
+
+
+def failed(job):
+    return error_row(job.identity(), {}, MaeConvertError("no such thing " * 20))
+
+
+def test_a_full_disk_is_said(runs):
+    with Results(runs / "rows.sqlite") as results:
+        results._file.execute("PRAGMA max_page_count = 6")
+        rows = map(failed, jobs(runs, 99))
+        with pytest.raises(OutputError, match=r"cannot be written: database or disk is full"):
+            list(map(results.write, rows))
+
+
+def test_a_configuration_is_part_of_what_a_checkpoint_is(runs):
+    """Weights alone do not tell: another epsilon is another function."""
+    (job,) = jobs(runs, 1)
+    row = run_job(job, 1)
+    config = Path(job.target) / "config.json"
+    assert is_unchanged(row, job)
+    (Path(job.target) / "notes.txt").write_text("from my evaluation")
+    for path in Path(job.target).iterdir():
+        path.touch()
+    assert is_unchanged(row, job)
+    config.write_text(config.read_text().replace("1e-06", "1e-12"))
+    assert not is_unchanged(row, job)
+    back = Job(job.target, None, {"to": "facebook", "verify": True})
+    as_source = replace(row, source_version=version(job.target), source_sha256=row.target_sha256)
+    assert is_unchanged(as_source, back)
+    config.write_text(config.read_text().replace("1e-12", "1e-06"))
+    assert not is_unchanged(as_source, back)
+
+
+def test_a_verification_that_fails_is_a_row_with_its_figures_and_cause(run, runs):
+    run("convert", "runs/c-0.pth", "b", "--to", "transformers", "--num-heads", "4",
+        "--decoder-num-heads", "3", cwd=runs)  # fmt: skip
+    config = json.loads((runs / "b/config.json").read_text())
+    (runs / "b/config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
+    (runs / "plan.yaml").write_text(
+        "- {source: runs/c-0.pth, target: b, verify: true, framework_a: torch,"
+        " framework_b: torch, num_heads: 4, decoder_num_heads: 3}"
+    )
+    result = run("sweep", "plan.yaml", cwd=runs)
+    (row,) = read_results(runs / "plan.results.sqlite")
+    assert (result.status, row.outcome, row.verdict) == (1, "failed", "DIFFERENT")
+    assert 1e-10 < row.function < 1
+    assert row.own_error["float32"] < 1e-5
+    assert "layer_norm_eps" in row.cause
+    assert result.out.startswith("runs/c-0.pth: DIFFERENT at encoder.blocks.0.q: ")
+
+
+def jobs(folder, count=3):
+    settings = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
+    source = GOLDEN / "pretrain_tiny/checkpoint.pth"
+    return [Job(str(source), f"{folder}/{n}", settings) for n in range(count)]
+
+
+def test_a_process_that_is_killed_costs_its_job_a_second_attempt(tmp_path):
+    rows = list(run_local(jobs(tmp_path), LIMITS, dies_once))
+    assert [(row.outcome, row.attempts) for row in rows] == [("done", 2)] * 3
+    assert len({row.key for row in rows}) == 3
+
+
+def test_a_process_that_always_dies_is_a_row_that_says_so(tmp_path):
+    (row,) = run_local(jobs(tmp_path, 1), LIMITS, dies)
+    assert row.error == "its process died 2 times, by signal 9 (SIGKILL); is there enough memory?"
+
+
+def test_what_starts_the_processes_may_die_too(tmp_path):
+    rows = run_local(jobs(tmp_path, 4), replace(LIMITS, workers=1))
+    found = [next(rows)]
+    (server,) = (p for p in descendants(os.getpid()) if "forkserver import main" in command_of(p))
+    os.kill(server, signal.SIGKILL)
+    found += rows
+    assert {row.outcome for row in found} == {"done"}
+    assert {row.key for row in found} == {job.key for job in jobs(tmp_path, 4)}
+
+
+def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch):
+    """As batch systems set it: too long for the socket of multiprocessing's fork server."""
+    folder = runs / ("temporary" + "x" * 100)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    result = sweep()
+    assert result.status == 1, result.err
+    assert sorted(outcomes(runs).values()) == ["done", "done", "done", "error"]
+
+
+def test_processes_end_when_nobody_waits_for_them(tmp_path):
+    """The one that runs the sweep is killed: no worker stays behind."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from test_sweep import *\nfrom sweep_worker import hangs\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_local(jobs(sys.argv[2], 1), LIMITS, hangs))\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    driver = subprocess.Popen([sys.executable, script, HELPERS, tmp_path])
+    mark = tmp_path / "0.pid"
+    assert waited_for(mark.exists)
+    driver.kill()
+    driver.wait()
+    assert waited_for(lambda: not is_running(int(mark.read_text() or 0)))
+
+
+def waited_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_jobs_that_do_not_fit_into_the_memory_together_wait_for_each_other(tmp_path):
+    narrow = Limits(workers=2, memory=400 << 20, threads=1)
+    rows = list(run_local(jobs(tmp_path), narrow))
+    spans = sorted((row.started, row.started + row.seconds) for row in rows)
+    assert all(spans[i][1] <= spans[i + 1][0] for i in range(len(spans) - 1))
+
+
+def test_a_job_is_the_same_however_it_is_run(tmp_path):
+    (ours,) = run_local(jobs(tmp_path, 1), LIMITS)
+    plain = run_job(jobs(tmp_path, 1)[0], 1)
+    for name in ("key", "outcome", "source_sha256", "target_sha256", "target_bytes", "parameters"):
+        assert getattr(ours, name) == getattr(plain, name)
+    assert ours.target_fingerprint == plain.source_fingerprint == ours.source_fingerprint
+    assert ours.target_fingerprint.startswith("mae1:")
+    assert ours.peak_memory is None or ours.peak_memory > 1 << 20
+
+
+def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
+    sweep()
+    with sqlite3.connect(runs / "sweep.results.sqlite") as file:
+        ((count, seconds),) = file.execute(
+            "SELECT count(*), sum(seconds) FROM jobs WHERE outcome = 'done'"
+        )
+    assert count == 3
+    assert seconds > 0
+
+
+def test_conversions_of_a_sweep_import_no_framework(tmp_path):
+    code = (
+        "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preload\n"
+        "from mae_convert.sweep.job import run_job\n"
+        "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
+        "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=HELPERS, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == "set()\n"
+
+
+def test_ray_is_asked_for_what_a_job_needs():
+    """As its scheduler is told: cores, a GPU for who uses one, no more memory than a node has."""
+    asked = []
+
+    class Ray:
+        @staticmethod
+        def nodes():
+            return [{"Alive": alive, "Resources": {"memory": n}} for alive, n in ((1, 9), (0, 99))]
+
+        def options(self, **options):
+            asked.append(options)
+            return self
+
+        def remote(self, *_):
+            return None
+
+    for settings in ({"to": "timm"}, {"to": "timm", "verify": True, "device_b": "cuda"}):
+        _submit(Ray, Ray(), Job("a", None, settings), 3)
+    assert asked == [
+        {"name": "a", "num_cpus": 3, "num_gpus": 0, "memory": 9},
+        {"name": "a", "num_cpus": 3, "num_gpus": 1, "memory": 9},
+    ]
+
+
+def test_a_gpu_is_given_to_one_job_at_a_time(tmp_path):
+    settings = {"to": "timm", "verify": True, "device_b": "cuda"}
+    waiting = [Waiting(Job(f"{tmp_path}/{n}", None, settings)) for n in range(3)]
+    allowed = Limits(workers=8, memory=64 << 30, threads=1, gpus=("4", "7"))
+    working = []
+    for job in waiting[:2]:
+        memory, gpu = _share_for(job, working, allowed)
+        working.append(Worker(job, None, None, memory, gpu))
+    assert [worker.gpu for worker in working] == ["4", "7"]
+    assert _share_for(waiting[2], working, allowed) is None
+    assert _share_for(Waiting(jobs(tmp_path, 1)[0]), working, allowed)[1] is None
+
+
+# Where pytest runs in the background, interrupts are ignored by all that it starts.
+INTERRUPTED = """
+import signal, sys
+from mae_convert.cli.main import main
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
+    (runs / "main.py").write_text(INTERRUPTED)
+    fields = ("num_heads=4", "decoder_num_heads=3", "framework_a=torch", "framework_b=torch")
+    command = [sys.executable, "main.py", "sweep", "runs/c-0.pth", "runs/c-20.pth", *CONVERT,
+               "--verify", *(word for field in fields for word in ("--set", field))]  # fmt: skip
+    driver = subprocess.Popen(command, cwd=runs, stderr=subprocess.PIPE, text=True)
+    assert waited_for((runs / "out/c-0/config.json").exists)
+    started = descendants(driver.pid)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (130, "mae-convert: interrupted\n")
+    assert waited_for(lambda: not any(map(is_running, started)))
+    assert (runs / "sweep.results.sqlite").exists()

@@ -1,0 +1,189 @@
+"""Lineage: weights, encoders and declared steps are recomputed; a record is said to be one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small_models import original
+
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.changes import Geometry
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.formats import write_file
+from mae_convert.formats.tensor import LazyTensor
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A pre-training model, and directories that were made of it."""
+    folder = tmp_path_factory.mktemp("lineage")
+    source = open_checkpoint(original(folder))
+    for name, layout, wanted in (
+        ("same", "transformers", {}),
+        ("encoder", "timm", {"task": "encoder"}),
+        ("half", "timm", {"task": "encoder", "dtype": "float16"}),
+        ("small", "transformers", {"geometry": Geometry(image_size=(24, 24))}),
+    ):
+        execute(plan_conversion(source, folder / name, layout, **wanted))
+    return folder
+
+
+@pytest.fixture
+def lineage(command):
+    """Run the command and return its JSON; its exit status is checked against ``related``."""
+
+    def run(a, b, *options):
+        result = command("lineage", a, b, *options, "--json")
+        assert result.status in (0, 1), result.err
+        assert result.json["related"] == (result.status == 0)
+        shown = command("lineage", a, b, *options)
+        assert (shown.status, shown.out.splitlines()[0]) == (
+            result.status,
+            result.json["sentence"],
+        )
+        return result.json
+
+    return run
+
+
+def changed(path, target, name, change):
+    """Write the file of a directory anew, with a tensor changed; the record is left as it was."""
+    shutil.copytree(path, target)
+    opened = open_checkpoint(path).container
+    tensors = {n: t.load().copy() for n, t in opened.tensors.items()}
+    tensors[name] = change(tensors[name])
+    write_file(
+        target / "model.safetensors",
+        "safetensors",
+        [LazyTensor.from_array(n, array) for n, array in tensors.items()],
+        overwrite=True,
+    )
+    return target
+
+
+@pytest.mark.parametrize(
+    ("b", "relation", "steps"),
+    [
+        ("same", "same weights", []),
+        ("encoder", "same encoder", []),
+        ("half", "derived", ["task", "dtype"]),
+        ("small", "derived", ["image_size"]),
+    ],
+)
+def test_what_a_conversion_made_is_recognised_in_both_directions(
+    models, lineage, b, relation, steps
+):
+    for pair in ((models / "original.pth", models / b), (models / b, models / "same")):
+        found = lineage(*pair)
+        assert found["relation"] == relation
+        assert [step["step"] for step in found["steps"]] == steps
+        assert found["recomputed"] == (True if steps else None)
+        assert found["equal"] > 30
+
+
+def test_declared_steps_are_not_believed(models, lineage, tmp_path):
+    def one_more_bit(array):
+        array.reshape(-1).view(np.uint8)[0] ^= 1
+        return array
+
+    name = "blocks.1.mlp.fc1.bias"
+    target = changed(models / "half", tmp_path / "b", name, one_more_bit)
+    found = lineage(models / "original.pth", target)
+    assert found["relation"] == "unrelated"
+    assert not found["related"]
+    other = changed(models / "encoder", tmp_path / "c", name, one_more_bit)
+    found = lineage(models / "original.pth", other)
+    assert found["relation"] == "partly the same"
+    of_encoder = [t["name"] for t in found["tensors"] if t["name"].startswith("encoder.")]
+    assert of_encoder == ["encoder.blocks.1.mlp.fc1.bias"]
+
+
+def test_the_same_weights_with_other_heads_are_not_the_same_model(models, lineage, tmp_path):
+    target = shutil.copytree(models / "same", tmp_path / "b")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+    (target / "conversion.json").unlink()
+    tensors = list(open_checkpoint(models / "same").container.tensors.values())
+    write_file(target / "model.safetensors", "safetensors", tensors, overwrite=True)
+    found = lineage(models / "same", target)
+    assert (found["relation"], found["related"]) == ("same weights", False)
+    assert found["configuration"] == {"num_attention_heads": {"a": 3, "b": 4}}
+
+
+def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, tmp_path):
+    source = open_checkpoint(models / "original.pth")
+    tensors = [
+        LazyTensor.from_array(name, t.load() + np.float32(1))
+        for name, t in source.container.tensors.items()
+    ]
+    config = source.configuration.model.to_dict()
+    write_file(tmp_path / "other.pth", "pth", tensors, config=config)
+    found = lineage(models / "original.pth", tmp_path / "other.pth")
+    assert (found["relation"], found["equal"]) == ("unrelated", 0)
+    assert [t["name"] for t in found["tensors"]] == list(source.tensors)
+
+
+def test_records_are_enough_and_the_result_says_that_it_rests_on_them(models, lineage, tmp_path):
+    for b, relation in (("same", "same weights"), ("half", "derived"), ("small", "derived")):
+        (tmp_path / b).mkdir()
+        shutil.copy(models / b / "conversion.json", tmp_path / b)
+        for record in (tmp_path / b, tmp_path / b / "conversion.json"):
+            found = lineage(models / "original.pth", record)
+            assert found["relation"] == relation
+            assert found["recomputed"] is (None if b == "same" else False)
+            assert "according to the record" in found["sentence"]
+            assert "were not read" in found["rests_on"][1]
+    found = lineage(tmp_path / "same", tmp_path / "small")
+    assert (found["relation"], found["recomputed"]) == ("derived", False)
+    found = lineage(tmp_path / "half", tmp_path / "small")
+    assert (found["relation"], found["parts"]) == ("unrelated", ["encoder", "decoder"])
+    # What has a record is made of a checkpoint that is known by its record only.
+    assert lineage(tmp_path / "same", models / "half")["relation"] == "derived"
+
+
+def test_a_certificate_is_enough(certified, case, lineage, tmp_path):
+    source, target = case("pretrain_tiny").checkpoint, certified
+    shutil.copy(target / "verification.json", tmp_path / "verification.json")
+    for certificate in (tmp_path, tmp_path / "verification.json"):
+        found = lineage(source, certificate)
+        assert found["relation"] == "same weights"
+        assert "according to the record" in found["sentence"]
+    assert lineage(tmp_path, target)["relation"] == "same weights"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fingerprint": "mae1:" + "0" * 64}, "not that of its digests"),
+        ({"parts": {"tail": "0" * 64}}, "not that of its digests"),
+        ({"parts": {"encoder": "\x1b[31m"}}, "not that of its digests"),
+        ({"parts": 3}, "must be object"),
+        ({"configuration": "é"}, "not that of its digests"),
+        ({"fingerprint": None}, "must be string"),
+        ("no fingerprint", "states no fingerprint"),
+        ([], "neither a certificate nor"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(models, command, tmp_path, change, words):
+    record = json.loads((models / "same" / "conversion.json").read_text())
+    if change == "no fingerprint":
+        del record["fingerprint"]
+    else:
+        record = record | change if isinstance(change, dict) else change
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    result = command("lineage", models / "original.pth", tmp_path / "record.json")
+    assert (result.status, result.out) == (2, "")
+    assert words in result.err
+    assert result.err.count("\n") == 1
+    assert "\x1b" not in result.err
+
+
+def test_a_certificate_that_did_not_pass_shows_no_relation(certified, case, command, tmp_path):
+    source, target = case("pretrain_tiny").checkpoint, certified
+    document = json.loads((target / "verification.json").read_text()) | {"passed": False}
+    (tmp_path / "verification.json").write_text(json.dumps(document))
+    result = command("lineage", source, tmp_path)
+    assert result.status == 2
+    assert "did not pass" in result.err

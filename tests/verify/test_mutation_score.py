@@ -1,0 +1,87 @@
+"""A sample of the population of faults, and of good pairs; all of it is the script's and slow.
+
+``scripts/mutation_score.py`` prints the score of the whole.
+"""
+
+import importlib.util
+
+import pytest
+from mutation.good_pairs import designs, failed_pairs, judge_pairs, runs_of_pairs
+from mutation.population import Population
+from mutation.report import KINDS, failures, markdown, remarks, score
+from mutation.running import run_all
+from mutation.score import judged, runs_of
+from paths import ROOT
+
+SCRIPT = ROOT / "scripts" / "mutation_score.py"
+
+
+@pytest.fixture(scope="module")
+def judgements(tmp_path_factory):
+    """What becomes of some faults of each kind and of some good pairs, in both frameworks."""
+    folder = tmp_path_factory.mktemp("population")
+    population = Population(folder, seed=1)
+    mutants = [
+        *population.weights(8, by_tensorflow=2),
+        *population.tables(2, by_tensorflow=0),
+        *population.configurations(16, by_tensorflow=1),
+        *population.code(16, 1),
+        *population.precision(3, 1),
+    ]
+    pairs = list(designs(3, 2))
+    faulty = runs_of(mutants)
+    traces = run_all([*faulty, *runs_of_pairs(pairs, folder)], folder / "runs")
+    failed = failed_pairs(pairs, traces[len(faulty) :])
+    return judged(mutants, traces[: len(faulty)]), failed
+
+
+@pytest.fixture
+def sample(judgements):
+    return judgements[0]
+
+
+def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
+    with capsys.disabled():
+        print(f"\n{markdown(sample)}")
+    missed = failures(sample)
+    assert not missed["not caught"]
+    assert not [o for o in missed["not caught by traces"] if "[read]" not in o.mutant.name]
+    assert all(score(kind, sample).total > 2 for kind in KINDS)
+    assert len(sample) > 80
+
+
+def test_guilty_tensors_are_suspected_and_causes_are_named(sample):
+    missed = failures(sample)
+    assert not missed["first suspect not guilty"]
+    named = [score(kind, sample) for kind in ("configurations", "code", "precision")]
+    assert sum(s.named for s in named) >= 0.9 * sum(s.total for s in named)
+
+
+def test_what_no_forward_pass_sees_is_listed_with_the_check_that_does(sample):
+    said = list(remarks(sample))
+    blind = [o for o in sample if o.mutant.blind]
+    assert blind
+    for outcome in blind:
+        assert "traces" not in outcome.caught
+        seen = f"{outcome.mutant.blind}: seen by {', '.join(sorted(outcome.caught))}"
+        assert any(seen in line for line in said)
+
+
+def test_good_pairs_pass(judgements):
+    assert len({str(design) for design in designs(200, 0)}) == 200
+    assert judgements[1] == {}
+
+
+@pytest.mark.slow
+def test_the_whole_population_is_caught_and_explained(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("mutation_score", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr("sys.argv", [str(SCRIPT)])
+    with capsys.disabled():
+        assert script.main() == 0
+
+
+@pytest.mark.slow
+def test_two_hundred_good_pairs_pass(tmp_path):
+    assert judge_pairs(200, 0, tmp_path) == {}

@@ -1,0 +1,113 @@
+"""A training run seen checkpoint by checkpoint, on the same pictures with the same noise."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from paths import DEMO, HELPERS
+
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.formats import LazyTensor, write_file
+from mae_convert.formats.container import open_container
+from mae_convert.visualize.timeline import spread
+
+
+def write_blurred(path, amount):
+    """Write the demonstration's checkpoint with noise on its weights, as if trained less."""
+    checkpoint = open_checkpoint(DEMO / "checkpoint.pth")
+    rng = np.random.default_rng(0)
+
+    def blurred(tensor):
+        value = tensor.load()
+        noise = rng.standard_normal(value.shape).astype(np.float32) * value.std()
+        value = value + np.float32(amount) * noise
+        return LazyTensor(tensor.name, value.shape, value.dtype, lambda: value)
+
+    tensors = [blurred(tensor) for tensor in checkpoint.container.tensors.values()]
+    write_file(path, "pth", tensors, config=checkpoint.container.config)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Four checkpoints that get better, of which one cannot be read."""
+    for epoch, amount in ((0, 0.5), (9, 0.1), (10, 0.0)):
+        write_blurred(tmp_path / f"checkpoint-{epoch}.pth", amount)
+    (tmp_path / "checkpoint-5.pth").write_bytes(b"PK")
+    return tmp_path
+
+
+def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, training):
+    result = run(
+        "timeline", "*.pth", "--images", DEMO, "-o", "t.html", "-o", "t.csv", "-o", "t.png",
+        "--framework", "torch", "--shown", "3", "--json", cwd=training,
+    )  # fmt: skip
+    assert result.status == 1, result.err
+    assert "1 of 4 checkpoints have no loss" in result.err
+    assert "checkpoint-5.pth" in result.err
+    told = result.json
+    assert [p["epoch"] for p in told["points"]] == [0, 5, 9, 10]
+    first, broken, better, best = told["points"]
+    assert first["loss"] > better["loss"] > best["loss"] == np.mean(best["losses"])
+    assert broken["loss"] is None
+    assert "checkpoint-5.pth" in broken["error"]
+    assert told["best_epoch"] == 10
+    page = (training / "t.html").read_text()
+    assert page.count("<img ") == 4 * (2 + 3)  # for the broken one, the next is shown
+    assert "http" not in page.replace("http-equiv", "")
+    with (training / "t.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]
+
+
+def test_without_any_loss_there_is_no_timeline(run, tmp_path):
+    write_blurred(tmp_path / "checkpoint-1.pth", 1e30)
+    result = run(
+        "timeline", "checkpoint-1.pth", "--images", DEMO, "-o", "t.csv", "--framework", "torch",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.status == 2
+    assert "none of the checkpoints can be run: its loss is" in result.err
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_the_loss_is_that_of_the_model_itself(run, training):
+    """The reference model's own loss for the same pixels and noise, with and without norms."""
+    code = HELPERS / "timeline_worker.py"
+    done = subprocess.run(
+        [sys.executable, code, training / "checkpoint-9.pth", DEMO], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(run, training):
+    result = run("timeline", "*.pth", "--images", DEMO, "-o", "t.pdf", cwd=training)
+    assert (result.status, "ends in .html, .png, .csv, .json" in result.err) == (2, True)
+    result = run("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)
+    assert (result.status, result.err) == (
+        2,
+        "mae-convert: nothing fits the pattern none*.pth\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "epoch"),
+    [({"epoch": 12}, 12), ({"meta": {"epoch": 3}}, 3), ({"epoch": None, "meta": {"epoch": 4}}, 4),
+     ({"epoch": np.int64(5)}, 5), ({"epoch": "12"}, None), ({"epoch": True}, None),
+     ({"epoch": -1}, None), ({"epoch": 10**20}, None), ({"epoch": 1.0}, None), ({}, None),
+     ({"epoch": [12]}, None)],
+)  # fmt: skip
+def test_the_epoch_is_the_number_that_the_checkpoint_stores(tmp_path, case, stored, epoch):
+    torch = pytest.importorskip("torch")
+    whole = torch.load(case("pretrain_tiny").checkpoint, weights_only=True)
+    torch.save({**whole, **stored}, tmp_path / "run-7.pth")
+    assert open_container(tmp_path / "run-7.pth").epoch == epoch
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])
+def test_the_first_and_the_last_are_always_shown(count, wanted):
+    places = spread(count, wanted)
+    assert len(set(places)) == min(count, wanted)
+    assert (places[0], places[-1]) == (0, count - 1)
+    assert places == sorted(places)
