@@ -115,9 +115,27 @@ def hub(tmp_path, monkeypatch):
         yield local
 
 
+@pytest.fixture(scope="session")
+def fork_servers():
+    from fork_server import ForkServers
+
+    with ForkServers() as servers:
+        yield servers
+
+
 @pytest.fixture
-def command(capfd, monkeypatch):
-    """Run the command line in this process, which has imported what it needs."""
+def forked_children(fork_servers):
+    """The children of verifications are forked, which saves them the import of their framework."""
+    with fork_servers.used():
+        yield
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, forked_children):
+    """Run the command line in this process, which has imported what it needs.
+
+    Its children are forked from processes that have imported their frameworks.
+    """
     from mae_convert.cli.main import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -23,6 +23,8 @@ from mae_convert.runtime.loading import load_model
 from mae_convert.runtime.saving import save_model
 from mae_convert.runtime.staging import stage
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=2)
 rng = np.random.default_rng(15)
 

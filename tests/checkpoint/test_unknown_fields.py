@@ -30,6 +30,8 @@ from mae_convert.verify.judge import Verdict, proof
 from mae_convert.verify.summary import answer
 from mae_convert.verify.verification import Verification
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 
 

@@ -10,6 +10,8 @@ from mae_convert.checkpoint.warnings import position_in_words
 from mae_convert.formats import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 
 

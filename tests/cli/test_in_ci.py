@@ -16,6 +16,8 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.runtime.sides import Side
 from mae_convert.testing import assert_parity
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 SIDES = {"side_a": Side("torch"), "side_b": Side("torch"), "require_proof": False}
 

@@ -25,6 +25,8 @@ from mae_convert.verify.arithmetic import mixed_channels, round_half_even
 from mae_convert.verify.declared_changes import apply_steps, declared_steps, steps_between
 from mae_convert.verify.verification import Options, verify
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 TORCH = (Side("torch"), Side("torch"))
 

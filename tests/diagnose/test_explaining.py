@@ -25,6 +25,8 @@ from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
 from mae_convert.verify.verification import Options, common_request
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 MODELS = ("pretrain", "encoder", "token", "avg", "learned")
 
 

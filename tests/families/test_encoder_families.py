@@ -16,6 +16,8 @@ from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError
 from mae_convert.families.mae.relatives import KNOWN, name_family
 from mae_convert.formats import open_container
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 WIDTH, DEPTH, DECODER = 24, 2, 16
 
 

@@ -22,6 +22,8 @@ from mae_convert.formats import LazyTensor, open_container, write_file
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 CASES = {
     "timm_encoder_tiny": ("timm", "encoder_tiny"),
     "timm_finetune_gap_tiny": ("timm", "finetune_gap_tiny"),

@@ -19,6 +19,8 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError, OutputError
 from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 WORKER = HELPERS / "keras_archive_worker.py"
 CASES = {
     "pretrain": ("pretrain_tiny", "float64"),

@@ -17,6 +17,8 @@ from mae_convert.runtime.trace import Trace
 from mae_convert.sources import HubReference, locate
 from mae_convert.verify.certificate import read_certificate
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 REPO = "someone/my-mae"
 TOKEN = "hf_theTokenOfSomeone"
 MIT = ("--license", "mit")

@@ -29,6 +29,8 @@ from mae_convert.runtime.sides import Side, loader_for
 from mae_convert.runtime.staging import stage
 from mae_convert.verify.declared_changes import apply_steps
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 
 

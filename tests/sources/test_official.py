@@ -15,6 +15,8 @@ from mae_convert.families.mae.official import OFFICIAL, Official, candidates
 from mae_convert.verify import reference_results as published
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth, published_noise
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 NAME = "mae_stand_in"
 
 

@@ -27,6 +27,8 @@ from mae_convert.verify.judge import SPECIFIED, Verdict, proof
 from mae_convert.verify.summary import answer, headline
 from mae_convert.verify.verification import Options, run_verification
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 
 

@@ -29,6 +29,8 @@ from mae_convert.verify.judge import LARGEST_CEILING_UNITS, ceiling_units
 from mae_convert.verify.replay import replay
 from mae_convert.verify.verification import Verification, run_verification
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 @pytest.fixture(scope="module")
 def certified(run, case, tmp_path_factory):
@@ -59,8 +61,8 @@ def test_the_certificate_tells_what_was_verified(certified):
     assert not read_certificate(certified).changed_files()
 
 
-def test_it_is_replayed_elsewhere_without_the_source(run, copy):
-    result = run("verify", copy, "--json")
+def test_it_is_replayed_elsewhere_without_the_source(command, copy):
+    result = command("verify", copy, "--json")
     assert result.status == 0, result.out + result.err
     names = {check["name"] for check in result.json["checks"]}
     assert {"function/logits", "function/loss", "float32/A/logits", "float32/B/logits"} <= names
@@ -68,13 +70,13 @@ def test_it_is_replayed_elsewhere_without_the_source(run, copy):
     assert (verdict["passed"], verdict["proven"], verdict["replayed"]) == (True, False, True)
 
 
-def test_a_certificate_proves_nothing_without_the_source(run, copy):
+def test_a_certificate_proves_nothing_without_the_source(command, copy):
     """Whoever writes a certificate can put B's own weights into it under A's name and hash."""
-    result = run("verify", copy, "--framework-a", "torch", "--require-proof")
+    result = command("verify", copy, "--framework-a", "torch", "--require-proof")
     assert result.status == 1
     assert "NOT PROVEN" in result.out
     assert "verify B with its source" in " ".join(result.out.split())
-    result = run("verify", copy, "--framework-a", "torch")
+    result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     words = " ".join(result.out.split())
     assert "B still computes what was certified; the source was not at hand" in words
@@ -109,16 +111,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_file_that_has_changed_since_fails_and_is_named(run, copy, name):
+def test_a_file_that_has_changed_since_fails_and_is_named(command, copy, name):
     CHANGES[name](copy)
-    result = run("verify", copy, "--json", "--framework-a", "torch")
+    result = command("verify", copy, "--json", "--framework-a", "torch")
     assert result.status == 1
     assert f"file/{name}" in {c["name"] for c in result.json["checks"] if not c["passed"]}
 
 
-def test_a_file_that_is_gone_fails_and_is_named(run, copy):
+def test_a_file_that_is_gone_fails_and_is_named(command, copy):
     no_weights(copy)
-    result = run("verify", copy, "--json")
+    result = command("verify", copy, "--json")
     assert result.status == 1
     assert [c["name"] for c in result.json["checks"]] == ["file/model.safetensors"]
 
@@ -140,9 +142,9 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_certificate_that_says_other_things_than_it_should_fails(run, copy, name):
+def test_a_certificate_that_says_other_things_than_it_should_fails(command, copy, name):
     edited(copy, EDITS[name])
-    result = run("verify", copy, "--json", "--framework-a", "torch")
+    result = command("verify", copy, "--json", "--framework-a", "torch")
     assert result.status == 1, result.err
     assert [c["name"] for c in result.json["checks"] if not c["passed"]] == [name]
 
@@ -237,53 +239,53 @@ def test_a_ceiling_beyond_ours_does_not_widen_the_limits(copy):
     assert ceiling_units(read_source(read_certificate(copy))[0]) == LARGEST_CEILING_UNITS
 
 
-def test_a_replay_says_what_it_leaves_out(run, copy):
-    result = run("verify", copy, "--framework-a", "torch")
+def test_a_replay_says_what_it_leaves_out(command, copy):
+    result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     assert "not compared: every step between" in result.out
 
 
-def test_preprocessing_that_appears_after_certification_is_noticed(run, copy):
+def test_preprocessing_that_appears_after_certification_is_noticed(command, copy):
     edited(copy, lambda d: d["files"].pop("preprocessor_config.json"))
-    result = run("verify", copy, "--framework-a", "torch")
+    result = command("verify", copy, "--framework-a", "torch")
     assert (result.status, "preprocessor_config.json" in result.out) == (1, True)
 
 
-def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(run, copy):
+def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(command, copy):
     (copy / DOCUMENT).write_text('{"format": 1}')
-    result = run("verify", copy)
+    result = command("verify", copy)
     assert (result.status, result.err.count("\n")) == (2, 1)
     (copy / DOCUMENT).unlink()
-    result = run("verify", copy)
+    result = command("verify", copy)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert "--certify" in result.err
 
 
-def test_what_fails_is_not_certified(run, case, copy, tmp_path):
+def test_what_fails_is_not_certified(command, case, copy, tmp_path):
     (copy / DOCUMENT).unlink()
     changed_weight(copy)
     pretrain = case("pretrain_tiny")
-    result = run("verify", pretrain.checkpoint, copy, "--certify", *pretrain.heads)
+    result = command("verify", pretrain.checkpoint, copy, "--certify", *pretrain.heads)
     assert result.status == 1
     assert not (copy / DOCUMENT).exists()
 
 
-def test_a_certified_directory_can_be_converted_anew(run, case, copy):
+def test_a_certified_directory_can_be_converted_anew(command, case, copy):
     pretrain = case("pretrain_tiny")
     again = ["convert", pretrain.checkpoint, copy, "--to", "transformers", *pretrain.heads]
-    assert run(*again, "--overwrite").status == 0
+    assert command(*again, "--overwrite").status == 0
     assert not (copy / DOCUMENT).exists()
 
 
-def test_a_single_file_has_its_certificate_beside_it(run, case, tmp_path):
+def test_a_single_file_has_its_certificate_beside_it(command, case, tmp_path):
     source = case("encoder_tiny")
     target = tmp_path / "encoder.safetensors"
-    run("convert", source.checkpoint, target, "--to", "facebook", *source.heads)
+    command("convert", source.checkpoint, target, "--to", "facebook", *source.heads)
     sides = ["--framework-a", "torch"]
-    result = run("verify", source.checkpoint, target, *sides, "--certify", *source.heads)
+    result = command("verify", source.checkpoint, target, *sides, "--certify", *source.heads)
     assert result.status == 0, result.err
     assert (tmp_path / "encoder.safetensors.verification.json").is_file()
-    assert run("verify", target, *sides).status == 0
+    assert command("verify", target, *sides).status == 0
 
 
 @pytest.mark.parametrize(
@@ -295,8 +297,8 @@ def test_a_single_file_has_its_certificate_beside_it(run, case, tmp_path):
         (("--dtype", "float16"), "the certificate holds no float16 run"),
     ],
 )
-def test_what_a_replay_cannot_do_is_refused(run, certified, option, words):
-    done = run("verify", certified, *option)
+def test_what_a_replay_cannot_do_is_refused(command, certified, option, words):
+    done = command("verify", certified, *option)
     assert (done.status, words in done.err) == (2, True), done.err
 
 

@@ -11,6 +11,8 @@ from mae_convert.runtime.inputs import InputChoice
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.verify.verification import Options, Witness, run_verification, verify
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 TORCH, TENSORFLOW = Side("torch"), Side("tensorflow")
 
@@ -62,10 +64,10 @@ def test_a_directory_that_only_the_library_reads_differently_is_found_out(source
 @pytest.mark.parametrize(
     "name", ["finetune_cls_tiny", pytest.param("encoder_tiny", marks=pytest.mark.slow)]
 )
-def test_every_task_has_transformers_as_a_witness(case, tmp_path, run, name):
+def test_every_task_has_transformers_as_a_witness(case, tmp_path, command, name):
     source = case(name)
-    run("convert", source.checkpoint, tmp_path / "pt", "--to", "transformers", *source.heads)
-    result = run(
+    command("convert", source.checkpoint, tmp_path / "pt", "--to", "transformers", *source.heads)
+    result = command(
         "verify", source.checkpoint, tmp_path / "pt", "--framework-b", "transformers",
         "--require-proof", "--json", *source.heads,
     )  # fmt: skip
@@ -74,12 +76,12 @@ def test_every_task_has_transformers_as_a_witness(case, tmp_path, run, name):
 
 
 @pytest.mark.parametrize("name", ["encoder_tiny", "finetune_gap_tiny", "finetune_cls_tiny"])
-def test_timms_own_model_is_a_witness(case, tmp_path, run, name):
+def test_timms_own_model_is_a_witness(case, tmp_path, command, name):
     """Where timm is installed: it pulls a CUDA build of PyTorch, and is no part of the tests."""
     pytest.importorskip("timm")
     source = case(name)
-    run("convert", source.checkpoint, tmp_path / "timm", "--to", "timm", *source.heads)
-    result = run(
+    command("convert", source.checkpoint, tmp_path / "timm", "--to", "timm", *source.heads)
+    result = command(
         "verify", source.checkpoint, tmp_path / "timm", "--framework-b", "timm",
         "--require-proof", "--gradients", "--json", *source.heads,
     )  # fmt: skip
@@ -95,15 +97,19 @@ def bare_python(tmp_path):
     return path
 
 
-def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(run, case, work, bare_python):
+def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(
+    command, case, work, bare_python
+):
     pretrain = case("pretrain_tiny")
-    result = run(
+    result = command(
         "verify", pretrain.checkpoint, work / "pt", "--against", f"timm={bare_python}",
         *pretrain.heads,
     )  # fmt: skip
     assert (result.status, result.out) == (3, "")
     assert "pip install timm" in result.err
-    result = run("verify", pretrain.checkpoint, work / "pt", "--against", "mxnet", *pretrain.heads)
+    result = command(
+        "verify", pretrain.checkpoint, work / "pt", "--against", "mxnet", *pretrain.heads
+    )
     assert result.status == 2
 
 
@@ -162,7 +168,7 @@ def test_other_mask_ratios_are_compared_too(source, work, ratio):
     assert ("function/loss" in names) == (ratio > 0)
 
 
-def test_gradients_are_those_of_the_original_model_under_canonical_names(run, case, tmp_path):
+def test_gradients_are_those_of_the_original_model_under_canonical_names(command, case, tmp_path):
     import torch
 
     from reference_models.configuration import ViTMAEConfig
@@ -171,7 +177,7 @@ def test_gradients_are_those_of_the_original_model_under_canonical_names(run, ca
     pretrain, out = case("pretrain_tiny"), tmp_path / "trace.safetensors"
     golden = pretrain.arrays
     np.savez(tmp_path / "in.npz", pixel_values=golden["imgs"], noise=golden["noise"])
-    run(
+    command(
         "trace", pretrain.checkpoint, out, "--inputs", tmp_path / "in.npz", "--gradients",
         "--dtype", "float64", *pretrain.heads,
     )  # fmt: skip
@@ -206,30 +212,32 @@ def test_a_gradient_that_does_not_flow_is_caught_though_the_results_agree(source
     assert verdict.first_divergence == "grad/decoder.mask_token"
 
 
-def test_pictures_go_through_the_preprocessing_of_the_source(run, case, work, tmp_path):
+def test_pictures_go_through_the_preprocessing_of_the_source(command, case, work, tmp_path):
     from PIL import Image
 
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     out = tmp_path / "trace.safetensors"
-    result = run("trace", work / "pt", out, "--images", tmp_path, "--dtype", "float64")
+    result = command("trace", work / "pt", out, "--images", tmp_path, "--dtype", "float64")
     assert result.status == 0, result.err
     assert load_file(out)["mask"].shape[0] == 3
-    result = run("verify", work / "pt", work / "pt", "--images", work / "nothing")
+    result = command("verify", work / "pt", work / "pt", "--images", work / "nothing")
     assert result.status == 2
     assert "not a folder" in result.err
 
 
-def test_traces_that_apply_the_declared_steps_compare_as_verify_does(run, case, work, tmp_path):
+def test_traces_that_apply_the_declared_steps_compare_as_verify_does(command, case, work, tmp_path):
     """The source's machine has no target but its conversion record and weights."""
     pretrain = case("pretrain_tiny")
-    run("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16",
+    command("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16",
         "--image-size", "48")  # fmt: skip
-    run("trace", pretrain.checkpoint, tmp_path / "a.safetensors", "--taps", "--as-converted",
+    command("trace", pretrain.checkpoint, tmp_path / "a.safetensors", "--taps", "--as-converted",
         tmp_path / "half", *pretrain.heads)  # fmt: skip
-    run("trace", tmp_path / "half", tmp_path / "b.safetensors", "--taps", "--framework", "torch")
-    result = run("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    command(
+        "trace", tmp_path / "half", tmp_path / "b.safetensors", "--taps", "--framework", "torch"
+    )
+    result = command("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert result.status == 0, result.out + result.err
 
 

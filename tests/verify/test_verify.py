@@ -36,13 +36,13 @@ def work(run, case, tmp_path_factory):
     [("torch", None, 1e-12), ("tensorflow", "tf", 1e-10), ("tensorflow", "pt", 1e-10)],
 )
 def test_a_trace_of_the_golden_inputs_is_what_the_original_computed(
-    run, case, work, tmp_path, framework, source, limit
+    command, case, work, tmp_path, framework, source, limit
 ):
     pretrain = case("pretrain_tiny")
     checkpoint = work / source if source else pretrain.checkpoint
     heads = [] if source else pretrain.heads
     out = tmp_path / "trace.safetensors"
-    result = run(
+    result = command(
         "trace", checkpoint, out, "--framework", framework, "--dtype", "float64",
         "--inputs", work / "in.npz", "--taps", *heads,
     )  # fmt: skip
@@ -59,59 +59,64 @@ def test_a_trace_of_the_golden_inputs_is_what_the_original_computed(
             assert distance(tap, golden[f"f64/tap/{blocks}.{index}"]) < limit
 
 
-def test_compare_of_two_traces_gives_the_verdict_of_verify(run, case, work, tmp_path):
+def test_compare_of_two_traces_gives_the_verdict_of_verify(command, run, case, work, tmp_path):
+    """What two processes forked by the tests' servers compute, and what two started ones do."""
     pretrain = case("pretrain_tiny")
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    assert run("trace", pretrain.checkpoint, a, "--taps", *pretrain.heads).status == 0
-    assert run("trace", work / "tf", b, "--taps").status == 0
-    compared = run("compare", a, b, "--json")
+    assert command("trace", pretrain.checkpoint, a, "--taps", *pretrain.heads).status == 0
+    assert command("trace", work / "tf", b, "--taps").status == 0
+    compared = command("compare", a, b, "--json")
     verified = run("verify", pretrain.checkpoint, work / "tf", "--json", *pretrain.heads)
     assert compared.status == verified.status == 0
     for key in ("passed", "proven", "checks", "suspects", "causes"):
         assert compared.json[key] == verified.json[key], key
     assert verified.json["proven"] is True
     other = tmp_path / "other.safetensors"
-    run("trace", work / "tf", other, "--seed", 1)
-    result = run("compare", a, other)
+    command("trace", work / "pt", other, "--seed", 1, "--framework", "torch")
+    result = command("compare", a, other)
     assert result.status == 2
     assert "different inputs" in result.err
 
 
 @pytest.mark.parametrize("name", ["finetune_gap_tiny", "finetune_cls_tiny", "encoder_tiny"])
-def test_every_task_is_proven_through_keras(run, case, tmp_path, name):
+def test_every_task_is_proven_through_keras(command, case, tmp_path, name):
     source = case(name)
     target = tmp_path / "model.weights.h5"
-    run("convert", source.checkpoint, target, "--to", "keras", *source.heads)
-    result = run("verify", source.checkpoint, target, *source.heads, "--json", "--require-proof")
+    command("convert", source.checkpoint, target, "--to", "keras", *source.heads)
+    result = command(
+        "verify", source.checkpoint, target, *source.heads, "--json", "--require-proof"
+    )
     assert result.status == 0, result.out + result.err
     assert {w["framework"] for w in result.json["witnesses"]} == {"torch", "tensorflow"}
 
 
-def test_a_side_read_through_our_tables_passes_but_is_not_proven(run, case, work):
+def test_a_side_read_through_our_tables_passes_but_is_not_proven(command, case, work):
     pretrain = case("pretrain_tiny")
     pair = ["verify", pretrain.checkpoint, work / "pt", "--framework-b", "torch", *pretrain.heads]
-    result = run(*pair, "--json")
+    result = command(*pair, "--json")
     assert (result.status, result.json["passed"], result.json["proven"]) == (0, True, False)
-    assert run(*pair, "--require-proof").status == 1
+    assert command(*pair, "--require-proof").status == 1
 
 
-def test_an_encoder_is_compared_with_the_common_part(run, work, tmp_path):
-    run("convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder")
-    result = run("verify", work / "tf", tmp_path / "encoder", "--json")
+def test_an_encoder_is_compared_with_the_common_part(command, work, tmp_path):
+    command(
+        "convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder"
+    )
+    result = command("verify", work / "tf", tmp_path / "encoder", "--json")
     assert result.status == 0, result.out
     names = [check["name"] for check in result.json["checks"]]
     assert "function/encoder.norm" in names
     assert not any("decoder" in name for name in names if name.startswith("function/"))
 
 
-def test_a_declared_rounding_is_applied_to_the_source_before_it_is_judged(run, work, tmp_path):
-    run("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16")
-    result = run("verify", work / "tf", tmp_path / "half", "--json")
+def test_a_declared_rounding_is_applied_to_the_source_before_it_is_judged(command, work, tmp_path):
+    command("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16")
+    result = command("verify", work / "tf", tmp_path / "half", "--json")
     assert result.status == 0, result.out
     assert 1e-6 < result.json["effects"]["logits"] < 1e-2
     record = json.loads((tmp_path / "half" / "conversion.json").read_text())
     (tmp_path / "half" / "conversion.json").write_text(json.dumps({**record, "steps": []}))
-    undeclared = run("verify", work / "tf", tmp_path / "half", "--json")
+    undeclared = command("verify", work / "tf", tmp_path / "half", "--json")
     assert undeclared.status == 1
     assert any("rounded to float16" in cause for cause in undeclared.json["causes"])
 
@@ -124,7 +129,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name):
+def test_a_fault_is_named_explained_and_reported(command, case, work, tmp_path, name):
     pretrain, (tensor, fault) = case("pretrain_tiny"), FAULTS[name]
     broken = tmp_path / "broken"
     shutil.copytree(work / "pt", broken)
@@ -132,7 +137,7 @@ def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name
     tensors[tensor] = np.ascontiguousarray(fault(tensors[tensor]), dtype=np.float32)
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     reports = [tmp_path / "report.json", tmp_path / "report.xml"]
-    result = run(
+    result = command(
         "verify", pretrain.checkpoint, broken, *pretrain.heads, "--json",
         "--report", reports[0], "--report", reports[1],
     )  # fmt: skip
@@ -156,13 +161,13 @@ def test_a_fault_is_named_explained_and_reported(run, case, work, tmp_path, name
     assert int(suite.get("failures")) == len(suite.findall(".//failure")) > 0
 
 
-def test_models_of_other_shapes_differ_without_being_run(run, case, work, tmp_path):
+def test_models_of_other_shapes_differ_without_being_run(command, case, work, tmp_path):
     from mae_convert.formats import open_container, write_file
 
     tensors = open_container(case("encoder_tiny").checkpoint).tensors
     shorter = [t for name, t in tensors.items() if not name.startswith("blocks.2")]
     write_file(tmp_path / "short.pth", "pth", shorter)
-    result = run(
+    result = command(
         "verify",
         case("encoder_tiny").checkpoint,
         tmp_path / "short.pth",
@@ -174,7 +179,7 @@ def test_models_of_other_shapes_differ_without_being_run(run, case, work, tmp_pa
     assert result.json["passed"] is False
 
 
-def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
+def test_a_bad_input_file_is_refused(command, case, work, tmp_path):
     golden = case("pretrain_tiny").arrays
     bad = {
         "shape": {"pixel_values": golden["imgs"][:, :, :8]},
@@ -187,7 +192,7 @@ def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
     for name, arrays in bad.items():
         np.savez(tmp_path / "in.npz", **arrays)
         out = tmp_path / "trace.safetensors"
-        result = run("trace", work / "pt", out, "--inputs", tmp_path / "in.npz")
+        result = command("trace", work / "pt", out, "--inputs", tmp_path / "in.npz")
         assert result.status == 2, name
         assert result.err.count("\n") == 1, name
         assert ("NaN" in result.err, "an object is a pickle" in result.err) == (
@@ -195,66 +200,68 @@ def test_a_bad_input_file_is_refused(run, case, work, tmp_path):
         )  # fmt: skip
         assert not out.exists()
     np.save(tmp_path / "in.npy", golden["imgs"])
-    result = run("trace", work / "pt", out, "--inputs", tmp_path / "in.npy")
+    result = command("trace", work / "pt", out, "--inputs", tmp_path / "in.npy")
     assert (result.status, "numpy.savez" in result.err) == (2, True)
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, work, tmp_path):
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(command, work, tmp_path):
     for report in ("report.pdf", "no/such/report.json"):
-        result = run("verify", work / "pt", work / "tf", "--report", tmp_path / report)
+        result = command("verify", work / "pt", work / "tf", "--report", tmp_path / report)
         assert result.status == 2
 
 
-def test_an_older_report_does_not_stand_for_a_run_that_ends_early(run, work, tmp_path):
+def test_an_older_report_does_not_stand_for_a_run_that_ends_early(command, work, tmp_path):
     report = tmp_path / "report.JSON"
     report.write_text("passed")
-    result = run("verify", work / "pt", work / "none", "--report", report)
+    result = command("verify", work / "pt", work / "none", "--report", report)
     assert (result.status, report.exists()) == (2, False)
-    result = run("verify", work / "pt", work / "tf", "--dtype", "tf32")
+    result = command("verify", work / "pt", work / "tf", "--dtype", "tf32")
     assert (result.status, "CUDA devices only" in result.err) == (2, True)
 
 
 def test_heads_that_differ_are_the_verdict_and_a_flag_is_about_the_file_that_lacks_it(
-    run, case, work
+    command, case, work
 ):
     original = case("pretrain_tiny").checkpoint
-    result = run("verify", original, work / "pt", "--num-heads", 8, "--decoder-num-heads", 3,
+    result = command("verify", original, work / "pt", "--num-heads", 8, "--decoder-num-heads", 3,
                  "--framework-a", "torch", "--framework-b", "torch")  # fmt: skip
     assert result.status == 1
     assert "num_attention_heads is 8 in A and 4 in B" in result.out
-    result = run("verify", work / "pt", work / "tf", "--num-heads", 8)
+    result = command("verify", work / "pt", work / "tf", "--num-heads", 8)
     assert (result.status, "contradicts" in result.err) == (2, True)
 
 
-def test_what_is_not_compared_is_said(run, work, tmp_path):
+def test_what_is_not_compared_is_said(command, work, tmp_path):
     """An encoder without a word about its decoder: the common part is equal, the rest is named."""
-    run("convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder")
+    command(
+        "convert", work / "tf", tmp_path / "encoder", "--to", "transformers", "--task", "encoder"
+    )
     (tmp_path / "encoder" / "conversion.json").unlink()
-    result = run("verify", work / "tf", tmp_path / "encoder")
+    result = command("verify", work / "tf", tmp_path / "encoder")
     assert result.status == 0
     assert "NOT declared" in result.out
     assert "as far as it was compared" in result.out
-    result = run("verify", work / "tf", tmp_path / "encoder", "--require-proof")
+    result = command("verify", work / "tf", tmp_path / "encoder", "--require-proof")
     assert (result.status, "NOT PROVEN" in result.out) == (1, True)
     assert "no conversion record declares" in result.out
 
 
-def test_what_was_assumed_is_said(run, case, work):
+def test_what_was_assumed_is_said(command, case, work):
     pretrain = case("pretrain_tiny")
-    result = run("verify", pretrain.checkpoint, work / "pt", *pretrain.heads)
+    result = command("verify", pretrain.checkpoint, work / "pt", *pretrain.heads)
     assert "assumed by convention of the facebook layout: layer_norm_eps 1e-06" in result.out
 
 
-def test_two_names_of_one_activation_are_one_function(run, work, tmp_path):
+def test_two_names_of_one_activation_are_one_function(command, work, tmp_path):
     for name, activation in (("a", "gelu_new"), ("b", "gelu_pytorch_tanh"), ("c", "gelu")):
         shutil.copytree(work / "pt", tmp_path / name)
         path = tmp_path / name / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": activation}))
-    assert run("verify", tmp_path / "a", tmp_path / "b").status == 0
-    assert run("verify", tmp_path / "a", tmp_path / "c").status == 1
+    assert command("verify", tmp_path / "a", tmp_path / "b").status == 0
+    assert command("verify", tmp_path / "a", tmp_path / "c").status == 1
 
 
-def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
+def test_attention_that_is_sure_of_itself_passes(command, case, work, tmp_path):
     """Large logits make every side less precise in float32, whoever computes them."""
     from mae_convert.formats import LazyTensor, open_container, write_file
 
@@ -267,7 +274,7 @@ def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
     pretrain = case("pretrain_tiny")
     tensors = open_container(pretrain.checkpoint).tensors.values()
     write_file(tmp_path / "sharp.pth", "pth", [sharper(t) for t in tensors])
-    run(
+    command(
         "convert",
         tmp_path / "sharp.pth",
         tmp_path / "tf",
@@ -275,34 +282,34 @@ def test_attention_that_is_sure_of_itself_passes(run, case, work, tmp_path):
         "transformers-tf",
         *pretrain.heads,
     )
-    result = run("verify", tmp_path / "sharp.pth", tmp_path / "tf", *pretrain.heads)
+    result = command("verify", tmp_path / "sharp.pth", tmp_path / "tf", *pretrain.heads)
     assert result.status == 0, result.out
 
 
-def test_a_trace_that_lost_a_result_is_refused(run, work, tmp_path):
+def test_a_trace_that_lost_a_result_is_refused(command, work, tmp_path):
     trace = tmp_path / "a.safetensors"
-    assert run("trace", work / "tf", trace, "--dtype", "float64").status == 0
-    said = run("compare", trace, trace)
+    assert command("trace", work / "tf", trace, "--dtype", "float64").status == 0
+    said = command("compare", trace, trace)
     assert "precision below float64" in said.out
     with safe_open(trace, "numpy") as file:
         metadata = file.metadata()
     for lost in ("float64/logits", "mask"):
         kept = {name: array for name, array in load_file(trace).items() if name != lost}
         save_file(kept, tmp_path / "b.safetensors", metadata=metadata)
-        result = run("compare", trace, tmp_path / "b.safetensors")
+        result = command("compare", trace, tmp_path / "b.safetensors")
         assert result.status == 2, result.out
         assert "lacks" in result.err
 
 
-def test_compare_says_what_only_one_trace_has_and_refuses_other_files(run, work, tmp_path):
+def test_compare_says_what_only_one_trace_has_and_refuses_other_files(command, work, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    run("trace", work / "pt", a, "--framework", "torch", "--gradients", "--taps")
-    run("trace", work / "pt", b, "--framework", "torch", "--dtype", "float64")
-    result = run("compare", a, b)
+    command("trace", work / "pt", a, "--framework", "torch", "--gradients", "--taps")
+    command("trace", work / "pt", b, "--framework", "torch", "--dtype", "float64")
+    result = command("compare", a, b)
     assert result.status == 0
     for said in ("gradients, which only A has", "steps between, which only A", "float32, which"):
         assert said in result.out
-    assert "does not exist" in run("compare", a, tmp_path / "none").err
+    assert "does not exist" in command("compare", a, tmp_path / "none").err
     for change, words in (
         (lambda d: d.update(format=9), "format 9"),
         (lambda d: d["config"].pop("layer_norm_eps"), "config lacks layer_norm_eps"),
@@ -312,23 +319,24 @@ def test_compare_says_what_only_one_trace_has_and_refuses_other_files(run, work,
             described = json.loads(file.metadata()["trace"])
         change(described)
         save_file(load_file(b), tmp_path / "c.safetensors", {"trace": json.dumps(described)})
-        result = run("compare", a, tmp_path / "c.safetensors")
+        result = command("compare", a, tmp_path / "c.safetensors")
         assert (result.status, words in result.err) == (2, True), result.err
 
 
-def test_traces_with_other_masks_differ(run, work, tmp_path):
+def test_traces_with_other_masks_differ(command, work, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    run("trace", work / "tf", a, "--dtype", "float64")
-    run("trace", work / "tf", b, "--dtype", "float64", "--mask-ratio", "0.5")
-    result = run("compare", a, b)
+    side = ["--framework", "torch", "--dtype", "float64"]
+    command("trace", work / "pt", a, *side)
+    command("trace", work / "pt", b, *side, "--mask-ratio", "0.5")
+    result = command("compare", a, b)
     assert result.status == 1
     assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(("framework", "source"), [("torch", "k.weights.h5"), ("tensorflow", "tf")])
-def test_a_run_in_less_precision_is_possible(run, work, tmp_path, framework, source):
+def test_a_run_in_less_precision_is_possible(command, work, tmp_path, framework, source):
     out = tmp_path / "trace.safetensors"
-    result = run(
+    result = command(
         "trace", work / source, out, "--framework", framework, "--dtype", "bfloat16",
         "--dtype", "float64",
     )  # fmt: skip
@@ -338,10 +346,10 @@ def test_a_run_in_less_precision_is_possible(run, work, tmp_path, framework, sou
     assert 1e-4 < error < 1e-1
 
 
-def test_a_checkpoint_is_not_replaced_by_a_trace_or_a_report(run, work, tmp_path):
+def test_a_checkpoint_is_not_replaced_by_a_trace_or_a_report(command, work, tmp_path):
     victim = tmp_path / "victim.weights.h5"
     shutil.copy(work / "k.weights.h5", victim)
-    assert run("trace", victim, victim, "--overwrite").status == 2
+    assert command("trace", victim, victim, "--overwrite").status == 2
     assert victim.read_bytes() == (work / "k.weights.h5").read_bytes()
-    result = run("verify", work / "pt", work / "tf", "--report", work / "pt" / "config.json")
+    result = command("verify", work / "pt", work / "tf", "--report", work / "pt" / "config.json")
     assert result.status == 2
