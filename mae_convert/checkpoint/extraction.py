@@ -21,7 +21,7 @@ from mae_convert.checkpoint.prefixes import (
 from mae_convert.checkpoint.recognition import Reading, read_as, recognise, unexpected_names
 from mae_convert.checkpoint.unused import UNKNOWN, Unused, sort_unused
 from mae_convert.errors import LayoutError
-from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae import relatives
 from mae_convert.families.mae.layouts import LAYOUTS, Layout
 from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Table, listed
@@ -210,7 +210,7 @@ def find_model(
     readable_tasks = {c.task for c in same if c.readable}
     dropped = _dropped(chosen, same, shapes)
     return Found(
-        replace(chosen.reading, family=families.without_decoder(_below(chosen, shapes))[0]),
+        replace(chosen.reading, relative=relatives.without_decoder(_below(chosen, shapes))[0]),
         synonyms,
         Stripped(
             tuple(dict.fromkeys((*_wrappers(chosen.used), *filter(None, chosen.prefixes)))),
@@ -251,7 +251,7 @@ def _dropped(
             names = closest.used - chosen.used if closest else frozenset()
         dropped |= dict.fromkeys((name for name in names if name in dropped), reason)
     prefix = chosen.prefixes[0]
-    decoder = families.without_decoder(_below(chosen, shapes))[2]
+    decoder = relatives.without_decoder(_below(chosen, shapes))[2]
     dropped |= {prefix + n: why for n, why in decoder.items() if prefix + n in dropped}
     return {name: dropped[name] for name in shapes if name in dropped}
 
@@ -320,8 +320,8 @@ def _candidate(
     candidate = Candidate(reading, task, prefixes, stored, left, encoder, unused)
     if task != "pretrain" or reading.problems:
         return candidate
-    if family := families.without_decoder(_below(candidate, shapes))[0]:
-        problems = (family[0].why_dropped, *reading.problems)
+    if relative := relatives.without_decoder(_below(candidate, shapes))[0]:
+        problems = (relative[0].why_dropped, *reading.problems)
         return replace(candidate, reading=replace(reading, problems=problems))
     return candidate
 
@@ -479,7 +479,7 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
     """Return why the smallest of complete models cannot be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
-    if told := families.explain(shapes):
+    if told := relatives.explain(shapes):
         return told
     kinds = list(dict.fromkeys(least.unused.needed.values()))
     where = f" below {least.prefixes[0]}" if least.prefixes[0] else ""

@@ -37,7 +37,7 @@ def inspect(
         "spelling": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),
         "task": checkpoint.task,
-        "family": checkpoint.family.to_dict() if checkpoint.family else None,
+        "family": checkpoint.relative.to_dict() if checkpoint.relative else None,
         "config": _known_fields(checkpoint),
         "assumed": checkpoint.configuration.assumed(),
         "assumptions": checkpoint.configuration.only_assumed(),

@@ -23,7 +23,7 @@ def probable(checkpoint: Checkpoint) -> list[Official]:
     """
     if checkpoint.layout.name != "facebook":
         return []
-    if checkpoint.family and checkpoint.family.certain:
+    if checkpoint.relative and checkpoint.relative.certain:
         return []  # of another family, whatever the shapes
     found = candidates(checkpoint.configuration.model, checkpoint.task)
     return sorted(found, key=lambda official: official.file != checkpoint.path.name)

@@ -15,12 +15,12 @@ from mae_convert.checkpoint.prefixes import Stripped
 from mae_convert.checkpoint.recognition import Reading
 from mae_convert.checkpoint.unknown_fields import unread
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
-from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae import relatives
 from mae_convert.families.mae.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.families.mae.evidence import Evidence
 from mae_convert.families.mae.layouts import LAYOUTS, Layout
 from mae_convert.families.mae.position_tables import TABLES as POSITION_EMBEDDINGS
-from mae_convert.families.mae.relatives import Membership, name_family
+from mae_convert.families.mae.relatives import Membership, name_relative
 from mae_convert.families.mae.schema import BATCH_NORM, TASKS, check_task, schema, square_grid
 from mae_convert.families.mae.training_programs import conventions_by_names
 from mae_convert.files.validation import check_document
@@ -63,7 +63,8 @@ class Checkpoint:
         dropped: external tensors that MAE does not use, by stored name, with the reason.
         synonyms: other layouts that are the same for these tensors.
         prefix: what was taken off the names; `container.tensors` and `rules` are without it.
-        family: the family of models that it belongs to, or None where nothing tells one.
+        relative: the model that it is, of those with the same names and shapes, or None where
+            nothing gives it.
         origin: where it was downloaded from, or None.
         created: canonical tensors that no stored one holds, with the reason: zeros.
         key_bias: whether the model has biases of the key; where it has none they are created.
@@ -83,7 +84,7 @@ class Checkpoint:
     rules: tuple[Rule, ...] = field(repr=False)
     dropped: Mapping[str, str]
     prefix: Stripped
-    family: Membership | None = None
+    relative: Membership | None = None
     origin: Origin | None = None
     created: Mapping[str, str] = field(default_factory=dict)
     key_bias: bool = True
@@ -133,7 +134,8 @@ class Checkpoint:
         inside = config.get("preprocessor")
         if isinstance(inside, Mapping):
             return inside
-        return self.family.family.preprocessing if self.family and self.family.certain else {}
+        known = self.relative is not None and self.relative.certain
+        return self.relative.relative.preprocessing if self.relative and known else {}
 
     @property
     def name(self) -> str:
@@ -209,7 +211,7 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     except UndecidedError as error:
         raise LayoutError(f"{container.path}: {error}") from error
     except LayoutError as error:
-        told = families.explain(shapes, container.config, container.adapter)
+        told = relatives.explain(shapes, container.config, container.adapter)
         raise LayoutError(f"{container.path}: {told or error}") from error
 
 
@@ -365,8 +367,8 @@ def open_checkpoint(
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else str(container.path)):
         _check_class_position(container, reading, said)
-        family = _family(container, reading)
-        evidence = _evidence(container, reading, family, said, fill_only)
+        relative = _relative(container, reading)
+        evidence = _evidence(container, reading, relative, said, fill_only)
         evidence = replace(evidence, by_names=conventions_by_names(stored))
         configuration = resolve(reading.task, evidence, incomplete=True)
         if not incomplete:
@@ -389,7 +391,7 @@ def open_checkpoint(
             **found.dropped,
         },
         prefix=found.stripped,
-        family=family,
+        relative=relative,
         origin=origin,
         created=dict.fromkeys(reading.created, NO_KEY_BIAS),
         key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
@@ -443,9 +445,9 @@ def _naming(name: str) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _family(container: Container, reading: Reading) -> Membership | None:
-    return name_family(
-        reading.family,
+def _relative(container: Container, reading: Reading) -> Membership | None:
+    return name_relative(
+        reading.relative,
         container.training_args or {},
         (container.conversion or {}).get("family"),
         {**reading.geometry, "task": reading.task},
@@ -455,7 +457,7 @@ def _family(container: Container, reading: Reading) -> Membership | None:
 def _evidence(
     container: Container,
     reading: Reading,
-    family: Membership | None,
+    relative: Membership | None,
     flags: Mapping[str, Any],
     fill_only: bool,
 ) -> Evidence:
@@ -474,9 +476,9 @@ def _evidence(
         training_args=container.training_args or {},
         conventions=reading.layout.conventions,
         layout=reading.layout.name,
-        family=family.conventions(patches) if family else {},
-        family_name=family.family.name if family else "",
-        size_hint=family.size_hint(patches) if family else "",
+        relative=relative.conventions(patches) if relative else {},
+        relative_name=relative.relative.name if relative else "",
+        size_hint=relative.size_hint(patches) if relative else "",
         fixed=reading.layout.fixed + reading.layout.class_defaults * bool(container.config),
         positions=_positions(container, reading),
         recorded=(container.conversion or {}).get("assumptions", {}),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mae_convert.errors import LayoutError
-from mae_convert.families.mae import relatives as families
+from mae_convert.families.mae import relatives
 from mae_convert.families.mae.layouts import LAYOUTS, Layout
 from mae_convert.families.mae.schema import BATCH_NORM, batch_norm_schema, geometry, schema, task_of
 from mae_convert.layouts.schema import KEY_BIAS, Shape
@@ -32,7 +32,7 @@ class Reading:
         problems: what does not fit, in sentences; empty when the table fits.
         created: biases of the key that are not stored where query and value have theirs: they are
             zero, which is the same function.
-        family: a family of which only the encoder is read, and the tensor that gave it away.
+        relative: a model of which only the encoder is read, and the tensor that gave it away.
     """
 
     layout: Layout
@@ -43,7 +43,7 @@ class Reading:
     dropped: Mapping[str, str]
     problems: tuple[str, ...]
     created: Mapping[str, Shape] = field(default_factory=dict)
-    family: tuple[families.Family, str] | None = None
+    relative: tuple[relatives.Relative, str] | None = None
 
 
 def recognise(
@@ -61,7 +61,7 @@ def recognise(
         LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
             that differ do.
     """
-    family, kept, decoder = families.without_decoder(shapes)
+    relative, kept, decoder = relatives.without_decoder(shapes)
     tables = [(layout, table) for layout in LAYOUTS.values() for table in layout.tables]
     possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
     readings = [read_as(layout, table, kept) for layout, table in possible]
@@ -69,7 +69,7 @@ def recognise(
     if not fitting and not explain:
         raise LayoutError("no layout fits")
     if not fitting:
-        said = f"the encoder of {family[0].name} (it has {family[1]}): " if family else ""
+        said = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
         every = [read_as(layout, table, kept) for layout, table in tables]
         raise LayoutError(said + _explain_misfit(every, kept))
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
@@ -79,7 +79,7 @@ def recognise(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
                 " them differently; put a config.json beside the file that says which"
             )
-    read = replace(chosen, family=family, dropped={**chosen.dropped, **decoder})
+    read = replace(chosen, relative=relative, dropped={**chosen.dropped, **decoder})
     return read, tuple(r.layout.name for r in fitting if r is not chosen)
 
 
@@ -226,8 +226,8 @@ def unexpected_names(
 
 
 def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
-    if family := families.explain(shapes):
-        return family
+    if explanation := relatives.explain(shapes):
+        return explanation
     best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
     if len(best.rules) * 2 < len(shapes):
         return (

@@ -73,10 +73,10 @@ def _with_image_size(
     model = source.configuration.model
     _check_divisible(size, model.patch_hw)
     wanted = replace(model, image_size=size)
-    family = source.family
-    if family and family.certain and family.family.unresampled and wanted != model:
+    relative = source.relative
+    if relative and relative.certain and relative.relative.unresampled and wanted != model:
         raise ConfigurationError(
-            f"--image-size: {family.family.unresampled}; convert it for pictures of"
+            f"--image-size: {relative.relative.unresampled}; convert it for pictures of"
             f" {model.image_hw[0]}x{model.image_hw[1]}, which it was made for"
         )
     make = regenerated if sincos else resampled

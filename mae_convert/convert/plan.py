@@ -186,7 +186,7 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
         raise ConfigurationError(
             f"{source.name} holds complete models of several tasks; choose with {tasks}"
         )
-    why = source.family.family.why_dropped if source.family else ""
+    why = source.relative.relative.why_dropped if source.relative else ""
     if task == "pretrain" and why in source.dropped.values():
         raise ConfigurationError(f"{why}; pass --task encoder")
     if task is not None and task != source.task and task in source.incomplete:

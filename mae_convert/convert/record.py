@@ -50,7 +50,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
             "layout": source.layout.name,
             "task": source.task,
         },
-        "family": source.family.to_dict() if source.family else None,
+        "family": source.relative.to_dict() if source.relative else None,
         "layout": plan.layout.name,
         "task": plan.task,
         "assumed": source.configuration.assumed(),

@@ -139,10 +139,12 @@ def provenance(facts: Facts) -> str:
             rows.append(("fingerprint", code_in_markdown(stated)))
     if not rows:
         rows.append(("converted from", "unknown: there is no record of a conversion"))
-    if (family := part.checkpoint.family) and family.certain:
-        rows.append(("family", for_markdown(family.family.name)))
+    if (relative := part.checkpoint.relative) and relative.certain:
+        rows.append(("family", for_markdown(relative.relative.name)))
         rows += (
-            [("to be known", for_markdown(family.family.caveat))] if family.family.caveat else []
+            [("to be known", for_markdown(relative.relative.caveat))]
+            if relative.relative.caveat
+            else []
         )
     licence = facts.licence
     name = for_markdown(licence.name)

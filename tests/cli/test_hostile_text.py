@@ -186,7 +186,7 @@ def test_convert(printed, hostile):
     from mae_convert.cli.output.conversion import conversion
 
     source = SimpleNamespace(
-        name="a.pth", layout=SimpleNamespace(name="facebook"), task="pretrain", family=None,
+        name="a.pth", layout=SimpleNamespace(name="facebook"), task="pretrain", relative=None,
         container=SimpleNamespace(kind="pth"),
         prefix=SimpleNamespace(common="module.", said=lambda: "module."),
     )  # fmt: skip
@@ -201,7 +201,7 @@ def test_convert(printed, hostile):
 
     def show(text):
         where = SimpleNamespace(name=f"a.pth {text}", layout=source.layout, task=f"encoder {text}",
-                                container=source.container, family=None,
+                                container=source.container, relative=None,
                                 prefix=SimpleNamespace(common=True, said=lambda: text))  # fmt: skip
         plan = SimpleNamespace(source=where, target=f"out {text}", task="encoder",
                                layout=SimpleNamespace(name=f"timm {text}"))  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 
 from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError
-from mae_convert.families.mae.relatives import KNOWN, name_family
+from mae_convert.families.mae.relatives import KNOWN, name_relative
 from mae_convert.formats import open_container
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -146,8 +146,8 @@ def test_the_encoder_is_read_and_every_tensor_of_the_decoder_is_dropped_by_name(
     shapes, key, size, why = FAMILIES[name]
     source = open_checkpoint(saved(tmp_path / "x.pth", shapes), Flags(num_attention_heads=4))
     assert (source.task, source.layout.name) == ("encoder", "facebook")
-    assert source.family.family.name == name
-    assert (source.family.certain, source.family.because) == (True, f"it has {key}")
+    assert source.relative.relative.name == name
+    assert (source.relative.certain, source.relative.because) == (True, f"it has {key}")
     used = {rule.external for rule in source.rules}
     assert used == set(encoder(*shapes["patch_embed.proj.weight"][1:2], shapes["pos_embed"][1] - 1))
     assert used | set(source.dropped) == set(shapes)
@@ -160,7 +160,7 @@ def test_the_caveat_is_printed_and_recorded(run, tmp_path, name):
     source = saved(tmp_path / "x.pth", shapes)
     inspected = run("inspect", source, *HEADS)
     converted = run("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
-    caveat = next(family.caveat for family in KNOWN if family.name == name)
+    caveat = next(relative.caveat for relative in KNOWN if relative.name == name)
     for result in (inspected, converted):
         assert result.status == 0, result.err
         assert f"{name}: it has {key}" in result.out
@@ -184,7 +184,7 @@ def test_the_family_stays_with_a_single_file(run, tmp_path, name, target):
     result = run("convert", source, tmp_path / target, "--to", layout, *HEADS)
     assert result.status == 0, result.err
     before, after = open_checkpoint(source, Flags(4)), open_checkpoint(tmp_path / target)
-    assert (after.family.family.name, after.family.certain) == (name, True)
+    assert (after.relative.relative.name, after.relative.certain) == (name, True)
     for field in ("model", "image_mean", "image_std"):
         assert getattr(after.configuration, field) == getattr(before.configuration, field)
 
@@ -203,7 +203,7 @@ def test_source_and_target_are_proven_to_be_the_same_encoder(run, tmp_path):
 def test_a_prefix_hides_no_family(tmp_path, name):
     path = saved(tmp_path / "x.pth", FAMILIES[name][0], prefix="module.")
     source = open_checkpoint(path, Flags(num_attention_heads=4))
-    assert source.family.family.name == name
+    assert source.relative.relative.name == name
     assert source.prefix.said() == "module."
     assert all(stored.startswith("module.") for stored in source.dropped)
 
@@ -227,7 +227,7 @@ def test_a_broken_encoder_is_explained_as_one_of_that_family(tmp_path, name):
 def test_what_the_decoder_is_not_known_to_have_is_dropped_too(tmp_path):
     shapes = {**scale_mae(), "gating.weight": (3, 3)}
     source = open_checkpoint(saved(tmp_path / "x.pth", shapes), Flags(num_attention_heads=4))
-    assert (source.task, source.family.family.name) == ("encoder", "Scale-MAE")
+    assert (source.task, source.relative.relative.name) == ("encoder", "Scale-MAE")
     assert set(source.dropped) == set(shapes) - set(encoder(3, 16))
     assert source.dropped["gating.weight"] != source.dropped["mask_token"]
 
@@ -238,7 +238,7 @@ def test_either_form_of_scale_mae_s_decoder_is_dropped(tmp_path, heads):
     shapes.pop("mask_token_decoder")  # the published checkpoint is said to lack it
     shapes |= linear("pos_emb_projection", DECODER, DECODER)
     source = open_checkpoint(saved(tmp_path / "x.pth", shapes), Flags(num_attention_heads=4))
-    assert source.family.family.name == "Scale-MAE"
+    assert source.relative.relative.name == "Scale-MAE"
     assert set(source.dropped) == set(shapes) - set(encoder(3, 16))
 
 
@@ -286,7 +286,7 @@ class TestAudioMAE:
         shapes |= {**norm("fc_norm", WIDTH), **linear("head", 527, WIDTH)}
         path = saved(tmp_path / "x.pth", shapes, audio_exp=True, dataset="audioset")
         source = open_checkpoint(path, Flags(num_attention_heads=4))
-        assert source.family.because == "training arguments: audio_exp is True"
+        assert source.relative.because == "training arguments: audio_exp is True"
         assert (source.task, source.configuration.model.image_hw) == ("classify", (1024, 128))
 
     def test_the_caveat_is_printed_where_only_shapes_suggest_it(self, run, tmp_path):
@@ -302,7 +302,7 @@ class TestAudioMAE:
             open_checkpoint(path, Flags(num_attention_heads=4))
         flags = Flags(num_attention_heads=4, image_size=(1024, 128))
         source = open_checkpoint(path, flags)
-        assert (source.family.family.name, source.family.certain) == ("AudioMAE", False)
+        assert (source.relative.relative.name, source.relative.certain) == ("AudioMAE", False)
         assert source.configuration.image_std == (1.0,)
 
 
@@ -339,16 +339,16 @@ DEC = {"decoder_hidden_size": 512, "decoder_num_hidden_layers": 8}
     ],
 )  # fmt: skip
 def test_shapes_make_a_family_probable_and_never_more(fields, name, also):
-    found = name_family(None, {}, None, fields)
-    assert (found.family.name, found.certain) == (name, False)
+    found = name_relative(None, {}, None, fields)
+    assert (found.relative.name, found.certain) == (name, False)
     assert found.to_dict()["certainty"] == "probable"
     assert also is None or also in found.also
 
 
 def test_other_sizes_belong_to_no_family():
-    assert name_family(None, {}, None, sizes(512, 8, 16)) is None
+    assert name_relative(None, {}, None, sizes(512, 8, 16)) is None
     pretrain = sizes(768, 12, 16, task="pretrain", decoder_hidden_size=256)
-    assert name_family(None, {}, None, {**pretrain, "decoder_num_hidden_layers": 8}) is None
+    assert name_relative(None, {}, None, {**pretrain, "decoder_num_hidden_layers": 8}) is None
 
 
 @pytest.mark.parametrize(
@@ -362,8 +362,8 @@ def test_other_sizes_belong_to_no_family():
     ],
 )
 def test_training_arguments_tell_a_family(arguments, name):
-    found = name_family(None, arguments, None, sizes(512, 8, 16))
-    assert (found.family.name, found.certain) == (name, True)
+    found = name_relative(None, arguments, None, sizes(512, 8, 16))
+    assert (found.relative.name, found.certain) == (name, True)
     assert next(iter(arguments)) in found.because
 
 
@@ -376,12 +376,12 @@ def test_training_arguments_tell_a_family(arguments, name):
     ],
 )
 def test_arguments_that_tell_nothing_are_not_taken_for_a_family(arguments):
-    assert name_family(None, arguments, None, sizes(512, 8, 16)) is None
+    assert name_relative(None, arguments, None, sizes(512, 8, 16)) is None
 
 
 def test_a_record_that_was_edited_tells_no_family():
     for recorded in ("AudioMAE", {"name": 3}, {"name": "none", "certainty": "known"}, []):
-        assert name_family(None, {}, recorded, sizes(512, 8, 16)) is None
+        assert name_relative(None, {}, recorded, sizes(512, 8, 16)) is None
 
 
 def zeros(shapes):
@@ -410,7 +410,7 @@ def test_a_plain_vit_of_any_size_is_read(tmp_path):
     source = open_checkpoint(tmp_path / "x.pth", Flags(num_attention_heads=3))
     model = source.configuration.model
     assert (model.hidden_size, model.num_channels, model.image_size) == (WIDTH, 4, 96)
-    assert source.family is None
+    assert source.relative is None
     assert len(open_container(tmp_path / "x.pth").tensors) == len(source.rules)
 
 

@@ -25,7 +25,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
         ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
     ]
-    if source.family and (source.family.certain or source.family.family.caveat):
+    if source.relative and (source.relative.certain or source.relative.relative.caveat):
         rows += family_rows(report["family"])
     if prefix := source.prefix.said():
         undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""

@@ -360,7 +360,7 @@ def _check_position_tables(size: Any, evidence: Evidence) -> None:
 
     An option overrules them, and so does a family whose positions do not follow the grid.
     """
-    if evidence.flags.get("image_size") or "image_size" in evidence.family:
+    if evidence.flags.get("image_size") or "image_size" in evidence.relative:
         return
     table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
     grid = grid_of_size(size, evidence.geometry["patch_size"])

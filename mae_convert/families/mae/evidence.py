@@ -63,8 +63,8 @@ class Evidence:
         training_args: arguments of the training run that wrote the checkpoint.
         conventions: what the layout takes for granted, and the layout's name.
         fixed: the conventions among them for which the layout's own code has no other value.
-        family: what the family of models takes for granted that the checkpoint is known to belong
-            to, and the family's name.
+        relative: what the model takes for granted that the checkpoint is known to be, of those with
+            the same names and shapes, and its name.
         size_hint: the image size of a family that the shapes suggest, for a message.
         positions: position embeddings by canonical name, which are read to recognise the grid.
         recorded: assumptions in the record of the conversion that wrote the configuration, by
@@ -82,8 +82,8 @@ class Evidence:
     conventions: Mapping[str, Any]
     layout: str
     fixed: tuple[str, ...] = ()
-    family: Mapping[str, Any] = field(default_factory=dict)
-    family_name: str = ""
+    relative: Mapping[str, Any] = field(default_factory=dict)
+    relative_name: str = ""
     size_hint: str = ""
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -124,14 +124,14 @@ def _candidates(name: str, task: str, evidence: Evidence) -> Iterator[Found]:
     if name in PREPROCESSING:
         yield from _preprocessing(name, evidence)
         return
-    family = Found(evidence.family.get(name), f"convention of {evidence.family_name}", FAMILY)
+    relative = Found(evidence.relative.get(name), f"convention of {evidence.relative_name}", FAMILY)
     if name == "image_size":
         # A family whose positions do not follow the grid: neither table nor arguments give it.
-        yield family
+        yield relative
         yield _image_size(evidence)
     else:
         yield Found(evidence.arguments.value(name), "training arguments")
-        yield family
+        yield relative
     yield from _official(name, task, evidence)
     if name == "image_size":
         yield Found(_square_size(evidence), "square grid", SQUARE)
@@ -163,7 +163,7 @@ def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
 
 def _preprocessing(name: str, evidence: Evidence) -> Iterator[Found]:
     yield Found(evidence.preprocessor.get(name), evidence.preprocessor_where)
-    yield Found(evidence.family.get(name), f"convention of {evidence.family_name}", FAMILY)
+    yield Found(evidence.relative.get(name), f"convention of {evidence.relative_name}", FAMILY)
     yield Found(evidence.arguments.value(name), "training arguments")
     channels = evidence.geometry["num_channels"]
     convention = evidence.conventions.get(name)

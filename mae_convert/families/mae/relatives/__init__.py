@@ -5,8 +5,16 @@
 by its name: to add one, add it to a table here.
 """
 
-from mae_convert.families.mae.relatives.known import KNOWN, Family
-from mae_convert.families.mae.relatives.naming import Membership, name_family, without_decoder
+from mae_convert.families.mae.relatives.known import KNOWN, Relative
+from mae_convert.families.mae.relatives.naming import Membership, name_relative, without_decoder
 from mae_convert.families.mae.relatives.refused import MERGE, explain
 
-__all__ = ["KNOWN", "MERGE", "Family", "Membership", "explain", "name_family", "without_decoder"]
+__all__ = [
+    "KNOWN",
+    "MERGE",
+    "Membership",
+    "Relative",
+    "explain",
+    "name_relative",
+    "without_decoder",
+]

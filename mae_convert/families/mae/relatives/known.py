@@ -13,7 +13,7 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Family:
+class Relative:
     """A family of models that this project converts, wholly or in part.
 
     Attributes:
@@ -69,7 +69,7 @@ SMALL, BASE = _size(384, 12, 16), _size(768, 12, 16)
 LARGE, HUGE = _size(1024, 24, 16), _size(1280, 32, 14)
 
 MAE = tuple(
-    Family(f"MAE {name}", shapes=({**size, **PUBLISHED_DECODER},))
+    Relative(f"MAE {name}", shapes=({**size, **PUBLISHED_DECODER},))
     for name, size in (("S/16", SMALL), ("B/16", BASE), ("L/16", LARGE), ("H/14", HUGE))
 )
 
@@ -87,7 +87,7 @@ def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
     }
 
 
-AUDIO_MAE = Family(
+AUDIO_MAE = Relative(
     name="AudioMAE",
     key=r"decoder_blocks\.\d+\.attn\.(tau|meta_mlp\..+)",
     decoder=r"mask_token|decoder_.+",
@@ -112,7 +112,7 @@ AUDIO_MAE = Family(
     ),
 )
 
-SCALE_MAE = Family(
+SCALE_MAE = Relative(
     name="Scale-MAE",
     key=r"mask_token_decoder|fpn\.fpn\d\..+|fcn(_high|_low)?\.(proj|conv_blocks|pred)\..+",
     decoder=r"mask_token(_decoder)?|decoder_.+|fpn\..+|fcn(_high|_low)?\..+|pos_emb_projection\..+",
@@ -130,7 +130,7 @@ SCALE_MAE = Family(
     ),
 )
 
-CROSS_MAE = Family(
+CROSS_MAE = Relative(
     name="CrossMAE",
     key=r"(wfm|dec_norms)\..+",
     decoder=r"mask_token|decoder_.+|wfm\..+|dec_norms\..+",
@@ -140,13 +140,13 @@ CROSS_MAE = Family(
     ),
 )
 
-RETFOUND = Family(
+RETFOUND = Relative(
     name="RETFound (MAE)",
     arguments={"model": "RETFound_mae", "finetune": r"(?i)(.*/)?RETFound_(mae|cfp|oct).*"},
     shapes=({**LARGE, **PUBLISHED_DECODER},),
 )
 
-MEDICAL_MAE = Family(
+MEDICAL_MAE = Relative(
     name="medical_mae (chest X-rays)",
     arguments={
         "datasets_names": r".*'(chexpert|chestxray_nih|mimic_cxr)'.*",
@@ -159,7 +159,7 @@ MEDICAL_MAE = Family(
     ),
 )
 
-MAWS = Family(
+MAWS = Relative(
     name="MAWS",
     shapes=tuple({**size, "task": "encoder"} for size in (BASE, LARGE, HUGE, _size(2560, 24, 14))),
 )

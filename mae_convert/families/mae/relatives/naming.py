@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.families.mae.relatives.known import KNOWN, Family, Fields
+from mae_convert.families.mae.relatives.known import KNOWN, Fields, Relative
 from mae_convert.layouts.schema import Shape
 
 Shapes = Mapping[str, Shape]
@@ -23,7 +23,7 @@ class Membership:
         also: other families that have the same shapes.
     """
 
-    family: Family
+    relative: Relative
     certain: bool
     because: str
     also: tuple[str, ...] = ()
@@ -31,24 +31,26 @@ class Membership:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, for reports and records."""
         return {
-            "name": self.family.name,
+            "name": self.relative.name,
             "certainty": "known" if self.certain else "probable",
             "because": self.because,
             "also": list(self.also),
-            "caveat": self.family.caveat,
+            "caveat": self.relative.caveat,
         }
 
     def conventions(self, patches: int) -> Fields:
         """Return what the family takes for granted for so many patches; shapes alone imply none."""
-        return self.family.by_patches.get(patches, {}) if self.certain else {}
+        return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
         """Return, for a message, the image size that this family has with so many patches."""
-        height, width = self.family.by_patches.get(patches, {}).get("image_size", (0, 0))
-        return f" ({self.family.name}, which has these shapes, has {height}x{width})" * bool(height)
+        height, width = self.relative.by_patches.get(patches, {}).get("image_size", (0, 0))
+        return f" ({self.relative.name}, which has these shapes, has {height}x{width})" * bool(
+            height
+        )
 
 
-def without_decoder(shapes: Shapes) -> tuple[tuple[Family, str] | None, Shapes, dict[str, str]]:
+def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes, dict[str, str]]:
     """Take away the decoder of a family of which only the encoder is read.
 
     Returns:
@@ -67,8 +69,8 @@ def without_decoder(shapes: Shapes) -> tuple[tuple[Family, str] | None, Shapes, 
     return None, shapes, {}
 
 
-def name_family(
-    by_key: tuple[Family, str] | None,
+def name_relative(
+    by_key: tuple[Relative, str] | None,
     arguments: Mapping[str, Any],
     recorded: Any,
     fields: Fields,
@@ -87,16 +89,16 @@ def name_family(
     found = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
     found = found or _by_shapes(fields)
     if found is not None and found.certain:
-        for name, why in found.family.impossible.items():
+        for name, why in found.relative.impossible.items():
             if arguments.get(name):
                 raise CheckpointError(
-                    f"this is {found.family.name} trained with {name}: {why}, so that it is none"
+                    f"this is {found.relative.name} trained with {name}: {why}, so that it is none"
                     " of the models that this project converts"
                 )
     return found
 
 
-def _by_key(found: tuple[Family, str] | None) -> Membership | None:
+def _by_key(found: tuple[Relative, str] | None) -> Membership | None:
     return found and Membership(found[0], True, f"it has {found[1]}")
 
 
