@@ -6,6 +6,8 @@ did not make passes it through one of them, at the place where the output is put
 
 import html
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -38,6 +40,12 @@ def for_terminal(text: object) -> str:
     if line.isprintable():
         return line
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" with the known name that is nearest, or "" if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def for_html(text: object) -> str:

@@ -43,7 +43,10 @@ def _overview(top: click.Context) -> str:
     for name in sorted(cli.commands):
         lines.append(f"| [`{name}`](#{name}) | {_text(cli.commands[name])[0].splitlines()[0]} |")
     usage = cli.get_usage(top).removeprefix("Usage: ")
-    return "\n".join([f"```text\n{usage}\n```\n", *lines, ""])
+    title, *statuses = inspect.cleandoc((cli.epilog or "").replace("\b", "")).splitlines()
+    rows = [f"| {' | '.join(line.split(maxsplit=1))} |" for line in statuses]
+    table = [f"| {title.lower().rstrip(':')} | meaning |", "|---|---|", *rows, ""]
+    return "\n".join([f"```text\n{usage}\n```\n", *lines, "", *table])
 
 
 def _section(name: str, command: click.Command, context: click.Context) -> str:

@@ -12,6 +12,7 @@ import click
 from mae_convert import __version__
 from mae_convert.cli.commands import checkpoints, hub, sweeps, verdicts
 from mae_convert.cli.commands import images as pictures
+from mae_convert.cli.completion import run_completion
 from mae_convert.cli.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError, one_line
 from mae_convert.shortage import shortage
@@ -42,10 +43,22 @@ COMMANDS = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EXIT_STATUSES = """\b
+Exit status:
+  0    done; diff, compare, lineage, verify, publish: the same
+  1    different, or a job of a sweep or timeline failed
+  2    the input or the call is wrong; standard error says what to do
+  3    a framework, package or network that is needed is missing
+  130  interrupted"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_STATUSES,
+)
 @click.version_option(__version__, prog_name="mae-convert")
 def cli() -> None:
-    """Move Masked Autoencoders between frameworks, and prove that nothing changed."""
+    """Convert Masked Autoencoders between frameworks and verify the result."""
 
 
 for command in COMMANDS:
@@ -58,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     has_output = prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        if (status := run_completion(cli)) is not None:
+            sys.exit(status)
         status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
     except Ended as ended:
         status, sentence = int(ended.code or 0), None

@@ -9,11 +9,22 @@ import click
 
 Command = Callable[..., Any]
 
+FRAMEWORK_SYNONYMS = {"pytorch": "torch", "tf": "tensorflow"}
+
+
+class FrameworkType(click.Choice[str]):
+    """A framework, by its name here or by one that is common elsewhere."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name here."""
+        return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
+
+
 DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
 RUN_DTYPE = click.Choice(["float64", "float32", "tf32", "float16", "bfloat16"])
-FRAMEWORK = click.Choice(["torch", "tensorflow", "jax", "transformers", "timm"])
+FRAMEWORK = FrameworkType(["torch", "tensorflow", "jax", "transformers", "timm"])
 DEVICE = click.Choice(["cpu", "cuda"])
-REFERENCE = click.Choice(["torch", "tensorflow", "jax"])
+REFERENCE = FrameworkType(["torch", "tensorflow", "jax"])
 COUNT = click.IntRange(1, 1_000_000)  # more is a slip of the finger, and memory that is not there
 POOLING = click.Choice(["token", "avg"])
 MODE = click.Choice(["eager", "compiled", "xla", "train"])
@@ -48,6 +59,12 @@ class SourceType(click.ParamType):
         from mae_convert.sources.reference import parse_source
 
         return parse_source(value) if isinstance(value, str) else value
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
+        """Return official names and files."""
+        from mae_convert.cli.completion import complete_source
+
+        return complete_source(incomplete)
 
 
 class ByteSize(click.ParamType):

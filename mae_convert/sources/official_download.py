@@ -21,6 +21,7 @@ from mae_convert.files.atomic import replacing_file
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.client import address_in
 from mae_convert.sources.fetch import Record, Wanted, fetch, read_records
+from mae_convert.text import did_you_mean
 
 MIRROR = "MAE_CONVERT_MIRROR"
 CATALOG = "the catalog of official checkpoints"
@@ -44,7 +45,10 @@ def named(text: str) -> Official:
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
         names = ", ".join(official.name for official in official_catalog.OFFICIAL)
-        raise MaeConvertError(f"there is no official checkpoint {text!r}; there are {names}")
+        near = did_you_mean(text, (official.name for official in official_catalog.OFFICIAL))
+        raise MaeConvertError(
+            f"there is no official checkpoint {text!r}{near or f'; there are {names}'}"
+        )
     return official
 
 

@@ -1,13 +1,17 @@
 """What a user may name as a checkpoint: a path, an official file, or a place on the Hub."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.official import SUFFIX, Official, official_named
+from mae_convert.families.mae.official import OFFICIAL, SUFFIX, Official, official_named
 from mae_convert.files.messages import refuse_nul
+from mae_convert.text import did_you_mean
 
 PROTOCOL = "hf://"
+OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".h5", ".keras", ".npz", ".json")
 PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser
 
 
@@ -60,7 +64,17 @@ def parse_source(text: str) -> Source:
             f"{text} does not exist here; without {SUFFIX} the name means the official checkpoint,"
             " which is then downloaded"
         )
+    if not path.is_absolute() and (hint := _hint(text)):
+        raise MaeConvertError(f"{text} does not exist{hint}")
     return path
+
+
+def _hint(text: str) -> str:
+    """Return what may be meant by a name that no file has."""
+    is_file_name = text.lower().endswith(FILE_SUFFIXES)
+    if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
+        return f"; for a repository on the Hub write {PROTOCOL}{text}"
+    return did_you_mean(text, (official.name for official in OFFICIAL))
 
 
 def _parse_hub(text: str) -> HubReference:

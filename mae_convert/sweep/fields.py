@@ -26,6 +26,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.schema import TASKS
 from mae_convert.runtime.job import FRAMEWORKS
+from mae_convert.text import did_you_mean
 
 
 class Witness(click.ParamType):
@@ -156,7 +157,4 @@ def _wanted(kind: click.ParamType) -> str:
 
 
 def _nearest(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, FIELDS, n=1)
-    return f"; is {near[0]} meant?" if near else f"; fields are {', '.join(FIELDS)}"
+    return did_you_mean(name, FIELDS) or f"; fields are {', '.join(FIELDS)}"

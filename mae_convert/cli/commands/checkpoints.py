@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.cli.common import open_and_infer, open_and_tell, open_pair_and_tell
+from mae_convert.cli.completion import complete_layouts
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     COUNT,
@@ -47,7 +48,7 @@ def inspect(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Say what a checkpoint is: layout, task, geometry, and what was assumed.
+    """Show layout, task, sizes and assumptions of a checkpoint.
 
     Example:
     \b
@@ -76,6 +77,7 @@ def inspect(
     multiple=True,
     required=True,
     metavar="LAYOUT[=DST]",
+    shell_complete=complete_layouts,
     help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
 )
 @click.option(
@@ -142,7 +144,9 @@ def convert(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Convert a checkpoint to another layout; what was written is read back and compared.
+    """Convert a checkpoint to another layout.
+
+    What was written is read back and compared before it appears under its name.
 
     Example:
     \b
@@ -224,7 +228,9 @@ def diff(
 def fingerprint(
     src: "Source", task: str | None, as_json: bool, state_key: str | None, flags: "Flags"
 ) -> None:
-    """Print a digest of a checkpoint's weights and configuration that any layout gives alike.
+    """Print a digest of the weights and the configuration.
+
+    The same model has the same fingerprint in every layout.
 
     Example:
     \b
@@ -247,8 +253,9 @@ def fingerprint(
 @json_option
 @checkpoint_options
 def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
-    """Say whether B holds A's weights, its encoder, or A after declared steps.
+    """Tell whether one checkpoint was made from another.
 
+    B may hold A's weights, A's encoder, or A after declared changes.
     A and B are checkpoints, or certificates and conversion records (.json) of checkpoints whose
     files are not at hand. Exit status 1 if neither was made of the other.
 
@@ -278,7 +285,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
 
 
 @click.command(cls=CheckedCommand)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_layouts)
 def layouts(name: str | None) -> None:
     """List the layouts, or show the mapping table of one.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from mae_convert.cli.completion import complete_official
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import json_option
 from mae_convert.cli.streams import say
@@ -14,7 +15,7 @@ from mae_convert.text import for_terminal
 @click.command(cls=CheckedCommand)
 @json_option
 def catalog(as_json: bool) -> None:
-    """List the official checkpoints: which has the decoder, what it predicts, which one to take.
+    """List the official checkpoints, and which one to use.
 
     Example:
     \b
@@ -33,7 +34,7 @@ def catalog(as_json: bool) -> None:
 
 
 @click.command(cls=CheckedCommand)
-@click.argument("name")
+@click.argument("name", shell_complete=complete_official)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -42,7 +43,9 @@ def catalog(as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the file at --output if it is there.")
 @json_option
 def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Download an official checkpoint, check it, and say where it is.
+    """Download an official checkpoint and check its hash.
+
+    Its path is printed on standard output.
 
     Example:
     \b
@@ -96,10 +99,11 @@ def publish(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Publish verified weights to the Hugging Face Hub, with a card that says how they are known.
+    """Publish verified weights to the Hugging Face Hub.
 
-    DIR holds converted weights and the certificate of `verify --certify`. It is done by one commit;
-    what the Hub then serves is downloaded and compared. Exit status 1 if it differs.
+    DIR holds converted weights and the certificate of `verify --certify`; the model card says how
+    they were verified. It is done by one commit; what the Hub then serves is downloaded and
+    compared. Exit status 1 if it differs.
 
     Example:
     \b

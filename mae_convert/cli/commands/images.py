@@ -9,6 +9,7 @@ import click
 from mae_convert.cli.common import open_and_tell
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
+    FrameworkType,
     SourceType,
     bands_option,
     checkpoint_options,
@@ -63,7 +64,7 @@ def first_installed() -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--framework",
-    type=click.Choice(["torch", "tensorflow", "jax", "both"]),
+    type=FrameworkType(["torch", "tensorflow", "jax", "both"]),
     help="Default: the first installed. With both: PyTorch, TensorFlow, and how they differ.",
 )
 @device_option
@@ -90,10 +91,11 @@ def reconstruct(
     flags: "Flags",
     **options: Any,
 ) -> None:
-    """Hide most of each picture, let the model paint it, and draw original, rest and result.
+    """Mask images and draw what the model reconstructs.
 
-    Pictures are image files, or come preprocessed by --inputs. The ratio is --mask-ratio, else what
-    the checkpoint says, else 0.75.
+    Each image is shown as it is, masked, and reconstructed. Images are files or folders of files,
+    or come preprocessed by --inputs. The ratio is --mask-ratio, else what the checkpoint says, else
+    0.75.
 
     Example:
     \b
@@ -136,7 +138,9 @@ def features(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Save the encoder's features of all pictures in a folder, subfolders being labels.
+    """Save the encoder's features of all images in a folder.
+
+    The names of subfolders are the labels.
 
     The file holds names, labels, cls (the class token) and mean (of the patches), after the final
     norm, with no patch left out.
@@ -181,7 +185,9 @@ def features(
     help="Directory for the converted models and the picture.",
 )
 def demo(output: Path) -> int:
-    """Convert the embedded checkpoint to PyTorch and TensorFlow and back, and prove it.
+    """Convert the embedded checkpoint both ways and verify it.
+
+    It is run by PyTorch and TensorFlow where both are installed, else by the one that is.
 
     Example:
     \b

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_convert.cli.completion import complete_layouts
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     bands_option,
@@ -29,7 +30,13 @@ FILE = click.Path(path_type=Path)
 
 @click.command(cls=CheckedCommand)
 @click.argument("plan", nargs=-1, required=True, metavar="PLAN")
-@click.option("--to", multiple=True, metavar="LAYOUT", help="Layout to write, as `to` in a plan.")
+@click.option(
+    "--to",
+    multiple=True,
+    metavar="LAYOUT",
+    shell_complete=complete_layouts,
+    help="Layout to write, as `to` in a plan.",
+)
 @click.option("--target", metavar="TEXT", help="Where to, as out/{stem}-{to}.")
 @click.option("--verify/--no-verify", default=None, help="Prove each conversion.")
 @click.option(
@@ -84,8 +91,9 @@ def sweep(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Convert, verify and publish many checkpoints; run again, it goes on where it was.
+    """Convert, verify and publish many checkpoints.
 
+    Run again, a sweep continues where it stopped.
     PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. Jobs that are done are
     skipped while source and target are unchanged, and those that failed are repeated. Exit status
     1 if any failed.
@@ -205,8 +213,9 @@ def timeline(
     flags: "Flags",
     **options: Any,
 ) -> int:
-    """Show how a training went: the loss of each checkpoint on the same pictures and masks.
+    """Show the loss of each checkpoint of a training run.
 
+    All are run on the same images with the same masks.
     SRC is any number of checkpoints and patterns. The epoch is what the file says, else the last
     number in its name. Exit status 1 if a checkpoint could not be run.
 

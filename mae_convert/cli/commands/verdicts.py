@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mae_convert.cli.common import open_and_tell, open_pair_and_infer, open_pair_and_tell, say_notes
+from mae_convert.cli.completion import complete_frameworks, complete_published
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     DEVICE,
@@ -80,7 +81,9 @@ def trace(
     as_converted: "Source | None",
     **options: Any,
 ) -> None:
-    """Run a checkpoint on fixed inputs and keep the results, for `compare` here or elsewhere.
+    """Run a checkpoint on fixed inputs and save the results.
+
+    `compare` judges two such files, made here or on other machines.
 
     Example:
     \b
@@ -107,7 +110,9 @@ def trace(
 @click.argument("b", type=SourceType())
 @json_option
 def compare(a: "Source", b: "Source", as_json: bool) -> int:
-    """Judge two traces, made here or on other machines. Exit status 1 if they differ.
+    """Judge two traces, made here or on other machines.
+
+    Exit status 1 if they differ.
 
     Example:
     \b
@@ -130,6 +135,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
 @click.option(
     "--published",
     metavar="NAME",
+    shell_complete=complete_published,
     help="Compare A, or the checkpoint NAME itself, with results that others published for NAME.",
 )
 @side_options
@@ -137,6 +143,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     "--against",
     multiple=True,
     metavar="FRAMEWORK[=PYTHON]",
+    shell_complete=complete_frameworks,
     help="Have B (or A, if only A has its names) run once more, by another library's own classes.",
 )
 @click.option(
@@ -185,9 +192,10 @@ def verify(
     flags: "Flags",
     **options: Any,
 ) -> int:
-    """Prove that two checkpoints are the same function, or say where they part and why.
+    """Verify that two checkpoints are the same function.
 
-    Both are run in child processes on the same pictures with the same noise. With A alone, its
+    Both are run in child processes on the same images with the same noise. If they differ, it says
+    where and why. With A alone, its
     certificate is replayed; it may be on the Hub. Exit status 1 if they differ.
 
     Example:

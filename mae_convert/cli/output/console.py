@@ -4,11 +4,15 @@ import json
 import os
 import sys
 from collections.abc import Container, Iterable, Mapping
+from textwrap import wrap
 from typing import Any, Literal
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table as Grid
+from rich.text import Text
 
 from mae_convert.plain import plain
 from mae_convert.text import for_terminal
@@ -17,7 +21,14 @@ PIPE_WIDTH = 200
 
 
 class PatientConsole(Console):
-    """A console whose reader may go (`| head`): the rest is not printed, the status stays."""
+    """A console whose reader may go (`| head`): the rest is not printed, the status stays.
+
+    Nothing is cut off at the right: a terminal shows on the next line what does not fit.
+    """
+
+    def print(self, *objects: Any, crop: bool | None = False, **options: Any) -> None:
+        """Print as rich does."""
+        super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
         """Print no more, and let the command go on to its answer."""
@@ -66,40 +77,75 @@ def as_json(value: Any) -> None:
         discard_output()
 
 
+class WordGrid(Grid):
+    """A table without lines in which text is wrapped between words, and no word is ever cut.
+
+    Names and digests can so be copied from a narrow terminal, though its lines are then longer.
+    """
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row; its cells are markup."""
+        super().add_row(*cells, **options)
+        for column, cell in zip(self.columns, cells, strict=False):
+            words = Text.from_markup(cell).plain.split() if isinstance(cell, str) else []
+            column.min_width = max(column.min_width or 0, *map(cell_len, words), 0)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table without the spaces at the end of lines, which would fill a line too."""
+        for line in Segment.split_lines(
+            part for part in super().__rich_console__(console, options) if isinstance(part, Segment)
+        ):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+            yield from line
+            yield Segment.line()
+
+
+class Pairs:
+    """Names and values in two columns; values are wrapped between words."""
+
+    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+        self.rows = [(printable(for_terminal(n)), printable(for_terminal(v))) for n, v in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        indent = max((cell_len(name) for name, _ in self.rows), default=0) + 2
+        width = max(options.max_width - indent, 20)
+        for name, value in self.rows:
+            lines = wrap(value, width, break_long_words=False, break_on_hyphens=False) or [""]
+            for i, line in enumerate(lines):
+                start = name + " " * (indent - cell_len(name)) if i == 0 else " " * indent
+                yield Segment(f"{start}{line}".rstrip() + "\n")
+
+
 def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -> Grid:
-    """Return an empty table without lines, in which what is too long is folded and never cut off.
+    """Return an empty table without lines, in which no word is cut.
 
     Args:
         heads: of the columns.
         right: those of columns that are flush right.
         whole: those of columns that are not folded as long as another can be.
     """
-    grid = Grid(box=None, pad_edge=False, padding=(0, 2), show_header=any(heads))
+    grid = WordGrid(box=None, pad_edge=False, padding=(0, 2), show_header=any(heads))
     for head in heads:
         justify: Literal["left", "right"] = "right" if head in right else "left"
         grid.add_column(head, justify=justify, overflow="fold", no_wrap=head in whole)
     return grid
 
 
-def _two_columns() -> Grid:
-    grid = Grid.grid(padding=(0, 2))
-    for _ in range(2):
-        grid.add_column(overflow="fold")
-    return grid
-
-
-def pairs(rows: Iterable[tuple[str, str]]) -> Grid:
+def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
     """Return names and values in two columns."""
-    grid = _two_columns()
-    for name, value in rows:
-        grid.add_row(markup(name), markup(value))
-    return grid
+    return Pairs(rows)
 
 
 def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return the fields that no tensor tells, with value and source."""
-    grid = _two_columns()
-    grid.add_column(overflow="fold")
+    grid = WordGrid(
+        box=None, padding=(0, 2), collapse_padding=True, show_header=False, show_edge=False,
+        pad_edge=False,
+    )  # fmt: skip
     for name, entry in assumed.items():
         grid.add_row(f"  {markup(name)}", markup(plain(entry["value"])), markup(entry["source"]))
     return grid

@@ -1,0 +1,74 @@
+"""Completion of what is typed on a shell's command line, in bash, zsh and fish.
+
+The shell runs the program with an environment variable in place of an argument: ``bash_source``
+prints the function that the shell needs, ``bash_complete`` the possible values.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem, shell_complete
+
+VARIABLE = "_MAE_CONVERT_COMPLETE"
+
+
+def run_completion(cli: click.Command) -> int | None:
+    """Answer a shell that asks for completions; return the exit status, or None if none asks."""
+    instruction = os.environ.get(VARIABLE)
+    if not instruction:
+        return None
+    # Click gives 1, which means here that two checkpoints differ, for a shell it does not know.
+    return 2 if shell_complete(cli, {}, "mae-convert", VARIABLE, instruction) else 0
+
+
+def _completing(
+    names: Callable[[], Iterable[str]],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def _layouts() -> Iterable[str]:
+    from mae_convert.families.mae.layouts import LAYOUTS
+
+    return LAYOUTS
+
+
+def _official() -> Iterable[str]:
+    from mae_convert.families.mae.official import OFFICIAL
+
+    return (official.name for official in OFFICIAL)
+
+
+def _published() -> Iterable[str]:
+    from mae_convert.verify.reference_results import PUBLISHED
+
+    return PUBLISHED
+
+
+def _frameworks() -> Iterable[str]:
+    from mae_convert.runtime.job import FRAMEWORKS
+
+    return FRAMEWORKS
+
+
+complete_layouts = _completing(_layouts)
+complete_official = _completing(_official)
+complete_published = _completing(_published)
+complete_frameworks = _completing(_frameworks)
+
+
+def complete_source(incomplete: str) -> list[CompletionItem]:
+    """Return what may be meant as a checkpoint: official names, and files beside them.
+
+    A shell lists files by itself, but bash does not where it is given names too.
+    """
+    official = [name for name in _official() if incomplete and name.startswith(incomplete)]
+    if not official:
+        return [CompletionItem(incomplete, type="file")]
+    beside = sorted(path.name for path in Path.cwd().glob(f"{incomplete}*"))
+    return [CompletionItem(name) for name in dict.fromkeys([*beside, *official])]
