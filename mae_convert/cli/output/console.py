@@ -26,7 +26,7 @@ class PatientConsole(Console):
     Nothing is cut off at the right: a terminal shows on the next line what does not fit.
     """
 
-    def print(self, *objects: Any, crop: bool | None = False, **options: Any) -> None:
+    def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
         """Print as rich does."""
         super().print(*objects, crop=crop, **options)
 
