@@ -11,6 +11,10 @@ import pytest
 from golden_cases import Case, Result
 from paths import GOLDEN
 
+# Several processes share the cores: a thread of PyTorch that waits must not keep a core busy, which
+# doubles the CPU time of small models. It is read when PyTorch is imported, here and in children.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """Say how to run the tests again in the order in which they failed; each run has another."""
@@ -141,7 +145,9 @@ def command(capfd, monkeypatch, forked_children):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command line sets its own
 
-    def command(*arguments: Any) -> Result:
+    def command(*arguments: Any, cwd: Path | None = None) -> Result:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])

@@ -413,14 +413,14 @@ class TestSeveralTasks:
             plan_conversion(checkpoint, tmp_path / "y.pth", "facebook")
         assert any("--task classify reads it" in line for line in inspect(checkpoint)["odd"])
 
-    def test_a_file_is_compared_as_what_the_other_is(self, opened, state, run, tmp_path):
+    def test_a_file_is_compared_as_what_the_other_is(self, opened, state, command, tmp_path):
         path = opened(state).path
         options = ("--num-heads", "4", "--decoder-num-heads", "2")
         for task in ("classify", "encoder", "pretrain"):
             target = tmp_path / f"{task}.safetensors"
-            done = run("convert", path, target, "--to", "facebook", "--task", task, *options)
+            done = command("convert", path, target, "--to", "facebook", "--task", task, *options)
             assert done.status == 0, done.err
-            done = run("diff", path, target, *options)
+            done = command("diff", path, target, *options)
             assert done.status == 0, done.err
             assert "not compared: A's" in done.out
             step = {"step": "task", "from": "pretrain", "to": task}
@@ -428,7 +428,7 @@ class TestSeveralTasks:
             assert (step in steps) == (task != "pretrain")
             if task == "classify":  # the head's batch norm was folded
                 continue
-            shown = run("inspect", path, "--task", task, "--json", *options).json
+            shown = command("inspect", path, "--task", task, "--json", *options).json
             assert shown["task"] == task
             assert set(shown["dropped"]) == set(open_checkpoint(path, FLAGS, task=task).dropped)
 

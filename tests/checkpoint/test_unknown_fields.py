@@ -150,11 +150,11 @@ class TestTransformers:
         with pytest.raises(ConfigurationError, match="loads such parts"):
             open_checkpoint(tmp_path / "model")
 
-    def test_a_field_twice_is_refused(self, run, models, tmp_path):
+    def test_a_field_twice_is_refused(self, command, models, tmp_path):
         shutil.copytree(models / "transformers", tmp_path / "model")
         path = tmp_path / "model" / "config.json"
         path.write_text(path.read_text().replace("{", '{"hidden_act": "relu",', 1))
-        result = run("convert", tmp_path / "model", tmp_path / "out.pth", "--to", "facebook")
+        result = command("convert", tmp_path / "model", tmp_path / "out.pth", "--to", "facebook")
         assert (result.status, len(result.err.strip().splitlines())) == (2, 1)
         assert "'hidden_act' twice" in result.err
 
@@ -276,7 +276,7 @@ class TestKeras:
         named = keras_fields.unknown_in_config({**KERAS, "config": inner, "quantized": 1})
         assert sorted(named) == ["config.config.rope", "config.lora_rank", "quantized"]
 
-    def test_an_archive_is_looked_at(self, run, case, tmp_path, monkeypatch):
+    def test_an_archive_is_looked_at(self, command, case, tmp_path, monkeypatch):
         source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
         execute(plan_conversion(source, tmp_path / "a.keras", "keras"))
         assert open_checkpoint(tmp_path / "a.keras").unread == ()
@@ -461,10 +461,10 @@ class TestVerdict:
         word, meaning = answer(replace(VERDICT, passed=False, checks=tuple(failed)))
         assert (word, "fusion_config" in meaning) == ("NOT PROVEN", True)
 
-    def test_verify_passes_and_does_not_prove(self, run, models, edited, tmp_path):
+    def test_verify_passes_and_does_not_prove(self, command, models, edited, tmp_path):
         path = edited("timm", lambda stated: stated["model_args"].update(of_later=1))
         report = tmp_path / "verdict.html"
-        result = run("verify", models / "timm", path, "--report", report)
+        result = command("verify", models / "timm", path, "--report", report)
         assert result.status == 0, result.err
         words = " ".join(result.out.split())
         assert "PASSED" in words

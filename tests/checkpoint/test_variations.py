@@ -324,32 +324,32 @@ def test_of_two_files_the_key_is_about_the_one_that_has_it(tmp_path, state, plai
         open_checkpoint(tmp_path / "m", state_key="teacher")
 
 
-def test_on_the_command_line(run, case, state, tmp_path):
+def test_on_the_command_line(command, case, state, tmp_path):
     heads = case("pretrain_tiny").heads
     student = {f"module.{name}": tensor for name, tensor in state.items()}
     path = saved(tmp_path / "x.pth", {"teacher": other(state), "student": student})
-    unsaid = run("inspect", path, *heads)
+    unsaid = command("inspect", path, *heads)
     assert unsaid.status == 2
     assert unsaid.err.count("\n") == 1
     assert "--state-key teacher or --state-key student" in unsaid.err
     key = ["--state-key", "student"]
-    report = run("inspect", path, "--json", *key, *heads).json
+    report = command("inspect", path, "--json", *key, *heads).json
     assert (report["wrapper"], report["prefix"], report["files"]) == ("student", "module.", 1)
-    assert "under student, prefix module. taken off" in run("inspect", path, *key, *heads).out
+    assert "under student, prefix module. taken off" in command("inspect", path, *key, *heads).out
     target = tmp_path / "m"
-    converted = run(
+    converted = command(
         "convert", path, target, "--to", "transformers", "--max-shard-size", "100KB", *key, *heads
     )
     assert "--prefix module. puts it back" in converted.out
     assert len(list(target.glob("model-*.safetensors"))) == 3
-    result = run("verify", path, target, "--require-proof", "--json", *key, *heads)
+    result = command("verify", path, target, "--require-proof", "--json", *key, *heads)
     assert (result.status, result.json["proven"]) == (0, True)
 
 
 @pytest.mark.parametrize("size", ["", "0", "2", "0MB", "-1GB", "2XB", "1.5GB", "many"])
-def test_a_size_that_is_none_is_refused(run, case, tmp_path, size):
+def test_a_size_that_is_none_is_refused(command, case, tmp_path, size):
     pretrain = case("pretrain_tiny")
-    result = run(
+    result = command(
         "convert", pretrain.checkpoint, tmp_path / "m", "--to", "transformers", *pretrain.heads,
         "--max-shard-size", size,
     )  # fmt: skip

@@ -104,23 +104,25 @@ def test_position_embeddings_are_told_apart(name):
     assert words in position_in_words(tensor, (2, 3))
 
 
-def test_the_screen_ends_with_them(run, case):
+def test_the_screen_ends_with_them(command, case):
     source = case("pretrain_tiny")
     for options in ([], ["--stats"]):
-        result = run("inspect", source.checkpoint, *source.heads, *options)
+        result = command("inspect", source.checkpoint, *source.heads, *options)
         assert result.status == 0, result.err
         assert ("worth a look" in result.out) == bool(options)
     assert "is exactly the fixed" in result.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_what_a_predicted_patch_needs_to_be_shown_is_told(run, case, normalised):
+def test_what_a_predicted_patch_needs_to_be_shown_is_told(command, case, normalised):
     source = case("pretrain_tiny")
     flag = "--norm-pix-loss" if normalised else "--no-norm-pix-loss"
-    printed = run("inspect", source.checkpoint, *source.heads, flag)
-    told = run("inspect", source.checkpoint, *source.heads, flag, "--json").json["reconstruction"]
+    printed = command("inspect", source.checkpoint, *source.heads, flag)
+    told = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
+        "reconstruction"
+    ]
     assert ("deviation of that patch of the original" in told) == normalised
     assert " ".join(told.split()) in " ".join(printed.out.split())
     encoder = case("encoder_tiny")
-    report = run("inspect", encoder.checkpoint, *encoder.heads, "--json").json
+    report = command("inspect", encoder.checkpoint, *encoder.heads, "--json").json
     assert report["reconstruction"] is None

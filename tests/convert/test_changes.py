@@ -203,16 +203,16 @@ class TestDtypes:
         assert not (tmp_path / "half").exists()
         converted(source, tmp_path / "half", "transformers", dtype="bfloat16")
 
-    def test_a_person_is_told_the_worst_tensor(self, run, case, tmp_path):
+    def test_a_person_is_told_the_worst_tensor(self, command, case, tmp_path):
         golden = case("pretrain_tiny")
         wanted = ["convert", golden.checkpoint, tmp_path / "half.pth", "--to", "facebook"]
-        result = run(*wanted, "--dtype", "bfloat16", *golden.heads)
+        result = command(*wanted, "--dtype", "bfloat16", *golden.heads)
         assert "largest relative error" in result.out
         stored = open_checkpoint(golden.checkpoint, HEADS).container.tensors
         errors = {n: error_of_rounding(t.load(), "bfloat16") for n, t in stored.items()}
         worst = max(errors, key=lambda name: errors[name]["absolute"])
         assert f"in {worst}" in result.out
-        back = run(
+        back = command(
             "convert", tmp_path / "half.pth", tmp_path / "m", "--to", "transformers",
             "--dtype", "float32",
         )  # fmt: skip
@@ -476,10 +476,10 @@ class TestWideGrid:
         write_file(tmp_path / "bare.pth", "pth", tensors)
         return tmp_path / "bare.pth"
 
-    def test_goes_the_whole_way(self, run, wide, case, tmp_path):
+    def test_goes_the_whole_way(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]
         heads = case("pretrain_tiny").heads
-        seen = run("inspect", wide, "--json", *heads, *size).json
+        seen = command("inspect", wide, "--json", *heads, *size).json
         assert seen["config"]["image_size"] == [16, 64]
         steps = [
             ["convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size],
@@ -490,19 +490,19 @@ class TestWideGrid:
             # The target states its own size; the flag is about the source.
             ["verify", wide, tmp_path / "b.pth", *heads, *size],
         ]  # fmt: skip
-        for command in steps:
-            result = run(*command)
-            assert result.status == 0, (command, result.out, result.err)
-        refused = run("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
+        for step in steps:
+            result = command(*step)
+            assert result.status == 0, (step, result.out, result.err)
+        refused = command("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
         assert (refused.status, "not square" in refused.err) == (2, True)
 
-    def test_is_not_taken_for_a_square_one_where_it_is_said(self, run, wide, case, tmp_path):
+    def test_is_not_taken_for_a_square_one_where_it_is_said(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]
         heads = case("pretrain_tiny").heads
-        run("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)
+        command("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)
         wrong, stating = ["--source-image-size", "32"], tmp_path / "k.weights.h5"
-        assert run("diff", stating, stating, *wrong).status == 2
-        assert run("diff", wide, stating, *heads, *wrong).status == 1  # it is about the first
-        result = run("diff", wide, tmp_path / "k.weights.h5", *heads)
+        assert command("diff", stating, stating, *wrong).status == 2
+        assert command("diff", wide, stating, *heads, *wrong).status == 1  # it is about the first
+        result = command("diff", wide, tmp_path / "k.weights.h5", *heads)
         assert result.status == 1
         assert "image_size is 32 in A and (16, 64) in B" in result.out

@@ -326,25 +326,25 @@ def test_names_of_more_classes_than_the_head_has_are_refused(golden, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pretrain_tiny", "encoder_tiny"])
-def test_a_new_head_is_made_only_when_asked_and_is_zero(case, run, tmp_path, name):
+def test_a_new_head_is_made_only_when_asked_and_is_zero(case, command, tmp_path, name):
     source = case(name).checkpoint
     target = tmp_path / "model"
     convert = ["convert", source, target, "--to", "transformers", *case(name).heads]
-    report = run(*convert, "--num-labels", 7, "--json").json
+    report = command(*convert, "--num-labels", 7, "--json").json
     assert set(report["created"]) == {"classifier.weight", "classifier.bias"}
     assert [step["step"] for step in report["steps"]] == ["new_head"]
     stored = load_file(target / "model.safetensors")
     assert stored["classifier.weight"].shape == (7, 32)
     assert not stored["classifier.weight"].any()
     torch = ("--framework-a", "torch", "--framework-b", "torch")
-    result = run("verify", source, target, *torch, *case(name).heads)
+    result = command("verify", source, target, *torch, *case(name).heads)
     assert result.status == 0, result.out + result.err
     assert "NOT declared" not in result.out
 
 
-def test_a_new_head_on_a_classifier_is_refused(case, run, tmp_path):
+def test_a_new_head_on_a_classifier_is_refused(case, command, tmp_path):
     source = case("finetune_cls_tiny")
-    result = run(
+    result = command(
         "convert", source.checkpoint, tmp_path / "model", "--to", "transformers",
         "--num-labels", 7, *source.heads,
     )  # fmt: skip

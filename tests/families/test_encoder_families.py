@@ -155,33 +155,33 @@ def test_the_encoder_is_read_and_every_tensor_of_the_decoder_is_dropped_by_name(
     assert source.configuration.model.image_hw == size
 
 
-def test_the_caveat_is_printed_and_recorded(run, tmp_path, name):
+def test_the_caveat_is_printed_and_recorded(command, tmp_path, name):
     shapes, key, *_ = FAMILIES[name]
     source = saved(tmp_path / "x.pth", shapes)
-    inspected = run("inspect", source, *HEADS)
-    converted = run("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
+    inspected = command("inspect", source, *HEADS)
+    converted = command("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
     caveat = next(relative.caveat for relative in KNOWN if relative.name == name)
     for result in (inspected, converted):
         assert result.status == 0, result.err
         assert f"{name}: it has {key}" in result.out
         assert " ".join(caveat.split()) in " ".join(result.out.split())
     assert len(inspected.out.splitlines()) < 40  # one screen, though many tensors are dropped
-    told = run("inspect", source, *HEADS, "--json").json["family"]
+    told = command("inspect", source, *HEADS, "--json").json["family"]
     record = json.loads((tmp_path / "m" / "conversion.json").read_text())
     assert told == record["family"]
     assert told == {
         "name": name, "certainty": "known", "because": f"it has {key}", "also": [], "caveat": caveat
     }  # fmt: skip
     assert set(record["dropped"]) == {*(set(shapes) - set(encoder(3, 1))), "epoch"}
-    again = run("inspect", tmp_path / "m", "--json").json["family"]
+    again = command("inspect", tmp_path / "m", "--json").json["family"]
     assert (again["name"], again["because"]) == (name, "the conversion record says so")
 
 
 @pytest.mark.parametrize("target", ["m.pth", "m.weights.h5", "m.keras", "m.npz"])
-def test_the_family_stays_with_a_single_file(run, tmp_path, name, target):
+def test_the_family_stays_with_a_single_file(command, tmp_path, name, target):
     source = saved(tmp_path / "x.pth", FAMILIES[name][0])
     layout = "keras" if "h5" in target or "keras" in target else "facebook"
-    result = run("convert", source, tmp_path / target, "--to", layout, *HEADS)
+    result = command("convert", source, tmp_path / target, "--to", layout, *HEADS)
     assert result.status == 0, result.err
     before, after = open_checkpoint(source, Flags(4)), open_checkpoint(tmp_path / target)
     assert (after.relative.relative.name, after.relative.certain) == (name, True)
@@ -189,11 +189,11 @@ def test_the_family_stays_with_a_single_file(run, tmp_path, name, target):
         assert getattr(after.configuration, field) == getattr(before.configuration, field)
 
 
-def test_source_and_target_are_proven_to_be_the_same_encoder(run, tmp_path):
+def test_source_and_target_are_proven_to_be_the_same_encoder(command, tmp_path):
     """The decoder, which the reference model has not, is left behind; no table is needed for it."""
     source = saved(tmp_path / "x.pth", audio_mae(64))
-    run("convert", source, tmp_path / "m.pth", "--to", "facebook", *HEADS)
-    result = run(
+    command("convert", source, tmp_path / "m.pth", "--to", "facebook", *HEADS)
+    result = command(
         "verify", source, tmp_path / "m.pth", "--batch", 1, *HEADS, "--require-proof", "--json"
     )
     assert result.status == 0, result.out + result.err
@@ -208,9 +208,9 @@ def test_a_prefix_hides_no_family(tmp_path, name):
     assert all(stored.startswith("module.") for stored in source.dropped)
 
 
-def test_a_decoder_that_is_none_of_mae_s_is_asked_for_in_vain(run, tmp_path, name):
+def test_a_decoder_that_is_none_of_mae_s_is_asked_for_in_vain(command, tmp_path, name):
     source = saved(tmp_path / "x.pth", FAMILIES[name][0])
-    result = run(
+    result = command(
         "convert", source, tmp_path / "y.pth", "--to", "facebook", "--task", "pretrain", *HEADS
     )
     assert result.status == 2
@@ -257,19 +257,19 @@ class TestAudioMAE:
         for field in ("image_size", "image_mean", "image_std", "mask_ratio"):
             assert configuration.sources[field] == "convention of AudioMAE"
 
-    def test_no_photograph_s_preprocessing_is_written(self, run, tmp_path):
+    def test_no_photograph_s_preprocessing_is_written(self, command, tmp_path):
         source = saved(tmp_path / "x.pth", audio_mae())
-        run("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
+        command("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
         written = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
         assert (written["do_rescale"], written["do_resize"]) == (False, False)
         assert written["image_std"] == [2 * 4.5689974]
         assert written["size"] == {"height": 1024, "width": 128}
 
-    def test_its_positions_are_not_resampled(self, run, tmp_path):
+    def test_its_positions_are_not_resampled(self, command, tmp_path):
         source = saved(tmp_path / "x.pth", audio_mae())
         target = tmp_path / "y.pth"
         options = ["--to", "facebook", "--image-size", "512x128", *HEADS]
-        result = run("convert", source, target, *options)
+        result = command("convert", source, target, *options)
         assert result.status == 2
         assert "8 x 64 patches over its 64 x 8" in result.err
 
@@ -289,10 +289,10 @@ class TestAudioMAE:
         assert source.relative.because == "training arguments: audio_exp is True"
         assert (source.task, source.configuration.model.image_hw) == ("classify", (1024, 128))
 
-    def test_the_caveat_is_printed_where_only_shapes_suggest_it(self, run, tmp_path):
+    def test_the_caveat_is_printed_where_only_shapes_suggest_it(self, command, tmp_path):
         source = saved(tmp_path / "x.pth", encoder(1, 512))
         options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
-        result = run("convert", source, tmp_path / "y.pth", *options)
+        result = command("convert", source, tmp_path / "y.pth", *options)
         assert "AudioMAE (probable: by its shapes" in result.out
         assert "if it is AudioMAE: its pictures are spectrograms" in result.out
 
@@ -391,7 +391,7 @@ def zeros(shapes):
     return {"model": state, "optimizer": torch.zeros(count // 64)}
 
 
-def test_a_known_family_is_not_taken_for_an_official_checkpoint(run, tmp_path, golden):
+def test_a_known_family_is_not_taken_for_an_official_checkpoint(command, tmp_path, golden):
     from mae_convert.checkpoint.inspect import inspect
 
     keys = json.loads((golden / "keys" / "facebook_mae_pretrain_vit_base.json").read_text())
@@ -414,8 +414,8 @@ def test_a_plain_vit_of_any_size_is_read(tmp_path):
     assert len(open_container(tmp_path / "x.pth").tensors) == len(source.rules)
 
 
-def test_the_screen_says_that_shapes_make_it_only_probable(run, golden, tmp_path):
+def test_the_screen_says_that_shapes_make_it_only_probable(command, golden, tmp_path):
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
     torch.save(zeros(keys), tmp_path / "x.pth")
-    result = run("inspect", tmp_path / "x.pth")
+    result = command("inspect", tmp_path / "x.pth")
     assert "MAE L/16 (probable: by its shapes; the same as of RETFound (MAE), any" in result.out

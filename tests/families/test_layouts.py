@@ -317,7 +317,7 @@ class TestLinearProbe:
         logits = features @ head["head.weight"].T + head["head.bias"]
         assert distance(logits, golden["f64/logits"]) < FLOAT64_LIMIT
 
-    def test_the_step_is_declared_and_verified(self, probe, run, tmp_path):
+    def test_the_step_is_declared_and_verified(self, probe, command, tmp_path):
         report = execute(plan_conversion(probe, tmp_path / "model", "transformers"))
         assert [step["step"] for step in report["steps"]] == ["batch_norm"]
         assert set(report["dropped"]) == {
@@ -325,6 +325,6 @@ class TestLinearProbe:
             "head.0.running_var",
             "head.0.num_batches_tracked",
         }
-        result = run("verify", probe.path, tmp_path / "model", "--num-heads", 4, "--json")
+        result = command("verify", probe.path, tmp_path / "model", "--num-heads", 4, "--json")
         assert result.status == 0, result.out + result.err
         assert (result.json["passed"], result.json["proven"]) == (True, False)

@@ -182,8 +182,8 @@ class TestFixedEmbeddings:
 
 
 class TestCommandLine:
-    def test_a_learned_embedding_is_not_thrown_away(self, run, case, tmp_path):
-        result = run(
+    def test_a_learned_embedding_is_not_thrown_away(self, command, case, tmp_path):
+        result = command(
             "convert", case("finetune_cls_tiny").checkpoint, tmp_path / "m", "--to", "transformers",
             "--num-heads", 4, "--image-size", 48, "--sincos-positions",
         )  # fmt: skip
@@ -202,18 +202,18 @@ class TestCommandLine:
             (["--image-size", "0"], "no size"),
         ],
     )
-    def test_sizes_that_cannot_be_are_refused(self, run, case, tmp_path, options, words):
+    def test_sizes_that_cannot_be_are_refused(self, command, case, tmp_path, options, words):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
         wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
-        result = run(*wanted, *options)
+        result = command(*wanted, *options)
         assert result.status == 2
         assert words in result.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_step_is_said_and_kept(self, run, case, tmp_path):
+    def test_the_step_is_said_and_kept(self, command, case, tmp_path):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
         wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
-        result = run(*wanted, "--image-size", "48")
+        result = command(*wanted, "--image-size", "48")
         assert result.status == 0, result.err
         assert "image_size: 32 x 32 to 48 x 48, positions bicubic" in result.out
         assert "cannot be undone" in result.out

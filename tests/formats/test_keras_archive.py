@@ -116,7 +116,7 @@ class TestKerasItself:
 
 
 @pytest.mark.parametrize("suffix", ["keras", "weights.h5"])
-def test_the_state_of_an_optimizer_is_dropped(run, work, suffix):
+def test_the_state_of_an_optimizer_is_dropped(command, work, suffix):
     trained = open_checkpoint(work / f"trained.{suffix}", FLAGS)
     assert set(trained.dropped.values()) == {"the optimizer's state"}
     assert len(trained.dropped) > len(trained.rules)
@@ -125,9 +125,9 @@ def test_the_state_of_an_optimizer_is_dropped(run, work, suffix):
         assert trained.container.ignored == {"compile_config": "how it was trained"}
 
 
-def test_both_sides_are_proven_natively(run, case, work):
+def test_both_sides_are_proven_natively(command, case, work):
     source = case("finetune_gap_tiny")
-    result = run(
+    result = command(
         "verify", source.checkpoint, work / "pooled.keras", *source.heads,
         "--layer-norm-eps", 1e-5, "--require-proof", "--json",
     )  # fmt: skip
@@ -191,12 +191,12 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_spoilt_archive_is_one_sentence(run, archive, name):
+def test_a_spoilt_archive_is_one_sentence(command, archive, name):
     spoil, said = SPOILT[name]
     packed(archive, spoil(members(archive)))
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(archive)
-    result = run("inspect", archive)
+    result = command("inspect", archive)
     assert (result.status, result.out) == (2, "")
     assert len(result.err.strip().splitlines()) == 1
 

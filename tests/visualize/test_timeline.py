@@ -38,8 +38,8 @@ def training(tmp_path):
     return tmp_path
 
 
-def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, training):
-    result = run(
+def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, training):
+    result = command(
         "timeline", "*.pth", "--images", DEMO, "-o", "t.html", "-o", "t.csv", "-o", "t.png",
         "--framework", "torch", "--shown", "3", "--json", cwd=training,
     )  # fmt: skip
@@ -60,9 +60,9 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(run, trai
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]
 
 
-def test_without_any_loss_there_is_no_timeline(run, tmp_path):
+def test_without_any_loss_there_is_no_timeline(command, tmp_path):
     write_blurred(tmp_path / "checkpoint-1.pth", 1e30)
-    result = run(
+    result = command(
         "timeline", "checkpoint-1.pth", "--images", DEMO, "-o", "t.csv", "--framework", "torch",
         cwd=tmp_path,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_without_any_loss_there_is_no_timeline(run, tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_the_loss_is_that_of_the_model_itself(run, training):
+def test_the_loss_is_that_of_the_model_itself(command, training):
     """The reference model's own loss for the same pixels and noise, with and without norms."""
     code = HELPERS / "timeline_worker.py"
     done = subprocess.run(
@@ -81,10 +81,10 @@ def test_the_loss_is_that_of_the_model_itself(run, training):
     assert done.returncode == 0, done.stderr
 
 
-def test_what_cannot_be_written_is_refused_before_any_work(run, training):
-    result = run("timeline", "*.pth", "--images", DEMO, "-o", "t.pdf", cwd=training)
+def test_what_cannot_be_written_is_refused_before_any_work(command, training):
+    result = command("timeline", "*.pth", "--images", DEMO, "-o", "t.pdf", cwd=training)
     assert (result.status, "ends in .html, .png, .csv, .json" in result.err) == (2, True)
-    result = run("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)
+    result = command("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)
     assert (result.status, result.err) == (
         2,
         "mae-convert: nothing fits the pattern none*.pth\n",

@@ -82,10 +82,10 @@ def test_groups_of_rows_stand_beside_each_other():
     assert two.height < one.height
 
 
-def test_a_sheet_shows_what_the_model_saw(run, tmp_path):
+def test_a_sheet_shows_what_the_model_saw(command, tmp_path):
     pictures = sorted(DATA.glob("*.jpg"))[:2]
     names = [tmp_path / "sheet.png", tmp_path / "film.gif"]
-    done = run(
+    done = command(
         "reconstruct", MODEL, *pictures, "-o", names[0], "-o", names[1], "--json", "--mask", "grid"
     )
     report = done.json
@@ -103,7 +103,7 @@ def test_a_sheet_shows_what_the_model_saw(run, tmp_path):
     assert abs(masked[beside] - 128).max() <= 1
     with Image.open(names[1]) as film:
         assert len(list(ImageSequence.Iterator(film))) == 8
-    again = run("reconstruct", MODEL, *pictures, "-o", names[0])
+    again = command("reconstruct", MODEL, *pictures, "-o", names[0])
     assert (again.status, "--overwrite" in again.err) == (2, True)
 
 
@@ -129,11 +129,11 @@ def test_what_is_not_finite_is_drawn_without_a_word():
     assert tiles([shown]).dtype == np.uint8
 
 
-def test_two_frameworks_paint_the_same(run, tmp_path):
+def test_two_frameworks_paint_the_same(command, tmp_path):
     wide = tmp_path / "wide.png"
     Image.open(DATA / "coffee.jpg").resize((300, 100)).save(wide)
     output = tmp_path / "sheet.png"
-    done = run(
+    done = command(
         "reconstruct", MODEL, wide, "-o", output, "--framework", "both", "--fit", "stretch",
         "--norm-pix-loss", "--json",
     )  # fmt: skip
@@ -155,16 +155,16 @@ def test_two_frameworks_paint_the_same(run, tmp_path):
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "one mask ratio"),
     ],
 )
-def test_what_cannot_be_looked_at_is_said(run, tmp_path, arguments, sentence):
-    done = run("reconstruct", MODEL, *arguments, cwd=tmp_path)
+def test_what_cannot_be_looked_at_is_said(command, tmp_path, arguments, sentence):
+    done = command("reconstruct", MODEL, *arguments, cwd=tmp_path)
     assert done.status == 2
     assert sentence in done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_paints_nothing(run, case, tmp_path):
+def test_an_encoder_paints_nothing(command, case, tmp_path):
     encoder = case("encoder_tiny")
-    done = run(
+    done = command(
         "reconstruct", encoder.checkpoint, DATA / "coffee.jpg", "-o", tmp_path / "x.png",
         *encoder.heads,
     )  # fmt: skip
@@ -172,7 +172,7 @@ def test_an_encoder_paints_nothing(run, case, tmp_path):
     assert "has no decoder" in done.err
 
 
-def test_features_have_names_and_labels(run, tmp_path):
+def test_features_have_names_and_labels(command, tmp_path):
     folder = tmp_path / "pictures"
     for label in ("cats", "cups"):
         (folder / label).mkdir(parents=True)
@@ -180,7 +180,9 @@ def test_features_have_names_and_labels(run, tmp_path):
         (folder / label / f"{name}.jpg").write_bytes((DATA / f"{name}.jpg").read_bytes())
     for framework in ("torch", "tensorflow"):
         output = tmp_path / f"{framework}.npz"
-        done = run("features", MODEL, folder, "-o", output, "--framework", framework, "--batch", 1)
+        done = command(
+            "features", MODEL, folder, "-o", output, "--framework", framework, "--batch", 1
+        )
         assert "2 pictures, 160 features each, 2 labels" in done.out
     one, other = (np.load(tmp_path / f"{name}.npz") for name in ("torch", "tensorflow"))
     assert one["names"].tolist() == ["cats/chelsea.jpg", "cups/coffee.jpg"]
@@ -191,10 +193,10 @@ def test_features_have_names_and_labels(run, tmp_path):
     data = (DATA / "coffee.jpg").read_bytes()
     (folder / "cups" / "torn.jpg").write_bytes(data[: len(data) // 2])
     (folder / "cups" / "vague.tif").write_bytes(b"not a picture")
-    torn = run("features", MODEL, folder, "-o", tmp_path / "torn.npz")
+    torn = command("features", MODEL, folder, "-o", tmp_path / "torn.npz")
     assert torn.status == 2
     assert "torn.jpg is not an image that can be read" in torn.err
     assert "(and 1 more like it)" in torn.err
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no images" in run("features", MODEL, empty, "-o", tmp_path / "x.npz").err
+    assert "holds no images" in command("features", MODEL, empty, "-o", tmp_path / "x.npz").err
