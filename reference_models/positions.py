@@ -1,4 +1,4 @@
-"""Fixed position embeddings: sines and cosines of a patch's place on the grid."""
+"""Fixed position embeddings: sines and cosines of the places of patches."""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,3 +24,16 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
         table[0, 1:, start : start + quarter] = np.sin(angles)
         table[0, 1:, start + quarter : start + 2 * quarter] = np.cos(angles)
     return table
+
+
+def interleaved_position_embedding(width: int, places: int) -> npt.NDArray[np.float64]:
+    """Return the embedding (1, places, width) of places in a row.
+
+    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels are
+    sines and odd ones cosines, of frequencies that fall with the channel.
+    """
+    # Powers one by one, as the original computes them: those of a whole array can be rounded
+    # otherwise, and a table that is stored in float32 would differ from the original's.
+    periods = np.array([_LONGEST_PERIOD ** (2 * (j // 2) / width) for j in range(width)])
+    angles = np.arange(places)[:, None] / periods
+    return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))[None]

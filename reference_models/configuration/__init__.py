@@ -1,6 +1,15 @@
 """Configurations of the model families, one module each; frozen, validated, no framework needed."""
 
+from reference_models.configuration.base import Configuration
 from reference_models.configuration.block import ACTIVATIONS, BlockConfig
 from reference_models.configuration.mae import POOLINGS, ViTMAEConfig
+from reference_models.configuration.videomae import VideoMAEConfig
 
-__all__ = ["ACTIVATIONS", "POOLINGS", "BlockConfig", "ViTMAEConfig"]
+__all__ = [
+    "ACTIVATIONS",
+    "POOLINGS",
+    "BlockConfig",
+    "Configuration",
+    "ViTMAEConfig",
+    "VideoMAEConfig",
+]

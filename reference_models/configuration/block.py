@@ -24,6 +24,9 @@ class BlockConfig:
         eps: added to the variance in the layer normalizations.
         act: activation of the MLP, one of ``ACTIVATIONS``.
         qkv_bias: whether the query, key and value projections have biases.
+        key_bias: whether the key projection has one if the others have.
+        layer_scale: initial value of a factor for each channel of the outputs of attention and MLP;
+            0 where there is none.
         dropout: dropout after attention and MLP.
         attention_dropout: dropout on attention probabilities.
     """
@@ -34,5 +37,7 @@ class BlockConfig:
     eps: float
     act: str = "gelu"
     qkv_bias: bool = True
+    key_bias: bool = True
+    layer_scale: float = 0.0
     dropout: float = 0.0
     attention_dropout: float = 0.0

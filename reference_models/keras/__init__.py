@@ -1,16 +1,22 @@
-"""The models in Keras 3; variables have the paths of the TF classes in transformers 4.
+"""The models in Keras 3, on the TensorFlow and JAX backends.
 
-They run on the TensorFlow and JAX backends. Weights are ``model.weights``; a variable's path there,
-without its first component, is its name in ``tf_model.h5``. A model is saved and loaded by Keras as
-a whole, by the configuration that it is made of; its layers have no ``get_config`` of their own and
-cannot be put into other models' archives.
+Variables of the image MAE have the paths of the TF classes in transformers 4: a variable's path in
+``model.weights``, without its first component, is its name in ``tf_model.h5``. The video families'
+models are built of the same blocks. A model is saved and loaded by Keras as a whole, by the
+configuration that it is made of; its layers have no ``get_config`` of their own and cannot be put
+into other models' archives.
 """
 
-from reference_models.configuration import ViTMAEConfig
+from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
 from reference_models.keras.mae import (
     TFViTForImageClassification,
     TFViTMAEForPreTraining,
     TFViTMAEModel,
+)
+from reference_models.keras.videomae import (
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
 )
 
 __all__ = [
@@ -18,4 +24,8 @@ __all__ = [
     "TFViTMAEForPreTraining",
     "TFViTMAEModel",
     "ViTMAEConfig",
+    "VideoMAEConfig",
+    "VideoMAEForPreTraining",
+    "VideoMAEForVideoClassification",
+    "VideoMAEModel",
 ]

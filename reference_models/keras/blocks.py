@@ -72,7 +72,7 @@ class Attention(keras.layers.Layer):
         self.query, self.key, self.value = (
             keras.layers.Dense(
                 config.width,
-                use_bias=config.qkv_bias,
+                use_bias=config.qkv_bias and (part != "key" or config.key_bias),
                 kernel_initializer=joint_xavier.clone(),
                 name=part,
                 dtype=dtype,

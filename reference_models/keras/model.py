@@ -6,19 +6,25 @@ from typing import Any
 import keras
 from keras import ops
 
-from reference_models.configuration import ViTMAEConfig
+from reference_models.configuration import Configuration, ViTMAEConfig
 from reference_models.outputs import Tensor
 
 
 class ConfiguredModel(keras.Model):
     """A model that is a function of its configuration; all its weights exist once it is made.
 
+    A subclass for another family sets ``configuration_class``.
+
     Inputs are not cast when they come in: noise must keep the precision that it is sorted by.
     """
 
-    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
+    configuration_class: type[Configuration] = ViTMAEConfig
+
+    def __init__(self, config: Configuration | Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        self.config = ViTMAEConfig.from_dict(config) if isinstance(config, Mapping) else config
+        if isinstance(config, Mapping):
+            config = self.configuration_class.from_dict(config)
+        self.config: Any = config
 
     def _cast(self, x: Tensor) -> Tensor:
         """Return a tensor in the precision of the weights, but at least in float32."""

@@ -136,6 +136,19 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids_shuffle[:, :kept], ops.cast(ids_restore >= kept, "float32"), ids_restore
 
 
+def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose patches as `mask_by_noise` does, and keep the order of the image.
+
+    Returns:
+        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
+        ids: (N, L), first the patches that stay, then those removed, each ascending.
+        ids_restore: (N, L), the place of each patch in ``ids``.
+    """
+    _, mask, _ = mask_by_noise(noise, kept)
+    ids = ops.argsort(mask, axis=1)  # stable on TensorFlow and on JAX
+    return mask, ids, ops.argsort(ids, axis=1)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens (N, T, D) by their places (N, K), giving (N, K, D).
 

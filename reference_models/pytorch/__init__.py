@@ -1,10 +1,24 @@
-"""The models in PyTorch; parameters are named as in facebookresearch/mae."""
+"""The models in PyTorch; parameters are named as the authors of each family name them."""
 
-from reference_models.configuration import ViTMAEConfig
+from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
 from reference_models.pytorch.mae import (
     ViTForImageClassification,
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
+from reference_models.pytorch.videomae import (
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+)
 
-__all__ = ["ViTForImageClassification", "ViTMAEConfig", "ViTMAEForPreTraining", "ViTMAEModel"]
+__all__ = [
+    "ViTForImageClassification",
+    "ViTMAEConfig",
+    "ViTMAEForPreTraining",
+    "ViTMAEModel",
+    "VideoMAEConfig",
+    "VideoMAEForPreTraining",
+    "VideoMAEForVideoClassification",
+    "VideoMAEModel",
+]

@@ -108,6 +108,19 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens), taps)
 
 
+@torch.no_grad()
+def initialize_linear_layers(model: nn.Module) -> None:
+    """Make the weights of linear layers and patch projections Xavier uniform, the biases zero.
+
+    A patch projection counts as the linear layer that it is (He et al. 2021, appendix A.1).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def run_blocks(
     blocks: Iterable[nn.Module], tokens: Tensor, name: str, taps: Taps | None = None
 ) -> Tensor:

@@ -20,7 +20,7 @@ from reference_models.outputs import (
     recorded,
 )
 from reference_models.positions import sincos_position_embedding
-from reference_models.pytorch.blocks import Block, run_blocks
+from reference_models.pytorch.blocks import Block, initialize_linear_layers, run_blocks
 from reference_models.pytorch.patches import (
     PatchEmbedding,
     PixelPrediction,
@@ -79,11 +79,7 @@ class Encoder(nn.Module):
         Linear layers are Xavier uniform (He et al. 2021, appendix A.1), the patch projection as the
         linear layer it is; biases are zero; tokens are normal with ``initializer_range``.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)
         if self.pos_embed.requires_grad:
             nn.init.normal_(self.pos_embed, std=self.config.initializer_range)

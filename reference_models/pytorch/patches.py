@@ -128,6 +128,19 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids_shuffle[:, :kept], (ids_restore >= kept).float(), ids_restore
 
 
+def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose patches as `mask_by_noise` does, and keep the order of the image.
+
+    Returns:
+        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
+        ids: (N, L), first the patches that stay, then those removed, each ascending.
+        ids_restore: (N, L), the place of each patch in ``ids``.
+    """
+    _, mask, _ = mask_by_noise(noise, kept)
+    ids = mask.argsort(dim=1, stable=True)
+    return mask, ids, ids.argsort(dim=1)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens (N, T, D), or (1, T, D) for all images, by their places (N, K): (N, K, D)."""
     images, width = ids.shape[0], tokens.shape[-1]

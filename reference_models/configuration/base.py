@@ -1,0 +1,185 @@
+"""What the configurations of all families have in common."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from typing import Any, Self
+
+from reference_models.configuration import checks
+from reference_models.configuration.block import ACTIVATIONS, BlockConfig
+from reference_models.configuration.checks import Size, as_size, pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Fields that all families have, described in `ViTMAEConfig`, and what follows from them.
+
+    Raises:
+        ValueError: a field is impossible by itself or together with another.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: Size = 224
+    patch_size: Size = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    decoder_num_attention_heads: int = 16
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+    decoder_layer_norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):
+            # The one place where a frozen field is set: [224, 224], (224, 224) and 224 are equal.
+            object.__setattr__(self, name, as_size(name, getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        checks.check_counts(self, (field.name for field in fields(self) if field.type is int))
+        checks.check_choice(self, "hidden_act", ACTIVATIONS)
+        checks.check_flags(self, (field.name for field in fields(self) if field.type is bool))
+        probabilities = ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio")
+        checks.check_fractions(self, probabilities)
+        checks.check_positive(self, ("layer_norm_eps", "initializer_range"))
+        if self.decoder_layer_norm_eps is not None:
+            checks.check_positive(self, ("decoder_layer_norm_eps",))
+        checks.check_heads(self)
+        checks.check_patches(self.image_hw, self.patch_hw)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return pair(self.image_size)
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return pair(self.patch_size)
+
+    @property
+    def decoder_eps(self) -> float:
+        """Epsilon of the decoder's layer normalisations."""
+        eps = self.decoder_layer_norm_eps
+        return self.layer_norm_eps if eps is None else eps
+
+    @property
+    def encoder_block(self) -> BlockConfig:
+        """Sizes of a block of the encoder."""
+        return self._block("", self.layer_norm_eps)
+
+    @property
+    def decoder_block(self) -> BlockConfig:
+        """Sizes of a block of the decoder."""
+        return self._block("decoder_", self.decoder_eps)
+
+    def _block(self, prefix: str, eps: float) -> BlockConfig:
+        return BlockConfig(
+            width=getattr(self, f"{prefix}hidden_size"),
+            heads=getattr(self, f"{prefix}num_attention_heads"),
+            hidden=getattr(self, f"{prefix}intermediate_size"),
+            eps=eps,
+            act=self.hidden_act,
+            qkv_bias=self.qkv_bias,
+            dropout=self.hidden_dropout_prob,
+            attention_dropout=self.attention_probs_dropout_prob,
+        )
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
+        return height // patch_height, width // patch_width
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return (self.num_channels, *self.image_hw)
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Height and width of a patch in pixels."""
+        return self.patch_hw
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of patches along each axis."""
+        return self.grid_hw
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in an image, L."""
+        return prod(self.grid_shape)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch, all channels together."""
+        return prod(self.patch_shape) * self.num_channels
+
+    @property
+    def num_kept(self) -> int:
+        """Patches that the encoder sees: L (1 - mask_ratio), rounded down as the original does."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data that JSON can hold."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from a mapping; names that are not fields are ignored.
+
+        Raises:
+            ValueError: a field is impossible.
+        """
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfiguration(Configuration):
+    """Fields of the families that take videos (N, C, T, H, W), in addition to `Configuration`'s.
+
+    Attributes:
+        num_frames: frames of a video, T.
+        tubelet_size: frames of a patch; divides ``num_frames``.
+    """
+
+    num_frames: int = 16
+    tubelet_size: int = 2
+
+    def _check(self) -> None:
+        super()._check()
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(
+                f"tubelet_size must divide num_frames; {self.tubelet_size} does not divide"
+                f" {self.num_frames}"
+            )
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Channels, frames, height and width of a video."""
+        return (self.num_channels, self.num_frames, *self.image_hw)
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Frames, height and width of a patch."""
+        return (self.tubelet_size, *self.patch_hw)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of patches along time, height and width."""
+        return (self.num_frames // self.tubelet_size, *self.grid_hw)

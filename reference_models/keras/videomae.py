@@ -1,0 +1,462 @@
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
+
+A masked autoencoder of videos. Patches are tubelets of some frames; an encoder without class token
+sees few of them, in the order of the video (section 3.3); the decoder gets them first and then mask
+tokens, each with its position, and predicts the pixels of the mask tokens' patches. In shape
+comments N is videos, L patches (time step by time step, row by row), D the width, P numbers in a
+patch (frame, row, column, channel).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from reference_models.configuration import BlockConfig, VideoMAEConfig
+from reference_models.keras.blocks import Block, Initializer, LayerNorm, Trunk, dense
+from reference_models.keras.model import ConfiguredModel
+from reference_models.keras.numerics import cross_entropy, mean
+from reference_models.keras.patches import (
+    PatchProjection,
+    PixelPrediction,
+    check_noise,
+    check_pixels,
+    mask_in_order,
+    patchify,
+    take_tokens,
+)
+from reference_models.outputs import (
+    ImageClassifierOutput,
+    Taps,
+    Tensor,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
+    recorded,
+)
+from reference_models.positions import interleaved_position_embedding
+
+Config = VideoMAEConfig | Mapping[str, Any]
+
+# Keeps the deviation of a patch of one color from being zero; added to it and not to the variance.
+_DEVIATION_FLOOR = 1e-6
+
+
+class VideoBlock(Block):
+    """A block without or with factors ``gamma_1`` and ``gamma_2`` of what is added to its input."""
+
+    def __init__(self, config: BlockConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.layer_scale = config.layer_scale
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make all variables of the block."""
+        super().build(input_shape)
+        if self.layer_scale:
+            initial = keras.initializers.Constant(self.layer_scale)
+            shape = input_shape[-1:]
+            self.gamma_1 = self.add_weight(name="gamma_1", shape=shape, initializer=initial)
+            self.gamma_2 = self.add_weight(name="gamma_2", shape=shape, initializer=initial)
+
+    def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Map tokens (N, T, D) to (N, T, D)."""
+        if not self.layer_scale:
+            return super().call(tokens, taps)
+        tokens = tokens + self.gamma_1 * self.attention(self.norm1(tokens), taps=taps)
+        return tokens + self.gamma_2 * self.mlp(self.norm2(tokens), taps)
+
+
+class Encoder(Trunk):
+    """Tubelet embedding with fixed positions, blocks and, where wanted, the final norm."""
+
+    def __init__(
+        self,
+        config: VideoMAEConfig,
+        *,
+        final_norm: bool = True,
+        initializer: Initializer = None,
+        dtype: Any,
+    ) -> None:
+        super().__init__(name="encoder", dtype=dtype)
+        self.config = config
+        self.projection = PatchProjection(
+            config, config.hidden_size, initializer=initializer, name="projection", dtype=dtype
+        )
+        depth = config.num_hidden_layers
+        self.add_blocks(config.encoder_block, depth, "layer.", initializer, VideoBlock)
+        self.norm = (
+            LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
+        )
+
+    def build(self) -> None:
+        """Make all variables of the encoder."""
+        self.projection.build()
+        self.build_blocks()
+        if self.norm is not None:
+            self.norm.build((None, None, self.width))
+
+    def call(
+        self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
+    ) -> Tensor:
+        """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
+
+        Returns:
+            Tokens (N, kept, D), after the final norm where there is one.
+        """
+        patches = patchify(pixel_values, self.config)  # (N, L, P)
+        positions = fixed_positions(self, self.config)
+        if ids_keep is not None:
+            patches = take_tokens(patches, ids_keep)
+            positions = ops.take(positions[0], ids_keep, axis=0)  # (N, kept, D)
+        tokens = self.run_blocks(self.projection(patches) + positions, "encoder", taps)
+        if self.norm is not None:
+            tokens = self.norm(tokens)
+            if taps is not None:
+                taps.record("encoder", {"norm": tokens})
+        return tokens
+
+
+def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
+    """Return the positions (1, L, D), which are part of no file: in float32 in every run."""
+    table = interleaved_position_embedding(layer.width, config.num_patches).astype(np.float32)
+    return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
+
+
+class MaskedModel(ConfiguredModel):
+    """A model whose encoder sees only some patches.
+
+    Args:
+        config: its configuration.
+        final_norm: whether the encoder ends in a norm; where not given, as configured.
+        initializer: for everything that is otherwise drawn at random.
+        kwargs: ``name`` and ``dtype``, as of any Keras model.
+    """
+
+    configuration_class = VideoMAEConfig
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        final_norm: bool | None = None,
+        initializer: Initializer = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config, **kwargs)
+        if final_norm is None:
+            final_norm = not self.config.use_mean_pooling
+        self.encoder = Encoder(
+            self.config, final_norm=final_norm, initializer=initializer, dtype=self.dtype_policy
+        )
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def build(self) -> None:
+        """Make all variables."""
+        self.encoder.build()
+
+    def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order`; all are (N, L).
+
+        Without noise it is drawn for one time step and the same at all: tubes (section 3.2).
+        """
+        check_pixels(pixel_values, self.config)
+        if noise is None:
+            time, rows, columns = self.config.grid_shape
+            shape = (ops.shape(pixel_values)[0], rows * columns)
+            places = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+            noise = ops.tile(places, (1, time))
+        check_noise(noise, pixel_values.shape[0], self.config)
+        return mask_in_order(noise, self.config.num_kept)
+
+
+@keras.saving.register_keras_serializable(package="reference_models")
+class VideoMAEModel(MaskedModel):
+    """The encoder alone; its final norm is there where ``use_mean_pooling`` is false."""
+
+    def __init__(self, config: Config, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.build()
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+    ) -> ViTMAEModelOutput:
+        """Encode the patches that masking leaves.
+
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size.
+            noise: (N, L); the patches with the lowest values are kept, in the order of the video.
+                A boolean mask that is true where a patch is hidden gives itself as a float. Where
+                it is not given it is uniform over the places of a time step, the same at all times.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities.
+            output_taps: return intermediate activations by name.
+            training: whether dropout is active.
+
+        Returns:
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
+            and then the hidden ones, each in the order of the video.
+
+        Raises:
+            ValueError: pixels or noise have the wrong shape.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        mask, ids, ids_restore = self.masked(pixel_values, noise)
+        ids_keep = ids[:, : self.config.num_kept]
+        latent = self.encoder(self._cast(pixel_values), ids_keep, taps=taps)
+        return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
+
+
+class Decoder(Trunk):
+    """Blocks, norm and prediction of the patches that mask tokens stand for."""
+
+    def __init__(
+        self, config: VideoMAEConfig, *, initializer: Initializer = None, dtype: Any
+    ) -> None:
+        super().__init__(name="decoder", dtype=dtype)
+        self.config, self.initializer = config, initializer
+        self.embed = keras.layers.Dense(
+            config.decoder_hidden_size,
+            use_bias=False,
+            kernel_initializer=initializer or "glorot_uniform",
+            name="encoder_to_decoder",
+            dtype=dtype,
+        )
+        depth = config.decoder_num_hidden_layers
+        self.add_blocks(config.decoder_block, depth, "decoder_layers.", initializer, VideoBlock)
+        self.norm = LayerNorm(config.decoder_norm_eps, name="norm", dtype=dtype)
+        self.prediction = dense(config.patch_dim, initializer, name="head", dtype=dtype)
+
+    def build(self) -> None:
+        """Make all variables of the decoder."""
+        self.mask_token = self.add_weight(
+            name="mask_token",
+            shape=(1, 1, self.width),
+            initializer=self.initializer
+            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
+        )
+        self.embed.build((None, None, self.config.hidden_size))
+        self.build_blocks()
+        self.norm.build((None, None, self.width))
+        self.prediction.build((None, None, self.width))
+
+    def call(
+        self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
+    ) -> Tensor:
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
+        positions = fixed_positions(self, self.config)[0]
+        visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
+        mask_tokens = self.mask_token + ops.take(positions, ids_decode, axis=0)  # (N, M, D)
+        tokens = ops.concatenate([visible, mask_tokens], axis=1)
+        tokens = self.run_blocks(tokens, "decoder", taps)
+        tokens = self.norm(tokens[:, ids_keep.shape[1] :])
+        if taps is not None:
+            taps.record("decoder", {"norm": tokens})
+        return self.prediction(tokens)
+
+
+@keras.saving.register_keras_serializable(package="reference_models")
+class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
+    """Encoder and decoder."""
+
+    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
+        super().__init__(config, final_norm=True, initializer=initializer, **kwargs)
+        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
+        self.build()
+
+    def build(self) -> None:
+        """Make all variables."""
+        super().build()
+        self.decoder.build()
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        ids_decode: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+    ) -> ViTMAEForPreTrainingOutput:
+        """Predict the hidden patches from the others, and the loss on them.
+
+        Arguments and errors are those of `VideoMAEModel`, and ``ids_decode`` (N, M): the patches to
+        predict, ascending, as version 2's decoder masking chooses them (section 3.2 there); where
+        it is not given, all hidden ones. Hidden states and attentions are the encoder's,
+        intermediate activations those of encoder and decoder.
+
+        Returns:
+            ``logits`` (N, M, P) of the patches to predict.
+        """
+        pixel_values = self._cast(pixel_values)
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        mask, ids, ids_restore = self.masked(pixel_values, noise)
+        ids_keep = ids[:, : self.config.num_kept]
+        if ids_decode is None:
+            ids_decode = ids[:, self.config.num_kept :]
+        latent = self.encoder(pixel_values, ids_keep, taps=taps)
+        decoder_taps = Taps() if output_taps else None
+        logits = self.decoder(latent, ids_keep, ids_decode, taps=decoder_taps)
+        if taps is not None and decoder_taps is not None:
+            taps.update(decoder_taps)
+        nothing_hidden = self.config.num_kept == self.config.num_patches
+        loss = None if nothing_hidden else self.forward_loss(pixel_values, logits, mask, ids_decode)
+        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+
+    def forward_loss(
+        self,
+        pixel_values: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        ids_decode: Tensor | None = None,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the predicted patches that were hidden, a scalar.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, M, P), the predicted patches.
+            mask: (N, L), 1 where a patch is hidden.
+            ids_decode: (N, M), their places; where not given, all hidden ones in order.
+            norm_pix_loss: whether each channel of a patch is normalized by its own mean and
+                unbiased deviation before it is compared; as configured where it is not given.
+        """
+        target = self.target(pixel_values, norm_pix_loss)
+        if ids_decode is None:
+            ids_decode = ops.argsort(mask, axis=1)[:, mask.shape[1] - logits.shape[1] :]
+        target = take_tokens(target, ids_decode)
+        errors = mean(ops.square(self._cast(logits) - target), axis=-1)  # (N, M)
+        counted = take_tokens(ops.expand_dims(self._cast(mask), -1), ids_decode)[..., 0]
+        return ops.sum(errors * counted) / ops.sum(counted)
+
+    def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
+        """Return what patches (N, L, P) are to be predicted as."""
+        patches = self.pixel_patches(pixel_values)
+        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
+            center, deviation = self.channel_statistics(patches)
+            patches = (patches - center) / deviation
+        return ops.reshape(patches, (-1, self.config.num_patches, self.config.patch_dim))
+
+    def pixel_patches(self, pixel_values: Tensor) -> Tensor:
+        """Cut videos into patches (N, L, P / C, C) of pixels as they were before normalization."""
+        center, deviation = self.pixel_statistics()
+        return self._channels_apart(self.patchify(pixel_values)) * deviation + center
+
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation (C,) by which pixels were normalized."""
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+        return (
+            ops.convert_to_tensor(self.config.pixel_mean, dtype=dtype),
+            ops.convert_to_tensor(self.config.pixel_std, dtype=dtype),
+        )
+
+    def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the channels of each patch, (N, L, 1, C)."""
+        center = mean(patches, axis=-2, keepdims=True)
+        squares = ops.sum(ops.square(patches - center), axis=-2, keepdims=True)
+        return center, ops.sqrt(squares / (patches.shape[-2] - 1)) + _DEVIATION_FLOOR
+
+    def _channels_apart(self, patches: Tensor) -> Tensor:
+        channels = self.config.num_channels
+        return ops.reshape(
+            patches, (-1, patches.shape[1], self.config.patch_dim // channels, channels)
+        )
+
+    def reconstruct(
+        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return videos (N, C, T, H, W) whose hidden patches are the predicted ones (N, M, P).
+
+        They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
+        the mean and deviation of each; they are taken from ``pixel_values``.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, M, P), of all hidden patches.
+            mask: (N, L), 1 where a patch is hidden; needed where not all are.
+        """
+        patches = self.pixel_patches(pixel_values)  # (N, L, P / C, C)
+        if mask is None:
+            mask = ops.ones(ops.shape(patches)[:2])
+        visible = mask.shape[1] - logits.shape[1]
+        padded = ops.pad(self._cast(logits), ((0, 0), (visible, 0), (0, 0)))  # without predictions
+        ids_restore = ops.argsort(ops.argsort(mask, axis=1), axis=1)
+        predicted = self._channels_apart(take_tokens(padded, ids_restore))
+        if self.config.norm_pix_loss:
+            center, deviation = self.channel_statistics(patches)
+            predicted = predicted * deviation + center
+        shown = ops.where(ops.reshape(mask, (-1, mask.shape[1], 1, 1)) > 0, predicted, patches)
+        center, deviation = self.pixel_statistics()
+        shown = (shown - center) / deviation
+        return self.unpatchify(
+            ops.reshape(shown, (-1, self.config.num_patches, self.config.patch_dim))
+        )
+
+
+@keras.saving.register_keras_serializable(package="reference_models")
+class VideoMAEForVideoClassification(ConfiguredModel):
+    """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
+
+    The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
+    first token after the encoder's final norm. Arguments are those of ``VideoMAEModel``.
+    """
+
+    configuration_class = VideoMAEConfig
+
+    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        pooled, dtype = self.config.use_mean_pooling, self.dtype_policy
+        self.encoder = Encoder(
+            self.config, final_norm=not pooled, initializer=initializer, dtype=dtype
+        )
+        self.fc_norm = (
+            LayerNorm(self.config.fc_norm_eps, name="fc_norm", dtype=dtype) if pooled else None
+        )
+        self.classifier = dense(self.config.num_labels, initializer, name="classifier", dtype=dtype)
+        self.build()
+
+    def build(self) -> None:
+        """Make all variables."""
+        self.encoder.build()
+        if self.fc_norm is not None:
+            self.fc_norm.build((None, None, self.config.hidden_size))
+        self.classifier.build((None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+    ) -> ImageClassifierOutput:
+        """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
+
+        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
+        """
+        check_pixels(pixel_values, self.config)
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        tokens = self.encoder(self._cast(pixel_values), taps=taps)
+        logits = self.classifier(self.pool(tokens, taps))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss, logits, *recorded(taps))
+
+    def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Return what the classifier reads, (N, D), of tokens (N, L, D)."""
+        if self.fc_norm is None:
+            return tokens[:, 0]
+        average = self.fc_norm(mean(tokens, axis=1, keepdims=True))  # (N, 1, D)
+        if taps is not None:
+            taps.record("head", {"norm": average})
+        return average[:, 0]

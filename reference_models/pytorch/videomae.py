@@ -1,0 +1,386 @@
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
+
+A masked autoencoder of videos. Patches are tubelets of some frames; an encoder without class token
+sees few of them, in the order of the video (section 3.3); the decoder gets them first and then mask
+tokens, each with its position, and predicts the pixels of the mask tokens' patches. Parameters are
+named as the authors name them. In shape comments N is videos, L patches (time step by time step,
+row by row), D the width, P numbers in a patch (frame, row, column, channel).
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
+from torch import Tensor, nn
+
+from reference_models.configuration import BlockConfig, VideoMAEConfig
+from reference_models.outputs import (
+    ImageClassifierOutput,
+    Taps,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
+    recorded,
+)
+from reference_models.positions import interleaved_position_embedding
+from reference_models.pytorch.blocks import (
+    Attention,
+    Block,
+    initialize_linear_layers,
+    run_blocks,
+)
+from reference_models.pytorch.patches import (
+    PatchEmbedding,
+    PixelPrediction,
+    check_noise,
+    mask_in_order,
+    patchify,
+    take_tokens,
+)
+
+# Keeps the deviation of a patch of one color from being zero; added to it and not to the variance.
+_DEVIATION_FLOOR = 1e-6
+
+
+class VideoAttention(Attention):
+    """Attention with biases of queries and values only: that of keys cancels in the softmax."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__(config)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width)) if config.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(config.width)) if config.qkv_bias else None
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each (N, T, D)."""
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv(tokens).chunk(3, dim=-1)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        return F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+
+
+class VideoBlock(Block):
+    """A block without or with factors ``gamma_1`` and ``gamma_2`` of what is added to its input."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__(config, VideoAttention)
+        if config.layer_scale:
+            self.gamma_1 = nn.Parameter(torch.full((config.width,), config.layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((config.width,), config.layer_scale))
+            self.scales = True
+        else:
+            self.scales = False
+
+    def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Map tokens (N, T, D) to (N, T, D)."""
+        if not self.scales:
+            return super().forward(tokens, taps)
+        tokens = tokens + self.gamma_1 * self.attn(self.norm1(tokens), taps)
+        return tokens + self.gamma_2 * self.mlp(self.norm2(tokens), taps)
+
+
+class Encoder(nn.Module):
+    """Tubelet embedding with fixed positions, blocks and, where wanted, the final norm."""
+
+    positions: Tensor
+
+    def __init__(self, config: VideoMAEConfig, *, final_norm: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbedding(config, config.hidden_size)
+        self.register_buffer("positions", fixed_positions(config, config.hidden_size), False)
+        self.blocks = nn.ModuleList(
+            VideoBlock(config.encoder_block) for _ in range(config.num_hidden_layers)
+        )
+        if final_norm:
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def encode(
+        self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
+    ) -> Tensor:
+        """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
+
+        Returns:
+            Tokens (N, kept, D), after the final norm where there is one.
+        """
+        patches, positions = patchify(pixel_values, self.config), self.positions  # (N, L, P)
+        if ids_keep is not None:
+            patches, positions = take_tokens(patches, ids_keep), take_tokens(positions, ids_keep)
+        tokens = self.patch_embed(patches) + positions
+        tokens = run_blocks(self.blocks, tokens, "encoder", taps)
+        if hasattr(self, "norm"):
+            tokens = self.norm(tokens)
+            if taps is not None:
+                taps.record("encoder", {"norm": tokens})
+        return tokens
+
+
+def fixed_positions(config: VideoMAEConfig, width: int) -> Tensor:
+    """Return the positions (1, L, D), which are part of no file: in float32 in every run."""
+    return torch.from_numpy(interleaved_position_embedding(width, config.num_patches)).float()
+
+
+def masked(
+    pixel_values: Tensor, noise: Tensor | None, config: VideoMAEConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order` for videos; all are (N, L).
+
+    Without noise it is drawn for one time step and the same at all: tubes (section 3.2).
+    """
+    videos, (time, rows, columns) = pixel_values.shape[0], config.grid_shape
+    if noise is None:
+        places = torch.rand(videos, rows * columns, device=pixel_values.device)
+        noise = places.repeat(1, time)
+    check_noise(noise, videos, config)
+    return mask_in_order(noise, config.num_kept)
+
+
+class VideoMAEModel(Encoder):
+    """The encoder alone; its final norm is there where ``use_mean_pooling`` is false."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config, final_norm=not config.use_mean_pooling)
+        initialize_linear_layers(self)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEModelOutput:
+        """Encode the patches that masking leaves.
+
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
+            noise: (N, L); the patches with the lowest values are kept, in the order of the video.
+                A boolean mask that is true where a patch is hidden gives itself as a float. Where
+                it is not given it is uniform over the places of a time step, the same at all times.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities; costs the fused kernel.
+            output_taps: return intermediate activations by name.
+
+        Returns:
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
+            and then the hidden ones, each in the order of the video.
+
+        Raises:
+            ValueError: pixels or noise have the wrong shape.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        mask, ids, ids_restore = masked(pixel_values, noise, self.config)
+        latent = self.encode(pixel_values, ids[:, : self.config.num_kept], taps)
+        return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
+
+
+class Decoder(nn.Module):
+    """Blocks, norm and prediction."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            VideoBlock(config.decoder_block) for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.decoder_hidden_size, eps=config.decoder_norm_eps)
+        self.head = nn.Linear(config.decoder_hidden_size, config.patch_dim)
+
+    def forward(self, tokens: Tensor, predicted: int, taps: Taps | None = None) -> Tensor:
+        """Predict the patches (N, predicted, P) of the last of the tokens (N, T, D)."""
+        tokens = run_blocks(self.blocks, tokens, "decoder", taps)
+        tokens = self.norm(tokens[:, tokens.shape[1] - predicted :])
+        if taps is not None:
+            taps.record("decoder", {"norm": tokens})
+        return self.head(tokens)
+
+
+class VideoMAEForPreTraining(PixelPrediction, nn.Module):
+    """Encoder and decoder; ``load_state_dict(strict=True)`` takes the original's state dict."""
+
+    decoder_positions: Tensor
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder_hidden_size
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.encoder = Encoder(config, final_norm=True)
+        self.decoder = Decoder(config)
+        self.encoder_to_decoder = nn.Linear(config.hidden_size, width, bias=False)
+        self.register_buffer("decoder_positions", fixed_positions(config, width), False)
+        initialize_linear_layers(self)
+        nn.init.normal_(self.mask_token, std=config.initializer_range)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        ids_decode: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEForPreTrainingOutput:
+        """Predict the hidden patches from the others, and the loss on them.
+
+        Arguments and errors are those of `VideoMAEModel`, and one more. Hidden states and
+        attentions are the encoder's, intermediate activations those of encoder and decoder.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            noise: (N, L).
+            ids_decode: (N, M), the patches to predict, ascending, as version 2's decoder masking
+                chooses them (section 3.2 there); where not given, all hidden patches.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities; costs the fused kernel.
+            output_taps: return intermediate activations by name.
+
+        Returns:
+            ``logits`` (N, M, P) of the patches to predict.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        mask, ids, ids_restore = masked(pixel_values, noise, self.config)
+        ids_keep = ids[:, : self.config.num_kept]
+        if ids_decode is None:
+            ids_decode = ids[:, self.config.num_kept :]
+        latent = self.encoder.encode(pixel_values, ids_keep, taps)
+        decoder_taps = Taps() if output_taps else None
+        logits = self.decode(latent, ids_keep, ids_decode, decoder_taps)
+        if taps is not None and decoder_taps is not None:
+            taps.update(decoder_taps)
+        nothing_hidden = self.config.num_kept == self.config.num_patches
+        loss = None if nothing_hidden else self.forward_loss(pixel_values, logits, mask, ids_decode)
+        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+
+    def decode(
+        self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
+    ) -> Tensor:
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
+        positions = self.decoder_positions
+        visible = self.encoder_to_decoder(latent) + take_tokens(positions, ids_keep)
+        mask_tokens = self.mask_token.to(visible.dtype) + take_tokens(positions, ids_decode)
+        tokens = torch.cat([visible, mask_tokens], dim=1)
+        return self.decoder(tokens, ids_decode.shape[1], taps)
+
+    def forward_loss(
+        self,
+        pixel_values: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        ids_decode: Tensor | None = None,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the predicted patches that were hidden, a scalar.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, M, P), the predicted patches.
+            mask: (N, L), 1 where a patch is hidden.
+            ids_decode: (N, M), their places; where not given, all hidden ones in order.
+            norm_pix_loss: whether each channel of a patch is normalized by its own mean and
+                unbiased deviation before it is compared; as configured where it is not given.
+        """
+        target = self.target(pixel_values, norm_pix_loss)
+        if ids_decode is None:
+            hidden = logits.shape[1]
+            ids_decode = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - hidden :]
+        errors = (logits - take_tokens(target, ids_decode)).square().mean(dim=-1)  # (N, M)
+        counted = mask.gather(1, ids_decode)
+        return (errors * counted).sum() / counted.sum()
+
+    def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
+        """Return what patches (N, L, P) are to be predicted as."""
+        patches = self.pixel_patches(pixel_values)
+        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
+            mean, deviation = self.channel_statistics(patches)
+            patches = (patches - mean) / deviation
+        return patches.flatten(2)
+
+    def pixel_patches(self, pixel_values: Tensor) -> Tensor:
+        """Cut videos into patches (N, L, P / C, C) of pixels as they were before normalization."""
+        mean, deviation = self.pixel_statistics(pixel_values)
+        patches = self.patchify(pixel_values).unflatten(2, (-1, self.config.num_channels))
+        return patches * deviation + mean
+
+    def pixel_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation (C,) by which pixels were normalized, as tensors like one."""
+        return (
+            torch.tensor(self.config.pixel_mean, dtype=like.dtype, device=like.device),
+            torch.tensor(self.config.pixel_std, dtype=like.dtype, device=like.device),
+        )
+
+    def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the channels of each patch, (N, L, 1, C)."""
+        variance, mean = torch.var_mean(patches, dim=-2, keepdim=True)
+        return mean, variance.sqrt() + _DEVIATION_FLOOR
+
+    def reconstruct(
+        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return videos (N, C, T, H, W) whose hidden patches are the predicted ones (N, M, P).
+
+        They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
+        the mean and deviation of each; they are taken from ``pixel_values``.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, M, P), of all hidden patches.
+            mask: (N, L), 1 where a patch is hidden; needed where not all are.
+        """
+        patches = self.pixel_patches(pixel_values)  # (N, L, P / C, C)
+        if mask is None:
+            mask = torch.ones(patches.shape[:2], device=patches.device)
+        visible = mask.shape[1] - logits.shape[1]
+        padded = F.pad(logits, (0, 0, visible, 0))  # what is visible has no prediction
+        ids_restore = mask.argsort(dim=1, stable=True).argsort(dim=1)
+        predicted = take_tokens(padded, ids_restore).unflatten(2, (-1, self.config.num_channels))
+        if self.config.norm_pix_loss:
+            mean, deviation = self.channel_statistics(patches)
+            predicted = predicted * deviation + mean
+        shown = torch.where(mask[..., None, None] > 0, predicted, patches)
+        mean, deviation = self.pixel_statistics(pixel_values)
+        return self.unpatchify(((shown - mean) / deviation).flatten(2))
+
+
+class VideoMAEForVideoClassification(Encoder):
+    """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
+
+    The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
+    first token after ``norm``. ``load_state_dict(strict=True)`` takes the original's state dict.
+    """
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config, final_norm=not config.use_mean_pooling)
+        if config.use_mean_pooling:
+            self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.fc_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        initialize_linear_layers(self)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ImageClassifierOutput:
+        """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
+
+        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        tokens = self.encode(pixel_values, taps=taps)
+        logits = self.head(self.pool(tokens, taps))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss, logits, *recorded(taps))
+
+    def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Return what the head reads, (N, D), of tokens (N, L, D)."""
+        if not self.config.use_mean_pooling:
+            return tokens[:, 0]
+        mean = self.fc_norm(tokens.mean(dim=1, keepdim=True))  # (N, 1, D)
+        if taps is not None:
+            taps.record("head", {"norm": mean})
+        return mean[:, 0]

@@ -1,0 +1,152 @@
+"""The golden cases of the video families: configurations, weights by name, inputs, expectations."""
+
+import json
+import re
+
+import numpy as np
+from paths import GOLDEN
+
+# case: (family, task)
+CASES = {
+    "videomae_pretrain_tiny": ("videomae", "pretrain"),
+    "videomae_finetune_tiny": ("videomae", "classify"),
+}
+CLASSES = {
+    "videomae": {
+        "pretrain": "VideoMAEForPreTraining",
+        "encoder": "VideoMAEModel",
+        "classify": "VideoMAEForVideoClassification",
+    },
+}
+CONFIGS = {"videomae": "VideoMAEConfig"}
+# What the authors call the fields of a configuration, and their factors of other fields.
+FIELDS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "decoder_embed_dim": "decoder_hidden_size",
+    "decoder_depth": "decoder_num_hidden_layers",
+    "decoder_num_heads": "decoder_num_attention_heads",
+    "num_frames": "num_frames",
+    "all_frames": "num_frames",
+    "tubelet_size": "tubelet_size",
+    "num_classes": "num_labels",
+    "use_mean_pooling": "use_mean_pooling",
+    "qkv_bias": "qkv_bias",
+    "mask_ratio": "mask_ratio",
+    "layer_norm_eps": "layer_norm_eps",
+}
+
+
+def configuration(case):
+    """Return the fields of a case's configuration."""
+    said = json.loads((GOLDEN / case / "case.json").read_text())
+    names = ((name, name.removeprefix("encoder_")) for name in said)
+    fields = {FIELDS[short]: said[name] for name, short in names if short in FIELDS}
+    fields["intermediate_size"] = said["mlp_ratio"] * fields["hidden_size"]
+    if "decoder_hidden_size" in fields:
+        fields["decoder_intermediate_size"] = said["mlp_ratio"] * fields["decoder_hidden_size"]
+    return fields
+
+
+def golden(case):
+    """Return the case's inputs and expectations by name."""
+    return dict(np.load(GOLDEN / case / "golden.npz"))
+
+
+def inputs(case):
+    """Return the arguments of the model's call."""
+    arrays = golden(case)
+    names = {"videos": "pixel_values", "noise": "noise"}
+    return {ours: arrays[theirs] for theirs, ours in names.items() if theirs in arrays}
+
+
+def expectations(case):
+    """Return the expected results by the names that ours have."""
+    names = {
+        "latent": "taps/encoder.norm",
+        "pred": "logits",
+        "logits": "logits",
+        "loss": "loss",
+        "loss_norm_pix": "loss_norm_pix",
+    }
+    expected = {}
+    for stored, value in golden(case).items():
+        name = stored.removeprefix("f64/")
+        if block := re.fullmatch(r"tap/(encoder\.|decoder[._])?blocks\.(\d+)", name):
+            place = "decoder" if (block[1] or "").startswith("decoder") else "encoder"
+            expected[f"taps/{place}.blocks.{block[2]}.output"] = value
+        elif name in names:
+            expected[names[name]] = value
+        elif name in ("mask", "ids_restore"):
+            expected[name] = value
+    return expected
+
+
+BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.q": "attention/attention/query",
+    "attn.k": "attention/attention/key",
+    "attn.v": "attention/attention/value",
+    "attn.proj": "attention/output/dense",
+    "mlp.fc1": "intermediate/dense",
+    "mlp.fc2": "output/dense",
+}
+# Path of a variable in Keras by the name of a parameter in PyTorch, for each family.
+PLACES = {
+    "videomae": {
+        "mask_token": "decoder/mask_token",
+        "encoder_to_decoder": "decoder/encoder_to_decoder",
+        "patch_embed.proj": "encoder/projection",
+        "norm": "encoder/layernorm",
+        "blocks": "encoder/layer",
+        "decoder.blocks": "decoder/decoder_layers",
+        "decoder.norm": "decoder/norm",
+        "decoder.head": "decoder/head",
+        "fc_norm": "fc_norm",
+        "head": "classifier",
+    },
+}
+
+
+def keras_weights(family, state):
+    """Return a state dict (arrays) by the paths and in the orientation of the Keras model."""
+    weights = {}
+    for name, value in separated(state).items():
+        place, kind = keras_place(family, name)
+        axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))
+        norm = "norm" in place.rpartition("/")[2]
+        kinds = {"weight": "gamma" if norm else "kernel", "bias": "beta" if norm else "bias"}
+        path = f"{place}/{kinds[kind]}" if kind else place
+        weights[path] = value.transpose(*axes)
+    return weights
+
+
+def separated(state):
+    """Return a state dict with queries, keys and values apart."""
+    apart = {}
+    for name, value in state.items():
+        if ".qkv." in name:
+            for part, third in zip("qkv", np.split(value, 3), strict=True):
+                apart[name.replace("qkv", part)] = third
+        else:
+            apart[re.sub(r"\.([qv])_bias$", r".\1.bias", name)] = value
+    return apart
+
+
+def keras_place(family, name):
+    """Return where a parameter is in the Keras model, and "weight" or "bias" if it is one."""
+    places = PLACES[family]
+    if name in places:
+        return places[name], None
+    parameter, _, kind = name.rpartition(".")
+    if block := re.fullmatch(r"(.*)blocks\.(\d+)\.?(.*)", parameter):
+        stack = f"{block[1]}blocks".removeprefix("encoder.")
+        start = f"{places[stack]}.{block[2]}"
+        return (f"{start}/{BLOCK[block[3]]}", kind) if block[3] else (f"{start}/{kind}", None)
+    parameter = parameter if parameter in places else parameter.removeprefix("encoder.")
+    return places[parameter], kind

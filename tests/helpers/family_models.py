@@ -1,0 +1,78 @@
+"""PyTorch models of the video families: of golden cases, and of random weights."""
+
+import importlib
+
+import torch
+from family_cases import CASES, CLASSES, CONFIGS, configuration
+from paths import GOLDEN
+
+from reference_models import configuration as configurations
+
+VIDEO = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "image_size": (8, 12),
+    "patch_size": (4, 2),
+    "num_channels": 2,
+    "num_frames": 6,
+    "tubelet_size": 3,
+    "decoder_hidden_size": 10,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 14,
+    "mask_ratio": 0.6,
+    "num_labels": 5,
+}
+
+
+def model_of(family, task, fields):
+    module = importlib.import_module(f"reference_models.pytorch.{family}")
+    config = getattr(configurations, CONFIGS[family])(**fields)
+    return getattr(module, CLASSES[family][task])(config)
+
+
+def checkpoint(case):
+    content = torch.load(GOLDEN / case / "checkpoint.pth", weights_only=True)
+    return next(content[key] for key in ("model", "module", "model_state") if key in content)
+
+
+def loaded(case):
+    family, task = CASES[case]
+    model = model_of(family, task, configuration(case))
+    model.load_state_dict(checkpoint(case), strict=True)
+    return model.double().eval()
+
+
+def tensors(arrays):
+    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**given, "pixel_values": given["pixel_values"].double()}
+
+
+def random_model(family, task, fields, seed=0):
+    """Return a float64 model, every parameter random, norms and biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model_of(family, task, fields).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def random_inputs(config, videos=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn((videos, *config.pixel_shape), generator=generator, dtype=torch.float64)
+    return pixels, torch.rand(videos, config.num_patches, generator=generator)
+
+
+def results(model, given):
+    """Return everything that a model computes, by the names of the expectations."""
+    output = model(**given, output_taps=True)
+    found = {f"taps/{name}": value for name, value in output.taps.items()}
+    found |= {name: value for name, value in output._asdict().items() if value is not None}
+    if hasattr(model, "forward_loss"):
+        for name, flag in (("loss", False), ("loss_norm_pix", True)):
+            pixels = given["pixel_values"]
+            found[name] = model.forward_loss(pixels, output.logits, output.mask, norm_pix_loss=flag)
+    return found

@@ -1,0 +1,239 @@
+"""The PyTorch models of the video families compute what their authors' programs compute."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from arrays import FLOAT64_LIMIT, distance
+from family_cases import CASES, configuration, expectations, golden, inputs
+from family_models import (
+    VIDEO,
+    checkpoint,
+    loaded,
+    model_of,
+    random_inputs,
+    random_model,
+    results,
+    tensors,
+)
+
+from reference_models import configuration as configurations
+from reference_models.masks import running_cells, tube_noise
+
+LIMIT = 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_equals_the_original(case):
+    with torch.no_grad():
+        found = results(loaded(case), tensors(inputs(case)))
+    expected = expectations(case)
+    assert len(expected) >= 4
+    for name, value in expected.items():
+        if name in ("mask", "ids_restore"):
+            np.testing.assert_array_equal(found[name], value)
+        else:
+            assert found[name].dtype == torch.float64, name
+            assert distance(found[name], value) <= LIMIT, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_and_order_are_the_originals(case):
+    family, task = CASES[case]
+    model = model_of(family, task, configuration(case))
+    assert list(model.state_dict()) == list(checkpoint(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_without_graph_breaks(case):
+    torch._dynamo.reset()
+    model, given = loaded(case), tensors(inputs(case))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        plain, fast = (run(**given, output_taps=True) for run in (model, compiled))
+    assert distance(fast.logits, plain.logits) <= FLOAT64_LIMIT
+    assert fast.taps.keys() == plain.taps.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_every_parameter_that_is_trained(case):
+    family, task = CASES[case]
+    model, given = model_of(family, task, configuration(case)).double(), tensors(inputs(case))
+    output = model(**given)
+    (output.logits.square().sum() if output.loss is None else output.loss).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+# --- VideoMAE ---
+
+
+def test_positions_are_those_of_the_formula_in_float32():
+    config = configurations.VideoMAEConfig()
+    module = importlib.import_module("reference_models.pytorch.videomae")
+    table = module.fixed_positions(config, 768)[0]
+    assert table.dtype == torch.float32
+    for place, channel in ((0, 0), (1567, 0), (1567, 1), (900, 400), (77, 767)):
+        angle = place / np.power(10000, 2 * (channel // 2) / 768)
+        expected = np.sin(angle) if channel % 2 == 0 else np.cos(angle)
+        assert table[place, channel] == np.float32(expected)
+
+
+def test_videomae_hides_as_many_patches_at_every_time():
+    config = configurations.VideoMAEConfig(**VIDEO)
+    assert (config.num_patches, config.num_kept) == (24, 2 * (12 - 7))
+    noise = tube_noise(np.random.default_rng(0).random((3, 12)), 2)
+    model = random_model("videomae", "pretrain", VIDEO)
+    pixels = random_inputs(config, videos=3)[0]
+    for given in (torch.from_numpy(noise), None):
+        mask = model(pixels, given).mask.unflatten(1, (2, 12))
+        assert torch.equal(mask[:, 0], mask[:, 1])
+        assert mask.sum((1, 2)).tolist() == [14.0] * 3
+
+
+def test_videomae_takes_a_mask_as_noise():
+    case = "videomae_pretrain_tiny"
+    model, given = loaded(case), tensors(inputs(case))
+    with torch.no_grad():
+        by_noise = model(**given)
+        by_mask = model(given["pixel_values"], torch.from_numpy(golden(case)["mask"]).float())
+    assert torch.equal(by_noise.logits, by_mask.logits)
+
+
+def test_videomae_reconstruction_shows_what_is_visible_and_puts_normalized_patches_back():
+    for flag in (False, True):
+        model = random_model("videomae", "pretrain", {**VIDEO, "norm_pix_loss": flag})
+        pixels, noise = random_inputs(model.config)
+        with torch.no_grad():
+            output = model(pixels, noise)
+        hidden = model.config.num_patches - model.config.num_kept
+        ids = output.mask.argsort(dim=1, stable=True)[:, -hidden:]
+        perfect = model.target(pixels).take_along_dim(ids[..., None], dim=1)
+        assert distance(model.reconstruct(pixels, perfect, output.mask), pixels) <= LIMIT
+        shown = model.patchify(model.reconstruct(pixels, output.logits, output.mask))
+        kept = output.mask == 0
+        assert distance(shown[kept], model.patchify(pixels)[kept]) <= LIMIT
+        assert distance(shown[~kept], model.patchify(pixels)[~kept]) > 0.1
+
+
+def test_videomae_decodes_only_what_version_2_asks_for():
+    fields = {**VIDEO, "image_size": (8, 8), "patch_size": 2, "num_frames": 6, "tubelet_size": 3}
+    model = random_model("videomae", "pretrain", fields)
+    config = model.config
+    pixels, noise = random_inputs(config)
+    cells = running_cells(config.grid_shape, phase=1)
+    assert len(cells) == config.num_patches // 2
+    ids = torch.from_numpy(cells).expand(2, -1)
+    with torch.no_grad():
+        output = model(pixels, noise, ids_decode=ids)
+        errors = (output.logits - model.target(pixels)[:, cells]).square().mean(-1)
+    counted = output.mask[:, cells]
+    assert 0 < counted.sum() < counted.numel()
+    assert output.logits.shape == (2, len(cells), config.patch_dim)
+    assert distance(output.loss, (errors * counted).sum() / counted.sum()) <= LIMIT
+    every = model(pixels, noise, ids_decode=output.mask.argsort(dim=1, stable=True)[:, -18:])
+    assert output.mask.sum(1).tolist() == [18.0, 18.0]
+    assert torch.equal(every.logits, model(pixels, noise).logits)
+
+
+def test_running_cells_move_by_one_place_at_each_time():
+    masks = np.zeros((4, 4, 4), bool)
+    masks.flat[running_cells((4, 4, 4), phase=0)] = True
+    assert masks[0, :2, :2].flatten().tolist() == [False, True, True, False]
+    assert masks[1, :2, :2].flatten().tolist() == [True, True, False, False]
+    assert masks.sum() == 32
+    assert (masks.sum(0) == 2).all()
+
+
+def test_videomae_options_are_what_they_say():
+    """Each option equals a model without it whose weights are chosen to match."""
+    pixels, noise = random_inputs(configurations.VideoMAEConfig(**VIDEO))
+    plain = random_model("videomae", "pretrain", VIDEO)
+    scaled = model_of("videomae", "pretrain", {**VIDEO, "layer_scale_init_value": 0.1}).double()
+    state = plain.state_dict()
+    for name in scaled.state_dict().keys() - state.keys():
+        assert name.endswith(("gamma_1", "gamma_2"))
+        factor = torch.rand(scaled.state_dict()[name].shape, dtype=torch.float64) + 0.5
+        place = "attn.proj" if name.endswith("gamma_1") else "mlp.fc2"
+        state[name] = 1 / factor
+        for kind in ("weight", "bias"):
+            scaled_name = name.rpartition(".")[0] + f".{place}.{kind}"
+            value = state[scaled_name]
+            state[scaled_name] = value * (factor[:, None] if kind == "weight" else factor)
+    scaled.load_state_dict(state)
+    with torch.no_grad():
+        assert distance(scaled(pixels, noise).logits, plain(pixels, noise).logits) <= LIMIT
+
+    without = model_of("videomae", "pretrain", {**VIDEO, "qkv_bias": False}).double()
+    state = {n: v for n, v in plain.state_dict().items() if not n.endswith(("q_bias", "v_bias"))}
+    without.load_state_dict(state)
+    with torch.no_grad():
+        before = plain(pixels, noise).logits
+        for name, parameter in plain.named_parameters():
+            if name.endswith(("q_bias", "v_bias")):
+                parameter.zero_()
+        assert distance(without(pixels, noise).logits, plain(pixels, noise).logits) <= LIMIT
+        assert distance(without(pixels, noise).logits, before) > 1e-3
+
+
+def test_videomae_classifier_reads_the_first_token_or_the_mean():
+    pixels, _ = random_inputs(configurations.VideoMAEConfig(**VIDEO))
+    for pooled in (True, False):
+        model = random_model("videomae", "classify", {**VIDEO, "use_mean_pooling": pooled})
+        with torch.no_grad():
+            output = model(pixels, torch.tensor([1, 4]), output_taps=True)
+            tokens = output.taps["encoder.blocks.1.output"]
+            if pooled:
+                read = model.fc_norm(tokens.mean(1))
+                assert torch.equal(output.taps["head.norm"][:, 0], read)
+            else:
+                read = model.norm(tokens[:, 0])
+            assert distance(output.logits, model.head(read)) <= LIMIT
+            log_probabilities = output.logits.log_softmax(-1)
+        loss = -(log_probabilities[0, 1] + log_probabilities[1, 4]) / 2
+        assert distance(output.loss, loss) <= LIMIT
+
+
+def test_videomae_encoder_is_the_pretraining_models():
+    model = random_model("videomae", "pretrain", VIDEO)
+    encoder = model_of("videomae", "encoder", {**VIDEO, "use_mean_pooling": False}).double()
+    encoder.load_state_dict(model.encoder.state_dict())
+    pixels, noise = random_inputs(model.config)
+    with torch.no_grad():
+        alone, whole = encoder(pixels, noise), model(pixels, noise, output_taps=True)
+    assert torch.equal(alone.last_hidden_state, whole.taps["encoder.norm"])
+    assert not hasattr(model_of("videomae", "encoder", VIDEO), "norm")
+
+
+def test_videomae_final_norms_have_an_epsilon_of_their_own():
+    fields = {**VIDEO, "layer_norm_eps": 1e-6, "final_layer_norm_eps": 1e-5}
+    norms = {
+        name: module.eps
+        for task in ("pretrain", "classify")
+        for name, module in model_of("videomae", task, fields).named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    }
+    assert {name for name, eps in norms.items() if eps == 1e-5} == {"decoder.norm", "fc_norm"}
+    assert set(norms.values()) == {1e-5, 1e-6}
+
+
+def test_wrong_shapes_and_fields_are_refused():
+    model = random_model("videomae", "pretrain", VIDEO)
+    pixels, noise = random_inputs(model.config)
+    with pytest.raises(ValueError, match=r"pixel_values must have shape \(N, 2, 6, 8, 12\)"):
+        model(pixels.transpose(1, 2), noise)
+    with pytest.raises(ValueError, match=r"noise must have shape \(2, 24\)"):
+        model(pixels, noise[:, :12])
+    for field, value, message in (
+        ("num_frames", 7, "tubelet_size must divide num_frames"),
+        ("image_std", [1.0, 0.0], "positive number for each"),
+        ("image_mean", [1.0], "for each of the 2 channels"),
+        ("layer_scale_init_value", -1, "must be 0 or a positive number"),
+        ("decoder_num_attention_heads", 3, "must divide decoder_hidden_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            configurations.VideoMAEConfig(**{**VIDEO, field: value})
+    config = configurations.VideoMAEConfig(**VIDEO, image_mean=[0.5, 0.4])
+    assert configurations.VideoMAEConfig.from_dict(config.to_dict()) == config

@@ -1,0 +1,133 @@
+"""The Keras models of the video families compute what the authors' programs and PyTorch compute.
+
+Keras runs in a child process (``family_worker.py``), because TensorFlow and PyTorch cannot share
+one; what is asserted here are the arrays that it writes.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from arrays import FLOAT64_LIMIT, distance
+from family_cases import CASES, configuration, expectations, inputs, keras_weights
+from family_models import VIDEO, checkpoint, random_inputs, random_model, results
+from paths import HELPERS, ROOT
+
+WORKER = HELPERS / "family_worker.py"
+MODES = ("eager", "graph")
+# Options that no golden case has, run on random weights: name: (family, task, fields).
+OPTIONS = {
+    "videomae_scaled": ("videomae", "pretrain", {"layer_scale_init_value": 0.5}),
+    "videomae_without_biases": ("videomae", "pretrain", {"qkv_bias": False}),
+    "videomae_epsilons": (
+        "videomae",
+        "pretrain",
+        {"layer_norm_eps": 0.1, "decoder_layer_norm_eps": 0.2, "final_layer_norm_eps": 0.3},
+    ),
+    "videomae_encoder": ("videomae", "encoder", {"use_mean_pooling": False}),
+    "videomae_encoder_without_norm": ("videomae", "encoder", {}),
+    "videomae_first_token": ("videomae", "classify", {"use_mean_pooling": False}),
+    "videomae_mean": ("videomae", "classify", {"final_layer_norm_eps": 0.3}),
+}
+
+
+def option_model(name):
+    family, task, fields = OPTIONS[name]
+    return random_model(family, task, {**VIDEO, **fields})
+
+
+def option_inputs(model, task):
+    pixels, noise = random_inputs(model.config)
+    return {"pixel_values": pixels} if task == "classify" else {
+        "pixel_values": pixels,
+        "noise": noise,
+    }  # fmt: skip
+
+
+def jobs():
+    """Yield a job, its weights and its inputs."""
+    for case, (family, task) in CASES.items():
+        state = {name: tensor.numpy() for name, tensor in checkpoint(case).items()}
+        job = {"family": family, "task": task, "config": configuration(case), "modes": MODES}
+        yield {"name": case, **job}, keras_weights(family, state), inputs(case)
+    for name, (family, task, fields) in OPTIONS.items():
+        model = option_model(name)
+        state = {n: tensor.numpy() for n, tensor in model.state_dict().items()}
+        given = {n: tensor.numpy() for n, tensor in option_inputs(model, task).items()}
+        job = {"family": family, "task": task, "config": {**VIDEO, **fields}, "modes": ("eager",)}
+        yield {"name": name, **job}, keras_weights(family, state), given
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)],
+)
+def folder(request, tmp_path_factory):
+    """Run the worker on each backend that is installed; return the folder that it wrote to."""
+    folder, listed = tmp_path_factory.mktemp(request.param), []
+    for job, weights, given in jobs():
+        np.savez(folder / f"{job['name']}.weights.npz", **weights)
+        np.savez(folder / f"{job['name']}.inputs.npz", **given)
+        listed.append(job)
+    (folder / "jobs.json").write_text(json.dumps(listed))
+    environment = os.environ | {
+        "KERAS_BACKEND": request.param,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, WORKER, folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def compare(measured, expected):
+    for name, value in expected.items():
+        if name in ("mask", "ids_restore"):
+            np.testing.assert_array_equal(measured[name], value)
+        else:
+            assert measured[name].dtype == np.float64, name
+            assert distance(measured[name], value) <= FLOAT64_LIMIT, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_everything_equals_the_original(folder, case, mode):
+    compare(dict(np.load(folder / f"{case}.{mode}.npz")), expectations(case))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_equal_the_pytorch_model(folder, name):
+    model = option_model(name)
+    given = option_inputs(model, OPTIONS[name][1])
+    with torch.no_grad():
+        expected = results(model, given)
+        if "pretrain" in OPTIONS[name]:
+            shown = (given["pixel_values"], expected["logits"], expected["mask"])
+            expected["reconstruction"] = model.reconstruct(*shown)
+    del expected["taps"]
+    measured = dict(np.load(folder / f"{name}.eager.npz"))
+    assert {n for n in measured if n.startswith("taps/")} == {
+        n for n in expected if n.startswith("taps/")
+    }
+    compare(measured, {n: value.numpy() for n, value in expected.items()})
+
+
+@pytest.mark.parametrize("check", re.findall(r"^def (check_\w+)", WORKER.read_text(), re.MULTILINE))
+def test_in_the_worker(folder, check):
+    failure = json.loads((folder / "checks.json").read_text())[check]
+    assert failure is None, failure
