@@ -19,14 +19,12 @@ import numpy_mae
 import pytest
 import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT
-from paths import HELPERS
+from paths import GOLDEN, HELPERS, ROOT
 
 from reference_models.configuration import ACTIVATIONS, ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining
 
-HERE = HELPERS
-GOLDEN = HERE / "data" / "golden"
-WORKER = HERE / "keras_worker.py"
+WORKER = HELPERS / "keras_worker.py"
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -204,7 +202,7 @@ def results(request, tmp_path_factory):
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         [sys.executable, WORKER, folder],
