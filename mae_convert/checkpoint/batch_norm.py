@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from mae_convert.dtypes import rounded
-from mae_convert.families.mae.schema import BATCH_NORM
+from mae_convert.families.canonical import BATCH_NORM
 from mae_convert.formats.tensor import LazyTensor
 
 EPSILON = 1e-6  # the original's; no tensor tells it

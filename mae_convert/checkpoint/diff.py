@@ -9,7 +9,6 @@ import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.warnings import not_read
-from mae_convert.families.mae.configuration import untold_fields
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
 
 
 def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    fields = [name for name in untold_fields(a.task) if name in untold_fields(b.task)]
+    others = b.family.untold_fields(b.task)
+    fields = [name for name in a.family.untold_fields(a.task) if name in others]
     for name in fields:
         left, right = a.configuration.value(name), b.configuration.value(name)
         if left != right and None not in (left, right):  # None is missing

@@ -10,6 +10,7 @@ between two tasks that are both complete.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from mae_convert.checkpoint.prefixes import (
     ANYWHERE,
@@ -18,11 +19,17 @@ from mae_convert.checkpoint.prefixes import (
     strippings,
     without_wrappers,
 )
-from mae_convert.checkpoint.recognition import Reading, read_as, recognise, unexpected_names
+from mae_convert.checkpoint.recognition import (
+    Reading,
+    explain,
+    read_as,
+    recognise,
+    unexpected_names,
+)
 from mae_convert.checkpoint.unused import UNKNOWN, Unused, sort_unused
 from mae_convert.errors import LayoutError
-from mae_convert.families.mae import relatives
-from mae_convert.families.mae.layouts import LAYOUTS, Layout
+from mae_convert.families import families, family_of
+from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Table, listed
 
@@ -210,7 +217,7 @@ def find_model(
     readable_tasks = {c.task for c in same if c.readable}
     dropped = _dropped(chosen, same, shapes)
     return Found(
-        replace(chosen.reading, relative=relatives.without_decoder(_below(chosen, shapes))[0]),
+        replace(chosen.reading, relative=_without_decoder(chosen, shapes)[0]),
         synonyms,
         Stripped(
             tuple(dict.fromkeys((*_wrappers(chosen.used), *filter(None, chosen.prefixes)))),
@@ -251,7 +258,7 @@ def _dropped(
             names = closest.used - chosen.used if closest else frozenset()
         dropped |= dict.fromkeys((name for name in names if name in dropped), reason)
     prefix = chosen.prefixes[0]
-    decoder = relatives.without_decoder(_below(chosen, shapes))[2]
+    decoder = _without_decoder(chosen, shapes)[2]
     dropped |= {prefix + n: why for n, why in decoder.items() if prefix + n in dropped}
     return {name: dropped[name] for name in shapes if name in dropped}
 
@@ -262,15 +269,20 @@ def _wrappers(names: Iterable[str]) -> list[str]:
     return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
 
 
-def _below(candidate: Candidate, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def _without_decoder(
+    candidate: Candidate, shapes: Mapping[str, Shape]
+) -> tuple[tuple[Any, str] | None, Mapping[str, Shape], dict[str, str]]:
+    """Take away the decoder of a model of which only the encoder is read, below a prefix."""
     prefix = candidate.prefixes[0]
-    return {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    return family_of(candidate.reading.layout).without_decoder(below)
 
 
 def _candidates(shapes: Mapping[str, Shape]) -> Iterator[Candidate]:
     """Yield every way to read some of the tensors as a task, complete or not."""
     clean = without_wrappers(shapes)
-    for layout in LAYOUTS.values():
+    layouts = (la for family in families().values() for la in family.layouts.values())
+    for layout in layouts:
         for table in layout.tables:
             anchor = table.anchor("encoder.patch_embedding.weight")
             for prefix in _prefixes(clean, anchor):
@@ -320,7 +332,7 @@ def _candidate(
     candidate = Candidate(reading, task, prefixes, stored, left, encoder, unused)
     if task != "pretrain" or reading.problems:
         return candidate
-    if relative := relatives.without_decoder(_below(candidate, shapes))[0]:
+    if relative := _without_decoder(candidate, shapes)[0]:
         problems = (relative[0].why_dropped, *reading.problems)
         return replace(candidate, reading=replace(reading, problems=problems))
     return candidate
@@ -479,7 +491,7 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
     """Return why the smallest of complete models cannot be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
-    if told := relatives.explain(shapes):
+    if told := explain(shapes):
         return told
     kinds = list(dict.fromkeys(least.unused.needed.values()))
     where = f" below {least.prefixes[0]}" if least.prefixes[0] else ""

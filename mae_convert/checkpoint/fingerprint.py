@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.families.mae.configuration import ACTIVATION_SYNONYMS
+from mae_convert.families import families
 from mae_convert.formats.tensor import LazyTensor, sha256
-from reference_models.configuration import ViTMAEConfig
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.open import Checkpoint
+    from mae_convert.families.family import Family
 
 VERSION = "mae1"
 PARTS = ("encoder", "decoder", "head")
@@ -95,34 +95,16 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
     return Fingerprint(parts, configuration, dict(tensors))
 
 
-def function_fields(model: ViTMAEConfig, task: str) -> dict[str, Any]:
-    """Return the fields that no tensor gives and that change what a model computes.
-
-    Dropout is off outside of training, the mask ratio is an argument of a run, and the mean and
-    deviation of pixels belong to what is done before the model: none of them is here.
+def configuration_digest(family: "Family", model: Any, task: str) -> str:
+    """Return the digest of the fields that no tensor gives and that change the function.
 
     Args:
+        family: the family of the model, which tells the fields.
         model: the configuration.
         task: "pretrain", "encoder" or "classify".
     """
-    fields = {
-        "hidden_act": ACTIVATION_SYNONYMS.get(model.hidden_act, model.hidden_act),
-        "image_size": model.image_hw,
-        "layer_norm_eps": float(model.layer_norm_eps),
-        "num_attention_heads": model.num_attention_heads,
-    }
-    if task == "pretrain":
-        fields["decoder_layer_norm_eps"] = float(model.decoder_eps)
-        fields["decoder_num_attention_heads"] = model.decoder_num_attention_heads
-        fields["norm_pix_loss"] = model.norm_pix_loss
-    if task == "classify":
-        fields["global_pool"] = model.global_pool
-    return dict(sorted(fields.items()))
-
-
-def configuration_digest(model: ViTMAEConfig, task: str) -> str:
-    """Return the digest of `function_fields`."""
-    lines = (f"{name} {_text(value)}\n" for name, value in function_fields(model, task).items())
+    fields = sorted(family.function_fields(model, task).items())
+    lines = (f"{name} {_text(value)}\n" for name, value in fields)
     return _sha256(f"{VERSION} configuration\n", lines)
 
 
@@ -136,8 +118,8 @@ def _text(value: Any) -> str:
 
 
 def missing_fields(checkpoint: "Checkpoint") -> list[str]:
-    """Return the fields of `function_fields` that nothing gives for a checkpoint."""
-    fields = function_fields(checkpoint.configuration.model, checkpoint.task)
+    """Return the fields that change the function and that nothing gives for a checkpoint."""
+    fields = function_fields(checkpoint)
     return [
         missing.field for missing in checkpoint.configuration.missing if missing.field in fields
     ]
@@ -147,7 +129,14 @@ def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
     """Return the digest of a checkpoint's configuration, or None where a field is missing."""
     if missing_fields(checkpoint):
         return None
-    return configuration_digest(checkpoint.configuration.model, checkpoint.task)
+    model = checkpoint.configuration.model
+    return configuration_digest(checkpoint.family, model, checkpoint.task)
+
+
+def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Return the fields that no tensor gives and that change the function, and their values."""
+    fields = checkpoint.family.function_fields(checkpoint.configuration.model, checkpoint.task)
+    return dict(sorted(fields.items()))
 
 
 def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
@@ -166,13 +155,20 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
         name: TensorDigest(tuple(shape), dtype, digest)
         for name, (shape, dtype, digest) in description["tensors"].items()
     }
-    model = ViTMAEConfig.from_dict(description["config"])
-    return fingerprint(digests, configuration_digest(model, description["task"]))
+    family = described_family(description)
+    model = family.configuration_class.from_dict(description["config"])
+    return fingerprint(digests, configuration_digest(family, model, description["task"]))
+
+
+def described_family(description: Mapping[str, Any]) -> "Family":
+    """Return the family of the checkpoint that a trace is of; earlier traces do not name it."""
+    known = families()
+    return known.get(description.get("family", ""), next(iter(known.values())))
 
 
 def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return everything that ``mae-convert fingerprint`` tells, as plain data."""
-    fields = function_fields(checkpoint.configuration.model, checkpoint.task)
+    fields = function_fields(checkpoint)
     missing = missing_fields(checkpoint)
     assumed = dict(checkpoint.configuration.only_assumed())
     if (

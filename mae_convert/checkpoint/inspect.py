@@ -11,7 +11,6 @@ from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.official import confirmed_by_hash, identify
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.warnings import in_names, in_values
-from mae_convert.families.mae.layouts import LAYOUTS
 
 
 def inspect(
@@ -37,6 +36,7 @@ def inspect(
         "spelling": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),
         "task": checkpoint.task,
+        "model_family": checkpoint.family.name,
         "family": checkpoint.relative.to_dict() if checkpoint.relative else None,
         "config": _known_fields(checkpoint),
         "assumed": checkpoint.configuration.assumed(),
@@ -89,13 +89,14 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
 def becomes(checkpoint: Checkpoint) -> dict[str, str]:
     """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
+    layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:
         options = " and ".join(field.option for field in missing)
-        return dict.fromkeys(LAYOUTS, f"specify {options} first")
+        return dict.fromkeys(layouts, f"specify {options} first")
     return {
         name: layout.refusal(model, task)
         or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")
-        for name, layout in LAYOUTS.items()
+        for name, layout in layouts.items()
     }
 
 

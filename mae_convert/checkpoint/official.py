@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.families.mae.evidence import OFFICIAL as OFFICIAL_KIND
-from mae_convert.families.mae.evidence import PREPROCESSING
+from mae_convert.families.evidence import OFFICIAL as OFFICIAL_KIND
+from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.families.mae.official import Official, candidates
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.tensor import PIECE_BYTES

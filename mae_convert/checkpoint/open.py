@@ -12,24 +12,23 @@ from mae_convert.checkpoint.batch_norm import REASON, STEP, fold_batch_norm, has
 from mae_convert.checkpoint.extraction import Found, UndecidedError, recognise_model
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.checkpoint.prefixes import Stripped
-from mae_convert.checkpoint.recognition import Reading
+from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
-from mae_convert.families.mae import relatives
-from mae_convert.families.mae.configuration import Configuration, check_flags_taken, resolve
-from mae_convert.families.mae.evidence import Evidence
-from mae_convert.families.mae.layouts import LAYOUTS, Layout
-from mae_convert.families.mae.position_tables import TABLES as POSITION_EMBEDDINGS
-from mae_convert.families.mae.relatives import Membership, name_relative
-from mae_convert.families.mae.schema import BATCH_NORM, TASKS, check_task, schema, square_grid
-from mae_convert.families.mae.training_programs import conventions_by_names
+from mae_convert.families import families, family_of
+from mae_convert.families.canonical import BATCH_NORM, TASKS, check_task, square_grid
+from mae_convert.families.configuration import Configuration, check_flags_taken, resolve
+from mae_convert.families.evidence import Evidence
+from mae_convert.families.family import Family
 from mae_convert.files.validation import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.wrappers import NoSuchKeyError
+from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Rule, Table, read_tensors
 
+POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding"}
 NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
 
 
@@ -84,7 +83,7 @@ class Checkpoint:
     rules: tuple[Rule, ...] = field(repr=False)
     dropped: Mapping[str, str]
     prefix: Stripped
-    relative: Membership | None = None
+    relative: Any = None
     origin: Origin | None = None
     created: Mapping[str, str] = field(default_factory=dict)
     key_bias: bool = True
@@ -92,6 +91,11 @@ class Checkpoint:
     incomplete: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
+
+    @property
+    def family(self) -> Family:
+        """The family of models that it belongs to."""
+        return family_of(self.layout)
 
     @property
     def path(self) -> Path:
@@ -149,7 +153,8 @@ def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     A configuration beside or inside the file names it, else the container: the original code
     writes ``.pth``, timm publishes ``.safetensors``.
     """
-    owner = next((name for name, layout in LAYOUTS.items() if layout.owns_config(stated)), None)
+    layouts = (la for family in families().values() for la in family.layouts.values())
+    owner = next((layout.name for layout in layouts if layout.owns_config(stated)), None)
     by_container = {"pth": "facebook", "safetensors": "timm"}
     return owner or stated.get("layout") or by_container.get(kind)
 
@@ -211,7 +216,7 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     except UndecidedError as error:
         raise LayoutError(f"{container.path}: {error}") from error
     except LayoutError as error:
-        told = relatives.explain(shapes, container.config, container.adapter)
+        told = explain(shapes, container.config, container.adapter)
         raise LayoutError(f"{container.path}: {told or error}") from error
 
 
@@ -366,20 +371,22 @@ def open_checkpoint(
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else str(container.path)):
-        _check_class_position(container, reading, said)
+        family = family_of(reading.layout)
+        if family.may_lack_class_position:
+            _check_class_position(container, reading, said)
         relative = _relative(container, reading)
         evidence = _evidence(container, reading, relative, said, fill_only)
-        evidence = replace(evidence, by_names=conventions_by_names(stored))
-        configuration = resolve(reading.task, evidence, incomplete=True)
+        evidence = replace(evidence, by_names=family.conventions_by_names(stored))
+        configuration = resolve(reading.task, evidence, family, incomplete=True)
         if not incomplete:
             configuration.for_task(task or reading.task).require_complete()
         dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
         unknown = unread(container, reading.layout.name, reading.task, dtypes)
     container, reading, canonical = _folded(container, reading)
-    order = schema(configuration.model, reading.task)
+    order = family.schema(configuration.model, reading.task)
     return Checkpoint(
         container=container,
-        layout=LAYOUTS[reading.layout.name],
+        layout=reading.layout,
         table=reading.table,
         synonyms=found.synonyms,
         task=reading.task,
@@ -410,7 +417,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     if task in (None, checkpoint.task):
         return checkpoint
     check_task(task, checkpoint.task)
-    names = schema(replace(checkpoint.configuration.model, global_pool="token"), task)
+    names = checkpoint.family.schema(checkpoint.configuration.model, task)
     if missing := [name for name in names if name not in checkpoint.tensors]:
         raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
     rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
@@ -445,8 +452,8 @@ def _naming(name: str) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _relative(container: Container, reading: Reading) -> Membership | None:
-    return name_relative(
+def _relative(container: Container, reading: Reading) -> Any:
+    return family_of(reading.layout).relative(
         reading.relative,
         container.training_args or {},
         (container.conversion or {}).get("family"),
@@ -457,12 +464,12 @@ def _relative(container: Container, reading: Reading) -> Membership | None:
 def _evidence(
     container: Container,
     reading: Reading,
-    relative: Membership | None,
+    relative: Any,
     flags: Mapping[str, Any],
     fill_only: bool,
 ) -> Evidence:
     """Return everything that may tell what no tensor tells."""
-    patches = reading.geometry["num_patches"]
+    patches = reading.geometry.get("num_patches", 0)
     geometry = dict(reading.geometry)
     if _pooling_untold(reading):
         del geometry["global_pool"]
@@ -498,5 +505,5 @@ def _pooling_untold(reading: Reading) -> bool:
 
 def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
     """Return the position embeddings by canonical name."""
-    rules = [rule for rule in reading.rules if set(rule.canonicals) & set(POSITION_EMBEDDINGS)]
+    rules = [rule for rule in reading.rules if set(rule.canonicals) & POSITION_EMBEDDINGS]
     return read_tensors(container.tensors, rules)

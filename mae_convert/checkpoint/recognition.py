@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mae_convert.errors import LayoutError
-from mae_convert.families.mae import relatives
-from mae_convert.families.mae.layouts import LAYOUTS, Layout
-from mae_convert.families.mae.schema import BATCH_NORM, batch_norm_schema, geometry, schema, task_of
+from mae_convert.families import families, family_of
+from mae_convert.families.canonical import task_of
+from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import KEY_BIAS, Shape
 from mae_convert.layouts.table import Rule, Table, external_shapes, listed
 from mae_convert.layouts.transforms import SplitHeads
-from reference_models.configuration import ViTMAEConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Reading:
     dropped: Mapping[str, str]
     problems: tuple[str, ...]
     created: Mapping[str, Shape] = field(default_factory=dict)
-    relative: tuple[relatives.Relative, str] | None = None
+    relative: tuple[Any, str] | None = None
 
 
 def recognise(
@@ -61,17 +60,11 @@ def recognise(
         LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
             that differ do.
     """
-    relative, kept, decoder = relatives.without_decoder(shapes)
-    tables = [(layout, table) for layout in LAYOUTS.values() for table in layout.tables]
-    possible = [(la, table) for la, table in tables if all(map(table.knows, kept))]
-    readings = [read_as(layout, table, kept) for layout, table in possible]
-    fitting = _first_of_each_layout(r for r in readings if not r.problems)
+    fitting = _first_of_each_layout(r for r in _readings(shapes, complete=True) if not r.problems)
     if not fitting and not explain:
         raise LayoutError("no layout fits")
     if not fitting:
-        said = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
-        every = [read_as(layout, table, kept) for layout, table in tables]
-        raise LayoutError(said + _explain_misfit(every, kept))
+        raise LayoutError(_explain_misfit(list(_readings(shapes, complete=False)), shapes))
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
     for other in fitting:
         if _canonical_names(other) != _canonical_names(chosen):
@@ -79,14 +72,46 @@ def recognise(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
                 " them differently; put a config.json beside the file that says which"
             )
-    read = replace(chosen, relative=relative, dropped={**chosen.dropped, **decoder})
-    return read, tuple(r.layout.name for r in fitting if r is not chosen)
+    return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
+
+
+def _readings(shapes: Mapping[str, Shape], *, complete: bool) -> Iterator[Reading]:
+    """Yield the readings of names by the tables of all families.
+
+    Args:
+        shapes: external names and shapes.
+        complete: by those tables only that know every name.
+    """
+    for family in families().values():
+        relative, kept, decoder = family.without_decoder(shapes)
+        for layout in family.layouts.values():
+            for table in layout.tables:
+                if not complete or all(map(table.knows, kept)):
+                    reading = read_as(layout, table, kept)
+                    dropped = {**reading.dropped, **decoder}
+                    yield replace(reading, relative=relative, dropped=dropped)
+
+
+def explain(
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Return what a model is that no layout fits, in a sentence, or None where no family knows it.
+
+    Args:
+        shapes: external names and shapes.
+        config: ``config.json``, or None.
+        adapter: ``adapter_config.json``, or None.
+    """
+    explanations = (f.explain(shapes, config, adapter) for f in families().values())
+    return next(filter(None, explanations), None)
 
 
 def _first_of_each_layout(readings: Iterator[Reading]) -> list[Reading]:
-    first: dict[str, Reading] = {}
+    first: dict[tuple[str, str], Reading] = {}
     for reading in readings:
-        first.setdefault(reading.layout.name, reading)
+        first.setdefault((reading.layout.family, reading.layout.name), reading)
     return list(first.values())
 
 
@@ -96,6 +121,7 @@ def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
 
 def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
     """Read external names and shapes through one table and collect what does not fit."""
+    family = family_of(layout)
     rules: list[Rule] = []
     dropped: dict[str, str] = {}
     unknown: list[str] = []
@@ -109,17 +135,15 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
     heads = _heads_in(rules, shapes)
     rules = [rule.bound(heads or 0) for rule in rules]
     canonical, problems = _canonical_shapes(rules, shapes)
-    created = _key_biases(canonical)
+    created = _key_biases(canonical) if family.has_key_bias else {}
     canonical |= created
     task = task_of(canonical)
     known: dict[str, Any] = {}
     expected: dict[str, Shape] = {}
     if not problems:
         try:
-            known = geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
-            expected = _schema(known, task)
-            if any(name.startswith(BATCH_NORM) for name in canonical):
-                expected |= batch_norm_schema(known["hidden_size"])
+            known = family.geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
+            expected = family.expected(known, task, canonical)
         except (LayoutError, ValueError) as error:
             problems.append(str(error))
     if task not in table.tasks:
@@ -171,20 +195,6 @@ def _canonical_shapes(
     return canonical, problems
 
 
-def _schema(known: Mapping[str, Any], task: str) -> dict[str, Shape]:
-    """Return the schema of a geometry; of its grid only the count of patches matters."""
-    fields = {k: v for k, v in known.items() if k not in ("num_patches", "num_attention_heads")}
-    patch = known["patch_size"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    config = ViTMAEConfig(
-        **fields,
-        image_size=(known["num_patches"] * height, width),
-        num_attention_heads=1,
-        decoder_num_attention_heads=1,
-    )
-    return schema(config, task)
-
-
 def _misfit(
     found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table, heads: int | None
 ) -> Iterator[str]:
@@ -226,7 +236,7 @@ def unexpected_names(
 
 
 def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
-    if explanation := relatives.explain(shapes):
+    if explanation := explain(shapes):
         return explanation
     best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
     if len(best.rules) * 2 < len(shapes):
@@ -234,4 +244,7 @@ def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str
             f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with"
             f" {listed(list(shapes), 3)}); `mae-convert layouts` shows what is read"
         )
-    return f"nearest layout is {best.table.name} ({best.task}), but " + "; ".join(best.problems[:4])
+    relative = best.relative
+    encoder = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
+    nearest = f"{encoder}nearest layout is {best.table.name} ({best.task}), but "
+    return nearest + "; ".join(best.problems[:4])

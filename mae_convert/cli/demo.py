@@ -51,7 +51,9 @@ def run_demo(output: Path) -> bool:
         out.print(f"  converted to {layout}: {markup(target)}")
     pictures = sorted(data.glob("*.jpg"))
     pixels = load_pictures(pictures, source)
-    noise = random_inputs(source.configuration.model, batch=len(pixels), seed=1)["noise"]
+    noise = random_inputs(source.family, source.configuration.model, batch=len(pixels), seed=1)[
+        "noise"
+    ]
     inputs = {"pixel_values": pixels, "noise": noise}
     checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
     runs = [Run(c, choose_side(c, Side())) for c in checkpoints]

@@ -6,7 +6,6 @@ import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.schema import schema
 from mae_convert.formats.tensor import LazyTensor
 
 CREATED = "zeros: a new head, asked for by --num-labels"
@@ -40,7 +39,7 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     dtype = source.tensors["encoder.norm.weight"].dtype
     tensors = {
         name: source.tensors.get(name) or _zeros(name, shape, dtype)
-        for name, shape in schema(model, "classify").items()
+        for name, shape in source.family.schema(model, "classify").items()
     }
     record = source.container.conversion or {}
     step = {"step": "new_head", "from": source.task, "to": num_labels}

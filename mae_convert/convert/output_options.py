@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import OutputError
-from mae_convert.families.mae.layouts import Layout
+from mae_convert.layouts.layout import Layout
 
 BIN = "pytorch_model.bin"
 BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)

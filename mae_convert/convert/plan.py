@@ -14,10 +14,10 @@ from mae_convert.convert.output_options import Packing
 from mae_convert.convert.tensor_digests import PassingDigest, watched
 from mae_convert.dtypes import DTYPES, MeasuredRounding
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
-from mae_convert.families.mae.configuration import Configuration
-from mae_convert.families.mae.layouts import Layout, layout_named
-from mae_convert.families.mae.schema import TASKS, check_task, schema
+from mae_convert.families.canonical import TASKS, check_task
+from mae_convert.families.configuration import Configuration
 from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import KEY_BIAS, Schema
 from mae_convert.layouts.table import Rule, Table, write_tensors
 
@@ -92,7 +92,7 @@ class Plan:
 
     def target_schema(self) -> Schema:
         """Return name and shape of every canonical tensor that the target is read as."""
-        return schema(_token_pooled(self.configuration.model, self.task), self.task)
+        return self.source.family.schema(self.configuration.model, self.task)
 
 
 def plan_conversion(
@@ -123,7 +123,7 @@ def plan_conversion(
         OutputError: the target's name or the packing does not fit the layout.
     """
     source.require_complete(task if task in TASKS else None)
-    layout, packing = layout_named(layout_name), packing or Packing()
+    layout, packing = source.family.layout(layout_name), packing or Packing()
     _check_chosen(source, task)
     task = task or source.task
     check_task(task, source.task)
@@ -134,7 +134,7 @@ def plan_conversion(
         raise LayoutError(f"cannot write {layout.name}: {reason}")
     key_bias = _stored_key_bias(source, layout, task)
     table = layout.table_for(task, key_bias=key_bias)
-    shapes = schema(_token_pooled(model, task), task)
+    shapes = source.family.schema(model, task)
     names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
@@ -230,11 +230,6 @@ def is_directory(layout: Layout, target: Path) -> bool:
 def _suffix(target: Path) -> str | None:
     """Return the suffix that names a container, or None."""
     return next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
-
-
-def _token_pooled(model: Any, task: str) -> Any:
-    """Return the configuration whose schema the task has: only classifiers pool."""
-    return model if task == "classify" else replace(model, global_pool="token", fc_norm=None)
 
 
 def container_kind(layout: Layout, target: Path) -> str:

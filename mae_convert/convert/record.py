@@ -19,7 +19,7 @@ from mae_convert.checkpoint.fingerprint import (
 from mae_convert.checkpoint.official import confirmed, confirmed_by_hash, open_md5
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.plan import Plan
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.sha256 import open_sha256, sha256_of
 from mae_convert.formats.tensor import LazyTensor
@@ -51,6 +51,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
             "task": source.task,
         },
         "family": source.relative.to_dict() if source.relative else None,
+        "model_family": plan.source.family.name,
         "layout": plan.layout.name,
         "task": plan.task,
         "assumed": source.configuration.assumed(),
@@ -148,7 +149,9 @@ def conversion_fingerprints(
             after[name] = TensorDigest.of(rounded, digest)
     return (
         fingerprint(before, digest_of_configuration(opened)),
-        fingerprint(after, configuration_digest(plan.configuration.model, plan.task)),
+        fingerprint(
+            after, configuration_digest(plan.source.family, plan.configuration.model, plan.task)
+        ),
     )
 
 

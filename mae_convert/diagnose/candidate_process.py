@@ -16,12 +16,12 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.diagnose.hypotheses import Hypothesis
 from mae_convert.diagnose.search import CandidateResult
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.files.staging import scratch_directory
 from mae_convert.formats import write_file
 from mae_convert.layouts.transforms import Fuse
 from mae_convert.runtime.children import Clock, environment_of_child, python_process
 from mae_convert.runtime.job import Job
+from mae_convert.runtime.model_class import place_of
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace
@@ -50,7 +50,7 @@ def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int
     Returns:
         Canonical name → parameter, which of its equal parts, and how many it has.
     """
-    table = LAYOUTS["facebook"].table_for(checkpoint.task)
+    table = checkpoint.family.layout("original").table_for(checkpoint.task)
     return {
         name: (rule.external, part, len(rule.canonicals))
         for rule in table.expand(checkpoint.tensors)
@@ -237,6 +237,8 @@ def candidate_job(
         dtypes=("float64",),
         task=result.checkpoint.task,
         config=config,
+        model=result.checkpoint.family.models["torch"][result.checkpoint.task],
+        configuration=place_of(type(result.checkpoint.configuration.model)),
         weights=staged.weights,
         loader=staged.loader,
         inputs=str(work / "inputs.npz"),

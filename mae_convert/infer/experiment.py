@@ -12,7 +12,7 @@ from mae_convert.checkpoint.image_files import images_in, open_image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.evidence import PREPROCESSING
+from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.infer.decision import Decision, Inference
 from mae_convert.infer.grid import grid_decision
 from mae_convert.infer.head_structure import HeadStructure, head_structure

@@ -6,25 +6,25 @@ from typing import Any
 
 from mae_convert.errors import LayoutError
 from mae_convert.layouts.table import Table
-from reference_models.configuration import ViTMAEConfig
 
 ConfigReader = Callable[[Mapping[str, Any]], dict[str, Any]]
 ConfigWriter = ConfigReader
-Refusal = Callable[[ViTMAEConfig, str], str | None]
+Refusal = Callable[[Any, str], str | None]
 
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
-def _nothing_to_refuse(config: ViTMAEConfig, task: str) -> str | None:  # noqa: ARG001
+def _nothing_to_refuse(config: Any, task: str) -> str | None:  # noqa: ARG001
     return None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One naming and orientation of a MAE's tensors, as people have them.
+    """One naming and orientation of a model's tensors, as people have them.
 
     Attributes:
         name: the name on the command line.
+        family: the name of the family of models whose tensors it names.
         title: one line for a person.
         tables: the spellings; all are read, the first that can hold a task is written.
         containers: kinds of file that hold this layout; the first is used for a directory.
@@ -42,13 +42,14 @@ class Layout:
         also_file: whether a layout with a directory is also written as a single file.
         read_config: the fields that a configuration beside or inside the weights tells.
         write_config: ``config.json`` of a directory or of a Keras archive, made of the
-            configuration as files carry it: the fields of ViTMAEConfig, ``image_mean``,
+            configuration as files carry it: the fields of the model, ``image_mean``,
             ``image_std`` and ``task``.
         owns_config: whether a configuration can only be this layout's.
         refusal: why a model cannot be written in this layout, or None.
     """
 
     name: str
+    family: str
     title: str
     tables: tuple[Table, ...]
     containers: tuple[str, ...]

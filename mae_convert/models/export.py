@@ -30,13 +30,13 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
         MissingRequirementError: what makes the program is not installed.
     """
     model, target = unwrapped(model), Path(target)
-    framework, task = kind_of(model)
+    _, framework, task = kind_of(model)
     if task == "classify":
         raise MaeConvertError("a classifier is no encoder; export it by model.export, or load it"
                               " with task='encoder'")  # fmt: skip
-    wanted = "facebook" if target.suffix == ".onnx" else "keras"
+    wanted = "torch" if target.suffix == ".onnx" else "keras"
     if framework != wanted:
-        name = {"facebook": "torch", "keras": "tensorflow"}[wanted]
+        name = {"torch": "torch", "keras": "tensorflow"}[wanted]
         raise MaeConvertError(
             f"{target.name} is made of a model of the other framework; load it with"
             f' load_model(..., "{name}")'

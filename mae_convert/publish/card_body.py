@@ -10,8 +10,7 @@ from mae_convert import __version__
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import step_in_words
-from mae_convert.families.mae.configuration import PREPROCESSING
-from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.families.mae.official import BASE_URL
 from mae_convert.plain import plain
 from mae_convert.publish.artifacts import Part
@@ -264,4 +263,4 @@ def filestable(facts: Facts) -> str:
 
 
 def _layout(part: Part) -> str:
-    return LAYOUTS[part.checkpoint.layout.name].title
+    return part.checkpoint.layout.title

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.formats.directory import KERAS_SUFFIX
 from mae_convert.publish.artifacts import Part
 
@@ -32,9 +31,11 @@ def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool
     """Tell whether the model can be converted to a layout."""
     checkpoint = parts[0].checkpoint
     task = task or checkpoint.task
-    entry = LAYOUTS[layout]
-    holds = any(task in table.tasks for table in entry.tables)
-    return holds and entry.refusal(checkpoint.configuration.model, task) is None
+    entry = checkpoint.family.layouts.get(layout)
+    holds = entry is not None and any(task in table.tasks for table in entry.tables)
+    return (
+        entry is not None and holds and entry.refusal(checkpoint.configuration.model, task) is None
+    )
 
 
 def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:

@@ -32,7 +32,9 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         pictures = sorted(data.glob("*.jpg"))
         pixels = load_pictures(pictures, checkpoint)
         side = choose_side(checkpoint, Side())
-        noise = random_inputs(configuration.model, batch=len(pixels), seed=1)["noise"]
+        noise = random_inputs(checkpoint.family, configuration.model, batch=len(pixels), seed=1)[
+            "noise"
+        ]
         request = Request(dtypes=("float32",), taps=False)
         inputs = {"pixel_values": pixels, "noise": noise}
         (trace,) = run_together([Run(checkpoint, side, request)], inputs)

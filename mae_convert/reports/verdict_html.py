@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.plain import number, plain
 from mae_convert.runtime.trace import Trace
 from mae_convert.text import for_html

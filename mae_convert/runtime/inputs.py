@@ -12,11 +12,11 @@ from mae_convert.checkpoint.image_files import images_in
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import load_pictures
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.families.family import Family
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.npz import arrays_in
 from mae_convert.formats.tensor import LazyTensor
-from reference_models.configuration import ViTMAEConfig
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -53,27 +53,26 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
         return load_inputs(choice.file, model)
     if choice.images is None:
         batch = choice.batch or RANDOM_BATCH
-        return random_inputs(model, batch=batch, seed=choice.seed)
+        return random_inputs(checkpoint.family, model, batch=batch, seed=choice.seed)
     paths = images_in(choice.images)[: choice.batch or MOST_IMAGES]
     pixels = load_pictures(paths, checkpoint)
-    made_up = random_inputs(model, batch=len(pixels), seed=choice.seed)
+    made_up = random_inputs(checkpoint.family, model, batch=len(pixels), seed=choice.seed)
     return {"pixel_values": pixels, "noise": made_up["noise"]}
 
 
-def random_inputs(config: ViTMAEConfig, *, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(
+    family: Family, config: Any, *, batch: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Return normally distributed pictures and noise whose values are all distinct.
 
     Returns:
-        ``pixel_values`` (batch, channels, height, width) and ``noise`` (batch, patches), float32.
+        ``pixel_values`` (batch, channels, [frames,] height, width) and ``noise`` (batch, patches),
+        float32.
     """
     generator = np.random.Generator(np.random.Philox(seed))
-    size = (batch, config.num_channels, *config.image_hw)
-    patches = config.num_patches
-    ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
-    return {
-        "pixel_values": generator.standard_normal(size, dtype=np.float32),
-        "noise": ((ranks + 0.5) / patches).astype(np.float32),
-    }
+    size = (batch, *config.pixel_shape)
+    noise = family.noise(config, batch, generator)
+    return {"pixel_values": generator.standard_normal(size, dtype=np.float32), "noise": noise}
 
 
 def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
@@ -82,7 +81,7 @@ def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
     return {**inputs, "noise": noise}
 
 
-def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+def load_inputs(path: Path, config: Any) -> dict[str, np.ndarray]:
     """Read ``IN.npz`` and check it against a model's configuration.
 
     A file without noise gets noise that leaves the patches in order.
@@ -96,7 +95,7 @@ def load_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
+def read_inputs(path: Path, config: Any) -> dict[str, np.ndarray]:
     """Read ``pixel_values`` and, if the file has it, ``noise``, and check them.
 
     Raises:
@@ -110,13 +109,13 @@ def read_inputs(path: Path, config: ViTMAEConfig) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _noise_in_order(count: int, config: ViTMAEConfig) -> np.ndarray:
+def _noise_in_order(count: int, config: Any) -> np.ndarray:
     """Return noise (count, L) that leaves the patches in order."""
     row = (np.arange(config.num_patches) + 0.5) / config.num_patches
     return np.tile(row.astype(np.float32), (count, 1))
 
 
-def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
+def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
     """Check that arrays are inputs of a model: ``pixel_values`` and ``noise``.
 
     Args:
@@ -141,12 +140,12 @@ def check_inputs(path: Path, arrays: Arrays, config: ViTMAEConfig) -> None:
         )
 
 
-def _check_shapes(path: Path, arrays: Mapping[str, Any], config: ViTMAEConfig) -> None:
+def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
     """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
     if "pixel_values" not in arrays:
         raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
-    shape, wanted = arrays["pixel_values"].shape, (config.num_channels, *config.image_hw)
-    if len(shape) != 4 or shape[1:] != wanted or not shape[0]:
+    shape, wanted = arrays["pixel_values"].shape, config.pixel_shape
+    if len(shape) != 1 + len(wanted) or shape[1:] != wanted or not shape[0]:
         raise MaeConvertError(
             f"{path}: pixel_values has shape {shape}; this model takes (N, "
             + ", ".join(map(str, wanted))

@@ -69,7 +69,10 @@ class Job:
         device: "cpu" or "cuda"; float64 always runs on the CPU, as the proof asks.
         dtypes: the runs to make, in order.
         task: "pretrain", "encoder" or "classify".
-        config: fields of ViTMAEConfig.
+        config: fields of the configuration.
+        model: class of the reference model, as `model_class.class_named` takes it; "" where a
+            library's own class is run.
+        configuration: the class of its configuration, likewise.
         weights: the files that hold the tensors.
         loader: how the names are those of the reference model (see ``loaders``).
         inputs: .npz with pixel_values and noise.
@@ -88,6 +91,8 @@ class Job:
     dtypes: tuple[str, ...]
     task: str
     config: Mapping[str, Any]
+    model: str
+    configuration: str
     weights: StoredWeights
     loader: str
     inputs: str

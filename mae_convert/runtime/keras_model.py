@@ -17,23 +17,11 @@ from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.keras_backend import Unset
 from mae_convert.runtime.keras_backend import device as on_device
 from mae_convert.runtime.loaders import LoadError
-from reference_models.configuration import ViTMAEConfig
-from reference_models.keras import (
-    TFViTForImageClassification,
-    TFViTMAEForPreTraining,
-    TFViTMAEModel,
-)
-
-CLASSES: dict[str, Any] = {
-    "pretrain": TFViTMAEForPreTraining,
-    "encoder": TFViTMAEModel,
-    "classify": TFViTForImageClassification,
-}
 
 
 def make(
     model_class: Any,
-    config: ViTMAEConfig,
+    config: Any,
     tensors: Sequence[LazyTensor],
     policy: str,
     device: str | None,
@@ -60,9 +48,7 @@ def make(
         raise MissingRequirementError(str(error)) from error
 
 
-def _make(
-    model_class: Any, config: ViTMAEConfig, tensors: Sequence[LazyTensor], policy: str
-) -> Any:
+def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: str) -> Any:
     model = model_class(config, dtype=policy, initializer=Unset())
     variables = [variable_at(model, tensor.name) for tensor in tensors]
     if {id(v) for v in variables} != {id(v) for v in model.weights} or len(variables) > len(

@@ -16,13 +16,15 @@ from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, MissingRequirementError
 from mae_convert.runtime.arguments import dtype_named, naming_arguments, size_named
 from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.model_class import class_named
+from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
 
-# The layout whose names a framework's model has, and a file name that means it.
+# A file name that means the layout whose names a framework's model has.
 NAMED_AS = {
-    "torch": ("facebook", Path("model.pth")),
-    "tensorflow": ("keras", Path("model.weights.h5")),
-    "jax": ("keras", Path("model.weights.h5")),
+    "torch": Path("model.pth"),
+    "tensorflow": Path("model.weights.h5"),
+    "jax": Path("model.weights.h5"),
 }
 NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("jax", "keras")}
 # Keras's policies that compute in another dtype than they keep.
@@ -128,7 +130,8 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
         wanted: ``model_class`` is a subclass of the reference model, to be made in its place.
     """
     wanted = replace(wanted, dtype=_chosen(wanted.framework, wanted.dtype))
-    layout, target = NAMED_AS[wanted.framework]
+    target = NAMED_AS[wanted.framework]
+    layout = checkpoint.family.model_layout(MODELS_OF[wanted.framework])
     in_keras = wanted.framework != "torch"
     kept = "float32" if wanted.dtype in MIXED else wanted.dtype
     if kept is None and in_keras:
@@ -152,14 +155,14 @@ def _chosen(framework: str, dtype: Any) -> str | None:
 
 def _make(plan: Plan, wanted: Wanted) -> Any:
     config = plan.configuration.model
+    place = plan.source.family.models[MODELS_OF[wanted.framework]][plan.task]
+    chosen = wanted.model_class or class_named(place)
     if wanted.framework == "torch":
         from mae_convert.runtime import torch_model
 
-        chosen = wanted.model_class or torch_model.CLASSES[plan.task]
         return torch_model.make(chosen, config, plan.tensors, wanted.device)
     from mae_convert.runtime import keras_model
 
-    chosen = wanted.model_class or keras_model.CLASSES[plan.task]
     return keras_model.make(chosen, config, plan.tensors, str(wanted.dtype), wanted.device)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mae_convert.convert.plan import Plan
-from mae_convert.families.mae.configuration import PREPROCESSING
+from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.layouts.layout import IMAGENET
 
 CONVENTION = "convention: ImageNet, as nothing was said"

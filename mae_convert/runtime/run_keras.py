@@ -20,19 +20,9 @@ from mae_convert.runtime.loaders import (
     tensorflow_arrays,
     transformers_arrays,
 )
-from reference_models.configuration import ViTMAEConfig
-from reference_models.keras import (
-    TFViTForImageClassification,
-    TFViTMAEForPreTraining,
-    TFViTMAEModel,
-)
+from mae_convert.runtime.model_class import class_named
 from reference_models.keras.numerics import cross_entropy
-
-MODELS = {
-    "pretrain": TFViTMAEForPreTraining,
-    "encoder": TFViTMAEModel,
-    "classify": TFViTForImageClassification,
-}
+from reference_models.keras.patches import take_tokens
 
 
 def versions() -> dict[str, str]:
@@ -102,8 +92,8 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 def build(job: Job, dtype: str) -> Any:
     """Return the reference model in a dtype with the job's weights."""
-    config = ViTMAEConfig.from_dict(job.config)
-    model = MODELS[job.task](config, dtype=dtype, initializer=backend.Unset())
+    config = class_named(job.configuration).from_dict(job.config)
+    model = class_named(job.model)(config, dtype=dtype, initializer=backend.Unset())
     if job.loader == "keras":
         load_weights_file(model, job.weights)
     elif job.loader in ("transformers-tf", "transformers-tf, shards"):
@@ -152,17 +142,22 @@ def forward(model: Any, training: bool, pixels: Any, noise: Any = None) -> dict[
     else:
         outputs = model(pixels, noise=noise, output_taps=True, training=training)
         results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
-        results["last_hidden_state"] = outputs.taps["encoder.norm"]
-    if isinstance(model, TFViTMAEForPreTraining):
+        results["last_hidden_state"] = _last_hidden_state(outputs)
+    if hasattr(model, "forward_loss"):
         results |= _pretraining_results(model, pixels, outputs)
     return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
+
+
+def _last_hidden_state(outputs: Any) -> Any:
+    hidden = getattr(outputs, "last_hidden_state", None)  # a pre-training model has none
+    return outputs.taps["encoder.norm"] if hidden is None else hidden
 
 
 def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
     """Return logits, reconstruction and both losses (neither where nothing is removed)."""
     results = {
         "logits": outputs.logits,
-        "reconstruction": model.unpatchify(outputs.logits),
+        "reconstruction": model.unpatchify(_all_patches(outputs.logits, outputs.mask)),
     }
     if model.config.num_kept < model.config.num_patches:
         for name, normalised in (("loss", False), ("loss_norm_pix", True)):
@@ -170,6 +165,22 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
                 pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
             )
     return results
+
+
+def _all_patches(logits: Any, mask: Any) -> Any:
+    """Return predictions (N, L, P) of all patches.
+
+    A model that predicts removed patches only, in the order of the image, has zeros for the others.
+
+    Args:
+        logits: (N, M, P).
+        mask: (N, L), 1 where a patch is removed.
+    """
+    if logits.shape[1] == mask.shape[1]:
+        return logits
+    padded = ops.pad(logits, ((0, 0), (mask.shape[1] - logits.shape[1], 0), (0, 0)))
+    places = ops.argsort(ops.argsort(mask, axis=1), axis=1)
+    return take_tokens(padded, places)
 
 
 def _objective(results: Mapping[str, Any], task: str) -> Any:

@@ -8,21 +8,10 @@ import torch
 
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, confirm, pytorch_state_dict
+from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.torch_runs import Results, WithoutValues, settings, torch_runs, versions
-from reference_models.configuration import ViTMAEConfig
-from reference_models.pytorch import (
-    ViTForImageClassification,
-    ViTMAEForPreTraining,
-    ViTMAEModel,
-)
 
 __all__ = ["runs", "settings", "versions"]
-
-MODELS = {
-    "pretrain": ViTMAEForPreTraining,
-    "encoder": ViTMAEModel,
-    "classify": ViTForImageClassification,
-}
 
 
 def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -37,9 +26,10 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 def build(job: Job) -> torch.nn.Module:
     """Return the reference model with the job's weights."""
-    config = ViTMAEConfig.from_dict(job.config)
+    config = class_named(job.configuration).from_dict(job.config)
+    kind = class_named(job.model)
     with WithoutValues():
-        model = MODELS[job.task](config)
+        model = kind(config)
     state = pytorch_state_dict(job.weights)
     try:
         model.load_state_dict(state, strict=True, assign=True)
@@ -65,17 +55,22 @@ def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | N
     else:
         outputs = call(pixels, noise, output_taps=True)
         results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
-        results["last_hidden_state"] = outputs.taps["encoder.norm"]
-    if isinstance(model, ViTMAEForPreTraining):
+        results["last_hidden_state"] = _last_hidden_state(outputs)
+    if hasattr(model, "forward_loss"):
         results |= _pretraining_results(model, pixels, outputs)
     return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
+
+
+def _last_hidden_state(outputs: Any) -> torch.Tensor:
+    hidden = getattr(outputs, "last_hidden_state", None)  # a pre-training model has none
+    return outputs.taps["encoder.norm"] if hidden is None else hidden
 
 
 def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Results:
     """Return logits, reconstruction and both losses (neither where nothing is removed)."""
     results = {
         "logits": outputs.logits,
-        "reconstruction": model.unpatchify(outputs.logits),
+        "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),
     }
     if outputs.mask.any():
         for name, normalised in (("loss", False), ("loss_norm_pix", True)):
@@ -83,3 +78,19 @@ def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Resu
                 pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
             )
     return results
+
+
+def all_patches(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return predictions (N, L, P) of all patches.
+
+    A model that predicts removed patches only, in the order of the image, has zeros for the others.
+
+    Args:
+        logits: (N, M, P).
+        mask: (N, L), 1 where a patch is removed.
+    """
+    if logits.shape[1] == mask.shape[1]:
+        return logits
+    padded = torch.nn.functional.pad(logits, (0, 0, mask.shape[1] - logits.shape[1], 0))
+    places = mask.argsort(dim=1, stable=True).argsort(dim=1)
+    return padded.gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[2]))

@@ -11,24 +11,16 @@ from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import PREPROCESSING, Configuration, untold_fields
-from mae_convert.families.mae.evidence import same_size
-from mae_convert.families.mae.layouts import layout_named
-from mae_convert.families.mae.schema import schema
+from mae_convert.families import families
+from mae_convert.families.configuration import Configuration
+from mae_convert.families.evidence import PREPROCESSING, same_size
+from mae_convert.families.family import Family
 from mae_convert.formats import Container, LazyTensor
 from mae_convert.layouts.table import external_shapes, read_tensors
 from mae_convert.runtime.arguments import dtype_named, naming_arguments
 from mae_convert.runtime.metadata import Carried
-from reference_models.configuration import ViTMAEConfig
 
 IN_MEMORY = "a model in memory"
-TASKS = {
-    "ViTMAEForPreTraining": "pretrain",
-    "ViTMAEModel": "encoder",
-    "ViTForImageClassification": "classify",
-}
-# Whose models have the names of which layout.
-LAYOUTS_OF = {"reference_models.pytorch": "facebook", "reference_models.keras": "keras"}
 
 
 @naming_arguments()
@@ -72,13 +64,13 @@ def save_model(
 def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
     """Return a model as a checkpoint that is open; its tensors are read when they are asked for."""
     model = unwrapped(model)
-    layout_name, task = kind_of(model)
-    layout = layout_named(layout_name)
-    config = ViTMAEConfig.from_dict(model.config.to_dict())
-    table, shapes = layout.table_for(task), schema(config, task)
+    family, framework, task = kind_of(model)
+    layout = family.layout(family.model_layouts[framework])
+    config = family.configuration_class.from_dict(model.config.to_dict())
+    table, shapes = layout.table_for(task), family.schema(config, task)
     rules = tuple(table.expand(shapes))
     external = external_shapes(rules, shapes)
-    tensors = _tensors(model, layout_name, list(external))
+    tensors = _tensors(model, framework, list(external))
     if {name: tensor.shape for name, tensor in tensors.items()} != external:
         raise MaeConvertError(
             "the model's tensors are not those that its configuration tells; save it with the"
@@ -92,7 +84,7 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
         table=table,
         synonyms=(),
         task=task,
-        configuration=_configuration(config, task, carried),
+        configuration=_configuration(config, family, task, carried),
         tensors={name: canonical[name] for name in shapes},
         rules=rules,
         dropped={},
@@ -111,25 +103,27 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def kind_of(model: Any) -> tuple[str, str]:
-    """Return the layout whose names a model has, and its task.
+def kind_of(model: Any) -> tuple[Family, str, str]:
+    """Return the family of a reference model, its framework ("torch" or "keras") and its task.
 
     Raises:
         MaeConvertError: it is no reference model.
     """
-    for base in type(model).__mro__:
-        package = ".".join(base.__module__.split(".")[:2])
-        task = TASKS.get(base.__name__.removeprefix("TF"))
-        if package in LAYOUTS_OF and task is not None:
-            return LAYOUTS_OF[package], task
+    classes = [(base.__module__, base.__name__) for base in type(model).__mro__]
+    for family in families().values():
+        for framework, by_task in family.models.items():
+            for task, place in by_task.items():
+                module, _, name = place.partition(":")
+                if any(n == name and m.startswith(module.rpartition(".")[0]) for m, n in classes):
+                    return family, framework, task
     raise MaeConvertError(
         f"{type(model).__name__} is not one of this project's models; write its weights to a file"
         " and give that to `mae-convert convert`"
     )
 
 
-def _tensors(model: Any, layout: str, names: list[str]) -> dict[str, LazyTensor]:
-    if layout == "facebook":
+def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTensor]:
+    if framework == "torch":
         from mae_convert.runtime import torch_model
 
         return torch_model.tensors_of(model)
@@ -163,8 +157,8 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
     )
 
 
-def _configuration(config: ViTMAEConfig, task: str, carried: Carried) -> Configuration:
-    sources = dict.fromkeys(untold_fields(task), "the model's configuration")
+def _configuration(config: Any, family: Family, task: str, carried: Carried) -> Configuration:
+    sources = dict.fromkeys(family.untold_fields(task), "the model's configuration")
     said = {name: carried.sources.get(name, "said when it was saved") for name in PREPROCESSING}
     # What was assumed when the model was loaded is still assumed, unless it was changed since.
     assumed = {

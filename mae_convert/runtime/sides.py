@@ -15,24 +15,6 @@ from mae_convert.runtime.job import FRAMEWORKS
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
-# Which loader reads which spelling's own names into which framework's model. What is not here goes
-# through the mapping tables, and is then witnessed but not proven.
-NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
-    ("facebook", "torch"): "facebook",
-    ("timm", "torch"): "facebook",  # the original's names
-    ("transformers-tf", "tensorflow"): "transformers-tf",
-    ("transformers-tf", "jax"): "transformers-tf",
-    ("transformers-tf, names without the class", "tensorflow"): "transformers-tf, shards",
-    ("transformers-tf, names without the class", "jax"): "transformers-tf, shards",
-    ("transformers, names of version 4", "tensorflow"): "transformers",
-    ("transformers, names of version 4", "jax"): "transformers",
-    ("keras", "tensorflow"): "keras",
-    ("keras", "jax"): "keras",
-    ("transformers, names of version 4", "transformers"): "transformers",
-    ("transformers, names saved by version 5", "transformers"): "transformers",
-    ("transformers-tf", "transformers"): "transformers-tf",
-    ("timm", "timm"): "timm",
-}
 # Their own classes read directories with a config.json, and by these names.
 THIRD_PARTIES = ("transformers", "timm")
 KERAS_BACKENDS = ("tensorflow", "jax")
@@ -54,6 +36,8 @@ READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 # The files that these libraries look for in a directory; transformers looks for parts too.
 LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+# The framework of the reference models, as a family names their classes.
+MODELS_OF = {"torch": "torch", "tensorflow": "keras", "jax": "keras"}
 UNMASKED = ("timm",)  # frameworks whose model cannot leave patches out
 INSTALL = {
     "torch": "pip install 'mae-convert[torch]'",
@@ -140,7 +124,8 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
     """Return the loader that has no need of our tables, whoever reads the files, or None."""
-    loader = NATIVE_LOADERS.get((checkpoint.table.name, framework))
+    # What is not among them goes through the mapping tables, and is not proven then.
+    loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
         return None
     return loader

@@ -11,15 +11,21 @@ from mae_convert.dtypes import DTYPES
 from mae_convert.formats import open_container, write_file
 from mae_convert.formats.tensor import LazyTensor, sha256
 from mae_convert.runtime.job import ReadTensors, StoredWeights
-from mae_convert.runtime.sides import KERAS_BACKENDS, THIRD_PARTIES, loader_for, named_loader
+from mae_convert.runtime.sides import (
+    KERAS_BACKENDS,
+    MODELS_OF,
+    THIRD_PARTIES,
+    loader_for,
+    named_loader,
+)
 
-# The layout that a checkpoint is converted to where its own names are not the framework's.
+# The file that a checkpoint is converted to where its own names are not the framework's.
 STAGED_AS = {
-    "torch": ("facebook", "safetensors", ".safetensors"),
-    "tensorflow": ("keras", "keras_h5", ".weights.h5"),
-    "jax": ("keras", "keras_h5", ".weights.h5"),
-    "transformers": ("transformers", "safetensors", ""),
-    "timm": ("timm", "safetensors", ""),
+    "torch": ("safetensors", ".safetensors"),
+    "tensorflow": ("keras_h5", ".weights.h5"),
+    "jax": ("keras_h5", ".weights.h5"),
+    "transformers": ("safetensors", ""),
+    "timm": ("safetensors", ""),
 }
 # What tensors that were in a kind of HDF5 file are put into, and its suffix.
 HDF5 = {
@@ -77,7 +83,8 @@ def stage(
         return Staged(_stored(checkpoint, framework), loader)
     named = named_loader(checkpoint, framework)
     if named is None or framework in THIRD_PARTIES:
-        layout, kind, suffix = STAGED_AS[framework]
+        kind, suffix = STAGED_AS[framework]
+        layout = checkpoint.family.model_layout(MODELS_OF.get(framework, framework))
         staged = work / f"model{suffix}"
         whole = replace(checkpoint, key_bias=True, also=())  # loaders know biases of the key only
         execute(plan_conversion(whole, staged, layout, dtype=_exact_dtype(checkpoint)))

@@ -11,19 +11,9 @@ from mae_convert.errors import LayoutError, MissingRequirementError
 from mae_convert.formats.tensor import LazyTensor, as_bytes
 from mae_convert.layouts.table import listed
 from mae_convert.runtime.torch_runs import WithoutValues
-from reference_models.configuration import ViTMAEConfig
-from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel
-
-CLASSES: dict[str, Any] = {
-    "pretrain": ViTMAEForPreTraining,
-    "encoder": ViTMAEModel,
-    "classify": ViTForImageClassification,
-}
 
 
-def make(
-    model_class: Any, config: ViTMAEConfig, tensors: Sequence[LazyTensor], device: str | None
-) -> Any:
+def make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], device: str | None) -> Any:
     """Return a model in evaluation mode with exactly these tensors.
 
     The model is made without memory, and each tensor is read into the place where it stays: at no
@@ -42,7 +32,7 @@ def make(
     return model.eval()
 
 
-def with_config(model: Any, config: ViTMAEConfig) -> Any:
+def with_config(model: Any, config: Any) -> Any:
     """Return a model of another configuration whose parameters are those of the first: no copies.
 
     Raises:

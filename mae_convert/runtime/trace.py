@@ -102,6 +102,7 @@ def describe(
         "format": FORMAT,
         "checkpoint": {**hashes, "name": checkpoint.name},
         "layout": checkpoint.layout.name,
+        "family": checkpoint.family.name,
         "task": checkpoint.task,
         "framework": side.framework,
         "native": ours is None,

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.fingerprint import described_fingerprint
+from mae_convert.checkpoint.fingerprint import described_family, described_fingerprint
 from mae_convert.errors import CheckpointError
-from mae_convert.families.mae.schema import schema
+from mae_convert.families.family import Family
 from mae_convert.files.validation import check_document
-from reference_models.configuration import ViTMAEConfig
 
 BLOCK_STEPS = ("q", "k", "v", "attention", "mlp", "output")
 GRADIENT = "grad/"  # begins the names of gradients among a run's results
@@ -49,15 +48,17 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     """Yield what is wrong, in words; what comes later relies on what was checked before."""
     if has_control_characters(description):
         yield "a text in it holds control characters"
-    if missing := [f.name for f in fields(ViTMAEConfig) if f.name not in description["config"]]:
+    family = described_family(description)
+    kind = family.configuration_class
+    if missing := [f.name for f in fields(kind) if f.name not in description["config"]]:
         yield f"config lacks {missing[0]}"
     try:
-        config = ViTMAEConfig.from_dict(description["config"])
+        config = kind.from_dict(description["config"])
     except (ValueError, TypeError) as error:
         yield f"config: {error}"
         return
     task = description["task"]
-    expected = {name: list(shape) for name, shape in schema(config, task).items()}
+    expected = {name: list(shape) for name, shape in family.schema(config, task).items()}
     stated = {name: entry[0] for name, entry in description["tensors"].items()}
     if stated != expected:
         names = [n for n in {**expected, **stated} if stated.get(n) != expected.get(n)]
@@ -67,11 +68,14 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
         )
     if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
         yield "its fingerprint is not that of its tensors and configuration"
-    yield from _array_problems(config, description, arrays)
+    yield from _array_problems(family, config, description, arrays)
 
 
 def _array_problems(
-    config: ViTMAEConfig, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    family: Family,
+    config: Any,
+    description: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
 ) -> Iterator[str]:
     if "float64" in description["dtypes"]:
         for name in RESULTS[description["task"]]:
@@ -81,7 +85,9 @@ def _array_problems(
         dtype, _, result = name.partition("/")
         if name not in MASKING and (dtype not in description["dtypes"] or not result):
             yield f"the array {name} is not of one of its runs ({', '.join(description['dtypes'])})"
-        elif (wanted := _shape(name if name in MASKING else result, config, description)) is None:
+        elif (
+            wanted := _shape(name if name in MASKING else result, family, config, description)
+        ) is None:
             yield f"the array {name} is not a result of a model"
         elif not _fits(array.shape, wanted):
             sizes = ", ".join("any" if n is None else str(n) for n in wanted)
@@ -109,27 +115,30 @@ def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
     )
 
 
-def _shape(result: str, config: ViTMAEConfig, description: Mapping[str, Any]) -> Shape | None:
+def _shape(
+    result: str, family: Family, config: Any, description: Mapping[str, Any]
+) -> Shape | None:
     """Return the shape of a result, or None if no run has a result of this name."""
     patches = config.num_patches
     if result.startswith(GRADIENT):
         entry = description["tensors"].get(result.removeprefix(GRADIENT))
         return entry and tuple(entry[0])
     if result.startswith(TAP):
-        return _tap_shape(result.removeprefix(TAP), config)
+        return _tap_shape(result.removeprefix(TAP), family, config)
     classes = description["task"] == "classify"
+    predicted = None if family.predicts_removed_only else patches
     return {
         "mask": (None, patches),
         "ids_restore": (None, patches),
         "last_hidden_state": (None, None, config.hidden_size),
-        "logits": (None, config.num_labels) if classes else (None, patches, config.patch_dim),
-        "reconstruction": (None, config.num_channels, *config.image_hw),
+        "logits": (None, config.num_labels) if classes else (None, predicted, config.patch_dim),
+        "reconstruction": (None, *config.pixel_shape),
         "loss": (),
         "loss_norm_pix": (),
     }.get(result)
 
 
-def _tap_shape(name: str, config: ViTMAEConfig) -> Shape | None:
+def _tap_shape(name: str, family: Family, config: Any) -> Shape | None:
     if name == "head.norm":
         return (None, 1, config.hidden_size)
     match = BLOCK.fullmatch(name)
@@ -140,7 +149,7 @@ def _tap_shape(name: str, config: ViTMAEConfig) -> Shape | None:
     if match and int(match[2]) >= depth:
         return None
     width = config.decoder_hidden_size if decoder else config.hidden_size
-    return (None, 1 + config.num_patches if decoder else None, width)
+    return (None, family.decoder_tokens(config) if decoder else None, width)
 
 
 def has_control_characters(value: Any) -> bool:

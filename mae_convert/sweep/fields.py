@@ -23,8 +23,8 @@ from mae_convert.cli.options import (
     ImageSize,
 )
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.mae.schema import TASKS
+from mae_convert.families import layout_names
+from mae_convert.families.canonical import TASKS
 from mae_convert.runtime.job import FRAMEWORKS
 from mae_convert.text import did_you_mean
 
@@ -55,7 +55,7 @@ CHECKPOINT: Mapping[str, click.ParamType] = {
     "source_image_size": ImageSize(),
 }
 CONVERT: Mapping[str, click.ParamType] = {
-    "to": click.Choice(sorted(LAYOUTS)),
+    "to": click.Choice(sorted(layout_names())),
     "task": click.Choice(TASKS),
     "dtype": DTYPE,
     "image_size": ImageSize(),

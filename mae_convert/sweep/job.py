@@ -189,11 +189,16 @@ def _place(job: Job, scratch: Path) -> Path:
 def _default_name(layout: str) -> str:
     """Return a name under which any layout can be written."""
     from mae_convert.convert.plan import SUFFIX_KINDS
-    from mae_convert.families.mae.layouts import LAYOUTS
+    from mae_convert.errors import LayoutError
+    from mae_convert.families import layouts_named
 
-    if layout not in LAYOUTS or LAYOUTS[layout].weights_name is not None:
+    try:
+        first = layouts_named(layout)[0]
+    except LayoutError:
         return "model"
-    kinds = LAYOUTS[layout].containers
+    if first.weights_name is not None:
+        return "model"
+    kinds = first.containers
     return "model" + next(suffix for suffix, kind in SUFFIX_KINDS.items() if kind in kinds)
 
 

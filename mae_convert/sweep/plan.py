@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_convert.convert.plan import SUFFIX_KINDS, container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.families.mae.layouts import layout_named
+from mae_convert.families import layouts_named
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
@@ -190,7 +190,7 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` it is only verified"
         return None
-    layout = layout_named(to)
+    layout = layouts_named(to)[0]
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
             "a model directory is published; let `to` be a layout, and the target, that is one"

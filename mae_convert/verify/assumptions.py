@@ -7,7 +7,7 @@ confirm it. Where only one side assumes a value and the other specifies the same
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mae_convert.families.mae.evidence import FLAGS, LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
+from mae_convert.families.evidence import FLAGS, LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
 from mae_convert.plain import plain
 from mae_convert.runtime.trace import Trace
 

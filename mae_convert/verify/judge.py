@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import ACTIVATION_SYNONYMS
+from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.layouts.table import listed
 from mae_convert.plain import plain
 from mae_convert.runtime.trace import Trace

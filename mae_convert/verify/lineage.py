@@ -230,7 +230,7 @@ def _configuration(
     a: Checkpoint, b: Checkpoint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
     """Return the fields that differ, and in sentences those that nothing gives."""
-    left, right = (function_fields(c.configuration.model, c.task) for c in (a, b))
+    left, right = (function_fields(c) for c in (a, b))
     missing = {"A": missing_fields(a), "B": missing_fields(b)}
     unknown = {name for names in missing.values() for name in names}
     differing = {

@@ -15,7 +15,7 @@ from mae_convert.checkpoint.image_files import open_image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import BILINEAR, Preprocessing
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.visualize.pixels import as_colours
 
 LOW, HIGH = 2, 98  # percentiles of a channel that become black and full brightness

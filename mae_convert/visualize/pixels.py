@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 
 GAP = 4  # white pixels between the pictures of a panel
 GREY = 0.5  # shows removed patches, and no difference

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.files.atomic import replacing_file
 from mae_convert.text import for_terminal
 from mae_convert.visualize.display import Display, display_of

@@ -12,7 +12,7 @@ import numpy as np
 from mae_convert.checkpoint.open import Checkpoint, Flags, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.configuration import Configuration
+from mae_convert.families.configuration import Configuration
 from mae_convert.files.staging import scratch_directory
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.configuration import Evidence, check_flags_taken, resolve
+from mae_convert.families.configuration import check_flags_taken
+from mae_convert.families.configuration import resolve as resolve_of
+from mae_convert.families.evidence import Evidence
+from mae_convert.families.mae.family import MAE
 
 GEOMETRY = {
     "hidden_size": 768,
@@ -32,6 +36,8 @@ CONVENTIONS = {
     "image_mean": (0.485, 0.456, 0.406),
     "image_std": (0.229, 0.224, 0.225),
 }
+
+resolve = partial(resolve_of, family=MAE)
 
 
 def evidence(**changes):

@@ -22,6 +22,7 @@ from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.tensor_digests import PassingDigest
+from mae_convert.families.mae.family import MAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
 from mae_convert.families.mae.schema import schema
@@ -142,7 +143,7 @@ def test_every_field_that_changes_the_function_changes_it_and_others_do_not():
 
     def differs(task, **changes):
         changed = replace(config, **changes)
-        return configuration_digest(changed, task) != configuration_digest(config, task)
+        return configuration_digest(MAE, changed, task) != configuration_digest(MAE, config, task)
 
     for task in ("pretrain", "encoder", "classify"):
         for changes in (
@@ -163,10 +164,10 @@ def test_every_field_that_changes_the_function_changes_it_and_others_do_not():
     assert not differs("pretrain", decoder_layer_norm_eps=config.layer_norm_eps)
     assert differs("classify", global_pool="avg")
     tanh, swish = replace(config, hidden_act="gelu_new"), replace(config, hidden_act="swish")
-    same = configuration_digest(replace(config, hidden_act="gelu_pytorch_tanh"), "encoder")
-    assert configuration_digest(tanh, "encoder") == same
-    assert configuration_digest(swish, "encoder") == configuration_digest(
-        replace(config, hidden_act="silu"), "encoder"
+    same = configuration_digest(MAE, replace(config, hidden_act="gelu_pytorch_tanh"), "encoder")
+    assert configuration_digest(MAE, tanh, "encoder") == same
+    assert configuration_digest(MAE, swish, "encoder") == configuration_digest(
+        MAE, replace(config, hidden_act="silu"), "encoder"
     )
 
 

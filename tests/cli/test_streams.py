@@ -108,7 +108,7 @@ def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
 
 def test_an_error_of_the_program_itself_is_no_verdict(command, monkeypatch):
     """Status 1 means that two checkpoints differ."""
-    monkeypatch.setattr("mae_convert.families.mae.layouts.LAYOUTS", None)
+    monkeypatch.setattr("mae_convert.families.families", lambda: None)
     result = command("layouts")
     assert result.status == 2
     assert "Traceback" in result.err

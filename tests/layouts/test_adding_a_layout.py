@@ -88,7 +88,7 @@ def test_the_commands_know_it(source, case, tmp_path, capsys):
     assert "class token" in inspect(pooled)["becomes"]["acme"]
     with pytest.raises(LayoutError, match="cannot write acme: Acme reads the class token"):
         plan_conversion(pooled, tmp_path / "x.safetensors", "acme")
-    show.layouts(LAYOUTS.values())
+    show.layouts("title", LAYOUTS.values())
     show.layout(LAYOUTS["acme"])
     assert "layers.#.{up,down}.matrix" in capsys.readouterr().out
 

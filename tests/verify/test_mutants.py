@@ -238,7 +238,7 @@ class Bench:
         self.folder = folder
         self.source = open_checkpoint(golden.checkpoint, self.flags)
         self.tensors = {n: t.load() for n, t in self.source.container.tensors.items()}
-        self.inputs = random_inputs(self.source.configuration.model, seed=3)
+        self.inputs = random_inputs(self.source.family, self.source.configuration.model, seed=3)
         np.savez(folder / "inputs.npz", **self.inputs)
         self.reference = self.trace(self.source)
 

@@ -294,6 +294,11 @@ def layouts(name: str | None) -> None:
         mae-convert layouts transformers-tf
     """
     from mae_convert.cli.output import layouts as show
-    from mae_convert.families.mae.layouts import LAYOUTS, layout_named
+    from mae_convert.families import families, layouts_named
 
-    show.layout(layout_named(name)) if name else show.layouts(LAYOUTS.values())
+    if name:
+        for layout in layouts_named(name):
+            show.layout(layout)
+        return
+    for family in families().values():
+        show.layouts(family.title, family.layouts.values())

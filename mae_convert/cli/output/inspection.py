@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
-from mae_convert.families.mae.evidence import OFFICIAL
+from mae_convert.families.evidence import OFFICIAL
 from mae_convert.plain import plain, size_of
 
 MOST_CANDIDATES = 5

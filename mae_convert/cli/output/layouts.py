@@ -4,12 +4,13 @@ from collections.abc import Iterable
 
 from mae_convert.cli.output.console import console, markup, table
 from mae_convert.convert.plan import SUFFIX_KINDS
-from mae_convert.families.mae.layouts import Layout
+from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row
 
 
-def layouts(all_layouts: Iterable[Layout]) -> None:
-    """Print the layouts, one line each."""
+def layouts(title: str, all_layouts: Iterable[Layout]) -> None:
+    """Print the layouts of a family of models, one line each."""
+    console().print(title)
     grid = table("layout", "what it is", "tasks", "written as", whole=("layout",))
     for entry in all_layouts:
         tasks = ", ".join(dict.fromkeys(task for table in entry.tables for task in table.tasks))

@@ -164,18 +164,3 @@ def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
     """Return the published files whose tensors have the names and shapes of such a model."""
     wanted = schema(model, task)
     return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
-
-
-def same_geometry(geometry: Mapping[str, Any], task: str) -> list[Official]:
-    """Return the published files whose tensors have all the shapes that a geometry is read from.
-
-    Args:
-        geometry: fields that the shapes of canonical tensors give, and ``num_patches``.
-        task: "pretrain", "encoder" or "classify".
-    """
-    return [
-        official
-        for official in OFFICIAL
-        if official.task == task
-        and all(getattr(official.model, name) == value for name, value in geometry.items())
-    ]

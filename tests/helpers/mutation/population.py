@@ -13,11 +13,11 @@ from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.family import NATIVE_LOADERS
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.schema import schema
 from mae_convert.formats import LazyTensor
 from mae_convert.layouts.table import Table, read_tensors, write_tensors
-from mae_convert.runtime.sides import NATIVE_LOADERS
 from mae_convert.verify.verification import Options, common_request
 from mutation.code import CODE_FAULTS, PRECISIONS, CodeFault
 from mutation.models import MODELS, write_model, write_original

@@ -99,6 +99,7 @@ WITHOUT_KEY_BIAS = _tables("facebook, no key bias", BLOCK_WITHOUT_KEY_BIAS)
 
 FACEBOOK = Layout(
     name="facebook",
+    family="mae",
     title="facebookresearch/mae, the original code (PyTorch)",
     tables=TABLES + WITHOUT_KEY_BIAS,
     containers=("pth", "safetensors", "npz"),

@@ -129,6 +129,7 @@ def archived(stated: Any, *keys: str) -> Mapping[str, Any]:
 
 KERAS = Layout(
     name="keras",
+    family="mae",
     title="this project's Keras 3 models, for TensorFlow and JAX",
     tables=(
         Table(

@@ -95,6 +95,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 KERAS_HUB = Layout(
     name="keras-hub",
+    family="mae",
     title="KerasHub's ViTBackbone and ViTImageClassifier",
     tables=(
         Table("keras-hub", ("encoder",), _backbone("layers/"), OPTIMIZER),

@@ -77,6 +77,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 LIGHTLY = Layout(
     name="lightly",
+    family="mae",
     title="lightly's MAE modules (PyTorch)",
     tables=(UP_TO_1_5, Table("lightly", ("encoder",), ENCODER, UNUSED), SINCE_1_6),
     containers=("pth", "safetensors"),

@@ -75,6 +75,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 MMPRETRAIN = Layout(
     name="mmpretrain",
+    family="mae",
     title="OpenMMLab mmpretrain, MAE (PyTorch)",
     tables=(
         Table("mmpretrain", ("pretrain",), ENCODER + DECODER),

@@ -129,6 +129,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 TIMM = Layout(
     name="timm",
+    family="mae",
     title="timm's vit_* models (PyTorch), as on the Hub",
     tables=(Table("timm", ("encoder", "classify"), ENCODER_AND_CLASSIFIER.rows),),
     containers=("safetensors", "pth"),

@@ -56,6 +56,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 TORCHVISION = Layout(
     name="torchvision",
+    family="mae",
     title="torchvision's vit_* models (PyTorch)",
     tables=(
         _table("torchvision", "0", "3"),

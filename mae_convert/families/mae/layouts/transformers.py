@@ -173,6 +173,7 @@ CONVENTIONS = {
 
 TRANSFORMERS = Layout(
     name="transformers",
+    family="mae",
     title="Hugging Face transformers, PyTorch (ViTMAE and ViT classes)",
     tables=VERSION_4 + VERSION_5_SAVED + VERSION_5_MEMORY,
     containers=("safetensors", "pth"),

@@ -129,6 +129,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
 
 TRANSFORMERS_TF = Layout(
     name="transformers-tf",
+    family="mae",
     title="Hugging Face transformers, TensorFlow classes up to 4.57 (tf_model.h5)",
     tables=WRITTEN + ANY_SCOPE + WITHOUT_SCOPE,
     containers=("tf_h5",),

@@ -1,28 +1,19 @@
 """Resolve what tensors cannot tell: each field is taken from a named source, never guessed.
 
-`mae_convert.families.mae.evidence` has the sources and their order.
+`mae_convert.families.evidence` has the sources and their order, and a family of models the fields.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.evidence import (
-    FLAGS,
-    PREPROCESSING,
-    Evidence,
-    first,
-    grid_of_size,
-    same_size,
-)
-from mae_convert.families.mae.position_tables import grid_of_tables
-from reference_models.configuration import ViTMAEConfig
+from mae_convert.families.canonical import TASKS
+from mae_convert.families.evidence import FLAGS, PREPROCESSING, Evidence, candidates, same_size
 
-# One function under two names.
-ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-CONFIG_FIELDS = tuple(f.name for f in fields(ViTMAEConfig))
+if TYPE_CHECKING:
+    from mae_convert.families.family import Family
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,8 @@ class Configuration:
     """A configuration, and where each field that tensors cannot give came from.
 
     Attributes:
-        model: the fields of the model. Those that are `missing` hold placeholders.
+        model: the fields of the model, as its family's configuration class has them. Those that
+            are `missing` hold placeholders.
         image_mean: taken off each channel.
         image_std: what each channel is then divided by.
         sources: where each field that no tensor gives came from, for a person.
@@ -55,9 +47,10 @@ class Configuration:
         assumptions: why a field is an assumption ("official", "layout" ...), for those that are.
         missing: fields that nothing gives; empty for every checkpoint that can be run or converted.
         inferred: the evidence of an experiment that gave fields, as plain data, or None.
+        untold: task → the fields that matter for it and that no tensor gives.
     """
 
-    model: ViTMAEConfig
+    model: Any
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     sources: Mapping[str, str]
@@ -65,6 +58,7 @@ class Configuration:
     assumptions: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
     inferred: Mapping[str, Any] | None = None
+    untold: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def value(self, name: str) -> Any:
         """Return a field of the model or of the preprocessing; None where it is missing."""
@@ -117,13 +111,13 @@ class Configuration:
         the one that a configuration of an encoder has by default, so that no placeholder is
         written.
         """
-        own = untold_fields(task)
+        own = self.untold.get(task, ())
         if all(missing.field in own for missing in self.missing):
             return self
-        defaults = ViTMAEConfig()
+        defaults = type(self.model)()
         decoder = {
             field.name: getattr(defaults, field.name)
-            for field in fields(ViTMAEConfig)
+            for field in fields(defaults)
             if field.name.startswith("decoder_")
         }
         return replace(
@@ -146,61 +140,50 @@ class Configuration:
             )
 
 
-def untold_fields(task: str) -> tuple[str, ...]:
-    """Return the fields that matter for a task and that no tensor gives."""
-    common = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
-    masking = {
-        "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
-        "encoder": ("mask_ratio",),
-        "classify": ("global_pool",),
-    }
-    return common + masking[task] + PREPROCESSING
-
-
-def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Configuration:
+def resolve(
+    task: str, evidence: Evidence, family: "Family", *, incomplete: bool = False
+) -> Configuration:
     """Return the configuration that the evidence gives, with the source of each field.
 
     Args:
         task: "pretrain", "encoder" or "classify".
         evidence: everything that may give a field.
+        family: the family of models, which tells the fields and what else gives them.
         incomplete: return a configuration even where fields are missing.
 
     Raises:
         ConfigurationError: a field is impossible or contradicted; or is missing, unless
             ``incomplete``.
     """
-    _check_stated(task, evidence)
-    values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in CONFIG_FIELDS}
+    family.check(task, evidence)
+    known = [field.name for field in fields(family.configuration_class)]
+    values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in known}
     sources: dict[str, str] = {}
     assumptions: dict[str, str] = {}
     missing = []
-    for name in untold_fields(task):
-        found = first(name, task, evidence)
+    for name in (*family.untold_fields(task), *family.optional_fields(task)):
+        found = candidates(name, evidence, family.found(name, task, evidence))
+        chosen = next((f for f in found if f.value is not None), None)
         _check_flag(name, evidence)
-        if found is None:
-            missing.append(_missing(name, evidence))
-            values[name] = _placeholder(name, evidence.geometry)
+        if chosen is None:
+            if name in family.untold_fields(task):
+                missing.append(family.missing(name, evidence))
+                values[name] = family.placeholder(name, evidence)
             continue
-        values[name], sources[name] = found.value, found.source
-        if found.assumption:
-            assumptions[name] = found.assumption
+        values[name], sources[name] = chosen.value, chosen.source
+        if chosen.assumption:
+            assumptions[name] = chosen.assumption
         if name.endswith("num_attention_heads"):
-            _check_heads(name, found.value, found.source, evidence)
-    if task == "pretrain" and (found := first("decoder_layer_norm_eps", task, evidence)):
-        values["decoder_layer_norm_eps"] = found.value
-        sources["decoder_layer_norm_eps"] = found.source
-        if found.assumption:
-            assumptions["decoder_layer_norm_eps"] = found.assumption
-    if values.get("global_pool") == "avg":
-        values["fc_norm"] = None if "global_pool" in evidence.geometry else False
-    values |= _carried_along(values, evidence.stated)
+            _check_heads(name, chosen.value, chosen.source, evidence)
     channels = evidence.geometry["num_channels"]
     preprocessing = {
         name: _per_channel(name, values.pop(name), channels, sources[name])
         for name in PREPROCESSING
     }
+    values |= _carried_along(values, evidence.stated, known)
+    values |= family.derived({**values, **preprocessing}, evidence)
     try:
-        model = ViTMAEConfig(**values)
+        model = family.configuration_class(**values)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"impossible configuration: {error}") from error
     resolved = Configuration(
@@ -211,32 +194,27 @@ def resolve(task: str, evidence: Evidence, *, incomplete: bool = False) -> Confi
         labels=_labels(evidence) if task == "classify" else None,
         assumptions=assumptions,
         missing=tuple(missing),
+        untold={name: family.untold_fields(name) for name in TASKS},
     )
     if not incomplete:
         resolved.require_complete()
     return resolved
 
 
-def _placeholder(name: str, geometry: Mapping[str, Any]) -> Any:
-    """Return a possible value for a field that is missing; nothing may be computed with it."""
-    if name != "image_size":
-        return 1
-    patch = geometry["patch_size"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    return geometry["num_patches"] * height, width
+def missing_heads(name: str, evidence: Evidence, contradiction: str | None = None) -> Missing:
+    """Return what is said of a number of attention heads that nothing gives.
 
-
-def _missing(name: str, evidence: Evidence) -> Missing:
-    if name == "image_size":
-        count = evidence.geometry["num_patches"]
-        reason = f"{count} patches are not a square grid"
-        return Missing(name, "the image size", f"{FLAGS[name]} HxW{evidence.size_hint}", reason)
+    Args:
+        name: "num_attention_heads" or "decoder_num_attention_heads".
+        evidence: what is known.
+        contradiction: evidence that could not be used, in words, or None.
+    """
     width_field = name.replace("num_attention_heads", "hidden_size")
     width = evidence.geometry[width_field]
     possible = [str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 4]
     part = "decoder" if name.startswith("decoder") else "encoder"
     reason = f"{width_field} {width} allows {', '.join(possible)}"
-    if contradiction := evidence.arguments.contradiction(name):
+    if contradiction:
         reason += f"; {contradiction}"
     return Missing(name, f"the number of attention heads of the {part}", FLAGS[name], reason)
 
@@ -301,8 +279,12 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
             raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
 
 
-def _check_stated(task: str, evidence: Evidence) -> None:
-    """Refuse a configuration that the tensors contradict."""
+def check_stated(task: str, evidence: Evidence) -> None:
+    """Refuse a configuration that the tensors contradict.
+
+    Raises:
+        ConfigurationError: they do.
+    """
     for name, told in evidence.geometry.items():
         stated = evidence.stated.get(name)
         stated = tuple(stated) if isinstance(stated, list) else stated
@@ -315,69 +297,16 @@ def _check_stated(task: str, evidence: Evidence) -> None:
                 f"{evidence.stated_where} says {name} is {stated}, but the tensors say {told};"
                 " this configuration belongs to other weights"
             )
-    _check_pooling(task, evidence)
-    size = evidence.flags.get("image_size") or evidence.stated_value("image_size")
-    if size is not None:
-        _check_image_size(size, evidence)
-        _check_position_tables(size, evidence)
 
 
-def _check_pooling(task: str, evidence: Evidence) -> None:
-    """Refuse a configuration of a pooled classifier whose tensors are missing.
-
-    Without ``fc_norm`` the names are also those of a model that normalises before it pools.
-    """
-    if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
-        return
-    pooling = evidence.stated.get("global_pool")
-    before = pooling == "avg" and evidence.stated.get("fc_norm") is False
-    if pooling not in (None, "token") and not before:
-        raise ConfigurationError(
-            f"{evidence.stated_where} says global_pool is {pooling}, but the tensors say token, as"
-            " they lack fc_norm; this configuration belongs to other weights"
-        )
-
-
-def _check_image_size(size: Any, evidence: Evidence) -> None:
-    patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
-    where = "--source-image-size" if evidence.flags.get("image_size") else evidence.stated_where
-    try:
-        height, width = (size, size) if isinstance(size, int) else size
-        rows, columns = (patch, patch) if isinstance(patch, int) else patch
-        fits = height % rows == width % columns == 0
-        fits = fits and (height // rows) * (width // columns) == count
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ConfigurationError(
-            f"{where} says the image size is {size}, but with patches of {patch} the tensors hold"
-            f" {count} positions; say the size that they were made for with --source-image-size"
-        )
-
-
-def _check_position_tables(size: Any, evidence: Evidence) -> None:
-    """Refuse a configuration whose grid is not that of the fixed position tables.
-
-    An option overrules them, and so does a family whose positions do not follow the grid.
-    """
-    if evidence.flags.get("image_size") or "image_size" in evidence.relative:
-        return
-    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
-    grid = grid_of_size(size, evidence.geometry["patch_size"])
-    if table is not None and table.grid != grid:
-        raise ConfigurationError(
-            f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
-            f" patches, but {table.where} is that of {table.words}; specify the image size that the"
-            " model was trained for with --source-image-size HxW"
-        )
-
-
-def _carried_along(values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+def _carried_along(
+    values: Mapping[str, Any], stated: Mapping[str, Any], known: Sequence[str]
+) -> dict[str, Any]:
     """Return stated fields that neither tensors nor untold fields gave (dropout and the like)."""
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in stated.items()
-        if name in CONFIG_FIELDS and name not in values and value is not None
+        if name in known and name not in (*values, *PREPROCESSING) and value is not None
     }
 
 

@@ -1,0 +1,117 @@
+"""The canonical naming, as far as all families have it in common.
+
+Query, key and value are apart, matrices have PyTorch's orientation ``(out, in)``, convolution
+kernels are ``(out, channels, [frames,] height, width)``, and no dtype is changed. A schema is a
+mapping from canonical names to shapes; it is a function of configuration and task alone.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.layouts.schema import Shape
+
+TASKS = ("pretrain", "encoder", "classify")
+# A linear probe's batch norm before its head: read, and folded into the head.
+BATCH_NORM = "head.batch_norm."
+
+Rows = Iterator[tuple[str, Shape]]
+
+
+def block_shapes(
+    name: str, width: int, hidden: int, *, biases: str = "qkv", gammas: bool = False
+) -> Rows:
+    """Yield names and shapes of the tensors of a transformer block.
+
+    Args:
+        name: what stands before the names.
+        width: of the tokens.
+        hidden: of the MLP.
+        biases: which of query, key and value have a bias, as "qkv" or "qv".
+        gammas: whether attention and MLP have a layer scale each.
+    """
+    yield from norm_shapes(f"{name}.norm1", width)
+    for part in ("q", "k", "v"):
+        yield from linear_shapes(f"{name}.attention.{part}", width, width, bias=part in biases)
+    yield from linear_shapes(f"{name}.attention.output", width, width)
+    yield from norm_shapes(f"{name}.norm2", width)
+    yield from linear_shapes(f"{name}.mlp.fc1", width, hidden)
+    yield from linear_shapes(f"{name}.mlp.fc2", hidden, width)
+    if gammas:
+        yield f"{name}.attention.scale", (width,)
+        yield f"{name}.mlp.scale", (width,)
+
+
+def norm_shapes(name: str, width: int) -> Rows:
+    """Yield names and shapes of a layer normalization."""
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
+
+
+def linear_shapes(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Rows:
+    """Yield names and shapes of a linear layer."""
+    yield f"{name}.weight", (outputs, inputs)
+    if bias:
+        yield f"{name}.bias", (outputs,)
+
+
+def task_of(names: Mapping[str, Any]) -> str:
+    """Return the task that a set of canonical names serves."""
+    if any(name.startswith("decoder.") for name in names):
+        return "pretrain"
+    return "classify" if any(name.startswith("head.") for name in names) else "encoder"
+
+
+def dimension(shapes: Mapping[str, Shape], name: str, rank: int, *, axis: int) -> int:
+    """Return a size of a canonical tensor.
+
+    Raises:
+        LayoutError: it is missing, or has another number of dimensions, or no elements.
+    """
+    shape = shapes.get(name)
+    if shape is None:
+        raise LayoutError(f"the tensor for {name} is missing, so the model's size is unknown")
+    if len(shape) != rank or 0 in shape:
+        raise LayoutError(f"the tensor for {name} has shape {shape}; {rank} dimensions are needed")
+    return shape[axis]
+
+
+def depth(names: Mapping[str, Any], prefix: str) -> int:
+    """Return the number of blocks below a prefix: one more than the highest index.
+
+    Raises:
+        LayoutError: that is more than there are names, so that most blocks are missing.
+    """
+    index = re.compile(re.escape(prefix) + r"(\d+)\.")
+    found = [int(match[1]) for name in names if (match := index.match(name))]
+    highest = max(found, default=-1)
+    if highest >= len(names):
+        raise LayoutError(f"there is a block {highest} among {len(names)} tensors")
+    return highest + 1
+
+
+def square_grid(count: int) -> tuple[int, int] | None:
+    """Return the square grid of ``count`` patches, or None when the count is no square."""
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else None
+
+
+def check_task(task: str, available: str) -> None:
+    """Raise ConfigurationError unless a model of task ``available`` can serve ``task``."""
+    if task not in TASKS:
+        raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    if task in (available, "encoder"):
+        return
+    if task == "pretrain":
+        raise ConfigurationError(
+            f"there is no decoder in this checkpoint (its task is {available}), so it cannot become"
+            " a pretrain model; full checkpoints with the decoder are the files named"
+            " mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae and"
+            " facebook/vit-mae-* on the Hub; or pass --task encoder"
+        )
+    raise ConfigurationError(
+        f"there is no classifier head in this checkpoint (its task is {available}); fine-tune"
+        " first, or pass --task encoder"
+    )

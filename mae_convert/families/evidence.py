@@ -1,0 +1,150 @@
+"""Where the configuration fields come from that no tensor gives, in the order in which they count.
+
+The order is: an option, a configuration beside or inside the file, what the family of models finds
+(training arguments in the checkpoint, fixed position tables, official models of exactly these names
+and shapes ...), the layout's own convention. Whatever comes after the training arguments and the
+position table is an assumption. The number of heads has no convention.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_convert.formats.tensor import LazyTensor
+
+PREPROCESSING = ("image_mean", "image_std")
+FLAGS = {
+    "num_attention_heads": "--num-heads",
+    "decoder_num_attention_heads": "--decoder-num-heads",
+    "layer_norm_eps": "--layer-norm-eps",
+    "norm_pix_loss": "--norm-pix-loss",
+    "mask_ratio": "--mask-ratio",
+    "image_size": "--source-image-size",
+    "decoder_layer_norm_eps": "--decoder-layer-norm-eps",
+    "global_pool": "--global-pool",
+}
+
+# Fields that tensors' names give, and not their shapes.
+BY_NAMES = ("global_pool", "use_mean_pooling")
+
+# Why a value is an assumption.
+OFFICIAL = "official"  # the official model of the same names and shapes has it
+FAMILY = "family"  # every model of the family that the checkpoint is known to belong to has it
+SQUARE = "square"  # the grid is taken to be square
+NAMES = "names"  # models of these names usually have it
+LAYOUT = "layout"  # a model of this layout has it unless its configuration says otherwise
+LAYOUT_CODE = "layout code"  # the code that defines the layout has no other value
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value of a field, where it comes from, and why it is an assumption (None if it is not)."""
+
+    value: Any
+    source: str
+    assumption: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that may give a field, as found; each mapping may be empty.
+
+    Attributes:
+        geometry: fields that the tensors' shapes give, and ``num_patches``.
+        flags: fields that the user gave, by field name.
+        stated: the configuration beside or inside the file, and where it stands.
+        preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
+        preprocessor_where: the file that they are in.
+        training_args: arguments of the training run that wrote the checkpoint.
+        conventions: what the layout takes for granted, and the layout's name.
+        fixed: the conventions among them for which the layout's own code has no other value.
+        relative: what the model takes for granted that the checkpoint is known to be, of those with
+            the same names and shapes, and its name.
+        size_hint: the image size of a family that the shapes suggest, for a message.
+        positions: position embeddings by canonical name, which are read to recognise the grid.
+        recorded: assumptions in the record of the conversion that wrote the configuration, by
+            field, each with ``value``, ``source`` and ``assumption``.
+        by_names: what the program gives every model whose tensors have such stored names.
+        fill_only: a flag gives what the file does not state, and does not overrule it.
+    """
+
+    geometry: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    stated_where: str
+    preprocessor: Mapping[str, Any]
+    training_args: Mapping[str, Any]
+    conventions: Mapping[str, Any]
+    layout: str
+    fixed: tuple[str, ...] = ()
+    relative: Mapping[str, Any] = field(default_factory=dict)
+    relative_name: str = ""
+    size_hint: str = ""
+    positions: Mapping[str, LazyTensor] = field(default_factory=dict)
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_names: Mapping[str, Any] = field(default_factory=dict)
+    fill_only: bool = False
+    preprocessor_where: str = "preprocessor_config.json"
+
+    def stated_value(self, name: str) -> Any:
+        """Return what the configuration beside or inside the file gives for a field, or None."""
+        value = self.stated.get(name)
+        if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
+            return tuple(value)
+        return value
+
+
+def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Iterator[Found]:
+    """Yield the values that the evidence gives for a field, in the order in which they count.
+
+    Args:
+        name: the field.
+        evidence: everything that may give it.
+        of_family: what comes between the configuration and the layout's convention.
+    """
+    if name != "image_size":
+        # A conversion may have given the tensors the names that go with what it had assumed.
+        source = "the tensors' names" if name in BY_NAMES else "the tensors' shapes"
+        yield _recorded(name, evidence.geometry.get(name), source, evidence)
+    option = Found(evidence.flags.get(name), f"flag {FLAGS.get(name, '')}")
+    specified = [option, _from_configuration(name, evidence)]
+    yield from reversed(specified) if evidence.fill_only else specified
+    if name in PREPROCESSING:
+        yield Found(evidence.preprocessor.get(name), evidence.preprocessor_where)
+    yield from of_family
+    if name in PREPROCESSING:
+        channels = evidence.geometry["num_channels"]
+        convention = evidence.conventions.get(name)
+        if convention is not None and len(convention) != channels:
+            # Other sensors: no convention of RGB images applies; say so as identity.
+            identity = (0.0 if name == "image_mean" else 1.0,) * channels
+            yield Found(identity, f"{channels} channels: none", LAYOUT)
+    kind = LAYOUT_CODE if name in evidence.fixed else LAYOUT
+    source = f"convention of the {evidence.layout} layout"
+    yield Found(evidence.conventions.get(name), source, kind)
+
+
+def _from_configuration(name: str, evidence: Evidence) -> Found:
+    """Return what the configuration states."""
+    value, where = evidence.stated_value(name), evidence.stated_where
+    if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
+        # A configuration with one epsilon states it for the whole model.
+        value = evidence.stated_value("layer_norm_eps")
+    return _recorded(name, value, where, evidence)
+
+
+def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
+    """Return a value as an assumption if the conversion that wrote it had assumed it."""
+    recorded = evidence.recorded.get(name, {})
+    if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
+        source = f"{where} (assumed by the conversion: {recorded.get('source')})"
+        return Found(value, source, str(recorded.get("assumption")))
+    return Found(value, where)
+
+
+def same_size(value: Any) -> Any:
+    """Return a size as its one number where it is square; anything else as it is."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return sides[0]
+    return sides or value

@@ -1,0 +1,237 @@
+"""What a family of models is to the rest of the program: fields, names and methods to override.
+
+Everything generic (recognition, configuration, conversion, runs, verdicts) asks the family of the
+checkpoint and knows none by name. A family is a subclass of `Family` with one instance, which
+`mae_convert.families` lists; other packages register theirs by the entry point
+``mae_convert.families``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mae_convert.errors import LayoutError
+from mae_convert.families.configuration import Missing, check_stated, missing_heads
+from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.schema import Schema, Shape
+
+Fields = Mapping[str, Any]
+Shapes = Mapping[str, Shape]
+# Of each task, the fields that matter and that no tensor of a masked autoencoder gives.
+UNTOLD = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
+UNTOLD_OF_TASK: Mapping[str, tuple[str, ...]] = {
+    "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
+    "encoder": ("mask_ratio",),
+    "classify": (),
+}
+# One function under two names.
+ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
+
+
+class Family(ABC):
+    """A family of models.
+
+    Attributes:
+        name: in reports and records, and the name of its package.
+        title: one line for a person.
+        configuration_class: a subclass of `reference_models.configuration.Configuration`.
+        layouts: by name on the command line.
+        layout_synonyms: other names of layouts.
+        models: for "torch" and "keras", task → "module:Class" of the reference model. Classes are
+            named by text so that no framework is imported here.
+        model_layouts: framework → the layout whose names its model has; "keras" for both backends.
+        native_loaders: name of a table and framework → the loader that reads such names into the
+            framework's model without a table (see `mae_convert.runtime.sides`).
+        official: published models, each with ``task``, ``model`` and ``model_name``.
+        has_key_bias: whether attention has a bias of the key where it has those of query and value.
+        predicts_removed_only: whether the decoder's output has removed patches only.
+        may_lack_class_position: whether programs exist that give such names to position embeddings
+            without a row for the class token.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    configuration_class: ClassVar[type[Any]]
+    layouts: ClassVar[Mapping[str, Layout]]
+    layout_synonyms: ClassVar[Mapping[str, str]] = {}
+    models: ClassVar[Mapping[str, Mapping[str, str]]]
+    model_layouts: ClassVar[Mapping[str, str]]
+    native_loaders: ClassVar[Mapping[tuple[str, str], str]] = {}
+    official: ClassVar[tuple[Any, ...]] = ()
+    has_key_bias: ClassVar[bool] = True
+    predicts_removed_only: ClassVar[bool] = False
+    may_lack_class_position: ClassVar[bool] = False
+
+    # Names and shapes
+
+    @abstractmethod
+    def schema(self, config: Any, task: str) -> Schema:
+        """Return the name and shape of every canonical tensor of a model, in canonical order."""
+
+    @abstractmethod
+    def geometry(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the configuration fields that the shapes of canonical tensors give.
+
+        ``num_patches`` is among them where position embeddings are stored.
+
+        Raises:
+            LayoutError: a tensor that gives one is missing or has an impossible rank.
+        """
+
+    @abstractmethod
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
+        """Return the schema of all models of such a geometry.
+
+        Args:
+            geometry: as `geometry` returns it.
+            task: the task.
+            names: canonical names that are there, where optional tensors belong to them.
+
+        Raises:
+            ValueError: the geometry is impossible.
+        """
+
+    def layout(self, name: str) -> Layout:
+        """Return a layout by its name on the command line.
+
+        Raises:
+            LayoutError: there is none of that name.
+        """
+        name = self.layout_synonyms.get(name, name)
+        if name not in self.layouts:
+            raise LayoutError(f"unknown layout {name!r}; the layouts are {', '.join(self.layouts)}")
+        return self.layouts[name]
+
+    def model_layout(self, framework: str) -> str:
+        """Return the layout whose names a framework's model has.
+
+        Raises:
+            LayoutError: the framework has no such model.
+        """
+        if framework not in self.model_layouts:
+            raise LayoutError(f"{framework} has no model of the family {self.name}; choose another")
+        return self.model_layouts[framework]
+
+    # Relatives: models that are not of the family, or only in part, and are taken for it
+
+    def without_decoder(
+        self, shapes: Shapes
+    ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
+        """Take away the decoder of a model of which only the encoder is read.
+
+        Returns:
+            The model and the tensor that gave it away, or None; the tensors that are left; and
+            those that are dropped, with the reason.
+        """
+        return None, shapes, {}
+
+    def explain(
+        self,
+        shapes: Shapes,  # noqa: ARG002
+        config: Fields | None,  # noqa: ARG002
+        adapter: Fields | None,  # noqa: ARG002
+    ) -> str | None:
+        """Return what a model is that no layout fits, in a sentence, or None if it is unknown."""
+        return None
+
+    def relative(
+        self,
+        by_key: tuple[Any, str] | None,  # noqa: ARG002
+        arguments: Fields,  # noqa: ARG002
+        recorded: Any,  # noqa: ARG002
+        fields: Fields,  # noqa: ARG002
+    ) -> Any:
+        """Return which model a checkpoint is of those with the same names and shapes, or None."""
+        return None
+
+    def conventions_by_names(self, names: Iterable[str]) -> Fields:  # noqa: ARG002
+        """Return fields that programs with such stored names of tensors take for granted."""
+        return {}
+
+    # Configuration
+
+    def untold_fields(self, task: str) -> tuple[str, ...]:
+        """Return the fields that matter for a task and that no tensor gives."""
+        return UNTOLD + UNTOLD_OF_TASK[task] + PREPROCESSING
+
+    def optional_fields(self, task: str) -> tuple[str, ...]:
+        """Return fields that a model need not have."""
+        return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
+
+    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+        """Yield values of a field that come after a configuration and before a convention."""
+        yield Found(self.argument(name, evidence), "training arguments")
+        if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
+            yield from self.of_official(name, task, evidence)
+
+    def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+        """Yield the values of a field of the published models of exactly this geometry."""
+        for official in self.official:
+            model = official.model
+            if official.task == task and all(
+                getattr(model, field) == value for field, value in evidence.geometry.items()
+            ):
+                source = f"official {official.model_name} of the same shapes"
+                yield Found(getattr(model, name), source, OFFICIAL)
+
+    def argument(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
+        """Return what the training arguments in a checkpoint give for a field, or None."""
+        return None
+
+    def missing(self, name: str, evidence: Evidence) -> Missing:
+        """Return what is said of a field that nothing gives."""
+        return missing_heads(name, evidence)
+
+    def placeholder(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
+        """Return a possible value for a field that is missing; nothing may be computed with it."""
+        return 1
+
+    def check(self, task: str, evidence: Evidence) -> None:
+        """Refuse evidence that contradicts itself.
+
+        Raises:
+            ConfigurationError: it does.
+        """
+        check_stated(task, evidence)
+
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:  # noqa: ARG002
+        """Return fields that follow from others.
+
+        Args:
+            values: all fields that were found, and ``image_mean``, ``image_std``.
+            evidence: where they come from.
+        """
+        return {}
+
+    def function_fields(self, model: Any, task: str) -> dict[str, Any]:
+        """Return the fields that no tensor gives and that change what a model computes.
+
+        Dropout is off outside of training, the mask ratio is an argument of a run, and the mean and
+        deviation of pixels belong to what is done before the model: none of them is here.
+        """
+        fields = {
+            "hidden_act": ACTIVATION_SYNONYMS.get(model.hidden_act, model.hidden_act),
+            "image_size": model.image_hw,
+            "layer_norm_eps": float(model.layer_norm_eps),
+            "num_attention_heads": model.num_attention_heads,
+        }
+        if task == "pretrain":
+            fields["decoder_layer_norm_eps"] = float(model.decoder_eps)
+            fields["decoder_num_attention_heads"] = model.decoder_num_attention_heads
+            fields["norm_pix_loss"] = model.norm_pix_loss
+        return fields
+
+    # Runs
+
+    def noise(self, config: Any, batch: int, generator: np.random.Generator) -> np.ndarray:
+        """Return noise (batch, L) float32 whose values are all distinct."""
+        patches = config.num_patches
+        ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
+        return ((ranks + 0.5) / patches).astype(np.float32)
+
+    def decoder_tokens(self, config: Any) -> int | None:
+        """Return the number of tokens of the decoder, or None where it depends on the mask."""
+        return 1 + int(config.num_patches)

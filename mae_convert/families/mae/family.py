@@ -1,0 +1,150 @@
+"""The image MAE (He et al. 2021, arXiv:2111.06377) as a family of models."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mae_convert.families.canonical import BATCH_NORM
+from mae_convert.families.configuration import Missing, check_stated
+from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
+from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.mae import fields, relatives
+from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.official import OFFICIAL
+from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
+from mae_convert.families.mae.training_programs import conventions_by_names
+from mae_convert.layouts.schema import Schema
+from reference_models.configuration import ViTMAEConfig
+
+KERAS_BACKENDS = ("tensorflow", "jax")
+LAYOUT_SYNONYMS = {"original": "facebook"}
+MODELS = {
+    "torch": {
+        "pretrain": "reference_models.pytorch.mae:ViTMAEForPreTraining",
+        "encoder": "reference_models.pytorch.mae:ViTMAEModel",
+        "classify": "reference_models.pytorch.mae:ViTForImageClassification",
+    },
+    "keras": {
+        "pretrain": "reference_models.keras.mae:TFViTMAEForPreTraining",
+        "encoder": "reference_models.keras.mae:TFViTMAEModel",
+        "classify": "reference_models.keras.mae:TFViTForImageClassification",
+    },
+}
+MODEL_LAYOUTS = {
+    "torch": "facebook",
+    "keras": "keras",
+    "transformers": "transformers",
+    "timm": "timm",
+}
+NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
+    ("facebook", "torch"): "facebook",
+    ("timm", "torch"): "facebook",  # the original's names
+    **{("transformers-tf", f): "transformers-tf" for f in KERAS_BACKENDS},
+    **{
+        ("transformers-tf, names without the class", f): "transformers-tf, shards"
+        for f in KERAS_BACKENDS
+    },
+    **{("transformers, names of version 4", f): "transformers" for f in KERAS_BACKENDS},
+    **{("keras", f): "keras" for f in KERAS_BACKENDS},
+    ("transformers, names of version 4", "transformers"): "transformers",
+    ("transformers, names saved by version 5", "transformers"): "transformers",
+    ("transformers-tf", "transformers"): "transformers-tf",
+    ("timm", "timm"): "timm",
+}
+
+
+class ImageMAE(Family):
+    """Masked autoencoders of images, and classifiers fine-tuned from them."""
+
+    name = "mae"
+    title = "masked autoencoders of images (He et al. 2021)"
+    configuration_class = ViTMAEConfig
+    layouts = LAYOUTS
+    layout_synonyms = LAYOUT_SYNONYMS
+    models = MODELS
+    model_layouts = MODEL_LAYOUTS
+    native_loaders = NATIVE_LOADERS
+    official = OFFICIAL
+    may_lack_class_position = True
+
+    def schema(self, config: ViTMAEConfig, task: str) -> Schema:
+        """Return the name and shape of every canonical tensor."""
+        return schema(config, task)
+
+    def geometry(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the fields that shapes give; of the image size only the number of patches."""
+        return geometry(shapes)
+
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
+        """Return the schema of a geometry; of its grid only the count of patches matters."""
+        left_out = ("num_patches", "num_attention_heads")
+        stated = {name: value for name, value in geometry.items() if name not in left_out}
+        patch = geometry["patch_size"]
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        config = ViTMAEConfig(
+            **stated,
+            image_size=(geometry["num_patches"] * height, width),
+            num_attention_heads=1,
+            decoder_num_attention_heads=1,
+        )
+        probe = any(name.startswith(BATCH_NORM) for name in names)
+        return schema(config, task) | (batch_norm_schema(config.hidden_size) if probe else {})
+
+    def without_decoder(
+        self, shapes: Shapes
+    ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
+        """Take away the decoder of a model of which only the encoder is read."""
+        return relatives.without_decoder(shapes)
+
+    def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
+        """Return what a model is that no layout fits, in a sentence, or None if it is unknown."""
+        return relatives.explain(shapes, config, adapter)
+
+    def relative(
+        self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
+    ) -> Any:
+        """Return which model a checkpoint is of those with the same names and shapes, or None."""
+        return relatives.name_relative(by_key, arguments, recorded, fields)
+
+    def conventions_by_names(self, names: Iterable[str]) -> Fields:
+        """Return fields that programs with such stored names of tensors take for granted."""
+        return conventions_by_names(list(names))
+
+    def untold_fields(self, task: str) -> tuple[str, ...]:
+        """Return the fields that matter for a task and that no tensor gives."""
+        pooling = ("global_pool",) if task == "classify" else ()
+        return (*UNTOLD, *UNTOLD_OF_TASK[task], *pooling, *PREPROCESSING)
+
+    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+        """Yield values of a field that come after a configuration and before a convention."""
+        return fields.found(name, evidence, self.of_official(name, task, evidence))
+
+    def missing(self, name: str, evidence: Evidence) -> Missing:
+        """Return what is said of a field that nothing gives."""
+        return fields.missing(name, evidence)
+
+    def placeholder(self, name: str, evidence: Evidence) -> Any:
+        """Return a possible value for a field that is missing."""
+        return fields.placeholder(name, evidence)
+
+    def check(self, task: str, evidence: Evidence) -> None:
+        """Refuse a configuration that the tensors contradict."""
+        check_stated(task, evidence)
+        fields.check_pooling(task, evidence)
+        size = evidence.flags.get("image_size") or evidence.stated_value("image_size")
+        if size is not None:
+            fields.check_image_size(size, evidence)
+            fields.check_position_tables(size, evidence)
+
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
+        """Return whether the mean of the patches is normalized, which the names tell."""
+        if values.get("global_pool") != "avg":
+            return {}
+        return {"fc_norm": None if "global_pool" in evidence.geometry else False}
+
+    def function_fields(self, model: ViTMAEConfig, task: str) -> dict[str, Any]:
+        """Return the fields that no tensor gives and that change what a model computes."""
+        pooling = {"global_pool": model.global_pool} if task == "classify" else {}
+        return {**super().function_fields(model, task), **pooling}
+
+
+MAE = ImageMAE()

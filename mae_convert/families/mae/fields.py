@@ -1,0 +1,168 @@
+"""What gives the fields of the image MAE that no tensor gives, and what contradicts what."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families.canonical import square_grid
+from mae_convert.families.configuration import Missing, missing_heads
+from mae_convert.families.evidence import (
+    FAMILY,
+    FLAGS,
+    NAMES,
+    PREPROCESSING,
+    SQUARE,
+    Evidence,
+    Found,
+)
+from mae_convert.families.mae.position_tables import Grid, grid_of_tables
+from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
+
+# The published weights exist under the names of these layouts.
+PUBLISHED_AS = ("facebook", "timm", "transformers", "transformers-tf")
+FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_size")
+
+
+def arguments(evidence: Evidence) -> TrainingArguments:
+    """Return what the training arguments say about the shapes beside them."""
+    return TrainingArguments.of(evidence.training_args, evidence.geometry)
+
+
+def found(name: str, evidence: Evidence, official: Iterator[Found]) -> Iterator[Found]:
+    """Yield values of a field, in the order in which they count.
+
+    Args:
+        name: the field.
+        evidence: everything that may give it.
+        official: values of the published models of the same geometry.
+
+    Raises:
+        ConfigurationError: training arguments and position table contradict each other.
+    """
+    relative = Found(evidence.relative.get(name), f"convention of {evidence.relative_name}", FAMILY)
+    argument = arguments(evidence).value
+    if name in PREPROCESSING:
+        yield relative
+        yield Found(argument(name), "training arguments")
+        return
+    if name == "image_size":
+        # A relative whose positions do not follow the grid: neither table nor arguments give it.
+        yield relative
+        yield _image_size(evidence)
+    else:
+        yield Found(argument(name), "training arguments")
+        yield relative
+    contradicted = name in HEADS and arguments(evidence).contradiction(name)
+    if name in FROM_OFFICIAL and evidence.layout in PUBLISHED_AS and not contradicted:
+        yield from official
+    if name == "image_size":
+        yield Found(_square_size(evidence), "square grid", SQUARE)
+    if name == "global_pool":
+        source = "names of a class-token classifier, which a pooled one without fc_norm has too"
+        yield Found("token", source, NAMES)
+    source = "convention of solo-learn, whose names the tensors have"
+    yield Found(evidence.by_names.get(name), source, NAMES)
+
+
+def _image_size(evidence: Evidence) -> Found:
+    """Return the image size of the training arguments or of the fixed position table.
+
+    Raises:
+        ConfigurationError: they contradict each other, or the shapes.
+    """
+    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
+    size = arguments(evidence).image_size(table)
+    if size is not None:
+        confirmed = f", confirmed by {table.where}" if table else ""
+        return Found(size, f"training arguments{confirmed}")
+    if table is not None:
+        return Found(_size_of(table.grid, evidence), f"{table.where} ({table.words})")
+    return Found(None, "")
+
+
+def _square_size(evidence: Evidence) -> Any:
+    grid = square_grid(evidence.geometry["num_patches"])
+    return None if grid is None else _size_of(grid, evidence)
+
+
+def _size_of(grid: Grid, evidence: Evidence) -> int | tuple[int, int]:
+    patch = evidence.geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    size = (grid[0] * height, grid[1] * width)
+    return size[0] if size[0] == size[1] else size
+
+
+def grid_of_size(size: Any, patch: Any) -> Grid:
+    """Return rows and columns of patches in an image; each size is a number or (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return height // rows, width // columns
+
+
+def missing(name: str, evidence: Evidence) -> Missing:
+    """Return what is said of the image size or a number of heads that nothing gives."""
+    if name != "image_size":
+        return missing_heads(name, evidence, arguments(evidence).contradiction(name))
+    count = evidence.geometry["num_patches"]
+    reason = f"{count} patches are not a square grid"
+    return Missing(name, "the image size", f"{FLAGS[name]} HxW{evidence.size_hint}", reason)
+
+
+def placeholder(name: str, evidence: Evidence) -> Any:
+    """Return a possible value for a field that is missing; nothing may be computed with it."""
+    if name != "image_size":
+        return 1
+    patch = evidence.geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return evidence.geometry["num_patches"] * height, width
+
+
+def check_pooling(task: str, evidence: Evidence) -> None:
+    """Refuse a configuration of a pooled classifier whose tensors are missing.
+
+    Without ``fc_norm`` the names are also those of a model that normalises before it pools.
+    """
+    if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
+        return
+    pooling = evidence.stated.get("global_pool")
+    before = pooling == "avg" and evidence.stated.get("fc_norm") is False
+    if pooling not in (None, "token") and not before:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says global_pool is {pooling}, but the tensors say token, as"
+            " they lack fc_norm; this configuration belongs to other weights"
+        )
+
+
+def check_image_size(size: Any, evidence: Evidence) -> None:
+    """Refuse an image size that does not have as many patches as there are positions."""
+    patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
+    where = "--source-image-size" if evidence.flags.get("image_size") else evidence.stated_where
+    try:
+        height, width = (size, size) if isinstance(size, int) else size
+        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        fits = height % rows == width % columns == 0
+        fits = fits and (height // rows) * (width // columns) == count
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            f"{where} says the image size is {size}, but with patches of {patch} the tensors hold"
+            f" {count} positions; say the size that they were made for with --source-image-size"
+        )
+
+
+def check_position_tables(size: Any, evidence: Evidence) -> None:
+    """Refuse a configuration whose grid is not that of the fixed position tables.
+
+    An option overrules them, and so does a family whose positions do not follow the grid.
+    """
+    if evidence.flags.get("image_size") or "image_size" in evidence.relative:
+        return
+    table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
+    grid = grid_of_size(size, evidence.geometry["patch_size"])
+    if table is not None and table.grid != grid:
+        raise ConfigurationError(
+            f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
+            f" patches, but {table.where} is that of {table.words}; specify the image size that the"
+            " model was trained for with --source-image-size HxW"
+        )
