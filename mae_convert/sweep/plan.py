@@ -251,10 +251,15 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
     except ValueError as error:
         raise MaeConvertError(f"{template}: {error}; write a brace itself twice") from error
     filled = ""
-    for text, name, _, _ in parts:
+    for text, name, specification, conversion in parts:
         filled += text
         if name is None:
             continue
+        if specification or conversion:
+            raise MaeConvertError(
+                f"{template}: a name in braces is replaced as it is; write {{{name}}} without"
+                " : or !"
+            )
         if name not in words:
             raise MaeConvertError(
                 f"nothing says what {{{name}}} is; write {{stem}}, {{name}}, {{parent}} or a field"

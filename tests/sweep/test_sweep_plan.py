@@ -95,6 +95,8 @@ WRONG = {
     JOB + "  to: transformers\n  target: x.h5\n": ", line 4, target: transformers is written as a"
     " directory, and x.h5 is named like another kind of file",
     JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: nothing says what {epoch}",
+    JOB
+    + "  to: keras\n  target: 'x-{stem:9}.keras'\n": ", line 4, target: x-{stem:9}.keras: a name in",
     JOB + "  to: timm\n  images: none\n": ", line 4, images: ",
     JOB + "  to: timm\n  to: keras\n": ", line 4, to: this was said already",
     JOB + "  to: timm\n  license: mit\n": ", line 4, license: this is about publishing",
