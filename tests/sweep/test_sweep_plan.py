@@ -88,15 +88,14 @@ def test_numbers_sort_as_numbers():
 JOB = "- source: runs/checkpoint-0.pth\n  verify: true\n"
 WRONG = {
     JOB + "  to: kears\n": ", line 3, to: 'kears' is not one of",
-    JOB + "  too: keras\n": ", line 3, too: there is no such field; is to meant?",
+    JOB + "  too: keras\n": ", line 3, too: there is no such field; did you mean 'to'?",
     JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is no value of it; write a",
     JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is no value",
     JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
     JOB + "  to: transformers\n  target: x.h5\n": ", line 4, target: transformers is written as a"
     " directory, and x.h5 is named like another kind of file",
     JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: nothing says what {epoch}",
-    JOB
-    + "  to: keras\n  target: 'x-{stem:9}.keras'\n": ", line 4, target: x-{stem:9}.keras: a name in",
+    JOB + "  to: keras\n  target: 'x-{stem:9}.keras'\n": ", line 4, target: x-{stem:9}.keras: a",
     JOB + "  to: timm\n  images: none\n": ", line 4, images: ",
     JOB + "  to: timm\n  to: keras\n": ", line 4, to: this was said already",
     JOB + "  to: timm\n  license: mit\n": ", line 4, license: this is about publishing",
