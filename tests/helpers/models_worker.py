@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 from keras import ops
-from paths import HELPERS
+from paths import DATA, DEMO, GOLDEN
 from PIL import Image
 
 from mae_convert import load_model, save_model
@@ -31,9 +31,6 @@ from mae_convert.models import (
     ViTMAEConfig,
 )
 
-HERE = HELPERS
-GOLDEN = HERE / "data" / "golden"
-DEMO = HERE.parent / "mae_convert" / "data" / "demo"
 BACKEND = keras.backend.backend()
 HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}
 CASES = {
@@ -311,7 +308,7 @@ def check_saved_and_loaded_it_is_the_same():
 
 
 def check_archives_of_earlier_versions_bring_their_models_back():
-    folder = HERE / "data" / "keras_archives"
+    folder = DATA / "keras_archives"
     expected = dict(np.load(folder / "expected.npz"))
     for task, (cls, _) in CASES.items():
         model = keras.models.load_model(folder / f"mae_convert_{task}.keras")

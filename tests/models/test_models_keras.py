@@ -12,10 +12,9 @@ import subprocess
 import sys
 
 import pytest
-from paths import HELPERS
+from paths import HELPERS, ROOT
 
-HERE = HELPERS
-HABITS = HERE / "keras_habits.py"
+HABITS = HELPERS / "keras_habits.py"
 
 
 def checks_in(file):
@@ -24,7 +23,7 @@ def checks_in(file):
 
 QUICK = [name for name in checks_in(HABITS) if HABITS.read_text().count(name) > 1]
 SLOW = [name for name in checks_in(HABITS) if name not in QUICK]
-QUICK += checks_in(HERE / "models_worker.py")
+QUICK += checks_in(HELPERS / "models_worker.py")
 
 
 def skip_without(framework):
@@ -34,13 +33,13 @@ def skip_without(framework):
 
 def outcomes_of(folder, backend, speed):
     subprocess.run(
-        [sys.executable, HERE / "models_worker.py", folder, speed],
+        [sys.executable, HELPERS / "models_worker.py", folder, speed],
         check=True,
         timeout=900,
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            "PYTHONPATH": str(HERE.parent),
+            "PYTHONPATH": str(ROOT),
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "JAX_ENABLE_X64": "1",
         },
