@@ -8,7 +8,9 @@ from importlib import resources
 import jsonschema
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from mae_convert.cli.main import cli
 from mae_convert.reports.verdict_html import depth_plot
 from mae_convert.verify.judge import Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary
@@ -25,7 +27,7 @@ def schema():
 
 
 @pytest.fixture(scope="module")
-def reports(run, case, tmp_path_factory):
+def reports(run, fork_servers, case, tmp_path_factory):
     """Reports of a pair that passes, made twice, and of one that does not pass."""
     folder, pretrain = tmp_path_factory.mktemp("reports"), case("pretrain_tiny")
     run("convert", pretrain.checkpoint, folder / "pt", "--to", "transformers", *pretrain.heads)
@@ -33,7 +35,9 @@ def reports(run, case, tmp_path_factory):
     made = {}
     for name, more in (("good", []), ("again", []), ("bad", ["--require-proof"])):
         options = [w for s in SUFFIXES for w in ("--report", folder / f"{name}.{s}")]
-        run("verify", pretrain.checkpoint, folder / "pt", *sides, *options, *more)
+        arguments = [pretrain.checkpoint, folder / "pt", *sides, *options, *more]
+        with fork_servers.used():
+            CliRunner().invoke(cli, ["verify", *map(str, arguments)])
         made[name] = {s: (folder / f"{name}.{s}").read_text() for s in SUFFIXES}
     return made
 
