@@ -9,7 +9,8 @@ from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose_traces
 from mae_convert.publish.artifacts import Part
 from mae_convert.publish.card_parity import in_short, verification
-from mae_convert.reports.verdict_files import junit, markdown, text
+from mae_convert.reports.junit import verdict_junit
+from mae_convert.reports.verdict_files import markdown, text
 from mae_convert.runtime.inputs import make_inputs
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace, describe
@@ -104,4 +105,4 @@ def examine_certificate(model: Path) -> None:
 
 def _tell(verdict: Verdict, a: Trace, b: Trace) -> None:
     done = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
-    text(done.verdict), junit(done), markdown(done)
+    text(done.verdict), verdict_junit(done), markdown(done)

@@ -1,4 +1,4 @@
-"""All results as files: a page for people, a Parquet table for programs that read no SQLite."""
+"""All results as files: a page for people, JUnit for CI, Parquet for programs without SQLite."""
 
 import importlib.util
 import io
@@ -10,6 +10,7 @@ from typing import Any
 from mae_convert.errors import MissingRequirementError, OutputError
 from mae_convert.files.atomic import Place, replacing_file
 from mae_convert.plain import plain
+from mae_convert.reports.junit import sweep_junit
 from mae_convert.reports.sweep_html import page
 from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
 
@@ -51,6 +52,10 @@ def _page(rows: Sequence[Row], not_run: int) -> bytes:
     return page(rows, not_run).encode()
 
 
+def _junit(rows: Sequence[Row], not_run: int) -> bytes:
+    return sweep_junit(rows, not_run).encode()
+
+
 def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
     """Return a Parquet file with a row for each job and the columns of the file of results."""
     import pyarrow as pa
@@ -75,4 +80,5 @@ def _cells(row: Row) -> dict[str, Any]:
 WRITERS: Mapping[str, Callable[[Sequence[Row], int], bytes]] = {
     ".html": _page,
     ".parquet": _table,
+    ".xml": _junit,
 }

@@ -4,7 +4,6 @@ The same verification gives the same bytes: nothing in a report tells when it wa
 """
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +13,8 @@ from mae_convert.errors import OutputError
 from mae_convert.files.atomic import replacing_file
 from mae_convert.files.messages import refuse_nul
 from mae_convert.plain import number, plain
-from mae_convert.text import code_in_markdown, for_markdown, for_terminal, for_xml
-from mae_convert.verify.assumptions import in_words
+from mae_convert.reports.junit import verdict_junit
+from mae_convert.text import code_in_markdown, for_markdown, for_terminal
 from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import answer, headline, summary, suspects_title
@@ -83,37 +82,6 @@ def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
 
 def _as_json(done: "Verification") -> str:
     return json.dumps(plain(verdict_json(done.verdict)), indent=2) + "\n"
-
-
-def junit(done: "Verification") -> str:
-    """Return the verdict as JUnit XML: a test case for each check."""
-    verdict = done.verdict
-    suite = ET.Element(
-        "testsuite",
-        name="mae-convert verify",
-        tests=str(len(verdict.checks)),
-        failures=str(len(verdict.failed())),
-        errors="0",
-        skipped="0",
-    )
-    properties = ET.SubElement(suite, "properties")
-    ET.SubElement(properties, "property", name="verdict", value=for_xml(headline(verdict)))
-    for side, fields in verdict.unread.items():
-        name = for_xml(f"not read of {side}")
-        ET.SubElement(properties, "property", name=name, value=for_xml(", ".join(fields)))
-    for assumption in verdict.assumptions:
-        name = for_xml(f"assumed by {' and '.join(assumption['sides'])}")
-        ET.SubElement(properties, "property", name=name, value=for_xml(in_words([assumption])))
-    for check in verdict.checks:
-        case = ET.SubElement(
-            suite, "testcase", classname="mae_convert.verify", name=for_xml(check.name)
-        )
-        if not check.passed:
-            words = for_xml(f"measured {check.measured}, limit {check.limit}")
-            causes = "\n".join(map(for_xml, verdict.causes))
-            ET.SubElement(case, "failure", message=words).text = causes
-    ET.indent(suite)
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def markdown(done: "Verification") -> str:
@@ -185,7 +153,7 @@ def _as_html(done: "Verification") -> str:
 
 WRITERS: Mapping[str, Callable[["Verification"], str]] = {
     ".json": _as_json,
-    ".xml": junit,
+    ".xml": verdict_junit,
     ".html": _as_html,
     ".md": markdown,
 }

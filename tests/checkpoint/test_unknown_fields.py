@@ -24,7 +24,8 @@ from mae_convert.families.mae.layouts.transformers_fields import FIELDS
 from mae_convert.files.validation import check_document
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.models.images import MaeImageProcessor
-from mae_convert.reports.verdict_files import junit, markdown, verdict_json
+from mae_convert.reports.junit import verdict_junit
+from mae_convert.reports.verdict_files import markdown, verdict_json
 from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.judge import Verdict, proof
 from mae_convert.verify.summary import answer
@@ -451,7 +452,7 @@ class TestVerdict:
         done = Verification(VERDICT, {})
         assert "fusion_config" in answer(VERDICT)[1]
         assert "fusion\\_config" in markdown(done) or "fusion_config" in markdown(done)
-        assert 'name="not read of B" value="config.json: fusion_config"' in junit(done)
+        assert 'name="not read of B" value="config.json: fusion_config"' in verdict_junit(done)
         assert verdict_json(VERDICT)["unread"] == {"B": ("config.json: fusion_config",)}
 
     def test_a_proof_fails_and_says_so(self):

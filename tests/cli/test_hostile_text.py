@@ -265,7 +265,8 @@ def hostile_verdict(verdict, text, **changes):
 @pytest.mark.parametrize("passed", [True, False])
 def test_a_verdict(verdict, printed, hostile, passed):
     from mae_convert.cli.output.verdict import verdict as show
-    from mae_convert.reports.verdict_files import junit, markdown, verdict_json
+    from mae_convert.reports.junit import verdict_junit
+    from mae_convert.reports.verdict_files import markdown, verdict_json
     from mae_convert.reports.verdict_files import text as as_text
     from mae_convert.reports.verdict_html import page
 
@@ -281,7 +282,7 @@ def test_a_verdict(verdict, printed, hostile, passed):
         lambda t: page(done(t), with_text(renamed(environment, t), t)), hostile
     )  # fmt: skip
     assert_same_document(lambda text: markdown(done(text)), hostile)
-    xml = [junit(done(text)) for text in (harmless_for(hostile), hostile)]
+    xml = [verdict_junit(done(text)) for text in (harmless_for(hostile), hostile)]
     tags = [[(e.tag, sorted(e.attrib)) for e in ET.fromstring(text).iter()] for text in xml]
     assert tags[0] == tags[1]
     assert_printable(xml[1])

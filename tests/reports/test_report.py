@@ -3,7 +3,9 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from importlib import resources
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from mae_convert.cli.main import cli
+from mae_convert.reports.junit import sweep_junit, verdict_junit
 from mae_convert.reports.verdict_html import depth_plot
+from mae_convert.sweep.result import Row
 from mae_convert.verify.judge import Check, Verdict
 from mae_convert.verify.summary import answer, by_depth, summary
 from mae_convert.visualize.pixels import amplified_difference
@@ -51,13 +55,55 @@ def test_the_same_inputs_give_the_same_bytes(reports):
     assert reports["good"] == reports["again"]
 
 
-def test_junit_has_a_case_for_every_check(reports):
+def test_junit_has_a_case_for_every_group_that_passed_and_names_the_checkpoints(reports):
     for name in ("good", "bad"):
-        suite, checks = ET.fromstring(reports[name]["xml"]), json.loads(reports[name]["json"])
-        assert len(suite.findall("testcase")) == len(checks["checks"]) == int(suite.get("tests"))
-        failed = [c for c in checks["checks"] if not c["passed"]]
-        assert len(suite.findall(".//failure")) == len(failed) == int(suite.get("failures"))
-    assert failed
+        suite, verdict = ET.fromstring(reports[name]["xml"]), json.loads(reports[name]["json"])
+        groups = summary(Check(**check) for check in verdict["checks"])
+        passed = [line.title for line in groups if line.passed]
+        cases = suite.findall("testcase")
+        assert [case.get("name") for case in cases] == ["verdict", *passed]
+        assert len(cases) == int(suite.get("tests"))
+        assert len(suite.findall(".//failure")) == int(suite.get("failures")) == (name == "bad")
+        assert {case.get("classname") for case in cases} == {
+            "mae_convert.verify.checkpoint_pth vs pt"
+        }
+        assert suite.get("name") == "mae-convert verify checkpoint.pth pt"
+        facts = {p.get("name"): p.get("value") for p in suite.findall("properties/property")}
+        assert facts["A sha256"] == verdict["witnesses"][0]["checkpoint"]["sha256"]
+        assert facts["B run by"] == "torch on cpu"
+        assert {"mae-convert", "python", "torch", "verdict"} <= set(facts)
+        assert any("assumed by A" in fact for fact in facts)
+
+
+def test_junit_counts_a_cause_once_whatever_number_of_checks_it_makes_fail():
+    checks = [Check(f"function/encoder.blocks.{n}.output", False, 1.0, 1e-10) for n in range(32)]
+    weight = "encoder.blocks.1.attention.v.weight"
+    same = (f"A with B's {weight} computes what B does", f"{weight}: is transposed")
+    for causes, failures in (
+        ((), 1), (same, 1), ((*same, "layer_norm_eps is 1e-06 in A and 1e-12 in B"), 2),
+    ):  # fmt: skip
+        verdict = replace(made_up(*checks), causes=causes, suspects=(weight,))
+        suite = ET.fromstring(verdict_junit(SimpleNamespace(verdict=verdict)))
+        found = suite.findall(".//failure")
+        assert len(found) == int(suite.get("failures")) == failures
+        assert found[0].get("message").startswith("DIFFERENT: ")
+        assert "every step between (32): 1.0e+00, limit 1.0e-10" in found[0].text
+        assert (f"{weight}: is transposed" in found[0].text) == bool(causes)
+
+
+def test_junit_of_a_sweep_tells_failures_from_jobs_without_a_result():
+    done = Row("a1", "/data/run1/checkpoint.pth", layout="timm", seconds=1.5)
+    failed = replace(done, key="b2", outcome="failed", verdict="DIFFERENT", cause="x is transposed")
+    error = replace(done, key="c3", outcome="error", error="it is damaged", exit_status=2)
+    suite = ET.fromstring(sweep_junit([done, failed, error], not_run=1))
+    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
+    names = [case.get("name") for case in suite.findall("testcase")]
+    assert names[0] == "run1/checkpoint.pth to timm"
+    assert len(set(names)) == len(names)
+    assert suite.find(".//failure").get("message") == "DIFFERENT: x is transposed"
+    assert suite.find(".//error").get("type") == "exit status 2"
+    assert suite.find(".//error").get("message") == "it is damaged"
 
 
 def test_the_page_is_one_file_with_verdict_plot_and_pictures(reports):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -62,10 +63,14 @@ def events(result):
 def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     result = sweep("--report", "report.html")
     assert result.status == 1, result.err
-    assert result.out.splitlines() == [
-        f"runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or damaged (File is not"
-        " a zip file); copy or download it again",
-        "4 jobs: 3 done, 1 without a result; results in sweep.results.sqlite",
+    *lines, summary = result.out.splitlines()  # a line for each job, as jobs end
+    assert summary == "4 jobs: 3 done, 1 without a result; results in sweep.results.sqlite"
+    assert [line.partition("  ")[0] for line in lines] == [f"{n} of 4" for n in (1, 2, 3, 4)]
+    told = sorted(re.sub(r"  \d+\.\d s$", "", line.partition("  ")[2]) for line in lines)
+    assert told == [
+        *(f"done  runs/c-{n}.pth to transformers: converted" for n in (0, 20, 60)),
+        f"no result  runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or damaged"
+        " (File is not a zip file); copy or download it again",
     ]
     expected = {"c-0": "done", "c-20": "done", "c-40": "error", "c-60": "done"}
     assert outcomes(runs) == expected
@@ -316,7 +321,7 @@ def test_a_verification_that_fails_is_a_row_with_its_figures_and_cause(run, runs
     assert 1e-10 < row.function < 1
     assert row.own_error["float32"] < 1e-5
     assert "layer_norm_eps" in row.cause
-    assert result.out.startswith("runs/c-0.pth: DIFFERENT at encoder.blocks.0.q: ")
+    assert result.out.startswith("1 of 1  failed  runs/c-0.pth: DIFFERENT at encoder.blocks.0.q: ")
 
 
 def jobs(folder, count=3):

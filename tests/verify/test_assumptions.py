@@ -17,7 +17,8 @@ from mae_convert.families.mae import official as official_catalog
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.official import Official
 from mae_convert.publish.card_parity import in_short
-from mae_convert.reports.verdict_files import junit, markdown, text, verdict_json
+from mae_convert.reports.junit import verdict_junit
+from mae_convert.reports.verdict_files import markdown, text, verdict_json
 from mae_convert.reports.verdict_html import page
 from mae_convert.runtime import load_model, save_model
 from mae_convert.runtime.sides import Side
@@ -207,7 +208,7 @@ def test_every_form_of_a_verdict_states_its_assumptions():
     document = {"checks": [], "steps": [], "proven": True, "assumptions": [assumed]}
     card = in_short(SimpleNamespace(certificate=SimpleNamespace(document=document)))
     assert card.startswith(f"**Verified, {words}:**")
-    assert words in junit(done)
+    assert words in verdict_junit(done)
     assert words in verdict_json(verdict)["verdict"]
     assert verdict_json(verdict)["assumptions"] == (assumed,)
     empty = Trace({"tensors": {}, "task": "encoder", "steps": [], "dtypes": []}, {})

@@ -17,6 +17,7 @@ from mae_convert.cli.options import (
     json_option,
     preprocessed_option,
 )
+from mae_convert.cli.reporting import ReportingCommand
 from mae_convert.cli.streams import say
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=ReportingCommand)
 @click.argument("plan", nargs=-1, required=True, metavar="PLAN")
 @click.option(
     "--to",
@@ -53,7 +54,7 @@ FILE = click.Path(path_type=Path)
     type=FILE,
     multiple=True,
     metavar="FILE",
-    help="Also write all results as an .html page, or a .parquet table.",
+    help="Also write all results as an .html page, JUnit .xml, or a .parquet table.",
 )
 @click.option(
     "--engine",
@@ -134,7 +135,8 @@ def _run(
     from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.run import run_sweep
 
-    with show.progress(todo, as_json=as_json, on_terminal=sys.stderr.isatty()) as told:
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    with show.progress(todo, as_json=as_json, on_terminal=on_terminal) as told:
         fresh = run_sweep(todo.todo, file, engine, fail_fast=fail_fast, tell=told)
     rows = {row.key: row for row in (*todo.done, *fresh)}
     return [rows[job.key] for job in todo.jobs if job.key in rows]

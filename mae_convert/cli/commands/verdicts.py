@@ -23,6 +23,7 @@ from mae_convert.cli.options import (
     task_option,
     time_limit_option,
 )
+from mae_convert.cli.reporting import ReportingCommand
 from mae_convert.cli.streams import say
 from mae_convert.text import for_terminal
 
@@ -129,7 +130,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     return 0 if verdict.passed else 1
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=ReportingCommand)
 @click.argument("a", type=SourceType(), required=False)
 @click.argument("b", type=SourceType(), required=False)
 @click.option(

@@ -1,20 +1,21 @@
 """Print what a sweep will do, how far it is, and what came of it."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mae_convert.cli.output.console import as_json as print_json
-from mae_convert.cli.output.console import console, json_text, markup, table
+from mae_convert.cli.output.console import console, json_text, markup, printable, table
 from mae_convert.sources import storage
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
-from mae_convert.sweep.result import DONE, Row
+from mae_convert.sweep.result import DONE, FAILED, Row
 from mae_convert.sweep.run import Agenda, Tell
+from mae_convert.text import for_terminal
 
 
 def event(kind: str, **fields: Any) -> None:
@@ -94,20 +95,20 @@ def local_name(text: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else text
 
 
-def size(count: int | None) -> str:
+def size(number: int | None) -> str:
     """Return a number of bytes as a person reads it."""
-    if count is None:
+    if number is None:
         return "unknown"
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000  # type: ignore[assignment]
+        if number < 1000 or unit == "GB":
+            return f"{number:.3g} {unit}" if unit != "B" else f"{number:.0f} B"
+        number /= 1000  # type: ignore[assignment]
     raise AssertionError
 
 
 @contextmanager
 def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell]:
-    """Tell of each row: programs by a line of JSON, people by a bar if they look at a terminal."""
+    """Tell of each row: by a line of JSON, by a bar on a terminal, or by a line in a log."""
     if as_json:
         event("begin", jobs=len(todo.jobs), done=len(todo.done), todo=len(todo.todo))
         for row in todo.done:
@@ -117,7 +118,17 @@ def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell
         with _bar(todo) as tell:
             yield tell
     else:
-        yield lambda _: None
+        for row in todo.done:
+            _print_job(row, f"earlier of {len(todo.jobs)}")
+        done = count(len(todo.done) + 1)
+        yield lambda row: _print_job(row, f"{next(done)} of {len(todo.jobs)}")
+
+
+def _print_job(row: Row, which: str) -> None:
+    """Print one line about a job, at once, as a log needs it."""
+    word = {DONE: "done", FAILED: "failed"}.get(row.outcome, "no result")
+    line = f"{which}  {word}  {_result(row)}  {row.seconds:.1f} s"
+    print(printable(for_terminal(line)), flush=True)
 
 
 @contextmanager
@@ -140,7 +151,7 @@ def _bar(todo: Agenda) -> Iterator[Tell]:
         def tell(row: Row) -> None:
             rows.append(row)
             if not row.is_good:
-                bar.console.print(markup(_complaint(row)))
+                bar.console.print(markup(_result(row)))
             bar.update(task, advance=1, said=Counts.of(rows).in_words())
 
         yield tell
@@ -154,10 +165,6 @@ def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> 
         event("end", **vars(counts), not_run=not_run, results=str(path))
         return
     out = console()
-    if not sys.stderr.isatty():  # else they were told when they came
-        for row in rows:
-            if not row.is_good:
-                out.print(markup(_complaint(row)))
     earlier = f" ({len(todo.done)} of them earlier)" if todo.done else ""
     left = f", {not_run} not run" if not_run else ""
     out.print(
@@ -165,10 +172,12 @@ def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> 
     )
 
 
-def _complaint(row: Row) -> str:
-    """Return what is wrong with a job, in a line."""
+def _result(row: Row) -> str:
+    """Return what came of a job, in a line."""
     job = " to ".join(filter(None, (local_name(row.source), row.layout)))
-    if row.outcome not in (DONE, "failed"):
+    if row.outcome not in (DONE, FAILED):
         return f"{job}: {row.error}"
+    if row.is_good:
+        return f"{job}: {row.verdict or 'converted'}"
     where = f" at {row.first_divergence}" if row.first_divergence else ""
     return f"{job}: {row.verdict}{where}{f': {row.cause}' if row.cause else ''}"

@@ -1,0 +1,203 @@
+"""Verdicts and sweeps as JUnit XML, which CI systems read: a test suite for each command.
+
+A fault makes many checks fail. They are counted once, in the test case "verdict", so that a CI
+system shows as many failures as there are causes; what else failed stands in the failure's text.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from mae_convert.sweep.result import ERROR, Row
+from mae_convert.text import for_xml
+from mae_convert.verify.assumptions import in_words
+from mae_convert.verify.environment import environment
+from mae_convert.verify.judge import Verdict
+from mae_convert.verify.summary import answer, headline, summary, suspects_title
+
+if TYPE_CHECKING:
+    from mae_convert.verify.verification import Verification
+
+IDENTIFIER = re.compile(r"\b[a-z]+(?:[._][a-z0-9]+)+\b")  # of a tensor or a field
+
+
+class Suite:
+    """A test suite that is put together case by case."""
+
+    def __init__(self, name: str, class_name: str, properties: Mapping[str, str]) -> None:
+        self.class_name = for_xml(class_name)
+        self.element = ET.Element("testsuite", name=for_xml(name))
+        block = ET.SubElement(self.element, "properties")
+        for key, value in properties.items():
+            ET.SubElement(block, "property", name=for_xml(key), value=for_xml(value))
+
+    def add(
+        self,
+        name: str,
+        kind: str | None = None,
+        message: str = "",
+        lines: Sequence[str] = (),
+        *,
+        status: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Add a test case.
+
+        Args:
+            name: of the case.
+            kind: None if it passed, else "failure", "error" or "skipped".
+            message: why it did not pass, in a sentence.
+            lines: what else is to be known about that.
+            status: the exit status, of an error.
+            seconds: how long it took.
+        """
+        case = ET.SubElement(
+            self.element, "testcase", classname=self.class_name, name=for_xml(name)
+        )
+        if seconds is not None:
+            case.set("time", f"{seconds:.3f}")
+        if kind is not None:
+            why = ET.SubElement(case, kind, message=for_xml(message))
+            if status is not None:
+                why.set("type", f"exit status {status}")
+            why.text = "\n".join(map(for_xml, lines)) or None
+
+    def text(self) -> str:
+        """Return the file."""
+        counts = {
+            "tests": len(self.element.findall("testcase")),
+            "failures": len(self.element.findall(".//failure")),
+            "errors": len(self.element.findall(".//error")),
+            "skipped": len(self.element.findall(".//skipped")),
+        }
+        self.element.attrib.update({name: str(count) for name, count in counts.items()})
+        ET.indent(self.element)
+        return ET.tostring(self.element, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def verdict_junit(done: "Verification") -> str:
+    """Return a verdict: a case for each group of checks that passed, a failure for each cause."""
+    verdict = done.verdict
+    names = [_short(w["checkpoint"]["name"]) for w in _sides(verdict)]
+    suite = Suite(
+        f"mae-convert verify {' '.join(names)}",
+        _class_name("verify", " vs ".join(names)),
+        dict(_properties(verdict)),
+    )
+    if verdict.passed:
+        suite.add("verdict")
+    causes = [] if verdict.passed else _causes(verdict)
+    for number, (cause, *more) in enumerate(causes, start=1):
+        suite.add(
+            "verdict" if number == 1 else f"verdict, cause {number}",
+            "failure",
+            f"{headline(verdict)}: {cause}",
+            [*more, *(_explanation(verdict) if number == 1 else ())],
+        )
+    for line in summary(verdict.checks):
+        if line.passed:
+            suite.add(line.title)
+    return suite.text()
+
+
+def _causes(verdict: Verdict) -> list[list[str]]:
+    """Return the causes; sentences about the same tensor or field are about one cause."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for sentence in dict.fromkeys(verdict.causes):
+        names = set(IDENTIFIER.findall(sentence))
+        same = next((group for group in groups if names & group[0]), None)
+        if same is None:
+            groups.append((names, [sentence]))
+        else:
+            same[0].update(names)
+            same[1].append(sentence)
+    return [sentences for _, sentences in groups] or [[answer(verdict)[1]]]
+
+
+def _explanation(verdict: Verdict) -> Iterator[str]:
+    if verdict.first_divergence:
+        yield f"first divergence: {verdict.first_divergence}"
+    if verdict.suspects:
+        yield f"{suspects_title(verdict)}: {', '.join(verdict.suspects[:6])}"
+    for line in summary(verdict.checks):
+        if not line.passed:
+            yield f"{line.title}: {line.measured}, limit {line.limit}"
+
+
+def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
+    return [w for w in verdict.witnesses if w["side"] in ("A", "B")]
+
+
+def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """Yield what the verdict rests on: files and their hashes, assumptions, versions."""
+    yield "verdict", headline(verdict)
+    for witness in verdict.witnesses:
+        side, checkpoint = witness["side"], witness["checkpoint"]
+        yield f"{side} checkpoint", checkpoint["name"]
+        yield f"{side} sha256", checkpoint["sha256"]
+        yield f"{side} layout", f"{witness['layout']}, {witness['task']}"
+        yield f"{side} run by", f"{witness['framework']} on {witness['device']}"
+    for side, fields in verdict.unread.items():
+        yield f"not read of {side}", ", ".join(fields)
+    for assumption in verdict.assumptions:
+        yield (
+            f"{assumption['field']} assumed by {' and '.join(assumption['sides'])}",
+            in_words([assumption]),
+        )
+    yield from environment().items()
+
+
+def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
+    """Return the results of a sweep: a case for each job."""
+    suite = Suite(
+        "mae-convert sweep",
+        _class_name("sweep", "jobs"),
+        {"not run": str(not_run), **environment()},
+    )
+    names: set[str] = set()
+    for row in rows:
+        source = "/".join(PurePath(row.source).parts[-2:])  # the same on every machine
+        name = " to ".join(filter(None, (source, row.layout)))
+        name = f"{name} ({row.key[:8]})" if name in names else name
+        names.add(name)
+        if row.is_good:
+            suite.add(name, seconds=row.seconds)
+        elif row.outcome == ERROR:
+            why = row.error or "no result"
+            suite.add(name, "error", why, status=row.exit_status, seconds=row.seconds)
+        else:
+            why = ": ".join(filter(None, (row.verdict, row.cause or row.error)))
+            where = [f"first divergence: {row.first_divergence}"] if row.first_divergence else []
+            suite.add(name, "failure", why, where, seconds=row.seconds)
+    for number in range(1, not_run + 1):
+        suite.add(f"job that was not run {number}", "skipped", "the sweep ended before")
+    return suite.text()
+
+
+def error_junit(command: str, names: Sequence[str], sentence: str, status: int) -> str:
+    """Return that a command gave no result: an error, which is not a failed comparison.
+
+    Args:
+        command: its name.
+        names: of the checkpoints, as far as they are known.
+        sentence: what was wrong.
+        status: the exit status.
+    """
+    about = " vs ".join(names) or "no result"
+    suite = Suite(
+        " ".join(("mae-convert", command, *names)), _class_name(command, about), environment()
+    )
+    name = "verdict" if command == "verify" else command
+    suite.add(name, "error", sentence, status=status)
+    return suite.text()
+
+
+def _short(name: str) -> str:
+    return PurePath(name).name or name
+
+
+def _class_name(command: str, name: str) -> str:
+    """Return a name in which dots separate packages, as CI systems read them."""
+    return f"mae_convert.{command}.{name.replace('.', '_')}"
