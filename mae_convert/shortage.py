@@ -1,10 +1,12 @@
 """Errors that mean that memory, file descriptors, processes or disk space have run out.
 
-This uses the standard library alone: it is needed when other imports fail.
+This uses the standard library alone, as `text` does: it is needed when other imports fail.
 """
 
 import errno
 import os
+
+from mae_convert.text import format_bytes, plural
 
 try:
     import resource
@@ -86,8 +88,9 @@ def too_little_address_space() -> str | None:
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return None
     return (
-        f"{limit >> 20} MB of address space are too little: NumPy needs {needed >> 20} MB with"
-        f" {_threads()} threads; raise the limit (ulimit -v), or set OPENBLAS_NUM_THREADS=1"
+        f"{format_bytes(limit)} of address space are too little: NumPy needs"
+        f" {format_bytes(needed)} with {plural(_threads(), 'thread')}; raise the limit (ulimit -v),"
+        " or set OPENBLAS_NUM_THREADS=1"
     )
 
 

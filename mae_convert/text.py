@@ -1,7 +1,8 @@
-"""Text from outside (file names, tensor names, configurations, a server's words) made safe to show.
+"""Text that is shown: text from outside made safe, and numbers, sizes and counts in words.
 
-There is one function for each kind of output. Whatever prints or writes a string that this program
-did not make passes it through one of them, at the place where the output is put together.
+File names, tensor names, configurations and what a server answers come from outside. There is one
+function for each kind of output; whatever prints or writes a string that this program did not make
+passes it through one of them, at the place where the output is put together.
 """
 
 import html
@@ -27,6 +28,7 @@ EMPHASIS = re.compile(r"[\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])")
 # What begins a heading, an item of a list, or a line that makes the one above it a heading.
 BLOCK_START = re.compile(r"^(\d{0,9})(?=(?:#{1,6}|[+.)-])(?:\s|$)|[=-]+\s*$)")
 URL_CHARACTERS = ":/?#@!$&*+,;=%~-._"
+BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def for_terminal(text: object) -> str:
@@ -102,3 +104,35 @@ def for_yaml(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [for_yaml(item) for item in value]
     return for_terminal(value) if isinstance(value, str) else value
+
+
+def format_number(value: Any) -> str:
+    """Return a value as text, a float with two significant digits, as 1.2e-05."""
+    return f"{value:.1e}" if isinstance(value, float) and value != 0 else str(value)
+
+
+def format_size(size: Any) -> str:
+    """Return the height and width of an image or a patch, given as one number or as two."""
+    if size is None:
+        return "size not specified"
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a decimal unit: 12 B, 4.6 kB, 447.0 MB, 1.2 GB."""
+    for unit, size in BYTE_UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an "s" unless the count is 1: 3 tensors."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listing(words: Iterable[str], conjunction: str = "or") -> str:
+    """Return words as they stand in a sentence: a, b or c."""
+    *first, last = words
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

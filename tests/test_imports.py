@@ -10,7 +10,7 @@ import mae_convert
 ROOT = Path(mae_convert.__file__).parents[1]
 # Bottom to top; a unit imports from units before it and from itself.
 UNITS = (
-    "plain", "text", "redaction", "errors", "shortage", "signals", "dtypes", "files", "formats",
+    "text", "redaction", "errors", "shortage", "signals", "dtypes", "files", "formats",
     "layouts", "families", "checkpoint", "sources", "convert", "runtime", "verify", "diagnose",
     "models", "visualize", "publish", "infer", "sweep", "reports", "cli", "testing", "__main__",
 )  # fmt: skip

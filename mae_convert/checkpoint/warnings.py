@@ -11,6 +11,7 @@ from mae_convert.dtypes import DTYPES
 from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed
+from mae_convert.text import plural
 from reference_models.positions import sincos_position_embedding
 
 Statistics = Mapping[str, float]
@@ -28,11 +29,11 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[str]:
     if prefix := checkpoint.prefix.said():
         yield f"the prefix {prefix} was taken off the names"
     for reason, names in by_reason(checkpoint.dropped).items():
-        yield f"not used, {len(names)} tensor{'s' * (len(names) > 1)}: {listed(names, 3)}: {reason}"
+        yield f"not used, {plural(len(names), 'tensor')}: {listed(names, 3)}: {reason}"
     for task in checkpoint.also:
         yield f"every tensor of a {task} model is there too: --task {task} reads it"
     for reason, names in by_reason(checkpoint.created).items():
-        yield f"not stored, {len(names)} tensors: {listed(names, 2)}: {reason}"
+        yield f"not stored, {plural(len(names), 'tensor')}: {listed(names, 2)}: {reason}"
     if unread := checkpoint.unread:
         yield f"a library may act on fields that are not known here: {listed(unread, 8)}"
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}

@@ -18,7 +18,7 @@ from mae_convert.dtypes import rounded
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, regenerated, resampled
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.plain import size_of
+from mae_convert.text import format_size
 
 Step = Mapping[str, Any]
 
@@ -194,5 +194,5 @@ def step_in_words(step: Mapping[str, Any]) -> str:
 
 def _sides(kind: str, value: Any) -> str:
     if kind == "image_size":
-        return size_of(value)
+        return format_size(value)
     return ", ".join(value) if isinstance(value, list) else str(value)

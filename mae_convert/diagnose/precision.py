@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mae_convert.diagnose.candidate_process import CandidateProcess, Explanation, Pair, is_finite
 from mae_convert.diagnose.hypotheses import Hypothesis, Variant
 from mae_convert.runtime.trace import Trace
+from mae_convert.text import plural
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.localise import BLOCK_TAP, execution_order
 
@@ -132,7 +133,7 @@ def _where(
     if len(complete) == 1 and {stack for stack, _ in found} == complete:
         return f" in every block of the {complete.pop()}"
     others = len(found) - 1
-    more = f" and {others} other{'s' if others > 1 else ''}" if others > 0 else ""
+    more = f" and {plural(others, 'other')}" if others > 0 else ""
     return f" in block {match[2]} of the {match[1]}{more}"
 
 

@@ -7,7 +7,7 @@ it, which the next run removes. Of two runs at one target the first to finish wi
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from mae_convert.files import rename as renaming
 from mae_convert.files.messages import refuse_nul
 from mae_convert.files.staging import staging_beside
 from mae_convert.signals import undisturbed
+from mae_convert.text import listing
 
 NEW = "new"
 
@@ -61,6 +62,13 @@ class Place:
         """
         target = self.target
         refuse_nul(target)
+        with saying(target):
+            if not target.parent.is_dir():
+                number = errno.ENOTDIR if target.parent.exists() else errno.ENOENT
+                raise OSError(number, os.strerror(number))
+            self._check_name(target)
+
+    def _check_name(self, target: Path) -> None:
         if target.name in ("", ".."):
             raise OutputError(f"{target} is a directory that cannot be replaced; name one in it")
         if not self.is_directory and target.is_dir():
@@ -182,6 +190,36 @@ def _commit(outputs: Iterable[Staged]) -> None:
 def _undo(outputs: Sequence[Staged]) -> None:
     for output in reversed(outputs):
         output.undo()
+
+
+def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:
+    """Refuse, before any work, a file that could not be written by `replacing_file`.
+
+    Args:
+        target: its name.
+        overwrite: whether it may replace a file.
+        suffixes: those that the name may end in, in lower case; empty if any will do.
+
+    Raises:
+        OutputError: it ends in something else, exists already, is a directory, or has none to be
+            in.
+    """
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{target} cannot be written: its name must end in {listing(suffixes)}; rename it"
+        )
+    Place(target, overwrite=overwrite).check()
+
+
+def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -> None:
+    """Write one file, text in UTF-8; it appears under its name when it is whole.
+
+    Raises:
+        OutputError: as `staged`.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing_file(target, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""JSON from outside, read strictly: what two programs could read differently is refused."""
+"""JSON: read strictly, so that two programs cannot read it differently; and values made for it."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 DEEPEST = 200
 LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
@@ -95,3 +97,33 @@ def _is_unicode(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: NumPy scalars as numbers, non-finite floats as text."""
+    if isinstance(value, str):
+        return in_unicode(value)
+    if isinstance(value, Mapping):
+        return {in_unicode(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def in_unicode(value: Any) -> Any:
+    r"""Return a value with every lone surrogate in its text as an escape sequence, as ``\udcff``.
+
+    Python reads a file name that is not UTF-8, and some pickles hold text, with such halves of a
+    character. Neither JSON that is read strictly nor SQLite can hold them.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {in_unicode(key): in_unicode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [in_unicode(item) for item in value]
+    return value

@@ -15,6 +15,7 @@ import numpy as np
 from mae_convert.errors import OutputError
 from mae_convert.files.atomic import saying
 from mae_convert.files.byte_ranges import FileArray
+from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.file_layout import Blueprint
@@ -24,7 +25,6 @@ from mae_convert.formats.npz import npz_blueprint
 from mae_convert.formats.pth_write import bin_blueprint, pth_blueprint
 from mae_convert.formats.safetensors_file import safetensors_blueprint
 from mae_convert.formats.tensor import LazyTensor, as_bytes
-from mae_convert.plain import in_unicode
 
 LayOut = Callable[[Sequence[LazyTensor], Mapping | None, Mapping | None], Blueprint]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import Place, Staged, flush, saying, staged
 from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance, Crew, Progress
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.identify import read_contents
@@ -17,7 +18,7 @@ from mae_convert.formats.output import JsonFile, Output, directory_output, file_
 from mae_convert.formats.output_file import Draft, Weights
 from mae_convert.formats.shards import INDEX_SUFFIX
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.plain import in_unicode
+from mae_convert.text import format_bytes
 
 
 class Source(Protocol):
@@ -166,8 +167,8 @@ def _require_space(drafts: Iterable[Draft]) -> None:
         free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
         if found.f_blocks and needed[disk] > free:  # some file systems tell nothing
             raise OutputError(
-                f"{draft.target} cannot be written: it needs {needed[disk] / 1e6:.0f} MB and "
-                f"{free / 1e6:.0f} MB are free; free some or write elsewhere"
+                f"{draft.target} cannot be written: it needs {format_bytes(needed[disk])} and "
+                f"{format_bytes(free)} are free; free some or write elsewhere"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.layouts.transformers import CONVENTIONS
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import write_file
 from mae_convert.models.errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
@@ -192,8 +192,7 @@ class ViTMAEConfig:
 
     def to_json_file(self, path: str | Path, use_diff: bool = False) -> None:
         """Write `to_json_string` into a file, which is replaced."""
-        with replacing_file(Path(path), overwrite=True) as temporary:
-            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_file(Path(path), self.to_json_string(use_diff), overwrite=True)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "ViTMAEConfig":

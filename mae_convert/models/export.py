@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputError
-from mae_convert.files.atomic import replacing_file
+from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.files.atomic import Place, check_target, flush, replacing_file, staged, write_file
 from mae_convert.runtime.saving import kind_of, unwrapped
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
@@ -41,15 +41,13 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
             f"{target.name} is made of a model of the other framework; load it with"
             f' load_model(..., "{name}")'
         )
-    if target.exists() and not (overwrite and target.is_file()):
-        raise OutputError(f"{target} exists already; choose another name")
+    if target.suffix in (".onnx", ".tflite"):
+        check_target(target, overwrite=overwrite)
     if target.suffix == ".onnx":
         with replacing_file(target, overwrite=overwrite) as temporary:
             _write_onnx(model, temporary)
     elif target.suffix == ".tflite":
-        content = _tflite(model)
-        with replacing_file(target, overwrite=overwrite) as temporary:
-            temporary.write_bytes(content)
+        write_file(target, _tflite(model), overwrite=overwrite)
     else:
         _write_saved_model(model, target)
 
@@ -92,12 +90,16 @@ def _write_onnx(model: Any, path: Path) -> None:
 
 
 def _write_saved_model(model: Any, target: Path) -> None:
-    import tensorflow as tf
+    with staged(Place(target, is_directory=True)) as (output,):
+        import tensorflow as tf
 
-    module = tf.Module()
-    module.encoder = model
-    module.serve = _function(model)
-    tf.saved_model.save(module, str(target), signatures={"serving_default": module.serve})
+        module = tf.Module()
+        module.encoder = model
+        module.serve = _function(model)
+        path = output.path
+        tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+        for item in (*path.rglob("*"), path):
+            flush(item)
 
 
 def _function(model: Any, *, as_constants: bool = False) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.errors import ConfigurationError, PictureError
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import write_file
 from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import read_json, source_named
 from mae_convert.models.pixels import axes_named, pictures_of, prepared
@@ -123,8 +123,7 @@ class MaeImageProcessor:
 
     def to_json_file(self, path: str | Path) -> None:
         """Write what is stated as JSON into a file, which is replaced."""
-        with replacing_file(Path(path), overwrite=True) as temporary:
-            temporary.write_text(self.to_json_string(), encoding="utf-8")
+        write_file(Path(path), self.to_json_string(), overwrite=True)
 
     def to_json_string(self) -> str:
         """Return what is stated as JSON."""

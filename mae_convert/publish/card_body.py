@@ -12,14 +12,14 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import step_in_words
 from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.families.mae.official import BASE_URL
-from mae_convert.plain import plain
+from mae_convert.files.strict_json import plain
 from mae_convert.publish.artifacts import Part
 from mae_convert.publish.card_parity import folded, in_short, verification
 from mae_convert.publish.card_usage import loading
 from mae_convert.publish.licence import Licence, is_repository, sources_of
-from mae_convert.publish.markdown import size, table
+from mae_convert.publish.markdown import table
 from mae_convert.publish.staging import Staged
-from mae_convert.text import code_in_markdown, for_markdown, link_in_markdown
+from mae_convert.text import code_in_markdown, for_markdown, format_bytes, link_in_markdown
 
 MOST_NAMES = 4  # of tensors, in a line
 TASKS = {
@@ -258,7 +258,7 @@ def filestable(facts: Facts) -> str:
             staged = facts.staged[path.name]
             layout = f"`{part.checkpoint.layout.name}`"
             digits = code_in_markdown(staged.sha256)
-            rows.append((code_in_markdown(path.name), layout, size(staged.size), digits))
+            rows.append((code_in_markdown(path.name), layout, format_bytes(staged.size), digits))
     return table(("file", "layout", "size", "SHA-256"), rows)
 
 

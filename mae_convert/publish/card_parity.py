@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.plain import number
 from mae_convert.publish.artifacts import Part
 from mae_convert.publish.markdown import table
-from mae_convert.text import code_in_markdown, for_html, for_markdown
+from mae_convert.text import code_in_markdown, for_html, for_markdown, format_number
 from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check
-from mae_convert.verify.summary import summary
+from mae_convert.verify.summary import effects_in_words, summary
 
 
 def in_short(part: Part) -> str:
@@ -33,8 +32,8 @@ def in_short(part: Part) -> str:
         word += f", assuming {for_markdown(assumed)}"
     return (
         f"**{word}:** in float64 every step and every result is within"
-        f" {number(max(distances, default=0.0))} of {source} (relative L2, limit"
-        f" {number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check"
+        f" {format_number(max(distances, default=0.0))} of {source} (relative L2, limit"
+        f" {format_number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check"
         " it](#how-to-check-them)."
     )
 
@@ -66,10 +65,8 @@ def verification(part: Part) -> str:
         f" {_versions(document.get('environment', {}))}",
     ]
     lines += [
-        for_markdown(
-            f"The declared rounding moves {name} by {number(effect)} (relative L2, not judged)."
-        )
-        for name, effect in document.get("effects", {}).items()
+        for_markdown(f"{sentence[0].upper()}{sentence[1:]}.")
+        for sentence in effects_in_words(document.get("effects", {}))
     ]
     lines += [
         for_markdown(

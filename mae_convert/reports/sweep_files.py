@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import MissingRequirementError, OutputError
-from mae_convert.files.atomic import Place, replacing_file
-from mae_convert.plain import plain
+from mae_convert.errors import MissingRequirementError
+from mae_convert.files.atomic import check_target, write_file
+from mae_convert.files.strict_json import plain
 from mae_convert.reports.junit import sweep_junit
 from mae_convert.reports.sweep_html import page
 from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
@@ -23,13 +23,8 @@ def check_names(paths: Sequence[Path]) -> None:
         MissingRequirementError: the package that writes it is not installed.
     """
     for path in paths:
-        if path.suffix not in WRITERS:
-            known = " or ".join(WRITERS)
-            raise OutputError(f"{path}: let the name of a sweep's report end in {known}")
-        if not path.resolve().parent.is_dir():
-            raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
-        Place(path, overwrite=True).check()
-        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        check_target(path, overwrite=True, suffixes=WRITERS)
+        if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
             raise MissingRequirementError(
                 f"{path}: Parquet is written by pyarrow; pip install 'mae-convert[parquet]'"
             )
@@ -44,8 +39,7 @@ def write_reports(rows: Sequence[Row], paths: Sequence[Path], not_run: int = 0) 
         not_run: how many jobs of the plan were not.
     """
     for path in paths:
-        with replacing_file(path, overwrite=True) as place:
-            place.write_bytes(WRITERS[path.suffix](rows, not_run))
+        write_file(path, WRITERS[path.suffix.lower()](rows, not_run), overwrite=True)
 
 
 def _page(rows: Sequence[Row], not_run: int) -> bytes:

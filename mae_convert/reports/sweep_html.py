@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.plain import number
 from mae_convert.reports.verdict_html import STYLE
 from mae_convert.sources.patterns import natural
 from mae_convert.sweep.result import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
-from mae_convert.text import for_html
+from mae_convert.text import for_html, format_bytes, format_number, plural
 
 TAG = re.compile("<[^>]*>")
 MOST_COLUMNS = 24  # of a matrix that a person can take in
@@ -60,7 +59,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
     bad = len(rows) - counts[DONE]
     amiss = [f"{bad} failed"] if bad else []
     amiss += [f"{not_run} not run"] if not_run else []
-    title = ", ".join([f"{len(rows) + not_run} jobs", *(amiss or ["all done"])])
+    title = ", ".join([plural(len(rows) + not_run, "job"), *(amiss or ["all done"])])
     proven = sum(bool(row.proven) and row.is_good for row in rows)
     passed = sum(bool(row.passed) for row in rows)
     verified = sum(row.passed is not None for row in rows)
@@ -164,8 +163,8 @@ def _number(value: float | None, show: Callable[[float], str]) -> str:
     return f'<td class="n" data-value="{value:.17g}">{for_html(show(value))}</td>'
 
 
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:.1f} MB"
+def _small(value: float | None) -> str:
+    return _number(value, format_number)
 
 
 def _seconds(value: float) -> str:
@@ -194,14 +193,14 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
     ("source", "text", lambda r: _path(r.source)),
     ("to", "text", lambda r: _text(r.layout)),
     ("verdict", "text", lambda r: f"<td>{_mark(r)}</td>"),
-    (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _number(r.function, number)),
-    ("float32 own error", "number", lambda r: _number(r.own_error.get("float32"), number)),
+    (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _small(r.function)),
+    ("float32 own error", "number", lambda r: _small(r.own_error.get("float32"))),
     ("why", "text", lambda r: _long(r.error or r.cause or _assuming(r))),
-    ("weights", "number", lambda r: _number(r.source_bytes, _megabytes)),
+    ("weights", "number", lambda r: _number(r.source_bytes, format_bytes)),
     ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
     ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
     ("in all", "number", lambda r: _number(r.seconds, _seconds)),
-    ("peak memory", "number", lambda r: _number(r.peak_memory, _megabytes)),
+    ("peak memory", "number", lambda r: _number(r.peak_memory, format_bytes)),
     ("target", "text", lambda r: _path(r.published or r.target)),
     ("source sha256", "text", lambda r: _hash(r.source_sha256)),
     ("target sha256", "text", lambda r: _hash(r.target_sha256)),

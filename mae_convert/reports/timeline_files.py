@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.errors import MaeConvertError
-from mae_convert.files.atomic import replacing_file
-from mae_convert.files.messages import refuse_nul
-from mae_convert.plain import plain
+from mae_convert.files.atomic import check_target, write_file
+from mae_convert.files.strict_json import plain
 from mae_convert.reports.timeline_plot import plot
 from mae_convert.reports.verdict_html import STYLE
 from mae_convert.text import for_html, for_terminal
@@ -32,27 +30,19 @@ tr.best td { font-weight: 600; } tr.paid td { background: #dafbe1; }
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """See to it that files can be written, before any work is done.
+    """Refuse, before any work, files that could not be written.
 
     Raises:
-        MaeConvertError: an unknown suffix, no such folder, or a file that is there.
+        OutputError: as `check_target`.
     """
     for path in paths:
-        refuse_nul(path)
-        if path.suffix not in WRITERS:
-            known = ", ".join(WRITERS)
-            raise MaeConvertError(f"{path}: a timeline is written to a file that ends in {known}")
-        if path.exists() and not overwrite:
-            raise MaeConvertError(f"{path} is there already; pass --overwrite to replace it")
-        if not path.resolve().parent.is_dir():
-            raise MaeConvertError(f"{path.parent} is not a folder; make it, or write elsewhere")
+        check_target(path, overwrite=overwrite, suffixes=WRITERS)
 
 
 def write(found: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
     """Write a timeline to every path, in the form that its suffix names."""
     for path in paths:
-        with replacing_file(path, overwrite=overwrite) as place:
-            place.write_bytes(WRITERS[path.suffix](found))
+        write_file(path, WRITERS[path.suffix.lower()](found), overwrite=overwrite)
 
 
 def timeline_json(found: Timeline) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import OutputError
-from mae_convert.files.atomic import replacing_file
-from mae_convert.files.messages import refuse_nul
-from mae_convert.plain import number, plain
+from mae_convert.files.atomic import check_target, write_file
+from mae_convert.files.strict_json import plain
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.text import code_in_markdown, for_markdown, for_terminal
 from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, headline, summary, suspects_title
+from mae_convert.verify.summary import answer, effects_in_words, headline, summary, suspects_title
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -42,17 +41,11 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
         OutputError: an unknown suffix, no such directory, or a file of one of the models.
     """
     for path in paths:
-        refuse_nul(path)
+        check_target(path, overwrite=True, suffixes=WRITERS)
     own = {model.resolve() for model in models}
     for path in paths:
-        if path.suffix.lower() not in WRITERS:
-            raise OutputError(
-                f"a report is written as {', '.join(WRITERS)}, not as {path.name}; rename it"
-            )
         if own & {path.resolve(), path.resolve().parent}:
             raise OutputError(f"{path} is part of a model; write the report elsewhere")
-        if not path.resolve().parent.is_dir():
-            raise OutputError(f"there is no directory {path.parent} for the report {path.name}")
 
 
 def remove_old_reports(paths: Sequence[Path]) -> None:
@@ -76,8 +69,7 @@ def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
     """
     for path in paths:
         text = WRITERS[path.suffix.lower()](done)
-        with replacing_file(path, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(path, text, overwrite=True)
 
 
 def _as_json(done: "Verification") -> str:
@@ -109,11 +101,7 @@ def markdown(done: "Verification") -> str:
         lines.append(f"{suspects_title(verdict).capitalize()}: {names}")
     lines += [f"- cause: {for_markdown(cause)}" for cause in verdict.causes]
     lines += [f"- not compared: {for_markdown(what)}" for what in verdict.not_compared]
-    lines += [
-        f"- the declared rounding moves {for_markdown(name)} by {number(effect)} (relative L2, not"
-        " judged)"
-        for name, effect in verdict.effects.items()
-    ]
+    lines += [f"- {for_markdown(sentence)}" for sentence in effects_in_words(verdict.effects)]
     return "\n".join(lines).rstrip() + "\n"
 
 

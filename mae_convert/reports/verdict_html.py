@@ -10,11 +10,18 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.families.configuration import Configuration
-from mae_convert.plain import number, plain
+from mae_convert.files.strict_json import plain
 from mae_convert.runtime.trace import Trace
-from mae_convert.text import for_html
+from mae_convert.text import for_html, format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
-from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
+from mae_convert.verify.summary import (
+    answer,
+    by_depth,
+    effects_in_words,
+    headline,
+    summary,
+    suspects_title,
+)
 from mae_convert.visualize.pixels import amplified_difference, as_colours, in_pixels, pasted, tiles
 from reference_models.configuration import ViTMAEConfig
 
@@ -114,12 +121,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
         f"declared by B and applied to A: {for_html(str(plain(dict(step))))}"
         for step in verdict.steps
     ]
-    said += [
-        for_html(
-            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
-        )
-        for name, effect in verdict.effects.items()
-    ]
+    said += map(for_html, effects_in_words(verdict.effects))
     if said:
         yield "<ul>" + "".join(f"<li>{item}</li>" for item in said) + "</ul>"
 
@@ -159,7 +161,7 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     marks = "".join(
         f'<circle cx="{x:.1f}" cy="{v:.1f}" r="3.5"'
         f' fill="{"#1a7f37" if error <= FUNCTION_LIMIT else "#c62828"}">'
-        f"<title>{for_html(f'{name}: {number(error)}')}</title></circle>"
+        f"<title>{for_html(f'{name}: {format_number(error)}')}</title></circle>"
         + (
             f'<text x="{x:.1f}" y="{height - bottom + 14}" font-size="10" fill="#57606a"'
             f' text-anchor="end" transform="rotate(-50 {x:.1f} {height - bottom + 14})">'

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import write_file
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.files.validation import check_document
 from mae_convert.sources.cache import VARIABLE
@@ -225,5 +225,4 @@ def _remember(cache: Path, name: str, record: Record) -> None:
     with FileLock(cache / f".{RECORDS}.lock"):
         records = {**read_records(cache), name: record}
         text = json.dumps({n: asdict(r) for n, r in sorted(records.items())}, indent=2) + "\n"
-        with replacing_file(cache / RECORDS, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(cache / RECORDS, text, overwrite=True)

@@ -8,7 +8,7 @@ from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.origin import Origin
-from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
+from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families.mae import official as official_catalog
 from mae_convert.families.mae.official import (
     BASE_URL,
@@ -17,7 +17,7 @@ from mae_convert.families.mae.official import (
     candidates,
     official_named,
 )
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.client import address_in
 from mae_convert.sources.fetch import Record, Wanted, fetch, read_records
@@ -81,8 +81,8 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
     official = named(name)
     if output is not None and output.is_dir():
         output = output / official.file
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    if output is not None:
+        check_target(output, overwrite=overwrite)
     path, origin, record = get_official(official)
     if output is not None:
         with replacing_file(output, overwrite=overwrite) as temporary:

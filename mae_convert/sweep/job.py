@@ -22,7 +22,7 @@ from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.convert.record import files_sha256
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.staging import scratch_directory
-from mae_convert.plain import in_unicode
+from mae_convert.files.strict_json import in_unicode
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import version

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.files.atomic import check_target
 from mae_convert.files.messages import refuse_nul
-from mae_convert.plain import in_unicode, plain
+from mae_convert.files.strict_json import in_unicode, plain
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.result import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
@@ -56,10 +57,7 @@ class Results:
                 f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"
                 f" of them all, pass --report {path}"
             )
-        if path.is_dir():
-            raise OutputError(f"{path} is a directory; name a file for the results")
-        if not path.resolve().parent.is_dir():
-            raise OutputError(f"there is no directory {path.parent} for the results {path.name}")
+        check_target(path, overwrite=True)
         self.path = path
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mae_convert.families.evidence import FLAGS, LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
-from mae_convert.plain import plain
+from mae_convert.files.strict_json import plain
 from mae_convert.runtime.trace import Trace
 
 FUNCTION_FIELDS = (

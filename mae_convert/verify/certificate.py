@@ -21,16 +21,15 @@ from mae_convert import __version__
 from mae_convert.checkpoint.fingerprint import Fingerprint
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.input_files import kind_of
 from mae_convert.files.messages import is_plain_name
 from mae_convert.files.sha256 import file_sha256, open_sha256
-from mae_convert.files.strict_json import JsonError, parse_json
+from mae_convert.files.strict_json import JsonError, parse_json, plain
 from mae_convert.files.validation import check_document
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.directory import is_read_beside
-from mae_convert.plain import plain
 from mae_convert.runtime.inputs import check_inputs, inputs_sha256
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import check_trace, has_control_characters
@@ -182,10 +181,9 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
     data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     document = _document(verification, target, hashlib.sha256(data).hexdigest())
     _require_the_same(document["files"], folder)
-    with replacing_file(folder / arrays_name, overwrite=True) as temporary:
-        temporary.write_bytes(data)
-    with replacing_file(folder / document_name, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
+    write_file(folder / arrays_name, data, overwrite=True)
+    text = json.dumps(plain(document), indent=2) + "\n"
+    write_file(folder / document_name, text, overwrite=True)
     return folder / document_name
 
 

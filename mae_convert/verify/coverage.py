@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mae_convert.runtime.sides import THIRD_PARTIES
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT
+from mae_convert.text import plural
 from mae_convert.verify.localise import LAST_STEPS
 
 
@@ -35,7 +36,7 @@ def _has_steps(trace: Trace) -> bool:
 def not_compared(a: Trace, b: Trace) -> list[str]:
     """Return in sentences what the verdict says nothing about."""
     parts = [
-        f"{count} tensors of {name} that a model for the task {task} has not"
+        f"{plural(count, 'tensor')} of {name} that a model for the task {task} has not"
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
         for name, task, count, declared in left_out(a, b)
     ]
@@ -84,7 +85,7 @@ def _alone(a: Trace, b: Trace) -> Iterator[str]:
         steps = [n for n in alone if "." in n and n not in gradients]
         results = [n for n in alone if n not in gradients and n not in steps]
         if gradients:
-            yield f"{len(gradients)} gradients, which only {name} has"
+            yield f"{plural(len(gradients), 'gradient')}, which only {name} has"
         if steps:
             yield f"{len(steps)} steps between, which only {name} has"
         if results:

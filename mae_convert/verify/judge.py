@@ -16,8 +16,8 @@ import numpy as np
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
+from mae_convert.files.strict_json import plain
 from mae_convert.layouts.table import listed
-from mae_convert.plain import plain
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT, RESULTS
 from mae_convert.verify.assumptions import assumptions, blocking, in_words

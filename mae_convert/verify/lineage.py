@@ -16,6 +16,7 @@ from mae_convert.checkpoint.fingerprint import (
     missing_fields,
 )
 from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.text import listing
 from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_between
 
 SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
@@ -282,7 +283,7 @@ def _of_records(a: Known, b: Known) -> Lineage:
         return _unrelated(
             left.tensors, right.tensors, different, {"rests_on": rests_on, "parts": parts}
         )
-    digests = f"digest{'s' if len(parts) > 1 else ''} of {' and '.join(parts)}"
+    digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
     sentence = f"no relation found, according to the record: not the same {digests}"
     lacking = ("single tensors, of which a record holds no digests",)
     return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=lacking)

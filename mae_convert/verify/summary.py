@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mae_convert.plain import number
+from mae_convert.text import format_number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
     NATIVE,
@@ -60,7 +60,7 @@ def summary(checks: Iterable[Check]) -> list[Line]:
 def _line(title: str, group: Sequence[Check]) -> Line:
     worst = max(group, key=_badness)
     failed = sum(not check.passed for check in group)
-    measured, limit = number(worst.measured), number(worst.limit)
+    measured, limit = format_number(worst.measured), format_number(worst.limit)
     if worst.name.startswith("configuration/") or (
         len(group) > 1 and not isinstance(worst.measured, int | float)
     ):
@@ -219,3 +219,11 @@ def _is_nan(measured: Any) -> bool:
 def _is_numeric(check: Check) -> bool:
     parts = check.name.split("/")
     return (parts[1] if check.name.startswith("against ") else parts[0]) in UNIT_ROUNDOFF
+
+
+def effects_in_words(effects: Mapping[str, float]) -> list[str]:
+    """Return a sentence for each output about how far a declared rounding moves it."""
+    return [
+        f"the declared rounding moves {name} by {format_number(effect)} (relative L2, not judged)"
+        for name, effect in effects.items()
+    ]

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.errors import CheckpointError, OutputError
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.runtime.inputs import InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import UNMASKED, Side, choose_side
@@ -82,12 +82,9 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already; pass --overwrite to replace it")
+    check_target(output, overwrite=overwrite)
     if output.exists() and not _is_trace(output):
         raise OutputError(f"{output} is not a trace and is not replaced; choose another name")
-    if not output.resolve().parent.is_dir():
-        raise OutputError(f"there is no directory {output.parent} to write {output.name} into")
 
 
 def _is_trace(path: Path) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
-from mae_convert.errors import MaeConvertError
 from mae_convert.files.atomic import replacing_file
 from mae_convert.runtime import load_model
 from mae_convert.visualize.image_batch import ImageBatch
@@ -42,20 +41,6 @@ class Features:
                 file, names=self.names, labels=self.labels, cls=self.cls, mean=self.mean,
                 allow_pickle=False,
             )  # fmt: skip
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """See to it that features can be written under a name, before they are computed.
-
-    Raises:
-        MaeConvertError: it does not end in .npz, or there is a file already.
-    """
-    if path.suffix != ".npz":
-        raise MaeConvertError(f"{path}: features are written to a file whose name ends in .npz")
-    if path.exists() and not overwrite:
-        raise MaeConvertError(f"{path} is there already; pass --overwrite to replace it")
-    if not path.parent.is_dir():
-        raise MaeConvertError(f"{path.parent} is not a folder; make it, or write elsewhere")
 
 
 def features_of(

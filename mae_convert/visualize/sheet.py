@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
-from mae_convert.files.atomic import replacing_file
+from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.text import for_terminal
 from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.pixels import GREY, amplified_difference, eight_bits, in_pixels, pasted
@@ -194,13 +193,7 @@ def check_name(path: Path, *, overwrite: bool) -> None:
     Raises:
         MaeConvertError: the suffix is not known, or there is a file already.
     """
-    if path.suffix.lower() not in (*FORMATS, *FILMS):
-        known = ", ".join((*FORMATS, *FILMS))
-        raise MaeConvertError(f"{path}: write a picture to a file whose name ends in {known}")
-    if path.exists() and not overwrite:
-        raise MaeConvertError(f"{path} is there already; pass --overwrite to replace it")
-    if not path.parent.is_dir():
-        raise MaeConvertError(f"{path.parent} is not a folder; make it, or write elsewhere")
+    check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *FILMS))
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool) -> None:

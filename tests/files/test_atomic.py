@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_convert.errors import OutputError
+from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files import rename as renaming
-from mae_convert.files.atomic import Place, staged
+from mae_convert.files.atomic import Place, check_target, staged
 from mae_convert.formats import LazyTensor, open_container, write_directory, write_file
 from mae_convert.formats import output_file as draft
 
@@ -87,6 +87,23 @@ def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         write_directory(tmp_path / "d", "model.safetensors", "safetensors", never, RECORD)
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("old")
+    (tmp_path / "d.csv").mkdir()
+    check_target(tmp_path / "new.CSV", suffixes=(".csv",))
+    check_target(tmp_path / "x.csv", overwrite=True)
+    for name, overwrite, reason in (
+        ("x.csv", False, "exists already; choose another name or pass --overwrite"),
+        ("d.csv", True, "is a directory and not a file; name a file in it"),
+        ("no/x.csv", True, "cannot be written: its directory does not exist; make it first"),
+        ("x.csv/y.csv", True, "cannot be written: its directory is a file; write elsewhere"),
+        ("x.png", True, "cannot be written: its name must end in .csv or .json; rename it"),
+        ("x\0.csv", True, "holds a NUL character"),
+    ):
+        with pytest.raises(MaeConvertError, match=reason):
+            check_target(tmp_path / name, overwrite=overwrite, suffixes=(".csv", ".json"))
 
 
 def test_a_file_is_no_directory_and_the_other_way_round(tmp_path: Path) -> None:

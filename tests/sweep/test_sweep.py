@@ -19,7 +19,7 @@ from ray_nodes import command_of, descendants
 from sweep_worker import dies, dies_once
 
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
-from mae_convert.plain import plain
+from mae_convert.files.strict_json import plain
 from mae_convert.sweep.freshness import is_unchanged, version
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.process_pool import Limits, Waiting, Worker, _share_for, run_local
@@ -150,11 +150,17 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--report", "page.pdf"), "let the name of a sweep's report end in .html or .parquet"),
-        (("--report", "runs/nothing/page.html"), "there is no directory runs/nothing"),
+        (("--report", "page.pdf"), "its name must end in .html or .parquet"),
+        (
+            ("--report", "runs/nothing/page.html"),
+            "runs/nothing/page.html cannot be written: its directory does not exist",
+        ),
         (("--report", "runs.html"), "is a directory and not a file"),
         (("--results", "rows.parquet"), "pass --report rows.parquet"),
-        (("--results", "nothing/rows.sqlite"), "there is no directory nothing"),
+        (
+            ("--results", "nothing/rows.sqlite"),
+            "nothing/rows.sqlite cannot be written: its directory does not exist",
+        ),
         (("--address", "head:6379"), "add --engine ray"),
         (("--engine", "ray", "--workers", "2"), "--workers is for processes on this machine"),
     ],

@@ -153,10 +153,11 @@ def features(
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import features as show
     from mae_convert.cli.output.images import features_json
-    from mae_convert.visualize.features import check_output, features_of
+    from mae_convert.files.atomic import check_target
+    from mae_convert.visualize.features import features_of
     from mae_convert.visualize.image_batch import batch_from_inputs
 
-    check_output(output, overwrite=overwrite)
+    check_target(output, overwrite=overwrite, suffixes=(".npz",))
     if folder is None and inputs is None:
         raise click.UsageError("there is no picture; give a folder, or --inputs FILE.npz")
     paths = images_below(folder) if folder else []

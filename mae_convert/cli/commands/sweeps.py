@@ -19,6 +19,7 @@ from mae_convert.cli.options import (
 )
 from mae_convert.cli.reporting import ReportingCommand
 from mae_convert.cli.streams import say
+from mae_convert.text import plural
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.open import Flags
@@ -251,5 +252,5 @@ def timeline(
     print_json(timeline_json(result)) if as_json else show(result, outputs)
     if failed := result.failed:
         names = listed([point.source for point in failed])
-        say(f"{len(failed)} of {len(result.points)} checkpoints have no loss: {names}")
+        say(f"{len(failed)} of {plural(len(result.points), 'checkpoint')} have no loss: {names}")
     return 1 if failed else 0

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mae_convert.plain import plain
+from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal
 
 PIPE_WIDTH = 200

@@ -14,7 +14,7 @@ from mae_convert.convert.changes import step_in_words
 from mae_convert.convert.plan import Plan
 from mae_convert.dtypes import DTYPES
 from mae_convert.layouts.table import listed
-from mae_convert.plain import number
+from mae_convert.text import format_number
 
 
 def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         return
     for kind in ("relative", "absolute"):
         worst = max(rounded, key=lambda name: rounded[name][kind])
-        yield f"largest {kind} error {number(rounded[worst][kind])}, in {worst}"
+        yield f"largest {kind} error {format_number(rounded[worst][kind])}, in {worst}"
 
 
 def difference_json(difference: Difference) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def difference(result: Difference) -> None:
     for t in result.tensors:
         a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
         kind = a if a == b else f"{a} | {b}"
-        cells = (t.name, kind, t.elements, number(t.relative_l2), number(t.max_abs))
+        cells = (t.name, kind, t.elements, format_number(t.relative_l2), format_number(t.max_abs))
         grid.add_row(*map(markup, cells))
     if result.tensors:
         out.print(grid)

@@ -7,7 +7,7 @@ from mae_convert.checkpoint.fingerprint import TensorDigest
 from mae_convert.cli.output.console import console, markup, pairs, table
 from mae_convert.cli.output.inspection import fingerprint_rows
 from mae_convert.convert.changes import step_in_words
-from mae_convert.plain import plain
+from mae_convert.files.strict_json import plain
 from mae_convert.verify.lineage import Lineage
 
 MOST_TENSORS = 10

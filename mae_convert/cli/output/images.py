@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mae_convert.cli.output.console import console, markup, table
+from mae_convert.text import plural
 
 if TYPE_CHECKING:
     from mae_convert.visualize.features import Features
@@ -52,7 +53,7 @@ def features(found: "Features", path: Path) -> None:
     """Print how many pictures have features now, and where they are."""
     told = features_json(found, path)
     count = len(told["labels"])
-    labels = f", {count} label{'s' if count > 1 else ''}" if count else ""
+    labels = f", {plural(count, 'label')}" if count else ""
     out = console()
     out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
     out.print(markup(told["path"]), soft_wrap=True)

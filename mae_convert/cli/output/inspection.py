@@ -7,7 +7,8 @@ from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
 from mae_convert.families.evidence import OFFICIAL
-from mae_convert.plain import plain, size_of
+from mae_convert.files.strict_json import plain
+from mae_convert.text import format_bytes, format_size, plural
 
 MOST_CANDIDATES = 5
 
@@ -24,10 +25,9 @@ def inspection(report: Mapping[str, Any]) -> None:
         *family_rows(report["family"]),
         (
             "image",
-            f"{size_of(size)}, {config['num_channels']} channel"
-            + "s" * (config["num_channels"] > 1),
+            f"{format_size(size)}, {plural(config['num_channels'], 'channel')}",
         ),
-        ("patch", size_of(config["patch_size"])),
+        ("patch", format_size(config["patch_size"])),
         ("encoder", _stack(config, "")),
     ]
     if report["task"] == "pretrain":
@@ -41,7 +41,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
     rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
     millions = report["parameters"] / 1e6
-    rows.append(("parameters", f"{millions:.2f} M, {report['bytes'] / 1e6:.1f} MB"))
+    rows.append(("parameters", f"{millions:.2f} M, {format_bytes(report['bytes'])}"))
     rows.append(("official", _official(report["official"], report["assumptions"])))
     rows += fingerprint_rows(report) if "fingerprint" in report else []
     rows += [("not used", f"{name}: {what}") for name, what in report["ignored"].items()]
@@ -129,7 +129,7 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def _container(report: Mapping[str, Any]) -> str:
     """Return the container, and what stood around the tensors and before their names."""
-    files = f", {report['files']} files" if report["files"] > 1 else ""
+    files = f", {plural(report['files'], 'file')}" if report["files"] > 1 else ""
     wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
     prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
     return report["container"] + files + wrapper + prefix

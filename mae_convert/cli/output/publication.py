@@ -5,9 +5,9 @@ from typing import Any
 from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import console, markup, table
-from mae_convert.publish.markdown import size
 from mae_convert.publish.plan import Publication
 from mae_convert.publish.publish import Published
+from mae_convert.text import format_bytes, plural
 
 
 def plan(publication: Publication, *, with_card: bool) -> None:
@@ -22,8 +22,7 @@ def plan(publication: Publication, *, with_card: bool) -> None:
         f"[bold]{markup(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
     )
     out.print(_files(publication))
-    count = len(publication.parts)
-    layouts = "one layout" if count == 1 else f"{count} layouts"
+    layouts = plural(len(publication.parts), "layout")
     out.print(f"weights in {layouts}, {'NOT verified' if wish.unverified else 'verified'}")
     out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
     for name in publication.kept:
@@ -45,7 +44,7 @@ def _files(publication: Publication) -> Grid:
     grid = table("", "", "")
     grid.columns[-1].justify = "right"
     for path, what, count in _rows(publication):
-        grid.add_row(f"  {what}", markup(path), "" if count is None else size(count))
+        grid.add_row(f"  {what}", markup(path), "" if count is None else format_bytes(count))
     return grid
 
 
@@ -101,12 +100,12 @@ def published(done: Published) -> None:
         out.print("everything was there already: no commit was made")
     for path, how in done.wrong.items():
         out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
-    count = len(done.publication.staged)
+    files = plural(len(done.publication.staged), "file")
     if done.wrong:
-        out.print(f"[bold red]DIFFERENT[/bold red]: of {count} files that the Hub serves now,"
+        out.print(f"[bold red]DIFFERENT[/bold red]: of {files} that the Hub serves now,"
                   f" {len(done.wrong)} are not those that were published")  # fmt: skip
     else:
-        out.print(f"[bold green]PUBLISHED[/bold green]: {count} files, downloaded again and equal")
+        out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and equal")
     if committed.pull_request_url:
         out.print(markup(committed.pull_request_url), soft_wrap=True)
     out.print(markup(committed.url), soft_wrap=True)

@@ -15,7 +15,7 @@ from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
 from mae_convert.sweep.result import DONE, FAILED, Row
 from mae_convert.sweep.run import Agenda, Tell
-from mae_convert.text import for_terminal
+from mae_convert.text import for_terminal, format_bytes, plural
 
 
 def event(kind: str, **fields: Any) -> None:
@@ -64,12 +64,14 @@ def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
     for line in lines:
         said = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
         cells = (line["state"], local_name(line["source"]), line["layout"] or "", _target(line),
-                 said, size(line["bytes"]), size(line["memory"]))  # fmt: skip
+                 said, _size(line["bytes"]), _size(line["memory"]))  # fmt: skip
         grid.add_row(*map(markup, cells))
     out = console()
     out.print(grid)
     total = sum(line["bytes"] or 0 for line in lines if line["state"] in ("new", "again"))
-    out.print(f"\n{len(todo.jobs)} jobs, {len(todo.todo)} to be run, {size(total)} of weights")
+    out.print(
+        f"\n{plural(len(todo.jobs), 'job')}, {len(todo.todo)} to be run, {_size(total)} of weights"
+    )
 
 
 def _target(line: Mapping[str, Any]) -> str:
@@ -95,15 +97,8 @@ def local_name(text: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else text
 
 
-def size(number: int | None) -> str:
-    """Return a number of bytes as a person reads it."""
-    if number is None:
-        return "unknown"
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:.3g} {unit}" if unit != "B" else f"{number:.0f} B"
-        number /= 1000  # type: ignore[assignment]
-    raise AssertionError
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else format_bytes(count)
 
 
 @contextmanager
@@ -168,7 +163,8 @@ def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> 
     earlier = f" ({len(todo.done)} of them earlier)" if todo.done else ""
     left = f", {not_run} not run" if not_run else ""
     out.print(
-        f"{len(todo.jobs)} jobs: {counts.in_words()}{earlier}{left}; results in {markup(path)}"
+        f"{plural(len(todo.jobs), 'job')}: {counts.in_words()}{earlier}{left};"
+        f" results in {markup(path)}"
     )
 
 

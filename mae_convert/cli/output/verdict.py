@@ -8,9 +8,17 @@ from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import console, markup, printable, table
 from mae_convert.convert.changes import step_in_words
-from mae_convert.plain import number, plain
+from mae_convert.files.strict_json import plain
+from mae_convert.text import format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
-from mae_convert.verify.summary import answer, by_depth, headline, summary, suspects_title
+from mae_convert.verify.summary import (
+    answer,
+    by_depth,
+    effects_in_words,
+    headline,
+    summary,
+    suspects_title,
+)
 
 MOST_ROWS = 8
 MOST_BARS = 24
@@ -30,7 +38,7 @@ def verdict(result: Verdict) -> None:
     out.print(checks_table(result.checks))
     failed = result.failed()
     for check in failed[:MOST_ROWS]:
-        measured = f"{number(check.measured)}, limit {number(check.limit)}"
+        measured = f"{format_number(check.measured)}, limit {format_number(check.limit)}"
         out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
     if len(failed) > MOST_ROWS:
         out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json has them all")
@@ -49,10 +57,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
         yield f"cause: {markup(cause)}"
     for what in result.not_compared:
         yield f"[yellow]not compared[/yellow]: {markup(what)}"
-    for name, effect in result.effects.items():
-        yield markup(
-            f"the declared rounding moves {name} by {number(effect)} (relative L2, not judged)"
-        )
+    yield from map(markup, effects_in_words(result.effects))
 
 
 def answer_line(result: Verdict) -> str:
@@ -114,4 +119,4 @@ def depth_chart(result: Verdict) -> Iterator[str]:
         filled = 1.0 if math.isinf(error) else (math.log10(max(error, 1e-16)) + 16) / 16
         bar = full * round(BAR * min(max(filled, 0.0), 1.0))
         mark = " " if error <= FUNCTION_LIMIT else "!"
-        yield f"  {name:{width}} {mark} {bar:{BAR}} {number(error)}"
+        yield f"  {name:{width}} {mark} {bar:{BAR}} {format_number(error)}"

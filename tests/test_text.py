@@ -1,4 +1,4 @@
-"""Text from outside, made safe for a terminal, HTML, Markdown and YAML."""
+"""Text from outside made safe for each kind of output; numbers, sizes and counts in words."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,12 @@ from mae_convert.text import (
     for_markdown,
     for_terminal,
     for_yaml,
+    format_bytes,
+    format_number,
+    format_size,
     link_in_markdown,
+    listing,
+    plural,
 )
 
 # As a site renders it that knows tables, strikethrough and bare addresses.
@@ -232,3 +237,32 @@ def _code_of(path):
     return [
         line for line in path.read_text().splitlines() if not line.lstrip().startswith(('f"', '"'))
     ]
+
+
+def test_numbers_sizes_and_counts_in_words():
+    sizes = (0, 999, 1000, 447_000_000, 1_213_200_000)
+    assert list(map(format_bytes, sizes)) == ["0 B", "999 B", "1.0 kB", "447.0 MB", "1.2 GB"]
+    assert [plural(n, "tensor") for n in (0, 1, 2)] == ["0 tensors", "1 tensor", "2 tensors"]
+    assert [listing(w) for w in (["a"], ["a", "b"], "abc")] == ["a", "a or b", "a, b or c"]
+    assert [format_number(n) for n in (0.0, 3, 1.25e-7)] == ["0.0", "3", "1.2e-07"]
+    sizes = [format_size(size) for size in (224, (2, 3), None)]
+    assert sizes == ["224 x 224", "2 x 3", "size not specified"]
+
+
+IDIOMS = {
+    r"/ ?1e6.{0,8}[MG]B|for unit in|>> ?[123]0\} ?MB": "text.format_bytes",
+    r"'s' (if|\*)|\"s\" (if|\*)": "text.plural",
+    r"(exists|there) already; (pass|choose)|folder; make|there is no directory": "files.atomic",
+}
+
+
+@pytest.mark.parametrize("pattern", IDIOMS)
+def test_there_is_one_way_to_say_it(pattern):
+    import mae_convert
+
+    package = Path(mae_convert.__file__).parent
+    found = {
+        str(path.relative_to(package)) for path in package.rglob("*.py")
+        if path.name not in ("text.py", "atomic.py") and re.search(pattern, path.read_text())
+    }  # fmt: skip
+    assert found == set(), f"use mae_convert.{IDIOMS[pattern]}"
