@@ -150,7 +150,7 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--report", "page.pdf"), "its name must end in .html or .parquet"),
+        (("--report", "page.pdf"), "its name must end in .html, .parquet or .xml"),
         (
             ("--report", "runs/nothing/page.html"),
             "runs/nothing/page.html cannot be written: its directory does not exist",
