@@ -3,6 +3,7 @@
 from reference_models.configuration.base import Configuration
 from reference_models.configuration.block import ACTIVATIONS, BlockConfig
 from reference_models.configuration.mae import POOLINGS, ViTMAEConfig
+from reference_models.configuration.mae_st import MAESTConfig
 from reference_models.configuration.videomae import VideoMAEConfig
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "POOLINGS",
     "BlockConfig",
     "Configuration",
+    "MAESTConfig",
     "ViTMAEConfig",
     "VideoMAEConfig",
 ]

@@ -149,6 +149,35 @@ class Configuration:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+@dataclass(frozen=True)
+class PatchGeometry:
+    """Images or videos and their patches, where they are not the ones that a model is given.
+
+    Attributes:
+        pixel_shape: channels, [frames,] height and width.
+        patch_shape: [frames,] height and width of a patch.
+    """
+
+    pixel_shape: tuple[int, ...]
+    patch_shape: tuple[int, ...]
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of patches along each axis."""
+        axes = zip(self.pixel_shape[1:], self.patch_shape, strict=True)
+        return tuple(pixels // patch for pixels, patch in axes)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in an image or video, L."""
+        return prod(self.grid_shape)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch, all channels together."""
+        return prod(self.patch_shape) * self.pixel_shape[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoConfiguration(Configuration):
     """Fields of the families that take videos (N, C, T, H, W), in addition to `Configuration`'s.

@@ -7,11 +7,16 @@ configuration that it is made of; its layers have no ``get_config`` of their own
 into other models' archives.
 """
 
-from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
+from reference_models.configuration import MAESTConfig, VideoMAEConfig, ViTMAEConfig
 from reference_models.keras.mae import (
     TFViTForImageClassification,
     TFViTMAEForPreTraining,
     TFViTMAEModel,
+)
+from reference_models.keras.mae_st import (
+    MAESTForPreTraining,
+    MAESTForVideoClassification,
+    MAESTModel,
 )
 from reference_models.keras.videomae import (
     VideoMAEForPreTraining,
@@ -20,6 +25,10 @@ from reference_models.keras.videomae import (
 )
 
 __all__ = [
+    "MAESTConfig",
+    "MAESTForPreTraining",
+    "MAESTForVideoClassification",
+    "MAESTModel",
     "TFViTForImageClassification",
     "TFViTMAEForPreTraining",
     "TFViTMAEModel",

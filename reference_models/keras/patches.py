@@ -187,13 +187,18 @@ class PixelPrediction:
     config: Any
     _cast: Any
 
+    @property
+    def predicted(self) -> Patches:
+        """Shapes of the images and patches that are predicted."""
+        return self.config
+
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
-        return patchify(self._cast(pixel_values), self.config)
+        return patchify(self._cast(pixel_values), self.predicted)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
-        return unpatchify(patches, self.config)
+        return unpatchify(patches, self.predicted)
 
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None

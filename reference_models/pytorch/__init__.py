@@ -1,10 +1,15 @@
 """The models in PyTorch; parameters are named as the authors of each family name them."""
 
-from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
+from reference_models.configuration import MAESTConfig, VideoMAEConfig, ViTMAEConfig
 from reference_models.pytorch.mae import (
     ViTForImageClassification,
     ViTMAEForPreTraining,
     ViTMAEModel,
+)
+from reference_models.pytorch.mae_st import (
+    MAESTForPreTraining,
+    MAESTForVideoClassification,
+    MAESTModel,
 )
 from reference_models.pytorch.videomae import (
     VideoMAEForPreTraining,
@@ -13,6 +18,10 @@ from reference_models.pytorch.videomae import (
 )
 
 __all__ = [
+    "MAESTConfig",
+    "MAESTForPreTraining",
+    "MAESTForVideoClassification",
+    "MAESTModel",
     "ViTForImageClassification",
     "ViTMAEConfig",
     "ViTMAEForPreTraining",

@@ -39,10 +39,6 @@ class Patches(Protocol):
     def patch_dim(self) -> int:
         """Numbers in a patch, P."""
 
-    @property
-    def num_kept(self) -> int:
-        """Patches that the encoder sees."""
-
 
 class PatchEmbedding(nn.Module):
     """The linear projection of patches (ViT, equation 1), its weight stored as a convolution's."""
@@ -161,7 +157,7 @@ def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> T
     return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)  # of the shuffled
 
 
-def default_noise(images: int, config: Patches, device: torch.device) -> Tensor:
+def default_noise(images: int, config: Any, device: torch.device) -> Tensor:
     """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
     patches = config.num_patches
     if config.num_kept == patches:
@@ -174,13 +170,19 @@ class PixelPrediction:
 
     config: Any
 
+    @property
+    def predicted(self) -> Patches:
+        """Shapes of the images and patches that are predicted."""
+        config: Patches = self.config
+        return config
+
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
-        return patchify(pixel_values, self.config)
+        return patchify(pixel_values, self.predicted)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
-        return unpatchify(patches, self.config)
+        return unpatchify(patches, self.predicted)
 
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None

@@ -10,6 +10,8 @@ from paths import GOLDEN
 CASES = {
     "videomae_pretrain_tiny": ("videomae", "pretrain"),
     "videomae_finetune_tiny": ("videomae", "classify"),
+    "mae_st_pretrain_tiny": ("mae_st", "pretrain"),
+    "mae_st_finetune_tiny": ("mae_st", "classify"),
 }
 CLASSES = {
     "videomae": {
@@ -17,8 +19,13 @@ CLASSES = {
         "encoder": "VideoMAEModel",
         "classify": "VideoMAEForVideoClassification",
     },
+    "mae_st": {
+        "pretrain": "MAESTForPreTraining",
+        "encoder": "MAESTModel",
+        "classify": "MAESTForVideoClassification",
+    },
 }
-CONFIGS = {"videomae": "VideoMAEConfig"}
+CONFIGS = {"videomae": "VideoMAEConfig", "mae_st": "MAESTConfig"}
 # What the authors call the fields of a configuration, and their factors of other fields.
 FIELDS = {
     "img_size": "image_size",
@@ -36,6 +43,10 @@ FIELDS = {
     "num_classes": "num_labels",
     "use_mean_pooling": "use_mean_pooling",
     "qkv_bias": "qkv_bias",
+    "t_patch_size": "tubelet_size",
+    "pred_t_dim": "pred_t_dim",
+    "sep_pos_embed": "sep_pos_embed",
+    "cls_embed": "cls_embed",
     "mask_ratio": "mask_ratio",
     "layer_norm_eps": "layer_norm_eps",
 }
@@ -72,6 +83,7 @@ def expectations(case):
         "logits": "logits",
         "loss": "loss",
         "loss_norm_pix": "loss_norm_pix",
+        "reconstruction": "reconstruction",
     }
     expected = {}
     for stored, value in golden(case).items():
@@ -110,12 +122,40 @@ PLACES = {
         "fc_norm": "fc_norm",
         "head": "classifier",
     },
+    "mae_st": {
+        **{
+            f"{decoder}{name}": f"{place}/{decoder}{name}"
+            for decoder, place in (("", "encoder"), ("decoder_", "decoder"))
+            for name in (
+                "cls_token",
+                "pos_embed",
+                "pos_embed_spatial",
+                "pos_embed_temporal",
+                "pos_embed_class",
+            )
+        },
+        "mask_token": "decoder/mask_token",
+        "patch_embed.proj": "encoder/projection",
+        "blocks": "encoder/layer",
+        "norm": "encoder/layernorm",
+        "decoder_embed": "decoder/decoder_embed",
+        "decoder_blocks": "decoder/decoder_layers",
+        "decoder_norm": "decoder/decoder_norm",
+        "decoder_pred": "decoder/decoder_pred",
+        "head_norm": "norm",
+        "head": "classifier",
+    },
 }
 
 
 def keras_weights(family, state):
     """Return a state dict (arrays) by the paths and in the orientation of the Keras model."""
     weights = {}
+    if family == "mae_st" and "head.weight" in state:  # its norm is the head's
+        state = {
+            f"head_{name}" if name.startswith("norm.") else name: value
+            for name, value in state.items()
+        }
     for name, value in separated(state).items():
         place, kind = keras_place(family, name)
         axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))

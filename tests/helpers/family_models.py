@@ -72,7 +72,11 @@ def results(model, given):
     found = {f"taps/{name}": value for name, value in output.taps.items()}
     found |= {name: value for name, value in output._asdict().items() if value is not None}
     if hasattr(model, "forward_loss"):
+        shown = (given["pixel_values"], output.logits, output.mask)
         for name, flag in (("loss", False), ("loss_norm_pix", True)):
-            pixels = given["pixel_values"]
-            found[name] = model.forward_loss(pixels, output.logits, output.mask, norm_pix_loss=flag)
+            found[name] = model.forward_loss(*shown, norm_pix_loss=flag)
+        whole = output.logits.shape[1] == model.config.num_patches
+        found["reconstruction"] = (
+            model.unpatchify(output.logits) if whole else model.reconstruct(*shown)
+        )
     return found

@@ -42,7 +42,10 @@ def run(job, folder):
             for name, flag in (("loss", False), ("loss_norm_pix", True)):
                 value = model.forward_loss(pixels, *shown, norm_pix_loss=flag)
                 arrays[name] = ops.convert_to_numpy(value)
-            arrays["reconstruction"] = ops.convert_to_numpy(model.reconstruct(pixels, *shown))
+            whole = output.logits.shape[1] == model.config.num_patches
+            arrays["reconstruction"] = ops.convert_to_numpy(
+                model.unpatchify(output.logits) if whole else model.reconstruct(pixels, *shown)
+            )
         np.savez(folder / f"{job['name']}.{mode}.npz", **arrays)
 
 
@@ -62,6 +65,7 @@ FIELDS = {
     "decoder_intermediate_size": 14,
     "mask_ratio": 0.6,
     "num_labels": 5,
+    "pred_t_dim": 2,
 }
 
 

@@ -39,10 +39,14 @@ def test_everything_equals_the_original(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_names_and_order_are_the_originals(case):
+def test_names_and_shapes_are_the_originals(case):
     family, task = CASES[case]
     model = model_of(family, task, configuration(case))
-    assert list(model.state_dict()) == list(checkpoint(case))
+    ours, theirs = (
+        {name: value.shape for name, value in state.items()}
+        for state in (model.state_dict(), checkpoint(case))
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,3 +241,100 @@ def test_wrong_shapes_and_fields_are_refused():
             configurations.VideoMAEConfig(**{**VIDEO, field: value})
     config = configurations.VideoMAEConfig(**VIDEO, image_mean=[0.5, 0.4])
     assert configurations.VideoMAEConfig.from_dict(config.to_dict()) == config
+
+
+# --- MAE-ST ---
+
+
+def test_predicted_frames_are_those_that_pytorch_counts():
+    for frames in range(2, 65):
+        for tubelet in (t for t in (1, 2, 4) if frames % t == 0):
+            for predicted in range(1, frames + 1):
+                if tubelet * predicted % frames:
+                    continue
+                config = configurations.MAESTConfig(
+                    num_frames=frames, tubelet_size=tubelet, pred_t_dim=predicted
+                )
+                expected = torch.linspace(0, frames - 1, predicted).long().tolist()
+                assert list(config.predicted_frames) == expected, (frames, predicted)
+
+
+def test_mae_st_joint_positions_can_be_the_sum_of_separate_ones():
+    for cls_embed in (True, False):
+        separate = random_model("mae_st", "pretrain", {**VIDEO, "cls_embed": cls_embed})
+        fields = {**VIDEO, "cls_embed": cls_embed, "sep_pos_embed": False}
+        joint = model_of("mae_st", "pretrain", fields).double()
+        state = {n: v for n, v in separate.state_dict().items() if "pos_embed" not in n}
+        tables = dict(separate.named_parameters())
+        for prefix in ("", "decoder_"):
+            spatial, temporal = (
+                tables[f"{prefix}pos_embed_{kind}"][0] for kind in ("spatial", "temporal")
+            )
+            rows = [at + place for at in temporal for place in spatial]  # place by place
+            if cls_embed:
+                rows = [tables[f"{prefix}pos_embed_class"][0, 0], *rows]
+            state[f"{prefix}pos_embed"] = torch.stack(rows)[None].detach()
+        joint.load_state_dict(state)
+        pixels, noise = random_inputs(separate.config)
+        with torch.no_grad():
+            assert distance(joint(pixels, noise).logits, separate(pixels, noise).logits) <= LIMIT
+
+
+def test_mae_st_class_tokens_and_biases_are_left_out_where_the_options_say_so():
+    for fields, absent in (({"cls_embed": False}, "cls_token"), ({"qkv_bias": False}, ".q.bias")):
+        names = [*model_of("mae_st", "pretrain", {**VIDEO, **fields}).state_dict()]
+        assert not [name for name in names if name.endswith(absent)]
+        assert [*model_of("mae_st", "pretrain", VIDEO).state_dict()] != names
+    model = random_model("mae_st", "pretrain", {**VIDEO, "cls_embed": False})
+    output = model(*random_inputs(model.config), output_taps=True)
+    kept, patches = model.config.num_kept, model.config.num_patches
+    assert output.taps["encoder.blocks.0.output"].shape == (2, kept, 12)
+    assert output.taps["decoder.norm"].shape == (2, patches, 10)
+
+
+def test_mae_st_without_biases_is_one_with_zero_biases():
+    model = random_model("mae_st", "pretrain", VIDEO)
+    without = model_of("mae_st", "pretrain", {**VIDEO, "qkv_bias": False}).double()
+    own = without.state_dict().keys()
+    without.load_state_dict({n: v for n, v in model.state_dict().items() if n in own})
+    with torch.no_grad():
+        for name in model.state_dict().keys() - own:
+            model.get_parameter(name).zero_()
+        given = random_inputs(model.config)
+        assert distance(without(*given).logits, model(*given).logits) <= LIMIT
+
+
+def test_mae_st_classifier_leaves_the_first_token_out_whatever_it_is():
+    for cls_embed in (True, False):
+        model = random_model("mae_st", "classify", {**VIDEO, "cls_embed": cls_embed})
+        with torch.no_grad():
+            output = model(random_inputs(model.config)[0], output_taps=True)
+            tokens = output.taps["encoder.blocks.1.output"]
+            assert tokens.shape[1] == model.config.num_patches + cls_embed
+            expected = model.head(model.norm(tokens[:, 1:].mean(1)))
+        assert distance(output.logits, expected) <= LIMIT
+
+
+def test_mae_st_encoder_is_the_pretraining_models():
+    model = random_model("mae_st", "pretrain", VIDEO)
+    encoder = model_of("mae_st", "encoder", VIDEO).double()
+    own = encoder.state_dict().keys()
+    encoder.load_state_dict({n: v for n, v in model.state_dict().items() if n in own})
+    given = random_inputs(model.config)
+    with torch.no_grad():
+        alone, whole = encoder(*given), model(*given, output_taps=True)
+    assert alone.last_hidden_state.shape == (2, model.config.num_kept, 12)
+    assert torch.equal(alone.last_hidden_state, whole.taps["encoder.norm"])
+
+
+def test_mae_st_reconstructs_the_predicted_frames():
+    fields = {**VIDEO, "norm_pix_loss": True, "pred_t_dim": 2}
+    model = random_model("mae_st", "pretrain", fields)
+    pixels, _ = random_inputs(model.config)
+    patches = model.patchify(pixels)
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    perfect = (patches - mean) / (variance + 1e-6).sqrt()
+    assert model.config.predicted_frames == (0, 5)
+    assert distance(model.reconstruct(pixels, perfect), pixels[:, :, [0, 5]]) <= LIMIT
+    with pytest.raises(ValueError, match="whole number of frames"):
+        configurations.MAESTConfig(**{**VIDEO, "pred_t_dim": 3})

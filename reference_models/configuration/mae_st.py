@@ -1,0 +1,84 @@
+"""The configuration of MAE-ST, the spatio-temporal masked autoencoder of facebookresearch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference_models.configuration import checks
+from reference_models.configuration.base import PatchGeometry, VideoConfiguration
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAESTConfig(VideoConfiguration):
+    """Configuration of a MAE-ST or of a classifier fine-tuned from one.
+
+    Fields that are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Names
+    are those of transformers where it has them, else the authors'. Defaults are the ViT-L of
+    Feichtenhofer et al. 2022 (arXiv:2205.09113) with the published options.
+
+    Attributes:
+        pred_t_dim: frames that the decoder predicts, spread evenly over the video's; None for all.
+            The published models predict 8 of 16.
+        sep_pos_embed: whether positions are the sum of one table for places and one for times, or
+            one table for both.
+        cls_embed: whether encoder and decoder have a class token.
+        qkv_bias: whether the query, key and value projections have biases.
+        classifier_dropout: dropout before a classifier's head.
+    """
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    mask_ratio: float = 0.9
+    norm_pix_loss: bool = True
+    decoder_num_hidden_layers: int = 4
+    pred_t_dim: int | None = None
+    sep_pos_embed: bool = True
+    cls_embed: bool = True
+    classifier_dropout: float = 0.5
+    num_labels: int = 400
+
+    def _check(self) -> None:
+        super()._check()
+        checks.check_fractions(self, ("classifier_dropout",))
+        if self.pred_t_dim is not None:
+            checks.check_counts(self, ("pred_t_dim",))
+        if self.tubelet_size * self.predicted_length % self.num_frames:
+            raise ValueError(
+                "each patch must predict a whole number of frames: tubelet_size x pred_t_dim,"
+                f" {self.tubelet_size} x {self.predicted_length}, must be a multiple of num_frames,"
+                f" {self.num_frames}"
+            )
+
+    @property
+    def predicted_length(self) -> int:
+        """Number of frames that the decoder predicts."""
+        return self.num_frames if self.pred_t_dim is None else self.pred_t_dim
+
+    @property
+    def class_tokens(self) -> int:
+        """Number of class tokens, 0 or 1."""
+        return int(self.cls_embed)
+
+    @property
+    def prediction(self) -> PatchGeometry:
+        """Shapes of the video that is predicted and of its patches, which are fewer frames each."""
+        frames = self.tubelet_size * self.predicted_length // self.num_frames
+        return PatchGeometry(
+            (self.num_channels, self.predicted_length, *self.image_hw), (frames, *self.patch_hw)
+        )
+
+    @property
+    def predicted_frames(self) -> tuple[int, ...]:
+        """The frames that are predicted: evenly spaced in float32, rounded down."""
+        steps, last = self.predicted_length, self.num_frames - 1
+        if steps == 1:
+            return (0,)
+        step = np.float32(last) / np.float32(steps - 1)
+        # From both ends towards the middle, as PyTorch counts.
+        ascending = [step * np.float32(i) for i in range(steps // 2)]
+        descending = [
+            np.float32(last) - step * np.float32(steps - 1 - i) for i in range(steps // 2, steps)
+        ]
+        return tuple(int(frame) for frame in (*ascending, *descending))

@@ -1,0 +1,320 @@
+"""MAE-ST: masked autoencoders as spatiotemporal learners (Feichtenhofer et al. 2022).
+
+The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: an encoder sees the
+few that a random mask leaves, whatever their time ("agnostic" masking, section 3); the decoder gets
+its output and mask tokens in the order of the video and predicts the pixels of some of the frames.
+Positions are learned. Parameters are named as in facebookresearch/mae_st. In shape comments N is
+videos, L patches (time step by time step, row by row), D the width, P numbers in a predicted patch
+(frame, row, column, channel); "[1 +]" is the class token, which a model may lack.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everywhere)
+from torch import Tensor, nn
+
+from reference_models.configuration import BlockConfig, MAESTConfig
+from reference_models.outputs import (
+    ImageClassifierOutput,
+    Taps,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
+    recorded,
+)
+from reference_models.pytorch.blocks import (
+    Attention,
+    Block,
+    initialize_linear_layers,
+    run_blocks,
+)
+from reference_models.pytorch.patches import (
+    PatchEmbedding,
+    Patches,
+    PixelPrediction,
+    check_noise,
+    check_pixels,
+    default_noise,
+    mask_by_noise,
+    patch_statistics,
+    patchify,
+    restore_order,
+    take_tokens,
+)
+
+
+class SeparateAttention(Attention):
+    """Attention whose queries, keys and values come from three matrices."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__(config)
+        del self.qkv
+        self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.k = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.v = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each (N, T, D)."""
+        return self.q(tokens), self.k(tokens), self.v(tokens)
+
+
+class Positions(nn.Module):
+    """Learned positions, for a model to inherit from; their parameters are the model's own."""
+
+    config: MAESTConfig
+
+    def add_positions(self, prefix: str, width: int) -> None:
+        """Add tables of places and times, and of the class token, or one for everything."""
+        config, (time, rows, columns) = self.config, self.config.grid_shape
+        if config.sep_pos_embed:
+            lengths = {"_spatial": rows * columns, "_temporal": time}
+            lengths |= {"_class": 1} if config.cls_embed else {}
+        else:
+            lengths = {"": config.class_tokens + config.num_patches}
+        for kind, length in lengths.items():
+            table = nn.Parameter(torch.zeros(1, length, width))
+            self.register_parameter(f"{prefix}pos_embed{kind}", table)
+
+    def positions(self, prefix: str) -> Tensor:
+        """Return the positions ([1, 1 +] L, D) of class token and patches."""
+        if not self.config.sep_pos_embed:
+            return self.get_parameter(f"{prefix}pos_embed")
+        spatial = self.get_parameter(f"{prefix}pos_embed_spatial")  # (1, rows x columns, D)
+        temporal = self.get_parameter(f"{prefix}pos_embed_temporal")  # (1, time, D)
+        table = (temporal.unsqueeze(2) + spatial.unsqueeze(1)).flatten(1, 2)  # (1, L, D)
+        if self.config.cls_embed:
+            table = torch.cat([self.get_parameter(f"{prefix}pos_embed_class"), table], dim=1)
+        return table
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set every parameter as before training: linear layers Xavier uniform, tables normal."""
+        initialize_linear_layers(self)
+        for name, parameter in self.named_parameters(recurse=False):
+            if "pos_embed" in name or name.endswith(("cls_token", "mask_token")):
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+
+
+class Encoder(Positions):
+    """Embedding and blocks, for the models to inherit from."""
+
+    def __init__(self, config: MAESTConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.cls_embed:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.add_positions("", config.hidden_size)
+        self.patch_embed = PatchEmbedding(config, config.hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(config.encoder_block, SeparateAttention) for _ in range(config.num_hidden_layers)
+        )
+
+    def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first."""
+        patches = patchify(pixel_values, self.config)
+        table = self.positions("")
+        first, positions = (
+            table[:, : self.config.class_tokens],
+            table[:, self.config.class_tokens :],
+        )
+        if ids_keep is not None:
+            patches, positions = take_tokens(patches, ids_keep), take_tokens(positions, ids_keep)
+        tokens = self.patch_embed(patches) + positions
+        if not self.config.cls_embed:
+            return tokens
+        return torch.cat([(self.cls_token + first).expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+class MaskedEncoder(Encoder):
+    """An encoder that sees only some patches, and its final norm."""
+
+    def __init__(self, config: MAESTConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def encode_visible(
+        self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask videos (N, C, T, H, W) by noise (N, L) and encode what is left.
+
+        Returns:
+            The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
+            ``ids_restore`` (N, L).
+        """
+        videos = pixel_values.shape[0]
+        if noise is None:
+            noise = default_noise(videos, self.config, pixel_values.device)
+        check_noise(noise, videos, self.config)
+        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        tokens = run_blocks(self.blocks, self.embed(pixel_values, ids_keep), "encoder", taps)
+        latent = self.norm(tokens)[:, self.config.class_tokens :]
+        if taps is not None:
+            taps.record("encoder", {"norm": latent})
+        return latent, mask, ids_restore
+
+
+class MAESTModel(MaskedEncoder):
+    """The encoder alone."""
+
+    def __init__(self, config: MAESTConfig) -> None:
+        super().__init__(config)
+        self.initialize()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEModelOutput:
+        """Encode the patches that masking leaves.
+
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities; costs the fused kernel.
+            output_taps: return intermediate activations by name.
+
+        Returns:
+            ``last_hidden_state`` (N, kept, D), without the class token.
+
+        Raises:
+            ValueError: pixels or noise have the wrong shape.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
+        return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
+
+
+class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
+    """Encoder and decoder; ``load_state_dict(strict=True)`` takes the original's state dict."""
+
+    def __init__(self, config: MAESTConfig) -> None:
+        super().__init__(config)
+        width = config.decoder_hidden_size
+        if config.cls_embed:
+            self.decoder_cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.add_positions("decoder_", width)
+        self.decoder_embed = nn.Linear(config.hidden_size, width)
+        self.decoder_blocks = nn.ModuleList(
+            Block(config.decoder_block, SeparateAttention)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
+        self.decoder_pred = nn.Linear(width, config.prediction.patch_dim)
+        self.initialize()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEForPreTrainingOutput:
+        """Predict every patch from those that masking leaves, and the loss on those it removes.
+
+        Arguments and errors are those of `MAESTModel`. Hidden states and attentions are the
+        encoder's, intermediate activations those of encoder and decoder.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
+        decoder_taps = Taps() if output_taps else None
+        logits = self.decode(latent, ids_restore, decoder_taps)
+        if taps is not None and decoder_taps is not None:
+            taps.update(decoder_taps)
+        nothing_removed = self.config.num_kept == self.config.num_patches
+        loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
+        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+
+    def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
+        tokens = restore_order(self.decoder_embed(latent), self.mask_token, ids_restore)
+        if self.config.cls_embed:  # the decoder's own, not the encoder's
+            cls_token = self.decoder_cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat([cls_token, tokens], dim=1)
+        tokens = tokens + self.positions("decoder_")
+        tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
+        tokens = self.decoder_norm(tokens)
+        if taps is not None:
+            taps.record("decoder", {"norm": tokens})
+        return self.decoder_pred(tokens[:, self.config.class_tokens :])
+
+    @property
+    def predicted(self) -> Patches:
+        """Shapes of the video that is predicted and of its patches."""
+        return self.config.prediction
+
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """Cut the predicted frames of videos (N, C, T, H, W) into patches (N, L, P)."""
+        check_pixels(pixel_values, self.config)
+        frames = torch.tensor(self.config.predicted_frames, device=pixel_values.device)
+        return patchify(pixel_values.index_select(2, frames), self.predicted)
+
+    def forward_loss(
+        self,
+        pixel_values: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the removed patches, a scalar.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, L, P), the predicted patches.
+            mask: (N, L), 1 where a patch is removed; at least one must be.
+            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
+                before it is compared; as configured where it is not given.
+        """
+        target = self.patchify(pixel_values)
+        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        errors = (logits - target).square().mean(dim=-1)  # (N, L)
+        return (errors * mask).sum() / mask.sum()
+
+
+class MAESTForVideoClassification(Encoder):
+    """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
+
+    The head reads the mean of all tokens but the first after ``norm``: the class token is left out
+    and, as in the original, the first patch of a model that has no class token.
+    ``load_state_dict(strict=True)`` takes the original's state dict.
+    """
+
+    def __init__(self, config: MAESTConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.initialize()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ImageClassifierOutput:
+        """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
+
+        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        tokens = run_blocks(self.blocks, self.embed(pixel_values), "encoder", taps)
+        mean = self.norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
+        if taps is not None:
+            taps.record("head", {"norm": mean})
+        logits = self.head(self.dropout(mean[:, 0]))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss, logits, *recorded(taps))
