@@ -13,7 +13,12 @@ from mae_convert.models.errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 FIELDS = tuple(field.name for field in fields(ReferenceConfig))
-IMPLIED = tuple(n for n, value in vars(ReferenceConfig).items() if isinstance(value, property))
+IMPLIED = tuple(
+    name
+    for base in ReferenceConfig.__mro__
+    for name, value in vars(base).items()
+    if isinstance(value, property)
+)
 CONFIG_NAME = "config.json"
 # What transformers' configurations have besides, and what it is there by default.
 HABITS: Mapping[str, Any] = {
