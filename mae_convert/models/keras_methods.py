@@ -20,6 +20,11 @@ class TransformersMethods:
     config: Any
     framework = "tf"
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return False: no model here generates text."""
+        return False
+
     def build_in_name_scope(self) -> None:
         """Create all variables; they exist already."""
 
