@@ -1,9 +1,128 @@
-"""The exceptions of mae-convert: each is one sentence that says what is wrong and what to do."""
+"""The exceptions of mae-convert: each is one sentence that says what is wrong and what to do.
+
+A message names an option of the user's by its neutral name, ``Option("num_heads")``. Whoever shows
+the message chooses how the option is written: the command line as ``--num-heads``, Python as
+``num_heads=``, the plan of a sweep as ``num_heads``.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Union
 
 from mae_convert.redaction import without_secrets
 from mae_convert.text import for_terminal
 
 LONGEST = 1200
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as a part of a message.
+
+    Attributes:
+        name: the neutral name, in lower case with underscores, as ``num_heads``.
+        value: the value that the message proposes or refuses; True or False for a switch, None
+            where the message names the option alone.
+        placeholder: in place of a value, what stands for one, as ``HxW``.
+    """
+
+    name: str
+    value: Value = None
+    placeholder: str = ""
+
+
+# What a message is made of. A part may be another error, whose sentence then stands there.
+Text = Union[str, Option, "MaeConvertError", Sequence["Text"]]
+OptionStyle = Callable[[Option], str]
+
+# Options whose names are not the same everywhere: a run has a dtype and a mask ratio of its own,
+# and so has the conversion or the configuration beside it.
+ON_COMMAND_LINE = {"run_dtype": "dtype", "run_mask_ratio": "mask_ratio"}
+IN_PYTHON = {"run_dtype": "dtypes", "run_mask_ratio": "mask_ratio"}
+IN_PLAN = {"run_mask_ratio": "at_mask_ratio"}
+
+
+def as_option(option: Option) -> str:
+    """Return an option as the command line has it: ``--num-heads 12``, ``--no-norm-pix-loss``."""
+    name = ON_COMMAND_LINE.get(option.name, option.name).replace("_", "-")
+    if isinstance(option.value, bool):
+        return f"--{name}" if option.value else f"--no-{name}"
+    value = option.placeholder if option.value is None else shlex.quote(str(option.value))
+    return f"--{name} {value}".rstrip()
+
+
+def as_argument(option: Option) -> str:
+    """Return an option as an argument of a Python function: ``num_heads=12``."""
+    name = IN_PYTHON.get(option.name, option.name)
+    if option.value is None:
+        return f"{name}={option.placeholder}"
+    quoted = isinstance(option.value, str)
+    return f"{name}=" + (json.dumps(option.value) if quoted else str(option.value))
+
+
+def as_field(option: Option) -> str:
+    """Return an option as a field in the plan of a sweep: ``num_heads: 12``."""
+    name = IN_PLAN.get(option.name, option.name)
+    if isinstance(option.value, bool):
+        return f"{name}: {str(option.value).lower()}"
+    value = option.placeholder if option.value is None else option.value
+    return f"{name}: {value}" if value != "" else name
+
+
+def render(text: Text, style: OptionStyle) -> str:
+    """Return a text as a string, with the options in it written in a style."""
+    if isinstance(text, str):
+        return text
+    if isinstance(text, Option):
+        return style(text)
+    if isinstance(text, MaeConvertError):
+        return text.render(style)
+    return "".join([render(part, style) for part in text])
+
+
+def join(texts: Iterable[Text], separator: str) -> Text:
+    """Return texts with a separator between them, as ``str.join`` does with strings."""
+    parts: list[Text] = []
+    for text in texts:
+        parts += [separator, text] if parts else [text]
+    return tuple(parts)
+
+
+def to_json(text: Text) -> str:
+    """Return a text as JSON, for another process that will show it."""
+
+    def plain(part: Text) -> Any:
+        if isinstance(part, str):
+            return part
+        if isinstance(part, Option):
+            return asdict(part)
+        return [plain(p) for p in _parts(part)]
+
+    return json.dumps(plain(text))
+
+
+def from_json(line: str) -> Text:
+    """Return the text that `to_json` wrote.
+
+    Raises:
+        ValueError: the line was not written by it.
+    """
+
+    def text(part: Any) -> Text:
+        if isinstance(part, str):
+            return part
+        if isinstance(part, list):
+            return tuple(map(text, part))
+        try:
+            return Option(**part)
+        except TypeError as error:
+            raise ValueError(f"{part!r} is not a part of a text") from error
+
+    return text(json.loads(line))
 
 
 def one_line(sentence: str) -> str:
@@ -18,13 +137,73 @@ class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints it and exits with status 2.
 
     What a file or a server says may stand in the sentence, but it cannot flood or command a
-    terminal there, and credentials of the user are not repeated.
+    terminal there, and credentials of the user are not repeated. ``str(error)`` names options as
+    arguments of Python; `render` names them in another way.
+
+    Args:
+        message: what is wrong: strings and options, which are put together.
+        hint: what to do about it; it follows the message after a semicolon.
+        path: the file or directory that the error is about, where there is one.
+        option: the neutral name of the option that the error is about. Default: the first one that
+            the sentence names, or None.
     """
 
     exit_status = 2
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(one_line(sentence))
+    def __init__(
+        self,
+        *message: Text,
+        hint: Text = "",
+        path: Path | str | None = None,
+        option: str | None = None,
+    ) -> None:
+        self._message, self._hint = message, hint
+        inner = next((part for part in message if isinstance(part, MaeConvertError)), None)
+        self.path: Path | str | None = path or (inner.path if inner else None)
+        self.option = option or next((o.name for o in _options_in(self.parts)), None)
+        super().__init__(self.render(as_argument))
+
+    @property
+    def parts(self) -> Sequence[Text]:
+        """The whole sentence, with the options in it as parts of their own."""
+        return (*self._message, "; ", self._hint) if self._hint else self._message
+
+    @property
+    def message(self) -> str:
+        """What is wrong, without the hint."""
+        return one_line(render(self._message, as_argument))
+
+    @property
+    def hint(self) -> str:
+        """What to do about it; empty where the message says it or nothing can be done."""
+        return one_line(render(self._hint, as_argument))
+
+    def render(self, style: OptionStyle) -> str:
+        """Return the sentence with its options in a style, as `as_option`."""
+        return one_line(render(self.parts, style))
+
+    def __reduce__(self) -> Any:
+        """Pickle the fields too: a job's error comes from another process."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(kind: type[MaeConvertError], args: tuple[str, ...], fields: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+def _options_in(text: Text) -> list[Option]:
+    if isinstance(text, Option):
+        return [text]
+    if isinstance(text, str):
+        return []
+    return [option for part in _parts(text) for option in _options_in(part)]
+
+
+def _parts(text: Union["MaeConvertError", Sequence[Text]]) -> Sequence[Text]:
+    return text.parts if isinstance(text, MaeConvertError) else text
 
 
 class CheckpointError(MaeConvertError):

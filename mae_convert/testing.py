@@ -5,12 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import check_flags, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.options import Flags
 from mae_convert.reports.verdict_files import text
-from mae_convert.runtime.arguments import dtype_named, naming_arguments
 from mae_convert.runtime.sides import Side
+from mae_convert.values import name_of_dtype
 from mae_convert.verify.verification import (
     Options,
     Verification,
@@ -22,7 +23,6 @@ from mae_convert.verify.verification import (
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 
 
-@naming_arguments()
 def assert_parity(
     a: Path | str,
     b: Path | str,
@@ -84,7 +84,7 @@ def _options(given: Mapping[str, Any]) -> Options:
             value = asked[name]
             asked[name] = value if isinstance(value, list | tuple) else (value,)
     if "dtypes" in asked:
-        asked["dtypes"] = tuple(dtype_named(dtype, DTYPES) for dtype in asked["dtypes"])
+        asked["dtypes"] = tuple(name_of_dtype(dtype, DTYPES) for dtype in asked["dtypes"])
     asked["against"] = tuple(map(_witness, asked.get("against", ())))
     return Options(**asked)
 

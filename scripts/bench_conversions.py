@@ -22,7 +22,8 @@ HEADS = {"base": 12, "large": 16, "huge": 16}
 PHASES = """
 import json, sys, time
 from pathlib import Path
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.families.options import Flags
 from mae_convert.convert.execute import execute_all
 from mae_convert.convert.plan import plan_conversion
 source, target, layout = sys.argv[1:]

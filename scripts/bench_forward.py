@@ -1,7 +1,4 @@
-"""Forward passes of our models against other classes, in one environment, by turns.
-
-Ours are the reference models in PyTorch, and in TensorFlow the classes of `mae_convert.models`.
-"""
+"""Forward passes of the reference models against other classes, in one environment, by turns."""
 
 import json
 import os
@@ -31,7 +28,6 @@ COMPARISONS = (
     Comparison("transformers", "pytorch", "full"),
     Comparison("transformers", "tensorflow", "encoder"),
     Comparison("transformers", "tensorflow", "full"),
-    Comparison("transformers", "tensorflow", "classifier"),
     Comparison("timm", "pytorch", "classifier"),
 )
 MODES = ("eager", "compiled")
@@ -71,15 +67,11 @@ def started(python: Path, library: str, framework: str, size: str, part: str) ->
 
 
 def rows(
-    sizes: list[str],
-    batches: list[int],
-    pairs: int,
-    pythons: dict[str, Path],
-    frameworks: list[str],
+    sizes: list[str], batches: list[int], pairs: int, pythons: dict[str, Path]
 ) -> Iterator[dict[str, object]]:
     """Yield a row of the table for each comparison, size, mode and batch."""
     for library, framework, part in COMPARISONS:
-        if library not in pythons or framework not in frameworks:
+        if library not in pythons:
             continue
         python = pythons[library]
         for size in sizes:

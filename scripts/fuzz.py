@@ -31,10 +31,11 @@ from fuzz_proofs import examine_certificate, examine_trace
 from fuzz_seeds import Seed, make_seeds
 
 from mae_convert.checkpoint.inspect import inspect
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
 
 LONGEST = 10

@@ -27,7 +27,7 @@ from mae_convert.checkpoint.recognition import (
     unexpected_names,
 )
 from mae_convert.checkpoint.unused import UNKNOWN, Unused, sort_unused
-from mae_convert.errors import LayoutError
+from mae_convert.errors import LayoutError, Option, Text, join
 from mae_convert.families import families, family_of
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Shape
@@ -250,7 +250,9 @@ def _dropped(
     for task in TASKS:
         part, own = PARTS[task][-1], [c for c in same if c.task == task]
         if readable := [c for c in own if c.readable]:
-            reason = f"not part of a model whose task is {chosen.task}; --task {task} reads it"
+            reason = (
+                f"not part of a model whose task is {chosen.task}, but of one whose task is {task}"
+            )
             names = frozenset().union(*(c.used for c in readable)) - chosen.used
         else:
             closest = _closest(own, task)
@@ -414,7 +416,8 @@ def _one_model(
         decoders = listed([f"{p}*" for p in sorted({*others, chosen.prefixes[1]})])
         raise UndecidedError(
             f"there are several complete decoders for this encoder ({decoders}), and which is meant"
-            " is not specified; read the encoder alone with --task encoder"
+            " is not specified",
+            hint=("read the encoder alone with ", Option("task", "encoder")),
         )
     for other in alike:
         if _canonical(other) != _canonical(chosen):
@@ -431,14 +434,15 @@ def _canonical(candidate: Candidate) -> dict[str, tuple[str, ...]]:
     return {candidate.stored[rule.external]: rule.canonicals for rule in candidate.reading.rules}
 
 
-def _which(prefixes: list[str]) -> str:
+def _which(prefixes: list[str]) -> Text:
     """Return the question which of several models is meant."""
     keys = [_shortest(prefix, prefixes) for prefix in prefixes]
-    said = " or ".join(f"--state-key {key}" for key in keys)
+    options = [Option("state_key", key) for key in keys]
     names = [f"{key}.*" if key != "." else "names without a prefix" for key in keys]
     return (
         f"there are {len(prefixes)} complete models among the tensors ({', '.join(names)}), and"
-        f" which is meant is not specified; choose with {said}"
+        " which is meant is not specified; choose with ",
+        join(options, " or "),
     )
 
 

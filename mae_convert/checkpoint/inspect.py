@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,16 @@ from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.official import confirmed_by_hash, identify
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.warnings import in_names, in_values
+from mae_convert.errors import OptionStyle, as_argument, render
+from mae_convert.families.configuration import Missing, options_for
 
 
 def inspect(
-    checkpoint: Checkpoint, *, stats: bool = False, with_hash: bool = False
+    checkpoint: Checkpoint,
+    *,
+    stats: bool = False,
+    with_hash: bool = False,
+    style: OptionStyle = as_argument,
 ) -> dict[str, Any]:
     """Return everything that ``mae-convert inspect`` tells, as plain data.
 
@@ -22,6 +27,7 @@ def inspect(
         checkpoint: an opened checkpoint.
         stats: read all tensors and give statistics of their values.
         with_hash: hash the file, to tell whether it is an official one, and its tensors.
+        style: how texts write an option that they name.
     """
     checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
     container = checkpoint.container
@@ -41,7 +47,7 @@ def inspect(
         "config": _known_fields(checkpoint),
         "assumed": checkpoint.configuration.assumed(),
         "assumptions": checkpoint.configuration.only_assumed(),
-        "missing": [asdict(missing) for missing in checkpoint.configuration.missing],
+        "missing": [_missing(field, style) for field in checkpoint.configuration.missing],
         "tensors": len(container.tensors),
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
@@ -53,8 +59,8 @@ def inspect(
         "also": list(checkpoint.also),
         "incomplete": dict(checkpoint.incomplete),
         "reconstruction": reconstruction(checkpoint),
-        "becomes": becomes(checkpoint),
-        "odd": in_names(checkpoint),
+        "becomes": becomes(checkpoint, style),
+        "odd": [render(text, style) for text in in_names(checkpoint)],
     }
     if with_hash:
         report |= checkpoint_fingerprint(checkpoint).to_dict()
@@ -64,6 +70,16 @@ def inspect(
         values = {name: statistics(tensor.pieces()) for name, tensor in checkpoint.tensors.items()}
         report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
     return report
+
+
+def _missing(missing: Missing, style: OptionStyle) -> dict[str, str]:
+    option = render((missing.option, missing.hint), style)
+    return {
+        "field": missing.field,
+        "what": missing.what,
+        "option": option,
+        "reason": missing.reason,
+    }
 
 
 def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -86,15 +102,15 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
     )
 
 
-def becomes(checkpoint: Checkpoint) -> dict[str, str]:
+def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
     """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:
-        options = " and ".join(field.option for field in missing)
-        return dict.fromkeys(layouts, f"specify {options} first")
+        first = ("specify ", options_for(missing), " first")
+        return dict.fromkeys(layouts, render(first, style))
     return {
-        name: layout.refusal(model, task)
+        name: render(layout.refusal(model, task) or "", style)
         or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")
         for name, layout in layouts.items()
     }

@@ -14,12 +14,13 @@ from mae_convert.checkpoint.origin import Origin
 from mae_convert.checkpoint.prefixes import Stripped
 from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
-from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
+from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, Option
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import BATCH_NORM, TASKS, check_task, square_grid
 from mae_convert.families.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.families.evidence import Evidence
 from mae_convert.families.family import Family
+from mae_convert.families.options import Flags
 from mae_convert.files.validation import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.tensor import LazyTensor
@@ -30,24 +31,6 @@ from mae_convert.layouts.table import Rule, Table, read_tensors
 
 POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding"}
 NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the user says about a checkpoint; None where nothing was said."""
-
-    num_attention_heads: int | None = None
-    decoder_num_attention_heads: int | None = None
-    layer_norm_eps: float | None = None
-    decoder_layer_norm_eps: float | None = None
-    norm_pix_loss: bool | None = None
-    mask_ratio: float | None = None
-    image_size: int | tuple[int, int] | None = None
-    global_pool: str | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Return the fields that were said."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,7 @@ def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> di
     """Return the flags that are about this file.
 
     Of two files that are compared, one that was made for another image size states its own, and
-    ``--source-image-size`` is about the other.
+    the option ``source_image_size`` is about the other.
     """
     steps = (container.conversion or {}).get("steps", [])
     if fill_only and any(step.get("step") == "image_size" for step in steps):
@@ -214,10 +197,10 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     try:
         return recognise_model(shapes, preferred, task, under)
     except UndecidedError as error:
-        raise LayoutError(f"{container.path}: {error}") from error
+        raise LayoutError(f"{container.path}: ", error, path=container.path) from error
     except LayoutError as error:
         told = explain(shapes, container.config, container.adapter)
-        raise LayoutError(f"{container.path}: {told or error}") from error
+        raise LayoutError(f"{container.path}: ", told or error, path=container.path) from error
 
 
 def _key_biases(
@@ -313,7 +296,8 @@ def _check_class_position(container: Container, reading: Reading, said: Mapping[
             f"{rule.external} has {patches + 1} rows{grid} and so none for the class token: this is"
             " a model of timm made with no_embed_class=True, which no layout here has; the same"
             " function with a row for it: torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D"
-            " as the width (or pass --source-image-size if there is a row for it)"
+            " as the width (or pass ",
+            *(Option("source_image_size"), " if there is a row for it)"),
         )
 
 
@@ -367,7 +351,7 @@ def open_checkpoint(
     _check_documents(container)
     found, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, found), found.reading
-    if found.whole not in (None, reading.task):  # declared, as a conversion with --task does
+    if found.whole not in (None, reading.task):  # declared, as a conversion to a task does
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else str(container.path)):
@@ -449,7 +433,7 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except MaeConvertError as error:
-        raise type(error)(f"{name}: {error}") from error
+        raise type(error)(f"{name}: ", error) from error
 
 
 def _relative(container: Container, reading: Reading) -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.image_files import brightness_problem, open_image
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
 LARGEST_RESIZED = 1 << 28  # pixels
@@ -90,8 +90,8 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
     model = configuration.model
     if model.num_channels not in MODES:
         raise MaeConvertError(
-            f"this model takes {model.num_channels} channels, which no picture file has; give the"
-            " pixels as an .npz file with --inputs"
+            f"this model takes {model.num_channels} channels, which no picture file has",
+            hint=("give the pixels as an .npz file with ", Option("inputs")),
         )
     statistics = configuration.image_mean, configuration.image_std
     return preprocessing_as_stated(stated, model.image_hw, statistics)
@@ -221,7 +221,7 @@ def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.nda
     try:
         pixels = prepare(picture)
     except MaeConvertError as error:
-        raise MaeConvertError(f"{name}: {error}") from error
+        raise MaeConvertError(f"{name}: ", error) from error
     if pixels.shape[1:] != wanted:
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"

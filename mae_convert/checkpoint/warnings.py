@@ -8,6 +8,7 @@ import numpy as np
 from mae_convert.checkpoint.batch_norm import REASON
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.dtypes import DTYPES
+from mae_convert.errors import Option, Text
 from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed
@@ -20,18 +21,18 @@ FLOAT32_NOISE = 1e-5
 """How far apart fixed embeddings are, which are at most 1, if they were computed in float32."""
 
 
-def in_names(checkpoint: Checkpoint) -> list[str]:
+def in_names(checkpoint: Checkpoint) -> list[Text]:
     """Return what is odd about names, shapes and dtypes; no tensor is read."""
     return list(_in_names(checkpoint))
 
 
-def _in_names(checkpoint: Checkpoint) -> Iterator[str]:
+def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
     if prefix := checkpoint.prefix.said():
         yield f"the prefix {prefix} was taken off the names"
     for reason, names in by_reason(checkpoint.dropped).items():
         yield f"not used, {plural(len(names), 'tensor')}: {listed(names, 3)}: {reason}"
     for task in checkpoint.also:
-        yield f"every tensor of a {task} model is there too: --task {task} reads it"
+        yield (f"every tensor of a {task} model is there too: ", Option("task", task), " reads it")
     for reason, names in by_reason(checkpoint.created).items():
         yield f"not stored, {plural(len(names), 'tensor')}: {listed(names, 2)}: {reason}"
     if unread := checkpoint.unread:

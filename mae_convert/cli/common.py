@@ -8,8 +8,9 @@ from mae_convert.cli.streams import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mae_convert.checkpoint.open import Checkpoint, Flags
+    from mae_convert.checkpoint.open import Checkpoint
     from mae_convert.checkpoint.origin import Origin
+    from mae_convert.families.options import Flags
     from mae_convert.infer import Inference, InferenceOptions
     from mae_convert.sources import Source
 

@@ -14,7 +14,7 @@ from mae_convert.cli.commands import checkpoints, hub, sweeps, verdicts
 from mae_convert.cli.commands import images as pictures
 from mae_convert.cli.completion import run_completion
 from mae_convert.cli.streams import prepare_streams, print_unexpected, say
-from mae_convert.errors import MaeConvertError, one_line
+from mae_convert.errors import MaeConvertError, as_option, one_line
 from mae_convert.shortage import shortage
 from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
 
@@ -102,7 +102,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except MaeConvertError as error:
-        return error.exit_status, str(error)
+        return error.exit_status, error.render(as_option)
     except click.exceptions.Exit as error:  # --help and --version
         return error.exit_code, None
     except click.UsageError as error:

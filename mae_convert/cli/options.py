@@ -1,15 +1,21 @@
 """Options that several commands share, and the types of their values."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-Command = Callable[..., Any]
+from mae_convert.families.options import (
+    CHECKPOINT_OPTIONS,
+    OF_FIELDS,
+    CheckpointOption,
+    flags_of,
+)
+from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
+from mae_convert.values import LARGEST_COUNT, ByteSize, ImageSize, Kind, Switch
 
-FRAMEWORK_SYNONYMS = {"pytorch": "torch", "tf": "tensorflow"}
+Command = Callable[..., Any]
 
 
 class FrameworkType(click.Choice[str]):
@@ -21,29 +27,38 @@ class FrameworkType(click.Choice[str]):
 
 
 DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
-RUN_DTYPE = click.Choice(["float64", "float32", "tf32", "float16", "bfloat16"])
-FRAMEWORK = FrameworkType(["torch", "tensorflow", "jax", "transformers", "timm"])
-DEVICE = click.Choice(["cpu", "cuda"])
+RUN_DTYPE = click.Choice(RUN_DTYPES)
+FRAMEWORK = FrameworkType(FRAMEWORKS)
+DEVICE = click.Choice(DEVICES)
 REFERENCE = FrameworkType(["torch", "tensorflow", "jax"])
-COUNT = click.IntRange(1, 1_000_000)  # more is a slip of the finger, and memory that is not there
-POOLING = click.Choice(["token", "avg"])
-MODE = click.Choice(["eager", "compiled", "xla", "train"])
+COUNT = click.IntRange(1, LARGEST_COUNT)
+MODE = click.Choice(MODES)
 SECONDS = click.FloatRange(min=0)
 
 
-class ImageSize(click.ParamType):
-    """An image's size: one number for a square, or HxW."""
+class ValueType(click.ParamType):
+    """A value of one of the kinds of `mae_convert.values`."""
 
-    name = "HxW"
+    def __init__(self, kind: Kind, metavar: str = "") -> None:
+        self.kind = kind
+        self.name = metavar or kind.metavar
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Return (height, width)."""
-        if isinstance(value, tuple):
+    def get_metavar(self, param: Any, ctx: Any) -> str:  # noqa: ARG002
+        """Return what stands for a value in help texts."""
+        return self.name
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the value that a text is."""
+        if not isinstance(value, str):
             return value
-        sides = str(value).lower().split("x")
-        if len(sides) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", side) for side in sides):
-            self.fail(f"{value!r} is no size; write 224 or 224x192 (height x width)", param, ctx)
-        return int(sides[0]), int(sides[-1])
+        try:
+            return self.kind.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+IMAGE_SIZE = ValueType(ImageSize())
+BYTE_SIZE = ValueType(ByteSize())
 
 
 class SourceType(click.ParamType):
@@ -67,22 +82,6 @@ class SourceType(click.ParamType):
         return complete_source(incomplete)
 
 
-class ByteSize(click.ParamType):
-    """A number of bytes, as 500MB, 2GB or 2GiB."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Return the number of bytes."""
-        from mae_convert.convert.output_options import byte_count
-        from mae_convert.errors import OutputError
-
-        try:
-            return byte_count(value)
-        except OutputError as error:
-            self.fail(str(error), param, ctx)
-
-
 def checkpoint_options(command: Command) -> Command:
     """Add the options that say what a checkpoint's file does not.
 
@@ -90,54 +89,17 @@ def checkpoint_options(command: Command) -> Command:
     """
 
     def with_flags(**options: Any) -> Any:
-        from mae_convert.checkpoint.open import Flags
+        values = {option.name: options.pop(option.name) for option in OF_FIELDS.values()}
+        return command(flags=flags_of(values), **options)
 
-        size = options.pop("source_image_size")
-        flags = Flags(
-            num_attention_heads=options.pop("num_heads"),
-            decoder_num_attention_heads=options.pop("decoder_num_heads"),
-            layer_norm_eps=options.pop("layer_norm_eps"),
-            decoder_layer_norm_eps=options.pop("decoder_layer_norm_eps"),
-            global_pool=options.pop("global_pool"),
-            norm_pix_loss=options.pop("norm_pix_loss"),
-            mask_ratio=options.pop("mask_ratio"),
-            image_size=size[0] if size and size[0] == size[1] else size,
-        )
-        return command(flags=flags, **options)
+    return with_options(command, with_flags, list(map(_checkpoint_option, CHECKPOINT_OPTIONS)))
 
-    options = [
-        click.option(
-            "--state-key",
-            metavar="KEY",
-            help="Key of the weights, or the prefix of their names, where a file has several models"
-            " (teacher, model_ema).",
-        ),
-        click.option("--num-heads", type=int, help="Attention heads of the encoder."),
-        click.option("--decoder-num-heads", type=int, help="Attention heads of the decoder."),
-        click.option("--layer-norm-eps", type=float, help="Epsilon of the layer norms."),
-        click.option(
-            "--decoder-layer-norm-eps",
-            type=float,
-            help="Epsilon of the decoder's, where it is another.",
-        ),
-        click.option(
-            "--global-pool",
-            type=POOLING,
-            help="What a classifier reads: the class token, or the mean of the patches.",
-        ),
-        click.option(
-            "--norm-pix-loss/--no-norm-pix-loss",
-            default=None,
-            help="Trained to predict patches normalised one by one.",
-        ),
-        click.option("--mask-ratio", type=float, help="Share of patches that is removed."),
-        click.option(
-            "--source-image-size",
-            type=ImageSize(),
-            help="Image size of the position embeddings, where the grid is not square.",
-        ),
-    ]
-    return with_options(command, with_flags, options)
+
+def _checkpoint_option(option: CheckpointOption) -> Command:
+    name = option.name.replace("_", "-")
+    if isinstance(option.kind, Switch):
+        return click.option(f"--{name}/--no-{name}", default=None, help=option.help)
+    return click.option(f"--{name}", type=ValueType(option.kind, option.metavar), help=option.help)
 
 
 infer_option = click.option(

@@ -15,7 +15,7 @@ import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.dtypes import rounded
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, regenerated, resampled
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_size
@@ -55,8 +55,8 @@ def with_geometry(
     """
     if wanted.sincos_positions and wanted.image_size is None:
         raise ConfigurationError(
-            "--sincos-positions makes position embeddings anew for another grid; say its size with"
-            " --image-size"
+            *(Option("sincos_positions", True), " makes position embeddings anew for another grid"),
+            hint=("say its size with ", Option("image_size")),
         )
     steps: tuple[Step, ...] = ()
     if wanted.image_size is not None:
@@ -76,8 +76,9 @@ def _with_image_size(
     relative = source.relative
     if relative and relative.certain and relative.relative.unresampled and wanted != model:
         raise ConfigurationError(
-            f"--image-size: {relative.relative.unresampled}; convert it for pictures of"
-            f" {model.image_hw[0]}x{model.image_hw[1]}, which it was made for"
+            *(Option("image_size"), f": {relative.relative.unresampled}"),
+            hint=f"convert it for pictures of {model.image_hw[0]}x{model.image_hw[1]}, which it was"
+            " made for",
         )
     make = regenerated if sincos else resampled
     changed = {
@@ -93,7 +94,7 @@ def _with_image_size(
         "to": list(wanted.image_hw),
         "positions": "sincos" if sincos else "bicubic",
     }
-    resized = "flag --image-size"
+    resized = "option image_size"
     if "image_size" in source.configuration.assumptions:  # it stays one: what was resampled?
         before = source.configuration.sources["image_size"]
         resized += f", from {model.image_hw[0]}x{model.image_hw[1]} ({before})"
@@ -108,8 +109,9 @@ def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
             below = pixels - pixels % patch_pixels
             choices = [str(n) for n in (below, below + patch_pixels) if n]
             raise ConfigurationError(
-                f"patches of {patch_pixels} pixels do not divide the {side} {pixels} that"
-                f" --image-size asks for; choose {' or '.join(choices)}"
+                f"patches of {patch_pixels} pixels do not divide the {side} {pixels} that ",
+                *(Option("image_size"), " asks for"),
+                hint=f"choose {' or '.join(choices)}",
             )
 
 
@@ -123,16 +125,18 @@ def _with_channels(
         return source, ()
     if task == "pretrain":
         raise ConfigurationError(
-            f"--in-channels {count}: the decoder of a pretrain model predicts pixels of {old}"
-            " channels, for which there is no such convention; pass --task encoder too"
+            Option("in_channels", count),
+            f": the decoder of a pretrain model predicts pixels of {old} channels, for which there"
+            " is no such convention",
+            hint=("pass ", Option("task", "encoder"), " too"),
         )
     if 1 < count < old and old != 3:
         raise ConfigurationError(
-            f"--in-channels {count}: nothing says which of {old} channels to give up; choose 1"
-            f" (their sum) or more than {old}"
+            *(Option("in_channels", count), f": nothing says which of {old} channels to give up"),
+            hint=f"choose 1 (their sum) or more than {old}",
         )
     weight = source.tensors[PATCH_EMBEDDING]
-    sources = dict.fromkeys(("image_mean", "image_std"), f"adapted to --in-channels {count}")
+    sources = dict.fromkeys(("image_mean", "image_std"), f"option in_channels {count}")
     configuration = replace(
         configuration,
         model=replace(configuration.model, num_channels=count),

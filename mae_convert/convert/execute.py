@@ -15,7 +15,7 @@ from mae_convert.convert.record import (
     record_in_file,
 )
 from mae_convert.dtypes import DTYPES
-from mae_convert.errors import OutputError
+from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
 from mae_convert.formats.limits import HDF5_KINDS
 from mae_convert.formats.output import Output, directory_output, file_output
@@ -92,6 +92,7 @@ def _check_dtypes(plan: Plan, kind: str) -> None:
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
     if narrow and kind in (*HDF5_KINDS, "npz"):
         raise OutputError(
-            f"{plan.target} cannot hold bfloat16; choose a type that it can hold, for instance"
-            " --dtype float32"
+            f"{plan.target} cannot hold bfloat16",
+            hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),
+            path=plan.target,
         )

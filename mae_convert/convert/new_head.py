@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.formats.tensor import LazyTensor
 
-CREATED = "zeros: a new head, asked for by --num-labels"
+CREATED = "zeros: a new classifier head (option num_labels)"
 
 
 def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
@@ -31,8 +31,11 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         )
     if source.task == "classify":
         raise ConfigurationError(
-            "this checkpoint has a classifier head already; --num-labels makes one on an encoder"
-            " (drop the old head first: --task encoder)"
+            "this checkpoint has a classifier head already",
+            hint=(
+                *(Option("num_labels"), " makes one on an encoder (drop the old head first: "),
+                *(Option("task", "encoder"), ")"),
+            ),
         )
     configuration = source.configuration.for_task("classify")
     model = replace(configuration.model, num_labels=num_labels, global_pool="token", fc_norm=None)

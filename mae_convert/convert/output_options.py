@@ -1,14 +1,13 @@
 """How the tensors of a conversion are put into files. Nothing here changes a tensor."""
 
-import re
 from dataclasses import dataclass
 
 from mae_convert.checkpoint.prefixes import is_readable
-from mae_convert.errors import OutputError
+from mae_convert.errors import Option, OutputError
 from mae_convert.layouts.layout import Layout
+from mae_convert.values import ByteSize
 
 BIN = "pytorch_model.bin"
-BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
 
 
 def byte_count(size: int | str) -> int:
@@ -19,11 +18,10 @@ def byte_count(size: int | str) -> int:
     """
     if type(size) is int and size > 0:
         return size
-    match = BYTES.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise OutputError(f"{size!r} is no size; write 500MB or 2GB")
-    power = " KMGT".index(match[2].upper() or " ")
-    return int(match[1]) * (1024 if match[3] else 1000) ** power
+    try:
+        return ByteSize().read(str(size))
+    except ValueError as error:
+        raise OutputError(str(error), option="max_shard_size") from error
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,13 @@ class Packing:
         """
         if self.prefix and is_directory:
             raise OutputError(
-                f"{layout.name} is written as a directory, whose readers know no prefixes; leave"
-                " --prefix out"
+                f"{layout.name} is written as a directory, whose readers know no prefixes",
+                hint=("leave ", Option("prefix"), " out"),
             )
         if self.prefix and "pth" not in layout.containers:
             raise OutputError(
-                f"prefixes are of PyTorch's names, and {layout.name} has others; leave --prefix out"
+                f"prefixes are of PyTorch's names, and {layout.name} has others",
+                hint=("leave ", Option("prefix"), " out"),
             )
         if self.prefix and not is_readable(self.prefix):
             raise OutputError(
@@ -62,8 +61,11 @@ class Packing:
             )
         if (self.pickled or self.max_shard_size is not None) and not is_directory:
             raise OutputError(
-                f"--bin and --max-shard-size are for model directories, and {layout.name} is"
-                " written here as one file; leave them out"
+                *(Option("bin", True), " and ", Option("max_shard_size")),
+                f" are for model directories, and {layout.name} is written here as one file",
+                hint="leave them out",
             )
         if self.pickled and "pth" not in layout.containers:
-            raise OutputError(f"{layout.name} has no form as {BIN}; leave --bin out")
+            raise OutputError(
+                f"{layout.name} has no form as {BIN}", hint=("leave ", Option("bin", True), " out")
+            )

@@ -13,7 +13,14 @@ from mae_convert.convert.changes import Geometry, Step, with_geometry
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.tensor_digests import PassingDigest, watched
 from mae_convert.dtypes import DTYPES, MeasuredRounding
-from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
+from mae_convert.errors import (
+    ConfigurationError,
+    LayoutError,
+    MaeConvertError,
+    Option,
+    OutputError,
+    join,
+)
 from mae_convert.families.canonical import TASKS, check_task
 from mae_convert.families.configuration import Configuration
 from mae_convert.formats.tensor import LazyTensor
@@ -131,7 +138,7 @@ def plan_conversion(
     source, changes = with_geometry(source, task, geometry or Geometry())
     model = source.configuration.model
     if reason := layout.refusal(model, task):
-        raise LayoutError(f"cannot write {layout.name}: {reason}")
+        raise LayoutError(f"cannot write {layout.name}: ", reason)
     key_bias = _stored_key_bias(source, layout, task)
     table = layout.table_for(task, key_bias=key_bias)
     shapes = source.family.schema(model, task)
@@ -182,17 +189,20 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
     Without a task, refuse to choose between several that are complete.
     """
     if task is None and source.also:
-        tasks = " or ".join(f"--task {name}" for name in (source.task, *source.also, "encoder"))
+        tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]
         raise ConfigurationError(
-            f"{source.name} holds complete models of several tasks; choose with {tasks}"
+            f"{source.name} holds complete models of several tasks",
+            hint=("choose with ", join(tasks, " or ")),
+            path=source.path,
         )
     why = source.relative.relative.why_dropped if source.relative else ""
     if task == "pretrain" and why in source.dropped.values():
-        raise ConfigurationError(f"{why}; pass --task encoder")
+        raise ConfigurationError(why, hint=("pass ", Option("task", "encoder")))
     if task is not None and task != source.task and task in source.incomplete:
         raise ConfigurationError(
-            f"{source.name} cannot be read as a {task} model: {source.incomplete[task]}; pass"
-            f" --task {source.task}"
+            f"{source.name} cannot be read as a {task} model: {source.incomplete[task]}",
+            hint=("pass ", Option("task", source.task)),
+            path=source.path,
         )
 
 
@@ -270,7 +280,12 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
             count = int(array.size - np.isfinite(array).sum())
             raise MaeConvertError(
                 f"{tensor.name} would hold at least {count} value{'s'[: count > 1]} that are NaN or"
-                " infinite; the checkpoint is broken, or --dtype overflows: nothing was written"
+                " infinite",
+                hint=(
+                    "the checkpoint is broken, or ",
+                    Option("dtype"),
+                    " overflows: nothing was written",
+                ),
             )
         return array
 
@@ -308,7 +323,7 @@ def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
 
 
 def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return layout and path of each ``--to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
+    """Return layout and path of each ``to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
 
     Raises:
         OutputError: not exactly one layout is without a path of its own, or two paths are the same.
@@ -320,9 +335,14 @@ def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]
     plain = sum("=" not in text for text in wanted)
     if plain != 1:
         raise OutputError(
-            f"{plain} of the --to options name no path of their own; write one as --to LAYOUT, for"
-            f" {target}, and every other as --to LAYOUT=PATH"
+            *(f"{plain} of the ", Option("to"), " options name no path of their own"),
+            hint=(
+                *("write one as ", Option("to", placeholder="LAYOUT"), f", for {target}, and"),
+                *(" every other as ", Option("to", placeholder="LAYOUT=PATH")),
+            ),
         )
     if len({path.resolve() for _, path in parsed}) < len(parsed):
-        raise OutputError("two --to options name the same path; give each its own")
+        raise OutputError(
+            "two ", Option("to"), " options name the same path", hint="give each its own"
+        )
     return parsed

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.errors import ConfigurationError, LayoutError, Option
 from mae_convert.layouts.schema import Shape
 
 TASKS = ("pretrain", "encoder", "classify")
@@ -109,9 +109,10 @@ def check_task(task: str, available: str) -> None:
             f"there is no decoder in this checkpoint (its task is {available}), so it cannot become"
             " a pretrain model; full checkpoints with the decoder are the files named"
             " mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae and"
-            " facebook/vit-mae-* on the Hub; or pass --task encoder"
+            " facebook/vit-mae-* on the Hub",
+            hint=("or pass ", Option("task", "encoder")),
         )
     raise ConfigurationError(
-        f"there is no classifier head in this checkpoint (its task is {available}); fine-tune"
-        " first, or pass --task encoder"
+        f"there is no classifier head in this checkpoint (its task is {available})",
+        hint=("fine-tune first, or pass ", Option("task", "encoder")),
     )

@@ -4,13 +4,14 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option, Text, join
 from mae_convert.families.canonical import TASKS
-from mae_convert.families.evidence import FLAGS, PREPROCESSING, Evidence, candidates, same_size
+from mae_convert.families.evidence import PREPROCESSING, Evidence, candidates, same_size
+from mae_convert.families.options import named
 
 if TYPE_CHECKING:
     from mae_convert.families.family import Family
@@ -25,12 +26,14 @@ class Missing:
         what: the field in words, for a sentence.
         option: the option that specifies it.
         reason: what the tensors leave open, and evidence that could not be used.
+        hint: what to do beside naming the option, as the image size of a family; or empty.
     """
 
     field: str
     what: str
-    option: str
+    option: Option
     reason: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,14 +133,19 @@ class Configuration:
         """Raise ConfigurationError if a field is missing; one message asks for all of them."""
         if self.missing:
             what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
-            options = " and ".join(field.option for field in self.missing)
             it = "it" if len(self.missing) == 1 else "them"
-            hint = (
+            infer = (
                 "" if self.inferred else f", or find {it} with `mae-convert inspect FILE --infer`"
             )
             raise ConfigurationError(
-                f"nothing in the file gives {what}; specify {it} with {options}{hint}"
+                f"nothing in the file gives {what}",
+                hint=(f"specify {it} with ", options_for(self.missing), infer),
             )
+
+
+def options_for(missing: Iterable[Missing]) -> Text:
+    """Return the options that specify missing fields, for a message."""
+    return join([(field.option, field.hint) for field in missing], " and ")
 
 
 def resolve(
@@ -216,7 +224,7 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
     reason = f"{width_field} {width} allows {', '.join(possible)}"
     if contradiction:
         reason += f"; {contradiction}"
-    return Missing(name, f"the number of attention heads of the {part}", FLAGS[name], reason)
+    return Missing(name, f"the number of attention heads of the {part}", named(name), reason)
 
 
 def _labels(evidence: Evidence) -> tuple[str, ...] | None:
@@ -254,7 +262,8 @@ def _check_flag(name: str, evidence: Evidence) -> None:
     told = evidence.geometry.get(name)
     if None not in (flag, told) and flag != told:
         raise ConfigurationError(
-            f"{FLAGS[name]} {flag} contradicts the tensors' shapes, which say {told}; leave it out"
+            *(named(name, _written(flag)), f" contradicts the tensors' shapes, which say {told}"),
+            hint="leave it out",
         )
 
 
@@ -276,7 +285,9 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
         }
         if others and all(same_size(flag) != same_size(value) for value in others.values()):
             said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
-            raise ConfigurationError(f"{FLAGS[name]} {flag} contradicts {said}; leave the flag out")
+            raise ConfigurationError(
+                named(name, _written(flag)), f" contradicts {said}", hint="leave the option out"
+            )
 
 
 def check_stated(task: str, evidence: Evidence) -> None:
@@ -317,6 +328,11 @@ def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None
         raise ConfigurationError(f"{name} is {heads!r} ({source}), but must be a whole number")
     if heads < 1 or width % heads:
         raise ConfigurationError(
-            f"{heads} attention heads ({source}) do not divide {width_field} {width}; say the right"
-            f" number with {FLAGS[name]}"
+            f"{heads} attention heads ({source}) do not divide {width_field} {width}",
+            hint=("say the right number with ", named(name)),
         )
+
+
+def _written(value: Any) -> Any:
+    """Return the value of an option as a user writes it: an image size as HxW."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else value

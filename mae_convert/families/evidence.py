@@ -10,19 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mae_convert.families.options import OF_FIELDS
 from mae_convert.formats.tensor import LazyTensor
 
 PREPROCESSING = ("image_mean", "image_std")
-FLAGS = {
-    "num_attention_heads": "--num-heads",
-    "decoder_num_attention_heads": "--decoder-num-heads",
-    "layer_norm_eps": "--layer-norm-eps",
-    "norm_pix_loss": "--norm-pix-loss",
-    "mask_ratio": "--mask-ratio",
-    "image_size": "--source-image-size",
-    "decoder_layer_norm_eps": "--decoder-layer-norm-eps",
-    "global_pool": "--global-pool",
-}
 
 # Fields that tensors' names give, and not their shapes.
 BY_NAMES = ("global_pool", "use_mean_pooling")
@@ -106,7 +97,8 @@ def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Ite
         # A conversion may have given the tensors the names that go with what it had assumed.
         source = "the tensors' names" if name in BY_NAMES else "the tensors' shapes"
         yield _recorded(name, evidence.geometry.get(name), source, evidence)
-    option = Found(evidence.flags.get(name), f"flag {FLAGS.get(name, '')}")
+    given_by = f"option {OF_FIELDS[name].name}" if name in OF_FIELDS else ""
+    option = Found(evidence.flags.get(name), given_by)
     specified = [option, _from_configuration(name, evidence)]
     yield from reversed(specified) if evidence.fill_only else specified
     if name in PREPROCESSING:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.errors import OutputError
+from mae_convert.errors import Option, OutputError
 from mae_convert.files import rename as renaming
 from mae_convert.files.messages import refuse_nul
 from mae_convert.files.staging import staging_beside
@@ -273,7 +273,11 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _exists(target: Path) -> OutputError:
-    return OutputError(f"{target} exists already; choose another name or pass --overwrite")
+    return OutputError(
+        f"{target} exists already",
+        hint=("choose another name or pass ", Option("overwrite", True)),
+        path=target,
+    )
 
 
 def _overtaken(target: Path) -> OutputError:

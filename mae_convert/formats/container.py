@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.errors import CheckpointError
+from mae_convert.errors import CheckpointError, Option
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.contents import KERAS, check_plausible, json_in
 from mae_convert.formats.directory import find_weights, is_of_model_directory, left_aside
@@ -102,7 +102,9 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     contents = read_contents(weights_file, state_key)
     if state_key is not None and contents.kind not in KEYED_KINDS:
         raise NoSuchKeyError(
-            f"{path} has no keys around its tensors ({contents.kind}); leave --state-key out"
+            f"{path} has no keys around its tensors ({contents.kind})",
+            hint=("leave ", Option("state_key"), " out"),
+            path=path,
         )
     check_not_flat(path, contents.tensors)
     check_plausible(path, contents)

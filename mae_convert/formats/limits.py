@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mae_convert.errors import OutputError
+from mae_convert.errors import Option, OutputError
 from mae_convert.formats.npz import SETTINGS as NPZ_SETTINGS
 from mae_convert.formats.safetensors_file import CODES, METADATA
 from mae_convert.formats.tensor import LazyTensor
@@ -40,8 +40,9 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
     for tensor in tensors:
         if tensor.dtype not in DTYPES[kind]:
             raise OutputError(
-                f"{target} cannot hold {tensor.name} as {tensor.dtype}; "
-                "choose a type that it can hold, for instance --dtype float32"
+                f"{target} cannot hold {tensor.name} as {tensor.dtype}",
+                hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),
+                path=target,
             )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.files.input_files import open_input
 from mae_convert.formats.container import JSON_NAMES
 from mae_convert.formats.directory import WEIGHTS_NAMES
@@ -81,7 +81,10 @@ def directory_output(
     kind, config = weights.kind, None if weights.kind == "bin" else weights.config
     parts = [weights.tensors] if max_shard_size is None else split(weights.tensors, max_shard_size)
     if len(parts) > 1 and kind not in SHARDED_KINDS:
-        raise OutputError(f"{weights_name} is only written whole; leave --max-shard-size out")
+        raise OutputError(
+            f"{weights_name} is only written whole",
+            hint=("leave ", Option("max_shard_size"), " out"),
+        )
     names = [weights_name] if len(parts) == 1 else shard_names(weights_name, len(parts))
     shards: dict[str, Sequence[LazyTensor]] = dict(zip(names, parts, strict=True))
     index = {f"{weights_name}{INDEX_SUFFIX}": index_of(shards)} if len(parts) > 1 else {}

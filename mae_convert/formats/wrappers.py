@@ -1,13 +1,12 @@
 """Which part of a checkpoint is the model: one mapping of tensors, which is never guessed."""
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import CheckpointError
+from mae_convert.errors import CheckpointError, Option, Text, join
 from mae_convert.files.messages import GATHER, shown, would_run_code
 from mae_convert.formats.opaque_objects import Effects, holder_of_tensors, reach
 from mae_convert.formats.pickle_types import Opaque, Ordered
@@ -244,8 +243,10 @@ def _chosen(
     if place := next((place for place in hidden if place[-1] in WRAPPERS), None):
         raise would_run_code(path, hidden[place].name)
     raise CheckpointError(
-        f"{path} has no tensors at its top level or under {', '.join(WRAPPERS)}"
-        f"{_keys(value, holders)}"
+        f"{path} has no tensors at its top level or under {', '.join(WRAPPERS)}; it has"
+        f" {_listed(value)}",
+        hint=_which_key(holders),
+        path=path,
     )
 
 
@@ -274,11 +275,12 @@ def _undecided(
     keys = [".".join(place) for place in possible if place]
     if not keys:  # tensors at the top, for which there is no key
         return would_run_code(path, unread[0].name)
-    flags = " or ".join(f"--state-key {shlex.quote(shown(key))}" for key in keys)
+    options = [Option("state_key", shown(key)) for key in keys]
     objects = f" ({shown(unread[0].name)} is an object that is not read)" if unread else ""
     return CheckpointError(
-        f"{path} does not say which of its weights are meant: it has {_listed(value)}{objects}; "
-        f"say it with {flags}"
+        f"{path} does not say which of its weights are meant: it has {_listed(value)}{objects}",
+        hint=("say it with ", join(options, " or ")),
+        path=path,
     )
 
 
@@ -301,14 +303,21 @@ def _at_key(
     for place, opaque in hidden.items():
         if ".".join(place) == state_key:
             raise would_run_code(path, opaque.name)
-    raise NoSuchKeyError(f"{path} has no tensors under {state_key}{_keys(value, holders)}")
+    raise NoSuchKeyError(
+        f"{path} has no tensors under {state_key}; it has {_listed(value)}",
+        hint=_which_key(holders),
+        path=path,
+        option="state_key",
+    )
 
 
-def _keys(value: Mapping, holders: Mapping[Place, Mapping]) -> str:
-    """Return the rest of a sentence: which keys there are, and which of them hold tensors."""
+def _which_key(holders: Mapping[Place, Mapping]) -> Text:
+    """Return the advice to name one of the keys that hold tensors."""
     places = [".".join(place) for place in holders if place]
-    where = f"; name the model's with --state-key: {_listed(places)}" if places else ""
-    return f"; it has {_listed(value)}{where or '; name a file that holds weights'}"
+    if not places:
+        return "name a file that holds weights"
+    options = [Option("state_key", shown(place)) for place in places[:KEYS_SHOWN]]
+    return "name the model's with ", join(options, " or ")
 
 
 def _listed(keys: Iterable[object]) -> str:

@@ -88,7 +88,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
     missing = tuple(
-        replace(entry, reason=f"{entry.reason}; --infer is undecided: {found.reason}")
+        replace(entry, reason=f"{entry.reason}; the experiment is undecided: {found.reason}")
         if (found := decisions.get(entry.field))
         else entry
         for entry in configuration.missing

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mae_convert.errors import LayoutError
+from mae_convert.errors import LayoutError, Option, Text
 from mae_convert.layouts.table import Table
 
 ConfigReader = Callable[[Mapping[str, Any]], dict[str, Any]]
 ConfigWriter = ConfigReader
-Refusal = Callable[[Any, str], str | None]
+Refusal = Callable[[Any, str], Text | None]
 
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
-def _nothing_to_refuse(config: Any, task: str) -> str | None:  # noqa: ARG001
+def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
     return None
 
 
@@ -81,6 +81,6 @@ class Layout:
             return next((t for t in possible if t.has_key_bias == key_bias), possible[0])
         held = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
-            f"the {self.name} layout cannot hold a model of task {task}, but of {', '.join(held)};"
-            " --task encoder leaves the rest out"
+            f"the {self.name} layout cannot hold a model of task {task}, but of {', '.join(held)}",
+            hint=(Option("task", "encoder"), " leaves the rest out"),
         )

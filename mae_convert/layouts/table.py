@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from mae_convert.errors import LayoutError
+from mae_convert.errors import LayoutError, Option
 from mae_convert.files.messages import shown
 from mae_convert.files.slicing import Sliceable
 from mae_convert.formats.tensor import LazyTensor
@@ -293,8 +293,8 @@ def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
     dtypes = sorted({str(part.dtype) for part in parts})
     if len(dtypes) > 1:
         raise LayoutError(
-            f"{rule.external} joins tensors of different dtypes ({listed(dtypes)})"
-            "; pass --dtype to make them one"
+            f"{rule.external} joins tensors of different dtypes ({listed(dtypes)})",
+            hint=("pass ", Option("dtype"), " to make them one"),
         )
 
     def load() -> np.ndarray:

@@ -15,7 +15,6 @@ from mae_convert.errors import (
     MaeConvertError,
     MissingRequirementError,
 )
-from mae_convert.runtime.arguments import naming_arguments
 
 
 class UnreadableCheckpointError(CheckpointError, OSError):
@@ -49,13 +48,9 @@ KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
 
 @contextmanager
 def raising_as_transformers() -> Iterator[None]:
-    """Raise this project's errors as subclasses that are of transformers' kinds too.
-
-    Options of the command line in a message are named as arguments of Python.
-    """
+    """Raise this project's errors as subclasses that are of transformers' kinds too."""
     try:
-        with naming_arguments():
-            yield
+        yield
     except MaeConvertError as error:
         kind = next((KINDS[base] for base in type(error).__mro__ if base in KINDS), None)
         if kind is None or isinstance(error, kind):

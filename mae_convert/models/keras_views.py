@@ -43,7 +43,7 @@ def shared(layer: Any, **changes: Any) -> Any:
 
 
 def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as ``--image-size`` makes them.
+    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion makes them.
 
     Bicubic in two dimensions, in float64 (on JAX as it is set) and then rounded; gradients flow
     through.

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint, Flags
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.options import Flags
 from mae_convert.models.configuration import FIELDS, plain
-from mae_convert.runtime.arguments import size_named
+from mae_convert.values import size_of_image
 
 # What a caller may say of a checkpoint whatever it says itself.
 SAYABLE = tuple(name for name in vars(Flags()) if name not in ("image_size", "global_pool"))
@@ -122,7 +123,7 @@ def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return height and width of the pictures that a caller asks for, or None."""
     if "image_size" not in changes:
         return None
-    return size_named(changes["image_size"])
+    return size_of_image(changes["image_size"])
 
 
 def habits_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,15 +22,15 @@ from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
     asked_for,
+    check_size,
     problem_type,
-    usable_size,
 )
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.transformers_base import TransformersBase
-from mae_convert.runtime.arguments import dtype_named
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
+from mae_convert.values import name_of_dtype
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 
@@ -69,7 +69,7 @@ class TorchModel(PretrainedModel, nn.Module):
         dtype = dtype_of(options, None)
         if unknown := sorted(options.keys() - {*WITHOUT_EFFECT}):
             raise TypeError(f"from_config knows no {unknown[0]!r}; it takes dtype")
-        name = dtype_named(dtype, tuple(DTYPES))
+        name = name_of_dtype(dtype, tuple(DTYPES))
         model = cls(config)
         return model if name is None else model.to(getattr(torch, name))
 
@@ -177,10 +177,8 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return what the reference model computes, if need be for pictures of another size."""
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
-        given = (pixel_values.shape[-2], pixel_values.shape[-1])
-        size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
-        if size != given:
-            pixel_values = pixel_values[..., : size[0], : size[1]]
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        check_size(size, self.config, interpolate)
         model = self if size == self.config.image_hw else self._at(size)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
@@ -236,7 +234,7 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as ``--image-size`` makes them.
+    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion makes them.
 
     Bicubic in two dimensions, in float64 and then rounded; gradients flow through.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
-from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors import CheckpointError, MaeConvertError, Option
 from mae_convert.files.messages import shown
 from mae_convert.formats.container import JSON_NAMES
 from mae_convert.sources.select_files import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
@@ -15,7 +15,10 @@ from mae_convert.verify.certificate import Certificate, read_certificate
 
 NAME = re.compile(r"\w[\w.-]*")
 PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5", "keras_archive")
-UNVERIFIED = "--unverified publishes it all the same, and the card says so in its first line"
+UNVERIFIED = (
+    Option("unverified", True),
+    " publishes it all the same, and the card says so in its first line",
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,12 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     if checkpoint.container.kind not in PUBLISHED_KINDS:
         raise CheckpointError(
             f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), which are"
-            " not published; convert it with --to transformers, which writes model.safetensors"
+            " not published",
+            hint=(
+                *("convert it with ", Option("to", "transformers")),
+                ", which writes model.safetensors",
+            ),
+            path=target,
         )
     name = checkpoint.container.weights_file.name
     if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIXES)):
@@ -93,12 +101,14 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     try:
         certificate = read_certificate(target)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {UNVERIFIED}") from error
+        raise CheckpointError(error, hint=UNVERIFIED) from error
     part = Part(target, checkpoint, certificate)
     for problem in _problems(part, certificate):
         raise MaeConvertError(
             f"{target} is not published: {problem}; verify it again with `mae-convert verify SOURCE"
-            f" {target} --certify`; {UNVERIFIED}"
+            f" {target} --certify`",
+            hint=UNVERIFIED,
+            path=target,
         )
     return part
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option, Text
 from mae_convert.families.mae.official import LICENSE, candidates
 from mae_convert.publish.artifacts import Part
 from mae_convert.sources.licence import FIELDS
@@ -67,8 +67,8 @@ def decide_licence(
         whose = source.get("official") or source.get("repository") or source.get("name")
         if given and given != fields:
             raise MaeConvertError(
-                f"the weights come from {whose}, whose licence is {fields['license']}, and keep it;"
-                " leave --license out"
+                f"the weights come from {whose}, whose licence is {fields['license']}, and keep it",
+                hint=("leave ", Option("license"), " out"),
             )
         return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
     if given:
@@ -89,15 +89,17 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
     )
 
 
-def _question(part: Part) -> str:
+def _question(part: Part) -> Text:
     asked = (
-        f"nothing tells the licence of {part.target}: say it with --license, as its source has it"
-        f" (identifiers: {MORE})"
+        *(f"nothing tells the licence of {part.target}: say it with ", Option("license")),
+        f", as its source has it (identifiers: {MORE})",
     )
     model = part.checkpoint.configuration.model
     if found := candidates(model, part.checkpoint.task):
         return (
-            f"{asked}; if it was made of {' or '.join(o.file for o in found)}, whose names and"
-            f" shapes it has, that is --license {LICENSE}"
+            *asked,
+            f"; if it was made of {' or '.join(o.file for o in found)}, whose names and shapes it"
+            " has, that is ",
+            Option("license", LICENSE),
         )
     return asked

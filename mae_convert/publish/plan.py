@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors import CheckpointError, MaeConvertError, Option
 from mae_convert.publish.artifacts import Part, check_together, read_part
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
 from mae_convert.publish.card_body import WARNING, Facts, section
@@ -128,7 +128,9 @@ def plan_publication(wish: Wish, *, dry_run: bool = False) -> Publication:
 def _read_parts(wish: Wish) -> list[Part]:
     if wish.directory.is_file():
         raise MaeConvertError(
-            f"{wish.directory} is a file; name the model directory, and further layouts with --also"
+            f"{wish.directory} is a file",
+            hint=("name the model directory, and further layouts with ", Option("also")),
+            path=wish.directory,
         )
     paths = (wish.directory, *wish.also)
     parts = [read_part(path, unverified=wish.unverified) for path in paths]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.errors import HubError
+from mae_convert.errors import HubError, Option
 from mae_convert.sources.client import patiently
 from mae_convert.sources.snapshot import Entry, entries_of
 
@@ -79,13 +79,15 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
         if target.pull_request:
             raise HubError(
                 f"{repo_id} does not exist on the Hub, or you may not see it, so there is nothing"
-                " to propose a change to; leave --create-pr out to make it"
+                " to propose a change to",
+                hint=("leave ", Option("create_pr", True), " out to make it"),
             ) from None
         return Remote(False, target.private, target.branch)
     if target.private and not info.private:
         raise HubError(
-            f"{repo_id} is public already, and --private is for a repository that is new; leave it"
-            " out, or change the repository's visibility in its settings"
+            f"{repo_id} is public already, and ",
+            *(Option("private", True), " is for a repository that is new"),
+            hint="leave it out, or change the repository's visibility in its settings",
         )
     revision, url, is_new = target.branch, None, False
     if target.pull_request and account and (ours := open_pull_request(api, repo_id, account)):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.errors import OutputError
+from mae_convert.errors import OutputError, as_argument
 from mae_convert.files.atomic import check_target, write_file
 from mae_convert.files.strict_json import plain
 from mae_convert.reports.junit import verdict_junit
@@ -107,7 +107,7 @@ def markdown(done: "Verification") -> str:
 
 def text(verdict: Verdict) -> str:
     """Return the verdict as plain lines: the answer, what failed, and why."""
-    meaning = answer(verdict)[1]
+    meaning = answer(verdict, as_argument)[1]
     lines = [f"{headline(verdict)}: {meaning}"]
     lines += [
         f"  {line.title}: {line.measured}, limit {line.limit}"

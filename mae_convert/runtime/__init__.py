@@ -1,6 +1,24 @@
-"""Checkpoints as models of a framework, and models as checkpoints, without a file between."""
+"""Checkpoints as models of a framework, and models as checkpoints, without a file between.
 
-from mae_convert.runtime.loading import load_model
-from mae_convert.runtime.saving import save_model
+``load_model`` and ``save_model`` are imported when they are first asked for: the child processes,
+which run in environments with a framework and little else, import modules of this package too.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mae_convert.runtime.loading import load_model
+    from mae_convert.runtime.saving import save_model
 
 __all__ = ["load_model", "save_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "load_model":
+        from mae_convert.runtime.loading import load_model
+
+        return load_model
+    if name == "save_model":
+        from mae_convert.runtime.saving import save_model
+
+        return save_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

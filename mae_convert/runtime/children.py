@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.worker import stage_file
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -119,8 +119,12 @@ class Clock:
             job: its job file, beside which it notes what it is doing.
         """
         return MaeConvertError(
-            f"{what} was ended after {self.limit:g} seconds, {stage_of(job)}; give it more time"
-            " with --time-limit SECONDS (0 is no limit)"
+            f"{what} was ended after {self.limit:g} seconds, {stage_of(job)}",
+            hint=(
+                "give it more time with ",
+                Option("time_limit", placeholder="SECONDS"),
+                " (0 is no limit)",
+            ),
         )
 
 

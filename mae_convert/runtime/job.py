@@ -8,8 +8,10 @@ from typing import Any
 
 # Our reference models on three backends, and two libraries whose own classes are further witnesses.
 FRAMEWORKS = ("torch", "tensorflow", "jax", "transformers", "timm")
+FRAMEWORK_SYNONYMS = {"pytorch": "torch", "tf": "tensorflow"}
 # "tf32" is float32 whose matrix products are rounded to 10 bits on the way, as CUDA devices offer.
 RUN_DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda")
 MODES = ("eager", "compiled", "xla", "train")
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import keras
 
+from mae_convert.errors import Option
 from mae_convert.runtime.loaders import LoadError
 
 Function = Callable[..., Any]
+
+ON_CPU = ("pass ", Option("device", "cpu"))
 
 
 def _is_jax() -> bool:
@@ -26,20 +29,22 @@ def device(name: str) -> Any:
         try:
             return jax.default_device(jax.devices({"cuda": "gpu"}.get(name, name))[0])
         except RuntimeError as error:
-            raise LoadError("this JAX sees no CUDA device; pass --device cpu") from error
+            raise LoadError("this JAX sees no CUDA device", hint=ON_CPU) from error
     import tensorflow
 
     if name == "cpu":
         return tensorflow.device("/CPU:0")
     if not tensorflow.config.list_physical_devices("GPU"):
-        raise LoadError("this TensorFlow sees no CUDA device; pass --device cpu")
+        raise LoadError("this TensorFlow sees no CUDA device", hint=ON_CPU)
     return tensorflow.device("/GPU:0")
 
 
 def set_precision(dtype: str, device: str) -> None:
     """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
     if dtype == "tf32" and device != "cuda":
-        raise LoadError("TF32 exists on CUDA devices only; pass --device cuda")
+        raise LoadError(
+            "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
+        )
     if _is_jax():
         import jax
 

@@ -45,7 +45,7 @@ def make(
         with on_device(device.replace("gpu", "cuda").partition(":")[0]):
             return _make(model_class, config, tensors, policy)
     except LoadError as error:
-        raise MissingRequirementError(str(error)) from error
+        raise MissingRequirementError(error) from error
 
 
 def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: str) -> Any:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from mae_convert.checkpoint.prefixes import without
+from mae_convert.errors import MaeConvertError
 from mae_convert.runtime.job import ReadTensors, StoredWeights
 
 INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
@@ -34,7 +35,7 @@ SAFE_TORCH = (2, 6)
 T = TypeVar("T")
 
 
-class LoadError(Exception):
+class LoadError(MaeConvertError):
     """The file does not hold exactly the tensors of the reference model."""
 
 

@@ -3,22 +3,22 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint, Flags
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, MissingRequirementError
-from mae_convert.runtime.arguments import dtype_named, naming_arguments, size_named
+from mae_convert.families.options import flags_of_arguments
 from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
+from mae_convert.values import name_of_dtype, size_of_image
 
 # A file name that means the layout whose names a framework's model has.
 NAMED_AS = {
@@ -31,7 +31,6 @@ NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("j
 MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
-@naming_arguments()
 def load_model(
     source: str | Path | Checkpoint,
     framework: str = "torch",
@@ -64,9 +63,10 @@ def load_model(
             (height, width).
         num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
-        said: what the checkpoint does not say: ``num_attention_heads``,
-            ``decoder_num_attention_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``,
-            ``global_pool``, ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``.
+        said: what the checkpoint does not say: ``num_heads``, ``decoder_num_heads``,
+            ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``, ``norm_pix_loss``,
+            ``mask_ratio``, ``source_image_size``; the fields' names in a configuration, as
+            ``num_attention_heads``, are accepted too.
 
     Returns:
         The model, in evaluation mode. What the checkpoint tells besides weights and configuration
@@ -76,14 +76,14 @@ def load_model(
         MaeConvertError: the checkpoint cannot be read, or is not such a model.
         MissingRequirementError: the framework or the device is not there.
     """
-    dtype, size = _chosen(framework, dtype), size_named(image_size)
+    dtype, size = _chosen(framework, dtype), size_of_image(image_size)
     if isinstance(source, Checkpoint):
         checkpoint = source
     else:
         part = task if num_labels is None else None
         checkpoint = open_source(
             parse_source(str(source)),
-            flags_of(said),
+            flags_of_arguments(said, "load_model"),
             state_key=state_key,
             task=part,
             incomplete=True,
@@ -91,23 +91,6 @@ def load_model(
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
     return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
-
-
-def flags_of(said: Mapping[str, Any]) -> Flags:
-    """Return what a caller says of a checkpoint.
-
-    Raises:
-        TypeError: there is nothing of such a name to say.
-    """
-    said = dict(said)
-    size = said.pop("source_image_size", None)
-    known = {field.name for field in fields(Flags)} - {"image_size"}
-    if unknown := sorted(said.keys() - known):
-        raise TypeError(
-            f"load_model knows no {unknown[0]!r}; what can be said is {', '.join(sorted(known))}"
-            " and source_image_size"
-        )
-    return Flags(**said, image_size=size)
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,7 @@ def _chosen(framework: str, dtype: Any) -> str | None:
     """Return the name of the dtype that is asked for."""
     if framework not in NAMED_AS:
         raise ConfigurationError(f"unknown framework {framework!r}; choose {', '.join(NAMED_AS)}")
-    return dtype_named(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
+    return name_of_dtype(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
 
 
 def _make(plan: Plan, wanted: Wanted) -> Any:

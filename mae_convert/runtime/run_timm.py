@@ -7,6 +7,7 @@ import numpy as np
 import timm
 import torch
 
+from mae_convert.errors import Option
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, require_safe_torch_load
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
@@ -28,11 +29,16 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         LoadError: timm does not take the directory, or the inputs ask for masking.
     """
     if job.mode not in ("eager", "train"):
-        raise LoadError(f"timm's model is run as it is; pass --mode eager, not {job.mode}")
+        raise LoadError(
+            "timm's model is run as it is",
+            hint=("pass ", Option("mode", "eager"), f", not {job.mode}"),
+        )
     if job.task != "classify":
         shuffled = np.any(np.diff(inputs["noise"], axis=1) < 0)
         if job.config["mask_ratio"] or shuffled:
-            raise LoadError("timm cannot leave patches out; pass --unmasked")
+            raise LoadError(
+                "timm cannot leave patches out", hint=("pass ", Option("unmasked", True))
+            )
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)
     return torch_runs(job, inputs, build, forward)

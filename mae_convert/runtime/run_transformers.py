@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from mae_convert.errors import Option
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, require_safe_torch_load
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
@@ -47,7 +48,9 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
-            f"transformers' classes are run as they are; --mode {job.mode} is not for them"
+            "transformers' classes are run as they are; ",
+            Option("mode", job.mode),
+            " is not for them",
         )
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)

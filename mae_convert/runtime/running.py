@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, Text, from_json
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory
 from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
@@ -27,6 +27,7 @@ from mae_convert.runtime.pinned import pinned
 from mae_convert.runtime.sides import MODELS_OF, WORKER, Side
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace, describe, read_trace
+from mae_convert.runtime.worker import REPORT
 
 UNREAD = 4  # the exit status of a worker whose library does not read the file
 DEFAULT_DTYPES = ("float64", "float32")
@@ -131,13 +132,22 @@ class Running:
         if status == 0:
             return MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
         lines = [line for line in errors.strip().splitlines() if line.strip()]
-        last = lines[-1].removeprefix("worker: ") if lines else f"status {status}"
+        last: Text = _reported(lines[-1]) if lines else f"status {status}"
         if status == UNREAD:
             return UnreadFileError(last)
         if status < 0:
             last = f"signal {-status} {stage_of(self.job)}"
         kind = MissingRequirementError if status == 3 else MaeConvertError
-        return kind(f"the {side.framework} run failed: {last}")
+        return kind(f"the {side.framework} run failed: ", last)
+
+
+def _reported(line: str) -> Text:
+    """Return what a child reported in its last line, with the options that it names as parts."""
+    reported = line.removeprefix(REPORT)
+    try:
+        return from_json(reported) if reported != line else line
+    except ValueError:  # another program's line that looks like it
+        return reported
 
 
 def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None) -> Running:
@@ -257,8 +267,11 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
     """
     if any("tf32" in run.request.dtypes and run.side.device == "cpu" for run in runs):
         raise MaeConvertError(
-            "TF32 exists on CUDA devices only; run both sides on one (--device-a cuda, --device-b"
-            " cuda), or leave --dtype tf32 out"
+            "TF32 exists on CUDA devices only",
+            hint=(
+                *("run both sides on one (", Option("device_a", "cuda"), ", "),
+                *(Option("device_b", "cuda"), "), or leave ", Option("run_dtype", "tf32"), " out"),
+            ),
         )
     running: list[Running] = []
     try:

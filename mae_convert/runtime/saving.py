@@ -17,13 +17,12 @@ from mae_convert.families.evidence import PREPROCESSING, same_size
 from mae_convert.families.family import Family
 from mae_convert.formats import Container, LazyTensor
 from mae_convert.layouts.table import external_shapes, read_tensors
-from mae_convert.runtime.arguments import dtype_named, naming_arguments
 from mae_convert.runtime.metadata import Carried
+from mae_convert.values import name_of_dtype
 
 IN_MEMORY = "a model in memory"
 
 
-@naming_arguments()
 def save_model(
     model: Any,
     target: str | Path,
@@ -55,7 +54,7 @@ def save_model(
             it.
         OutputError: the target exists, or cannot be written.
     """
-    name = dtype_named(dtype, tuple(DTYPES))
+    name = name_of_dtype(dtype, tuple(DTYPES))
     source = checkpoint_of(model, carried)
     plan = plan_conversion(source, Path(target), layout, dtype=name, packing=packing)
     return execute(plan, overwrite=overwrite)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mae_convert.errors import Option
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.objective import cotangent, labels
@@ -108,9 +109,11 @@ def _be_deterministic(mode: str) -> None:
 def _set_precision(dtype: str, device: str) -> None:
     """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
     if dtype == "tf32" and device != "cuda":
-        raise LoadError("TF32 exists on CUDA devices only; pass --device cuda")
+        raise LoadError(
+            "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
+        )
     if device == "cuda" and not torch.cuda.is_available():
-        raise LoadError("this PyTorch sees no CUDA device; pass --device cpu")
+        raise LoadError("this PyTorch sees no CUDA device", hint=("pass ", Option("device", "cpu")))
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -125,7 +128,7 @@ def _results(
     pixels = torch.from_numpy(inputs["pixel_values"]).to(device=device, dtype=kind)
     noise = torch.from_numpy(inputs["noise"]).to(device) if job.task != "classify" else None
     if job.mode == "xla":
-        raise LoadError("PyTorch has no XLA mode here; pass --mode compiled")
+        raise LoadError("PyTorch has no XLA mode here", hint=("pass ", Option("mode", "compiled")))
     call = torch.compile(model) if job.mode == "compiled" else model
     with torch.set_grad_enabled(job.gradients):
         results = forward(model, call, pixels, noise)

@@ -94,6 +94,7 @@ def _end_with_standard_input() -> None:
         os._exit(1)
 
 
+REPORT = "worker: "  # what begins the line that says why a job failed
 TF_CLASSES = ("transformers", "transformers-tf")
 RUNNERS = {
     "torch": "run_pytorch",
@@ -173,30 +174,33 @@ def main() -> int:
     from mae_convert.shortage import shortage
 
     try:
+        from mae_convert.errors import to_json
         from mae_convert.runtime.loaders import LoadError, UnreadError
     except Exception as error:
-        print(f"worker: {shortage(error) or error}", file=sys.stderr)
+        _report(shortage(error) or str(error))
         return 2
     try:
         run(Path(sys.argv[1]))
-    except UnreadError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 4
     except LoadError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 2
+        print(f"{REPORT}{to_json(error)}", file=sys.stderr)
+        return 4 if isinstance(error, UnreadError) else 2
     except Exception as error:
         if reason := shortage(error):  # a library that cannot be loaded for it is not missing
-            print(f"worker: {reason}", file=sys.stderr)
+            _report(reason)
             return 2
         if isinstance(error, ImportError):
-            print(f"worker: {error}", file=sys.stderr)
+            _report(str(error))
             return 3
         traceback.print_exc()
         words = next(iter(str(error).strip().splitlines()), "")
-        print(f"worker: {type(error).__name__}: {words[:400]}", file=sys.stderr)
+        _report(f"{type(error).__name__}: {words[:400]}")
         return 1
     return 0
+
+
+def _report(sentence: str) -> None:
+    """Print what has failed as the last line of standard error, in the form of `to_json`."""
+    print(f"{REPORT}{json.dumps(sentence)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

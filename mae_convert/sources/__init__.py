@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from mae_convert.checkpoint.open import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families.mae.official import Official, official_named
+from mae_convert.families.options import Flags
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.reference import HubReference, Source, parse_source
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mae_convert import __version__
-from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError
+from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError, Option, Text
 from mae_convert.redaction import cause_without_secrets, without_secrets
 from mae_convert.sources.limits import (
     LONGEST_WAIT,
@@ -202,7 +202,7 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
     if isinstance(error, errors.LocalTokenNotFoundError):
         return HubError(f"{what}: nobody is logged in to the Hub; {LOG_IN}")
     if isinstance(error, errors.HfHubHTTPError):
-        sentence = _refused(error, what, server)
+        sentence: Text = _refused(error, what, server)
         kind = MissingRequirementError if status_of(error) in BUSY else HubError
     elif is_unreachable(error):
         kind = MissingRequirementError
@@ -283,7 +283,7 @@ def _way_out(error: BaseException, server: str) -> str:
     return f"check the network{elsewhere}, and run the same command again"
 
 
-def _refused(error: BaseException, what: str, server: str) -> str:
+def _refused(error: BaseException, what: str, server: str) -> Text:
     """Return a sentence for what the Hub answered with a status of 400 or more."""
     from huggingface_hub import errors
 
@@ -305,7 +305,8 @@ def _refused(error: BaseException, what: str, server: str) -> str:
     if status == 403:
         return (
             f"{what}: the token is not allowed to do this ({said}); take one with write access to"
-            " this repository, or propose the change with --create-pr"
+            " this repository, or propose the change with ",
+            Option("create_pr", True),
         )
     if status == 429:
         return f"{what}: {server} asks to send less ({said}); run the same command again later"

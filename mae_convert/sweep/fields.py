@@ -4,98 +4,87 @@ They have the names of the options of `convert`, `verify` and `publish`, so that
 can write a plan. Where two commands have an option of one name, the field says whose it is.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from mae_convert.cli.options import (
-    COUNT,
-    DEVICE,
-    DTYPE,
-    FRAMEWORK,
-    MODE,
-    POOLING,
-    RUN_DTYPE,
-    SECONDS,
-    ByteSize,
-    ImageSize,
-)
+from mae_convert.dtypes import DTYPES
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import layout_names
 from mae_convert.families.canonical import TASKS
-from mae_convert.runtime.job import FRAMEWORKS
+from mae_convert.families.options import CHECKPOINT_OPTIONS
+from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
 from mae_convert.text import did_you_mean
+from mae_convert.values import (
+    ByteSize,
+    Choice,
+    ImageSize,
+    Kind,
+    Number,
+    Switch,
+    Whole,
+    Words,
+)
 
 
-class Witness(click.ParamType):
+class Runner(Words):
     """A framework that runs the target too, with its Python where that is another one."""
 
-    name = "FRAMEWORK[=PYTHON]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+    def read(self, text: str) -> str:
         """Return it as it is written."""
-        if str(value).partition("=")[0] not in FRAMEWORKS:
-            self.fail(f"{value!r} is no witness; write {', '.join(FRAMEWORKS)}", param, ctx)
-        return str(value)
+        if text.partition("=")[0] not in FRAMEWORKS:
+            raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}")
+        return text
 
 
-PAIR = {"framework": FRAMEWORK, "device": DEVICE, "python": click.STRING, "mode": MODE}
-
-CHECKPOINT: Mapping[str, click.ParamType] = {
-    "state_key": click.STRING,
-    "num_heads": COUNT,
-    "decoder_num_heads": COUNT,
-    "layer_norm_eps": click.FLOAT,
-    "decoder_layer_norm_eps": click.FLOAT,
-    "global_pool": POOLING,
-    "norm_pix_loss": click.BOOL,
-    "mask_ratio": click.FloatRange(0, 1, max_open=True),
-    "source_image_size": ImageSize(),
+PAIR: Mapping[str, Kind] = {
+    "framework": Choice(FRAMEWORKS, FRAMEWORK_SYNONYMS),
+    "device": Choice(DEVICES),
+    "python": Words(),
+    "mode": Choice(MODES),
 }
-CONVERT: Mapping[str, click.ParamType] = {
-    "to": click.Choice(sorted(layout_names())),
-    "task": click.Choice(TASKS),
-    "dtype": DTYPE,
+CHECKPOINT: Mapping[str, Kind] = {option.name: option.kind for option in CHECKPOINT_OPTIONS}
+CONVERT: Mapping[str, Kind] = {
+    "to": Choice(tuple(sorted(layout_names()))),
+    "task": Choice(TASKS),
+    "dtype": Choice(tuple(DTYPES)),
     "image_size": ImageSize(),
-    "sincos_positions": click.BOOL,
-    "in_channels": COUNT,
-    "num_labels": COUNT,
+    "sincos_positions": Switch(),
+    "in_channels": Whole(),
+    "num_labels": Whole(),
     "max_shard_size": ByteSize(),
-    "bin": click.BOOL,
-    "prefix": click.STRING,
+    "bin": Switch(),
+    "prefix": Words(),
 }
-VERIFY: Mapping[str, click.ParamType] = {
-    "verify": click.BOOL,
+VERIFY: Mapping[str, Kind] = {
+    "verify": Switch(),
     **{f"{name}_{side}": kind for name, kind in PAIR.items() for side in "ab"},
-    "against": Witness(),
-    "run_dtype": RUN_DTYPE,
-    "at_mask_ratio": click.FloatRange(0, 1, max_open=True),
-    "inputs": click.STRING,
-    "images": click.STRING,
-    "seed": click.IntRange(min=0),
-    "batch": COUNT,
-    "unmasked": click.BOOL,
-    "gradients": click.BOOL,
-    "require_proof": click.BOOL,
-    "certify": click.BOOL,
-    "time_limit": SECONDS,
+    "against": Runner(),
+    "run_dtype": Choice(RUN_DTYPES),
+    "at_mask_ratio": Number(0, 1),
+    "inputs": Words(),
+    "images": Words(),
+    "seed": Whole(0, None),
+    "batch": Whole(),
+    "unmasked": Switch(),
+    "gradients": Switch(),
+    "require_proof": Switch(),
+    "certify": Switch(),
+    "time_limit": Number(0),
 }
-PUBLISH: Mapping[str, click.ParamType] = {
-    "publish": click.STRING,
-    "branch": click.STRING,
-    "create_pr": click.BOOL,
-    "private": click.BOOL,
-    "license": click.STRING,
-    "license_name": click.STRING,
-    "license_link": click.STRING,
-    "base_model": click.STRING,
-    "unverified": click.BOOL,
+PUBLISH: Mapping[str, Kind] = {
+    "publish": Words(),
+    "branch": Words(),
+    "create_pr": Switch(),
+    "private": Switch(),
+    "license": Words(),
+    "license_name": Words(),
+    "license_link": Words(),
+    "base_model": Words(),
+    "unverified": Switch(),
 }
-FIELDS: Mapping[str, click.ParamType] = {
-    "source": click.STRING,
-    "target": click.STRING,
+FIELDS: Mapping[str, Kind] = {
+    "source": Words(),
+    "target": Words(),
     **CHECKPOINT,
     **CONVERT,
     **VERIFY,
@@ -126,34 +115,24 @@ def parse(name: str, value: Any) -> Any:
     if value is None:
         return None
     kind = FIELDS[name]
-    wrong = MaeConvertError(f"{value!r} is no value of it; write {_wanted(kind)}")
+    wrong = MaeConvertError(
+        f"{value!r} is not a value of it", hint=f"write {kind.wanted}", option=name
+    )
     if isinstance(value, dict | list):
         raise wrong
-    if isinstance(value, bool) != (kind is click.BOOL) and not isinstance(value, str):
+    if isinstance(value, bool) != isinstance(kind, Switch) and not isinstance(value, str):
         raise wrong
+    if isinstance(value, bool):
+        return value
     if isinstance(value, str) and not value.strip():
         raise wrong
     if isinstance(value, str) and "\0" in value:
-        raise MaeConvertError(f"{value!r} holds a NUL character; leave it out")
+        raise MaeConvertError(f"{value!r} holds a NUL character", hint="leave it out", option=name)
     try:
-        parsed = kind.convert(value if kind is click.BOOL else str(value), None, None)
-    except click.BadParameter as error:
-        if kind is click.BOOL or "is not a valid" in error.message:
-            raise wrong from error
-        raise MaeConvertError(error.message) from error
-    if isinstance(parsed, float) and not math.isfinite(parsed):
-        raise wrong
+        parsed = kind.read(str(value))
+    except ValueError as error:
+        raise MaeConvertError(str(error), option=name) from error
     return list(parsed) if isinstance(parsed, tuple) else parsed
-
-
-def _wanted(kind: click.ParamType) -> str:
-    if isinstance(kind, click.Choice):
-        return ", ".join(map(str, kind.choices))
-    if kind is click.BOOL:
-        return "true or false"
-    if isinstance(kind, click.IntRange):
-        return "a whole number"
-    return "a number" if kind is click.FLOAT or isinstance(kind, click.FloatRange) else "a text"
 
 
 def _nearest(name: str) -> str:

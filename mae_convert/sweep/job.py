@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.checkpoint.open import Checkpoint, Flags, as_task, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, as_task, check_flags, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
@@ -21,6 +21,7 @@ from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.convert.record import files_sha256
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.options import flags_of
 from mae_convert.files.staging import scratch_directory
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.redaction import without_credentials
@@ -200,21 +201,6 @@ def _default_name(layout: str) -> str:
         return "model"
     kinds = first.containers
     return "model" + next(suffix for suffix, kind in SUFFIX_KINDS.items() if kind in kinds)
-
-
-def flags_of(settings: Settings) -> Flags:
-    """Return what a job says about its checkpoint."""
-    size = settings.get("source_image_size")
-    return Flags(
-        num_attention_heads=settings.get("num_heads"),
-        decoder_num_attention_heads=settings.get("decoder_num_heads"),
-        layer_norm_eps=settings.get("layer_norm_eps"),
-        decoder_layer_norm_eps=settings.get("decoder_layer_norm_eps"),
-        global_pool=settings.get("global_pool"),
-        norm_pix_loss=settings.get("norm_pix_loss"),
-        mask_ratio=settings.get("mask_ratio"),
-        image_size=None if size is None else size[0] if size[0] == size[1] else tuple(size),
-    )
 
 
 def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:

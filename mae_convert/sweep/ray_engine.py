@@ -6,7 +6,7 @@ from contextlib import chdir
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import needed_by
 from mae_convert.sweep.process_pool import died
@@ -68,8 +68,8 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
-            f"no Ray cluster answers at {address or 'this machine'} ({said}); start one with `ray"
-            " start --head`, or give its --address"
+            f"no Ray cluster answers at {address or 'this machine'} ({said})",
+            hint=("start one with `ray start --head`, or give its ", Option("address")),
         ) from error
     return ray
 

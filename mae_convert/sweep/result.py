@@ -8,7 +8,7 @@ from time import time
 from typing import Any
 
 from mae_convert import __version__
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, as_field
 from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, UNIT_ROUNDOFF, Check, Verdict
 from mae_convert.verify.summary import answer
@@ -127,11 +127,11 @@ def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: Base
 def sentence(error: BaseException) -> str:
     """Return an error in one sentence."""
     if isinstance(error, MaeConvertError):
-        return str(error)
+        return error.render(as_field)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "there was not enough memory; run fewer jobs at a time with --workers"
+        return "there was not enough memory; run fewer jobs at a time (workers)"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 

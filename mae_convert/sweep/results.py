@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mae_convert.errors import CheckpointError, OutputError
+from mae_convert.errors import CheckpointError, Option, OutputError
 from mae_convert.files.atomic import check_target
 from mae_convert.files.messages import refuse_nul
 from mae_convert.files.strict_json import in_unicode, plain
@@ -55,7 +55,9 @@ class Results:
         if path.suffix == ".parquet":
             raise OutputError(
                 f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"
-                f" of them all, pass --report {path}"
+                " of them all, pass ",
+                Option("report", str(path)),
+                path=path,
             )
         check_target(path, overwrite=True)
         self.path = path
@@ -64,7 +66,9 @@ class Results:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise OutputError(
-                f"{path} is in use by another sweep; wait for it, or name other --results"
+                f"{path} is in use by another sweep",
+                hint=("wait for it, or name other ", Option("results")),
+                path=path,
             ) from None
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -139,8 +143,9 @@ class Results:
 
 def _no_results(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged, or is not a file of results of this version ({error}); move it away,"
-        " or name another with --results"
+        f"{path} is damaged, or is not a file of results of this version ({error})",
+        hint=("move it away, or name another with ", Option("results")),
+        path=path,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from mae_convert.errors import Option
 from mae_convert.sources import storage
 from mae_convert.sweep.freshness import is_unchanged
 from mae_convert.sweep.job import Job
@@ -67,8 +68,9 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
         is_ours = job.identity()["target"] in begun
         if job.converts and job.target and not is_ours and storage.exists(job.target):
             raise PlanError(
-                f"{job.where}, target: {job.target} exists already, and was not made by this sweep;"
-                " choose another name, or pass --overwrite"
+                f"{job.where}, target: {job.target} exists already, and was not made by this sweep",
+                hint=("choose another name, or pass ", Option("overwrite", True)),
+                option="target",
             )
 
 

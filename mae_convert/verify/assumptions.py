@@ -7,7 +7,9 @@ confirm it. Where only one side assumes a value and the other specifies the same
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mae_convert.families.evidence import FLAGS, LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
+from mae_convert.errors import Text, join
+from mae_convert.families.evidence import LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
+from mae_convert.families.options import OF_FIELDS, named
 from mae_convert.files.strict_json import plain
 from mae_convert.runtime.trace import Trace
 
@@ -88,13 +90,14 @@ def in_words(assumed: Sequence[Assumption]) -> str:
     return "; ".join(f"{' and '.join(said)} ({source})" for source, said in by_source.items())
 
 
-def how_to_confirm(assumed: Sequence[Assumption]) -> str:
+def how_to_confirm(assumed: Sequence[Assumption]) -> Text:
     """Return what to do about assumptions that a proof must not rest on."""
-    options = [FLAGS[a["field"]] for a in assumed if a["field"] in FLAGS]
-    words = f"specify what you know ({', '.join(dict.fromkeys(options))})"
+    options = [named(a["field"]) for a in assumed if a["field"] in OF_FIELDS]
+    words = "specify what you know (", join(dict.fromkeys(options), ", "), ")"
     if any("official" in str(assumption["source"]) for assumption in assumed):
-        words += (
+        return (
+            *words,
             ", or name the official checkpoint itself as a source, whose hash"
-            " (`mae-convert inspect FILE --hash`) confirms it"
+            " (`mae-convert inspect FILE --hash`) confirms it",
         )
     return words

@@ -47,7 +47,7 @@ from reference_models.configuration import ViTMAEConfig
 FORMAT = 1
 DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
 INPUTS = "inputs/"
-ADVICE = "verify again with --certify"
+ADVICE = "make it again with `mae-convert verify SOURCE TARGET --certify`"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.strict_json import plain
 from mae_convert.layouts.table import listed
@@ -215,14 +215,18 @@ def effects(before: Trace, after: Trace) -> dict[str, float]:
 def _check_comparable(a: Trace, b: Trace) -> None:
     if a.description["inputs"] != b.description["inputs"]:
         raise MaeConvertError(
-            "the two traces were made of different inputs, so they cannot be compared; give both"
-            " the same --inputs file, or the same --seed and --batch"
+            "the two traces were made of different inputs, so they cannot be compared",
+            hint=(
+                *("give both the same ", Option("inputs"), " file, or the same "),
+                *(Option("seed"), " and ", Option("batch")),
+            ),
         )
     for side in (a, b):
         if "float64" not in side.description["dtypes"]:
             raise MaeConvertError(
                 f"the trace of {side.description['checkpoint']['name']} has no float64 run, which"
-                " the proof needs; trace it again with --dtype float64"
+                " the proof needs",
+                hint=("trace it again with ", Option("run_dtype", "float64")),
             )
         results = RESULTS[side.description["task"]]
         if missing := [

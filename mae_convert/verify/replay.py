@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, Flags, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, check_flags, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
+from mae_convert.families.options import Flags
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.runtime.trace import Trace
@@ -94,8 +95,8 @@ def _run_again(
     missing = [d for d in options.dtypes if d not in kept]
     if missing and options.dtypes != DEFAULT_DTYPES:
         raise MaeConvertError(
-            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}; verify with the"
-            " source, or leave --dtype out"
+            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}",
+            hint=("verify with the source, or leave ", Option("run_dtype"), " out"),
         )
     dtypes = tuple(d for d in kept if d in ("float64", *options.dtypes))
     request = Request(dtypes, taps=False, mask_ratio=source.description["run_mask_ratio"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mae_convert.errors import OptionStyle, as_field, render
 from mae_convert.text import format_number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
@@ -118,7 +119,7 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
     return [(name, math.inf if math.isnan(error) else error) for name, error in ordered]
 
 
-def answer(verdict: Verdict) -> tuple[str, str]:
+def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
     """Return the verdict in one word or two, and what it means in a sentence."""
     failed = verdict.failed()
     if failed and all(_is_numeric(check) for check in failed):
@@ -127,7 +128,7 @@ def answer(verdict: Verdict) -> tuple[str, str]:
             " precisely than it could"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
-        return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict)}"
+        return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict, style)}"
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
             "results are NaN, so that nothing shows whether these are the same function"
@@ -170,7 +171,7 @@ def suspects_title(verdict: Verdict) -> str:
     return "made with these tensors, which are equal" if same else "suspects"
 
 
-def _unproven(failed: Sequence[Check], verdict: Verdict) -> str:
+def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
     if any(check.name == SOURCE_AT_HAND for check in failed):
         return (
             "the source is not at hand: a certificate alone cannot prove what it says; verify B"
@@ -180,7 +181,7 @@ def _unproven(failed: Sequence[Check], verdict: Verdict) -> str:
         assumed = blocking(verdict.assumptions)
         return (
             f"both sides assume {in_words(assumed)}, so a mistake in it would not show;"
-            f" {how_to_confirm(assumed)}"
+            f" {render(how_to_confirm(assumed), style)}"
         )
     if any(check.name == WHOLE for check in failed):
         return (

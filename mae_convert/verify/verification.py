@@ -10,7 +10,7 @@ from mae_convert.checkpoint.diff import left_aside
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official import confirmed_by_hash
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.layouts.schema import Schema
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.runtime.job import FRAMEWORKS
@@ -24,7 +24,7 @@ from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
 
 @dataclass(frozen=True)
 class Witness:
-    """A library that runs one of the checkpoints once more: ``--against``."""
+    """A library that runs one of the checkpoints once more: the option ``against``."""
 
     framework: str
     python: str | None = None
@@ -66,7 +66,8 @@ def parse_options(
         framework, _, python = text.partition("=")
         if framework not in FRAMEWORKS:
             raise MaeConvertError(
-                f"--against {framework} is no witness; choose {', '.join(FRAMEWORKS)}"
+                *(Option("against", framework), " is not a runner"),
+                hint=f"choose {', '.join(FRAMEWORKS)}",
             )
         witnesses.append(Witness(framework, python or None))
     options["dtypes"] = options.get("dtypes") or DEFAULT_DTYPES

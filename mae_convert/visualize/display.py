@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.visualize.pixels import as_colours
 
@@ -80,8 +80,9 @@ def display_of(
     count = pixel_values.shape[1]
     if bands is not None and not all(1 <= band <= count for band in bands):
         raise MaeConvertError(
-            f"--bands {','.join(map(str, bands))} names channels that the model does not have; it"
-            f" takes {count}, which are numbered from 1"
+            Option("bands", ",".join(map(str, bands))),
+            " names channels that the model does not have",
+            hint=f"it takes {count}, which are numbered from 1",
         )
     default = range(3) if count >= 3 else range(1)
     channels = tuple(default) if bands is None else tuple(band - 1 for band in bands)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mae_convert.checkpoint.image_files import open_image
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.inputs import read_inputs
 from mae_convert.visualize.reconstruction import load_cut
 
@@ -83,7 +83,8 @@ def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
     """
     if batch.noise is not None and mask != default:
         raise MaeConvertError(
-            f"the file of inputs holds noise, which says what is removed, and --mask {mask} says it"
-            " too; leave one out"
+            "the file of inputs holds noise, which says what is removed, and ",
+            *(Option("mask", mask), " says it too"),
+            hint="leave one out",
         )
     return batch.noise

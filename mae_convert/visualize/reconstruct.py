@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Option
 from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.image_batch import (
     ImageBatch,
@@ -76,8 +76,8 @@ def look_at(
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and look.mask not in KINDS:
         raise MaeConvertError(
-            f"{look.mask} has one mask ratio, and a film shows many; give a film --mask random,"
-            " block or grid"
+            f"{look.mask} has one mask ratio, and a film shows many",
+            hint=("give a film ", Option("mask", "random"), ", block or grid"),
         )
     if look.inputs is not None:
         batch = batch_from_inputs(look.inputs, checkpoint)
@@ -135,8 +135,8 @@ def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.n
     path = Path(look.mask)
     if not path.is_file():
         raise MaeConvertError(
-            f"--mask {look.mask} is neither {', '.join(KINDS)} nor a picture; draw one that is"
-            " white where patches are to be removed"
+            *(Option("mask", look.mask), f" is neither {', '.join(KINDS)} nor a picture"),
+            hint="draw one that is white where patches are to be removed",
         )
     return drawn_mask(path, model, count=count)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, Flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
+from mae_convert.families.options import Flags
 from mae_convert.files.staging import scratch_directory
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage

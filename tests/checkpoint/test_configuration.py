@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mae_convert.checkpoint.open import Flags, open_checkpoint
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.configuration import check_flags_taken
 from mae_convert.families.configuration import resolve as resolve_of
 from mae_convert.families.evidence import Evidence
@@ -61,7 +61,7 @@ def test_sources_are_asked_in_order():
         "training_args": {"model": "mae_vit_base_patch16"},
     }
     official = "official ViT-B/16 of the same shapes"
-    expected = [(2, "flag"), (4, "config.json"), (12, "training arguments"), (12, official)]
+    expected = [(2, "option"), (4, "config.json"), (12, "training arguments"), (12, official)]
     for value, source in expected:
         resolved = resolve("pretrain", evidence(**told))
         assert resolved.model.num_attention_heads == value
@@ -77,16 +77,16 @@ def test_a_width_alone_gives_no_number_of_heads():
     small = {**GEOMETRY, "hidden_size": 192, "intermediate_size": 768}
     other_depth = {**GEOMETRY, "num_hidden_layers": 6}
     for geometry in (small, other_depth):
-        with pytest.raises(ConfigurationError, match="--num-heads and --decoder-num-heads"):
+        with pytest.raises(ConfigurationError, match="num_heads= and decoder_num_heads="):
             resolve("pretrain", evidence(geometry=geometry))
         resolved = resolve("pretrain", evidence(geometry=geometry), incomplete=True)
         missing = {field.field: field.option for field in resolved.missing}
         assert missing == {
-            "num_attention_heads": "--num-heads",
-            "decoder_num_attention_heads": "--decoder-num-heads",
+            "num_attention_heads": Option("num_heads"),
+            "decoder_num_attention_heads": Option("decoder_num_heads"),
         }
         assert resolved.value("num_attention_heads") is None
-        with pytest.raises(ConfigurationError, match="--num-heads"):
+        with pytest.raises(ConfigurationError, match="with num_heads="):
             resolved.require_complete()
         done = resolved.specified(dict.fromkeys(missing, 4), "experiment")
         assert (done.missing, done.value("num_attention_heads")) == ((), 4)
@@ -94,7 +94,7 @@ def test_a_width_alone_gives_no_number_of_heads():
 
 
 def test_layouts_under_whose_names_nothing_is_published_have_no_official_model():
-    with pytest.raises(ConfigurationError, match="--num-heads"):
+    with pytest.raises(ConfigurationError, match="with num_heads="):
         resolve("pretrain", evidence(layout="mmpretrain"))
 
 
@@ -107,7 +107,7 @@ def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
     # The decoder is the one of that name, so that its heads are known.
     with pytest.raises(ConfigurationError, match="name mae_vit_large_patch16"):
         resolve("pretrain", evidence(**told))  # though the official ViT-B has these shapes
-    assert "--decoder-num-heads" not in str(said.value)
+    assert "decoder_num_heads" not in str(said.value)
 
 
 def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
@@ -134,13 +134,13 @@ def test_a_config_json_beside_the_only_file_of_weights_is_used(case, tmp_path):
 
 def test_the_number_of_heads_has_no_convention():
     odd = {**GEOMETRY, "hidden_size": 96, "intermediate_size": 384}
-    with pytest.raises(ConfigurationError, match=r"allows 1, 2, 3, .*--num-heads"):
+    with pytest.raises(ConfigurationError, match=r"allows 1, 2, 3, .*with num_heads="):
         resolve("pretrain", evidence(geometry=odd))
 
 
 @pytest.mark.parametrize("heads", [0, -1, 7])
 def test_heads_that_do_not_divide_the_width_are_refused(heads):
-    with pytest.raises(ConfigurationError, match="--num-heads"):
+    with pytest.raises(ConfigurationError, match="with num_heads="):
         resolve("encoder", evidence(flags={"num_attention_heads": heads}))
 
 
@@ -160,7 +160,7 @@ def test_impossible_values_are_refused(field, value):
 
 def test_a_grid_that_is_no_square_needs_a_size():
     wide, heads = {**GEOMETRY, "num_patches": 98}, {"num_attention_heads": 12}
-    with pytest.raises(ConfigurationError, match="--source-image-size"):
+    with pytest.raises(ConfigurationError, match="source_image_size="):
         resolve("encoder", evidence(geometry=wide, flags=heads))
     flags = {**heads, "image_size": (112, 224)}
     resolved = resolve("encoder", evidence(geometry=wide, flags=flags))

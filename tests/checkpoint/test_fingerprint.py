@@ -15,7 +15,7 @@ from paths import ROOT
 from small_models import SMALL, original, target_for
 
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint, configuration_digest
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute, execute_all
 from mae_convert.convert.new_head import with_new_head
@@ -26,6 +26,7 @@ from mae_convert.families.mae.family import MAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
 from mae_convert.families.mae.schema import schema
+from mae_convert.families.options import Flags
 from mae_convert.files.slicing import Sliceable
 from mae_convert.formats import write_file
 from mae_convert.formats.tensor import LazyTensor, sha256

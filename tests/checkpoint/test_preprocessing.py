@@ -8,11 +8,12 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from mae_convert.checkpoint.image_files import check_images, open_image
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import load_pictures
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.options import Flags
 
 STATED = {
     "as written": {},

@@ -14,10 +14,11 @@ import torch
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.inspect import inspect
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.families.options import Flags
 from mae_convert.runtime.loaders import pytorch_state_dict
 from mae_convert.runtime.loading import load_model
 from mae_convert.runtime.saving import save_model
@@ -340,7 +341,7 @@ def test_transformers_below_a_prefix_and_with_a_pooler(tmp_path, golden):
 def test_two_complete_models_are_asked_about_and_can_be_chosen(opened, mae):
     other = {name: tensor + 1 for name, tensor in mae.items()}
     both = {**under("model.", mae), **under("ema_model.", other)}
-    with pytest.raises(LayoutError, match=r"--state-key ema_model or --state-key model"):
+    with pytest.raises(LayoutError, match='state_key="ema_model" or state_key="model"'):
         opened(both)
     assert diff(opened(both, state_key="model"), opened(mae)).same
     assert diff(opened(both, state_key="ema_model"), opened(other)).same
@@ -351,7 +352,7 @@ def test_two_complete_models_are_asked_about_and_can_be_chosen(opened, mae):
 
 def test_a_model_without_a_prefix_beside_its_copy(opened, mae):
     both = {**mae, **under("ema.module.", {name: t + 1 for name, t in mae.items()})}
-    with pytest.raises(LayoutError, match=r"--state-key \. or --state-key ema"):
+    with pytest.raises(LayoutError, match=r'state_key="\." or state_key="ema"'):
         opened(both)
     assert diff(opened(both, state_key="."), opened(mae)).same
 
@@ -359,7 +360,7 @@ def test_a_model_without_a_prefix_beside_its_copy(opened, mae):
 def test_online_and_momentum_encoder_share_a_decoder(opened, mae):
     momentum = under("momentum.", encoder_of(mae))
     both = {**parted(mae, "online.", "decoder."), **momentum}
-    with pytest.raises(LayoutError, match=r"--state-key momentum or --state-key online"):
+    with pytest.raises(LayoutError, match='state_key="momentum" or state_key="online"'):
         opened(both)
     assert opened(both, state_key="online").task == "pretrain"
 
@@ -367,7 +368,7 @@ def test_online_and_momentum_encoder_share_a_decoder(opened, mae):
 def test_two_decoders_are_asked_about(opened, mae):
     decoder = {n: t for n, t in mae.items() if n in decoder_names(mae)}
     both = {**encoder_of(mae), **under("a.", decoder), **under("b.", decoder)}
-    with pytest.raises(LayoutError, match=r"decoders .*a\.\*, b\.\*.*--task encoder"):
+    with pytest.raises(LayoutError, match=r'decoders .*a\.\*, b\.\*.*task="encoder"'):
         opened(both)
     assert opened(both, task="encoder").task == "encoder"
 
@@ -409,9 +410,9 @@ class TestSeveralTasks:
     def test_none_is_converted_unasked(self, opened, state, tmp_path):
         checkpoint = opened(state)
         assert (checkpoint.task, checkpoint.also) == ("pretrain", ("classify",))
-        with pytest.raises(ConfigurationError, match=r"--task pretrain or --task classify"):
+        with pytest.raises(ConfigurationError, match='task="pretrain" or task="classify"'):
             plan_conversion(checkpoint, tmp_path / "y.pth", "facebook")
-        assert any("--task classify reads it" in line for line in inspect(checkpoint)["odd"])
+        assert any('task="classify" reads it' in line for line in inspect(checkpoint)["odd"])
 
     def test_a_file_is_compared_as_what_the_other_is(self, opened, state, command, tmp_path):
         path = opened(state).path
@@ -572,7 +573,7 @@ class TestNoEmbedClass:
         flags = Flags(num_attention_heads=4, image_size=size)
         assert opened(state, flags=flags).configuration.model.grid_hw == (3, 5)
         state["pos_embed"][:, 0] = 0  # as a fixed table has it for the class token
-        with pytest.raises(ConfigurationError, match="--source-image-size"):
+        with pytest.raises(ConfigurationError, match="source_image_size="):
             opened(state)
 
 

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig, ViTConfig, ViTImageProcessorPil, ViTMAEConfig
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import as_pixels, described, preprocessing_as_stated
 from mae_convert.checkpoint.unknown_fields import PREPROCESSOR
 from mae_convert.convert.changes import Geometry
@@ -21,6 +21,7 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
 from mae_convert.families.mae.layouts import LAYOUTS, keras_fields, timm_fields, transformers_fields
 from mae_convert.families.mae.layouts.transformers_fields import FIELDS
+from mae_convert.families.options import Flags
 from mae_convert.files.validation import check_document
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.models.images import MaeImageProcessor

@@ -14,12 +14,13 @@ import torch.distributed.checkpoint as dcp
 import transformers
 
 from mae_convert.checkpoint.diff import diff
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.prefixes import LEADING, as_stored, is_readable, strippings
 from mae_convert.convert.execute import execute
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, LayoutError, OutputError
+from mae_convert.families.options import Flags
 from mae_convert.runtime.loaders import numpy_arrays, pytorch_state_dict
 from mae_convert.runtime.staging import stage
 
@@ -209,7 +210,7 @@ def test_what_a_target_cannot_have_is_refused(tmp_path, plain, packing, layout, 
 def test_a_tf_model_is_not_split(tmp_path, plain):
     packing = Packing(max_shard_size=50_000)
     plan = plan_conversion(plain, tmp_path / "m", "transformers-tf", packing=packing)
-    with pytest.raises(OutputError, match="leave --max-shard-size out"):
+    with pytest.raises(OutputError, match="leave max_shard_size= out"):
         execute(plan)
     assert not any(tmp_path.iterdir())
 
@@ -320,7 +321,7 @@ def test_of_two_files_the_key_is_about_the_one_that_has_it(tmp_path, state, plai
             for p in (path, tmp_path / "m")
         )
         assert diff(a, b).same is expected
-    with pytest.raises(CheckpointError, match="leave --state-key out"):
+    with pytest.raises(CheckpointError, match="leave state_key= out"):
         open_checkpoint(tmp_path / "m", state_key="teacher")
 
 

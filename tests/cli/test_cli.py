@@ -69,7 +69,7 @@ def test_inspect_tells_what_was_assumed_and_from_where(run, pretrain):
         "pretrain",
         "pth",
     )
-    assert report["assumed"]["num_attention_heads"] == {"value": 4, "source": "flag --num-heads"}
+    assert report["assumed"]["num_attention_heads"] == {"value": 4, "source": "option num_heads"}
     assert report["assumed"]["layer_norm_eps"]["source"] == "convention of the facebook layout"
     assert report["tensors"] == 74
     assert report["dtypes"] == {"float32": 74}
@@ -223,7 +223,7 @@ def test_a_bad_file_gets_one_sentence_and_leaves_nothing(run, pretrain, tmp_path
 BAD_CALLS = [
     (["--to", "nonsense"], "unknown layout"),
     (["--to", "transformers", "--num-heads", "7"], "do not divide"),
-    (["--to", "transformers", "--num-heads", "0"], "do not divide"),
+    (["--to", "transformers", "--num-heads", "0"], "0 is less than 1"),
     (["--to", "transformers", "--task", "paint"], "unknown task"),
     (["--to", "transformers", "--layer-norm-eps", "-1"], "impossible"),
     (["--to", "keras"], ".weights.h5"),

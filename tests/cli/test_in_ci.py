@@ -11,8 +11,8 @@ import yaml
 from paths import ROOT
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.checkpoint.open import Flags
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.options import Flags
 from mae_convert.runtime.sides import Side
 from mae_convert.testing import assert_parity
 
@@ -56,15 +56,23 @@ NOT_ASKED = {
     "a typo": ({"gradient": True}, TypeError, "knows no 'gradient'; it takes inputs, dtypes"),
     "a dtype": ({"dtypes": ("int8",)}, MaeConvertError, "'int8'; choose float64, float32, tf32"),
     "one dtype": ({"dtypes": "int8"}, MaeConvertError, "'int8'; choose float64"),
-    "a library": ({"against": ("jaxx",)}, MaeConvertError, "jaxx is no witness; choose torch"),
+    "a library": (
+        {"against": ("jaxx",)},
+        MaeConvertError,
+        'against="jaxx" is not a runner; choose torch',
+    ),
     "no library": ({"against": (3,)}, MaeConvertError, "as 'transformers', not 3"),
     "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.runtime.sides.Side"),
     "flags": (
         {"flags": {"num_heads": 4}},
         TypeError,
-        "flags must be a mae_convert.checkpoint.open",
+        "flags must be a mae_convert.families.options.Flags",
     ),
-    "no heads": ({"flags": None}, MaeConvertError, "num_attention_heads"),
+    "no heads": (
+        {"flags": None},
+        MaeConvertError,
+        "specify them with num_heads= and decoder_num_heads=",
+    ),
 }
 
 

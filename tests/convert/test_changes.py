@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.dtypes import DTYPES, rounded, rounding_error
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
+from mae_convert.families.options import Flags
 from mae_convert.formats import write_file
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side
@@ -183,13 +184,15 @@ class TestDtypes:
         tensors[query] = tensors[query].astype(np.float64)
         save_file(tensors, there / "model.safetensors", metadata={"format": "pt"})
         odd = open_checkpoint(there)
-        with pytest.raises(LayoutError, match=r"blocks\.1\.attn\.qkv.*float32, float64.*--dtype"):
+        with pytest.raises(
+            LayoutError, match=r"blocks\.1\.attn\.qkv.*float32, float64.*pass dtype="
+        ):
             plan_conversion(odd, tmp_path / "m.pth", "facebook")
         assert converted(odd, tmp_path / "m.pth", dtype="float64").task == "pretrain"
 
     def test_hdf5_asks_for_another_dtype_than_bfloat16(self, pretrain, tmp_path):
         source = in_dtype(pretrain, tmp_path / "source.pth", lambda name: "bfloat16")
-        with pytest.raises(OutputError, match="--dtype"):
+        with pytest.raises(OutputError, match='dtype="float32"'):
             converted(source, tmp_path / "tf", "transformers-tf")
         converted(source, tmp_path / "tf", "transformers-tf", dtype="float32")
 
@@ -198,7 +201,7 @@ class TestDtypes:
         tensors["decoder_norm.bias"][2] = 65520
         save_file(tensors, tmp_path / "large.safetensors")
         source = open_checkpoint(tmp_path / "large.safetensors", HEADS)
-        with pytest.raises(MaeConvertError, match=r"decoder_norm\.bias .* --dtype overflows"):
+        with pytest.raises(MaeConvertError, match=r"decoder_norm\.bias .* dtype= overflows"):
             converted(source, tmp_path / "half", "transformers", dtype="float16")
         assert not (tmp_path / "half").exists()
         converted(source, tmp_path / "half", "transformers", dtype="bfloat16")
@@ -270,7 +273,7 @@ class TestChannels:
         assert declared_steps(target) == []
 
     def test_a_decoder_and_a_choice_of_channels_are_refused(self, pretrain, tmp_path):
-        with pytest.raises(ConfigurationError, match="--task encoder"):
+        with pytest.raises(ConfigurationError, match='task="encoder"'):
             converted(pretrain, tmp_path / "m.pth", in_channels=1)
         six = converted(pretrain, tmp_path / "six.pth", task="encoder", in_channels=6)
         with pytest.raises(ConfigurationError, match="which of 6 channels"):

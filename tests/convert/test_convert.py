@@ -14,7 +14,7 @@ from small_models import arrays, assert_same_file, can_hold, target_for, told, w
 
 from mae_convert import load_model, save_model
 from mae_convert.checkpoint.diff import diff
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import FILE_SUFFIXES, SUFFIX_KINDS, container_kind, plan_conversion
@@ -26,6 +26,7 @@ from mae_convert.errors import (
     OutputError,
 )
 from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
 from reference_models.configuration import ViTMAEConfig
 

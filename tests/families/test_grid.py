@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.position_tables import grid_of_table, grids
+from mae_convert.families.options import Flags
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
@@ -79,8 +80,8 @@ def test_what_contradicts_itself_is_refused_by_both_names_and_an_option_decides(
     path = written(**made)
     with pytest.raises(ConfigurationError, match=sentence) as said:
         open_checkpoint(path, FLAGS)
-    assert "--source-image-size" in str(said.value)
-    assert opened(path, image_size=(64, 16)) == ((64, 16), "flag --source-image-size")
+    assert "source_image_size=" in str(said.value)
+    assert opened(path, image_size=(64, 16)) == ((64, 16), "option source_image_size")
 
 
 def test_a_trained_table_leaves_a_square_that_is_marked_as_assumed(written):

@@ -13,11 +13,12 @@ import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 from safetensors.numpy import load_file
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.options import Flags
 from mae_convert.formats import LazyTensor, open_container, write_file
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel

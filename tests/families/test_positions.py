@@ -7,7 +7,7 @@ import pytest
 import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
@@ -15,6 +15,7 @@ from mae_convert.dtypes import DTYPES, rounded
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
+from mae_convert.families.options import Flags
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.verify.arithmetic import fixed_positions, resampled_positions
 from reference_models.positions import sincos_position_embedding

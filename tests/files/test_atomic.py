@@ -82,7 +82,7 @@ def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     never = failing(AssertionError("a tensor was loaded"))
     for name in ("x", "link"):
-        with pytest.raises(OutputError, match="exists already; choose another name or pass --over"):
+        with pytest.raises(OutputError, match="exists already; choose another name or pass over"):
             write_file(tmp_path / name, "pth", never)
     with pytest.raises(OutputError, match="exists already"):
         write_directory(tmp_path / "d", "model.safetensors", "safetensors", never, RECORD)

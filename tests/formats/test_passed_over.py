@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from paths import DATA, GOLDEN
 
 from mae_convert.cli.main import cli
-from mae_convert.errors import CheckpointError
+from mae_convert.errors import CheckpointError, as_option
 from mae_convert.formats import open_container
 from mae_convert.formats.config_text import read_config_text
 
@@ -209,7 +209,8 @@ def test_of_two_models_in_one_file_it_is_asked_which(tmp_path: Path, key: str) -
     torch.save({"model": MODEL, "epoch": 3, **copy}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         open_container(tmp_path / "x.pth")
-    assert f"--state-key model or --state-key {COPIES[key]}" in str(caught.value)
+    sentence = caught.value.render(as_option)
+    assert f"--state-key model or --state-key {COPIES[key]}" in sentence
     for wanted, first in (("model", 0), (key, 1)):
         opened = open_container(tmp_path / "x.pth", wanted)
         assert (opened.wrapper, opened.tensors["a"].load()[0, 0]) == (wanted, first)

@@ -110,7 +110,7 @@ def test_a_model_that_fits_is_written_whole(tmp_path: Path) -> None:
 
 def test_hdf5_is_not_split(tmp_path: Path) -> None:
     tensors = [LazyTensor.from_array(f"vit/{name}", array) for name, array in ARRAYS.items()]
-    with pytest.raises(OutputError, match="leave --max-shard-size out"):
+    with pytest.raises(OutputError, match="leave max_shard_size= out"):
         write_directory(tmp_path / "m", "tf_model.h5", "tf_h5", tensors, {}, max_shard_size=40)
     assert not any(tmp_path.iterdir())
 

@@ -12,10 +12,11 @@ import pytest
 from paths import DATA
 
 from mae_convert.checkpoint.diff import diff
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError
+from mae_convert.families.options import Flags
 from mae_convert.formats import open_container, write_file
 from mae_convert.formats.tensor import LazyTensor
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from mae_convert.checkpoint.image_files import images_in
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.visualize.masks import noise_of
 from mae_convert.visualize.reconstruction import load_cut

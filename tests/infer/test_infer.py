@@ -86,7 +86,7 @@ def test_a_target_takes_what_was_found_on_its_source(bare: Path) -> None:
 def test_undecided_fields_say_why_in_the_message(bare: Path) -> None:
     decision = Decision("num_attention_heads", None, 0.7, "", "no candidate fits", ())
     left = with_inferred(opened(bare), Inference({"num_attention_heads": decision}))
-    with pytest.raises(ConfigurationError, match="--infer is undecided: no candidate fits"):
+    with pytest.raises(ConfigurationError, match="the experiment is undecided: no candidate fits"):
         left.require_complete()
 
 

@@ -9,12 +9,13 @@ from safetensors.numpy import load_file, save_file
 
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.inspect import inspect
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.output import layouts as show
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import LayoutError
 from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.options import Flags
 from mae_convert.verify.verification import verify
 
 PAGE = ROOT / "docs" / "adding_a_layout.md"

@@ -89,8 +89,8 @@ JOB = "- source: runs/checkpoint-0.pth\n  verify: true\n"
 WRONG = {
     JOB + "  to: kears\n": ", line 3, to: 'kears' is not one of",
     JOB + "  too: keras\n": ", line 3, too: there is no such field; did you mean 'to'?",
-    JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is no value of it; write a",
-    JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is no value",
+    JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is not a whole number",
+    JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is not a value of it;",
     JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
     JOB + "  to: transformers\n  target: x.h5\n": ", line 4, target: transformers is written as a"
     " directory, and x.h5 is named like another kind of file",
@@ -108,10 +108,11 @@ WRONG = {
     "- source: 'runs/*.pth'\n  to: timm\n  target: out\n": ", line 1, target: two jobs write",
     JOB + "  to: timm\n" + JOB + "  to: timm\n": ", line 4, source: this job is there already",
     "jobs:\n  source: x\n": ", line 2, jobs: this is no list",
-    JOB + "  to: timm\n  target: ''\n": ", line 4, target: '' is no value of it",
-    JOB + "  to: timm\n  num_heads: 4.5\n": ", line 4, num_heads: 4.5 is no value of it; write a w",
-    JOB + "  to: timm\n  mask_ratio: .nan\n": ", line 4, mask_ratio: nan is no value",
-    JOB + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is no witness",
+    JOB + "  to: timm\n  target: ''\n": ", line 4, target: '' is not a value of it; write a text",
+    JOB + "  to: timm\n  num_heads: 4.5\n": ", line 4, num_heads: '4.5' is not a whole",
+    JOB + "  to: timm\n  mask_ratio: .nan\n": ", line 4, mask_ratio: 'nan' is not a number",
+    JOB
+    + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is not a runner; write torch",
     JOB + "  to: timm\n  [a, b]: 3\n": ", line 4: this is no name of a field",
     JOB + "  to: timm\n  target: hf://me\n": ", line 4, target: hf://me is no place on the Hub",
     JOB + "  to: timm\n  publish: me/x@dev\n": ", line 4, publish: me/x@dev is no OWNER/NAME",

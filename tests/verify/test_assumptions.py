@@ -9,13 +9,14 @@ import torch
 from arrays import FLOAT64_LIMIT, distance
 
 from mae_convert.checkpoint import official
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families.mae import official as official_catalog
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.official import Official
+from mae_convert.families.options import Flags
 from mae_convert.publish.card_parity import in_short
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.reports.verdict_files import markdown, text, verdict_json
@@ -175,7 +176,7 @@ def test_pooling_by_names_alone_is_no_proof(case, tmp_path):
     assert not verdict.passed
     assert answer(verdict)[0] == "NOT PROVEN"
     assert "global_pool token (names of a class-token classifier" in answer(verdict)[1]
-    assert "--global-pool" in answer(verdict)[1]
+    assert "global_pool" in answer(verdict)[1]
 
 
 def test_names_that_only_one_pooling_has_are_evidence(case):
@@ -186,7 +187,7 @@ def test_names_that_only_one_pooling_has_are_evidence(case):
         assert "global_pool" not in configuration.assumptions
         other = {"avg": "token", "token": "avg"}[pooling]
         told = dataclasses.replace(flags, global_pool=other)
-        with pytest.raises(ConfigurationError, match=r"--global-pool .* contradicts"):
+        with pytest.raises(ConfigurationError, match=r"global_pool=.* contradicts"):
             open_checkpoint(case(name).checkpoint, told)
 
 
@@ -216,7 +217,7 @@ def test_every_form_of_a_verdict_states_its_assumptions():
     assert [check.passed for check in unproven if check.name == SPECIFIED] == [False]
     failed = dataclasses.replace(verdict, passed=False, checks=unproven)
     assert answer(failed)[0] == "NOT PROVEN"
-    assert "--num-heads" in answer(failed)[1]
+    assert "num_heads" in answer(failed)[1]
     assert "--hash" in answer(failed)[1]
 
 
@@ -248,12 +249,12 @@ def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
 def test_an_encoder_asks_for_nothing_of_the_decoder_that_is_left_out(case, tmp_path, run):
     source = case("pretrain_tiny").checkpoint
     heads = Flags(num_attention_heads=4)
-    with pytest.raises(ConfigurationError, match="--decoder-num-heads"):
+    with pytest.raises(ConfigurationError, match="decoder_num_heads="):
         open_checkpoint(source, heads)
     whole = open_checkpoint(source, heads, incomplete=True)
-    with pytest.raises(ConfigurationError, match="--decoder-num-heads"):
+    with pytest.raises(ConfigurationError, match="decoder_num_heads="):
         plan_conversion(whole, tmp_path / "whole", "transformers")
-    with pytest.raises(ConfigurationError, match="--num-heads"):
+    with pytest.raises(ConfigurationError, match="with num_heads="):
         open_checkpoint(source, task="encoder")
     encoder = open_checkpoint(source, heads, task="encoder")
     execute(plan_conversion(encoder, tmp_path / "encoder", "transformers", task="encoder"))

@@ -5,8 +5,9 @@ import pytest
 from arrays import FLOAT64_LIMIT, distance
 from safetensors.numpy import load_file
 
-from mae_convert.checkpoint.open import Flags, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.families.options import Flags
 from mae_convert.runtime.inputs import InputChoice
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.verify.verification import Options, Witness, run_verification, verify

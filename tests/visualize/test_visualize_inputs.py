@@ -100,7 +100,7 @@ def test_the_noise_of_the_file_says_what_is_removed(run, model, inputs, tmp_path
     batch = batch_from_inputs(path, open_checkpoint(checkpoint))
     assert np.array_equal(batch.noise, noise)
     assert noise_in(batch, "random", "random") is batch.noise
-    with pytest.raises(MaeConvertError, match="--mask block says it too; leave one out"):
+    with pytest.raises(MaeConvertError, match='mask="block" says it too; leave one out'):
         noise_in(batch, "block", "random")
     refused = run(
         "reconstruct", checkpoint, "--inputs", path, "-o", tmp_path / "x.png", "--mask", "grid",
@@ -158,5 +158,5 @@ def test_each_channel_is_stretched_by_the_original(model):
     assert np.isfinite(display_of(constant, configuration)(constant)).all()
     grey = display_of(pixels, configuration, (4,))
     assert grey.note.startswith("channel 4 in grey, stretched from its 2nd")
-    with pytest.raises(MaeConvertError, match="--bands 6 names channels that the model does not"):
+    with pytest.raises(MaeConvertError, match='bands="6" names channels that the model does not'):
         display_of(pixels, configuration, (6,))

@@ -9,10 +9,10 @@ from mae_convert.cli.common import open_and_infer, open_and_tell, open_pair_and_
 from mae_convert.cli.completion import complete_layouts
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
+    BYTE_SIZE,
     COUNT,
     DTYPE,
-    ByteSize,
-    ImageSize,
+    IMAGE_SIZE,
     SourceType,
     checkpoint_options,
     images_option,
@@ -20,9 +20,10 @@ from mae_convert.cli.options import (
     json_option,
     task_option,
 )
+from mae_convert.errors import as_option
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint.open import Flags
+    from mae_convert.families.options import Flags
     from mae_convert.sources import Source
 
 
@@ -64,7 +65,7 @@ def inspect(
     else:
         checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
     checkpoint = as_task(checkpoint, task)
-    report = look(checkpoint, stats=stats, with_hash=with_hash)
+    report = look(checkpoint, stats=stats, with_hash=with_hash, style=as_option)
     print_json(report) if as_json else show(report)
 
 
@@ -87,7 +88,7 @@ def inspect(
 @click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
 @click.option(
     "--image-size",
-    type=ImageSize(),
+    type=IMAGE_SIZE,
     help="Resample the position embeddings for pictures of this size; reported as lossy.",
 )
 @click.option(
@@ -107,7 +108,7 @@ def inspect(
 )
 @click.option(
     "--max-shard-size",
-    type=ByteSize(),
+    type=BYTE_SIZE,
     help="Write a directory's weights in parts of at most this size, with an index.",
 )
 @click.option(

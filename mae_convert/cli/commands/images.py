@@ -20,7 +20,7 @@ from mae_convert.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint.open import Flags
+    from mae_convert.families.options import Flags
     from mae_convert.sources import Source
 
 PICTURES = click.Path(path_type=Path)

@@ -28,7 +28,7 @@ from mae_convert.cli.streams import say
 from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint.open import Flags
+    from mae_convert.families.options import Flags
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import Source
     from mae_convert.verify.judge import Verdict

@@ -8,6 +8,7 @@ from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import console, markup, printable, table
 from mae_convert.convert.changes import step_in_words
+from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
 from mae_convert.text import format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
@@ -62,7 +63,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
 
 def answer_line(result: Verdict) -> str:
     """Return the verdict in one line."""
-    word, meaning = answer(result)
+    word, meaning = answer(result, as_option)
     colour = COLOURS.get(word, "red")
     return f"[bold {colour}]{markup(headline(result))}[/]: {markup(meaning)}"
 

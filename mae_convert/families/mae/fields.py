@@ -8,7 +8,6 @@ from mae_convert.families.canonical import square_grid
 from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import (
     FAMILY,
-    FLAGS,
     NAMES,
     PREPROCESSING,
     SQUARE,
@@ -17,6 +16,7 @@ from mae_convert.families.evidence import (
 )
 from mae_convert.families.mae.position_tables import Grid, grid_of_tables
 from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
+from mae_convert.families.options import named
 
 # The published weights exist under the names of these layouts.
 PUBLISHED_AS = ("facebook", "timm", "transformers", "transformers-tf")
@@ -105,7 +105,8 @@ def missing(name: str, evidence: Evidence) -> Missing:
         return missing_heads(name, evidence, arguments(evidence).contradiction(name))
     count = evidence.geometry["num_patches"]
     reason = f"{count} patches are not a square grid"
-    return Missing(name, "the image size", f"{FLAGS[name]} HxW{evidence.size_hint}", reason)
+    option = named(name, placeholder="HxW")
+    return Missing(name, "the image size", option, reason, evidence.size_hint)
 
 
 def placeholder(name: str, evidence: Evidence) -> Any:
@@ -136,7 +137,7 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 def check_image_size(size: Any, evidence: Evidence) -> None:
     """Refuse an image size that does not have as many patches as there are positions."""
     patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
-    where = "--source-image-size" if evidence.flags.get("image_size") else evidence.stated_where
+    where = named("image_size") if evidence.flags.get("image_size") else evidence.stated_where
     try:
         height, width = (size, size) if isinstance(size, int) else size
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
@@ -146,8 +147,10 @@ def check_image_size(size: Any, evidence: Evidence) -> None:
         fits = False
     if not fits:
         raise ConfigurationError(
-            f"{where} says the image size is {size}, but with patches of {patch} the tensors hold"
-            f" {count} positions; say the size that they were made for with --source-image-size"
+            where,
+            f" says the image size is {size}, but with patches of {patch} the tensors hold {count}"
+            " positions",
+            hint=("say the size that they were made for with ", named("image_size")),
         )
 
 
@@ -163,6 +166,9 @@ def check_position_tables(size: Any, evidence: Evidence) -> None:
     if table is not None and table.grid != grid:
         raise ConfigurationError(
             f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
-            f" patches, but {table.where} is that of {table.words}; specify the image size that the"
-            " model was trained for with --source-image-size HxW"
+            f" patches, but {table.where} is that of {table.words}",
+            hint=(
+                "specify the image size that the model was trained for with ",
+                named("image_size", placeholder="HxW"),
+            ),
         )

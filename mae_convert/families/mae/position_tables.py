@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
@@ -69,7 +69,8 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
     if len(found) == 2 and found[0].grid != found[1].grid:
         raise ConfigurationError(
             f"{found[0].where} is that of {found[0].words}, and {found[1].where} that of"
-            f" {found[1].words}; specify the image size with --source-image-size HxW"
+            f" {found[1].words}",
+            hint=("specify the image size with ", Option("source_image_size", placeholder="HxW")),
         )
     return found[0] if found else None
 

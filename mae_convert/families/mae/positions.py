@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from mae_convert.dtypes import rounded
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding
 
@@ -80,9 +80,9 @@ def regenerated(tensor: LazyTensor, grid: Grid, new_grid: Grid) -> LazyTensor:
         table = sincos_position_embedding(tensor.shape[-1], grid)
         away = np.abs(tensor.load().astype(np.float64) - table).max()
         raise ConfigurationError(
-            f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away),"
-            " so --sincos-positions would lose what was learned; leave it out to resample the"
-            " embedding"
+            f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away),",
+            *(" so ", Option("sincos_positions", True), " would lose what was learned"),
+            hint="leave it out to resample the embedding",
         )
 
     def load() -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.position_tables import Grid, TableGrid
 from mae_convert.families.mae.training_programs import fields_of
 
@@ -74,7 +74,8 @@ class TrainingArguments:
         if self.stored.get("global_pool") is True:
             raise ConfigurationError(
                 "the training arguments say global_pool is True, but the tensors lack fc_norm,"
-                " which such a model has; specify what the head reads with --global-pool"
+                " which such a model has",
+                hint=("specify what the head reads with ", Option("global_pool")),
             )
         return "token" if self.stored.get("global_pool") is False else None
 
@@ -146,8 +147,11 @@ class TrainingArguments:
 
 def _contradicted(arguments: str, other: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the training arguments say {arguments}, but {other}; specify the image size that the"
-        " model was trained for with --source-image-size HxW"
+        f"the training arguments say {arguments}, but {other}",
+        hint=(
+            "specify the image size that the model was trained for with ",
+            Option("source_image_size", placeholder="HxW"),
+        ),
     )
 
 

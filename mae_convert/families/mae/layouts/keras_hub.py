@@ -8,7 +8,7 @@ The number of heads stands in the shapes here. The first block's name has no num
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option, Text
 from mae_convert.families.mae.layouts.keras import OPTIMIZER, archived, dense, norm
 from mae_convert.families.mae.layouts.transformers_tf import KERNEL
 from mae_convert.layouts.layout import IMAGENET, Layout
@@ -77,10 +77,13 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why KerasHub's classes cannot hold a model, or None."""
     if task == "pretrain":
-        return "KerasHub has no MAE decoder; convert to keras, or the encoder with --task encoder"
+        return (
+            "KerasHub has no MAE decoder; convert to keras, or the encoder with ",
+            Option("task", "encoder"),
+        )
     if task == "classify" and config.global_pool == "avg":
         return (
             "KerasHub normalises before it pools, and so cannot hold a globally pooled model"

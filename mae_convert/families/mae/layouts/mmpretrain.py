@@ -1,5 +1,6 @@
 """OpenMMLab's mmpretrain, MAE: the encoder as ``backbone``, the decoder as ``neck``."""
 
+from mae_convert.errors import Option, Text
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row, Table
@@ -54,7 +55,7 @@ DECODER = (
 )
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why mmpretrain's classes cannot hold a model, or None.
 
     The encoder takes any picture. The decoder's class makes square patches and has biases and GELU
@@ -66,7 +67,8 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
     if not square or config.num_channels != 3:
         return (
             "mmpretrain's MAE pre-trains on square pictures of three channels in square patches;"
-            " convert to facebook or keras, or the encoder with --task encoder"
+            " convert to facebook or keras, or the encoder with ",
+            Option("task", "encoder"),
         )
     if not config.qkv_bias or config.hidden_act != "gelu":
         return "mmpretrain's decoder has biases and GELU; convert to facebook or keras"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mae_convert.errors import Option, Text
 from mae_convert.families.mae.layouts.facebook import ENCODER_AND_CLASSIFIER
 from mae_convert.families.mae.layouts.timm_fields import (
     ACTIVATIONS,
@@ -115,10 +116,10 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why timm cannot hold a model, or None."""
     if task == "pretrain":
-        return "timm has no decoder; convert the encoder with --task encoder"
+        return "timm has no decoder; convert the encoder with ", Option("task", "encoder")
     if config.layer_norm_eps != EPSILON:
         return (
             f"timm's ViT has a layer norm epsilon of {EPSILON}, and this model one of"

@@ -1,5 +1,6 @@
 """torchvision's ``vit_*`` models; the MLP's older names ``linear_1``, ``linear_2`` are read."""
 
+from mae_convert.errors import Option, Text
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
@@ -36,10 +37,10 @@ def _table(name: str, fc1: str, fc2: str) -> Table:
     )
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why torchvision's class cannot hold a model, or None."""
     if task == "pretrain":
-        return "torchvision has no decoder; convert the encoder with --task encoder"
+        return "torchvision has no decoder; convert the encoder with ", Option("task", "encoder")
     if task == "classify" and config.global_pool == "avg":
         return "torchvision reads the class token; convert a globally pooled model to timm"
     if config.image_hw[0] != config.image_hw[1] or config.patch_hw[0] != config.patch_hw[1]:

@@ -8,6 +8,7 @@ fills at random; and it names its modules otherwise in memory (``state_dict()``)
 from collections.abc import Mapping
 from typing import Any
 
+from mae_convert.errors import Option, Text
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
@@ -139,20 +140,21 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why the transformers classes cannot hold a model, or None."""
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (
             f"ViTMAEForPreTraining refuses images that are not square, and this model takes"
-            f" {height}x{width}; convert it to facebook or keras, or its encoder with"
-            " --task encoder"
+            f" {height}x{width}; convert it to facebook or keras, or its encoder with ",
+            Option("task", "encoder"),
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
             "transformers has one layer norm epsilon for encoder and decoder, and those of this"
             f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook"
-            " or keras, or its encoder with --task encoder"
+            " or keras, or its encoder with ",
+            Option("task", "encoder"),
         )
     if task == "classify" and config.global_pool == "avg":
         return (

@@ -8,6 +8,7 @@ In shards (``tf_model-00001-of-00002.h5``) and in safetensors files with the met
 the name of a tensor is the weight's without the scope, and without the layer before it.
 """
 
+from mae_convert.errors import Text
 from mae_convert.families.mae.layouts.transformers import CONVENTIONS, read_config, write_config
 from mae_convert.families.mae.layouts.transformers import refusal as refusal_in_pytorch
 from mae_convert.layouts.layout import Layout
@@ -104,7 +105,7 @@ ANY_SCOPE = _tables("transformers-tf", "*", "*", "*")
 WITHOUT_SCOPE = _tables("transformers-tf, names without the class", "", "", "")
 
 
-def refusal(config: ViTMAEConfig, task: str) -> str | None:
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why the TensorFlow classes cannot hold a model, or None.
 
     Those of 4.57.6 make their first input of ``image_size`` as one number, assign the fixed
