@@ -1,4 +1,7 @@
-"""Forward passes of the reference models against other classes, in one environment, by turns."""
+"""Forward passes of our models against other classes, in one environment, by turns.
+
+Ours are the reference models in PyTorch, and in TensorFlow the classes of `mae_convert.models`.
+"""
 
 import json
 import os
@@ -28,6 +31,7 @@ COMPARISONS = (
     Comparison("transformers", "pytorch", "full"),
     Comparison("transformers", "tensorflow", "encoder"),
     Comparison("transformers", "tensorflow", "full"),
+    Comparison("transformers", "tensorflow", "classifier"),
     Comparison("timm", "pytorch", "classifier"),
 )
 MODES = ("eager", "compiled")
@@ -67,11 +71,15 @@ def started(python: Path, library: str, framework: str, size: str, part: str) ->
 
 
 def rows(
-    sizes: list[str], batches: list[int], pairs: int, pythons: dict[str, Path]
+    sizes: list[str],
+    batches: list[int],
+    pairs: int,
+    pythons: dict[str, Path],
+    frameworks: list[str],
 ) -> Iterator[dict[str, object]]:
     """Yield a row of the table for each comparison, size, mode and batch."""
     for library, framework, part in COMPARISONS:
-        if library not in pythons:
+        if library not in pythons or framework not in frameworks:
             continue
         python = pythons[library]
         for size in sizes:

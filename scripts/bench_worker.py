@@ -26,7 +26,11 @@ SIZES = {
         "intermediate_size": 4096,
     },
 }
-CLASSES = {"encoder": "ViTMAEModel", "full": "ViTMAEForPreTraining"}
+CLASSES = {
+    "encoder": "ViTMAEModel",
+    "full": "ViTMAEForPreTraining",
+    "classifier": "ViTForImageClassification",
+}
 TIMM = {"base": "vit_base_patch16_224", "large": "vit_large_patch16_224"}
 
 Call = Callable[[], object]
@@ -49,7 +53,7 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
         from reference_models import pytorch as ours
 
         config = ours.ViTMAEConfig(**SIZES[size])
-        model = getattr(ours, CLASSES.get(part, "ViTForImageClassification"))(config)
+        model = getattr(ours, CLASSES[part])(config)
     model.eval()
 
     def call_of(mode: str, batch: int) -> Call:
@@ -73,17 +77,19 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
     if library == "transformers":
         import transformers
 
-        config = transformers.ViTMAEConfig(layer_norm_eps=1e-6, **SIZES[size])
+        kind = transformers.ViTConfig if part == "classifier" else transformers.ViTMAEConfig
+        config = kind(layer_norm_eps=1e-6, num_labels=1000, **SIZES[size])
         model = getattr(transformers, f"TF{CLASSES[part]}")(config)
     else:
-        from reference_models import keras as ours
+        from mae_convert import models as ours
 
         model = getattr(ours, f"TF{CLASSES[part]}")(ours.ViTMAEConfig(**SIZES[size]))
 
     def call_of(mode: str, batch: int) -> Call:
         run = tf.function(model) if mode == "compiled" else model
-        pixels, noise = tf.random.normal((batch, 3, 224, 224)), tf.random.uniform((batch, 196))
-        return lambda: run(pixels, noise=noise)
+        pixels = tf.random.normal((batch, 3, 224, 224))
+        given = {} if part == "classifier" else {"noise": tf.random.uniform((batch, 196))}
+        return lambda: run(pixels, **given)
 
     return call_of
 

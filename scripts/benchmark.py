@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keeps the checkpoints that are made")
     return parser.parse_args()
@@ -50,7 +51,7 @@ def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
     pythons = {"transformers": given.peer_python, "timm": given.timm_python}
     pythons = {library: python for library, python in pythons.items() if python}
     sizes = [size for size in given.sizes if size != "huge"]
-    return bench_forward.rows(sizes, given.batches, given.pairs, pythons)
+    return bench_forward.rows(sizes, given.batches, given.pairs, pythons, given.frameworks)
 
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {

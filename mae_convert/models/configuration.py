@@ -13,7 +13,12 @@ from mae_convert.models.errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 FIELDS = tuple(field.name for field in fields(ReferenceConfig))
-IMPLIED = tuple(n for n, value in vars(ReferenceConfig).items() if isinstance(value, property))
+IMPLIED = tuple(
+    name
+    for base in ReferenceConfig.__mro__
+    for name, value in vars(base).items()
+    if isinstance(value, property)
+)
 CONFIG_NAME = "config.json"
 # What transformers' configurations have besides, and what it is there by default.
 HABITS: Mapping[str, Any] = {
@@ -53,9 +58,18 @@ class ViTMAEConfig:
     """
 
     model_type = "vit_mae"
-    # What transformers' pipelines look up besides; nothing here has them.
+    # What transformers' configurations of every kind of model have; nothing here depends on it.
     _commit_hash = None
+    architectures = None
+    attribute_map: Mapping[str, str] = {}
+    chunk_size_feed_forward = 0
+    is_decoder = False
+    is_encoder_decoder = False
+    sub_configs: Mapping[str, Any] = {}
     task_specific_params = None
+    tie_word_embeddings = False
+    tokenizer_class = None
+    torchscript = False
     output_hidden_states: bool
     output_attentions: bool
     return_dict: bool

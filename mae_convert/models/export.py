@@ -95,15 +95,25 @@ def _write_saved_model(model: Any, target: Path) -> None:
 
         module = tf.Module()
         module.encoder = model
-        module.serve = _function(model)
+        module.serve = encoder_function(model)
         path = output.path
         tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
         for item in (*path.rglob("*"), path):
             flush(item)
 
 
-def _function(model: Any, *, as_constants: bool = False) -> Any:
-    """Return the encoder as a TensorFlow function of any number of pictures.
+def pixel_shape(model: Any) -> tuple[int | None, int, int, int]:
+    """Return the shape (N, C, H, W) of a model's images, of any number N."""
+    return (None, model.config.num_channels, *model.config.image_hw)
+
+
+def float_dtype(model: Any) -> str:
+    """Return the dtype in which a program takes images."""
+    return "float64" if model.variable_dtype == "float64" else "float32"
+
+
+def encoder_function(model: Any, *, as_constants: bool = False) -> Any:
+    """Return the encoder as a TensorFlow function of any number of images.
 
     With ``as_constants`` the weights are part of it: of Keras's variables the converter to TFLite
     would make empty ones, and a program that gives NaN.
@@ -112,10 +122,8 @@ def _function(model: Any, *, as_constants: bool = False) -> Any:
     import tensorflow as tf
 
     held = [(w, keras.ops.convert_to_numpy(w)) for w in model.weights if as_constants]
-    shape = (None, model.config.num_channels, *model.config.image_hw)
-    dtype = "float64" if model.variable_dtype == "float64" else "float32"
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, dtype, INPUT)])
+    @tf.function(input_signature=[tf.TensorSpec(pixel_shape(model), float_dtype(model), INPUT)])
     def encode(pixel_values: Any) -> dict[str, Any]:
         constants = [(weight, tf.constant(value)) for weight, value in held]
         with keras.StatelessScope(constants) if as_constants else nullcontext():
@@ -128,6 +136,6 @@ def _tflite(model: Any) -> bytes:
     import tensorflow as tf
 
     module = tf.Module()
-    function = _function(model, as_constants=True).get_concrete_function()
+    function = encoder_function(model, as_constants=True).get_concrete_function()
     content: bytes = tf.lite.TFLiteConverter.from_concrete_functions([function], module).convert()
     return content

@@ -67,6 +67,7 @@ class MaeImageProcessor:
     """
 
     model_input_names = ("pixel_values",)
+    is_fast = False  # as of transformers' class of the same results
 
     def __init__(self, **stated: Any) -> None:
         self.__dict__.update({**DEFAULTS, **_said(stated)})
@@ -128,6 +129,16 @@ class MaeImageProcessor:
     def to_json_string(self) -> str:
         """Return what is stated as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    @raising_as_transformers()
+    def from_json_file(cls, path: str | Path) -> "MaeImageProcessor":
+        """Return the processor that a JSON file describes.
+
+        Raises:
+            MaeConvertError: the file is missing or is not a JSON object.
+        """
+        return cls.from_dict(read_json(Path(path)))
 
     @classmethod
     def from_dict(cls, stated: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":

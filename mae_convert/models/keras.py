@@ -13,15 +13,18 @@ import numpy as np
 from keras import ops
 
 from mae_convert.errors import MissingRequirementError
-from mae_convert.models.configuration import ReferenceConfig, adopted, plain
+from mae_convert.models.compiled_blocks import CompiledBlocks, may_compile
+from mae_convert.models.configuration import ReferenceConfig, ViTMAEConfig, adopted, plain
+from mae_convert.models.encoder_view import EncoderView
+from mae_convert.models.keras_methods import TransformersMethods
 from mae_convert.models.keras_views import Anew, blocks_of, resampled, shared
 from mae_convert.models.outputs import output_of
 from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
     asked_for,
-    check_size,
     problem_type,
+    usable_size,
 )
 from reference_models import keras as reference
 from reference_models.keras.numerics import cross_entropy, widen
@@ -46,13 +49,22 @@ def taking_mappings(call: Any) -> Any:
     return unpacked
 
 
-class KerasModel(PretrainedModel):
-    """What the three models have in common."""
+class KerasModel(TransformersMethods, PretrainedModel):
+    """What the three models have in common.
+
+    Attributes:
+        compile_blocks: whether inference calls outside a graph go through compiled blocks, on
+            TensorFlow; False for single operations. It can be set for a model or for its class.
+    """
 
     layout = "transformers-tf"
+    compile_blocks = True
 
-    def __init__(self, config: ReferenceConfig | Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any], **kwargs: Any
+    ) -> None:
         super().__init__(adopted(config), **kwargs)  # type: ignore[call-arg]
+        self._compiled_blocks = CompiledBlocks()
         if getattr(self.config, "gradient_checkpointing", False):
             self.gradient_checkpointing_enable()
 
@@ -60,6 +72,19 @@ class KerasModel(PretrainedModel):
     def _from_config(cls, config: Any, **options: Any) -> Any:
         """Return a new model of a configuration, as transformers' method of this name."""
         return cls(config, **options)
+
+    @classmethod
+    def from_config(cls, config: Any, *more: Any, **options: Any) -> Any:
+        """Return a new model of a configuration, or of what `get_config` returned."""
+        if isinstance(config, ViTMAEConfig | ReferenceConfig):
+            return cls(adopted(config), **options)
+        return super().from_config(config, *more, **options)  # type: ignore[misc]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create all variables; they exist already when a model was made."""
+        del input_shape  # which the configuration tells
+        if not self.built:  # type: ignore[attr-defined]
+            super().build()  # type: ignore[misc]
 
     @classmethod
     def runs_on(cls) -> str:
@@ -107,13 +132,9 @@ class KerasModel(PretrainedModel):
         return sum(int(np.prod(weight.shape)) for weight in weights)
 
     @property
-    def vit(self) -> Any:
-        """The encoder's layer, under the name that it has in transformers.
-
-        Keras names what it saves by the first attribute, in the alphabet, that holds it: a second
-        name for a layer has to come after its own.
-        """
-        return self.encoder  # type: ignore[attr-defined]
+    def vit(self) -> EncoderView:
+        """The encoder by the names of transformers; it is called with images (N, C, H, W)."""
+        return EncoderView(self)
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
         """Compute the inside of each block anew for its gradient instead of keeping it.
@@ -146,12 +167,33 @@ class KerasModel(PretrainedModel):
         interpolate: bool | None,
         training: bool | None,
     ) -> Any:
-        """Return what the reference model computes, if need be for pictures of another size."""
-        size = tuple(pixel_values.shape[-2:])
-        check_size(size, self.config, interpolate)
-        model = self if size == self.config.image_hw else self._at(size)
+        """Return what the reference model computes, if need be for images of another size."""
+        model, pixel_values = self.for_inputs(
+            pixel_values, *more, interpolate=interpolate, training=training
+        )
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.call(model, pixel_values, *more, **asked.flags, training=bool(training))  # type: ignore[attr-defined]
+
+    def for_inputs(
+        self, pixel_values: Tensor, *more: Any, interpolate: bool | None, training: bool | None
+    ) -> tuple[Any, Tensor]:
+        """Return a model with the same variables that takes these inputs, and the pixels it takes.
+
+        Its positions are resampled for images of another size; its blocks are compiled where that
+        makes no other difference.
+        """
+        given = tuple(pixel_values.shape[-2:])
+        size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
+        if size != given:
+            pixel_values = pixel_values[..., : size[0], : size[1]]
+        model = self if size == self.config.image_hw else self._at(size)
+        if (
+            self.compile_blocks
+            and not self.run_eagerly  # type: ignore[attr-defined]
+            and may_compile((pixel_values, *more), training=training)
+        ):
+            model = self._with_compiled_blocks(model)
+        return model, pixel_values
 
     def _at(self, size: tuple[int, ...]) -> Any:
         """Return the model for pictures of another size; all is shared but position embeddings."""
@@ -170,6 +212,16 @@ class KerasModel(PretrainedModel):
                 decoder, config=config, position_embeddings=positions(decoder)
             )
         return shared(model, **changes)
+
+    def _with_compiled_blocks(self, model: Any) -> Any:
+        """Return a model of which the blocks are compiled; all variables are shared."""
+        stacks = ("encoder", "decoder") if hasattr(model, "decoder") else ("encoder",)
+        compiled = {}
+        for name in stacks:
+            stack = getattr(model, name)
+            blocks = self._compiled_blocks.of(stack._blocks())
+            compiled[name] = shared(stack, _blocks=lambda blocks=blocks: blocks)
+        return shared(model, **compiled)
 
     def _without_loss(self, outputs: Any) -> Any:
         as_tuple = not hasattr(outputs, "_fields")  # where a loss, if any, is first
@@ -243,6 +295,18 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         images = unpatchify(patches, plain(self.config, image_size=size))
         return ops.transpose(images, (0, 2, 3, 1))
 
+    def reconstruct(
+        self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return predicted patches as images (N, H, W, C), the axes as of `unpatchify`.
+
+        Args:
+            pixel_values: (N, C, H, W), for mean and deviation where pixels are normalized.
+            logits: (N, L, P), the predicted patches.
+            mask: (N, L); with it, patches that were kept show the image itself.
+        """
+        return super().reconstruct(pixel_values, logits, mask)
+
     def forward_loss(  # type: ignore[override]  # as in transformers
         self,
         pixel_values: Tensor,
@@ -293,15 +357,22 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
             result = result._replace(loss=self._loss(result.logits, labels))
         return output_of(result, as_tuple=asked.as_tuple)
 
+    def hf_compute_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return the loss of logits (N, K) against labels, as a call with ``labels`` does."""
+        return self._loss(logits, labels)
+
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
         return SimpleNamespace(loss=self._loss(outputs.logits, targets))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, K) as transformers chooses it, a scalar."""
         labels = ops.convert_to_tensor(labels)
+        one_for_each = len(labels.shape) == 1  # a class, as fit may pass it in floating point
         whole = "int" in str(keras.backend.standardize_dtype(labels.dtype))
-        kind = problem_type(self.config, whole_numbers=whole)
+        kind = problem_type(self.config, whole_numbers=whole or one_for_each)
         if kind == "single_label_classification":
+            if one_for_each and not whole:
+                labels = ops.cast(labels, "int32")
             return cross_entropy(logits, labels)
         wide = widen(logits)
         targets = ops.cast(ops.reshape(labels, ops.shape(wide)), wide.dtype)

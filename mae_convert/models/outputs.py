@@ -15,9 +15,25 @@ from reference_models.outputs import (
     ViTMAEModelOutput,
 )
 
+
+class EncoderOutput(NamedTuple):
+    """What the encoder of a classifier returns.
+
+    Attributes:
+        last_hidden_state: (N, 1 + L, D), after the final norm, where there is one.
+        hidden_states: embedding output and each block's output, each (N, 1 + L, D).
+        attentions: probabilities of each block, each (N, heads, 1 + L, 1 + L).
+    """
+
+    last_hidden_state: Any
+    hidden_states: Any = None
+    attentions: Any = None
+
+
 # What each result of a reference model may lack; taps are not transformers'.
 OPTIONAL: dict[Any, tuple[str, ...]] = {
     ViTMAEModelOutput: ("hidden_states", "attentions"),
+    EncoderOutput: ("hidden_states", "attentions"),
     ViTMAEForPreTrainingOutput: ("loss", "hidden_states", "attentions"),
     ImageClassifierOutput: ("loss", "hidden_states", "attentions"),
 }

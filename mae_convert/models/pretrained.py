@@ -75,14 +75,38 @@ def asked_for(
     )
 
 
-def check_size(size: tuple[int, int], config: ReferenceConfig, interpolate: bool | None) -> None:
-    """Raise ValueError for pictures (height, width) that the model takes only when it is told."""
-    if size != config.image_hw and not interpolate:
+def usable_size(
+    size: tuple[int, int], config: ReferenceConfig, interpolate: bool | None, *, whole: bool
+) -> tuple[int, int]:
+    """Return the height and width of the part of an image that a model takes.
+
+    As in transformers, pixels below and to the right of the last whole patch are left out.
+
+    Args:
+        size: height and width of the image.
+        config: the configuration of the model.
+        interpolate: whether position embeddings are resampled for an image of another size.
+        whole: whether every pixel has to be in a patch, as a reconstruction needs.
+
+    Raises:
+        ValueError: the size is not that of the model, or has no such part.
+    """
+    if size == config.image_hw:
+        return size
+    if not interpolate:
         height, width = config.image_hw
         raise ValueError(
             f"Input image size ({size[0]}*{size[1]}) doesn't match model ({height}*{width});"
             " pass interpolate_pos_encoding=True to resample the position embeddings"
         )
+    rows, columns = (side - side % patch for side, patch in zip(size, config.patch_hw, strict=True))
+    if 0 in (rows, columns) or (whole and (rows, columns) != size):
+        height, width = config.patch_hw
+        raise ValueError(
+            f"Input image size ({size[0]}*{size[1]}) is not a multiple of the patch size"
+            f" ({height}*{width}); resize or crop the images"
+        )
+    return rows, columns
 
 
 def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:

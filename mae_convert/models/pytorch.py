@@ -22,8 +22,8 @@ from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
     asked_for,
-    check_size,
     problem_type,
+    usable_size,
 )
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
@@ -177,8 +177,10 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return what the reference model computes, if need be for pictures of another size."""
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
-        size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        check_size(size, self.config, interpolate)
+        given = (pixel_values.shape[-2], pixel_values.shape[-1])
+        size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
+        if size != given:
+            pixel_values = pixel_values[..., : size[0], : size[1]]
         model = self if size == self.config.image_hw else self._at(size)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]

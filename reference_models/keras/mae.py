@@ -156,9 +156,15 @@ class MaskedModel(ConfiguredModel):
         self.encoder.build()
 
     def encode_visible(
-        self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None,
+        taps: Taps | None,
+        training: bool | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode what is left.
+
+        ``training`` is that of the surrounding call where it is not given.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -169,7 +175,8 @@ class MaskedModel(ConfiguredModel):
             noise = default_noise(images, self.config, self.seed_generator)
         check_noise(noise, pixel_values.shape[0], self.config)
         ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
-        return self.encoder(pixel_values, ids_keep, taps=taps), mask, ids_restore
+        tokens = self.encoder(pixel_values, ids_keep, taps=taps, training=training)
+        return tokens, mask, ids_restore
 
 
 @keras.saving.register_keras_serializable(package="reference_models")

@@ -17,6 +17,7 @@ from mae_convert.models.export import export_encoder
 from mae_convert.models.fine_tuning import LayerDecayAdamW, fine_tuning_optimizer, layer_of
 
 PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny"
+CLASSIFIER = GOLDEN / "transformers_tf_classifier_tiny"
 BACKEND = keras.backend.backend()
 UNIT_ROUNDOFF = 2.0**-24
 

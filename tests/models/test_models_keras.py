@@ -17,13 +17,16 @@ from paths import HELPERS, ROOT
 HABITS = HELPERS / "keras_habits.py"
 
 
-def checks_in(file):
-    return re.findall(r"^def (check_\w+)", file.read_text(), re.MULTILINE)
+def checks_in(file, prefix="check_"):
+    return re.findall(rf"^def ({prefix}\w+)", file.read_text(), re.MULTILINE)
 
 
 QUICK = [name for name in checks_in(HABITS) if HABITS.read_text().count(name) > 1]
 SLOW = [name for name in checks_in(HABITS) if name not in QUICK]
-QUICK += checks_in(HELPERS / "models_worker.py")
+SLOW += [name for name in checks_in(HELPERS / "keras_serving.py") if "saved_models" in name]
+for file in ("models_worker.py", "keras_methods.py", "keras_serving.py"):
+    QUICK += [name for name in checks_in(HELPERS / file) if name not in SLOW]
+IDIOMS = checks_in(HELPERS / "tensorflow_idioms.py", "idiom_")
 
 
 def skip_without(framework):
@@ -31,9 +34,9 @@ def skip_without(framework):
         pytest.skip(f"{framework} is not installed")
 
 
-def outcomes_of(folder, backend, speed):
+def outcomes_of(folder, backend, *arguments, worker="models_worker.py"):
     subprocess.run(
-        [sys.executable, HELPERS / "models_worker.py", folder, speed],
+        [sys.executable, HELPERS / worker, folder, *arguments],
         check=True,
         timeout=900,
         env={
@@ -62,6 +65,18 @@ def slow_outcomes(request, tmp_path_factory):
 def outcomes_on_jax(tmp_path_factory):
     skip_without("jax")
     return outcomes_of(tmp_path_factory.mktemp("keras"), "jax", "quick")
+
+
+@pytest.fixture(scope="module")
+def outcomes_of_idioms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("idioms")
+    return outcomes_of(folder, "tensorflow", worker="tensorflow_idioms.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDIOMS)
+def test_scripts_for_transformers_4_run(outcomes_of_idioms, name):
+    assert not outcomes_of_idioms[name], outcomes_of_idioms[name]
 
 
 @pytest.mark.parametrize("name", QUICK)

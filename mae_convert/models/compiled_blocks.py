@@ -1,0 +1,160 @@
+"""Blocks of a Keras model compiled by TensorFlow, for inference calls outside a graph.
+
+A model that is called eagerly spends most of its time between operations. Here each block is a call
+of a `tf.function` that takes the weights as arguments, so that all blocks of a stack share one
+graph. Only one block is traced, which takes a fraction of a second: a first call takes about as
+long as an eager one, and the results do not depend on how often a model was called before.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import keras
+
+from reference_models.keras.blocks import Attention, Block, LayerNorm
+from reference_models.outputs import Taps, Tensor
+
+LIMIT = 16
+"""Graphs that a model keeps; a new one replaces the one that was used least recently."""
+
+
+def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
+    """Return whether nothing but the speed of a call depends on compiled blocks.
+
+    It is False where something follows single operations: a gradient tape, a surrounding graph, a
+    distribution strategy, TensorFlow's debuggers, and Keras's symbolic or stateless execution.
+
+    Args:
+        inputs: the tensors of the call, or None for those that were not given.
+        training: whether dropout is active.
+    """
+    if training or keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+    from tensorflow.python.eager import context, record  # there is no public function for these
+
+    return bool(
+        tf.executing_eagerly()
+        and not tf.config.functions_run_eagerly()
+        and not record.could_possibly_record()
+        and not context.context().op_callbacks
+        and not tf.distribute.has_strategy()
+        and not in_stateless_scope()
+        and all(isinstance(given, tf.Tensor) for given in inputs if given is not None)
+    )
+
+
+class CompiledBlocks:
+    """The graphs of one model's blocks.
+
+    It is a plain object, so that neither Keras nor TensorFlow saves it with the model.
+    """
+
+    def __init__(self) -> None:
+        self._functions: OrderedDict[Any, Any] = OrderedDict()
+
+    def of(self, blocks: list[Any]) -> list[Any]:
+        """Return the blocks as callables with the same arguments and results."""
+        return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
+
+    def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:
+        """Return the function (weights, tokens) of all blocks that have the structure of this one.
+
+        Args:
+            block: a transformer block.
+            tokens: (N, T, D); a function takes any N.
+            variables: those of the block, in their order.
+            taps: for what the function returns besides its output, or None.
+        """
+        recorded = None if taps is None else (taps.attentions, taps.activations)
+        key = (tuple(tokens.shape[1:]), tokens.dtype, recorded, _structure(block, variables))
+        if key not in self._functions:
+            self._functions[key] = _function(block, tokens, taps)
+        self._functions.move_to_end(key)
+        while len(self._functions) > LIMIT:
+            self._functions.popitem(last=False)
+        return self._functions[key]
+
+
+class _CompiledBlock:
+    """A block that is called through the function of its stack."""
+
+    def __init__(self, functions: CompiledBlocks, block: Any) -> None:
+        self.functions, self.block = functions, block
+
+    def __call__(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Map tokens (N, T, D) to (N, T, D)."""
+        variables = self.block.variables
+        function = self.functions.function(self.block, tokens, variables, taps)
+        output, recorded = function([variable.value for variable in variables], tokens)
+        if taps is not None:
+            taps.update(recorded)
+        return output
+
+
+def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
+    """Return the layers whose ``call`` a block's graph contains, with the classes they are of."""
+    return (
+        (block, Block),
+        (block.attention, Attention),
+        (block.norm1, LayerNorm),
+        (block.norm2, LayerNorm),
+    )
+
+
+def _dense(block: Any) -> tuple[Any, ...]:
+    attention = block.attention
+    return (
+        attention.query,
+        attention.key,
+        attention.value,
+        attention.projection,
+        block.fc1,
+        block.fc2,
+    )
+
+
+def _is_unchanged(block: Any) -> bool:
+    """Return whether a block computes what its class does, and not what a script put into it."""
+    return all(
+        type(layer) is kind and "call" not in layer.__dict__ for layer, kind in _parts(block)
+    ) and all(
+        type(dense) is keras.layers.Dense and dense.quantization_mode is None
+        for dense in _dense(block)
+    )
+
+
+def _structure(block: Any, variables: list[Any]) -> tuple[Any, ...]:
+    """Return what the graph of a block depends on, apart from the values of its weights."""
+    return (
+        *(kind.call for _, kind in _parts(block)),
+        block.activation,
+        block.attention.heads,
+        block.norm1.epsilon,
+        block.norm2.epsilon,
+        *(
+            (variable.path.rpartition("/")[2], variable.shape, variable.dtype)
+            for variable in variables
+        ),
+    )
+
+
+def _function(block: Any, tokens: Tensor, taps: Taps | None) -> Any:
+    import tensorflow as tf
+
+    shape = (None, *tokens.shape[1:])
+    attentions, activations = (
+        taps is not None and taps.attentions,
+        taps is not None and taps.activations,
+    )
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        inside = Taps.requested(False, attentions, activations)
+        with keras.StatelessScope(list(zip(block.variables, values, strict=True))):
+            output = block(tf.ensure_shape(tokens, shape), taps=inside)
+        found = {} if inside is None else dict(inside)
+        return output, {n: v for n, v in found.items() if activations or n == "probabilities"}
+
+    return run

@@ -1,0 +1,180 @@
+"""Methods of transformers' TensorFlow models that are not about computing."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+LABELS = ("labels", "label", "label_ids")
+PROGRAM = Path("saved_model", "1")
+"""Where transformers puts a SavedModel in a model directory."""
+
+
+class TransformersMethods:
+    """Building, data sets and SavedModels, as scripts for transformers ask for them."""
+
+    config: Any
+    framework = "tf"
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return False: no model here generates text."""
+        return False
+
+    def build_in_name_scope(self) -> None:
+        """Create all variables; they exist already."""
+
+    @property
+    def input_signature(self) -> dict[str, Any]:
+        """The shapes and dtypes of the inputs that a call needs, by name."""
+        shape = (None, self.config.num_channels, *self.config.image_hw)
+        if keras.backend.backend() != "tensorflow":
+            return {"pixel_values": keras.InputSpec(shape=shape, dtype="float32")}
+        import tensorflow as tf
+
+        return {"pixel_values": tf.TensorSpec(shape, tf.float32, name="pixel_values")}
+
+    @property
+    def dummy_inputs(self) -> dict[str, Any]:
+        """Inputs by name with which the model can be called: an image of zeros."""
+        return {"pixel_values": ops.zeros((1, self.config.num_channels, *self.config.image_hw))}
+
+    def get_input_embeddings(self) -> Any:
+        """Return the projection of patches, a layer."""
+        return self.encoder.embeddings.projection  # type: ignore[attr-defined]
+
+    def get_output_embeddings(self) -> None:
+        """Return None: no model here has output embeddings."""
+
+    def prepare_tf_dataset(
+        self,
+        dataset: Any,
+        batch_size: int = 8,
+        shuffle: bool = True,
+        collate_fn: Callable[..., dict[str, Any]] | None = None,
+        collate_fn_args: dict[str, Any] | None = None,
+        drop_remainder: bool | None = None,
+        prefetch: bool = True,
+    ) -> Any:
+        """Return a ``tf.data.Dataset`` of batches for ``fit``.
+
+        Columns that are not inputs of the model are left out; a column "label" or "label_ids"
+        becomes "labels".
+
+        Args:
+            dataset: a ``datasets.Dataset``.
+            batch_size: images in a batch.
+            shuffle: return the images in random order.
+            collate_fn: makes a batch of a list of examples; default: stacks their arrays.
+            collate_fn_args: further arguments of ``collate_fn``.
+            drop_remainder: leave out a last, smaller batch; default: as ``shuffle``.
+            prefetch: prepare batches while others are used.
+
+        Raises:
+            TypeError: the dataset is not a ``datasets.Dataset``.
+        """
+        if not hasattr(dataset, "to_tf_dataset"):
+            raise TypeError(
+                f"prepare_tf_dataset takes a datasets.Dataset and not a {type(dataset).__name__};"
+                " fit takes arrays and a tf.data.Dataset as they are"
+            )
+        inputs = [n for n in inspect.signature(type(self).call).parameters if n != "self"]  # type: ignore[attr-defined]
+        columns = [name for name in dataset.column_names if name in inputs and name not in LABELS]
+        labels = [name for name in dataset.column_names if name in LABELS]
+        has_labels = bool(labels) and "labels" in inputs
+        return dataset.to_tf_dataset(
+            columns=columns[0] if len(columns) == 1 else columns,
+            label_cols="labels" if has_labels else None,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_remainder=shuffle if drop_remainder is None else drop_remainder,
+            collate_fn=collate_fn or _stacked,
+            collate_fn_args=collate_fn_args or {},
+            prefetch=prefetch,
+        )
+
+    def serving_functions(self) -> dict[str, Any]:
+        """Return TensorFlow functions by the names of the signatures that `export` writes."""
+        from mae_convert.models.serving import serving_functions
+
+        return serving_functions(self)
+
+    def export(
+        self,
+        filepath: str | Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **options: Any,
+    ) -> None:
+        """Write the model as a program that runs without this project.
+
+        Without ``input_signature``, a SavedModel has the signatures of `serving_functions`, for any
+        number of images. Everything else is Keras's own ``export``.
+
+        Args:
+            filepath: the directory or file.
+            format: as of Keras: "tf_saved_model", "onnx", "litert" ...
+            verbose: print what was written.
+            input_signature: the shapes and dtypes of other inputs of the one signature.
+            options: further arguments of Keras.
+        """
+        ours = format == "tf_saved_model" and input_signature is None and not options
+        if not ours or keras.backend.backend() != "tensorflow":
+            super().export(filepath, format, verbose, input_signature, **options)  # type: ignore[misc]
+            return
+        from mae_convert.models.serving import export_saved_model
+
+        export_saved_model(self, filepath, verbose=verbose)
+
+    @property
+    def _default_save_signature(self) -> Any:
+        """The function that ``tf.saved_model.save`` makes the signature "serving_default"."""
+        return self.serving_functions()["serving_default"]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        """Return what TensorFlow saves: in a SavedModel, the further functions too."""
+        children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
+        if save_type == "savedmodel":
+            functions = self.serving_functions()
+            children |= {name: functions[name] for name in functions if name != "serving_default"}
+        return children
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *arguments: Any,
+        saved_model: bool = False,
+        signatures: Any = None,
+        **options: Any,
+    ) -> None:
+        """Write a model directory and, if asked for, a SavedModel in ``saved_model/1`` of it.
+
+        Args:
+            save_directory: the directory.
+            arguments: as of `PretrainedModel.save_pretrained`.
+            saved_model: write the SavedModel too.
+            signatures: functions by the names of its signatures; default: `serving_functions`.
+            options: as of `PretrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]
+        if saved_model:
+            import tensorflow as tf
+
+            target = str(Path(save_directory) / PROGRAM)
+            tf.saved_model.save(self, target, signatures=signatures or self.serving_functions())
+
+
+def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return a batch of examples by column, labels under the name "labels"."""
+    first = examples[0]
+    names = {name: "labels" if name in LABELS else name for name in first}
+    return {
+        new: np.stack([np.asarray(example[name]) for example in examples])
+        for name, new in names.items()
+        if np.asarray(first[name]).dtype.kind in "buif"
+    }
