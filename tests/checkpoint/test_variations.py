@@ -193,11 +193,11 @@ def test_a_prefix_to_write_must_be_one_that_is_read():
 
 PACKINGS = [
     (Packing(prefix="my"), "facebook", "x.pth", "would not be known"),
-    (Packing(prefix="module."), "transformers", "m", "leave --prefix out"),
+    (Packing(prefix="module."), "transformers", "m", "leave prefix= out"),
     (Packing(prefix="module."), "keras", "x.keras", "prefixes are of PyTorch's names"),
     (Packing(pickled=True), "facebook", "x.pth", "leave them out"),
     (Packing(max_shard_size=1000), "keras", "x.weights.h5", "leave them out"),
-    (Packing(pickled=True), "transformers-tf", "m", "leave --bin out"),
+    (Packing(pickled=True), "transformers-tf", "m", "leave bin=True out"),
 ]
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, as_option, render
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
 from mae_convert.formats import LazyTensor, open_container, write_file
@@ -281,7 +281,7 @@ def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, 
 def test_mmpretrain_holds_only_what_its_decoder_and_head_take(changes):
     """Tried with its own classes: ``MAEPretrainHead`` asserts square pictures, for instance."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
-    assert "mmpretrain's" in LAYOUTS["mmpretrain"].refusal(config, "pretrain")
+    assert "mmpretrain's" in render(LAYOUTS["mmpretrain"].refusal(config, "pretrain"), as_option)
     assert LAYOUTS["mmpretrain"].refusal(config, "encoder") is None
 
 
