@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
+
 if TYPE_CHECKING:
     from mae_convert.models.configuration import ViTMAEConfig
     from mae_convert.models.images import (
@@ -39,12 +41,8 @@ MODULES = {
     "MaeImageProcessor": "images",
     "ViTImageProcessor": "images",
     "ViTMAEConfig": "configuration",
-    "ViTMAEForPreTraining": "pytorch",
-    "ViTMAEModel": "pytorch",
-    "ViTForImageClassification": "pytorch",
-    "TFViTMAEForPreTraining": "keras",
-    "TFViTMAEModel": "keras",
-    "TFViTForImageClassification": "keras",
+    **dict.fromkeys(PYTORCH_CLASSES.values(), "pytorch"),
+    **dict.fromkeys(TENSORFLOW_CLASSES.values(), "keras"),
 }
 # Names of transformers for what is the same class here.
 ALIASES = {

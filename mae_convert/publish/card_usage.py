@@ -2,14 +2,9 @@
 
 from collections.abc import Sequence
 
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
 from mae_convert.formats.directory import KERAS_SUFFIX
 from mae_convert.publish.artifacts import Part
-
-CLASSES = {
-    "pretrain": "ViTMAEForPreTraining",
-    "encoder": "ViTMAEModel",
-    "classify": "ViTForImageClassification",
-}
 
 
 def loading(repo_id: str, parts: Sequence[Part]) -> str:
@@ -39,7 +34,7 @@ def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool
 
 
 def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
-    name = CLASSES[parts[0].checkpoint.task]
+    name = PYTORCH_CLASSES[parts[0].checkpoint.task]
     if _first(parts, "transformers"):
         lines = [
             f"from transformers import {name}",
@@ -57,7 +52,7 @@ def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
 
 
 def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
-    name = f"TF{CLASSES[parts[0].checkpoint.task]}"
+    name = TENSORFLOW_CLASSES[parts[0].checkpoint.task]
     if _first(parts, "transformers-tf"):
         lines = [
             "# transformers up to 4.57; newer versions have no TensorFlow classes",

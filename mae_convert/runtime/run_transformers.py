@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 from mae_convert.errors import Option
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, require_safe_torch_load
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
@@ -20,11 +21,6 @@ from mae_convert.runtime.torch_runs import versions as torch_versions
 
 __all__ = ["runs", "settings", "versions"]
 
-CLASSES = {
-    "pretrain": "ViTMAEForPreTraining",
-    "encoder": "ViTMAEModel",
-    "classify": "ViTForImageClassification",
-}
 # Attributes of a block, by version 5's name of the first.
 PARTS = {
     "attention.q_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj",
@@ -60,7 +56,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 def build(job: Job) -> nn.Module:
     """Return the library's model with the weights of a directory, all of them and no others."""
     transformers.logging.set_verbosity_error()
-    kind = getattr(transformers, CLASSES[job.task])
+    kind = getattr(transformers, PYTORCH_CLASSES[job.task])
     try:
         model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (RuntimeError, OSError, KeyError, ValueError) as error:

@@ -14,14 +14,9 @@ import numpy as np
 import tensorflow
 import transformers
 
+from mae_convert.families.mae.model_classes import TENSORFLOW_CLASSES
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError
-
-CLASSES = {
-    "pretrain": "TFViTMAEForPreTraining",
-    "encoder": "TFViTMAEModel",
-    "classify": "TFViTForImageClassification",
-}
 
 
 def versions() -> dict[str, str]:
@@ -48,7 +43,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         ImportError: this version of transformers has no TensorFlow classes.
         LoadError: the class does not take the directory, or the job asks for what it cannot do.
     """
-    if not hasattr(transformers, CLASSES[job.task]):
+    if not hasattr(transformers, TENSORFLOW_CLASSES[job.task]):
         raise ImportError(
             f"transformers {transformers.__version__} has no TensorFlow classes; give the Python"
             " of an environment with transformers 4.57.6 and tf-keras"
@@ -70,7 +65,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 def _build(job: Job) -> Any:
     transformers.logging.set_verbosity_error()
     _let_positions_be_float64()
-    kind = getattr(transformers, CLASSES[job.task])
+    kind = getattr(transformers, TENSORFLOW_CLASSES[job.task])
     try:
         model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae import fields, relatives
 from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
 from mae_convert.families.mae.official import OFFICIAL
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
@@ -18,16 +19,11 @@ from reference_models.configuration import ViTMAEConfig
 KERAS_BACKENDS = ("tensorflow", "jax")
 LAYOUT_SYNONYMS = {"original": "facebook"}
 MODELS = {
-    "torch": {
-        "pretrain": "reference_models.pytorch.mae:ViTMAEForPreTraining",
-        "encoder": "reference_models.pytorch.mae:ViTMAEModel",
-        "classify": "reference_models.pytorch.mae:ViTForImageClassification",
-    },
-    "keras": {
-        "pretrain": "reference_models.keras.mae:TFViTMAEForPreTraining",
-        "encoder": "reference_models.keras.mae:TFViTMAEModel",
-        "classify": "reference_models.keras.mae:TFViTForImageClassification",
-    },
+    framework: {task: f"{module}:{name}" for task, name in classes.items()}
+    for framework, module, classes in (
+        ("torch", "reference_models.pytorch.mae", PYTORCH_CLASSES),
+        ("keras", "reference_models.keras.mae", TENSORFLOW_CLASSES),
+    )
 }
 MODEL_LAYOUTS = {
     "torch": "facebook",

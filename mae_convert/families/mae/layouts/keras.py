@@ -11,6 +11,7 @@ from typing import Any
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.layouts.transformers_tf import KERNEL
+from mae_convert.families.mae.model_classes import TENSORFLOW_CLASSES
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Drop, Repeat, Row, Table
 from mae_convert.layouts.transforms import TRANSPOSE
@@ -19,11 +20,6 @@ from reference_models.configuration import ViTMAEConfig
 # The class that holds a task; a test compares them with what Keras writes for the classes.
 PACKAGE = "reference_models"
 MODULE = f"{PACKAGE}.keras.mae"
-CLASSES = {
-    "pretrain": "TFViTMAEForPreTraining",
-    "encoder": "TFViTMAEModel",
-    "classify": "TFViTForImageClassification",
-}
 
 
 STATE = "the optimizer's state"
@@ -64,7 +60,7 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
 
     It is what Keras 3 writes for a model that was not compiled; ``dtype`` is that of the weights.
     """
-    name = CLASSES[carried["task"]]
+    name = TENSORFLOW_CLASSES[carried["task"]]
     return {
         "module": MODULE,
         "class_name": name,

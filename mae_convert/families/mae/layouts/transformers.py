@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import Option, Text
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
@@ -84,11 +85,6 @@ VERSION_5_MEMORY = _spelling(
 )
 
 
-ARCHITECTURES = {
-    "pretrain": "ViTMAEForPreTraining",
-    "encoder": "ViTMAEModel",
-    "classify": "ViTForImageClassification",
-}
 SHARED_FIELDS = (
     "attention_probs_dropout_prob",
     "hidden_act",
@@ -121,7 +117,7 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
     written = {name: carried[name] for name in names}
     if "key_bias" in carried:  # no class of transformers reads it; a conversion back does
         written["key_bias"] = carried["key_bias"]
-    written["architectures"] = [ARCHITECTURES[task]]
+    written["architectures"] = [PYTORCH_CLASSES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":
         unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}

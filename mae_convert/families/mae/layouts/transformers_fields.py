@@ -12,6 +12,7 @@ import numpy as np
 
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
 from mae_convert.files.messages import shown
 from mae_convert.formats.directory import DISTRIBUTED
 from mae_convert.layouts.fields import (
@@ -162,16 +163,10 @@ FIELDS: Mapping[str, Treatment] = {
 }
 MODEL_TYPES = {"pretrain": ("vit_mae",), "encoder": ("vit_mae", "vit"), "classify": ("vit",)}
 """The values of ``model_type`` whose classes compute a task's model, by task."""
-ARCHITECTURES = {
-    "pretrain": ("ViTMAEForPreTraining",),
-    "encoder": (
-        "ViTMAEModel",
-        "ViTModel",
-        "ViTMAEForPreTraining",
-        "ViTForImageClassification",
-        "ViTForMaskedImageModeling",
-    ),
-    "classify": ("ViTForImageClassification",),
+# An encoder may be read from a model of another task.
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    **{task: (name,) for task, name in PYTORCH_CLASSES.items()},
+    "encoder": (*PYTORCH_CLASSES.values(), "ViTModel", "ViTForMaskedImageModeling"),
 }
 
 
