@@ -11,7 +11,8 @@ Interrupted:     the same command with --resume
 Further:         python scripts/pretrain.py PICTURES OUTPUT --init-from mae_visualize_vit_base.pth
 
 OUTPUT/checkpoint.pth has the layout of facebookresearch/mae: model, optimizer, epoch, scaler, args,
-and beside them config, the model's configuration. OUTPUT/weights.pth, written at the end, holds
+and beside them config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is
+kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, holds
 only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
 Nothing random is remembered from step to step: the order of the pictures follows from seed and
@@ -135,6 +136,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--resume", action="store_true", help="continue OUTPUT/checkpoint.pth if it is there")
     add_number(group, "--save-every", 1, "epochs from checkpoint to checkpoint")
+    add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
     add("--device", default="auto", help="cpu or cuda (default: cuda where there is one)")
     add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
     add_number(group, "--num-workers", 0, "processes that load pictures, for each that trains")
@@ -518,6 +520,9 @@ def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.N
             "args": args,
         }
         save_atomically(weights | state, Path(args.output_dir, "checkpoint.pth"))
+    if args.keep_every and (last or (epoch + 1) % args.keep_every == 0):
+        kept = weights | {"epoch": epoch, "args": args}  # what `mae-convert timeline` reads
+        save_atomically(kept, Path(args.output_dir, f"checkpoint-{epoch + 1}.pth"))
     if last:
         save_atomically(weights, Path(args.output_dir, "weights.pth"))
 

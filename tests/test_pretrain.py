@@ -13,6 +13,7 @@ from arrays import distance
 from paths import ROOT
 from PIL import Image
 
+from mae_convert.checkpoint.open import open_checkpoint
 from reference_models.pytorch import ViTMAEConfig, ViTMAEForPreTraining
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -357,3 +358,15 @@ def test_embedded_model_fills_in_pictures_it_has_not_seen(name):
     errors = evaluate_reconstruction.evaluate(model, pixels, noise, (110, 100, 85))
     others = [error for method, (error, _) in errors.items() if method != "model"]
     assert errors["model"][0] < 0.9 * min(others)
+
+
+def test_checkpoints_can_be_kept_for_a_timeline(pictures, tmp_path):
+    run(pictures, tmp_path, "--keep-every", "2", "--save-every", "4")
+    names = sorted(path.name for path in tmp_path.glob("checkpoint-*.pth"))
+    assert names == ["checkpoint-2.pth", "checkpoint-4.pth"]
+    kept = pretrain.read_checkpoint(tmp_path / "checkpoint-4.pth")
+    assert kept["epoch"] == 3
+    assert_same(kept["model"], pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"])
+    opened = open_checkpoint(tmp_path / "checkpoint-2.pth")
+    assert opened.task == "pretrain"
+    assert opened.configuration.model.num_attention_heads == 4

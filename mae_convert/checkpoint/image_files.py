@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, Text
 from mae_convert.files.input_files import open_input
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -49,18 +49,27 @@ def open_image(path: Path) -> Image.Image:
     return turned
 
 
-def check_images(paths: Sequence[Path]) -> None:
+def check_images(paths: Sequence[Path], advice: Text = "mend or remove it") -> None:
     """Require that files are images that can be read, without preparing them.
 
     JPEGs are read at an eighth of their size, of others headers and checksums are.
 
+    Args:
+        paths: the files.
+        advice: what to do about one that is not.
+
     Raises:
         MaeConvertError: some are not; the sentence names the first and counts the rest.
     """
-    wrong = [error for path in paths if (error := _reason_against(path))]
-    if wrong:
+    if wrong := list(unreadable_images(paths).values()):
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-        raise MaeConvertError(f"{wrong[0]}{more}; mend or remove it")
+        raise MaeConvertError(f"{wrong[0]}{more}", hint=advice)
+
+
+def unreadable_images(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the files that are not images that can be read, with the reasons."""
+    reasons = {path: _reason_against(path) for path in paths}
+    return {path: reason for path, reason in reasons.items() if reason}
 
 
 def _reason_against(path: Path) -> str | None:
@@ -89,6 +98,15 @@ def brightness_problem(image: Image.Image) -> str | None:
     )
 
 
+def images_of(paths: Sequence[Path]) -> list[Path]:
+    """Return image files, and for each folder among them the images in it.
+
+    Raises:
+        MaeConvertError: there is no image in a folder.
+    """
+    return [image for path in paths for image in (images_in(path) if path.is_dir() else [path])]
+
+
 def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder, by name.
 
@@ -109,7 +127,8 @@ def images_below(folder: Path) -> list[Path]:
 
 def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
     if paths is None:
-        raise MaeConvertError(f"{folder} is not a folder; name one that holds images")
+        what = "is a file and not a folder" if folder.exists() else "does not exist"
+        raise MaeConvertError(f"{folder} {what}; name a folder that holds images")
     found = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not found:
         raise MaeConvertError(f"{folder} holds no images ({', '.join(SUFFIXES)})")

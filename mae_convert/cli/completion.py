@@ -33,9 +33,9 @@ def _completing(
 
 
 def _layouts() -> Iterable[str]:
-    from mae_convert.families.mae.layouts import LAYOUTS
+    from mae_convert.families import layout_names
 
-    return LAYOUTS
+    return layout_names()
 
 
 def _official() -> Iterable[str]:

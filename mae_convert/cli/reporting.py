@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mae_convert.cli.contradictions import CheckedCommand
-from mae_convert.errors import MaeConvertError, OutputError, one_line
+from mae_convert.errors import MaeConvertError, OutputError, as_option, one_line
 from mae_convert.shortage import shortage
 
 NOT_ERRORS = (click.exceptions.Exit, click.Abort, BrokenPipeError)
@@ -86,5 +86,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, click.UsageError):
         return one_line(error.format_message())
     if isinstance(error, MaeConvertError):
-        return str(error)
+        return error.render(as_option)
     return one_line(shortage(error) or f"{type(error).__name__}: {error}")

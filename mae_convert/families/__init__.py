@@ -6,13 +6,25 @@ register an instance of `mae_convert.families.family.Family` by the entry point
 packages have entry points: no checkpoint causes anything to be imported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mae_convert.errors import LayoutError
     from mae_convert.families.family import Family
     from mae_convert.layouts.layout import Layout
+
+FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layouts
+    **dict.fromkeys(("pytorch", "torch"), "facebook, transformers, timm or torchvision (PyTorch)"),
+    **dict.fromkeys(
+        ("tf", "tensorflow"), "transformers-tf (TFViTMAE classes) or keras (Keras 3 models)"
+    ),
+    **dict.fromkeys(
+        ("hf", "huggingface"), "transformers (PyTorch) or transformers-tf (TensorFlow)"
+    ),
+    "jax": "keras (Keras 3 models, which run on JAX)",
+}
 
 
 @cache
@@ -35,15 +47,32 @@ def layouts_named(name: str) -> list["Layout"]:
     Raises:
         LayoutError: no family has a layout of that name.
     """
-    from mae_convert.errors import LayoutError
-
     known = families().values()
     names = [(family.layout_synonyms.get(name, name), family) for family in known]
     found = [family.layouts[name] for name, family in names if name in family.layouts]
     if not found:
-        choices = dict.fromkeys(name for family in known for name in family.layouts)
-        raise LayoutError(f"unknown layout {name!r}; the layouts are {', '.join(choices)}")
+        raise unknown_layout(name, dict.fromkeys(n for f in known for n in f.layouts))
     return found
+
+
+def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
+    """Return an error that names what may be meant by a name that no layout has."""
+    from mae_convert.errors import LayoutError
+    from mae_convert.text import did_you_mean
+
+    if meant := FRAMEWORK_NAMES.get(name.lower()):
+        return LayoutError(f"{name!r} is not the name of one layout; choose {meant}")
+    near = did_you_mean(name, layouts) or f"; the layouts are {', '.join(layouts)}"
+    return LayoutError(f"unknown layout {name!r}{near}")
+
+
+def native_frameworks(layout: str) -> list[str]:
+    """Return the frameworks that read the names of a layout without a mapping table.
+
+    Some do so only for one naming variant of the layout.
+    """
+    loaders = [pair for family in families().values() for pair in family.native_loaders]
+    return list(dict.fromkeys(f for table, f in loaders if table.partition(",")[0] == layout))
 
 
 def family_of(layout: "Layout") -> "Family":

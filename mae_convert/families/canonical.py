@@ -114,5 +114,8 @@ def check_task(task: str, available: str) -> None:
         )
     raise ConfigurationError(
         f"there is no classifier head in this checkpoint (its task is {available})",
-        hint=("fine-tune first, or pass ", Option("task", "encoder")),
+        hint=(
+            *("add a new one with ", Option("num_labels", placeholder="N"), " and without "),
+            *(Option("task"), ", or fine-tune first, or pass ", Option("task", "encoder")),
+        ),
     )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mae_convert.errors import LayoutError
+from mae_convert.families import unknown_layout
 from mae_convert.families.configuration import Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
 from mae_convert.layouts.layout import Layout
@@ -102,7 +103,7 @@ class Family(ABC):
         """
         name = self.layout_synonyms.get(name, name)
         if name not in self.layouts:
-            raise LayoutError(f"unknown layout {name!r}; the layouts are {', '.join(self.layouts)}")
+            raise unknown_layout(name, self.layouts)
         return self.layouts[name]
 
     def model_layout(self, framework: str) -> str:

@@ -159,6 +159,29 @@ def has_framework(framework: str, python: str | None, loader: str | None = None)
     return not _lacking(framework, python, loader)
 
 
+def require_frameworks(*frameworks: str) -> None:
+    """Require that frameworks are installed here, before any other work is done.
+
+    Raises:
+        MissingRequirementError: one is not; the sentence says how to install it.
+    """
+    for framework in frameworks:
+        if not has_framework(framework, None):
+            raise _missing(framework, None)
+
+
+def first_framework() -> str:
+    """Return the first of PyTorch, TensorFlow and JAX that is installed here.
+
+    Raises:
+        MissingRequirementError: none is.
+    """
+    for framework in ("torch", "tensorflow", "jax"):
+        if has_framework(framework, None):
+            return framework
+    raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
+
+
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
     """Return those requirements of a run that an interpreter does not find."""
     by_tf_classes = (framework, loader) == TF_CLASSES

@@ -271,8 +271,8 @@ def read_certificate(target: Path) -> Certificate:
     path = _folder(target) / _names(target)[0]
     if not path.is_file():
         raise CheckpointError(
-            f"{target} has no certificate; make one with `mae-convert verify SOURCE {target}"
-            " --certify`"
+            f"{target} has no certificate that could be replayed; give the checkpoint to compare it"
+            f" with too: `mae-convert verify SOURCE {target}` (--certify then makes a certificate)"
         )
     document = json_in(ByteFile(path), ADVICE)
     check_document(document, "certificate", path, ADVICE)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import OptionStyle, as_field, render
+from mae_convert.families import native_frameworks
+from mae_convert.runtime.sides import INSTALL
 from mae_convert.text import format_number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
@@ -210,7 +212,21 @@ def _through_ours(verdict: Verdict) -> str:
     named = next(filter(None, ours), None) or "our mapping tables"
     what, _, why = named.replace("our ", "our own ").replace("own own", "own").partition(", ")
     reason = f" ({why})" if why else ""
-    return f"a side was loaded through {what}{reason}, so a mistake there would not show"
+    sides = [w for w in verdict.witnesses if w.get("side") in ("A", "B") and not w.get("native")]
+    advice = "".join(f"; {_natively(side)}" for side in sides)
+    return f"a side was loaded through {what}{reason}, so a mistake there would not show{advice}"
+
+
+def _natively(witness: Mapping[str, Any]) -> str:
+    """Return what to install so that a side is read without anything of ours."""
+    side, layout = witness["side"], str(witness.get("layout"))
+    frameworks = native_frameworks(layout)
+    if not frameworks:
+        return f"no framework reads the {layout} layout of {side} by itself"
+    if witness.get("framework") in frameworks:
+        return f"convert {side} to a file that {witness['framework']} reads by itself"
+    names = " or ".join(filter(None, (", ".join(frameworks[:-1]), frameworks[-1])))
+    return f"run {side} by {names}, which reads {layout} by itself ({INSTALL[frameworks[0]]})"
 
 
 def _is_nan(measured: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
+from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
 from mae_convert.runtime import load_model
 from mae_convert.visualize.image_batch import ImageBatch
@@ -72,7 +73,9 @@ def features_of(
     """
     if inputs is None:
         preprocessing_of(checkpoint)
-        check_images(paths)  # before minutes of work
+        # Before minutes of work.
+        skip = Option("skip_unreadable", True)
+        check_images(paths, ("mend or remove it, or leave such files out with ", skip))
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras

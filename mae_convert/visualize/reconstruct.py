@@ -133,10 +133,10 @@ def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.n
         noise = noise_of(look.mask, model, count=count, seed=look.seed)
         return noise, ratio_that_keeps(model.num_kept, model)
     path = Path(look.mask)
-    if not path.is_file():
+    if not path.exists():
         raise MaeConvertError(
-            *(Option("mask", look.mask), f" is neither {', '.join(KINDS)} nor a picture"),
-            hint="draw one that is white where patches are to be removed",
+            *(Option("mask", look.mask), " does not exist"),
+            hint=f"write {', '.join(KINDS)}, or name an image that is white where patches go",
         )
     return drawn_mask(path, model, count=count)
 

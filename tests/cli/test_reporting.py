@@ -14,7 +14,7 @@ CHECKPOINT = DEMO / "checkpoint.pth"
     ("words", "status", "said"),
     [
         (("verify", "nope.pth", CHECKPOINT), 2, "nope.pth does not exist"),
-        (("verify", CHECKPOINT), 2, "has no certificate"),
+        (("verify", CHECKPOINT), 2, "give the checkpoint to compare it with too"),
         (("verify", CHECKPOINT, CHECKPOINT, "--framework-a", "caffe"), 2, "'caffe' is not one of"),
         (("verify", CHECKPOINT, CHECKPOINT, "--framework-a", "torch"), 3, "not installed"),
         (("verify", CHECKPOINT, CHECKPOINT, "--nonsense"), 2, "--nonsense"),

@@ -18,6 +18,7 @@ from mae_convert.cli.options import (
     json_option,
     preprocessed_option,
 )
+from mae_convert.cli.streams import say
 
 if TYPE_CHECKING:
     from mae_convert.families.options import Flags
@@ -26,19 +27,18 @@ if TYPE_CHECKING:
 PICTURES = click.Path(path_type=Path)
 
 
-def first_installed() -> str:
-    """Return the first framework that is here.
+def installed(framework: str | None) -> str:
+    """Return a framework that was asked for, or the first that is installed, before any work.
 
     Raises:
-        MissingRequirementError: none is.
+        MissingRequirementError: it is not installed, or none is.
     """
-    from mae_convert.errors import MissingRequirementError
-    from mae_convert.runtime.sides import has_framework
+    from mae_convert.runtime.sides import first_framework, require_frameworks
 
-    for framework in ("torch", "tensorflow", "jax"):
-        if has_framework(framework, None):
-            return framework
-    raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
+    if framework is None:
+        return first_framework()
+    require_frameworks(*(("torch", "tensorflow") if framework == "both" else (framework,)))
+    return framework
 
 
 @click.command(cls=CheckedCommand)
@@ -101,16 +101,18 @@ def reconstruct(
     \b
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
+    from mae_convert.checkpoint.image_files import images_of
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import reconstructions as show
     from mae_convert.visualize.reconstruct import Look, look_at
 
     if not images and options["inputs"] is None:
-        raise click.UsageError("there is no picture; give image files, or --inputs FILE.npz")
+        raise click.UsageError("there is no image; give image files, folders, or --inputs FILE.npz")
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
-    look = Look(**options, framework=framework or first_installed(), stretch=stretch)
+    look = Look(**options, framework=installed(framework), stretch=stretch)
+    files = images_of(images)
     checkpoint = open_and_tell(src, flags, state_key=state_key)
-    report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
+    report = look_at(files, checkpoint, outputs, look, overwrite=overwrite)
     print_json(report) if as_json else show(report)
 
 
@@ -122,6 +124,11 @@ def reconstruct(
 @preprocessed_option
 @framework_option
 @device_option
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Leave out files that are not images that can be read, and name them.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @json_option
 @checkpoint_options
@@ -133,6 +140,7 @@ def features(
     inputs: Path | None,
     framework: str | None,
     device: str | None,
+    skip_unreadable: bool,
     overwrite: bool,
     as_json: bool,
     state_key: str | None,
@@ -149,22 +157,29 @@ def features(
     \b
         mae-convert features mae_pretrain_vit_base pictures -o features.npz
     """
-    from mae_convert.checkpoint.image_files import images_below
+    from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import features as show
     from mae_convert.cli.output.images import features_json
+    from mae_convert.errors import PictureError
     from mae_convert.files.atomic import check_target
     from mae_convert.visualize.features import features_of
     from mae_convert.visualize.image_batch import batch_from_inputs
 
     check_target(output, overwrite=overwrite, suffixes=(".npz",))
     if folder is None and inputs is None:
-        raise click.UsageError("there is no picture; give a folder, or --inputs FILE.npz")
+        raise click.UsageError("there is no image; give a folder, or --inputs FILE.npz")
+    chosen = installed(framework)
     paths = images_below(folder) if folder else []
+    skipped = unreadable_images(paths) if skip_unreadable else {}
+    for reason in skipped.values():
+        say(f"skipped: {reason}")
+    paths = [path for path in paths if path not in skipped]
+    if folder and not paths:
+        raise PictureError(f"{folder} holds no image that can be read")
     checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
     given = batch_from_inputs(inputs, checkpoint) if inputs else None
-    chosen = framework or first_installed()
     count = len(given.names if given else paths)
     with click.progressbar(
         length=count, label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
@@ -174,7 +189,8 @@ def features(
             advance=bar.update,
         )  # fmt: skip
     found.save(output, overwrite=overwrite)
-    print_json(features_json(found, output)) if as_json else show(found, output)
+    told = features_json(found, output) | {"skipped": [str(path) for path in skipped]}
+    print_json(told) if as_json else show(found, output)
 
 
 @click.command(cls=CheckedCommand)
@@ -196,4 +212,5 @@ def demo(output: Path) -> int:
     """
     from mae_convert.cli.demo import run_demo
 
+    installed(None)
     return 0 if run_demo(output) else 1

@@ -227,7 +227,7 @@ def timeline(
         mae-convert timeline 'runs/checkpoint-*.pth' --images photographs -o training.html
     """
     from mae_convert.checkpoint.image_files import images_in
-    from mae_convert.cli.commands.images import first_installed
+    from mae_convert.cli.commands.images import installed
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import timeline as show
     from mae_convert.layouts.table import listed
@@ -238,11 +238,12 @@ def timeline(
 
     check_names(outputs, overwrite=overwrite)
     if images is None and options["inputs"] is None:
-        raise click.UsageError("there is no picture; give --images DIR, or --inputs FILE.npz")
+        raise click.UsageError("there is no image; give --images DIR, or --inputs FILE.npz")
+    chosen = installed(framework)
     pictures = images_in(images)[:most] if images else []
     found = [name for text in sources for name in sources_named(text)]
     options |= {"flags": flags, "state_key": state_key, "most": most}
-    view = View(framework or first_installed(), **options)
+    view = View(chosen, **options)
     with click.progressbar(
         length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:

@@ -1,0 +1,119 @@
+"""Messages say what to do next, and what is missing is said before any work is done."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from paths import DEMO
+
+from mae_convert.runtime import sides
+from mae_convert.verify.judge import Verdict
+from mae_convert.verify.summary import answer
+
+CHECKPOINT = DEMO / "checkpoint.pth"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", CHECKPOINT, "x", "--to", "pytorch"), "choose facebook, transformers, timm or"),
+        (("convert", CHECKPOINT, "x", "--to", "transfomers"), "did you mean 'transformers'?"),
+        (("convert", CHECKPOINT, "x", "--to", "timm", "--task", "classify"), "--num-labels N"),
+        (("verify", CHECKPOINT), "give the checkpoint to compare it with too"),
+        (("reconstruct", CHECKPOINT, "no.jpg", "-o", "o.png"), "no.jpg does not exist"),
+        (("reconstruct", CHECKPOINT, DEMO, "--mask", "no.png", "-o", "o.png"),
+         "no.png does not exist"),
+        (("features", CHECKPOINT, "no", "-o", "o.npz"), "no does not exist"),
+        (("timeline", CHECKPOINT, "--images", "no", "-o", "o.html"), "no does not exist"),
+        (("verify", CHECKPOINT, CHECKPOINT, "--images", "no"), "no does not exist"),
+    ],
+)  # fmt: skip
+def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    result = command(*words)
+    assert result.status == 2
+    assert said in result.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reconstruct", "nothing.pth", DEMO, "--framework", "both", "-o", "o.png"),
+        ("reconstruct", "nothing.pth", DEMO, "--framework", "tf", "-o", "o.png"),
+        ("features", "nothing.pth", DEMO, "--framework", "tensorflow", "-o", "o.npz"),
+        ("timeline", "nothing.pth", "--images", DEMO, "--framework", "tf", "-o", "o.html"),
+    ],
+)
+def test_a_framework_that_is_missing_is_said_before_anything_is_opened(
+    command, monkeypatch, tmp_path, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sides, "missing", lambda names: [name for name in names if name == "tensorflow"]
+    )
+    result = command(*words)
+    assert result.status == 3
+    assert "tensorflow is not installed here; pip install 'mae-convert[tensorflow]'" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demonstration_writes_nothing_where_no_framework_is(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(sides, "missing", list)
+    result = command("demo", "--output", tmp_path / "demo")
+    assert result.status == 3
+    assert "no framework is installed" in result.err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_folders_are_images_for_reconstruct(command, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("chelsea.jpg", "coffee.jpg"):
+        shutil.copy(DEMO / name, folder)
+    sheet = tmp_path / "sheet.png"
+    words = ("reconstruct", CHECKPOINT, folder, DEMO / "astronaut.jpg", "-o", sheet, "--json")
+    report = json.loads(command(*words).out)
+    names = [image["image"].rpartition("/")[2] for image in report["images"]]
+    assert names == ["chelsea.jpg", "coffee.jpg", "astronaut.jpg"]
+
+
+def test_features_can_leave_out_what_is_no_image_and_says_so(command, tmp_path):
+    shutil.copy(DEMO / "coffee.jpg", tmp_path)
+    (tmp_path / "bad.jpg").write_text("not an image")
+    output = tmp_path / "features.npz"
+    refused = command("features", CHECKPOINT, tmp_path, "-o", output)
+    assert refused.status == 2
+    assert "--skip-unreadable" in refused.err
+    result = command("features", CHECKPOINT, tmp_path, "-o", output, "--skip-unreadable", "--json")
+    assert result.status == 0
+    assert "skipped: " in result.err
+    assert result.json["skipped"] == [str(tmp_path / "bad.jpg")]
+    with np.load(output) as arrays:
+        assert list(arrays["names"]) == ["coffee.jpg"]
+    (tmp_path / "coffee.jpg").unlink()
+    other = tmp_path / "other.npz"
+    result = command("features", CHECKPOINT, tmp_path, "-o", other, "--skip-unreadable")
+    assert result.status == 2
+    assert "no image that can be read" in result.err
+
+
+@pytest.mark.parametrize(
+    ("layout", "framework", "said"),
+    [
+        ("transformers-tf", "torch", "run B by tensorflow, jax or transformers, which reads"
+         " transformers-tf by itself (pip install 'mae-convert[tensorflow]')"),
+        ("timm", "tensorflow", "pip install 'mae-convert[torch]'"),
+        ("mmpretrain", "torch", "no framework reads the mmpretrain layout of B by itself"),
+    ],
+)  # fmt: skip
+def test_a_verdict_that_is_not_proven_says_what_to_install(layout, framework, said):
+    witnesses = (
+        {"side": "A", "native": True, "layout": "facebook", "framework": "torch"},
+        {"side": "B", "native": False, "layout": layout, "framework": framework},
+    )
+    verdict = Verdict(True, False, (), None, (), (), witnesses)
+    word, meaning = answer(verdict)
+    assert word == "PASSED"
+    assert said in meaning
