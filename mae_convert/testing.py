@@ -5,12 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import check_flags, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.options import ARGUMENTS, Flags, flags_of_arguments
 from mae_convert.reports.verdict_files import text
+from mae_convert.runtime.loading import warn_of_no_effect
 from mae_convert.runtime.sides import Side
+from mae_convert.sources import open_pair, parse_source
 from mae_convert.values import name_of_dtype
 from mae_convert.verify.verification import (
     Options,
@@ -20,6 +21,8 @@ from mae_convert.verify.verification import (
     run_verification,
 )
 
+OPTIONS = tuple(field.name for field in fields(Options))
+OF_CHECKPOINTS = ARGUMENTS.keys() - set(OPTIONS)
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 
 
@@ -27,6 +30,8 @@ def assert_parity(
     a: Path | str,
     b: Path | str,
     *,
+    task: str | None = None,
+    state_key: str | None = None,
     flags: Flags | None = None,
     side_a: Side | None = None,
     side_b: Side | None = None,
@@ -36,14 +41,17 @@ def assert_parity(
     """Assert that two checkpoints are the same function with the same weights.
 
     Args:
-        a: the source: a file or a model directory.
+        a: the source: a file, a model directory, ``hf://owner/name`` or an official name.
         b: the target; steps that its conversion declares are applied to the source first.
-        flags: what the files do not say, as the number of heads.
+        task: compare both as models of this task: "pretrain", "encoder" or "classify".
+        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        flags: what the files do not say, as the number of heads; or say it by ``num_heads`` and
+            the other arguments that `load_model` has for it.
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
         require_proof: fail too where a side had to be loaded through our mapping tables.
         options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
-            ``against``, as ("transformers",) or ("timm=PYTHON",) ...
+            ``against``, as ("transformers",) or ("timm=PYTHON",), ``mask_ratio`` of the run ...
 
     Returns:
         The verification that passed, with its traces.
@@ -56,9 +64,14 @@ def assert_parity(
     # pytest shows the message, and not the inside of this function.
     __tracebackhide__ = True
     _check_kinds(flags=(flags, Flags), side_a=(side_a, Side), side_b=(side_b, Side))
+    of_checkpoints = {name: options.pop(name) for name in OF_CHECKPOINTS & options.keys()}
     asked = _options({**options, "require_proof": require_proof})
-    first, second = (open_checkpoint(path, flags, fill_only=True) for path in (a, b))
-    check_flags(flags, first, second)
+    if of_checkpoints and flags is not None:
+        raise TypeError(f"assert_parity takes flags or {min(of_checkpoints)}, not both")
+    flags = flags or flags_of_arguments(of_checkpoints, "assert_parity")
+    pair = [parse_source(str(path)) for path in (a, b)]
+    first, second = open_pair(pair, flags, state_key=state_key, task=task)
+    warn_of_no_effect(flags, first, second)
     done = diagnose(run_verification(first, second, side_a, side_b, asked))
     if not done.verdict.passed:
         raise AssertionError(f"{a} and {b}:\n{text(done.verdict)}")
@@ -75,9 +88,8 @@ def _check_kinds(**given: tuple[Any, type]) -> None:
 
 def _options(given: Mapping[str, Any]) -> Options:
     """Return what is asked of a verification, with dtypes and witnesses also by their names."""
-    known = [field.name for field in fields(Options)]
-    if unknown := sorted(given.keys() - set(known)):
-        raise TypeError(f"assert_parity knows no {unknown[0]!r}; it takes {', '.join(known)}")
+    if unknown := sorted(given.keys() - set(OPTIONS)):
+        raise TypeError(f"assert_parity knows no {unknown[0]!r}; it takes {', '.join(OPTIONS)}")
     asked = dict(given)
     for name in ("dtypes", "against"):
         if name in asked:

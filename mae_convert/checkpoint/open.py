@@ -20,7 +20,7 @@ from mae_convert.families.canonical import BATCH_NORM, TASKS, check_task, square
 from mae_convert.families.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.families.evidence import Evidence
 from mae_convert.families.family import Family
-from mae_convert.families.options import Flags
+from mae_convert.families.options import OF_FIELDS, Flags
 from mae_convert.files.validation import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.tensor import LazyTensor
@@ -415,6 +415,27 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
         rules=rules,
         dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
     )
+
+
+def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
+    """Check that nothing is missing that a comparison needs: of different tasks, of the encoder.
+
+    Raises:
+        ConfigurationError: a field is missing.
+    """
+    task = a.task if a.task == b.task else "encoder"
+    for checkpoint in (a, b):
+        checkpoint.require_complete(task)
+
+
+def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
+    """Return the options that are specified and concern a task that none of the checkpoints has."""
+    tasks = {checkpoint.task for checkpoint in checkpoints}
+    return [
+        Option(option.name)
+        for name, option in OF_FIELDS.items()
+        if name in (flags or Flags()).given() and not tasks & set(option.tasks)
+    ]
 
 
 def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:

@@ -21,6 +21,7 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
 
     checkpoint = open_source(source, flags, **options)
     say_notes(checkpoint.origin)
+    say_without_effect(flags, checkpoint)
     return checkpoint
 
 
@@ -45,36 +46,15 @@ def inference_options(images: "Path | None") -> "InferenceOptions":
 
 
 def open_pair_and_tell(
-    sources: "Sequence[Source]",
-    flags: "Flags",
-    *,
-    state_key: str | None,
-    task: str | None = None,
-    incomplete: bool = False,
+    sources: "Sequence[Source]", flags: "Flags", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints that are compared; a flag is about the one that lacks what it says.
+    """Open two checkpoints that are compared, and print what is noted of them."""
+    from mae_convert.sources import open_pair
 
-    With a task, both are compared as models of it. Without one, a file that holds complete models
-    of several tasks is read as the other file is.
-    """
-    from mae_convert.checkpoint.open import as_task, check_flags
-    from mae_convert.sources import open_source
-
-    options: dict[str, Any] = {
-        "fill_only": True,
-        "state_key": state_key,
-        "incomplete": incomplete,
-    }
-    opened = [open_and_tell(source, flags, task=task, **options) for source in sources]
-    if task is None:
-        opened = [
-            open_source(source, flags, task=other.task, **options)
-            if one.also and other.task in (*one.also, "encoder")
-            else one
-            for source, one, other in zip(sources, opened, opened[::-1], strict=True)
-        ]
-    opened = [as_task(checkpoint, task) for checkpoint in opened]
-    check_flags(flags, *opened)
+    opened = open_pair(sources, flags, **options)
+    for checkpoint in opened:
+        say_notes(checkpoint.origin)
+    say_without_effect(flags, *opened)
     return opened
 
 
@@ -82,14 +62,24 @@ def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
     """Open two checkpoints; what A does not specify is found by experiment, and holds for B too."""
+    from mae_convert.checkpoint.open import require_comparable
     from mae_convert.infer import infer, with_inferred, with_inferred_of
 
     a, b = open_pair_and_tell(sources, flags, incomplete=True, **options)
     inference = infer(a, inference_options(images))
     opened = [with_inferred(a, inference), with_inferred_of(b, a, inference)]
-    for checkpoint in opened:
-        checkpoint.require_complete()
+    require_comparable(*opened)
     return opened
+
+
+def say_without_effect(flags: "Flags", *checkpoints: "Checkpoint") -> None:
+    """Print on standard error which options do nothing for models of such tasks."""
+    from mae_convert.checkpoint.open import without_effect
+    from mae_convert.errors import as_option
+
+    tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
+    for option in without_effect(flags, *checkpoints):
+        say(f"note: {as_option(option)} has no effect on a model of task {tasks}")
 
 
 def say_notes(origin: "Origin | None") -> None:

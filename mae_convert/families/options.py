@@ -95,6 +95,14 @@ STATE_KEY = CheckpointOption(
 )
 # By the field of `Flags` that each gives.
 OF_FIELDS: Mapping[str, CheckpointOption] = {f.name: f.metadata["option"] for f in fields(Flags)}
+# The names of arguments in Python: those of the options, and those of the fields; without
+# image_size, which there is the size that a model is made for.
+ARGUMENTS: Mapping[str, str] = {
+    name: option.name
+    for field_name, option in OF_FIELDS.items()
+    for name in (option.name, field_name)
+    if name != "image_size"
+}
 CHECKPOINT_OPTIONS: tuple[CheckpointOption, ...] = (STATE_KEY, *OF_FIELDS.values())
 
 
@@ -129,22 +137,15 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
     Raises:
         TypeError: there is no option of such a name, or it is given by both of its names.
     """
-    names = {
-        accepted: option.name
-        for field_name, option in OF_FIELDS.items()
-        for accepted in (option.name, field_name)
-        if accepted != "image_size"  # that of the model to be made
-    }
-    if unknown := sorted(arguments.keys() - names):
+    if unknown := sorted(arguments.keys() - ARGUMENTS):
         known = ", ".join(option.name for option in OF_FIELDS.values())
         raise TypeError(
             f"{function} has no argument {unknown[0]!r}; what can be specified is {known}"
         )
     values: dict[str, Any] = {}
     for accepted, value in arguments.items():
-        if values.get(names[accepted]) is not None and value is not None:
-            raise TypeError(
-                f"{function} got {names[accepted]} twice, the second time as {accepted}"
-            )
-        values[names[accepted]] = value
+        name = ARGUMENTS[accepted]
+        if values.get(name) is not None and value is not None:
+            raise TypeError(f"{function} got {name} twice, the second time as {accepted}")
+        values[name] = value
     return flags_of(values)

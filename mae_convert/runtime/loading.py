@@ -3,17 +3,18 @@
 import importlib.util
 import os
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, without_effect
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.dtypes import DTYPES
-from mae_convert.errors import ConfigurationError, MissingRequirementError
-from mae_convert.families.options import flags_of_arguments
+from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
+from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
 from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.sides import MODELS_OF
@@ -77,20 +78,28 @@ def load_model(
         MissingRequirementError: the framework or the device is not there.
     """
     dtype, size = _chosen(framework, dtype), size_of_image(image_size)
+    flags = flags_of_arguments(said, "load_model")
     if isinstance(source, Checkpoint):
+        if flags.given():
+            name = OF_FIELDS[min(flags.given())].name
+            raise TypeError(f"the checkpoint is open already; specify {name} where it is opened")
         checkpoint = source
     else:
         part = task if num_labels is None else None
-        checkpoint = open_source(
-            parse_source(str(source)),
-            flags_of_arguments(said, "load_model"),
-            state_key=state_key,
-            task=part,
-            incomplete=True,
-        )
+        named = parse_source(str(source))
+        checkpoint = open_source(named, flags, state_key=state_key, task=part, incomplete=True)
+        warn_of_no_effect(flags, checkpoint)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
     return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
+
+
+def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
+    """Warn the caller's caller of options that do nothing for models of such tasks."""
+    tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
+    for option in without_effect(flags, *checkpoints):
+        words = f"{as_argument(option)} has no effect on a model of task {tasks}"
+        warnings.warn(words, stacklevel=3)
 
 
 @dataclass(frozen=True)

@@ -171,4 +171,5 @@ def _exact_dtype(checkpoint: Checkpoint) -> str | None:
 def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
     """Return the encoder of a pre-training model, for a library that has no decoder."""
     tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("decoder.")}
-    return replace(checkpoint, task="encoder", tensors=tensors)
+    configuration = checkpoint.configuration.for_task("encoder")
+    return replace(checkpoint, task="encoder", tensors=tensors, configuration=configuration)

@@ -1,8 +1,16 @@
 """Where checkpoints come from: a path, the Hugging Face Hub, or the catalog of official ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.open import (
+    Checkpoint,
+    as_task,
+    check_flags,
+    open_checkpoint,
+    require_comparable,
+)
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families.mae.official import Official, official_named
@@ -87,4 +95,49 @@ def open_source(
         raise type(error)(str(error).replace(str(path), origin.name)) from error
 
 
-__all__ = ["HubReference", "Source", "locate", "locate_file", "open_source", "parse_source"]
+def open_pair(
+    sources: Sequence[Source],
+    flags: Flags | None = None,
+    *,
+    state_key: str | None = None,
+    task: str | None = None,
+    incomplete: bool = False,
+) -> list[Checkpoint]:
+    """Open two checkpoints that are compared; a flag is about the one that lacks what it says.
+
+    Args:
+        sources: the two.
+        flags: what the user specifies of them.
+        state_key: as `open_checkpoint`; of a file that has no keys it is ignored.
+        task: compare both as models of this task. Without it, a file that holds complete models of
+            several tasks is read as the other file is.
+        incomplete: open them even where a field is missing that the comparison needs.
+
+    Raises:
+        MaeConvertError: as `open_source`; or a flag contradicts both.
+    """
+    options: dict[str, Any] = {"fill_only": True, "incomplete": True, "state_key": state_key}
+    opened = [open_source(source, flags, task=task, **options) for source in sources]
+    if task is None:
+        opened = [
+            open_source(source, flags, task=other.task, **options)
+            if one.also and other.task in (*one.also, "encoder")
+            else one
+            for source, one, other in zip(sources, opened, opened[::-1], strict=True)
+        ]
+    opened = [as_task(checkpoint, task) for checkpoint in opened]
+    check_flags(flags, *opened)
+    if not incomplete:
+        require_comparable(*opened)
+    return opened
+
+
+__all__ = [
+    "HubReference",
+    "Source",
+    "locate",
+    "locate_file",
+    "open_pair",
+    "open_source",
+    "parse_source",
+]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.checkpoint.open import Checkpoint, as_task, check_flags, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, check_flags, open_checkpoint, require_comparable
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
@@ -137,7 +137,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     place = _place(job, scratch)
     if job.converts:
         with _timed(found, "convert_seconds"):
-            plan = _plan(job, open_checkpoint(path, flags, **said), place)
+            plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **said), place)
             place.parent.mkdir(parents=True, exist_ok=True)
             report = execute(plan, overwrite=True)
         found["source_sha256"] = report["source"].get("sha256")
@@ -145,14 +145,13 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
         found["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
         place, _ = _local(job.target, scratch / "target")
-    source = open_checkpoint(path, flags, fill_only=True, **said)
-    if source.configuration.missing:  # of what the job's task does not need
-        source = as_task(source, said["task"])
-    target = open_checkpoint(place, flags, fill_only=True, state_key=state_key)
+    source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **said)
+    target = open_checkpoint(place, flags, fill_only=True, incomplete=True, state_key=state_key)
     check_flags(flags, source, target)
     found["task"] = target.task
     found["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
     if job.verifies:
+        require_comparable(source, target)
         with _timed(found, "verify_seconds"):
             done = _verify(job, source, target)
         found |= verdict_fields(done.verdict)

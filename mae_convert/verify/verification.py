@@ -9,7 +9,7 @@ import numpy as np
 from mae_convert.checkpoint.diff import left_aside
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official import confirmed_by_hash
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, as_task, require_comparable
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.layouts.schema import Schema
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
@@ -128,11 +128,13 @@ def run_verification(
         options: what to run and to compare.
 
     Raises:
+        ConfigurationError: a field that the comparison needs is missing.
         MissingRequirementError: no framework to run a side with.
         MaeConvertError: a run failed.
     """
     options = options or Options()
     a, b = confirmed_by_hash(a), confirmed_by_hash(b)
+    require_comparable(a, b)
     steps = tuple(step for step in steps_between(a, b) if step["step"] != "task")
     after = apply_steps(a, steps, b)
     if mismatch := _shape_mismatch(after, b):
@@ -199,9 +201,15 @@ def common_request(
 
 
 def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
-    """Return what of a checkpoint a framework can run: timm has no decoder."""
-    bare = side.framework in UNMASKED and checkpoint.task == "pretrain"
-    return as_encoder(checkpoint) if bare else checkpoint
+    """Return what of a checkpoint can be run: timm has no decoder.
+
+    Of a model that is compared with an encoder, the decoder's number of heads need not be known.
+    """
+    if checkpoint.task != "pretrain":
+        return checkpoint
+    if side.framework in UNMASKED:
+        return as_encoder(checkpoint)
+    return as_task(checkpoint, "encoder") if checkpoint.configuration.missing else checkpoint
 
 
 def _witness_run(witness: Witness, source: Run, target: Run) -> Run:

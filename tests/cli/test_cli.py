@@ -383,3 +383,12 @@ def test_signals_that_come_while_one_is_handled_are_neither_lost_nor_in_the_way(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == "cleaned up\nmae-convert: ended by SIGTERM\n"
     assert done.returncode == 143
+
+
+def test_an_option_without_effect_on_the_task_is_listed(command, pretrain):
+    shown = command("inspect", pretrain.checkpoint, "--global-pool", "avg", *pretrain.heads)
+    assert shown.status == 0
+    assert shown.err == "note: --global-pool has no effect on a model of task pretrain\n"
+    pair = command("diff", pretrain.checkpoint, pretrain.checkpoint, "--mask-ratio", "0.5",
+                   "--global-pool", "avg", *pretrain.heads)  # fmt: skip
+    assert pair.err == "note: --global-pool has no effect on a model of task pretrain\n"

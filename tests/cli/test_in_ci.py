@@ -11,7 +11,7 @@ import yaml
 from paths import ROOT
 from safetensors.numpy import load_file, save_file
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import ConfigurationError, MaeConvertError
 from mae_convert.families.options import Flags
 from mae_convert.runtime.sides import Side
 from mae_convert.testing import assert_parity
@@ -50,6 +50,15 @@ def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
     assert "DIFFERENT" in message
     assert "first divergence: encoder.blocks.1.v" in message
     assert "transposed" in message
+
+
+def test_assert_parity_compares_as_a_task_and_takes_options_by_their_names(pair):
+    done = assert_parity(*pair, task="encoder", num_heads=4, **SIDES)  # no heads of the decoder
+    assert {trace.description["task"] for trace in done.traces} == {"encoder"}
+    with pytest.raises(ConfigurationError, match="specify it with decoder_num_heads="):
+        assert_parity(*pair, num_heads=4, **SIDES)
+    with pytest.raises(TypeError, match="takes flags or num_heads"):
+        assert_parity(*pair, flags=FLAGS, num_heads=4)
 
 
 NOT_ASKED = {

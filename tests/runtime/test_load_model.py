@@ -234,3 +234,11 @@ def test_loading_takes_the_memory_of_one_model(tmp_path):
     share = float(in_a_process(PEAK, tmp_path / "model", encoder))
     print(f"peak: {share:.2f} of the model's size")
     assert 0.9 < share < 1.1
+
+
+def test_options_without_effect_are_warned_of_or_refused():
+    with pytest.warns(UserWarning, match="global_pool= has no effect on a model of task pretrain"):
+        load_model(ORIGINAL, global_pool="avg", **HEADS)
+    opened = open_checkpoint(ORIGINAL, Flags(**HEADS))
+    with pytest.raises(TypeError, match="is open already; specify num_heads where it is opened"):
+        load_model(opened, num_heads=2)

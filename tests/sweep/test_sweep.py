@@ -502,3 +502,10 @@ def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
     assert (driver.returncode, said) == (130, "mae-convert: interrupted\n")
     assert waited_for(lambda: not any(map(is_running, started)))
     assert (runs / "sweep.results.sqlite").exists()
+
+
+def test_a_new_head_needs_no_heads_of_the_decoder(tmp_path, forked_children):
+    source = str(GOLDEN / "pretrain_tiny" / "checkpoint.pth")
+    settings = {"to": "facebook", "num_labels": 5, "num_heads": 4, "verify": True}
+    row = run_job(Job(source, str(tmp_path / "classifier.pth"), settings))
+    assert (row.error, row.task, row.passed) == (None, "classify", True)

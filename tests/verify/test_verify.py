@@ -353,3 +353,17 @@ def test_a_checkpoint_is_not_replaced_by_a_trace_or_a_report(command, work, tmp_
     assert victim.read_bytes() == (work / "k.weights.h5").read_bytes()
     result = command("verify", work / "pt", work / "tf", "--report", work / "pt" / "config.json")
     assert result.status == 2
+
+
+def test_a_model_is_verified_against_its_encoder_without_the_heads_of_its_decoder(
+    command, case, tmp_path
+):
+    pretrain, encoder = case("pretrain_tiny").checkpoint, tmp_path / "encoder.pth"
+    told = ("--num-heads", "4")
+    assert command("convert", pretrain, encoder, "--to", "facebook", "--task", "encoder",
+                   *told).status == 0  # fmt: skip
+    shown = command("verify", pretrain, encoder, "--framework-a", "torch", "--framework-b", "torch",
+                    *told)  # fmt: skip
+    assert shown.status == 0, shown.out + shown.err
+    refused = command("verify", pretrain, pretrain, *told)
+    assert "specify it with --decoder-num-heads" in refused.err
