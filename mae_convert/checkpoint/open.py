@@ -365,7 +365,7 @@ def open_checkpoint(
         if not incomplete:
             configuration.for_task(task or reading.task).require_complete()
         dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
-        unknown = unread(container, reading.layout.name, reading.task, dtypes)
+        unknown = unread(container, reading.layout, reading.task, dtypes)
     container, reading, canonical = _folded(container, reading)
     order = family.schema(configuration.model, reading.task)
     return Checkpoint(

@@ -1,15 +1,13 @@
 """Fields beside the weights that a library may act on and that this project does not read."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.layouts import keras_fields, timm_fields, transformers_fields
+from mae_convert.families import family_of
 from mae_convert.families.mae.relatives import MERGE
 from mae_convert.formats import Container
-from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.fields import (
     HARMLESS,
     NOTHING,
@@ -18,8 +16,8 @@ from mae_convert.layouts.fields import (
     Treatment,
     unknown_fields,
 )
+from mae_convert.layouts.layout import Layout
 
-OF_TRANSFORMERS = ("transformers", "transformers-tf")
 SQUARE = Reported((None, True))
 PREPROCESSOR: Mapping[str, Treatment] = {
     **dict.fromkeys(
@@ -60,27 +58,22 @@ PREPROCESSOR: Mapping[str, Treatment] = {
     "default_to_square": SQUARE,
     "do_pad": Reported(NOTHING),
     "pad_size": Reported(NOTHING),
-    **dict.fromkeys(
-        ("image_processor_type", "feature_extractor_type"),
-        Reported(
-            (
-                None,
-                "BitImageProcessor",
-                "BitImageProcessorFast",
-                "BitImageProcessorPil",
-                "ViTFeatureExtractor",
-                "ViTImageProcessor",
-                "ViTImageProcessorFast",
-                "ViTImageProcessorPil",
-            )
-        ),
-    ),
 }
 """Fields of ``preprocessor_config.json``, and of ``image_processor`` in its successor."""
+PROCESSORS = (
+    "BitImageProcessor",
+    "BitImageProcessorFast",
+    "BitImageProcessorPil",
+    "ViTFeatureExtractor",
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
+    "ViTImageProcessorPil",
+)
+"""Its classes that are read here, for the models of any family."""
 
 
 def unread(
-    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+    container: Container, layout: Layout, task: str, dtypes: Iterable[np.dtype]
 ) -> tuple[str, ...]:
     """Return what of the configuration a library may act on and nobody here reads, for a person.
 
@@ -101,7 +94,7 @@ def unread(
 
 
 def _unread(
-    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+    container: Container, layout: Layout, task: str, dtypes: Iterable[np.dtype]
 ) -> Iterator[str]:
     if container.adapter is not None:
         raise ConfigurationError(
@@ -109,27 +102,13 @@ def _unread(
             f" model, so that these weights alone are another function; {MERGE}, or remove"
             " adapter_config.json and the adapter's weights"
         )
-    for name in _of_model(container, layout, task, dtypes):
+    for name in family_of(layout).unread(container, layout.name, task, dtypes):
         yield f"config.json: {name}"
     if container.preprocessor_source is not None and container.preprocessor:
         where = container.preprocessor_source
-        for name in unknown_fields(container.preprocessor, PREPROCESSOR, where):
+        kinds = Reported((None, *PROCESSORS, *family_of(layout).image_processors))
+        table = {**PREPROCESSOR, "image_processor_type": kinds, "feature_extractor_type": kinds}
+        for name in unknown_fields(container.preprocessor, table, where):
             yield f"{where}: {name}"
     if container.other_preprocessor:
         yield "preprocessor_config.json, which differs from processor_config.json"
-
-
-def _of_model(
-    container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
-) -> Iterable[str]:
-    config: Mapping[str, Any] = container.config or {}
-    if KERAS in config:
-        return keras_fields.unknown_in_config(config[KERAS])
-    if container.config_source != "config.json":
-        return ()  # inside a file, where only this project looks for one
-    if layout == "timm" and "architecture" in config:
-        return timm_fields.unknown_in_config(config)
-    if layout in OF_TRANSFORMERS:
-        transformers_fields.check_config(config, container.weights_file, dtypes)
-        return transformers_fields.unknown_in_config(config, task)
-    return ()

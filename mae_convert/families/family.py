@@ -16,6 +16,7 @@ from mae_convert.errors import LayoutError
 from mae_convert.families import unknown_layout
 from mae_convert.families.configuration import Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.formats import Container
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Schema, Shape
 
@@ -51,6 +52,8 @@ class Family(ABC):
         predicts_removed_only: whether the decoder's output has removed patches only.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
+        image_processors: transformers' classes that prepare inputs as is done here, besides those
+            of ViT.
     """
 
     name: ClassVar[str]
@@ -65,6 +68,7 @@ class Family(ABC):
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
+    image_processors: ClassVar[tuple[str, ...]] = ()
 
     # Names and shapes
 
@@ -151,6 +155,21 @@ class Family(ABC):
     def conventions_by_names(self, names: Iterable[str]) -> Fields:  # noqa: ARG002
         """Return fields that programs with such stored names of tensors take for granted."""
         return {}
+
+    def unread(
+        self,
+        container: Container,  # noqa: ARG002
+        layout: str,  # noqa: ARG002
+        task: str,  # noqa: ARG002
+        dtypes: Iterable[np.dtype],  # noqa: ARG002
+    ) -> Iterable[str]:
+        """Return fields of ``config.json`` that a library may act on and that are not read here.
+
+        Raises:
+            ConfigurationError: a library that reads the configuration would compute something else
+                than what the tensors give here.
+        """
+        return ()
 
     # Configuration
 

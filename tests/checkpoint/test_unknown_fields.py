@@ -19,8 +19,11 @@ from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
-from mae_convert.families.mae.layouts import LAYOUTS, keras_fields, timm_fields, transformers_fields
-from mae_convert.families.mae.layouts.transformers_fields import FIELDS
+from mae_convert.families import transformers_fields
+from mae_convert.families.keras_fields import unknown_in_config
+from mae_convert.families.mae.layouts import LAYOUTS, timm_fields
+from mae_convert.families.mae.unread import CLASSES
+from mae_convert.families.transformers_fields import FIELDS
 from mae_convert.families.options import Flags
 from mae_convert.files.validation import check_document
 from mae_convert.formats.directory import is_read_beside
@@ -31,6 +34,7 @@ from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.judge import Verdict, proof
 from mae_convert.verify.summary import answer
 from mae_convert.verify.verification import Verification
+from reference_models.configuration import ViTMAEConfig as OurConfig
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -244,6 +248,10 @@ KERAS = {
 }
 
 
+def of_keras(stated):
+    return unknown_in_config(stated, OurConfig)
+
+
 def with_policy(kind, name):
     dtype = {"module": "keras", "class_name": kind, "config": {"name": name}}
     return {**KERAS, "config": {**KERAS["config"], "dtype": dtype}}
@@ -252,11 +260,11 @@ def with_policy(kind, name):
 class TestKeras:
     @pytest.mark.parametrize("name", ["float32", "float64", "bfloat16"])
     def test_one_float_dtype_is_known(self, name):
-        assert keras_fields.unknown_in_config(with_policy("DTypePolicy", name)) == ()
+        assert of_keras(with_policy("DTypePolicy", name)) == ()
 
     def test_mixed_precision_is_named(self):
         """Keras computes in float16 then, whatever the weights are."""
-        named = keras_fields.unknown_in_config(with_policy("DTypePolicy", "mixed_float16"))
+        named = of_keras(with_policy("DTypePolicy", "mixed_float16"))
         assert named == ("dtype mixed_float16",)
 
     @pytest.mark.parametrize(
@@ -271,11 +279,11 @@ class TestKeras:
     )
     def test_quantized_weights_and_policies_by_layer_are_refused(self, kind, name):
         with pytest.raises(ConfigurationError, match="quantizes weights"):
-            keras_fields.unknown_in_config(with_policy(kind, name))
+            of_keras(with_policy(kind, name))
 
     def test_a_field_that_our_classes_do_not_know_is_named(self):
         inner = {**KERAS["config"], "config": {"hidden_size": 32, "rope": True}, "lora_rank": 4}
-        named = keras_fields.unknown_in_config({**KERAS, "config": inner, "quantized": 1})
+        named = of_keras({**KERAS, "config": inner, "quantized": 1})
         assert sorted(named) == ["config.config.rope", "config.lora_rank", "quantized"]
 
     def test_an_archive_is_looked_at(self, command, case, tmp_path, monkeypatch):
@@ -283,7 +291,7 @@ class TestKeras:
         execute(plan_conversion(source, tmp_path / "a.keras", "keras"))
         assert open_checkpoint(tmp_path / "a.keras").unread == ()
         written = open_checkpoint(tmp_path / "a.keras").container.config["keras"]
-        assert keras_fields.unknown_in_config({**written, "more": 1}) == ("more",)
+        assert of_keras({**written, "more": 1}) == ("more",)
 
 
 def as_trace(checkpoint, **changes):
@@ -500,7 +508,7 @@ def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, lay
         if layout == "timm":
             timm_fields.unknown_in_config(changed)
         else:
-            transformers_fields.unknown_in_config(changed, "pretrain")
+            transformers_fields.unknown_in_config(changed, CLASSES["pretrain"])
             transformers_fields.check_config(
                 changed, models / layout / "model.safetensors", [np.dtype(np.float32)]
             )
@@ -535,4 +543,4 @@ def test_odd_values_in_keras_s_config_are_refused_in_a_sentence_or_read(value):
         {**KERAS, "registered_name": "keras_hub>V", "config": {"backbone": value}},
         {**KERAS, "registered_name": "keras_hub>V", "config": {"backbone": {"config": value}}},
     ):
-        refused_or_read(lambda changed=changed: keras_fields.unknown_in_config(changed))
+        refused_or_read(lambda changed=changed: of_keras(changed))

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from mae_convert.families.canonical import BATCH_NORM
 from mae_convert.families.configuration import Missing, check_stated
 from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
@@ -13,6 +15,8 @@ from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_C
 from mae_convert.families.mae.official import OFFICIAL
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
+from mae_convert.families.mae.unread import unread
+from mae_convert.formats import Container
 from mae_convert.layouts.schema import Schema
 from reference_models.configuration import ViTMAEConfig
 
@@ -104,6 +108,12 @@ class ImageMAE(Family):
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
         """Return fields that programs with such stored names of tensors take for granted."""
         return conventions_by_names(list(names))
+
+    def unread(
+        self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+    ) -> Iterable[str]:
+        """Return fields of ``config.json`` that a library may act on and that are not read here."""
+        return unread(container, layout, task, dtypes)
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
         """Return the fields that matter for a task and that no tensor gives."""

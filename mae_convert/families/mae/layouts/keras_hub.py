@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError, Option, Text
-from mae_convert.families.mae.layouts.keras import OPTIMIZER, archived, dense, norm
+from mae_convert.families.keras_rows import OPTIMIZER, archived, dense, norm
 from mae_convert.families.mae.layouts.transformers_tf import KERNEL
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table

@@ -7,7 +7,6 @@ from typing import Any
 from mae_convert.errors import ConfigurationError
 from mae_convert.files.messages import shown
 from mae_convert.layouts.fields import HARMLESS, READ, Fields, Only, Treatment, unknown_fields
-from reference_models.configuration import ViTMAEConfig
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OBJECT: Mapping[str, Treatment] = {
@@ -18,7 +17,6 @@ OF_LAYER: Mapping[str, Treatment] = dict.fromkeys(("name", "trainable"), HARMLES
 OURS: Mapping[str, Treatment] = {
     **OF_LAYER,
     "dtype": READ,  # see `_policy`
-    "config": Fields({field.name: READ for field in fields(ViTMAEConfig)}),
 }
 NOT_HERE = "no layout here can hold such a model; run it with KerasHub"
 BACKBONE: Mapping[str, Treatment] = {
@@ -57,15 +55,19 @@ TASK: Mapping[str, Treatment] = {
 }
 
 
-def unknown_in_config(stated: Any) -> tuple[str, ...]:
+def unknown_in_config(stated: Any, configuration: type[Any]) -> tuple[str, ...]:
     """Return the fields of Keras's ``config.json`` of which nobody here knows what Keras does.
+
+    Args:
+        stated: ``config.json``.
+        configuration: the class of the configurations of this project's models.
 
     Raises:
         ConfigurationError: a field makes the model another one than a layout here can hold.
     """
     if not isinstance(stated, Mapping):
         return ()
-    table = {**OBJECT, "config": Fields(_table(stated))}
+    table = {**OBJECT, "config": Fields(_table(stated, configuration))}
     unknown = list(unknown_fields(stated, table, "Keras's config.json"))
     config = stated.get("config")
     policies = [config.get("dtype")] if isinstance(config, Mapping) else []
@@ -79,10 +81,10 @@ def unknown_in_config(stated: Any) -> tuple[str, ...]:
     return tuple(unknown)
 
 
-def _table(stated: Mapping[str, Any]) -> Mapping[str, Treatment]:
+def _table(stated: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
     """Return the table of the class's own fields."""
     if not str(stated.get("registered_name")).startswith("keras_hub>"):
-        return OURS
+        return {**OURS, "config": Fields({f.name: READ for f in fields(configuration)})}
     config = stated.get("config")
     if isinstance(config, Mapping) and "backbone" in config:
         backbone = {**OBJECT, "config": Fields(BACKBONE)}

@@ -5,6 +5,7 @@ of the configuration there, so that any part of the library may act on it.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
 from mae_convert.files.messages import shown
 from mae_convert.formats.directory import DISTRIBUTED
 from mae_convert.layouts.fields import (
@@ -161,30 +161,38 @@ FIELDS: Mapping[str, Treatment] = {
     "quantization_config": QUANTIZED,
     "use_bfloat16": Reported(NOTHING),
 }
-MODEL_TYPES = {"pretrain": ("vit_mae",), "encoder": ("vit_mae", "vit"), "classify": ("vit",)}
-"""The values of ``model_type`` whose classes compute a task's model, by task."""
-# An encoder may be read from a model of another task.
-ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
-    **{task: (name,) for task, name in PYTORCH_CLASSES.items()},
-    "encoder": (*PYTORCH_CLASSES.values(), "ViTModel", "ViTForMaskedImageModeling"),
-}
 
 
-def unknown_in_config(stated: Mapping[str, Any], task: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Classes:
+    """What transformers' ``config.json`` says of the class that computes a model of a task.
+
+    Attributes:
+        model_types: values of ``model_type`` with which it is computed.
+        architectures: names in ``architectures``; those of TensorFlow begin with TF.
+        fields: what is done about fields that are not in `FIELDS`.
+    """
+
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    fields: Mapping[str, Treatment] = field(default_factory=dict)
+
+
+def unknown_in_config(stated: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
     """Return the fields that this project does not know what the library does with.
 
     Args:
         stated: ``config.json``.
-        task: what the tensors are read as.
+        classes: those of what the tensors are read as.
 
     Raises:
         ConfigurationError: a field makes the model another one than the tensors are.
     """
-    unknown = list(unknown_fields(stated, FIELDS, "config.json"))
-    if stated.get("model_type") not in (None, *MODEL_TYPES[task]):
+    unknown = list(unknown_fields(stated, {**FIELDS, **classes.fields}, "config.json"))
+    if stated.get("model_type") not in (None, *classes.model_types):
         unknown.append(f"model_type {shown(stated['model_type'])}")
     named = stated.get("architectures") or ()
-    known = {prefix + name for name in ARCHITECTURES[task] for prefix in ("", "TF")}
+    known = {prefix + name for name in classes.architectures for prefix in ("", "TF")}
     if named and not (isinstance(named, list) and {*map(str, named)} <= known):
         unknown.append(f"architectures {shown(named)}")
     return tuple(unknown)
