@@ -92,14 +92,7 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
     """Return what it takes to make a picture of a predicted patch; None for other tasks."""
     if checkpoint.task != "pretrain":
         return None
-    pixels = "image_std and image_mean then give pixels"
-    if not checkpoint.configuration.model.norm_pix_loss:
-        return f"patches are predicted as they are; {pixels}"
-    return (
-        "patches are predicted normalised one by one: to show one, multiply it by the deviation of"
-        " that patch of the original, sqrt(unbiased variance + 1e-6), and add its mean, which the"
-        f" model does not predict; {pixels}"
-    )
+    return checkpoint.family.target_in_words(checkpoint.configuration.model)
 
 
 def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:

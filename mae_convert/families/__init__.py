@@ -31,8 +31,9 @@ FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layo
 def families() -> Mapping[str, "Family"]:
     """Return all families by name, in the order in which they are tried."""
     from mae_convert.families.mae.family import MAE
+    from mae_convert.families.videomae.family import VIDEOMAE
 
-    return {family.name: family for family in (MAE,)}
+    return {family.name: family for family in (MAE, VIDEOMAE)}
 
 
 def layout_names() -> list[str]:

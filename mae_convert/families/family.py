@@ -29,6 +29,23 @@ UNTOLD_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "encoder": ("mask_ratio",),
     "classify": (),
 }
+GEOMETRY = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+DECODER_FIELDS = (
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_intermediate_size",
+    "decoder_num_attention_heads",
+    "norm_pix_loss",
+    "decoder_layer_norm_eps",
+)
 # One function under two names.
 ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
@@ -50,6 +67,7 @@ class Family(ABC):
         official: published models, each with ``task``, ``model`` and ``model_name``.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
+        class_tokens: how many tokens come before those of the patches.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
@@ -68,6 +86,7 @@ class Family(ABC):
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
+    class_tokens: ClassVar[int] = 1
     image_processors: ClassVar[tuple[str, ...]] = ()
 
     # Names and shapes
@@ -243,6 +262,28 @@ class Family(ABC):
             fields["decoder_num_attention_heads"] = model.decoder_num_attention_heads
             fields["norm_pix_loss"] = model.norm_pix_loss
         return fields
+
+    def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
+        """Return the configuration fields that are compared in a verdict, in order.
+
+        Args:
+            tasks: those of the two sides.
+        """
+        fields: tuple[str, ...] = (*GEOMETRY, "num_attention_heads", "layer_norm_eps", "hidden_act")
+        if tasks == {"pretrain"}:
+            fields += DECODER_FIELDS
+        return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
+
+    def target_in_words(self, model: Any) -> str:
+        """Return what it takes to make an image of a predicted patch."""
+        pixels = "image_std and image_mean then give pixels"
+        if not model.norm_pix_loss:
+            return f"patches are predicted as they are; {pixels}"
+        return (
+            "patches are predicted normalised one by one: to show one, multiply it by the deviation"
+            " of that patch of the original, sqrt(unbiased variance + 1e-6), and add its mean,"
+            f" which the model does not predict; {pixels}"
+        )
 
     # Runs
 

@@ -46,6 +46,8 @@ class Layout:
             ``image_std`` and ``task``.
         owns_config: whether a configuration can only be this layout's.
         refusal: why a model cannot be written in this layout, or None.
+        differences: in sentences, what the layout's own programs compute otherwise than such a
+            model, and no configuration of theirs can express.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Layout:
     write_config: ConfigWriter = dict
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
     refusal: Refusal = _nothing_to_refuse
+    differences: Callable[[Any, str], tuple[str, ...]] = lambda _, __: ()
 
     def table_for(self, task: str, *, key_bias: bool = True) -> Table:
         """Return the table that is written for a task.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.strict_json import plain
@@ -53,23 +54,6 @@ SOURCE_AT_HAND = "proof/the source is at hand"
 Results = Mapping[str, np.ndarray]
 Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
-GEOMETRY = (
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-)
-FUNCTION_FIELDS = (*GEOMETRY, "num_attention_heads", "layer_norm_eps", "hidden_act")
-DECODER_FIELDS = (
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_intermediate_size",
-    "decoder_num_attention_heads",
-    "norm_pix_loss",
-)
 PREPROCESSING_FIELDS = ("image_mean", "image_std")
 
 
@@ -352,19 +336,21 @@ def _apart(names: Sequence[str], others: Sequence[str]) -> str:
 
 def _compared_fields(a: Trace, b: Trace) -> list[str]:
     tasks = {a.description["task"], b.description["task"]}
-    fields = list(FUNCTION_FIELDS)
-    if tasks == {"pretrain"}:
-        fields += DECODER_FIELDS
-        # Where neither side has an epsilon of the decoder's own, there is one for the whole model.
-        if any(_config(trace, "decoder_layer_norm_eps") is not None for trace in (a, b)):
-            fields.append("decoder_layer_norm_eps")
-    if tasks <= {"pretrain", "encoder"}:
-        fields.append("mask_ratio")
-    if tasks == {"classify"}:
-        fields += ["global_pool", "num_labels"]
-        if any(_config(trace, "fc_norm") is False for trace in (a, b)):
-            fields.append("fc_norm")
-    return fields + list(PREPROCESSING_FIELDS)
+    fields = described_family(a.description).compared_fields(tasks)
+    compared = [name for name in fields if name not in OPTIONAL or _has(name, a, b)]
+    return compared + list(PREPROCESSING_FIELDS)
+
+
+# Fields that a model need not have, and the values with which it has not.
+OPTIONAL: Mapping[str, tuple[Any, ...]] = {
+    "decoder_layer_norm_eps": (None,),
+    "fc_norm": (None, True),
+    "final_layer_norm_eps": (None,),
+}
+
+
+def _has(name: str, a: Trace, b: Trace) -> bool:
+    return any(_config(trace, name) not in OPTIONAL[name] for trace in (a, b))
 
 
 def _field(trace: Trace, name: str) -> Any:
@@ -376,9 +362,7 @@ def _field(trace: Trace, name: str) -> Any:
 
 
 def _config(trace: Trace, name: str) -> Any:
-    config = trace.description["config"]
-    # Traces of earlier versions lack these fields.
-    return config.get(name) if name in ("decoder_layer_norm_eps", "fc_norm") else config[name]
+    return trace.description["config"].get(name)  # traces of earlier versions lack some fields
 
 
 def differing_tensors(a: Trace, b: Trace) -> list[str]:

@@ -152,5 +152,10 @@ class ImageMAE(Family):
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
 
+    def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
+        """Return the configuration fields that are compared in a verdict, in order."""
+        classifier = ("global_pool", "num_labels", "fc_norm") if tasks == {"classify"} else ()
+        return (*super().compared_fields(tasks), *classifier)
+
 
 MAE = ImageMAE()

@@ -1,0 +1,1 @@
+"""VideoMAE: its configuration, canonical schema, layouts and published models."""

@@ -1,0 +1,168 @@
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; Wang et al. 2023, arXiv:2303.16727) as a family."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_convert.families import keras_fields, transformers_fields
+from mae_convert.families.evidence import PREPROCESSING, Evidence
+from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.transformers_fields import Classes
+from mae_convert.families.videomae import schema as canonical
+from mae_convert.families.videomae.layouts import LAYOUTS
+from mae_convert.families.videomae.layouts.keras import CLASSES as KERAS_CLASSES
+from mae_convert.families.videomae.layouts.transformers import ARCHITECTURES
+from mae_convert.families.videomae.layouts.transformers import FIELDS as OF_TRANSFORMERS
+from mae_convert.families.videomae.official import OFFICIAL
+from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
+from mae_convert.layouts.fields import READ
+from mae_convert.layouts.schema import Schema
+from reference_models.configuration import VideoMAEConfig
+
+MODELS: Mapping[str, Mapping[str, str]] = {
+    "torch": {
+        "pretrain": "reference_models.pytorch.videomae:VideoMAEForPreTraining",
+        "encoder": "reference_models.pytorch.videomae:VideoMAEModel",
+        "classify": "reference_models.pytorch.videomae:VideoMAEForVideoClassification",
+    },
+    "keras": KERAS_CLASSES,
+}
+MODEL_LAYOUTS = {"torch": "original", "keras": "keras", "transformers": "transformers"}
+NATIVE_LOADERS = {
+    ("videomae", "torch"): "facebook",
+    ("videomae, fine-tuned", "torch"): "facebook",
+    ("videomae, keras", "tensorflow"): "keras",
+    ("videomae, keras", "jax"): "keras",
+    ("videomae, transformers", "transformers"): "transformers",
+}
+READ_FIELDS = dict.fromkeys((*OF_TRANSFORMERS, "qv_bias"), READ)
+CLASSES = {
+    "pretrain": Classes(("videomae",), (ARCHITECTURES["pretrain"],), READ_FIELDS),
+    "encoder": Classes(("videomae",), tuple(ARCHITECTURES.values()), READ_FIELDS),
+    "classify": Classes(("videomae",), (ARCHITECTURES["classify"],), READ_FIELDS),
+}
+# The authors' factory functions, whose names their programs store.
+FACTORY = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge|giant)_patch\d+_\d+")
+HEADS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
+HEADS["giant"] = (1408, 16)
+ARGUMENTS: Mapping[str, tuple[str, type]] = {
+    "image_size": ("input_size", int),
+    "num_frames": ("num_frames", int),
+    "mask_ratio": ("mask_ratio", float),
+    "norm_pix_loss": ("normlize_target", bool),
+}
+
+
+class VideoMAE(Family):
+    """Masked autoencoders of videos with tube masks, and classifiers fine-tuned from them."""
+
+    name = "videomae"
+    title = "VideoMAE, masked autoencoders of videos (Tong et al. 2022)"
+    configuration_class = VideoMAEConfig
+    layouts = LAYOUTS
+    models = MODELS
+    model_layouts = MODEL_LAYOUTS
+    native_loaders = NATIVE_LOADERS
+    official = OFFICIAL
+    has_key_bias = False
+    predicts_removed_only = True
+    class_tokens = 0
+    image_processors = ("VideoMAEImageProcessor", "VideoMAEFeatureExtractor")
+
+    def schema(self, config: VideoMAEConfig, task: str) -> Schema:
+        """Return the name and shape of every canonical tensor of a model, in canonical order."""
+        return canonical.schema(config, task)
+
+    def geometry(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the configuration fields that shapes give."""
+        return canonical.geometry(shapes)
+
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
+        """Return the schema of a geometry."""
+        return canonical.expected(geometry, task, names)
+
+    def unread(
+        self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
+    ) -> Iterable[str]:
+        """Return fields of ``config.json`` that a library may act on and that are not read here."""
+        config: Mapping[str, Any] = container.config or {}
+        if KERAS in config:
+            return keras_fields.unknown_in_config(config[KERAS], VideoMAEConfig)
+        if container.config_source != "config.json" or layout != "transformers":
+            return ()
+        transformers_fields.check_config(config, container.weights_file, dtypes)
+        return transformers_fields.unknown_in_config(config, CLASSES[task])
+
+    def untold_fields(self, task: str) -> tuple[str, ...]:
+        """Return the fields that matter for a task and that no tensor gives."""
+        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
+
+    def argument(self, name: str, evidence: Evidence) -> Any:
+        """Return what the training arguments in a checkpoint give for a field, or None."""
+        stored = evidence.training_args
+        if name == "num_attention_heads":
+            match = FACTORY.fullmatch(str(stored.get("model", "")))
+            width, heads = HEADS[match[2]] if match else (0, 0)
+            return heads if width == evidence.geometry["hidden_size"] else None
+        argument, kind = ARGUMENTS.get(name, ("", int))
+        value = stored.get(argument)
+        return value if type(value) is kind else None
+
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
+        """Return fields that follow from others."""
+        scale = evidence.stated.get("layer_scale_init_value") or 1e-5
+        fields: dict[str, Any] = {
+            "layer_scale_init_value": scale if evidence.geometry["layer_scale"] else 0.0,
+            "image_mean": values["image_mean"],
+            "image_std": values["image_std"],
+        }
+        if "use_mean_pooling" not in evidence.geometry:
+            fields["use_mean_pooling"] = False  # a pre-training model has the encoder's norm
+        return fields
+
+    def function_fields(self, model: VideoMAEConfig, task: str) -> dict[str, Any]:
+        """Return the fields that no tensor gives and that change what a model computes."""
+        fields = {**super().function_fields(model, task), "num_frames": model.num_frames}
+        if task == "pretrain":
+            fields["decoder_norm_eps"] = float(model.decoder_norm_eps)
+        if task == "classify" and model.use_mean_pooling:
+            fields["fc_norm_eps"] = float(model.fc_norm_eps)
+        return fields
+
+    def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
+        """Return the configuration fields that are compared in a verdict, in order."""
+        fields = (*super().compared_fields(tasks), "num_frames", "tubelet_size")
+        if tasks == {"classify"}:
+            fields += ("num_labels", "use_mean_pooling")
+        return (*fields, "final_layer_norm_eps") if tasks != {"encoder"} else fields
+
+    def noise(self, config: VideoMAEConfig, batch: int, generator: np.random.Generator) -> Any:
+        """Return noise (batch, L) that removes the same places at all times, all values distinct.
+
+        Of the places of a time step, those of the lowest ranks are kept at every time step.
+        """
+        time, rows, columns = config.grid_shape
+        places, total = rows * columns, config.num_patches
+        ranks = generator.permuted(np.tile(np.arange(places), (batch, 1)), axis=1)
+        by_time = ranks[:, None, :] * time + np.arange(time)[:, None]  # (N, time, places)
+        return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
+
+    def decoder_tokens(self, config: VideoMAEConfig) -> int | None:  # noqa: ARG002
+        """Return None: the decoder's norm has the hidden patches only."""
+        return None
+
+    def target_in_words(self, model: VideoMAEConfig) -> str:
+        """Return what it takes to make an image of a predicted patch."""
+        if not model.norm_pix_loss:
+            return "removed patches are predicted as pixels from 0 to 1"
+        return (
+            "removed patches are predicted normalized for each channel: to show one, multiply it by"
+            " the deviation of that channel of the original patch, sqrt(unbiased variance) + 1e-6,"
+            " and add its mean, which the model does not predict; this gives pixels from 0 to 1"
+        )
+
+
+VIDEOMAE = VideoMAE()

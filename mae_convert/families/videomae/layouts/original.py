@@ -1,0 +1,60 @@
+"""The layout of the authors' code, MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2."""
+
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from mae_convert.layouts.transforms import Fuse
+
+BLOCK = (
+    Row(".{attention,mlp}.scale", ".{gamma_1,gamma_2}"),
+    Row(".norm1.{weight,bias}", ".norm1.{weight,bias}"),
+    Row(".attention.{q,v}.bias", ".attn.{q_bias,v_bias}"),
+    Row(".attention.{q,k,v}.weight", ".attn.qkv.weight", Fuse(3)),
+    Row(".attention.output.{weight,bias}", ".attn.proj.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".norm2.{weight,bias}"),
+    Row(".mlp.{fc1,fc2}.{weight,bias}", ".mlp.{fc1,fc2}.{weight,bias}"),
+)
+PRETRAIN = Table(
+    "videomae",
+    ("pretrain",),
+    (
+        Row("decoder.mask_token", "mask_token"),
+        Row("encoder.patch_embedding.{weight,bias}", "encoder.patch_embed.proj.{weight,bias}"),
+        Repeat("encoder.blocks.#", "encoder.blocks.#", BLOCK),
+        Row("encoder.norm.{weight,bias}", "encoder.norm.{weight,bias}"),
+        Repeat("decoder.blocks.#", "decoder.blocks.#", BLOCK),
+        Row("decoder.norm.{weight,bias}", "decoder.norm.{weight,bias}"),
+        Row("decoder.prediction.{weight,bias}", "decoder.head.{weight,bias}"),
+        Row("decoder.embed.weight", "encoder_to_decoder.weight"),
+    ),
+)
+FINE_TUNED = Table(
+    "videomae, fine-tuned",
+    ("encoder", "classify"),
+    (
+        Row("encoder.patch_embedding.{weight,bias}", "patch_embed.proj.{weight,bias}"),
+        Repeat("encoder.blocks.#", "blocks.#", BLOCK),
+        Row("encoder.norm.{weight,bias}", "norm.{weight,bias}"),
+        Row("head.norm.{weight,bias}", "fc_norm.{weight,bias}"),
+        Row("head.{weight,bias}", "head.{weight,bias}"),
+    ),
+)
+CONVENTIONS = {
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "image_size": 224,
+    "num_frames": 16,
+    "mask_ratio": 0.9,
+    "norm_pix_loss": True,
+    **IMAGENET,
+}
+
+ORIGINAL = Layout(
+    name="original",
+    family="videomae",
+    title="MCG-NJU/VideoMAE and VideoMAEv2, the authors' code (PyTorch)",
+    tables=(PRETRAIN, FINE_TUNED),
+    containers=("pth", "safetensors", "npz"),
+    state_key="model",
+    conventions=CONVENTIONS,
+    fixed=("layer_norm_eps", "hidden_act"),
+)

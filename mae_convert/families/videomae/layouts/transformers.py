@@ -1,0 +1,193 @@
+"""Hugging Face transformers: VideoMAEModel, VideoMAEForPreTraining, VideoMAEForVideoClassification.
+
+Files of all versions have the same names, which are written. In memory, version 5 names the biases
+of queries and values otherwise; that is read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.table import Repeat, Row, Table
+from reference_models.configuration import VideoMAEConfig
+
+FINAL_EPS = 1e-5
+"""Epsilon of the decoder's norm and of fc_norm in every version, whatever config.json says."""
+
+REST_OF_BLOCK = (
+    Row(".attention.{q,k,v}.weight", ".attention.attention.{query,key,value}.weight"),
+    Row(".attention.output.{weight,bias}", ".attention.output.dense.{weight,bias}"),
+    Row(".mlp.fc1.{weight,bias}", ".intermediate.dense.{weight,bias}"),
+    Row(".mlp.fc2.{weight,bias}", ".output.dense.{weight,bias}"),
+    Row(".norm1.{weight,bias}", ".layernorm_before.{weight,bias}"),
+    Row(".norm2.{weight,bias}", ".layernorm_after.{weight,bias}"),
+)
+ON_DISK = (Row(".attention.{q,v}.bias", ".attention.attention.{q_bias,v_bias}"), *REST_OF_BLOCK)
+IN_MEMORY = (
+    Row(".attention.{q,v}.bias", ".attention.attention.{query,value}.bias"),
+    *REST_OF_BLOCK,
+)
+
+Rows = tuple[Row | Repeat, ...]
+
+
+def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
+    return (
+        Row(
+            "encoder.patch_embedding.{weight,bias}",
+            prefix + "embeddings.patch_embeddings.projection.{weight,bias}",
+        ),
+        Repeat("encoder.blocks.#", f"{prefix}encoder.layer.#", block),
+        Row("encoder.norm.{weight,bias}", prefix + "layernorm.{weight,bias}"),
+    )
+
+
+def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
+    """Return the tables of one naming variant: with decoder, bare encoder, with head."""
+    encoder = _encoder("videomae.", block)
+    decoder = (
+        Row("decoder.embed.weight", "encoder_to_decoder.weight"),
+        Repeat("decoder.blocks.#", "decoder.decoder_layers.#", block),
+        Row("decoder.norm.{weight,bias}", "decoder.norm.{weight,bias}"),
+        Row("decoder.prediction.{weight,bias}", "decoder.head.{weight,bias}"),
+    )
+    head = (
+        Row("head.norm.{weight,bias}", "fc_norm.{weight,bias}"),
+        Row("head.{weight,bias}", "classifier.{weight,bias}"),
+    )
+    mask_token = Row("decoder.mask_token", "mask_token")
+    return (
+        Table(name, ("pretrain",), (mask_token, *encoder, *decoder)),
+        Table(name, ("encoder",), _encoder("", block)),
+        Table(name, ("classify", "encoder"), (*encoder, *head)),
+    )
+
+
+ARCHITECTURES = {
+    "pretrain": "VideoMAEForPreTraining",
+    "encoder": "VideoMAEModel",
+    "classify": "VideoMAEForVideoClassification",
+}
+FIELDS = (
+    "attention_probs_dropout_prob",
+    "decoder_hidden_size",
+    "decoder_intermediate_size",
+    "decoder_num_attention_heads",
+    "decoder_num_hidden_layers",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "image_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "norm_pix_loss",
+    "num_attention_heads",
+    "num_channels",
+    "num_frames",
+    "num_hidden_layers",
+    "patch_size",
+    "qkv_bias",
+    "tubelet_size",
+    "use_mean_pooling",
+    # Of this project: the library has no use for them.
+    "final_layer_norm_eps",
+    "mask_ratio",
+)
+
+
+def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config.json`` as transformers writes it for the task's class.
+
+    Versions 4 read ``qkv_bias``, versions 5 ``qv_bias``: both are written.
+    """
+    task = carried["task"]
+    written = {name: carried[name] for name in FIELDS}
+    written |= {
+        "architectures": [ARCHITECTURES[task]],
+        "model_type": "videomae",
+        "qv_bias": carried["qkv_bias"],
+    }
+    if task == "pretrain":
+        written["use_mean_pooling"] = False  # with it, the class leaves out the encoder's norm
+    if task == "classify":
+        unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
+        labels = carried.get("id2label", unnamed)
+        written["id2label"] = labels
+        written["label2id"] = {label: int(index) for index, label in labels.items()}
+    return dict(sorted(written.items()))
+
+
+def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``config.json`` gives; transformers' ``LABEL_0`` and so on name no class."""
+    named = stored.get("id2label")
+    unnamed = isinstance(named, Mapping) and all(
+        name == f"LABEL_{number}" for number, name in named.items()
+    )
+    fields = {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
+    if "qv_bias" in fields:  # the name of version 5
+        fields["qkv_bias"] = fields["qv_bias"]
+    return fields
+
+
+def refusal(config: VideoMAEConfig, task: str) -> str | None:
+    """Return why the transformers classes cannot hold a model, or None."""
+    if config.layer_scale_init_value:
+        return (
+            "transformers' VideoMAE has no layer scale (gamma_1, gamma_2); convert the model to"
+            " original or keras"
+        )
+    if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
+        return (
+            "transformers has one layer norm epsilon for encoder and decoder, and those of this"
+            f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to original"
+            " or keras"
+        )
+    height, width = config.image_hw
+    if height != width or config.patch_hw[0] != config.patch_hw[1]:
+        return (
+            f"transformers' VideoMAE takes square images, and this model takes {height}x{width};"
+            " convert it to original or keras"
+        )
+    return None
+
+
+def differences(config: VideoMAEConfig, task: str) -> tuple[str, ...]:
+    """Return in sentences what the library's classes compute otherwise."""
+    norm, eps = {
+        "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
+        "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
+    }.get(task, ("", FINAL_EPS))
+    if eps == FINAL_EPS or (task == "classify" and not config.use_mean_pooling):
+        return ()
+    return (
+        f"transformers' class has the epsilon {FINAL_EPS:g} in {norm}, whatever config.json says;"
+        f" in this model it is {eps:g}, so that the outputs of the library differ slightly from"
+        " those of the original",
+    )
+
+
+TRANSFORMERS = Layout(
+    name="transformers",
+    family="videomae",
+    title="Hugging Face transformers, PyTorch (VideoMAE classes)",
+    tables=_tables("videomae, transformers", ON_DISK)
+    + _tables("videomae, transformers, in-memory names of version 5", IN_MEMORY),
+    containers=("safetensors", "pth"),
+    weights_name="model.safetensors",
+    conventions={
+        # What the classes take when config.json lacks the field.
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "image_size": 224,
+        "num_frames": 16,
+        "mask_ratio": 0.9,
+        "norm_pix_loss": True,
+        **IMAGENET,
+    },
+    class_defaults=("layer_norm_eps", "hidden_act", "image_size", "num_frames", "norm_pix_loss"),
+    read_config=read_config,
+    write_config=write_config,
+    refusal=refusal,
+    differences=differences,
+)
