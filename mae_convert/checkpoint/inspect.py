@@ -59,6 +59,8 @@ def inspect(
         "also": list(checkpoint.also),
         "incomplete": dict(checkpoint.incomplete),
         "reconstruction": reconstruction(checkpoint),
+        "pooling": pooling(checkpoint),
+        "differences": differences(checkpoint),
         "becomes": becomes(checkpoint, style),
         "odd": [render(text, style) for text in in_names(checkpoint)],
     }
@@ -93,6 +95,19 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
     if checkpoint.task != "pretrain":
         return None
     return checkpoint.family.target_in_words(checkpoint.configuration.model)
+
+
+def pooling(checkpoint: Checkpoint) -> str | None:
+    """Return what a classifier's head reads, in words; None for other tasks."""
+    if checkpoint.task != "classify":
+        return None
+    return checkpoint.family.pooling_in_words(checkpoint.configuration.model)
+
+
+def differences(checkpoint: Checkpoint) -> list[str]:
+    """Return in sentences what the programs of the checkpoint's layout compute otherwise."""
+    layout, model = checkpoint.layout, checkpoint.configuration.model
+    return list(layout.differences(model, checkpoint.task))
 
 
 def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:

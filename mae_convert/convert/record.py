@@ -67,6 +67,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
         },
         "dropped": dict(plan.dropped),
         **({"unread": list(source.unread)} if source.unread else {}),
+        **_differences(plan),
         "created": {
             **{
                 rule.external: source.created[rule.canonicals[0]]
@@ -76,6 +77,12 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
             **plan.created,
         },
     }
+
+
+def _differences(plan: Plan) -> dict[str, Any]:
+    """Return what the programs of the target's layout compute otherwise, where they do."""
+    sentences = plan.layout.differences(plan.configuration.model, plan.task)
+    return {"differences": list(sentences)} if sentences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:

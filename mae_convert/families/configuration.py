@@ -163,6 +163,7 @@ def resolve(
         ConfigurationError: a field is impossible or contradicted; or is missing, unless
             ``incomplete``.
     """
+    _check_flags_known(evidence, family)
     family.check(task, evidence)
     known = [field.name for field in fields(family.configuration_class)]
     values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in known}
@@ -265,6 +266,21 @@ def _check_flag(name: str, evidence: Evidence) -> None:
             *(named(name, _written(flag)), f" contradicts the tensors' shapes, which say {told}"),
             hint="leave it out",
         )
+
+
+def _check_flags_known(evidence: Evidence, family: "Family") -> None:
+    """Refuse an option about a field that models of the family do not have.
+
+    Where two files are compared, it may be about the other one.
+    """
+    known = {field.name for field in fields(family.configuration_class)}
+    for name in evidence.flags:
+        if name not in known and not evidence.fill_only:
+            raise ConfigurationError(
+                named(name),
+                f" has no meaning for a model of the family {family.name}",
+                hint="leave it out",
+            )
 
 
 def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:

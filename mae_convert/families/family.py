@@ -274,6 +274,10 @@ class Family(ABC):
             fields += DECODER_FIELDS
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
 
+    def pooling_in_words(self, model: Any) -> str:  # noqa: ARG002
+        """Return what the head of a classifier reads."""
+        return "the mean of all patches"
+
     def target_in_words(self, model: Any) -> str:
         """Return what it takes to make an image of a predicted patch."""
         pixels = "image_std and image_mean then give pixels"

@@ -80,6 +80,11 @@ class Flags:
         ImageSize(),
         "Image size of the position embeddings, where the grid is not square.",
     )
+    num_frames: int | None = _option(
+        "source_num_frames",
+        Whole(),
+        "Frames of a video that the model takes.",
+    )
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are specified."""

@@ -42,6 +42,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         ("not taken", f"{listed(names, 3)}: {reason}")
         for reason, names in by_reason(report["dropped"]).items()
     ]
+    rows += [("difference", sentence) for sentence in report.get("differences", ())]
     if unread := report.get("unread"):
         rows.append(("not known", f"{listed(unread, 8)}: a library may act on it"))
     out.print(pairs(rows))

@@ -24,20 +24,18 @@ def inspection(report: Mapping[str, Any]) -> None:
         ("task", report["task"]),
         *family_rows(report["family"]),
         (
-            "image",
-            f"{format_size(size)}, {plural(config['num_channels'], 'channel')}",
+            "video" if "num_frames" in config else "image",
+            f"{_frames(config, 'num_frames')}{format_size(size)},"
+            f" {plural(config['num_channels'], 'channel')}",
         ),
-        ("patch", format_size(config["patch_size"])),
+        ("patch", f"{_frames(config, 'tubelet_size')}{format_size(config['patch_size'])}"),
         ("encoder", _stack(config, "")),
     ]
     if report["task"] == "pretrain":
         rows.append(("decoder", _stack(config, "decoder_")))
         rows.append(("reconstruction", report["reconstruction"]))
     if report["task"] == "classify":
-        pooling = (
-            "the class token" if config["global_pool"] == "token" else "the mean of all patches"
-        )
-        rows.append(("head", f"{config['num_labels']} classes, reads {pooling}"))
+        rows.append(("head", f"{config['num_labels']} classes, reads {report['pooling']}"))
     dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
     rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
     millions = report["parameters"] / 1e6
@@ -62,9 +60,15 @@ def inspection(report: Mapping[str, Any]) -> None:
     if "stats" in report:
         out.print("\n[bold]Values[/bold]")
         out.print(_statistics(report["stats"]))
-    if report["odd"]:
+    if odd := [*report["differences"], *report["odd"]]:
         out.print("\n[bold]Odd, or worth a look[/bold]")
-        out.print(pairs(("  -", what) for what in report["odd"]))
+        out.print(pairs(("  -", what) for what in odd))
+
+
+def _frames(config: Mapping[str, Any], field: str) -> str:
+    """Return a number of frames in words, for what stands after it; "" for images."""
+    count = config.get(field)
+    return "" if count is None else f"{plural(count, 'frame')} of "
 
 
 def _inferred(inferred: Mapping[str, Any]) -> None:

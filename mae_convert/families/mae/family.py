@@ -152,6 +152,10 @@ class ImageMAE(Family):
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
 
+    def pooling_in_words(self, model: ViTMAEConfig) -> str:
+        """Return what the head of a classifier reads."""
+        return "the class token" if model.global_pool == "token" else "the mean of all patches"
+
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
         """Return the configuration fields that are compared in a verdict, in order."""
         classifier = ("global_pool", "num_labels", "fc_norm") if tasks == {"classify"} else ()

@@ -154,6 +154,10 @@ class VideoMAE(Family):
         """Return None: the decoder's norm has the hidden patches only."""
         return None
 
+    def pooling_in_words(self, model: VideoMAEConfig) -> str:
+        """Return what the head of a classifier reads."""
+        return "the mean of all patches" if model.use_mean_pooling else "the first patch"
+
     def target_in_words(self, model: VideoMAEConfig) -> str:
         """Return what it takes to make an image of a predicted patch."""
         if not model.norm_pix_loss:
