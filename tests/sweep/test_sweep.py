@@ -370,14 +370,14 @@ def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch
 def test_processes_end_when_nobody_waits_for_them(tmp_path):
     """The one that runs the sweep is killed: no worker stays behind."""
     code = (
-        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[3]]\n"
         "from test_sweep import *\nfrom sweep_worker import hangs\n"
         "if __name__ == '__main__':\n"
         "    list(run_local(jobs(sys.argv[2], 1), LIMITS, hangs))\n"
     )
     script = tmp_path / "main.py"
     script.write_text(code)
-    driver = subprocess.Popen([sys.executable, script, HELPERS, tmp_path])
+    driver = subprocess.Popen([sys.executable, script, HELPERS, tmp_path, Path(__file__).parent])
     mark = tmp_path / "0.pid"
     assert waited_for(mark.exists)
     driver.kill()
