@@ -157,7 +157,7 @@ def plan_conversion(
     container_kind(layout, target)
     kept = {name: source.tensors[name] for name in names}
     roundings = _roundings(kept, dtype)
-    moved = {n for rule in rules if not rule.transform.keeps_bytes for n in rule.canonicals}
+    moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals}
     hashed = {name: PassingDigest(kept[name]) for name in {*moved, *roundings}}
     kept = watched(kept, hashed)
     kept |= {name: kept[name].mapped(each, each.dtype) for name, each in roundings.items()}

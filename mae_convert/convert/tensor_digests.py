@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mae_convert.files.slicing import Sliceable
+from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.tensor import LazyTensor, as_bytes, blocks, sha256
 
 
@@ -32,7 +32,7 @@ class PassingDigest:
     def watched(self) -> LazyTensor:
         """The tensor, whose elements are hashed when they are read in order."""
         load = self.tensor.load
-        if isinstance(load, Sliceable):
+        if isinstance(load, SequentialArray):
             return replace(
                 self.tensor, load=_Watched(self.tensor.shape, self.tensor.dtype, load, self.take)
             )
@@ -64,23 +64,15 @@ class PassingDigest:
 
 
 @dataclass(frozen=True, eq=False)
-class _Watched(Sliceable):
+class _Watched(SequentialArray):
     """Another array, whose elements are shown to a function when they are read."""
 
-    of: Sliceable
+    of: SequentialArray
     take: Callable[[np.ndarray, int], np.ndarray]
 
-    @property
-    def in_order(self) -> bool:
-        """Whether the other array is."""
-        return self.of.in_order
-
-    def block(self, rows: slice, columns: slice) -> np.ndarray:
-        """Return a part of the other array."""
-        part = self.of.block(rows, columns)
-        if columns.stop - columns.start == self.columns or rows.stop - rows.start == 1:
-            self.take(part, rows.start * self.columns + columns.start)
-        return part
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return elements of the other array."""
+        return self.take(self.of.elements(start, stop), start)
 
 
 def watched(

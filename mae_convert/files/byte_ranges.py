@@ -19,7 +19,7 @@ import numpy as np
 from mae_convert.errors import CheckpointError
 from mae_convert.files.input_files import kind_of
 from mae_convert.files.messages import damaged
-from mae_convert.files.slicing import Sliceable
+from mae_convert.files.sequential import SequentialArray
 from mae_convert.shortage import shortage
 
 NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
@@ -157,39 +157,18 @@ def _open(path: Path) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class FileArray(Sliceable):
+class FileArray(SequentialArray):
     """An array that lies in a file as it stands, in C order."""
 
     file: ByteFile
     offset: int
 
-    @property
-    def in_order(self) -> bool:
-        """It is."""
-        return True
-
-    def raw(self, start: int, count: int) -> np.ndarray:
-        """Return some of its bytes, from the `start`-th on."""
-        data = np.empty(count, np.uint8)
-        self.file.read_into(data.data, self.offset + start)
-        return data
-
-    def block(self, rows: slice, columns: slice) -> np.ndarray:
-        """Return some rows and some columns of these, read from the file."""
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        row_bytes = self.columns * self.dtype.itemsize
-        start = self.offset + rows.start * row_bytes + columns.start * self.dtype.itemsize
-        array = np.empty((height, width), self.dtype)
-        if not array.size:
-            return array
-        whole = array.view(np.uint8).reshape(-1).data
-        if width == self.columns or height == 1:
-            self.file.read_into(whole, start)
-        else:
-            stride = array.strides[0]
-            for row in range(height):
-                piece = whole[row * stride : (row + 1) * stride]
-                self.file.read_into(piece, start + row * row_bytes)
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return elements that are read from the file; they are not to be written to."""
+        array = np.empty(stop - start, self.dtype)
+        if array.size:
+            data = array.view(np.uint8).data
+            self.file.read_into(data, self.offset + start * self.dtype.itemsize)
         array.flags.writeable = False
         return array
 

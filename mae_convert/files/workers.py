@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from mae_convert.files.allocation import keep_what_is_freed
 
 MOST_WORKERS = 4
-"""Each may hold an array of `LARGE_BYTES` and a block of it."""
+"""Each may hold one array whole, which is transposed, and a block of it."""
 
 T = TypeVar("T")
 Advance = Callable[[int], None]

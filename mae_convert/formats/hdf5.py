@@ -8,7 +8,7 @@ import numpy as np
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import damaged, shown
-from mae_convert.files.slicing import Sliceable
+from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.contents import Contents, embedded_json, loading, reading
 from mae_convert.formats.hdf5_reader import Tree, read_tree
 from mae_convert.formats.tensor import LazyTensor
@@ -112,7 +112,7 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
 
 def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
     """Return a way to an array whose chunks may turn out to be damaged."""
-    return load if isinstance(load, Sliceable) else loading(file.path, load, *DAMAGE)
+    return load if isinstance(load, SequentialArray) else loading(file.path, load, *DAMAGE)
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:

@@ -199,11 +199,11 @@ class Draft:
         for piece in tensor.pieces() if tensor.nbytes else ():
             if not isinstance(stored, FileArray):
                 raise self._differs()
-            found = stored.raw(at, piece.nbytes)
-            if not _equal(found, piece):
+            found = stored.elements(at, at + piece.size)
+            if not _equal(found.view(np.uint8), piece):
                 raise self._differs()
-            digest.update(found.data)
-            at += piece.nbytes
+            digest.update(as_bytes(found))
+            at += piece.size
             advance(piece.nbytes)
         return digest.hexdigest()
 

@@ -10,7 +10,7 @@ import numpy as np
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import damaged, shown, would_run_code
-from mae_convert.files.slicing import Each, Sliceable
+from mae_convert.files.sequential import Mapped, SequentialArray
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.opaque_objects import Effects
@@ -181,8 +181,8 @@ class _ZipStorages:
         load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
         if not self._big_endian:
             return load
-        if isinstance(load, Sliceable):
-            return Each(shape, dtype, load, _byteswapped)
+        if isinstance(load, SequentialArray):
+            return Mapped(shape, dtype, load, _byteswapped)
         return lambda: _byteswapped(load())
 
 

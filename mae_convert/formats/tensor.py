@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mae_convert.errors import OutputError
-from mae_convert.files.slicing import Each, Sliceable
+from mae_convert.files.sequential import Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
 """Bytes that are passed on at once: so few that they stay in the processor's cache."""
 
 BLOCK_BYTES = 1 << 24
 """Bytes that are copied at once where an array does not lie in memory as it is written."""
-
-LARGE_BYTES = 1 << 25
-"""An array of more bytes is not held whole, where it can be had in parts."""
 
 TILE_ROWS, TILE_BYTES = 512, 64
 """Rows, and bytes of a row, of the parts in which a matrix is transposed.
@@ -38,7 +35,7 @@ class LazyTensor:
         shape: its extents; empty for a scalar.
         dtype: its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16).
         load: returns the array, of that shape and dtype, which is not to be written to. Where it
-            is `Sliceable`, parts of the array can be had too.
+            is a `SequentialArray`, its elements can be had a few at a time too.
     """
 
     name: str
@@ -64,32 +61,28 @@ class LazyTensor:
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
         """Return the tensor with its elements mapped, each by itself, to some of `dtype`."""
         load = self.load
-        if isinstance(load, Sliceable):
-            return replace(self, dtype=dtype, load=Each(self.shape, dtype, load, function))
+        if isinstance(load, SequentialArray):
+            return replace(self, dtype=dtype, load=Mapped(self.shape, dtype, load, function))
         return replace(self, dtype=dtype, load=lambda: function(load()))
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Yield all elements in C order, in contiguous arrays of one axis.
 
-        What lies in a file as it stands here is read piece by piece, and a large array in parts
-        if it can be had so; another is loaded whole.
+        A `SequentialArray` is read piece by piece; another array is loaded whole.
 
         Raises:
             OutputError: the array is not what the tensor promised.
         """
         load = self.load
-        if not isinstance(load, Sliceable):
-            yield from blocks(self._checked(load()))
-        elif load.in_order or self.nbytes > LARGE_BYTES:
+        if isinstance(load, SequentialArray):
             self._check(load.shape, load.dtype)
-            for rows, columns in _stripes(load, PIECE_BYTES if load.in_order else BLOCK_BYTES):
-                yield from blocks(load.block(rows, columns))
+            count = max(1, PIECE_BYTES // load.dtype.itemsize)
+            for start in range(0, load.size, count):
+                yield from blocks(load.elements(start, min(start + count, load.size)))
         else:
-            yield from blocks(self._checked(load()))
-
-    def _checked(self, array: np.ndarray) -> np.ndarray:
-        self._check(array.shape, array.dtype)
-        return array
+            array = load()
+            self._check(array.shape, array.dtype)
+            yield from blocks(array)
 
     def _check(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         if shape != self.shape or dtype != self.dtype:
@@ -107,20 +100,6 @@ def possible_shape(shape: object) -> bool:
         and all(type(extent) is int and 0 <= extent < LARGEST_EXTENT for extent in shape)
         and math.prod(extent for extent in shape if extent) < LARGEST_EXTENT
     )
-
-
-def _stripes(load: Sliceable, size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of pieces of about `size` bytes that follow each other in C order."""
-    if not load.rows * load.columns:
-        return
-    rows = max(1, size // (load.columns * load.dtype.itemsize))
-    columns = load.columns if rows > 1 else max(1, size // load.dtype.itemsize)
-    for top in range(0, load.rows, rows):
-        for left in range(0, load.columns, columns):
-            yield (
-                slice(top, min(top + rows, load.rows)),
-                slice(left, min(left + columns, load.columns)),
-            )
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mae_convert.errors import LayoutError, Option
 from mae_convert.files.messages import shown
-from mae_convert.files.slicing import Sliceable
+from mae_convert.files.sequential import Joined, SequentialArray, split
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.schema import KEY_BIAS, Schema, Shape
 from mae_convert.layouts.transforms import SAME, SplitHeads, Transform
@@ -64,6 +64,11 @@ class Rule:
             canonicals=tuple(name.replace("#", number) for name in self.canonicals),
             external=self.external.replace("[_#]", suffix).replace("#", number),
         )
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the external tensor has the bytes of one canonical tensor, in the same order."""
+        return self.transform.in_order and len(self.canonicals) == 1
 
     def bound(self, heads: int) -> "Rule":
         """Return the rule for a model with this number of attention heads."""
@@ -267,17 +272,17 @@ def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> di
 
 def _read(rule: Rule, tensor: LazyTensor) -> Iterator[LazyTensor]:
     shapes = rule.transform.read_shapes(tensor.shape)
-    parts = (
-        rule.transform.read_parts(tensor.load, shapes)
-        if isinstance(tensor.load, Sliceable)
-        else None
-    )
+    if rule.transform.in_order and isinstance(tensor.load, SequentialArray):
+        parts = split(tensor.load, shapes)
+        for name, shape, part in zip(rule.canonicals, shapes, parts, strict=True):
+            yield LazyTensor(name, shape, tensor.dtype, part)
+        return
     for index, (name, shape) in enumerate(zip(rule.canonicals, shapes, strict=True)):
 
         def load(index: int = index) -> np.ndarray:
             return rule.transform.read(tensor.load())[index]
 
-        yield LazyTensor(name, shape, tensor.dtype, parts[index] if parts else load)
+        yield LazyTensor(name, shape, tensor.dtype, load)
 
 
 def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> list[LazyTensor]:
@@ -301,6 +306,9 @@ def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
         return rule.transform.write([part.load() for part in parts])
 
     shape = rule.transform.write_shape([part.shape for part in parts])
-    ways = [part.load for part in parts if isinstance(part.load, Sliceable)]
-    in_parts = rule.transform.write_parts(ways, shape) if len(ways) == len(parts) else None
-    return LazyTensor(rule.external, shape, parts[0].dtype, in_parts or load)
+    arrays = [part.load for part in parts if isinstance(part.load, SequentialArray)]
+    if rule.transform.in_order and len(arrays) == len(parts):
+        return LazyTensor(
+            rule.external, shape, parts[0].dtype, Joined(shape, parts[0].dtype, arrays)
+        )
+    return LazyTensor(rule.external, shape, parts[0].dtype, load)

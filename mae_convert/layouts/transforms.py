@@ -7,7 +7,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from mae_convert.errors import LayoutError
-from mae_convert.files.slicing import Joined, Rows, Sliceable, Turned
 from mae_convert.layouts.schema import Shape
 
 
@@ -15,8 +14,11 @@ class Transform(Protocol):
     """An invertible map from canonical arrays to one external array."""
 
     @property
-    def keeps_bytes(self) -> bool:
-        """Whether the external array has the bytes of one canonical array, in the same order."""
+    def in_order(self) -> bool:
+        """Whether the elements of the canonical arrays, one array after another, are its own.
+
+        Then a tensor can be read and written a few elements at a time.
+        """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the external array made of canonical ones."""
@@ -30,30 +32,12 @@ class Transform(Protocol):
     def read_shapes(self, shape: Shape) -> list[Shape]:
         """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
 
-    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
-        """Return a way to parts of the external array, or None if it can only be made whole."""
-
-    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
-        """Return ways to parts of the canonical arrays, or None if they can only be had whole."""
-
-
-class _Whole:
-    """What a transform that needs its arrays whole says of parts."""
-
-    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:  # noqa: ARG002
-        """Return None."""
-        return None
-
-    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:  # noqa: ARG002
-        """Return None."""
-        return None
-
 
 @dataclass(frozen=True)
 class Same:
     """The external tensor is the canonical one."""
 
-    keeps_bytes: ClassVar[bool] = True
+    in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the one array."""
@@ -71,14 +55,6 @@ class Same:
         """Return the one shape."""
         return [shape]
 
-    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:  # noqa: ARG002
-        """Return the one way."""
-        return parts[0]
-
-    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:  # noqa: ARG002
-        """Return the one way."""
-        return [whole]
-
     def __str__(self) -> str:
         return ""
 
@@ -88,7 +64,7 @@ class Permute:
     """Reorder the axes: external axis ``i`` is canonical axis ``axes[i]``."""
 
     axes: tuple[int, ...]
-    keeps_bytes: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the transposed view."""
@@ -108,14 +84,6 @@ class Permute:
             raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
         return [tuple(shape[axis] for axis in self._inverse())]
 
-    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable | None:
-        """Return rows as columns and the other way round, for a matrix."""
-        return Turned(shape, parts[0].dtype, parts[0]) if self.axes == (1, 0) else None
-
-    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable] | None:
-        """Return rows as columns and the other way round, for a matrix."""
-        return [Turned(shapes[0], whole.dtype, whole)] if self.axes == (1, 0) else None
-
     def _inverse(self) -> tuple[int, ...]:
         return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
 
@@ -128,7 +96,7 @@ class Fuse:
     """Join ``parts`` canonical tensors of equal shape along the first axis."""
 
     parts: int
-    keeps_bytes: ClassVar[bool] = False
+    in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the parts, one after the other."""
@@ -149,24 +117,12 @@ class Fuse:
             raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
         return [(shape[0] // self.parts, *shape[1:])] * self.parts
 
-    def write_parts(self, parts: Sequence[Sliceable], shape: Shape) -> Sliceable:
-        """Return the parts, one after the other."""
-        return Joined(shape, parts[0].dtype, parts)
-
-    def read_parts(self, whole: Sliceable, shapes: Sequence[Shape]) -> list[Sliceable]:
-        """Return equal stretches of rows, in order."""
-        starts = (index * shape[0] for index, shape in enumerate(shapes))
-        return [
-            Rows(shape, whole.dtype, whole, start)
-            for shape, start in zip(shapes, starts, strict=True)
-        ]
-
     def __str__(self) -> str:
         return f"fuse {self.parts}"
 
 
 @dataclass(frozen=True)
-class SplitHeads(_Whole):
+class SplitHeads:
     """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
 
     Attributes:
@@ -180,7 +136,7 @@ class SplitHeads(_Whole):
     heads: int = 0
 
     @property
-    def keeps_bytes(self) -> bool:
+    def in_order(self) -> bool:
         """Whether it is a bias, whose heads follow each other already."""
         return self.kind == "bias"
 
@@ -226,10 +182,10 @@ class SplitHeads(_Whole):
 
 
 @dataclass(frozen=True)
-class WithoutBatch(_Whole):
+class WithoutBatch:
     """The external tensor lacks the canonical one's first axis, which is 1."""
 
-    keeps_bytes: ClassVar[bool] = True
+    in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the array without its first axis."""

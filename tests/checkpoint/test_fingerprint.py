@@ -27,7 +27,7 @@ from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
 from mae_convert.families.mae.schema import schema
 from mae_convert.families.options import Flags
-from mae_convert.files.slicing import Sliceable
+from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats import write_file
 from mae_convert.formats.tensor import LazyTensor, sha256
 from mae_convert.layouts.table import write_tensors
@@ -195,17 +195,17 @@ def test_a_digest_of_what_is_read_twice_in_parts_or_out_of_order_is_that_of_the_
     ):
         digest = PassingDigest(tensor)
         for first, last in parts:
-            digest.watched.load.block(slice(first, last), slice(0, 8))
-        digest.watched.load.block(slice(0, 6), slice(0, 4))
+            digest.watched.load.elements(8 * first, 8 * last)
+        digest.watched.load.elements(4, 20)
         assert digest.hexdigest() == sha256(tensor), parts
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayLoad(Sliceable):
+class ArrayLoad(SequentialArray):
     array: np.ndarray
 
-    def block(self, rows, columns):
-        return self.array[rows, columns]
+    def elements(self, start, stop):
+        return self.array.reshape(-1)[start:stop]
 
 
 def test_the_command_prints_one_object_and_says_what_is_missing(case, command):

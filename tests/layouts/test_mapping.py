@@ -12,11 +12,13 @@ from mae_convert.checkpoint.recognition import recognise
 from mae_convert.errors import LayoutError
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.schema import schema
+from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.schema import KEY_BIAS
 from mae_convert.layouts.table import (
     Repeat,
     Row,
+    Rule,
     Table,
     braces,
     external_shapes,
@@ -197,3 +199,48 @@ def test_the_keras_table_is_what_keras_writes(golden):
         rules = LAYOUTS["keras"].table_for(task).expand(shapes)
         expected = {path: tuple(shape) for path, shape in frozen["paths"][name].items()}
         assert external_shapes(rules, shapes) == expected
+
+
+class InMemory(SequentialArray):
+    """An array in memory that counts how many elements are had at a time."""
+
+    def __init__(self, array):
+        super().__init__(array.shape, array.dtype)
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "most", [0])
+
+    def elements(self, start, stop):
+        self.most[0] = max(self.most[0], stop - start)
+        return self.array.reshape(-1)[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("transform", "shapes"),
+    [
+        (SAME, [(4, 3)]),
+        (Fuse(3), [(2, 4)] * 3),
+        (SplitHeads("bias", 2), [(6,)]),
+        (WithoutBatch(), [(1, 5, 2)]),
+    ],
+)
+def test_what_keeps_the_order_of_elements_is_read_and_written_piece_by_piece(
+    transform, shapes, monkeypatch
+):
+    monkeypatch.setattr("mae_convert.formats.tensor.PIECE_BYTES", 20)  # 5 elements
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    sources = [InMemory(array) for array in arrays]
+    names = tuple(f"c{number}" for number in range(len(arrays)))
+    rule = Rule(names, "x", transform)
+    tensors = {n: LazyTensor(n, s.shape, s.dtype, s) for n, s in zip(names, sources, strict=True)}
+    (made,) = write_tensors(tensors, [rule])
+    expected = transform.write(arrays)
+    np.testing.assert_array_equal(np.concatenate(list(made.pieces())), expected.reshape(-1))
+    assert max(source.most[0] for source in sources) <= 5
+    np.testing.assert_array_equal(made.load(), expected, strict=True)
+    back = read_tensors(
+        {"x": LazyTensor("x", expected.shape, expected.dtype, InMemory(expected))}, [rule]
+    )
+    for name, array in zip(names, arrays, strict=True):
+        np.testing.assert_array_equal(np.concatenate(list(back[name].pieces())), array.reshape(-1))
+        np.testing.assert_array_equal(back[name].load(), array, strict=True)

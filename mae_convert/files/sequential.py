@@ -1,0 +1,84 @@
+"""Arrays whose elements can be had a few at a time, in C order, so that none is in memory whole.
+
+Tensors that are copied, rounded, split or joined along their first axis are read, written and
+compared in this way. What needs another order of the elements, a transpose, loads the whole array:
+at most 26 MB in float32 for the largest official model, a ViT-H.
+"""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SequentialArray(ABC):
+    """An array of a shape and a dtype; calling it returns the whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    def __call__(self) -> np.ndarray:
+        """Return the whole array; it is not to be written to."""
+        return self.elements(0, self.size).reshape(self.shape)
+
+    @abstractmethod
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return elements from `start` to before `stop`, counted in C order, as one axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part(SequentialArray):
+    """Elements of another array that follow each other, from `first` on."""
+
+    of: SequentialArray
+    first: int
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return elements of the other array."""
+        return self.of.elements(self.first + start, self.first + stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(SequentialArray):
+    """The elements of several arrays, one array after the other."""
+
+    parts: Sequence[SequentialArray]
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return elements of the parts that have them."""
+        pieces, first = [], 0
+        for part in self.parts:
+            low, high = max(start - first, 0), min(stop - first, part.size)
+            if low < high:
+                pieces.append(part.elements(low, high))
+            first += part.size
+        if not pieces:
+            return np.empty(0, self.dtype)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(SequentialArray):
+    """Another array with every element mapped, each by itself, to one of `dtype`."""
+
+    of: SequentialArray
+    function: Callable[[np.ndarray], np.ndarray]
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """Return the mapped elements."""
+        return self.function(self.of.elements(start, stop))
+
+
+def split(array: SequentialArray, shapes: Sequence[tuple[int, ...]]) -> list[SequentialArray]:
+    """Return arrays of these shapes that follow each other in another array."""
+    first = itertools.accumulate(map(math.prod, shapes), initial=0)
+    return [Part(shape, array.dtype, array, at) for shape, at in zip(shapes, first, strict=False)]
