@@ -3,7 +3,7 @@
 Parameters are named as the original has them, and so is the state dict.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mae_convert.models.pretrained import (
 )
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
+from mae_convert.models.torch_parts import EncoderPart, decoder_of
 from mae_convert.models.transformers_base import TransformersBase
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
@@ -102,9 +103,9 @@ class TorchModel(PretrainedModel, nn.Module):
         return projection
 
     @property
-    def vit(self) -> nn.Module:
-        """Embeddings, blocks and norm of the encoder, to be frozen, counted or given a rate."""
-        return part_of(self, lambda name: not name.startswith((*DECODER, *HEAD)))
+    def vit(self) -> EncoderPart:
+        """Embeddings, blocks and norm of the encoder; it is called with images (N, C, H, W)."""
+        return EncoderPart(self)
 
     @property
     def base_model(self) -> nn.Module:
@@ -175,15 +176,23 @@ class TorchModel(PretrainedModel, nn.Module):
         self, pixel_values: Tensor | None, *more: Any, asked: Asked, interpolate: bool | None
     ) -> Any:
         """Return what the reference model computes, if need be for pictures of another size."""
+        model, pixel_values = self.for_size(pixel_values, interpolate)
+        kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
+        return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
+
+    def for_size(self, pixel_values: Tensor | None, interpolate: bool | None) -> tuple[Any, Tensor]:
+        """Return a model with the same parameters for images of a size, and the pixels it takes.
+
+        Raises:
+            ValueError: the images are not of the model's size, and it may not be changed.
+        """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
         given = (pixel_values.shape[-2], pixel_values.shape[-1])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
         if size != given:
             pixel_values = pixel_values[..., : size[0], : size[1]]
-        model = self if size == self.config.image_hw else self._at(size)
-        kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
-        return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
+        return (self if size == self.config.image_hw else self._at(size)), pixel_values
 
     def _holding(self, state_dict: Mapping[str, Tensor]) -> Any:
         """Return a model like this one with other weights, which are not copied.
@@ -215,23 +224,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return view
 
 
-def part_of(model: nn.Module, wanted: Callable[[str], bool]) -> nn.Module:
-    """Return a module with the parameters and modules of a model whose names are wanted.
-
-    They are the model's own: what is done to them is done to the model. It cannot be called.
-    """
-    part = nn.Module()
-    for name, parameter in model.named_parameters(recurse=False):
-        if wanted(name):
-            part.register_parameter(name, parameter)
-    for name, module in model.named_children():
-        if wanted(name):
-            part.add_module(name, module)
-    return part
-
-
 REFERENCE = "reference_models."
-DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
@@ -287,7 +280,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
     @property
     def decoder(self) -> nn.Module:
         """The parameters and modules of the decoder, as those of the encoder in ``vit``."""
-        return part_of(self, lambda name: name.startswith(DECODER))
+        return decoder_of(self)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""
@@ -319,6 +312,14 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
     """The classifier, for scripts that use ``transformers.ViTForImageClassification``."""
 
     task = "classify"
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The head; a module that is assigned to it takes the place of the head."""
+        return self.head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("head" if name == "classifier" else name, value)
 
     def forward(  # type: ignore[override]  # in place of taps it has transformers' arguments
         self,

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = (
 REFUSED = {
     "variant": "weights have one name here; leave it out",
     "distributed_checkpoint": "weights are written whole; gather them first",
-    "saved_model": "write one with mae_convert.models.export.export_encoder of a Keras model",
+    "saved_model": "write one with model.export of a Keras model",
     "signatures": "give them to model.export",
     "tags": "they stand on a card, which `mae-convert publish` writes",
     **SET_ELSEWHERE,

@@ -57,7 +57,16 @@ if ModelOutput is not None:
         hidden_states: Any = None
         attentions: Any = None
 
+    @dataclass
+    class EncoderOutput(Output):
+        """As `outputs.EncoderOutput`."""
+
+        last_hidden_state: Any = None
+        hidden_states: Any = None
+        attentions: Any = None
+
     CLASSES = {
+        outputs.EncoderOutput: EncoderOutput,
         reference.ViTMAEModelOutput: ViTMAEModelOutput,
         reference.ViTMAEForPreTrainingOutput: ViTMAEForPreTrainingOutput,
         reference.ImageClassifierOutput: ImageClassifierOutput,

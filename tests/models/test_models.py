@@ -340,6 +340,36 @@ def test_encoder_and_decoder_can_be_frozen_by_the_names_that_they_have_in_transf
     assert list(model.state_dict()) == list(model_of(task).state_dict())
 
 
+def test_the_encoder_is_called_and_its_blocks_frozen_by_the_names_of_transformers(task):
+    _, real_class, path = CLASSES[task]
+    model, real = model_of(task).eval(), real_class.from_pretrained(path).eval()
+    real_encoder = real if task == "encoder" else real.vit
+    given = inputs_of(task)
+    found, expected = model.vit(**given, **EVERYTHING), real_encoder(**given)
+    assert distance(found.last_hidden_state, expected.last_hidden_state) < FLOAT32_LIMIT
+    assert [len(found.hidden_states), len(found.attentions)] == [4, 3]
+    assert type(model.vit(**given, return_dict=False)) is tuple
+    larger = torch.randn(1, 3, 48, 32)
+    assert model.vit(larger, interpolate_pos_encoding=True).last_hidden_state.shape[2] == 32
+    model.vit.encoder.layer[0].requires_grad_(False)
+    assert [p.requires_grad for p in model.blocks[0].parameters()] == [False] * 12
+    assert model.vit.layers[1] is model.blocks[1]
+    assert model.vit.layernorm is model.norm
+    model.blocks[2].train()
+    model.vit(**given)
+    assert model.blocks[2].training
+
+
+def test_the_head_of_a_classifier_is_replaced_by_the_name_that_it_has_in_transformers():
+    model, pixels = model_of("classify"), inputs_of("classify")["pixel_values"]
+    features = model.vit(pixels).last_hidden_state[:, 0]
+    assert distance(model.classifier(features), model(pixels).logits) < FLOAT32_LIMIT
+    names = list(model.state_dict())
+    model.classifier = torch.nn.Linear(32, 5)
+    assert model(pixels).logits.shape == (2, 5)
+    assert list(model.state_dict()) == names
+
+
 def test_options_of_from_pretrained(tmp_path):
     path = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
     heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}

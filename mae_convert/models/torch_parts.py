@@ -1,0 +1,100 @@
+"""Encoder and decoder of a PyTorch model as modules, under the names of transformers.
+
+Their parameters and modules are the model's own: what is done to them is done to the model.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mae_convert.models.outputs import EncoderOutput
+from mae_convert.models.pretrained import asked_for
+from mae_convert.models.torch_outputs import output_of
+from reference_models.outputs import Taps, ViTMAEModelOutput, recorded
+
+DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the decoder of a pre-training model, to be frozen or counted; it cannot be called."""
+    part = nn.Module()
+    add_part(part, model, lambda name: name.startswith(DECODER))
+    return part
+
+
+def add_part(part: nn.Module, model: nn.Module, wanted: Callable[[str], bool]) -> None:
+    """Add the parameters and modules of a model whose names are wanted to another module."""
+    for name, parameter in model.named_parameters(recurse=False):
+        if wanted(name):
+            part.register_parameter(name, parameter)
+    for name, module in model.named_children():
+        if wanted(name):
+            part.add_module(name, module)
+
+
+class EncoderPart(nn.Module):
+    """The encoder of a model: ``model.vit`` of scripts for transformers.
+
+    Its blocks are ``encoder.layer[n]``, as in version 4, and ``layers[n]``, as in version 5.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        add_part(self, model, lambda name: not name.startswith((*DECODER, *HEAD)))
+        self.__dict__["_model"] = model  # not a module of this one
+        self.training = model.training
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model."""
+        return self._model.config
+
+    @property
+    def layers(self) -> Any:
+        """The blocks."""
+        return self.blocks
+
+    @property
+    def encoder(self) -> SimpleNamespace:
+        """The blocks, in a list ``layer``."""
+        return SimpleNamespace(layer=self.blocks)
+
+    @property
+    def layernorm(self) -> Any:
+        """The final norm; None in a classifier that normalizes the mean of the patches."""
+        return getattr(self, "norm", None)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Return what the encoder computes of images (N, C, H, W).
+
+        Args:
+            pixel_values: (N, C, H, W).
+            noise: (N, L), of a model that masks patches.
+            output_attentions: return the attention probabilities of each block.
+            output_hidden_states: return the output of the embeddings and of each block.
+            return_dict: False for a plain tuple.
+            interpolate_pos_encoding: take images of another size.
+        """
+        asked = asked_for(self.config, output_hidden_states, output_attentions, return_dict)
+        taps = Taps.requested(asked.hidden_states, asked.attentions, False)
+        model, pixel_values = self._model.for_size(pixel_values, interpolate_pos_encoding)
+        result: Any
+        if hasattr(model, "encode_visible"):
+            tokens, mask, ids_restore = model.encode_visible(pixel_values, noise, taps)
+            result = ViTMAEModelOutput(tokens, mask, ids_restore, *recorded(taps))
+        else:
+            tokens = model.encode(model.dropout(model.embed(pixel_values)), taps)
+            tokens = tokens if self.layernorm is None else self.layernorm(tokens)
+            result = EncoderOutput(tokens, *recorded(taps)[:2])
+        return output_of(result, as_tuple=asked.as_tuple)
