@@ -37,9 +37,8 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
         if options.pop(option, None) not in (None, False, ""):
             raise ConfigurationError(f"{option} cannot be given here; {instead}")
     text = str(name)
-    source = parse_source(text)
-    if isinstance(source, Path) and not source.exists() and REPOSITORY.fullmatch(text):
-        source = HubReference(text)
+    on_the_hub = REPOSITORY.fullmatch(text) and not Path(text).exists()
+    source = HubReference(text) if on_the_hub else parse_source(text)
     if isinstance(source, HubReference):
         return replace(
             source,

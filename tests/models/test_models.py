@@ -449,7 +449,7 @@ def test_weights_are_written_in_parts_of_a_size_in_words(tmp_path):
     model.save_pretrained(tmp_path / "whole", max_shard_size="5GB", safe_serialization=False)
     assert (tmp_path / "whole" / "model.safetensors").is_file()
     for size in ("big", "0MB", 0.5, -1):
-        with pytest.raises(MaeConvertError, match="is no size"):
+        with pytest.raises(MaeConvertError, match="is not a size"):
             model.save_pretrained(tmp_path / "none", max_shard_size=size)
 
 
