@@ -37,3 +37,28 @@ def interleaved_position_embedding(width: int, places: int) -> npt.NDArray[np.fl
     periods = np.array([_LONGEST_PERIOD ** (2 * (j // 2) / width) for j in range(width)])
     angles = np.arange(places)[:, None] / periods
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))[None]
+
+
+def spacetime_position_embedding(
+    width: int, grid_shape: tuple[int, int, int]
+) -> npt.NDArray[np.float64]:
+    """Return the embedding (1, 1 + L, width) of a class token and a grid of time, row and column.
+
+    Of sixteen channels six are taken by the column, six by the row and four by the time, each the
+    sines and then the cosines of frequencies that fall (Szwarcman et al. 2024, arXiv:2412.02732).
+    The class token has no place: its embedding is zero, and so are channels that are left over.
+    """
+    time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
+    table = np.zeros((1, 1 + time.size, width))
+    start = 0
+    for place, share in ((column, 6), (row, 6), (time, 4)):
+        channels = width // 16 * share
+        angles = np.outer(place, sincos_frequencies(channels))
+        table[0, 1:, start : start + channels] = np.hstack([np.sin(angles), np.cos(angles)])
+        start += channels
+    return table
+
+
+def sincos_frequencies(channels: int) -> npt.NDArray[np.float64]:
+    """Return the frequencies (channels / 2,) of an embedding of one coordinate."""
+    return _LONGEST_PERIOD ** -(np.arange(channels // 2) / max(channels / 2, 1))

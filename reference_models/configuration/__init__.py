@@ -4,6 +4,7 @@ from reference_models.configuration.base import Configuration
 from reference_models.configuration.block import ACTIVATIONS, BlockConfig
 from reference_models.configuration.mae import POOLINGS, ViTMAEConfig
 from reference_models.configuration.mae_st import MAESTConfig
+from reference_models.configuration.prithvi import PrithviConfig
 from reference_models.configuration.videomae import VideoMAEConfig
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "BlockConfig",
     "Configuration",
     "MAESTConfig",
+    "PrithviConfig",
     "ViTMAEConfig",
     "VideoMAEConfig",
 ]

@@ -7,7 +7,12 @@ configuration that it is made of; its layers have no ``get_config`` of their own
 into other models' archives.
 """
 
-from reference_models.configuration import MAESTConfig, VideoMAEConfig, ViTMAEConfig
+from reference_models.configuration import (
+    MAESTConfig,
+    PrithviConfig,
+    VideoMAEConfig,
+    ViTMAEConfig,
+)
 from reference_models.keras.mae import (
     TFViTForImageClassification,
     TFViTMAEForPreTraining,
@@ -18,6 +23,7 @@ from reference_models.keras.mae_st import (
     MAESTForVideoClassification,
     MAESTModel,
 )
+from reference_models.keras.prithvi import PrithviForPreTraining, PrithviModel
 from reference_models.keras.videomae import (
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
@@ -29,6 +35,9 @@ __all__ = [
     "MAESTForPreTraining",
     "MAESTForVideoClassification",
     "MAESTModel",
+    "PrithviConfig",
+    "PrithviForPreTraining",
+    "PrithviModel",
     "TFViTForImageClassification",
     "TFViTMAEForPreTraining",
     "TFViTMAEModel",

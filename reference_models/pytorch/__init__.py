@@ -1,6 +1,11 @@
 """The models in PyTorch; parameters are named as the authors of each family name them."""
 
-from reference_models.configuration import MAESTConfig, VideoMAEConfig, ViTMAEConfig
+from reference_models.configuration import (
+    MAESTConfig,
+    PrithviConfig,
+    VideoMAEConfig,
+    ViTMAEConfig,
+)
 from reference_models.pytorch.mae import (
     ViTForImageClassification,
     ViTMAEForPreTraining,
@@ -11,6 +16,7 @@ from reference_models.pytorch.mae_st import (
     MAESTForVideoClassification,
     MAESTModel,
 )
+from reference_models.pytorch.prithvi import PrithviForPreTraining, PrithviModel
 from reference_models.pytorch.videomae import (
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
@@ -22,6 +28,9 @@ __all__ = [
     "MAESTForPreTraining",
     "MAESTForVideoClassification",
     "MAESTModel",
+    "PrithviConfig",
+    "PrithviForPreTraining",
+    "PrithviModel",
     "ViTForImageClassification",
     "ViTMAEConfig",
     "ViTMAEForPreTraining",

@@ -12,7 +12,12 @@ CASES = {
     "videomae_finetune_tiny": ("videomae", "classify"),
     "mae_st_pretrain_tiny": ("mae_st", "pretrain"),
     "mae_st_finetune_tiny": ("mae_st", "classify"),
+    "prithvi_v1_tiny": ("prithvi", "pretrain"),
+    "prithvi_v2_tiny": ("prithvi", "pretrain"),
+    "prithvi_v2_tl_tiny": ("prithvi", "pretrain"),
 }
+# A case of each family that uses all of its model.
+WHOLE = ("videomae_pretrain_tiny", "mae_st_pretrain_tiny", "prithvi_v2_tl_tiny")
 CLASSES = {
     "videomae": {
         "pretrain": "VideoMAEForPreTraining",
@@ -24,8 +29,9 @@ CLASSES = {
         "encoder": "MAESTModel",
         "classify": "MAESTForVideoClassification",
     },
+    "prithvi": {"pretrain": "PrithviForPreTraining", "encoder": "PrithviModel"},
 }
-CONFIGS = {"videomae": "VideoMAEConfig", "mae_st": "MAESTConfig"}
+CONFIGS = {"videomae": "VideoMAEConfig", "mae_st": "MAESTConfig", "prithvi": "PrithviConfig"}
 # What the authors call the fields of a configuration, and their factors of other fields.
 FIELDS = {
     "img_size": "image_size",
@@ -47,6 +53,8 @@ FIELDS = {
     "pred_t_dim": "pred_t_dim",
     "sep_pos_embed": "sep_pos_embed",
     "cls_embed": "cls_embed",
+    "coords_encoding": "coords_encoding",
+    "coords_scale_learn": "coords_scale_learn",
     "mask_ratio": "mask_ratio",
     "layer_norm_eps": "layer_norm_eps",
 }
@@ -60,6 +68,8 @@ def configuration(case):
     fields["intermediate_size"] = said["mlp_ratio"] * fields["hidden_size"]
     if "decoder_hidden_size" in fields:
         fields["decoder_intermediate_size"] = said["mlp_ratio"] * fields["decoder_hidden_size"]
+    if isinstance(fields["patch_size"], list):
+        fields["tubelet_size"], *fields["patch_size"] = fields["patch_size"]
     return fields
 
 
@@ -71,8 +81,12 @@ def golden(case):
 def inputs(case):
     """Return the arguments of the model's call."""
     arrays = golden(case)
-    names = {"videos": "pixel_values", "noise": "noise"}
-    return {ours: arrays[theirs] for theirs, ours in names.items() if theirs in arrays}
+    names = ("videos", "noise", "temporal_coords", "location_coords")
+    return {
+        "pixel_values" if name == "videos" else name: arrays[name]
+        for name in names
+        if name in arrays
+    }
 
 
 def expectations(case):
@@ -145,6 +159,23 @@ PLACES = {
         "head_norm": "norm",
         "head": "classifier",
     },
+    "prithvi": {
+        "cls_token": "encoder/cls_token",
+        "pos_embed": "encoder/pos_embed",
+        "temporal_embed_enc.scale": "encoder/temporal_embed_enc/scale",
+        "location_embed_enc.scale": "encoder/location_embed_enc/scale",
+        "patch_embed.proj": "encoder/projection",
+        "blocks": "encoder/layer",
+        "norm": "encoder/layernorm",
+        "mask_token": "decoder/mask_token",
+        "decoder_pos_embed": "decoder/decoder_pos_embed",
+        "temporal_embed_dec.scale": "decoder/temporal_embed_dec/scale",
+        "location_embed_dec.scale": "decoder/location_embed_dec/scale",
+        "decoder_embed": "decoder/decoder_embed",
+        "decoder_blocks": "decoder/decoder_layers",
+        "decoder_norm": "decoder/decoder_norm",
+        "decoder_pred": "decoder/decoder_pred",
+    },
 }
 
 
@@ -156,7 +187,9 @@ def keras_weights(family, state):
             f"head_{name}" if name.startswith("norm.") else name: value
             for name, value in state.items()
         }
-    for name, value in separated(state).items():
+    for stored, value in separated(state).items():
+        # Prithvi's names say twice where a parameter is.
+        name = re.sub("^(en|de)coder\\.", "", stored) if family == "prithvi" else stored
         place, kind = keras_place(family, name)
         axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))
         norm = "norm" in place.rpartition("/")[2]

@@ -127,14 +127,13 @@ def check_any_number_of_videos_when_compiled():
         return
     import tensorflow as tf
 
-    for family, tasks in CLASSES.items():
-        for task in tasks:
-            model = random_model(family, task)
-            given = arguments(model, task)
-            shapes = [tf.TensorSpec((None, *array.shape[1:]), "float64") for array in given]
-            function = tf.function(model, input_signature=shapes)
-            found = main_result(function(*given))
-            assert distance(found, main_result(model(*given))) < FLOAT64_LIMIT
+    for family in CLASSES:
+        model = random_model(family, "pretrain")
+        given = arguments(model, "pretrain")
+        shapes = [tf.TensorSpec((None, *array.shape[1:]), "float64") for array in given]
+        function = tf.function(model, input_signature=shapes)
+        found = main_result(function(*given))
+        assert distance(found, main_result(model(*given))) < FLOAT64_LIMIT
 
 
 def check_mixed_precision_computes_in_bfloat16_and_sorts_by_the_full_noise():

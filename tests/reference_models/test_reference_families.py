@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from arrays import FLOAT64_LIMIT, distance
-from family_cases import CASES, configuration, expectations, golden, inputs
+from family_cases import CASES, WHOLE, configuration, expectations, golden, inputs
 from family_models import (
     VIDEO,
     checkpoint,
@@ -49,7 +49,7 @@ def test_names_and_shapes_are_the_originals(case):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", WHOLE)
 def test_compiled_without_graph_breaks(case):
     torch._dynamo.reset()
     model, given = loaded(case), tensors(inputs(case))
@@ -338,3 +338,76 @@ def test_mae_st_reconstructs_the_predicted_frames():
     assert distance(model.reconstruct(pixels, perfect), pixels[:, :, [0, 5]]) <= LIMIT
     with pytest.raises(ValueError, match="whole number of frames"):
         configurations.MAESTConfig(**{**VIDEO, "pred_t_dim": 3})
+
+
+# --- Prithvi ---
+
+
+def test_prithvi_positions_are_those_of_the_files():
+    for case in ("prithvi_v1_tiny", "prithvi_v2_tl_tiny"):
+        fresh = model_of("prithvi", "pretrain", configuration(case)).state_dict()
+        for name in ("encoder.pos_embed", "decoder.decoder_pos_embed"):
+            assert distance(fresh[name], checkpoint(case)[name]) <= 1e-7, name
+
+
+def test_prithvi_features_of_everything_equal_the_original():
+    for case in (name for name, (family, _) in CASES.items() if family == "prithvi"):
+        fields = {**configuration(case), "mask_ratio": 0.0}
+        encoder = model_of("prithvi", "encoder", fields)
+        state = checkpoint(case).items()
+        own = {n.removeprefix("encoder."): v for n, v in state if n.startswith("encoder.")}
+        encoder.load_state_dict(own)
+        given = tensors(inputs(case))
+        del given["noise"]
+        with torch.no_grad():
+            found = encoder.double().eval()(**given).last_hidden_state
+        assert distance(found, golden(case)["f64/features_unmasked"]) <= LIMIT, case
+
+
+def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded():
+    case = "prithvi_v2_tl_tiny"
+    model, given = loaded(case), tensors(inputs(case))
+    names = ("temporal_coords", "location_coords")
+    found = {}
+    with torch.no_grad():
+        for left_out in ((), names[:1], names[1:], names):
+            kept = {name: value for name, value in given.items() if name not in left_out}
+            found[left_out] = model(**kept).logits
+        plain = model_of("prithvi", "pretrain", {**configuration(case), "coords_encoding": []})
+        own = plain.state_dict().keys()
+        plain.load_state_dict({n: v for n, v in checkpoint(case).items() if n in own})
+        pixels, noise = given["pixel_values"], given["noise"]
+        assert torch.equal(plain.double()(pixels, noise).logits, found[names])
+    values = list(found.values())
+    assert all(distance(a, b) > 1e-3 for i, a in enumerate(values) for b in values[:i])
+    with pytest.raises(ValueError, match="does not embed temporal_coords"):
+        plain(pixels, noise, temporal_coords=given["temporal_coords"])
+    with pytest.raises(ValueError, match=r"location_coords must have shape \(2, 2\)"):
+        model(pixels, noise, location_coords=given["location_coords"][:1])
+    with pytest.raises(ValueError, match="must be a list of time and location"):
+        configurations.PrithviConfig(coords_encoding=["weather"])
+    with pytest.raises(ValueError, match="widths that 4 divides"):
+        configurations.PrithviConfig(
+            coords_encoding=["time"], hidden_size=50, num_attention_heads=5
+        )
+
+
+def test_prithvi_in_float32_computes_coordinates_as_well_as_in_float64():
+    case = "prithvi_v2_tl_tiny"
+    model, given = loaded(case), tensors(inputs(case))
+    embedding = model.encoder.temporal_embed_enc
+    with torch.no_grad():
+        exact = embedding(given["temporal_coords"])
+        rounded = embedding.float()(given["temporal_coords"])
+    assert rounded.dtype == torch.float32
+    assert distance(rounded, exact) <= 2e-7
+
+
+def test_prithvi_takes_images_of_one_time():
+    fields = {**VIDEO, "num_frames": 1, "tubelet_size": 1}
+    model = random_model("prithvi", "pretrain", fields)
+    pixels, noise = random_inputs(model.config)
+    with torch.no_grad():
+        whole, single = model(pixels, noise), model(pixels[:, :, 0], noise)
+    assert torch.equal(whole.logits, single.logits)
+    assert torch.equal(whole.loss, model.forward_loss(pixels[:, :, 0], single.logits, single.mask))

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from arrays import FLOAT64_LIMIT, distance
-from family_cases import CASES, configuration, expectations, inputs, keras_weights
+from family_cases import CASES, WHOLE, configuration, expectations, inputs, keras_weights
 from family_models import VIDEO, checkpoint, random_inputs, random_model, results
 from paths import HELPERS, ROOT
 
 WORKER = HELPERS / "family_worker.py"
-MODES = ("eager", "graph")
+RUNS = [*((case, "eager") for case in CASES), *((case, "graph") for case in WHOLE)]
 # Options that no golden case has, run on random weights: name: (family, task, fields).
 OPTIONS = {
     "videomae_scaled": ("videomae", "pretrain", {"layer_scale_init_value": 0.5}),
@@ -47,6 +47,26 @@ OPTIONS = {
     ),
     "mae_st_encoder": ("mae_st", "encoder", {}),
     "mae_st_classifier_without_class": ("mae_st", "classify", {"cls_embed": False}),
+    "prithvi_epsilons": (
+        "prithvi",
+        "pretrain",
+        {"layer_norm_eps": 0.1, "decoder_layer_norm_eps": 0.2, "norm_pix_loss": True},
+    ),
+    "prithvi_time_in_the_encoder": (
+        "prithvi",
+        "encoder",
+        {"coords_encoding": ["time"], "decoder_hidden_size": 12},
+    ),
+    "prithvi_location": (
+        "prithvi",
+        "pretrain",
+        {
+            "coords_encoding": ["location"],
+            "num_frames": 1,
+            "tubelet_size": 1,
+            "decoder_hidden_size": 12,
+        },
+    ),
     "videomae_mean": ("videomae", "classify", {"final_layer_norm_eps": 0.3}),
 }
 
@@ -58,17 +78,23 @@ def option_model(name):
 
 def option_inputs(model, task):
     pixels, noise = random_inputs(model.config)
-    return {"pixel_values": pixels} if task == "classify" else {
-        "pixel_values": pixels,
-        "noise": noise,
-    }  # fmt: skip
+    given = {"pixel_values": pixels}
+    if task != "classify":
+        given["noise"] = noise
+    if getattr(model.config, "encodes_time", False):
+        times = [[2020.0 + frame, 40.0 * frame] for frame in range(model.config.num_frames)]
+        given["temporal_coords"] = torch.tensor([times, times[::-1]])
+    if getattr(model.config, "encodes_location", False):
+        given["location_coords"] = torch.tensor([[-33.9, 18.4], [46.2, 6.1]])
+    return given
 
 
 def jobs():
     """Yield a job, its weights and its inputs."""
     for case, (family, task) in CASES.items():
         state = {name: tensor.numpy() for name, tensor in checkpoint(case).items()}
-        job = {"family": family, "task": task, "config": configuration(case), "modes": MODES}
+        modes = [mode for other, mode in RUNS if other == case]
+        job = {"family": family, "task": task, "config": configuration(case), "modes": modes}
         yield {"name": case, **job}, keras_weights(family, state), inputs(case)
     for name, (family, task, fields) in OPTIONS.items():
         model = option_model(name)
@@ -119,8 +145,7 @@ def compare(measured, expected):
             assert distance(measured[name], value) <= FLOAT64_LIMIT, name
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "mode"), RUNS)
 def test_everything_equals_the_original(folder, case, mode):
     compare(dict(np.load(folder / f"{case}.{mode}.npz")), expectations(case))
 

@@ -1,0 +1,58 @@
+"""The configuration of Prithvi-EO, the masked autoencoder of satellite images of several times."""
+
+from dataclasses import dataclass
+
+from reference_models.configuration.base import VideoConfiguration
+
+COORDINATES = ("time", "location")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrithviConfig(VideoConfiguration):
+    """Configuration of a Prithvi-EO, version 1 or 2, with or without time and location ("TL").
+
+    Fields that are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Names
+    are those of transformers where it has them, else the authors'. Defaults are Prithvi-EO-2.0-300M
+    (Szwarcman et al. 2024, arXiv:2412.02732).
+
+    Attributes:
+        layer_norm_eps: 1e-6, with which the published models were trained; the authors' library has
+            1e-5 since December 2024.
+        coords_encoding: what is embedded beside the pixels: "time", "location", both or neither.
+        coords_scale_learn: whether the factors of these embeddings are trained.
+    """
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    num_channels: int = 6
+    num_frames: int = 4
+    tubelet_size: int = 1
+    coords_encoding: tuple[str, ...] = ()
+    coords_scale_learn: bool = False
+
+    def _check(self) -> None:
+        super()._check()
+        value = self.coords_encoding
+        if not (isinstance(value, (list, tuple)) and set(value) <= set(COORDINATES)):
+            raise ValueError(
+                f"coords_encoding must be a list of {' and '.join(COORDINATES)}, not {value!r}"
+            )
+        object.__setattr__(self, "coords_encoding", tuple(n for n in COORDINATES if n in value))
+        for name in ("hidden_size", "decoder_hidden_size"):
+            if value and getattr(self, name) % 4:
+                raise ValueError(
+                    f"coordinates are embedded in widths that 4 divides, and {name} is"
+                    f" {getattr(self, name)}"
+                )
+
+    @property
+    def encodes_time(self) -> bool:
+        """Whether the model embeds when its frames were taken."""
+        return "time" in self.coords_encoding
+
+    @property
+    def encodes_location(self) -> bool:
+        """Whether the model embeds where its frames were taken."""
+        return "location" in self.coords_encoding

@@ -1,0 +1,333 @@
+"""Prithvi-EO, a masked autoencoder of satellite images of several times.
+
+Version 1: Jakubik et al. 2023, arXiv:2310.18660; version 2: Szwarcman et al. 2024,
+arXiv:2412.02732. It is the image MAE on patches of one time each, with fixed positions in time and
+space; "TL" models embed the date of each frame and the location too (section 3 of the second
+paper). Parameters are named as version 2 names them; version 1's files have no "encoder." and
+"decoder.". In shape comments N is samples, L patches (time by time, row by row), D the width, P
+numbers in a patch (frame, row, column, channel).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from reference_models.configuration import PrithviConfig
+from reference_models.outputs import (
+    Taps,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
+    recorded,
+)
+from reference_models.positions import sincos_frequencies, spacetime_position_embedding
+from reference_models.pytorch.blocks import Block, initialize_linear_layers, run_blocks
+from reference_models.pytorch.patches import (
+    PatchEmbedding,
+    PixelPrediction,
+    check_noise,
+    default_noise,
+    mask_by_noise,
+    patch_statistics,
+    patchify,
+    restore_order,
+    take_tokens,
+)
+
+
+class CoordinateEmbedding(nn.Module):
+    """Sines and cosines of two coordinates, half of the channels each, times a factor."""
+
+    def __init__(self, config: PrithviConfig, width: int) -> None:
+        super().__init__()
+        self.widths = (width // 2, width - width // 2)
+        learned = config.coords_scale_learn
+        self.scale = nn.Parameter(torch.full((1,), 0.1 if learned else 1.0), requires_grad=learned)
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """Embed coordinates (..., 2) as (..., D).
+
+        Angles are computed in float64 where the device has it: a year times a frequency loses four
+        digits in float32, as which the authors compute it.
+        """
+        exact = torch.float32 if coordinates.device.type == "mps" else torch.float64
+        parts = []
+        for coordinate, width in zip(coordinates.to(exact).unbind(-1), self.widths, strict=True):
+            frequencies = torch.from_numpy(sincos_frequencies(width)).to(coordinate)
+            angles = coordinate.unsqueeze(-1) * frequencies
+            parts += [angles.sin(), angles.cos()]
+        return self.scale * torch.cat(parts, dim=-1).to(self.scale.dtype)
+
+
+class Coordinates(nn.Module):
+    """What encoder and decoder have in common: they embed times and locations, or do not."""
+
+    config: PrithviConfig
+
+    def add_coordinates(self, suffix: str, width: int) -> None:
+        """Add the embeddings that the configuration asks for."""
+        self.suffix = suffix
+        if self.config.encodes_time:
+            self.add_module(f"temporal_embed_{suffix}", CoordinateEmbedding(self.config, width))
+        if self.config.encodes_location:
+            self.add_module(f"location_embed_{suffix}", CoordinateEmbedding(self.config, width))
+
+    def add_to(
+        self, positions: Tensor, temporal_coords: Tensor | None, location_coords: Tensor | None
+    ) -> Tensor:
+        """Add the coordinates' embeddings to the positions (1, L, D): (1 or N, L, D).
+
+        Args:
+            positions: (1, L, D), of patches.
+            temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
+            location_coords: (N, 2), latitude and longitude in degrees; or None.
+        """
+        if temporal_coords is not None:
+            embedded = self.get_submodule(f"temporal_embed_{self.suffix}")(temporal_coords)
+            tokens_per_frame = positions.shape[1] // embedded.shape[1]
+            positions = positions + embedded.repeat_interleave(tokens_per_frame, dim=1)
+        if location_coords is not None:
+            embedded = self.get_submodule(f"location_embed_{self.suffix}")(location_coords)
+            positions = positions + embedded.unsqueeze(1)
+        return positions
+
+
+def check_coordinates(
+    videos: int,
+    config: PrithviConfig,
+    temporal_coords: Tensor | None,
+    location_coords: Tensor | None,
+) -> None:
+    """Raise ValueError unless coordinates have the right shapes and the model embeds them."""
+    for name, value, embedded, shape in (
+        ("temporal_coords", temporal_coords, config.encodes_time, (videos, config.num_frames, 2)),
+        ("location_coords", location_coords, config.encodes_location, (videos, 2)),
+    ):
+        if value is None:
+            continue
+        if not embedded:
+            raise ValueError(f"this model does not embed {name}; leave them out")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
+
+
+class Encoder(Coordinates):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: PrithviConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = fixed_positions(config, width)
+        self.patch_embed = PatchEmbedding(config, width)
+        self.add_coordinates("enc", width)
+        self.blocks = nn.ModuleList(
+            Block(config.encoder_block) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def embed(
+        self,
+        pixel_values: Tensor,
+        ids_keep: Tensor,
+        temporal_coords: Tensor | None = None,
+        location_coords: Tensor | None = None,
+    ) -> Tensor:
+        """Return tokens (N, 1 + kept, D) of the patches ``ids_keep`` (N, kept)."""
+        patches = take_tokens(patchify(pixel_values, self.config), ids_keep)
+        positions = self.add_to(self.pos_embed[:, 1:], temporal_coords, location_coords)
+        tokens = self.patch_embed(patches) + take_tokens(positions, ids_keep)
+        cls_token = self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+    def encode_visible(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None,
+        temporal_coords: Tensor | None,
+        location_coords: Tensor | None,
+        taps: Taps | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask samples (N, C, T, H, W) by noise (N, L) and encode what is left.
+
+        Returns:
+            The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
+        """
+        videos = pixel_values.shape[0]
+        if noise is None:
+            noise = default_noise(videos, self.config, pixel_values.device)
+        check_noise(noise, videos, self.config)
+        check_coordinates(videos, self.config, temporal_coords, location_coords)
+        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        tokens = self.embed(pixel_values, ids_keep, temporal_coords, location_coords)
+        latent = self.norm(run_blocks(self.blocks, tokens, "encoder", taps))
+        if taps is not None:
+            taps.record("encoder", {"norm": latent})
+        return latent, mask, ids_restore
+
+    def initialize(self) -> None:
+        """Set every parameter as before training: Xavier uniform, the class token normal."""
+        initialize_linear_layers(self)
+        nn.init.normal_(self.cls_token, std=self.config.initializer_range)
+
+
+def fixed_positions(config: PrithviConfig, width: int) -> nn.Parameter:
+    """Return the positions (1, 1 + L, D) of class token and patches, which are not trained."""
+    time, rows, columns = config.grid_shape
+    table = spacetime_position_embedding(width, (time, rows, columns))
+    return nn.Parameter(torch.from_numpy(table).float(), requires_grad=False)
+
+
+def with_time(pixel_values: Tensor, config: PrithviConfig) -> Tensor:
+    """Return samples (N, C, T, H, W); those of one time may come as images (N, C, H, W)."""
+    single = config.num_frames == 1 and pixel_values.ndim == 4
+    return pixel_values.unsqueeze(2) if single else pixel_values
+
+
+class PrithviModel(Encoder):
+    """The encoder alone."""
+
+    def __init__(self, config: PrithviConfig) -> None:
+        super().__init__(config)
+        self.initialize()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        temporal_coords: Tensor | None = None,
+        location_coords: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEModelOutput:
+        """Encode the patches that masking leaves.
+
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; of one
+                time also (N, C, H, W).
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
+                it is not given it is uniform, or ascending if all patches are kept.
+            temporal_coords: (N, T, 2), year and day of the year of each frame. They and
+                ``location_coords`` may be left out of a model that embeds them.
+            location_coords: (N, 2), latitude and longitude in degrees.
+            output_hidden_states: return the embedding output and each block's output.
+            output_attentions: return each block's attention probabilities; costs the fused kernel.
+            output_taps: return intermediate activations by name.
+
+        Raises:
+            ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
+                such coordinates.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        pixel_values = with_time(pixel_values, self.config)
+        latent, mask, ids_restore = self.encode_visible(
+            pixel_values, noise, temporal_coords, location_coords, taps
+        )
+        return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
+
+
+class Decoder(Coordinates):
+    """Mask tokens in place of the removed patches, blocks, norm and prediction."""
+
+    def __init__(self, config: PrithviConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder_hidden_size
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = fixed_positions(config, width)
+        self.decoder_embed = nn.Linear(config.hidden_size, width)
+        self.add_coordinates("dec", width)
+        self.decoder_blocks = nn.ModuleList(
+            Block(config.decoder_block) for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
+        self.decoder_pred = nn.Linear(width, config.patch_dim)
+
+    def forward(
+        self,
+        latent: Tensor,
+        ids_restore: Tensor,
+        temporal_coords: Tensor | None = None,
+        location_coords: Tensor | None = None,
+        taps: Taps | None = None,
+    ) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        visible = self.decoder_embed(latent)
+        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
+        first, positions = self.decoder_pos_embed[:, :1], self.decoder_pos_embed[:, 1:]
+        restored = restored + self.add_to(positions, temporal_coords, location_coords)
+        tokens = torch.cat([visible[:, :1] + first, restored], dim=1)  # (N, 1 + L, D)
+        tokens = self.decoder_norm(run_blocks(self.decoder_blocks, tokens, "decoder", taps))
+        if taps is not None:
+            taps.record("decoder", {"norm": tokens})
+        return self.decoder_pred(tokens[:, 1:])
+
+
+class PrithviForPreTraining(PixelPrediction, nn.Module):
+    """Encoder and decoder; ``load_state_dict(strict=True)`` takes version 2's state dict."""
+
+    def __init__(self, config: PrithviConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        initialize_linear_layers(self)
+        self.encoder.initialize()
+        nn.init.normal_(self.decoder.mask_token, std=config.initializer_range)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        *,
+        temporal_coords: Tensor | None = None,
+        location_coords: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> ViTMAEForPreTrainingOutput:
+        """Predict every patch from those that masking leaves, and the loss on those it removes.
+
+        Arguments and errors are those of `PrithviModel`. Hidden states and attentions are the
+        encoder's, intermediate activations those of encoder and decoder.
+        """
+        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        pixel_values = with_time(pixel_values, self.config)
+        latent, mask, ids_restore = self.encoder.encode_visible(
+            pixel_values, noise, temporal_coords, location_coords, taps
+        )
+        decoder_taps = Taps() if output_taps else None
+        logits = self.decoder(latent, ids_restore, temporal_coords, location_coords, decoder_taps)
+        if taps is not None and decoder_taps is not None:
+            taps.update(decoder_taps)
+        nothing_removed = self.config.num_kept == self.config.num_patches
+        loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
+        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""
+        return super().patchify(with_time(pixel_values, self.config))
+
+    def forward_loss(
+        self,
+        pixel_values: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the removed patches, a scalar.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            logits: (N, L, P), the predicted patches.
+            mask: (N, L), 1 where a patch is removed; at least one must be.
+            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
+                before it is compared; as configured where it is not given.
+        """
+        target = self.patchify(pixel_values)
+        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        errors = (logits - target).square().mean(dim=-1)  # (N, L)
+        return (errors * mask).sum() / mask.sum()
