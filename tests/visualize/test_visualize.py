@@ -151,7 +151,7 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
         (["nowhere.png", "-o", "x.png"], "nowhere.png does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "end in .png"),
         ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
-        ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes is neither"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "one mask ratio"),
     ],
 )
