@@ -7,8 +7,9 @@ the message chooses how the option is written: the command line as ``--num-heads
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Union
 
@@ -36,7 +37,7 @@ class Option:
 
 
 # What a message is made of. A part may be another error, whose sentence then stands there.
-Text = Union[str, Option, "MaeConvertError", Sequence["Text"]]
+Text = Union[str, Option, Path, "MaeConvertError", Sequence["Text"]]
 OptionStyle = Callable[[Option], str]
 
 # Options whose names are not the same everywhere: a run has a dtype and a mask ratio of its own,
@@ -79,6 +80,8 @@ def render(text: Text, style: OptionStyle) -> str:
         return text
     if isinstance(text, Option):
         return style(text)
+    if isinstance(text, Path):
+        return str(text)
     if isinstance(text, MaeConvertError):
         return text.render(style)
     return "".join([render(part, style) for part in text])
@@ -96,8 +99,8 @@ def to_json(text: Text) -> str:
     """Return a text as JSON, for another process that will show it."""
 
     def plain(part: Text) -> Any:
-        if isinstance(part, str):
-            return part
+        if isinstance(part, str | Path):
+            return str(part)
         if isinstance(part, Option):
             return asdict(part)
         return [plain(p) for p in _parts(part)]
@@ -141,9 +144,10 @@ class MaeConvertError(Exception):
     arguments of Python; `render` names them in another way.
 
     Args:
-        message: what is wrong: strings and options, which are put together.
+        message: what is wrong: strings, options and paths, which are put together.
         hint: what to do about it; it follows the message after a semicolon.
-        path: the file or directory that the error is about, where there is one.
+        path: the file or directory that the error is about. Default: the first one that the
+            sentence names as a `Path`, or None.
         option: the neutral name of the option that the error is about. Default: the first one that
             the sentence names, or None.
     """
@@ -158,9 +162,11 @@ class MaeConvertError(Exception):
         option: str | None = None,
     ) -> None:
         self._message, self._hint = message, hint
-        inner = next((part for part in message if isinstance(part, MaeConvertError)), None)
-        self.path: Path | str | None = path or (inner.path if inner else None)
-        self.option = option or next((o.name for o in _options_in(self.parts)), None)
+        named = list(_leaves(self.parts))
+        inner = (p.path for p in message if isinstance(p, MaeConvertError) and p.path)
+        paths = (part for part in named if isinstance(part, Path))
+        self.path: Path | str | None = path or next(chain(inner, paths), None)
+        self.option = option or next((o.name for o in named if isinstance(o, Option)), None)
         super().__init__(self.render(as_argument))
 
     @property
@@ -182,24 +188,46 @@ class MaeConvertError(Exception):
         """Return the sentence with its options in a style, as `as_option`."""
         return one_line(render(self.parts, style))
 
+    def renamed(self, path: Path, name: str) -> "MaeConvertError":
+        """Return the error with another name for a path and for what is below it.
+
+        For a file whose user knows where it is from, and not where it is kept.
+        """
+
+        def shown(part: Text) -> Text:
+            if isinstance(part, str | Option):
+                return part
+            if isinstance(part, Path):
+                if not part.is_relative_to(path):
+                    return part
+                return "/".join([name, *part.relative_to(path).parts])
+            return tuple(map(shown, _parts(part)))
+
+        error = _restored(type(self), self.args, self.__dict__)
+        error._message = tuple(map(shown, self._message))
+        error._hint = shown(self._hint)
+        error.path = name if self.path == path else self.path
+        error.args = (error.render(as_argument),)
+        return error
+
     def __reduce__(self) -> Any:
         """Pickle the fields too: a job's error comes from another process."""
         return _restored, (type(self), self.args, dict(self.__dict__))
 
 
-def _restored(kind: type[MaeConvertError], args: tuple[str, ...], fields: dict[str, Any]) -> Any:
+def _restored(kind: type[MaeConvertError], args: tuple[str, ...], fields: Mapping[str, Any]) -> Any:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(fields)
     return error
 
 
-def _options_in(text: Text) -> list[Option]:
-    if isinstance(text, Option):
-        return [text]
-    if isinstance(text, str):
-        return []
-    return [option for part in _parts(text) for option in _options_in(part)]
+def _leaves(text: Text) -> Iterator[str | Option | Path]:
+    if isinstance(text, str | Option | Path):
+        yield text
+    else:
+        for part in _parts(text):
+            yield from _leaves(part)
 
 
 def _parts(text: Union["MaeConvertError", Sequence[Text]]) -> Sequence[Text]:

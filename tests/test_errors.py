@@ -144,3 +144,11 @@ def test_only_the_command_line_writes_options_with_dashes():
         if (option := AN_OPTION.search(text))
     }
     assert found == {"families/mae/relatives/refused.py": "--finetune"}  # an option of AdaptFormer
+
+
+def test_a_file_is_named_as_its_user_knows_it_wherever_the_sentence_has_it(tmp_path):
+    inner = MaeConvertError(tmp_path / "x.pth", " is empty", hint=("look into ", tmp_path))
+    error = LayoutError("no model: ", inner).renamed(tmp_path, "hf://me/mae")
+    assert str(error) == "no model: hf://me/mae/x.pth is empty; look into hf://me/mae"
+    assert (type(error), inner.path) == (LayoutError, tmp_path / "x.pth")
+    assert str(inner).startswith(str(tmp_path))

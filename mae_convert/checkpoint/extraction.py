@@ -156,7 +156,7 @@ def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explai
     try:
         return Found(*recognise(shapes, preferred, explain=explain), as_stored(shapes), {})
     except LayoutError as error:
-        misfit = str(error)
+        misfit: Text = error
     for ways in strippings(shapes):
         fitting: list[Found] = []
         for way in ways:
@@ -166,12 +166,12 @@ def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explai
                 fitting.append(Found(*read, way, {}))
             except LayoutError as error:
                 if way.foreign:
-                    misfit = f"without the prefix {way.said()}: {error}"
+                    misfit = (f"without the prefix {way.said()}: ", error)
         if len(fitting) > 1:
             said = " or ".join(str(found.stripped.said()) for found in fitting)
             raise UndecidedError(
-                f"the names fit a layout without {said}, and which is meant is not specified;"
-                " rename the tensors"
+                f"the names fit a layout without {said}, and which is meant is not specified",
+                hint="rename the tensors",
             )
         if fitting:
             return fitting[0]
@@ -423,8 +423,8 @@ def _one_model(
         if _canonical(other) != _canonical(chosen):
             raise LayoutError(
                 f"the tensors fit {chosen.reading.layout.name} and {other.reading.layout.name},"
-                " which would read them differently; put a config.json beside the file that says"
-                " which"
+                " which would read them differently",
+                hint="put a config.json beside the file that says which",
             )
     same = [c.reading.layout.name for c in alike if c.prefixes == chosen.prefixes]
     return chosen, tuple(n for n in dict.fromkeys(same) if n != chosen.reading.layout.name)

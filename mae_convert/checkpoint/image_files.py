@@ -128,10 +128,10 @@ def images_below(folder: Path) -> list[Path]:
 def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
     if paths is None:
         what = "is a file and not a folder" if folder.exists() else "does not exist"
-        raise MaeConvertError(f"{folder} {what}; name a folder that holds images")
+        raise MaeConvertError(folder, f" {what}", hint="name a folder that holds images")
     found = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not found:
-        raise MaeConvertError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        raise MaeConvertError(folder, f" holds no images ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -158,15 +158,16 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise MaeConvertError(
-            f"{path} is not an image that can be read: it is not a PNG, JPEG, WebP, BMP, GIF or"
-            f" TIFF file{_in_brackets(complaints)}"
+            path,
+            " is not an image that can be read: it is not a PNG, JPEG, WebP, BMP, GIF or TIFF"
+            f" file{_in_brackets(complaints)}",
         ) from error
     except Exception as error:  # decoders raise errors of any kind for what is damaged
         if getattr(error, "errno", None) in OF_THE_SYSTEM:
             raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise MaeConvertError(
-            f"{path} is not an image that can be read: {said}{_in_brackets(complaints)}"
+            path, f" is not an image that can be read: {said}{_in_brackets(complaints)}"
         ) from error
     if complaints and not quiet:
         text = f"{path} was read, but may be damaged{_in_brackets(complaints)}"

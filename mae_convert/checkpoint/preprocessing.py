@@ -15,7 +15,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.image_files import brightness_problem, open_image
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import MaeConvertError, Option
+from mae_convert.errors import MaeConvertError, Option, as_field
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
 LARGEST_RESIZED = 1 << 28  # pixels
@@ -73,7 +73,8 @@ class Preprocessing:
             raise MaeConvertError(
                 f"an image of {picture.height}x{picture.width} pixels would have"
                 f" {other * self.shortest_edge} of them when its shorter side has"
-                f" {self.shortest_edge}; crop it"
+                f" {self.shortest_edge}",
+                hint="crop it",
             )
         tall = picture.height > picture.width
         return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
@@ -108,7 +109,7 @@ def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     try:
         return {**asdict(preprocessing_of(checkpoint)), "stated": stated}
     except MaeConvertError as error:
-        return {"problem": str(error), "stated": stated}
+        return {"problem": error.render(as_field), "stated": stated}
 
 
 def preprocessing_as_stated(
@@ -159,7 +160,8 @@ def _pair(size: Any) -> Size:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise MaeConvertError(
-            f"{size!r} is no size of pictures; say height and width, or shortest_edge, {WHERE}"
+            f"{size!r} is no size of pictures",
+            hint=f"say height and width, or shortest_edge, {WHERE}",
         )
     return sides[0], sides[1]  # type: ignore[return-value]
 
@@ -170,7 +172,8 @@ def _resample(stated: Mapping[str, Any]) -> int:
     if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
         known = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
         raise MaeConvertError(
-            f"resample is {number!r}, which Pillow does not know; say one of {known} {WHERE}"
+            f"resample is {number!r}, which Pillow does not know",
+            hint=f"say one of {known} {WHERE}",
         )
     return number
 
@@ -182,7 +185,8 @@ def _rescale(stated: Mapping[str, Any]) -> float:
     known = isinstance(factor, float | int) and not isinstance(factor, bool)
     if not known or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
-            f"rescale_factor is {factor!r}, by which pixels cannot be multiplied; mend it {WHERE}"
+            f"rescale_factor is {factor!r}, by which pixels cannot be multiplied",
+            hint=f"mend it {WHERE}",
         )
     return float(factor)
 
@@ -225,7 +229,7 @@ def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.nda
     if pixels.shape[1:] != wanted:
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"
-            f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]};"
-            " mend its size, or resize the picture"
+            f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]}",
+            hint="mend its size, or resize the picture",
         )
     return pixels

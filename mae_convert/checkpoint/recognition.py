@@ -70,7 +70,8 @@ def recognise(
         if _canonical_names(other) != _canonical_names(chosen):
             raise LayoutError(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
-                " them differently; put a config.json beside the file that says which"
+                " them differently",
+                hint="put a config.json beside the file that says which",
             )
     return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
 

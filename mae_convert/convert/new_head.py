@@ -27,7 +27,8 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     if task not in (None, "classify"):
         raise ConfigurationError(
             f"a new head of {num_labels} classes makes a model of task classify, and task {task}"
-            " leaves it out; give one of them"
+            " leaves it out",
+            hint="give one of them",
         )
     if source.task == "classify":
         raise ConfigurationError(

@@ -147,7 +147,8 @@ def plan_conversion(
         raise LayoutError(
             f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
             " pooled classifier has no final norm of its own, so that its encoder cannot stand"
-            " alone; convert it whole, to timm, facebook or keras"
+            " alone",
+            hint="convert it whole, to timm, facebook or keras",
         )
     packing.check(layout, is_directory=is_directory(layout, target))
     rules = [
@@ -251,7 +252,8 @@ def container_kind(layout: Layout, target: Path) -> str:
             forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
             raise OutputError(
                 f"{layout.name} is written as {forms}, and {target.name} is named like another"
-                " kind of file; choose another name"
+                " kind of file",
+                hint="choose another name",
             )
         return layout.containers[0]
     kind = SUFFIX_KINDS.get(_suffix(target) or "")

@@ -18,7 +18,7 @@ from mae_convert.diagnose.search import CandidateResult, SearchResult, search
 from mae_convert.diagnose.tensor_differences import describe_tensor_differences
 from mae_convert.diagnose.trace_differences import describe_trace_differences
 from mae_convert.diagnose.weight_edits import WeightEdit
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, as_field
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.localise import execution_order
@@ -116,7 +116,7 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
         kinds = {h.key: None for h in candidates(model_of(pair.a.checkpoint), first or "logits")}
         return Explanation((_not_tested(kinds),))
     except MaeConvertError as error:  # the failed verdict is returned in any case
-        return Explanation((f"hypotheses could not be tested: {error}",))
+        return Explanation((f"hypotheses could not be tested: {error.render(as_field)}",))
 
 
 def _effective(model: ViTMAEConfig, name: str) -> Any:

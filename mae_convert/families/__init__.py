@@ -62,7 +62,7 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
     from mae_convert.text import did_you_mean
 
     if meant := FRAMEWORK_NAMES.get(name.lower()):
-        return LayoutError(f"{name!r} is not the name of one layout; choose {meant}")
+        return LayoutError(f"{name!r} is not the name of one layout", hint=f"choose {meant}")
     near = did_you_mean(name, layouts) or f"; the layouts are {', '.join(layouts)}"
     return LayoutError(f"unknown layout {name!r}{near}")
 

@@ -136,7 +136,9 @@ class Family(ABC):
             LayoutError: the framework has no such model.
         """
         if framework not in self.model_layouts:
-            raise LayoutError(f"{framework} has no model of the family {self.name}; choose another")
+            raise LayoutError(
+                f"{framework} has no model of the family {self.name}", hint="choose another"
+            )
         return self.model_layouts[framework]
 
     # Relatives: models that are not of the family, or only in part, and are taken for it

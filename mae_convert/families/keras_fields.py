@@ -108,12 +108,12 @@ def _policy(policy: Any) -> str | None:
     if kind not in ("DTypePolicy", "FloatDTypePolicy") or not isinstance(name, str):
         raise ConfigurationError(
             f"Keras's config.json says dtype is a {shown(kind)} ({shown(name)}), with which Keras"
-            " quantizes weights or computes layers in other dtypes; load the model, write it anew"
-            " with one float dtype, and name that file"
+            " quantizes weights or computes layers in other dtypes",
+            hint="load the model, write it anew with one float dtype, and name that file",
         )
     if name.partition("_")[0] not in (*FLOATS, "mixed"):
         raise ConfigurationError(
-            f"Keras's config.json says dtype is {shown(name)}, with which Keras quantizes weights;"
-            " load the model that was not quantized, and save it"
+            f"Keras's config.json says dtype is {shown(name)}, with which Keras quantizes weights",
+            hint="load the model that was not quantized, and save it",
         )
     return name

@@ -100,8 +100,8 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
             raise ConfigurationError(
-                f"Keras's config.json says {name} is {value}, but its weights carry"
-                f" {ours[name]}; write the file again with model.save"
+                f"Keras's config.json says {name} is {value}, but its weights carry {ours[name]}",
+                hint="write the file again with model.save",
             )
     return {**ours, **theirs}
 
@@ -116,7 +116,7 @@ def archived(stated: Any, *keys: str) -> Mapping[str, Any]:
         stated = stated.get(key) if isinstance(stated, Mapping) else None
     if not isinstance(stated, Mapping):
         raise ConfigurationError(
-            f"Keras's config.json has nothing at {'.'.join(keys)}; write the file again with"
-            " model.save"
+            f"Keras's config.json has nothing at {'.'.join(keys)}",
+            hint="write the file again with model.save",
         )
     return stated

@@ -213,14 +213,15 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
         raise ConfigurationError(
             f"{other} is beside {weights_file.name}: transformers 5 loads such parts of a"
-            " distributed checkpoint and no other weights; move one of the two elsewhere"
+            " distributed checkpoint and no other weights",
+            hint="move one of the two elsewhere",
         )
     named = stated.get("transformers_weights")
     if named is not None and named != weights_file.name:
         raise ConfigurationError(
             f"config.json names other weights, transformers_weights {shown(named)}: transformers"
-            f" loads these, and here {weights_file.name} is read; remove one of the two files, and"
-            " transformers_weights from config.json"
+            f" loads these, and here {weights_file.name} is read",
+            hint="remove one of the two files, and transformers_weights from config.json",
         )
     for name in ("dtype", "torch_dtype"):
         wanted = str(stated.get(name)).removeprefix("torch.")
@@ -228,15 +229,16 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
             continue
         if wanted not in DTYPES:
             raise ConfigurationError(
-                f"config.json says {name} is {shown(wanted)}, in which no model here is computed;"
-                f" remove {name}, or name one of {', '.join(DTYPES)}"
+                f"config.json says {name} is {shown(wanted)}, in which no model here is computed",
+                hint=f"remove {name}, or name one of {', '.join(DTYPES)}",
             )
         wider = [dtype for dtype in dtypes if not _holds(DTYPES[wanted], dtype)]
         if wider:
             raise ConfigurationError(
                 f"config.json says {name} is {wanted}, to which transformers 5 rounds the weights"
-                f" when it loads them, and they are stored in {wider[0]}; remove {name} from"
-                f" config.json to keep them, or load the model there and save it, which rounds them"
+                f" when it loads them, and they are stored in {wider[0]}",
+                hint=f"remove {name} from config.json to keep them, or load the model there and"
+                " save it, which rounds them",
             )
         return
 

@@ -70,12 +70,16 @@ class Place:
 
     def _check_name(self, target: Path) -> None:
         if target.name in ("", ".."):
-            raise OutputError(f"{target} is a directory that cannot be replaced; name one in it")
+            raise OutputError(
+                target, " is a directory that cannot be replaced", hint="name one in it"
+            )
         if not self.is_directory and target.is_dir():
-            raise OutputError(f"{target} is a directory and not a file; name a file in it")
+            raise OutputError(target, " is a directory and not a file", hint="name a file in it")
         exists = os.path.lexists(target)
         if self.is_directory and exists and (target.is_symlink() or not target.is_dir()):
-            raise OutputError(f"{target} is not a directory; remove it or choose another name")
+            raise OutputError(
+                target, " is not a directory", hint="remove it or choose another name"
+            )
         if exists and not self.overwrite:
             raise _exists(target)
         if exists and self.is_directory:
@@ -129,8 +133,9 @@ class Staged:
         except NotImplementedError:
             if self.place.is_directory:
                 raise OutputError(
-                    f"{target} cannot be replaced in one step on this system; "
-                    "remove it first or choose another name"
+                    target,
+                    " cannot be replaced in one step on this system",
+                    hint="remove it first or choose another name",
                 ) from None
             self.path.replace(target)
             return
@@ -206,7 +211,9 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
     """
     if suffixes and target.suffix.lower() not in suffixes:
         raise OutputError(
-            f"{target} cannot be written: its name must end in {listing(suffixes)}; rename it"
+            target,
+            f" cannot be written: its name must end in {listing(suffixes)}",
+            hint="rename it",
         )
     Place(target, overwrite=overwrite).check()
 
@@ -260,7 +267,7 @@ def saying(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
-        raise OutputError(f"{target} cannot be written: {reason}") from error
+        raise OutputError(target, f" cannot be written: {reason}") from error
 
 
 def _identity(path: Path) -> Identity | None:
@@ -282,6 +289,7 @@ def _exists(target: Path) -> OutputError:
 
 def _overtaken(target: Path) -> OutputError:
     return OutputError(
-        f"{target} was written by another program in the meantime and is left as it is; "
-        "look at it, and run again if it is to be replaced"
+        target,
+        " was written by another program in the meantime and is left as it is",
+        hint="look at it, and run again if it is to be replaced",
     )

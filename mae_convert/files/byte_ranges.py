@@ -44,9 +44,9 @@ class ByteFile:
         found = os.fstat(self._descriptor)
         self._stamp = _stamp(found)
         if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{path} is not a regular file; {NAMED}")
+            raise CheckpointError(path, " is not a regular file", hint=NAMED)
         if not found.st_size:
-            raise CheckpointError(f"{path} is empty; copy or download it again")
+            raise CheckpointError(path, " is empty", hint="copy or download it again")
         self.start, self.size = 0, found.st_size
 
     def part(self, offset: int, size: int) -> "ByteFile":
@@ -92,7 +92,7 @@ class ByteFile:
             try:
                 count = os.preadv(self._descriptor, [buffer[done:]], self.start + offset + done)
             except OSError as error:
-                raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+                raise CheckpointError(self.path, f" cannot be read: {error.strerror}") from error
             if count == 0:
                 raise self._changed()
             done += count
@@ -132,7 +132,9 @@ class ByteFile:
 
     def _changed(self) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} was changed while it was read; wait until it is complete and run again"
+            self.path,
+            " was changed while it was read",
+            hint="wait until it is complete and run again",
         )
 
 
@@ -142,18 +144,18 @@ def _stamp(found: os.stat_result) -> tuple[int, int]:
 
 def _open(path: Path) -> int:
     if (kind := kind_of(path)) is not None:
-        raise CheckpointError(f"{path} is {kind} and not a regular file; {NAMED}")
+        raise CheckpointError(path, f" is {kind} and not a regular file", hint=NAMED)
     try:
         # A pipe would otherwise be waited for.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path} does not exist; check the path") from None
+        raise CheckpointError(path, " does not exist", hint="check the path") from None
     except PermissionError:
-        raise CheckpointError(f"{path} may not be read: change its permissions") from None
+        raise CheckpointError(path, " may not be read: change its permissions") from None
     except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
         if reason := shortage(error):
-            raise CheckpointError(f"{path} cannot be opened: {reason}") from error
-        raise CheckpointError(f"{path} cannot be opened ({error}); {NAMED}") from None
+            raise CheckpointError(path, f" cannot be opened: {reason}") from error
+        raise CheckpointError(path, f" cannot be opened ({error})", hint=NAMED) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,19 +27,19 @@ def open_input(path: Path) -> BinaryIO:
         MaeConvertError: there is no such file, it may not be read, or it is something else.
     """
     if (kind := kind_of(path)) is not None:
-        raise MaeConvertError(f"{path} is {kind} and not a regular file; name a file")
+        raise MaeConvertError(path, f" is {kind} and not a regular file", hint="name a file")
     try:
         # A pipe that has come into its place would be waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise MaeConvertError(f"{path} does not exist; check the path") from error
+        raise MaeConvertError(path, " does not exist", hint="check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         reason = getattr(error, "strerror", None) or error
-        raise MaeConvertError(f"{path} cannot be opened: {reason}") from error
+        raise MaeConvertError(path, f" cannot be opened: {reason}") from error
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
-        raise MaeConvertError(f"{path} is not a regular file; name a file")
+        raise MaeConvertError(path, " is not a regular file", hint="name a file")
     return file
 
 

@@ -26,7 +26,9 @@ SHARDED = (
 
 def damaged(path: Path, what: str) -> CheckpointError:
     """Return the error for a file whose bytes cannot be what its writer wrote."""
-    return CheckpointError(f"{path} is truncated or damaged ({what}); copy or download it again")
+    return CheckpointError(
+        path, f" is truncated or damaged ({what})", hint="copy or download it again"
+    )
 
 
 def shown(name: object) -> str:
@@ -39,13 +41,16 @@ def would_run_code(path: Path, dotted: str) -> CheckpointError:
     """Return the error for a file that can only be read by making what a name stands for."""
     if dotted.startswith(SHARDED):
         return CheckpointError(
-            f"{path} holds tensors that are spread over processes or wrapped (its pickle names "
-            f"{shown(dotted)}); {GATHER}"
+            path,
+            " holds tensors that are spread over processes or wrapped (its pickle names"
+            f" {shown(dotted)})",
+            hint=GATHER,
         )
     return CheckpointError(
-        f"{path} is not opened: its pickle names {shown(dotted)}, and to load that would run code; "
-        "write the weights alone, with torch.save({'model': model.state_dict()}, ...), where the "
-        "file comes from"
+        path,
+        f" is not opened: its pickle names {shown(dotted)}, and to load that would run code",
+        hint="write the weights alone, with torch.save({'model': model.state_dict()}, ...), where"
+        " the file comes from",
     )
 
 
@@ -56,7 +61,9 @@ def refuse_nul(name: object) -> None:
         MaeConvertError: it holds a NUL character.
     """
     if "\0" in str(name):
-        raise MaeConvertError(f"{name} holds a NUL character, which no name can; leave it out")
+        raise MaeConvertError(
+            f"{name} holds a NUL character, which no name can", hint="leave it out"
+        )
 
 
 def is_plain_name(name: object) -> bool:

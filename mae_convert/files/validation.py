@@ -31,7 +31,7 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
         _validator(schema)(value)
     except JsonSchemaValueException as error:
         said = error.message.removeprefix("data").removeprefix(".")
-        raise CheckpointError(f"{where}: {said.strip()}; {advice}") from error
+        raise CheckpointError(f"{where}: {said.strip()}", hint=advice) from error
 
 
 @cache

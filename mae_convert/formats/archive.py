@@ -90,8 +90,9 @@ class Archive:
             raise ValueError(f"record {shown(entry.filename)} is described in two ways")
         if not _is_inside(entry.filename):
             raise CheckpointError(
-                f"{self.path} has a member named {shown(entry.filename)}, which reaches out of the"
-                " archive; no program writes such a file: get it again from where it comes from"
+                self.path,
+                f" has a member named {shown(entry.filename)}, which reaches out of the archive;"
+                " no program writes such a file: get it again from where it comes from",
             )
         if method not in DEFLATED_OR_STORED:
             raise ValueError(f"record {shown(entry.filename)} is of no kind that is read")

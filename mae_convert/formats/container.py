@@ -147,7 +147,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
 def _read_json(file: ByteFile) -> dict:
     value = json_in(file, "mend or remove it")
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file.path} is not a JSON object; mend or remove it")
+        raise CheckpointError(file.path, " is not a JSON object", hint="mend or remove it")
     return value
 
 
@@ -159,7 +159,7 @@ def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):
         return nested
-    raise CheckpointError(f"{path}: image_processor is not a JSON object; mend or remove it")
+    raise CheckpointError(path, ": image_processor is not a JSON object", hint="mend or remove it")
 
 
 def _image_statistics(config: Mapping | None) -> dict | None:

@@ -71,14 +71,14 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     except MaeConvertError:
         raise
     except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read: change its permissions") from error
+        raise CheckpointError(path, " may not be read: change its permissions") from error
     except MemoryError as error:
         raise CheckpointError(
-            f"{path} cannot be read: there is too little memory for what it holds or claims to hold"
+            path, " cannot be read: there is too little memory for what it holds or claims to hold"
         ) from error
     except damages as error:
         if reason := shortage(error):  # which is not the file's fault
-            raise CheckpointError(f"{path} cannot be read: {reason}") from error
+            raise CheckpointError(path, f" cannot be read: {reason}") from error
         raise damaged(path, _in_short(error)) from error
 
 
@@ -106,12 +106,14 @@ def json_in(file: ByteFile, advice: str) -> Any:
     """
     if file.size > LARGEST_JSON:
         raise CheckpointError(
-            f"{file.path} has {file.size} bytes, more than any JSON file of a model; {advice}"
+            file.path, f" has {file.size} bytes, more than any JSON file of a model", hint=advice
         )
     try:
         return parse_json(file.raw(0, file.size))
     except JsonError as error:
-        raise CheckpointError(f"{file.path} is not JSON ({_in_short(error)}); {advice}") from error
+        raise CheckpointError(
+            file.path, f" is not JSON ({_in_short(error)})", hint=advice
+        ) from error
 
 
 def check_plausible(path: Path, contents: Contents) -> None:
@@ -125,23 +127,27 @@ def check_plausible(path: Path, contents: Contents) -> None:
         CheckpointError: it does.
     """
     if not contents.tensors:
-        raise CheckpointError(f"{path} holds no tensors; name a file that holds weights")
+        raise CheckpointError(path, " holds no tensors", hint="name a file that holds weights")
     if len(contents.tensors) > LARGEST_COUNT:
         raise CheckpointError(
-            f"{path} holds {len(contents.tensors)} tensors, more than any Masked Autoencoder; name "
-            "a checkpoint of one"
+            path,
+            f" holds {len(contents.tensors)} tensors, more than any Masked Autoencoder",
+            hint="name a checkpoint of one",
         )
     if longest := next((name for name in contents.tensors if len(name) > LONGEST_NAME), None):
         raise CheckpointError(
-            f"{path} names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no "
-            "Masked Autoencoder has such a name"
+            path,
+            f" names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no Masked"
+            " Autoencoder has such a name",
         )
     there = sum(file.size for file in contents.files)
     claimed = sum(tensor.nbytes for tensor in contents.tensors.values())
     if claimed > PACKED_TO * there + UNASKED_BYTES:
         raise CheckpointError(
-            f"{path} has {there} bytes and claims to hold {claimed} bytes of tensors, which no "
-            "weights are; write them anew where they come from"
+            path,
+            f" has {there} bytes and claims to hold {claimed} bytes of tensors, which no weights"
+            " are",
+            hint="write them anew where they come from",
         )
 
 
@@ -161,7 +167,7 @@ def embedded_json(text: object, path: Path) -> dict | None:
         except (ValueError, RecursionError):
             return None
         raise CheckpointError(
-            f"{path} holds JSON that is ambiguous ({error}); write the file again"
+            path, f" holds JSON that is ambiguous ({error})", hint="write the file again"
         ) from error
     return value if isinstance(value, dict) else None
 

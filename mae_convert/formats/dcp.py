@@ -91,8 +91,8 @@ class _Files:
             path = self._directory / stretch.file
             if not path.is_file():
                 raise CheckpointError(
-                    f"{self._directory} lacks its file {shown(stretch.file)}; copy the whole "
-                    "directory"
+                    f"{self._directory} lacks its file {shown(stretch.file)}",
+                    hint="copy the whole directory",
                 )
             self.used[stretch.file] = ByteFile(path)
         return self.used[stretch.file].part(stretch.offset, stretch.length)

@@ -138,8 +138,8 @@ def _stretch(path: Path, info: Mapping[str, Any]) -> Stretch:
         raise ValueError("an impossible place")
     if info.get("transform_descriptors"):
         raise CheckpointError(
-            f"{path.parent} is packed by an extension ({shown(info['transform_descriptors'])}); "
-            "write it without, where it comes from"
+            f"{path.parent} is packed by an extension ({shown(info['transform_descriptors'])})",
+            hint="write it without, where it comes from",
         )
     return Stretch(file, offset, length)
 

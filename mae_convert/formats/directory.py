@@ -47,13 +47,17 @@ def find_weights(path: Path) -> Path:
     refuse_tensorflow(path)
     if path.suffix == ".distcp":
         raise CheckpointError(
-            f"{path} is a part of a distributed checkpoint; name its directory, {path.parent}"
+            path,
+            " is a part of a distributed checkpoint",
+            hint=f"name its directory, {path.parent}",
         )
     if DEEPSPEED.fullmatch(path.name):
         return _checked_deepspeed(path.parent, [path])
     if (match := SHARD.fullmatch(path.name)) and int(match[2]) > 1:
         raise CheckpointError(
-            f"{path} is part {int(match[1])} of {int(match[2])}; name its directory, {path.parent}"
+            path,
+            f" is part {int(match[1])} of {int(match[2])}",
+            hint=f"name its directory, {path.parent}",
         )
     return path
 
@@ -71,23 +75,30 @@ def _find_in(directory: Path) -> Path:
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:8])
         raise CheckpointError(
-            f"{directory} holds {len(found)} files of weights ({names}{', …' * (len(found) > 8)}); "
-            f"name the file itself, for instance {found[0]}"
+            directory,
+            f" holds {len(found)} files of weights ({names}{', …' * (len(found) > 8)})",
+            hint=f"name the file itself, for instance {found[0]}",
         )
     if found:
         return found[0]
     if (directory / "latest").is_file() and (tags := sorted(directory.glob("*/*_model_states.pt"))):
         raise CheckpointError(
-            f"{directory} holds checkpoints of DeepSpeed; name one, for instance {tags[-1].parent}"
+            directory,
+            " holds checkpoints of DeepSpeed",
+            hint=f"name one, for instance {tags[-1].parent}",
         )
     refuse_tensorflow(directory)
     if any((directory / name).exists() for name in ORBAX):
         raise CheckpointError(
-            f"{directory} is a checkpoint of Orbax (JAX), which is not read; restore it where it "
-            "comes from and write its arrays by the names of a known layout with numpy.savez"
+            directory,
+            " is a checkpoint of Orbax (JAX), which is not read",
+            hint="restore it where it comes from and write its arrays by the names of a known"
+            " layout with numpy.savez",
         )
     wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in OTHER_SUFFIXES)))
-    raise CheckpointError(f"{directory} holds no weights; looked for {wanted}; name the file")
+    raise CheckpointError(
+        directory, f" holds no weights; looked for {wanted}", hint="name the file"
+    )
 
 
 def _is_conventional(path: Path) -> bool:
@@ -103,17 +114,21 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
     """
     if any(path.name.startswith("zero_") for path in parts):
         raise CheckpointError(
-            f"{directory} is a ZeRO-3 checkpoint of DeepSpeed, in which every process has a piece "
-            f"of every tensor; join them with `python zero_to_fp32.py {directory.parent} OUT --tag "
-            f"{directory.name}`, a program that DeepSpeed has put into {directory.parent}, and "
-            "convert OUT"
+            directory,
+            " is a ZeRO-3 checkpoint of DeepSpeed, in which every process has a piece of every"
+            " tensor",
+            hint=f"join them with `python zero_to_fp32.py {directory.parent} OUT --tag"
+            f" {directory.name}`, a program that DeepSpeed has put into {directory.parent},"
+            " and convert OUT",
         )
     beside = sorted(directory.glob("mp_rank_*_model_states.pt"))
     if len(beside) > 1:
         raise CheckpointError(
-            f"{directory} holds a model that DeepSpeed has split among {len(beside)} processes "
-            f"({beside[0].name} to {beside[-1].name}); load it there in as many processes, gather "
-            "its tensors, and save them with torch.save({'module': tensors}, ...)"
+            directory,
+            f" holds a model that DeepSpeed has split among {len(beside)} processes"
+            f" ({beside[0].name} to {beside[-1].name})",
+            hint="load it there in as many processes, gather its tensors, and save them with"
+            " torch.save({'module': tensors}, ...)",
         )
     return parts[0]
 

@@ -43,8 +43,9 @@ def read_hdf5(file: ByteFile) -> Contents:
         names = _listed_names(file, tree) if legacy else list(tree.datasets)
         if not names:
             raise CheckpointError(
-                f"{file.path} is an HDF5 file without weights; name a file that was written by "
-                "save_weights"
+                file.path,
+                " is an HDF5 file without weights",
+                hint="name a file that was written by save_weights",
             )
         settings = {name: embedded_json(tree.text("", name), file.path) for name in SETTINGS}
         listed = set(names)
@@ -101,8 +102,10 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
     dtype = stored if stored is None or stored.isnative else stored.newbyteorder("=")
     if stored is None or dtype not in READABLE:
         raise CheckpointError(
-            f"{file.path} holds {shown(name)} as {dtype or 'something else than numbers'}, which "
-            "is not a tensor that is read; write it as float32 before"
+            file.path,
+            f" holds {shown(name)} as {dtype or 'something else than numbers'}, which is not a"
+            " tensor that is read",
+            hint="write it as float32 before",
         )
     tensor = LazyTensor(name, dataset.shape, dtype, _careful(file, dataset.load))
     if stored == dtype == dataset.type.dtype:

@@ -71,10 +71,10 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
         return read_safetensors(file)
     for pattern, what in LOOKALIKES:
         if pattern.match(head):
-            raise CheckpointError(f"{path} is {what}")
+            raise CheckpointError(path, f" is {what}")
     if PICKLE.match(head):
         return read_legacy_pth(file, state_key)
-    raise CheckpointError(f"{path} is not a checkpoint: it begins with {head[:8]!r}; {NAMED}")
+    raise CheckpointError(path, f" is not a checkpoint: it begins with {head[:8]!r}", hint=NAMED)
 
 
 def _read_zip(file: ByteFile, state_key: str | None) -> Contents:

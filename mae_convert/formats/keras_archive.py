@@ -54,8 +54,9 @@ def _check_members(archive: Archive) -> None:
     for name in (CONFIG, WEIGHTS):
         if name not in archive.records:
             raise CheckpointError(
-                f"{archive.path} is a Keras archive without {name}; write it again with"
-                " model.save('model.keras')"
+                archive.path,
+                f" is a Keras archive without {name}",
+                hint="write it again with model.save('model.keras')",
             )
 
 
@@ -64,8 +65,9 @@ def _weights(archive: Archive) -> ByteFile:
     part = archive.part(WEIGHTS)
     if part is None:
         raise CheckpointError(
-            f"{archive.path} has {WEIGHTS} compressed, as Keras does not write it; unpack the"
-            " archive and pack it again with `zip -0`"
+            archive.path,
+            f" has {WEIGHTS} compressed, as Keras does not write it",
+            hint="unpack the archive and pack it again with `zip -0`",
         )
     return part
 
@@ -83,8 +85,9 @@ def _read_config(archive: Archive) -> dict[str, Any]:
         if of in FUNCTIONAL:
             raise whole_model(archive.path, json.dumps(stated), None)
         raise CheckpointError(
-            f"{archive.path} holds a Keras model of class {shown(of)}, and of .keras files only"
-            " those of reference_models and KerasHub are read; write its weights with"
-            " model.save_weights('model.weights.h5')"
+            archive.path,
+            f" holds a Keras model of class {shown(of)}, and of .keras files only those of"
+            " reference_models and KerasHub are read",
+            hint="write its weights with model.save_weights('model.weights.h5')",
         )
     return stated

@@ -31,10 +31,12 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
     for name in names:
         impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
         if impossible or name in RESERVED.get(kind, ()):
-            raise OutputError(f"{target} cannot hold a tensor named {name[:100]!r}; rename it")
+            raise OutputError(
+                target, f" cannot hold a tensor named {name[:100]!r}", hint="rename it"
+            )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise OutputError(f"{target} cannot hold two tensors named {twice}; rename one")
+        raise OutputError(target, f" cannot hold two tensors named {twice}", hint="rename one")
     if kind in HDF5_KINDS:
         _check_paths(target, kind, names)
     for tensor in tensors:
@@ -51,12 +53,14 @@ def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
     for name in names:
         parts = name.split("/")
         if any(part in ("", ".") for part in parts) or (kind == "tf_h5" and len(parts) < 2):
-            raise OutputError(f"{target} cannot hold a tensor named {name!r}; rename it")
+            raise OutputError(target, f" cannot hold a tensor named {name!r}", hint="rename it")
         groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
     both = groups.intersection(names)
     if both or (kind == "tf_h5" and "top_level_model_weights" in groups):
         name = min(both, default="top_level_model_weights")
-        raise OutputError(f"{target} cannot hold {name} as a tensor and as a group; rename one")
+        raise OutputError(
+            target, f" cannot hold {name} as a tensor and as a group", hint="rename one"
+        )
 
 
 def _is_text(name: str) -> bool:

@@ -50,13 +50,16 @@ def read_npz(archive: Archive) -> Contents:
     names = [record.removesuffix(SUFFIX) for record in archive.records if record.endswith(SUFFIX)]
     if not names:
         raise CheckpointError(
-            f"{archive.path} is a zip archive with neither a PyTorch checkpoint nor NumPy arrays; "
-            "name a .pth, .safetensors, .h5 or .npz file"
+            archive.path,
+            " is a zip archive with neither a PyTorch checkpoint nor NumPy arrays",
+            hint="name a .pth, .safetensors, .h5 or .npz file",
         )
     if twice := next((name for name in names if name in archive.records), None):
         raise CheckpointError(
-            f"{archive.path} has the members {shown(twice)} and {shown(twice)}{SUFFIX}, of which "
-            f"NumPy reads the first and others the second; write the archive with numpy.savez"
+            archive.path,
+            f" has the members {shown(twice)} and {shown(twice)}{SUFFIX}, of which NumPy reads the"
+            " first and others the second",
+            hint="write the archive with numpy.savez",
         )
     texts = {name: _text(archive, place) for name, place in SETTINGS.items() if place in names}
     return Contents(
@@ -120,9 +123,10 @@ def _read_head(archive: Archive, name: str) -> _Head:
             raise ValueError(f"{name} has an impossible shape")
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
             raise CheckpointError(
-                f"{archive.path} holds {shown(name)} as {shown(descr)}, which is not an array of "
-                "numbers (a bfloat16 loses its type in .npz, an object is a pickle); "
-                "write it as float32"
+                archive.path,
+                f" holds {shown(name)} as {shown(descr)}, which is not an array of numbers (a"
+                " bfloat16 loses its type in .npz, an object is a pickle)",
+                hint="write it as float32",
             )
         return _Head(tuple(shape), columns_first, np.dtype(descr), begins)
 
@@ -132,7 +136,9 @@ def _lazy(archive: Archive, name: str) -> LazyTensor:
     shape, dtype = head.shape, head.dtype
     native = dtype.newbyteorder("=")
     if native not in NUMPY_DTYPES:
-        raise CheckpointError(f"{archive.path} holds {shown(name)} as {dtype}; write it as float32")
+        raise CheckpointError(
+            archive.path, f" holds {shown(name)} as {dtype}", hint="write it as float32"
+        )
     size = head.begins + math.prod(shape) * dtype.itemsize
     if archive.size(f"{name}{SUFFIX}") != size:
         raise damaged(archive.path, f"{shown(name)} should have {size} bytes")

@@ -106,6 +106,7 @@ def require_ours(directory: Path) -> None:
     foreign += [name for name in names if (directory / name).is_dir()]
     if foreign:
         raise OutputError(
-            f"{directory} holds {foreign[0]}, which this program did not write; "
-            "choose another name or remove the directory yourself"
+            directory,
+            f" holds {foreign[0]}, which this program did not write",
+            hint="choose another name or remove the directory yourself",
         )

@@ -148,7 +148,7 @@ class Draft:
                 self.blueprint.size,
                 self.blueprint.places,
             ):
-                raise OutputError(f"{self.target}: its record is not as long as it was to be")
+                raise OutputError(self.target, ": its record is not as long as it was to be")
         for at, data in sealed.blueprint.seal(self.checksums):
             self._put(memoryview(data), at)
         return sealed
@@ -209,7 +209,9 @@ class Draft:
 
     def _differs(self) -> OutputError:
         """Return the error for a file that holds something else than was written."""
-        return OutputError(f"{self.target} did not read back as it was written; check the disk")
+        return OutputError(
+            self.target, " did not read back as it was written", hint="check the disk"
+        )
 
     def close(self) -> None:
         """Close the file; what is not flushed is not waited for."""

@@ -56,15 +56,17 @@ def folder_of(archive: Archive) -> str | None:
     for name, member in zip(names, inside, strict=True):
         if any(f"/{member.lower()}".find(f"/{part}") >= 0 for part in TORCHSCRIPT):
             raise CheckpointError(
-                f"{archive.path} is a TorchScript program and not weights; write them with "
-                "torch.save({'model': model.state_dict()}, ...)"
+                archive.path,
+                " is a TorchScript program and not weights",
+                hint="write them with torch.save({'model': model.state_dict()}, ...)",
             )
         known = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
         if not name.startswith(folder) or not known:
             raise CheckpointError(
-                f"{archive.path} has a member {shown(name)}, which torch.save does not write, and "
-                "which PyTorch may take for another; write the weights again with "
-                "torch.save({'model': model.state_dict()}, ...)"
+                archive.path,
+                f" has a member {shown(name)}, which torch.save does not write, and which PyTorch"
+                " may take for another",
+                hint="write the weights again with torch.save({'model': model.state_dict()}, ...)",
             )
     if PICKLE not in inside:
         raise damaged(archive.path, f"it has no {PICKLE}")
@@ -134,8 +136,9 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
     if framing.load(stream) != LEGACY_MAGIC:
         named = ", ".join(map(shown, sorted(set(framing.names)))) or "plain values"
         raise CheckpointError(
-            f"{file.path} is a Python pickle (of {named}) and not a PyTorch checkpoint; "
-            "write the weights with torch.save({'model': model.state_dict()}, ...)"
+            file.path,
+            f" is a Python pickle (of {named}) and not a PyTorch checkpoint",
+            hint="write the weights with torch.save({'model': model.state_dict()}, ...)",
         )
     _protocol_version = framing.load(stream)
     _system_information = framing.load(stream)

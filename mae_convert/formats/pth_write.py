@@ -50,7 +50,9 @@ def bin_blueprint(
         OutputError: there are settings, for which the file has no place.
     """
     if config is not None or conversion is not None:
-        raise OutputError("a .bin file has no place for settings; keep them in files beside it")
+        raise OutputError(
+            "a .bin file has no place for settings", hint="keep them in files beside it"
+        )
     return _checkpoint(_model(tensors), tensors)
 
 

@@ -42,8 +42,9 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     missing = [name for name in by_file if not index.with_name(name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of "
-            f"{len(by_file)} parts are missing); copy or download the whole directory"
+            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of"
+            f" {len(by_file)} parts are missing)",
+            hint="copy or download the whole directory",
         )
     shards = {name: read(index.with_name(name)) for name in sorted(by_file)}
     kinds = {shard.kind for shard in shards.values()}
@@ -57,13 +58,13 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     for name, shard in shards.items():
         if shard.wrapper is not None:
             raise CheckpointError(
-                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, and "
-                "in a part of a model they stand at the top level; write the model again with "
-                "save_pretrained"
+                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, and"
+                " in a part of a model they stand at the top level",
+                hint="write the model again with save_pretrained",
             )
         _check_holds(index, name, set(shard.tensors), by_file[name])
     if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
-        raise CheckpointError(f"{index} names a tensor in two parts; download it again")
+        raise CheckpointError(f"{index} names a tensor in two parts", hint="download it again")
     first = next(iter(shards.values()))
     return Contents(
         kind=first.kind,
@@ -106,8 +107,8 @@ def _check_holds(index: Path, shard: str, found: set[str], wanted: set[str]) -> 
     if absent or surplus:
         what = f"lacks {shown(absent[0])}" if absent else f"holds {shown(surplus[0])} too"
         raise CheckpointError(
-            f"{index} and {shown(shard)} do not belong together: the part {what}; download both "
-            "again"
+            f"{index} and {shown(shard)} do not belong together: the part {what}",
+            hint="download both again",
         )
 
 

@@ -56,12 +56,12 @@ def _is_in_saved_model(directory: Path) -> bool:
 
 def _saved_model(directory: Path) -> CheckpointError:
     return CheckpointError(
-        f"{directory} is a SavedModel of TensorFlow, a program with its weights, which is not run;"
-        " two lines of Python make a file that is read of one that transformers wrote: "
-        f"`import numpy, tensorflow; found = tensorflow.saved_model.load({str(directory)!r})"
-        ".variables` and `numpy.savez('model.npz', **{v.name.partition('/')[2]: v.numpy() for v in "
-        "found})`; of another, model.save_weights('model.weights.h5') in the program that has the "
-        "model"
+        directory,
+        " is a SavedModel of TensorFlow, a program with its weights, which is not run; two lines"
+        " of Python make a file that is read of one that transformers wrote: `import numpy,"
+        f" tensorflow; found = tensorflow.saved_model.load({str(directory)!r}).variables` and"
+        f" `numpy.savez('model.npz', **{{v.name.partition('/')[2]: v.numpy() for v in found}})`;"
+        " of another, model.save_weights('model.weights.h5') in the program that has the model",
     )
 
 
@@ -72,9 +72,10 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
         else f"model.load_weights({str(prefix)!r})"
     )
     return CheckpointError(
-        f"{path} is a checkpoint of TensorFlow, whose names are those of Python attributes; two "
-        "lines of Python in the program that makes the model write a file that is read: "
-        f"`{restore}` and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')"
+        path,
+        " is a checkpoint of TensorFlow, whose names are those of Python attributes; two lines of"
+        f" Python in the program that makes the model write a file that is read: `{restore}` and"
+        " `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
     )
 
 
@@ -91,11 +92,12 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
     target = "tf_model.h5" if (version or "3").startswith("2") else "model.weights.h5"
     among = f" of layers {_listed(layers)}" if layers else ""
     return CheckpointError(
-        f"{path} is a whole Keras model (class {shown(name)}{among}) and not the weights of a known"
-        " class; two lines of Python, to be run on a file of your own only because Keras runs what "
-        "is in it, write those of the layer that is the MAE: "
-        f"`model = keras.models.load_model({str(path)!r})` and "
-        f"`model.get_layer({mae!r}).save_weights({target!r})`"
+        path,
+        f" is a whole Keras model (class {shown(name)}{among}) and not the weights of a known"
+        " class; two lines of Python, to be run on a file of your own only because Keras runs"
+        " what is in it, write those of the layer that is the MAE: `model ="
+        f" keras.models.load_model({str(path)!r})` and"
+        f" `model.get_layer({mae!r}).save_weights({target!r})`",
     )
 
 
@@ -111,10 +113,11 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
     if mae is None:
         return None
     return CheckpointError(
-        f"{path} holds the weights of a functional Keras model (of layers {_listed(layers)}); two "
-        "lines of Python, where the model is, write those of the layer that is the MAE: "
-        f"`model.load_weights({str(path)!r})` and "
-        f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`"
+        path,
+        f" holds the weights of a functional Keras model (of layers {_listed(layers)}); two lines"
+        " of Python, where the model is, write those of the layer that is the MAE:"
+        f" `model.load_weights({str(path)!r})` and"
+        f" `model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 
 

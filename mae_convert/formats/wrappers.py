@@ -97,8 +97,9 @@ def select_model(
         raise would_run_code(path, value.name)
     if not isinstance(value, Mapping):
         raise CheckpointError(
-            f"{path} holds {describe(value)} and not the weights of a model by name; "
-            "write them with torch.save({'model': model.state_dict()}, ...)"
+            path,
+            f" holds {describe(value)} and not the weights of a model by name",
+            hint="write them with torch.save({'model': model.state_dict()}, ...)",
         )
     holders = dict(_holders(value))
     hidden = dict(_hidden(value))
@@ -106,7 +107,7 @@ def select_model(
     place = _chosen(path, value, holders, hidden, effects, state_key)
     model = holders[place]
     if not all(isinstance(name, str) for name in model):
-        raise CheckpointError(f"{path} names some of its tensors by what is not text")
+        raise CheckpointError(path, " names some of its tensors by what is not text")
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
     selection = Selection(
         tensors=tensors,
@@ -163,9 +164,11 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
         attributes = part.attributes if isinstance(part, Ordered) else {}
         if names := sorted(SHADOWED & {name for name in attributes if isinstance(name, str)}):
             raise CheckpointError(
-                f"{path} is not opened: it gives the mapping of its weights a method "
-                f"{shown(names[0])} of its own; write the weights again, with "
-                "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+                path,
+                f" is not opened: it gives the mapping of its weights a method {shown(names[0])}"
+                " of its own",
+                hint="write the weights again, with torch.save({'model': model.state_dict()},"
+                " ...), where the file comes from",
             )
     if not effects.calls:
         return
@@ -179,9 +182,11 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
     ]
     if touched:
         raise CheckpointError(
-            f"{path} is not opened: its pickle hands the weights to {shown(touched[0])}, and what "
-            "that does to them only running it would tell; write the weights alone, with "
-            "torch.save({'model': model.state_dict()}, ...), where the file comes from"
+            path,
+            f" is not opened: its pickle hands the weights to {shown(touched[0])}, and what that"
+            " does to them only running it would tell",
+            hint="write the weights alone, with torch.save({'model': model.state_dict()}, ...),"
+            " where the file comes from",
         )
 
 
@@ -194,8 +199,10 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
     for name in names:
         if FLAT.fullmatch(name):
             raise CheckpointError(
-                f"{path} holds flat FSDP parameters ({shown(name)}), in which the tensors cannot "
-                f"be told apart; {GATHER}"
+                path,
+                f" holds flat FSDP parameters ({shown(name)}), in which the tensors cannot be told"
+                " apart",
+                hint=GATHER,
             )
 
 

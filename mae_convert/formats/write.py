@@ -167,8 +167,9 @@ def _require_space(drafts: Iterable[Draft]) -> None:
         free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
         if found.f_blocks and needed[disk] > free:  # some file systems tell nothing
             raise OutputError(
-                f"{draft.target} cannot be written: it needs {format_bytes(needed[disk])} and "
-                f"{format_bytes(free)} are free; free some or write elsewhere"
+                f"{draft.target} cannot be written: it needs {format_bytes(needed[disk])} and"
+                f" {format_bytes(free)} are free",
+                hint="free some or write elsewhere",
             )
 
 
@@ -239,6 +240,6 @@ def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -
             and list(read_contents(folder / name).tensors) != [t.name for t in output.tensors()]
         ):
             raise OutputError(
-                f"{output.target} did not read back as it was written; check the disk"
+                f"{output.target} did not read back as it was written", hint="check the disk"
             )
     flush(folder)

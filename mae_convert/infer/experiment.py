@@ -139,8 +139,9 @@ def _images(options: InferenceOptions) -> list[Image.Image]:
     images = [open_image(path) for path in images_in(folder)]
     if len(images) < FEWEST_IMAGES:
         raise ConfigurationError(
-            f"{folder} holds {len(images)} images, and the experiment needs at least"
-            f" {FEWEST_IMAGES}; add images like those that the model was trained on"
+            folder,
+            f" holds {len(images)} images, and the experiment needs at least {FEWEST_IMAGES}",
+            hint="add images like those that the model was trained on",
         )
     return images
 

@@ -271,7 +271,7 @@ def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMA
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{config!r} is not a configuration; give a ViTMAEConfig")
+        raise ConfigurationError(f"{config!r} is not a configuration", hint="give a ViTMAEConfig")
     return ViTMAEConfig(**values)
 
 

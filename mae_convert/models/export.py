@@ -32,14 +32,16 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
     model, target = unwrapped(model), Path(target)
     _, framework, task = kind_of(model)
     if task == "classify":
-        raise MaeConvertError("a classifier is no encoder; export it by model.export, or load it"
-                              " with task='encoder'")  # fmt: skip
+        raise MaeConvertError(
+"a classifier is no encoder",
+hint="export it by model.export, or load it with task='encoder'"
+)  # fmt: skip
     wanted = "torch" if target.suffix == ".onnx" else "keras"
     if framework != wanted:
         name = {"torch": "torch", "keras": "tensorflow"}[wanted]
         raise MaeConvertError(
-            f"{target.name} is made of a model of the other framework; load it with"
-            f' load_model(..., "{name}")'
+            f"{target.name} is made of a model of the other framework",
+            hint=f'load it with load_model(..., "{name}")',
         )
     if target.suffix in (".onnx", ".tflite"):
         check_target(target, overwrite=overwrite)
@@ -83,7 +85,7 @@ def _write_onnx(model: Any, path: Path) -> None:
         )
     except ImportError as error:
         raise MissingRequirementError(
-            f"{error.name} is not installed here; pip install 'mae-convert[onnx]'"
+            f"{error.name} is not installed here", hint="pip install 'mae-convert[onnx]'"
         ) from error
     assert program is not None
     program.save(str(path))

@@ -181,7 +181,7 @@ class MaeImageProcessor:
         prepare = self._preprocessing(changes)
         pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
         if not pixels:
-            raise PictureError("there is no picture in an empty list; give one")
+            raise PictureError("there is no picture in an empty list", hint="give one")
         if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
@@ -192,7 +192,8 @@ class MaeImageProcessor:
         mean, std = (_numbers(name, stated[name]) for name in ("image_mean", "image_std"))
         if len(mean) != len(std):
             raise ConfigurationError(
-                f"image_mean is for {len(mean)} channels and image_std for {len(std)}; mend one"
+                f"image_mean is for {len(mean)} channels and image_std for {len(std)}",
+                hint="mend one",
             )
         return preprocessing_as_stated(stated, (224, 224), (mean, std))
 
@@ -251,7 +252,9 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise ConfigurationError(f"{name} is {value!r}, but must be a number for each channel")
     if name == "image_std" and not numbers.all():
-        raise ConfigurationError(f"{name} is {value!r}, and nothing can be divided by 0; mend it")
+        raise ConfigurationError(
+            f"{name} is {value!r}, and nothing can be divided by 0", hint="mend it"
+        )
     return tuple(numbers.tolist())
 
 
@@ -260,7 +263,9 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         return pixels
     shapes = sorted({array.shape for array in pixels})
     if len(shapes) != 1:
-        raise PictureError(f"pictures of different sizes {shapes} make no tensor; resize them")
+        raise PictureError(
+            f"pictures of different sizes {shapes} make no tensor", hint="resize them"
+        )
     batch = np.stack(pixels)
     if kind == "np":
         return batch

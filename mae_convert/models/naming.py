@@ -35,7 +35,7 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     for option, instead in SET_ELSEWHERE.items():
         if options.pop(option, None) not in (None, False, ""):
-            raise ConfigurationError(f"{option} cannot be given here; {instead}")
+            raise ConfigurationError(f"{option} cannot be given here", hint=instead)
     text = str(name)
     on_the_hub = REPOSITORY.fullmatch(text) and not Path(text).exists()
     source = HubReference(text) if on_the_hub else parse_source(text)
@@ -77,7 +77,7 @@ def read_json(file: Path) -> dict[str, Any]:
         with open_input(file) as opened:
             stored = parse_json(opened.read())
     except (MaeConvertError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); mend it") from error
+        raise CheckpointError(f"{file} cannot be read ({error})", hint="mend it") from error
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{file} is not a JSON object; mend it")
+        raise CheckpointError(f"{file} is not a JSON object", hint="mend it")
     return stored

@@ -45,7 +45,9 @@ def device_of(device_map: Any) -> str | None:
         return None if device_map in (None, "auto") else device_map
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         return str(device_map[""])
-    raise ConfigurationError(f"a model is on one device here, not on {device_map!r}; name it")
+    raise ConfigurationError(
+        f"a model is on one device here, not on {device_map!r}", hint="name it"
+    )
 
 
 def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
     if source.task != "classify":
         if num_labels is None:
             raise ConfigurationError(
-                f"{source.name} has no classifier head; say num_labels to put a new one on it"
+                f"{source.name} has no classifier head",
+                hint="say num_labels to put a new one on it",
             )
         return with_new_head(source, num_labels)
     held = source.configuration.model.num_labels
@@ -88,14 +91,14 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
         return source
     if not anew:
         raise ConfigurationError(
-            f"{source.name} has a head of {held} classes and not of {num_labels}; pass"
-            " ignore_mismatched_sizes=True to put a new one in its place"
+            f"{source.name} has a head of {held} classes and not of {num_labels}",
+            hint="pass ignore_mismatched_sizes=True to put a new one in its place",
         )
     rest = {n: t for n, t in source.tensors.items() if not n.startswith("head.")}
     if "encoder.norm.weight" not in rest:
         raise ConfigurationError(
-            f"{source.name} reads the mean of its patches, and has no norm for a class token; fine-"
-            "tune it with its own head"
+            f"{source.name} reads the mean of its patches, and has no norm for a class token",
+            hint="fine-tune it with its own head",
         )
     return with_new_head(replace(source, task="encoder", tensors=rest), num_labels)
 
@@ -111,8 +114,8 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
         ours = name in (*SAYABLE, *FREE, "image_size", "num_labels", "global_pool", "fc_norm")
         if not ours and value != getattr(model, name):
             raise ConfigurationError(
-                f"{name} is {getattr(model, name)} in {source.name} and cannot become {value};"
-                " leave it out"
+                f"{name} is {getattr(model, name)} in {source.name} and cannot become {value}",
+                hint="leave it out",
             )
     free = {name: value for name, value in changes.items() if name in FREE}
     configuration = replace(source.configuration, model=plain(model, **free))

@@ -46,7 +46,8 @@ def pictures_of(images: Any) -> list[Any]:
 def _as_array(image: Any) -> np.ndarray:
     if not (hasattr(image, "__array__") and hasattr(image, "shape")):
         raise PictureError(
-            f"{_kind(image)} is no picture; give pictures of Pillow, paths, arrays or tensors"
+            f"{_kind(image)} is no picture",
+            hint="give pictures of Pillow, paths, arrays or tensors",
         )
     if hasattr(image, "detach"):  # PyTorch's, which NumPy cannot read while it has a gradient
         image = image.detach().cpu()
@@ -54,13 +55,15 @@ def _as_array(image: Any) -> np.ndarray:
     array = np.asarray(image)
     array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     if array.dtype.kind not in "buif":
-        raise PictureError(f"an array of {array.dtype} is no picture; give numbers from 0 to 255")
+        raise PictureError(
+            f"an array of {array.dtype} is no picture", hint="give numbers from 0 to 255"
+        )
     if array.ndim not in (2, 3, 4):
         raise PictureError(f"a picture has 2 or 3 axes, and a batch 4, but not {array.ndim}")
     if not array.size:
         raise PictureError(f"an array of shape {array.shape} holds no pixels")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise PictureError("the pixels hold NaN or infinity; mend them first")
+        raise PictureError("the pixels hold NaN or infinity", hint="mend them first")
     return array
 
 
@@ -137,14 +140,15 @@ def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
     """Raise PictureError for fractions from 0 to 1, of which a rescaling leaves nothing."""
     scaled = not _is_whole(pixels) and pixels.min() >= 0 and pixels.max() <= 1
     if scaled and prepare.rescale != 1.0:
-        raise PictureError("these pixels are from 0 to 1 already; pass do_rescale=False")
+        raise PictureError("these pixels are from 0 to 1 already", hint="pass do_rescale=False")
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Return pixels from 0 to 1 as 8-bit ones, in which pictures are resized."""
     if pixels.min() < 0 or pixels.max() > 1:
         raise PictureError(
-            "pixels that are no whole numbers must be from 0 to 1 to be resized; give 8-bit values"
+            "pixels that are no whole numbers must be from 0 to 1 to be resized",
+            hint="give 8-bit values",
         )
     return (pixels.astype(np.float64) * 255).astype(np.float32)
 
@@ -153,7 +157,7 @@ def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
     """Return pixels that are in the model's size and channels already."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise PictureError(
-            f"pictures of {prepare.channels} channels cannot be resized here; give them in the"
-            " model's size"
+            f"pictures of {prepare.channels} channels cannot be resized here",
+            hint="give them in the model's size",
         )
     return prepare.normalised(pixels)

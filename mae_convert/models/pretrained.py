@@ -284,7 +284,7 @@ class PretrainedModel:
         """
         del state_dict
         raise ConfigurationError(
-            "a Keras model has no state_dict; set its weights, and save it without"
+            "a Keras model has no state_dict", hint="set its weights, and save it without"
         )
 
     def _carried(self) -> Carried:

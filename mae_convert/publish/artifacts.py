@@ -73,7 +73,7 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
         MaeConvertError: the certificate does not say that these bytes were verified.
     """
     if not target.exists():
-        raise CheckpointError(f"{target} does not exist; check the path")
+        raise CheckpointError(target, " does not exist", hint="check the path")
     checkpoint = open_checkpoint(target)
     if checkpoint.container.kind not in PUBLISHED_KINDS:
         raise CheckpointError(
@@ -88,8 +88,9 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     name = checkpoint.container.weights_file.name
     if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIXES)):
         raise CheckpointError(
-            f"{target} holds its weights as {name}, where nobody looks for them; convert it to a"
-            " directory, which has them by the name that readers know"
+            target,
+            f" holds its weights as {name}, where nobody looks for them",
+            hint="convert it to a directory, which has them by the name that readers know",
         )
     if wrong := [path.name for path in checkpoint.container.files if not NAME.fullmatch(path.name)]:
         raise CheckpointError(
@@ -138,14 +139,15 @@ def check_together(parts: Sequence[Part]) -> None:
     for other in others:
         if other.source_sha256 not in {first.source_sha256, first.own_sha256} - {None}:
             raise MaeConvertError(
-                f"{other.target} and {first.target} were not made of, or verified against, the same"
-                " source; publish them to repositories of their own"
+                f"{other.target} and {first.target} were not made of, or verified against, the"
+                " same source",
+                hint="publish them to repositories of their own",
             )
         if other.checkpoint.task != first.checkpoint.task:
             raise MaeConvertError(
                 f"{other.target} holds a model for the task {other.checkpoint.task}, and"
-                f" {first.target} one for {first.checkpoint.task}; publish them to repositories of"
-                " their own"
+                f" {first.target} one for {first.checkpoint.task}",
+                hint="publish them to repositories of their own",
             )
         if twice := names & {path.name for path in other.weights}:
             raise MaeConvertError(

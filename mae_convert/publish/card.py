@@ -74,8 +74,8 @@ def merged_card(
     if _rendered_marks(text) != ["begin", "end"]:
         raise HubError(
             "the marks of mae-convert in the repository's README.md stand within code or another"
-            " comment, where the section would not be shown as text; mend them there, then publish"
-            " again"
+            " comment, where the section would not be shown as text",
+            hint="mend them there, then publish again",
         )
     return head + text, added
 
@@ -100,8 +100,8 @@ def metadata_of(card: str) -> dict[str, Any]:
     except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
-            f"the metadata of the repository's README.md cannot be read ({said}); mend it there,"
-            " then publish again"
+            f"the metadata of the repository's README.md cannot be read ({said})",
+            hint="mend it there, then publish again",
         ) from error
     finally:
         logger.setLevel(level)
@@ -154,8 +154,8 @@ def _with_missing(
         new = f"---{line_break}{lines.rstrip()}{line_break}---{line_break}{line_break}"
     if metadata_of(new) != {**before, **missing}:
         raise HubError(
-            f"{', '.join(missing)} cannot be added to the metadata of the repository's README.md;"
-            " add it there by hand, then publish again"
+            f"{', '.join(missing)} cannot be added to the metadata of the repository's README.md",
+            hint="add it there by hand, then publish again",
         )
     return new, missing
 
@@ -164,15 +164,16 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
     marks = [match[1] for match in MARK.finditer(text)]
     if marks not in ([], ["begin", "end"]):
         raise HubError(
-            f"the repository's README.md has the marks of mae-convert {len(marks)} times ("
-            f"{', '.join(marks)}) and not as one begin and one end; mend them there, then publish"
-            " again"
+            f"the repository's README.md has the marks of mae-convert {len(marks)} times"
+            f" ({', '.join(marks)}) and not as one begin and one end",
+            hint="mend them there, then publish again",
         )
     lines = [line for line in text.split("\n") if MARK.search(line)]
     if wrong := [line for line in lines if not MARK_LINE.fullmatch(line)]:
         raise HubError(
-            f"a mark of mae-convert in the repository's README.md shares its line with other text,"
-            f" which would be lost ({shown(wrong[0])}); mend it there, then publish again"
+            "a mark of mae-convert in the repository's README.md shares its line with other text,"
+            f" which would be lost ({shown(wrong[0])})",
+            hint="mend it there, then publish again",
         )
     if marks and not on_top:
         return SECTION.sub(lambda _: section, text, count=1)

@@ -153,7 +153,8 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
         validate_repo_id(target.repo_id)
         if "/" not in target.repo_id:
             raise MaeConvertError(
-                f"{target.repo_id} has no owner; write the repository as owner/{target.repo_id}"
+                f"{target.repo_id} has no owner",
+                hint=f"write the repository as owner/{target.repo_id}",
             )
         api = client()
         try:
@@ -194,7 +195,9 @@ def _card(wish: Wish, facts: Facts, existing: str | None) -> tuple[str, dict[str
         try:
             existing = local.read_bytes().decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{local} is not text in UTF-8; mend or remove it") from error
+            raise CheckpointError(
+                f"{local} is not text in UTF-8", hint="mend or remove it"
+            ) from error
     if existing is None:
         title = facts.repo_id.partition("/")[2]
         return new_card(title, ours, fields, on_top=wish.unverified), {}

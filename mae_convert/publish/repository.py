@@ -122,7 +122,9 @@ def read_text(api: "HfApi", repo_id: str, revision: str, path: str) -> str:
         try:
             return stream.read().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            raise HubError(f"{path} of {repo_id} is not text in UTF-8; mend it there") from error
+            raise HubError(
+                path, f" of {repo_id} is not text in UTF-8", hint="mend it there"
+            ) from error
 
 
 def check_card(card: str) -> None:

@@ -110,8 +110,11 @@ def _as_certified(part: Part, file: Staged) -> Staged:
     if same:
         return file
     raise MaeConvertError(
-        f"{file.path} of {part.target} was changed while it was being published; nothing was sent:"
-        " verify it again, then publish again"
+        file.path,
+        " of ",
+        part.target,
+        " was changed while it was being published; nothing was sent: verify it again, then"
+        " publish again",
     )
 
 

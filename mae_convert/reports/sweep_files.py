@@ -26,7 +26,7 @@ def check_names(paths: Sequence[Path]) -> None:
         check_target(path, overwrite=True, suffixes=WRITERS)
         if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
             raise MissingRequirementError(
-                f"{path}: Parquet is written by pyarrow; pip install 'mae-convert[parquet]'"
+                path, ": Parquet is written by pyarrow", hint="pip install 'mae-convert[parquet]'"
             )
 
 

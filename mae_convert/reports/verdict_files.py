@@ -45,7 +45,7 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
     own = {model.resolve() for model in models}
     for path in paths:
         if own & {path.resolve(), path.resolve().parent}:
-            raise OutputError(f"{path} is part of a model; write the report elsewhere")
+            raise OutputError(path, " is part of a model", hint="write the report elsewhere")
 
 
 def remove_old_reports(paths: Sequence[Path]) -> None:
@@ -58,7 +58,9 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise OutputError(f"the report {path} cannot be replaced: {error.strerror}") from error
+            raise OutputError(
+                "the report ", path, f" cannot be replaced: {error.strerror}"
+            ) from error
 
 
 def write_reports(done: "Verification", paths: Sequence[Path]) -> None:

@@ -104,7 +104,7 @@ class Clock:
     def __init__(self, seconds: float | None) -> None:
         self.limit = _from_environment() if seconds is None else seconds
         if not self.limit >= 0:
-            raise MaeConvertError(f"a time limit of {self.limit} seconds; give 0 or more")
+            raise MaeConvertError(f"a time limit of {self.limit} seconds", hint="give 0 or more")
         self._end = time.monotonic() + self.limit
 
     def left(self) -> float | None:

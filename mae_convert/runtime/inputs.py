@@ -128,22 +128,25 @@ def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
     """
     _check_shapes(path, arrays, config)
     if "noise" not in arrays:
-        raise MaeConvertError(f"{path} holds no noise (N, L)")
+        raise MaeConvertError(path, " holds no noise (N, L)")
     for name, array in arrays.items():
         _check_dtype(path, name, array)
         if not np.isfinite(array).all():
-            raise MaeConvertError(f"{path}: {name} holds NaN or infinite values; remove them")
+            raise MaeConvertError(
+                path, f": {name} holds NaN or infinite values", hint="remove them"
+            )
     if any(len(np.unique(row)) < len(row) for row in arrays["noise"]):
         raise MaeConvertError(
-            f"{path}: noise holds equal values, so the order of patches is undefined; make them"
-            " distinct"
+            path,
+            ": noise holds equal values, so the order of patches is undefined",
+            hint="make them distinct",
         )
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
     """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
     if "pixel_values" not in arrays:
-        raise MaeConvertError(f"{path} holds no pixel_values (N, C, H, W)")
+        raise MaeConvertError(path, " holds no pixel_values (N, C, H, W)")
     shape, wanted = arrays["pixel_values"].shape, config.pixel_shape
     if len(shape) != 1 + len(wanted) or shape[1:] != wanted or not shape[0]:
         raise MaeConvertError(
@@ -154,13 +157,13 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
     patches = (shape[0], config.num_patches)
     if "noise" in arrays and arrays["noise"].shape != patches:
         raise MaeConvertError(
-            f"{path}: noise has shape {arrays['noise'].shape}; {patches} is needed"
+            path, f": noise has shape {arrays['noise'].shape}; {patches} is needed"
         )
 
 
 def _check_dtype(path: Path, name: str, array: Any) -> None:
     if array.dtype != np.float32:
-        raise MaeConvertError(f"{path}: {name} must be float32, not {array.dtype}")
+        raise MaeConvertError(path, f": {name} must be float32, not {array.dtype}")
 
 
 def _tensors_in(path: Path) -> dict[str, LazyTensor]:
@@ -173,8 +176,10 @@ def _tensors_in(path: Path) -> dict[str, LazyTensor]:
         return arrays_in(Archive(ByteFile(path)), ("pixel_values", "noise"))
     except CheckpointError as error:
         raise MaeConvertError(
-            f"{error}. An .npz file of inputs holds pixel_values (N, C, H, W) and may hold noise"
-            " (N, L), both float32; write it with numpy.savez"
+            error,
+            ". An .npz file of inputs holds pixel_values (N, C, H, W) and may hold noise (N, L),"
+            " both float32",
+            hint="write it with numpy.savez",
         ) from error
 
 
@@ -189,8 +194,9 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
         return np.array(tensor.load())  # of its own, which PyTorch may write to
     except MemoryError as error:
         raise MaeConvertError(
-            f"{path}: {tensor.name} takes {tensor.nbytes} bytes, more than there is memory; give"
-            " fewer images"
+            path,
+            f": {tensor.name} takes {tensor.nbytes} bytes, more than there is memory",
+            hint="give fewer images",
         ) from error
 
 

@@ -106,7 +106,7 @@ def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
         stored = read_by("torch.load", path, load)
     found = list(_at(stored, key)) if key else [stored]
     if len(found) != 1 or not isinstance(found[0], Mapping):
-        raise LoadError(f"{path} has no one dictionary of tensors at {key or 'its top level'}")
+        raise LoadError(path, f" has no one dictionary of tensors at {key or 'its top level'}")
     return {n: value for n, value in found[0].items() if isinstance(value, torch.Tensor)}
 
 
@@ -285,11 +285,11 @@ def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dic
         # A bare ViTMAEModel is saved without the name of its only part.
         name = name if name in state else name.removeprefix("vit.")
         if name not in state:
-            raise LoadError(f"{weights.path} holds no tensor {name}")
+            raise LoadError(weights.path, f" holds no tensor {name}")
         array = state.pop(name)
         arrays[variable.path] = _as_kernel(array) if transposed else array
     if state:
-        raise LoadError(f"{weights.path} holds tensors that the model has not: {sorted(state)[:4]}")
+        raise LoadError(weights.path, f" holds tensors that the model has not: {sorted(state)[:4]}")
     return arrays
 
 

@@ -141,7 +141,9 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
 def _chosen(framework: str, dtype: Any) -> str | None:
     """Return the name of the dtype that is asked for."""
     if framework not in NAMED_AS:
-        raise ConfigurationError(f"unknown framework {framework!r}; choose {', '.join(NAMED_AS)}")
+        raise ConfigurationError(
+            f"unknown framework {framework!r}", hint=f"choose {', '.join(NAMED_AS)}"
+        )
     return name_of_dtype(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
 
 
@@ -175,7 +177,7 @@ def require(framework: str) -> None:
     for module in NEEDED[framework]:
         if importlib.util.find_spec(module) is None:
             raise MissingRequirementError(
-                f"{module} is not installed here; pip install 'mae-convert[{framework}]'"
+                f"{module} is not installed here", hint=f"pip install 'mae-convert[{framework}]'"
             )
     if framework == "torch":
         return
@@ -185,6 +187,6 @@ def require(framework: str) -> None:
 
     if keras.backend.backend() != framework:
         raise MissingRequirementError(
-            f"Keras already runs on {keras.backend.backend()} in this process; set the environment"
-            f" variable KERAS_BACKEND={framework} before Keras is imported"
+            f"Keras already runs on {keras.backend.backend()} in this process",
+            hint=f"set the environment variable KERAS_BACKEND={framework} before Keras is imported",
         )

@@ -111,7 +111,7 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
         raise LoadError(
-            f"{weights.path} holds {len(stored)} tensors, the model {len(model.weights)}"
+            weights.path, f" holds {len(stored)} tensors, the model {len(model.weights)}"
         )
 
 

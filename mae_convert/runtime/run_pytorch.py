@@ -34,7 +34,7 @@ def build(job: Job) -> torch.nn.Module:
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise LoadError(f"{job.weights.path}: {error}") from error
+        raise LoadError(job.weights.path, f": {error}") from error
     return model.eval()
 
 

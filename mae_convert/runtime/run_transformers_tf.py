@@ -69,9 +69,13 @@ def _build(job: Job) -> Any:
     try:
         model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise LoadError(f"{kind.__name__} does not take {job.weights.path}: {error}") from error
+        raise LoadError(
+            f"{kind.__name__} does not take ", job.weights.path, f": {error}"
+        ) from error
     if wrong := [key for keys in told.values() for key in keys]:
-        raise LoadError(f"{kind.__name__} does not take all of {job.weights.path}: {wrong[:4]}")
+        raise LoadError(
+            f"{kind.__name__} does not take all of ", job.weights.path, f": {wrong[:4]}"
+        )
     model.config.mask_ratio = job.config["mask_ratio"]
     return model
 

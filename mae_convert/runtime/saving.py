@@ -72,8 +72,8 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
     tensors = _tensors(model, framework, list(external))
     if {name: tensor.shape for name, tensor in tensors.items()} != external:
         raise MaeConvertError(
-            "the model's tensors are not those that its configuration tells; save it with the"
-            " configuration that it was made with"
+            "the model's tensors are not those that its configuration tells",
+            hint="save it with the configuration that it was made with",
         )
     canonical = read_tensors(tensors, rules)
     carried = carried or getattr(model, "carried", None) or Carried.nothing(config.num_channels)
@@ -116,8 +116,8 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
                 if any(n == name and m.startswith(module.rpartition(".")[0]) for m, n in classes):
                     return family, framework, task
     raise MaeConvertError(
-        f"{type(model).__name__} is not one of this project's models; write its weights to a file"
-        " and give that to `mae-convert convert`"
+        f"{type(model).__name__} is not one of this project's models",
+        hint="write its weights to a file and give that to `mae-convert convert`",
     )
 
 

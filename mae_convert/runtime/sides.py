@@ -98,7 +98,7 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     if side.framework is not None:
         if side.framework not in FRAMEWORKS:
             raise MaeConvertError(
-                f"unknown framework {side.framework!r}; choose {', '.join(FRAMEWORKS)}"
+                f"unknown framework {side.framework!r}", hint=f"choose {', '.join(FRAMEWORKS)}"
             )
         loader = loader_for(checkpoint, side.framework)
         if not has_framework(side.framework, side.python, loader):
@@ -179,7 +179,9 @@ def first_framework() -> str:
     for framework in ("torch", "tensorflow", "jax"):
         if has_framework(framework, None):
             return framework
-    raise MissingRequirementError("no framework is installed; pip install 'mae-convert[torch]'")
+    raise MissingRequirementError(
+        "no framework is installed", hint="pip install 'mae-convert[torch]'"
+    )
 
 
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
@@ -210,7 +212,7 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
     except ValueError:
         lacking = None
     if not isinstance(lacking, list):
-        raise MaeConvertError(f"{python} ran and is not a Python interpreter; give one")
+        raise MaeConvertError(f"{python} ran and is not a Python interpreter", hint="give one")
     return [requirement for requirement in requirements if requirement in lacking]
 
 
@@ -224,4 +226,4 @@ def _missing(
     else:
         what = f"{framework} needs {', '.join(lacking)}, not installed {where}"
     install = INSTALL_TF_CLASSES if (framework, loader) == TF_CLASSES else INSTALL[framework]
-    return MissingRequirementError(f"{what}; {install}")
+    return MissingRequirementError(f"{what}", hint=install)

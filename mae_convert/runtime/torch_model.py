@@ -67,7 +67,7 @@ def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise MissingRequirementError(
-            f"this PyTorch cannot use the device {device!r} ({reason}); choose another"
+            f"this PyTorch cannot use the device {device!r} ({reason})", hint="choose another"
         ) from error
 
 
@@ -88,7 +88,7 @@ def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
     """
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES:
-        raise LayoutError(f"{name} is of {kind}; convert the model to {', '.join(DTYPES)}")
+        raise LayoutError(f"{name} is of {kind}", hint=f"convert the model to {', '.join(DTYPES)}")
 
     def load() -> np.ndarray:
         read = value.detach().cpu().contiguous()

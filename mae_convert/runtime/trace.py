@@ -44,22 +44,25 @@ class Trace:
             CheckpointError: the file is not there, is not a trace, or is one of another version.
         """
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist")
+            raise CheckpointError(path, " does not exist")
         if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
-            raise CheckpointError(f"{path} is {kind} and not a regular file; name a trace")
+            raise CheckpointError(path, f" is {kind} and not a regular file", hint="name a trace")
         try:
             text, arrays = read_trace(path)
             description = parse_json(text)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{path} is not a trace ({type(error).__name__}: {error}); make one with"
-                f" `mae-convert trace CKPT {path}`"
+                path,
+                f" is not a trace ({type(error).__name__}: {error})",
+                hint=("make one with `mae-convert trace CKPT ", path, "`"),
             ) from error
         version = description.get("format") if isinstance(description, dict) else None
         if version != FORMAT:
             raise CheckpointError(
-                f"{path} is a trace of format {version!r}, and this version of mae-convert reads"
-                f" {FORMAT}; trace the checkpoint again"
+                path,
+                f" is a trace of format {version!r}, and this version of mae-convert reads"
+                f" {FORMAT}",
+                hint="trace the checkpoint again",
             )
         check_trace(description, arrays, str(path))
         return cls(description, arrays)

@@ -41,7 +41,7 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
     """
     check_document(description, "trace", where, "trace the checkpoint again")
     for problem in _problems(description, arrays):
-        raise CheckpointError(f"{where}: {problem}; trace the checkpoint again")
+        raise CheckpointError(f"{where}: {problem}", hint="trace the checkpoint again")
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def locate_file(source: Source) -> Path:
         return get_file(source)
     path = locate(source)[0]
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; check the path")
+        raise CheckpointError(path, " does not exist", hint="check the path")
     return path
 
 
@@ -92,7 +92,7 @@ def open_source(
         if origin is None:
             raise
         # The user knows where it is from, and not where it is kept.
-        raise type(error)(str(error).replace(str(path), origin.name)) from error
+        raise error.renamed(path, origin.name) from error
 
 
 def open_pair(

@@ -31,5 +31,7 @@ def link_together(folder: Path, files: Mapping[str, Path]) -> None:
             temporary.replace(folder / name)
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written ({error.strerror}); set {VARIABLE} to a directory that can"
+            folder,
+            f" cannot be written ({error.strerror})",
+            hint=f"set {VARIABLE} to a directory that can",
         ) from error

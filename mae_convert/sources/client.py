@@ -200,7 +200,7 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
     if isinstance(error, wrapped) and error.__cause__ is not None:
         return explained(error.__cause__, what, server)
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{what}: nobody is logged in to the Hub; {LOG_IN}")
+        return HubError(f"{what}: nobody is logged in to the Hub", hint=LOG_IN)
     if isinstance(error, errors.HfHubHTTPError):
         sentence: Text = _refused(error, what, server)
         kind = MissingRequirementError if status_of(error) in BUSY else HubError
@@ -225,8 +225,8 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
 def unexpected_answer(what: str, server: str = "the Hub") -> MissingRequirementError:
     """Return the error for an answer that is not built as the Hub's are."""
     return MissingRequirementError(
-        f"{what}: {server} answers something else than it should; check HF_ENDPOINT, and whether a"
-        " proxy or a page to log in is in between"
+        f"{what}: {server} answers something else than it should",
+        hint="check HF_ENDPOINT, and whether a proxy or a page to log in is in between",
     )
 
 

@@ -92,7 +92,8 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
             return _fetch(wanted, cache)
     except PermissionError as error:
         raise OutputError(
-            f"{cache} cannot be written ({error.strerror}); set {VARIABLE} to a directory that can"
+            f"{cache} cannot be written ({error.strerror})",
+            hint=f"set {VARIABLE} to a directory that can",
         ) from error
 
 
@@ -170,7 +171,8 @@ def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
     if wanted.md5 and not md5.startswith(wanted.md5):
         raise CheckpointError(
             f"{wanted.url} is not what its publisher named: its MD5 is {md5} and should begin with"
-            f" {wanted.md5}; try again later, or without a proxy or mirror"
+            f" {wanted.md5}",
+            hint="try again later, or without a proxy or mirror",
         )
     if known and sha256 != known.sha256:
         raise CheckpointError(
@@ -214,7 +216,7 @@ def read_records(cache: Path) -> dict[str, Record]:
     try:
         stored: Mapping[str, Mapping] = parse_json(path.read_bytes())
     except (OSError, JsonError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {ADVICE}") from error
+        raise CheckpointError(path, f" cannot be read ({error})", hint=ADVICE) from error
     check_document(stored, "downloads", path, ADVICE)
     return {name: Record(**fields) for name, fields in stored.items()}
 

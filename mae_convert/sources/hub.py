@@ -61,7 +61,7 @@ def get_file(reference: HubReference) -> Path:
         api = client()
         snapshot = take_snapshot(api, reference)
         if reference.path not in snapshot.entries:
-            raise HubError(f"{reference}: there is no such file; {snapshot.listing}")
+            raise HubError(f"{reference}: there is no such file", hint=snapshot.listing)
         return download(api, snapshot, reference.path)
 
 

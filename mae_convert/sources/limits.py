@@ -58,14 +58,14 @@ def check_answer(response: Any) -> None:
     wait = requested_wait(response.headers)
     if response.status_code >= REDIRECT and wait is not None and wait > LONGEST_WAIT:
         raise MissingRequirementError(
-            f"the server asks to wait for {wait:.0f} s ({where}, status {response.status_code});"
-            " run the same command again later"
+            f"the server asks to wait for {wait:.0f} s ({where}, status {response.status_code})",
+            hint="run the same command again later",
         )
     is_api = API.search(response.request.url.path)
     if is_api and next(numbers) > MOST_ANSWERS:
         raise MissingRequirementError(
-            f"the server has answered {MOST_ANSWERS} times and names ever more pages ({where});"
-            " check HF_ENDPOINT, and whether a proxy is in between"
+            f"the server has answered {MOST_ANSWERS} times and names ever more pages ({where})",
+            hint="check HF_ENDPOINT, and whether a proxy is in between",
         )
     if is_api or response.status_code >= REDIRECT:
         _read(response, where)
@@ -79,8 +79,8 @@ def _read(response: Any, where: str) -> None:
         if size > LONGEST_ANSWER or time.monotonic() > end:
             raise MissingRequirementError(
                 f"the server's answer has no end ({where}: {size} bytes came, at most"
-                f" {LONGEST_ANSWER} are read, for {LONGEST_TIME:.0f} s); check HF_ENDPOINT, and"
-                " whether a proxy is in between"
+                f" {LONGEST_ANSWER} are read, for {LONGEST_TIME:.0f} s)",
+                hint="check HF_ENDPOINT, and whether a proxy is in between",
             )
         pieces.append(piece)
     response._content = b"".join(pieces)  # as the response's own `read` keeps what it has read

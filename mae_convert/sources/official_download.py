@@ -116,7 +116,7 @@ def _examine_picture(path: Path) -> None:
     try:
         check_images([path])
     except MaeConvertError as error:
-        raise CheckpointError(f"what was downloaded is not an image: {error}") from error
+        raise CheckpointError("what was downloaded is not an image: ", error) from error
 
 
 def origin_of(official: Official, record: Record) -> Origin:

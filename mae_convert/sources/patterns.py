@@ -40,7 +40,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
             return [absolute(path)]
         if not MAGIC.search(text):
             if isinstance(parse_source(text), Path):
-                raise MaeConvertError(f"{path} does not exist")
+                raise MaeConvertError(path, " does not exist")
             return [text]
         try:
             found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]

@@ -56,8 +56,8 @@ def parse_source(text: str) -> Source:
         return official
     if text.startswith(("https://", "http://")):
         raise MaeConvertError(
-            f"{text} is an address and not a file; download it first, or write a repository on the"
-            f" Hub as {PROTOCOL}owner/name"
+            f"{text} is an address and not a file",
+            hint=f"download it first, or write a repository on the Hub as {PROTOCOL}owner/name",
         )
     if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
         raise MaeConvertError(
@@ -85,12 +85,16 @@ def _parse_hub(text: str) -> HubReference:
     from huggingface_hub.errors import HfUriError
 
     if not text.isprintable():
-        raise MaeConvertError(f"{text} holds a character that is not printable; leave it out")
+        raise MaeConvertError(
+            f"{text} holds a character that is not printable", hint="leave it out"
+        )
     example = f"write it as {PROTOCOL}owner/name, {PROTOCOL}owner/name@revision/file"
     try:
         parsed = parse_hf_uri(text)
     except HfUriError as error:
-        raise MaeConvertError(f"{text} is no place on the Hub ({error.msg}); {example}") from error
+        raise MaeConvertError(
+            f"{text} is no place on the Hub ({error.msg})", hint=example
+        ) from error
     if parsed.type != "model":
-        raise MaeConvertError(f"{text} is a {parsed.type} and not a model; {example}")
+        raise MaeConvertError(f"{text} is a {parsed.type} and not a model", hint=example)
     return HubReference(parsed.id, parsed.revision, parsed.path_in_repo.strip("/"))

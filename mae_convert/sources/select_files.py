@@ -53,7 +53,7 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     path, entries = snapshot.reference.path, snapshot.entries
     is_folder = not path or any(name.startswith(f"{path}/") for name in entries)
     if not is_folder and path not in entries:
-        raise HubError(f"{snapshot.reference}: there is no such file; {snapshot.listing}")
+        raise HubError(f"{snapshot.reference}: there is no such file", hint=snapshot.listing)
     folder = path if is_folder else folder_of(path)
     names = [name_of(p) for p in entries if folder_of(p) == folder]
     found = _weights_in(snapshot, folder, names) if is_folder else [name_of(path)]
@@ -65,8 +65,8 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     elif not any(name.endswith(CERTIFICATE[0]) for name in beside):
         raise CheckpointError(
             f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was not published as"
-            " verified; compare it with its source by `mae-convert verify SOURCE"
-            f" {snapshot.reference}`"
+            " verified",
+            hint=f"compare it with its source by `mae-convert verify SOURCE {snapshot.reference}`",
         )
     own = f"{weights}.{CERTIFICATE[0]}" in names
     is_directory = not own and (is_folder or _conventional(weights))
@@ -120,11 +120,11 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
     found = found or [name for name in names if _is_weights(name)]
     where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
     if not found:
-        raise CheckpointError(f"{where} holds no weights that are known; {snapshot.listing}")
+        raise CheckpointError(f"{where} holds no weights that are known", hint=snapshot.listing)
     if len(found) > 1 and not _conventional(found[0]):
         raise CheckpointError(
-            f"{where} holds {len(found)} files of weights ({listed(found, 8)}); name one, for"
-            f" instance {where}/{found[0]}"
+            f"{where} holds {len(found)} files of weights ({listed(found, 8)})",
+            hint=f"name one, for instance {where}/{found[0]}",
         )
     return found
 

@@ -135,8 +135,8 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     local.resolve().unlink(missing_ok=True)
     local.unlink(missing_ok=True)
     raise CheckpointError(
-        f"{snapshot.place(path)} arrives damaged ({wrong}), also when downloaded again; try later,"
-        " or without a proxy or mirror"
+        f"{snapshot.place(path)} arrives damaged ({wrong}), also when downloaded again",
+        hint="try later, or without a proxy or mirror",
     )
 
 

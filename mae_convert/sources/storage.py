@@ -45,7 +45,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         package = PACKAGES.get(protocol, protocol)
         raise MissingRequirementError(
-            f"{protocol}:// needs a package that is not installed; pip install '{package}'"
+            f"{protocol}:// needs a package that is not installed", hint=f"pip install '{package}'"
         ) from error
     except ValueError as error:
         raise MaeConvertError(
@@ -109,7 +109,7 @@ def download(url: str, folder: Path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         _fetch(system, f"{path}/{name}" if name else path, place, int(info["size"]))
     if version_of(url) != before:
-        raise MaeConvertError(f"{url} was changed while it was read; run again")
+        raise MaeConvertError(f"{url} was changed while it was read", hint="run again")
     return local
 
 

@@ -102,7 +102,7 @@ def upload(local: Path, url: str) -> dict[str, str]:
             version = version_of(url)
             _remove_abandoned(target, claim)
     except MaeConvertError as error:
-        raise OutputError(f"{url} cannot be written: {error}") from error
+        raise OutputError(f"{url} cannot be written: ", error) from error
     finally:
         _remove(target.system, temporary)
     return version
@@ -183,7 +183,8 @@ def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
         if not held:
             raise OutputError(
                 f"{file.final} does not hold what was sent: another program wrote to {target.url}"
-                " at the same time, and what is there may be of both; run again when it has ended"
+                " at the same time, and what is there may be of both",
+                hint="run again when it has ended",
             )
 
 
@@ -273,8 +274,9 @@ def _renew(target: Target, claim: str) -> None:
     """
     if not patiently(lambda: target.system.exists(claim), target.url):
         raise OutputError(
-            f"the claim {claim} of this run is gone, because it took longer than"
-            f" {LEASE / 60:.0f} minutes for one file; run again"
+            f"the claim {claim} of this run is gone, because it took longer than {LEASE / 60:.0f}"
+            " minutes for one file",
+            hint="run again",
         )
     _write_claim(target, claim)
 
@@ -293,9 +295,9 @@ def _taken(target: Target, claim: str) -> OutputError:
     except Exception:  # it has just ended, or another version wrote it
         whose = "its owner cannot be read"
     return OutputError(
-        f"another run is writing to {target.url} ({whose}), and nothing of this one was; run again"
-        f" when it has ended. If it was killed, remove {claim}, which otherwise holds for"
-        f" {LEASE / 60:.0f} minutes"
+        f"another run is writing to {target.url} ({whose}), and nothing of this one was",
+        hint=f"run again when it has ended. If it was killed, remove {claim}, which otherwise"
+        f" holds for {LEASE / 60:.0f} minutes",
     )
 
 

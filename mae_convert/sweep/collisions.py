@@ -35,7 +35,9 @@ def _same_place(place: str, job: Job, other: Job) -> PlanError:
         return PlanError(f"{job.where}, source: this job is there already ({other.where})")
     apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
     hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
-    return PlanError(f"{job.where}, target: two jobs write {place}; put {hint} into its name")
+    return PlanError(
+        f"{job.where}, target: two jobs write {place}", hint=f"put {hint} into its name"
+    )
 
 
 def _refuse_nesting(jobs: Sequence[Job]) -> None:
@@ -56,7 +58,7 @@ def _refuse_nesting(jobs: Sequence[Job]) -> None:
 
 
 def _refused(job: Job, sentence: str) -> PlanError:
-    return PlanError(f"{job.where}, target: {sentence}; choose another name")
+    return PlanError(f"{job.where}, target: {sentence}", hint="choose another name")
 
 
 def _above(place: str) -> Iterator[str]:

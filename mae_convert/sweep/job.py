@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,18 +110,17 @@ def run_job(job: Job, threads: int | None = None) -> Row:
             row = Row(**job.identity(), **found)
         except Exception as error:
             # A mistake of ours, too, costs this job, and not the eight hundred others.
-            row = _named(error_row(job.identity(), found, error), job, folder)
+            row = error_row(job.identity(), found, _named(error, job, folder))
     return row.ended(started, memory.peak)
 
 
-def _named(row: Row, job: Job, folder: Path) -> Row:
-    """Return the row of an error with the names that the user knows, and not those on the way."""
-    said = row.error or ""
+def _named(error: Exception, job: Job, folder: Path) -> Exception:
+    """Return an error with the names that the user knows, and not those on the way."""
     for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
-        if name and storage.is_remote(name):
-            shown = without_credentials(name)
-            said = said.replace(f"{folder}/{kept}/{storage.last_part(name)}", shown)
-    return replace(row, error=said)
+        if name and storage.is_remote(name) and isinstance(error, MaeConvertError):
+            path = folder / kept / storage.last_part(name)
+            error = error.renamed(path, without_credentials(name))
+    return error
 
 
 def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
@@ -282,7 +281,7 @@ def _publish(said: Settings, directory: Path, name: str) -> str:
     published = publish(plan_publication(wish))
     if published.wrong:
         path, how = next(iter(published.wrong.items()))
-        raise MaeConvertError(f"published, but the Hub serves something else: {path} {how}")
+        raise MaeConvertError("published, but the Hub serves something else: ", path, f" {how}")
     return str(published.committed.url)
 
 

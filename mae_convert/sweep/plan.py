@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mae_convert.convert.plan import SUFFIX_KINDS, container_kind, is_directory
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, as_field
 from mae_convert.families import layouts_named
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
@@ -34,7 +34,9 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
     """
     plans = [text for text in arguments if is_plan(text)]
     if plans and len(arguments) > 1:
-        raise PlanError(f"{plans[0]} is a plan; name it alone, or checkpoints without a plan")
+        raise PlanError(
+            f"{plans[0]} is a plan", hint="name it alone, or checkpoints without a plan"
+        )
     folder = Path(plans[0]).parent if plans else Path()
     given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in said.items()}
     sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
@@ -53,8 +55,8 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
 
 def _too_many(where: str) -> PlanError:
     return PlanError(
-        f"{where}: this makes more than {MOST_JOBS} jobs; give lists to fewer fields, or write"
-        " several plans"
+        f"{where}: this makes more than {MOST_JOBS} jobs",
+        hint="give lists to fewer fields, or write several plans",
     )
 
 
@@ -63,7 +65,9 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
     fixed, varied = _values(entry, folder)
     patterns = varied.pop("source", None) or (fixed.pop("source", None),)
     if None in patterns:
-        raise PlanError(f"{entry.where}, source: every job needs one; write a path or a pattern")
+        raise PlanError(
+            f"{entry.where}, source: every job needs one", hint="write a path or a pattern"
+        )
     where = entry.fields["source"].where
     sources = [s for pattern in patterns for s in _sources(str(pattern), where, folder)]
     if len(sources) * math.prod(map(len, varied.values())) > MOST_JOBS:
@@ -95,7 +99,7 @@ def _parsed(name: str, value: Any, where: str) -> Any:
     try:
         return parse(name, value)
     except MaeConvertError as error:
-        raise PlanError(f"{where}, {name}: {error}") from error
+        raise PlanError(f"{where}, {name}: {error.render(as_field)}") from error
 
 
 def _local_file(name: str, value: str | None, where: str, folder: Path) -> str | None:
@@ -103,7 +107,7 @@ def _local_file(name: str, value: str | None, where: str, folder: Path) -> str |
         return None
     path = folder / value
     if not path.exists():
-        raise PlanError(f"{where}, {name}: {path} does not exist")
+        raise PlanError(f"{where}, {name}: ", path, " does not exist")
     return absolute(path)
 
 
@@ -113,7 +117,7 @@ def _sources(text: str, where: str, folder: Path) -> list[str]:
     except MaeConvertError as error:
         if error.exit_status != 2:
             raise
-        raise PlanError(f"{where}, source: {error}") from error
+        raise PlanError(f"{where}, source: {error.render(as_field)}") from error
 
 
 def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
@@ -127,7 +131,8 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
         if field == "publish" and field not in entry.fields:
             field = "target"  # hf://OWNER/NAME
         given = entry.fields.get(field)
-        return PlanError(f"{given.where if given else entry.where}, {field}: {sentence}")
+        words = sentence.render(as_field) if isinstance(sentence, MaeConvertError) else sentence
+        return PlanError(f"{given.where if given else entry.where}, {field}: {words}", option=field)
 
     words = {**settings, **_names_of(source)}
     target = settings.pop("target", None)
@@ -249,7 +254,7 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise MaeConvertError(f"{template}: {error}; write a brace itself twice") from error
+        raise MaeConvertError(f"{template}: {error}", hint="write a brace itself twice") from error
     filled = ""
     for text, name, specification, conversion in parts:
         filled += text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, as_field
 from mae_convert.files.input_files import open_input
 from mae_convert.sweep.fields import check_name
 
@@ -64,15 +64,15 @@ def read_entries(path: Path) -> list[Entry]:
         with open_input(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
             text = stream.read(LARGEST + 1)
     except MaeConvertError as error:
-        raise PlanError(str(error)) from error
+        raise PlanError(error) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise PlanError(f"{path} cannot be read: {reason}") from error
+        raise PlanError(path, f" cannot be read: {reason}") from error
     if len(text) > LARGEST:
-        raise PlanError(f"{path} has more than {LARGEST} characters; write several plans")
+        raise PlanError(path, f" has more than {LARGEST} characters", hint="write several plans")
     entries = list(_read_csv(path, text) if path.suffix.lower() in CSV else _read_yaml(path, text))
     if not entries:
-        raise PlanError(f"{path} holds no jobs; write at least one, with a source")
+        raise PlanError(path, " holds no jobs", hint="write at least one, with a source")
     return entries
 
 
@@ -81,7 +81,7 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
     try:
         heads = [head.strip() for head in next(reader, [])]
         if twice := [head for head in heads if heads.count(head) > 1]:
-            raise PlanError(f"{path}, line 1, {twice[0]}: two columns have this name")
+            raise PlanError(path, f", line 1, {twice[0]}: two columns have this name")
         for head in filter(None, heads):
             _check_name(head, f"{path}, line 1")
         for cells in reader:
@@ -96,14 +96,14 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
             if given:
                 yield Entry(where, given)
     except csv.Error as error:
-        raise PlanError(f"{path}, line {reader.line_num}: {error}") from error
+        raise PlanError(path, f", line {reader.line_num}: {error}") from error
 
 
 def _check_name(name: str, where: str) -> None:
     try:
         check_name(name)
     except MaeConvertError as error:
-        raise PlanError(f"{where}, {name}: {error}") from error
+        raise PlanError(f"{where}, {name}: {error.render(as_field)}") from error
 
 
 def _in_cell(head: str, cell: str, where: str) -> Given:
@@ -112,7 +112,7 @@ def _in_cell(head: str, cell: str, where: str) -> Given:
     cells = cell.split(SEPARATOR)
     values = tuple(value.strip() for value in cells if value.strip())
     if not values:
-        raise PlanError(f"{where}, {head}: the list is empty; leave it out")
+        raise PlanError(f"{where}, {head}: the list is empty", hint="leave it out")
     return Given(values, where, len(cells) > 1)
 
 
@@ -134,16 +134,18 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
                 said = _fields(path, parts["defaults"], loader)
                 defaults = {n: replace(given, is_default=True) for n, given in said.items()}
             if "jobs" not in parts:
-                raise PlanError(f"{path}: there is no list of jobs; write one under jobs:")
+                raise PlanError(path, ": there is no list of jobs", hint="write one under jobs:")
             root = parts["jobs"]
         if not isinstance(root, yaml.SequenceNode):
-            raise PlanError(f"{_at(path, root)}, jobs: this is no list; begin each job with a dash")
+            raise PlanError(
+                f"{_at(path, root)}, jobs: this is no list", hint="begin each job with a dash"
+            )
         for node in root.value:
             yield Entry(_at(path, node), {**defaults, **_fields(path, node, loader)})
     except yaml.YAMLError as error:
         raise _no_yaml(path, error) from error
     except RecursionError as error:
-        raise PlanError(f"{path}: lists or mappings are nested too deeply to be read") from error
+        raise PlanError(path, ": lists or mappings are nested too deeply to be read") from error
     finally:
         loader.dispose()
 
@@ -160,7 +162,7 @@ def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[s
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
-        raise PlanError(f"{_at(path, node)}: this is no job; write fields as `source: PATH`")
+        raise PlanError(f"{_at(path, node)}: this is no job", hint="write fields as `source: PATH`")
     seen = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -169,7 +171,8 @@ def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[s
             raise PlanError(f"{_at(path, key)}, {key.value}: this was said already")
         if known and key.value not in known:
             raise PlanError(
-                f"{_at(path, key)}, {key.value}: there is no such part; write {' and '.join(known)}"
+                f"{_at(path, key)}, {key.value}: there is no such part",
+                hint=f"write {' and '.join(known)}",
             )
         seen.add(key.value)
     yield from _with_merged(path, node, {}, 0).items()
@@ -233,7 +236,7 @@ def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:
         read = _constructed(path, value, name, loader)
         many = isinstance(read, list)
         if many and not read:
-            raise PlanError(f"{_at(path, value)}, {name}: the list is empty; leave it out")
+            raise PlanError(f"{_at(path, value)}, {name}: the list is empty", hint="leave it out")
         found[name] = Given(tuple(read) if many else (read,), _at(path, value), many)
     return found
 

@@ -58,7 +58,7 @@ def _connected(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise MissingRequirementError(
-            "the engine ray needs Ray; pip install 'mae-convert[ray]', on every node"
+            "the engine ray needs Ray", hint="pip install 'mae-convert[ray]', on every node"
         ) from error
     try:
         # Ray puts the directory in which it is started before the library of its workers: not the

@@ -71,7 +71,7 @@ class Results:
                 path=path,
             ) from None
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+            raise OutputError(path, f" cannot be written: {error.strerror}") from error
         try:
             self._file = _opened(path)
         except sqlite3.Error as error:
@@ -138,7 +138,7 @@ class Results:
             with self._file:
                 yield
         except sqlite3.Error as error:
-            raise OutputError(f"{self.path} cannot be written: {error}") from error
+            raise OutputError(self.path, f" cannot be written: {error}") from error
 
 
 def _no_results(path: Path, error: Exception) -> CheckpointError:

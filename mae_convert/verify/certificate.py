@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from mae_convert import __version__
 from mae_convert.checkpoint.fingerprint import Fingerprint
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.input_files import kind_of
@@ -197,8 +197,9 @@ def _require_the_same(files: Mapping[str, str], folder: Path) -> None:
         path = folder / name
         if not path.is_file() or file_sha256(path) != sha256:
             raise CheckpointError(
-                f"{path} is not the file that was verified: it was changed or replaced meanwhile;"
-                " no certificate was written, verify again"
+                path,
+                " is not the file that was verified: it was changed or replaced meanwhile; no"
+                " certificate was written, verify again",
             )
 
 
@@ -271,8 +272,12 @@ def read_certificate(target: Path) -> Certificate:
     path = _folder(target) / _names(target)[0]
     if not path.is_file():
         raise CheckpointError(
-            f"{target} has no certificate that could be replayed; give the checkpoint to compare it"
-            f" with too: `mae-convert verify SOURCE {target}` (--certify then makes a certificate)"
+            target,
+            " has no certificate that could be replayed",
+            hint=(
+                f"give the checkpoint to compare it with too: `mae-convert verify SOURCE {target}` (",
+                *(Option("certify", True), " then makes a certificate)"),
+            ),
         )
     document = json_in(ByteFile(path), ADVICE)
     check_document(document, "certificate", path, ADVICE)
@@ -283,8 +288,8 @@ def read_certificate(target: Path) -> Certificate:
     return Certificate(target, document)
 
 
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a certificate that can be read ({what}); {ADVICE}")
+def _damaged(path: Path, what: Text) -> CheckpointError:
+    return CheckpointError(path, " is not a certificate that can be read (", what, ")", hint=ADVICE)
 
 
 def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
@@ -307,7 +312,7 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     try:
         check_inputs(path, inputs, ViTMAEConfig.from_dict(description["config"]))
     except MaeConvertError as error:
-        raise _damaged(path, f"{error}") from error
+        raise _damaged(path, error) from error
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
         raise _damaged(path, "it does not hold the inputs that the certificate names")
     return Trace(description, kept), inputs

@@ -62,8 +62,9 @@ def declared_steps(checkpoint: Checkpoint) -> list[Step]:
     for step in steps:
         if step["step"] not in (*CHANGES, *WITHOUT_CHANGE):
             raise MaeConvertError(
-                f"{checkpoint.path} declares a step {step['step']!r} that this version of"
-                " mae-convert does not know; update it"
+                checkpoint.path,
+                f" declares a step {step['step']!r} that this version of mae-convert does not know",
+                hint="update it",
             )
     return steps
 

@@ -71,7 +71,9 @@ def read_record(path: Path) -> Known:
     """
     document = json_in(ByteFile(path), ADVICE)
     if not isinstance(document, Mapping):
-        raise CheckpointError(f"{path} is neither a certificate nor a conversion record; {ADVICE}")
+        raise CheckpointError(
+            path, " is neither a certificate nor a conversion record", hint=ADVICE
+        )
     if "source_trace" in document:
         return _of_certificate(path, document)
     check_document(document, "conversion", path, ADVICE)
@@ -84,13 +86,13 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
     check_document(document["source_trace"], "trace", path, ADVICE)
     if not document["passed"]:
         raise CheckpointError(
-            f"{path} is the record of a verification that did not pass, which shows no relation"
+            path, " is the record of a verification that did not pass, which shows no relation"
         )
     target, source = _stated(path, document["target"]), _stated(path, document["source"])
     try:
         traced = described_fingerprint(document["source_trace"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its source_trace is impossible ({error})") from error
+        raise CheckpointError(path, f": its source_trace is impossible ({error})") from error
     # The digests of tensors are those of the source as it was run: after the declared steps.
     if traced.weights == target.weights:
         target = traced_as(target, traced)
@@ -123,7 +125,7 @@ def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
         CheckpointError: it states none, or one that its digests do not give.
     """
     if "fingerprint" not in document:
-        raise CheckpointError(f"{path} states no fingerprint; {ADVICE}")
+        raise CheckpointError(path, " states no fingerprint", hint=ADVICE)
     parts, configuration = document.get("parts", {}), document.get("configuration")
     digests = [*parts.values(), *([] if configuration is None else [configuration])]
     found = Fingerprint(dict(parts), configuration, {})
@@ -134,7 +136,8 @@ def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
         and str(found) == document["fingerprint"]
     ):
         raise CheckpointError(
-            f"{path} states a fingerprint that is not that of its digests, or not of version"
-            f" {VERSION}; {ADVICE}"
+            path,
+            f" states a fingerprint that is not that of its digests, or not of version {VERSION}",
+            hint=ADVICE,
         )
     return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint, check_flags, open_checkpoint
 from mae_convert.checkpoint.origin import Origin
-from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families.options import Flags
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
@@ -60,7 +60,10 @@ def replay(
             raise
         # What was changed cannot even be run: that it was changed is the answer.
         return Verification(
-            Verdict(False, False, tuple(checks), None, (), (str(error),), (), replayed=True), inputs
+            Verdict(
+                False, False, tuple(checks), None, (), (error.render(as_field),), (), replayed=True
+            ),
+            inputs,
         )
     verdict = judge(source, trace)
     if options.require_proof:

@@ -84,7 +84,7 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
 def _check_output(output: Path, *, overwrite: bool) -> None:
     check_target(output, overwrite=overwrite)
     if output.exists() and not _is_trace(output):
-        raise OutputError(f"{output} is not a trace and is not replaced; choose another name")
+        raise OutputError(output, " is not a trace and is not replaced", hint="choose another name")
 
 
 def _is_trace(path: Path) -> bool:

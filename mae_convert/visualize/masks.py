@@ -56,7 +56,9 @@ def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndar
     removed = np.asarray(drawn).reshape(-1) >= REMOVED_FROM
     if removed.all():
         raise MaeConvertError(
-            f"{path} removes every patch; draw black what the model is to see, and white the rest"
+            path,
+            " removes every patch",
+            hint="draw black what the model is to see, and white the rest",
         )
     ranks = np.empty(removed.size, np.int64)
     ranks[np.argsort(removed, kind="stable")] = np.arange(removed.size)

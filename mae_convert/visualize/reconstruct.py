@@ -110,7 +110,9 @@ def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
     for path in outputs:
         check_name(path, overwrite=overwrite)
         if path.resolve() in seen:
-            raise MaeConvertError(f"{path} is named twice; give each output a name of its own")
+            raise MaeConvertError(
+                path, " is named twice", hint="give each output a name of its own"
+            )
         seen.add(path.resolve())
 
 

@@ -77,8 +77,8 @@ class Reconstructor:
         """
         if checkpoint.task != "pretrain":
             raise MaeConvertError(
-                f"{checkpoint.name} has no decoder, which is what paints the missing patches; take"
-                " a checkpoint that has one (`mae-convert catalog` lists official ones)"
+                f"{checkpoint.name} has no decoder, which is what paints the missing patches",
+                hint="take a checkpoint that has one (`mae-convert catalog` lists official ones)",
             )
         self._checkpoint, self._framework, self._device = checkpoint, framework, device
         self._model: Any = None

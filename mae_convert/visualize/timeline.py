@@ -228,7 +228,7 @@ class _Run:
         try:
             return open_checkpoint(path, view.flags, state_key=view.state_key, origin=origin)
         except MaeConvertError as error:
-            raise type(error)(str(error).replace(str(path), source)) from error
+            raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
         """Load the pictures for the first checkpoint, and see that others take the same."""

@@ -176,7 +176,7 @@ def features(
         say(f"skipped: {reason}")
     paths = [path for path in paths if path not in skipped]
     if folder and not paths:
-        raise PictureError(f"{folder} holds no image that can be read")
+        raise PictureError(folder, " holds no image that can be read")
     checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
     given = batch_from_inputs(inputs, checkpoint) if inputs else None

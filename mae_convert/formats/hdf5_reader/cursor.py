@@ -60,6 +60,8 @@ class Cursor:
 def not_read(path: Path, name: str, what: str) -> CheckpointError:
     """Return the error for a file that may be whole, but uses what is not read."""
     return CheckpointError(
-        f"{path} keeps {shown(name)} {what}, which is not read; write it plainly, for instance "
-        "with `h5repack -f NONE -l CONTI -L` or by h5py, where it comes from"
+        path,
+        f" keeps {shown(name)} {what}, which is not read",
+        hint="write it plainly, for instance with `h5repack -f NONE -l CONTI -L` or by h5py,"
+        " where it comes from",
     )

@@ -116,8 +116,8 @@ def _way_to(
 
 def _elsewhere(structure: Structure, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{structure.file.path} keeps {shown(name)} in another file, which is not read; "
-        "write the file with the weights themselves"
+        f"{structure.file.path} keeps {shown(name)} in another file, which is not read",
+        hint="write the file with the weights themselves",
     )
 
 

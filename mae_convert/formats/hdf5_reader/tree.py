@@ -151,8 +151,9 @@ def _checked(
     text = name.decode()
     if not hard:
         raise CheckpointError(
-            f"{structure.file.path} holds {shown(f'{path}/{text}'.lstrip('/'))} as a link to "
-            "elsewhere, which is not followed; write the file with the weights themselves"
+            f"{structure.file.path} holds {shown(f'{path}/{text}'.lstrip('/'))} as a link to"
+            " elsewhere, which is not followed",
+            hint="write the file with the weights themselves",
         )
     if not text or text == "." or "/" in text or "\0" in text:
         raise ValueError("an impossible name")

@@ -240,8 +240,9 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     if mode == "center":
         if height != width:
             raise ConfigurationError(
-                f"config.json says crop_mode is center for images of {height}x{width} pixels, which"
-                " is not known here; write crop_mode squash"
+                f"config.json says crop_mode is center for images of {height}x{width} pixels,"
+                " which is not known here",
+                hint="write crop_mode squash",
             )
         size = {"shortest_edge": scaled[0]}
     cropped = mode == "center" or scaled != (height, width)
@@ -273,7 +274,8 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
         raise LayoutError(
             "cannot write timm: it always divides pixels by 255 and normalises them, and the"
             " source's preprocessor_config.json says otherwise (do_rescale, rescale_factor,"
-            " do_normalize); mend it, or convert to transformers or keras"
+            " do_normalize)",
+            hint="mend it, or convert to transformers or keras",
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}
     number = stated.get("resample", 2 if stated else 3)
@@ -299,8 +301,8 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
         raise LayoutError(
             "cannot write timm: it cannot hold how the source's preprocessor_config.json resizes"
             f" and crops images (size {shown(stated.get('size'))}, crop_size"
-            f" {shown(stated.get('crop_size'))}, resample {shown(number)}) to {height}x{width};"
-            " mend it, or convert to transformers or keras"
+            f" {shown(stated.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
+            hint="mend it, or convert to transformers or keras",
         )
     return found
 
