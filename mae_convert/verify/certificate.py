@@ -275,7 +275,8 @@ def read_certificate(target: Path) -> Certificate:
             target,
             " has no certificate that could be replayed",
             hint=(
-                f"give the checkpoint to compare it with too: `mae-convert verify SOURCE {target}` (",
+                "give the checkpoint to compare it with too: ",
+                f"`mae-convert verify SOURCE {target}` (",
                 *(Option("certify", True), " then makes a certificate)"),
             ),
         )
