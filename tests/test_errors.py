@@ -10,6 +10,7 @@ from paths import GOLDEN
 
 import mae_convert
 from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.cli.main import cli
 from mae_convert.errors import (
     ConfigurationError,
     LayoutError,
@@ -152,3 +153,28 @@ def test_a_file_is_named_as_its_user_knows_it_wherever_the_sentence_has_it(tmp_p
     assert str(error) == "no model: hf://me/mae/x.pth is empty; look into hf://me/mae"
     assert (type(error), inner.path) == (LayoutError, tmp_path / "x.pth")
     assert str(inner).startswith(str(tmp_path))
+
+
+def test_every_option_that_a_message_names_is_one_of_the_command_line():
+    known = {name for command in cli.commands.values() for option in command.params
+             for name in (*option.opts, *option.secondary_opts)}  # fmt: skip
+    named = {
+        ast.literal_eval(call.args[0])
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Option"
+        if call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert len(named) > 20
+    assert {as_option(Option(name)) for name in named} <= known
+
+
+def test_one_table_says_which_class_holds_a_task():
+    tables = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for table in ast.walk(ast.parse(path.read_text()))
+        if isinstance(table, ast.Dict) and "ViTMAEForPreTraining" in ast.unparse(table)
+        if any(isinstance(key, ast.Constant) and key.value == "pretrain" for key in table.keys)
+    }
+    assert tables == {"families/mae/model_classes.py"}
