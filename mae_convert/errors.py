@@ -9,7 +9,6 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Union
 
@@ -153,6 +152,10 @@ class MaeConvertError(Exception):
     """
 
     exit_status = 2
+    path: Path | str | None
+    option: str | None
+    _message: tuple[Text, ...]
+    _hint: Text
 
     def __init__(
         self,
@@ -161,11 +164,13 @@ class MaeConvertError(Exception):
         path: Path | str | None = None,
         option: str | None = None,
     ) -> None:
+        inner = message[-1] if message else ""
+        path = path or (inner.path if isinstance(inner, MaeConvertError) else None)
+        if isinstance(inner, MaeConvertError) and not hint:  # whose advice is this error's too
+            message, hint = (*message[:-1], inner._message), inner._hint
         self._message, self._hint = message, hint
         named = list(_leaves(self.parts))
-        inner = (p.path for p in message if isinstance(p, MaeConvertError) and p.path)
-        paths = (part for part in named if isinstance(part, Path))
-        self.path: Path | str | None = path or next(chain(inner, paths), None)
+        self.path = path or next((part for part in named if isinstance(part, Path)), None)
         self.option = option or next((o.name for o in named if isinstance(o, Option)), None)
         super().__init__(self.render(as_argument))
 

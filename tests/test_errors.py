@@ -61,6 +61,10 @@ def test_an_error_has_its_message_hint_path_and_option_apart():
 
 def test_an_error_within_another_keeps_its_fields():
     inner = ConfigurationError("no heads", hint=("give ", Option("num_heads")), path="a.pth")
+    outer = ConfigurationError("a.pth: ", inner)
+    assert outer.render(as_field) == "a.pth: no heads; give num_heads"
+    assert (outer.path, outer.option) == ("a.pth", "num_heads")
+    assert (outer.message, outer.hint) == ("a.pth: no heads", "give num_heads=")
     outer = ConfigurationError("a.pth: ", inner, hint="or not")
     assert outer.render(as_field) == "a.pth: no heads; give num_heads; or not"
     assert (outer.path, outer.option) == ("a.pth", "num_heads")
@@ -92,7 +96,8 @@ def test_the_same_refusal_on_the_command_line_in_python_and_in_a_sweep(command, 
     with pytest.raises(ConfigurationError) as refused:
         open_checkpoint(path)
     assert "specify them with num_heads= and decoder_num_heads=, or" in str(refused.value)
-    assert refused.value.option == "num_heads"
+    assert (refused.value.option, refused.value.path) == ("num_heads", path)
+    assert refused.value.hint.startswith("specify them with num_heads= and")
     row = error_row({"key": "", "source": str(path), "target": None, "layout": None,
                      "settings": {}}, {}, refused.value)  # fmt: skip
     assert "specify them with num_heads and decoder_num_heads, or" in row.error

@@ -104,7 +104,7 @@ class Checkpoint:
 
     def require_complete(self, task: str | None = None) -> None:
         """Raise ConfigurationError if a field is missing that a task, by default its own, needs."""
-        with _naming(self.name):
+        with _naming(self.origin.name if self.origin else self.path):
             self.configuration.for_task(task or self.task).require_complete()
 
     @property
@@ -197,10 +197,10 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     try:
         return recognise_model(shapes, preferred, task, under)
     except UndecidedError as error:
-        raise LayoutError(f"{container.path}: ", error, path=container.path) from error
+        raise LayoutError(container.path, ": ", error) from error
     except LayoutError as error:
         told = explain(shapes, container.config, container.adapter)
-        raise LayoutError(f"{container.path}: ", told or error, path=container.path) from error
+        raise LayoutError(container.path, ": ", told or error) from error
 
 
 def _key_biases(
@@ -354,7 +354,7 @@ def open_checkpoint(
     if found.whole not in (None, reading.task):  # declared, as a conversion to a task does
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
-    with _naming(origin.name if origin else str(container.path)):
+    with _naming(origin.name if origin else container.path):
         family = family_of(reading.layout)
         if family.may_lack_class_position:
             _check_class_position(container, reading, said)
@@ -449,12 +449,12 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: str | Path) -> Iterator[None]:
     """Put the name before an error's sentence: of two files that are compared, either may be it."""
     try:
         yield
     except MaeConvertError as error:
-        raise type(error)(f"{name}: ", error) from error
+        raise type(error)(name, ": ", error) from error
 
 
 def _relative(container: Container, reading: Reading) -> Any:
