@@ -23,6 +23,7 @@ from mae_convert.families.family import Family
 from mae_convert.families.options import OF_FIELDS, Flags
 from mae_convert.files.validation import check_document
 from mae_convert.formats import Container, open_container
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.wrappers import NoSuchKeyError
 from mae_convert.layouts.layout import Layout
@@ -138,7 +139,7 @@ def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
     owner = next((layout.name for layout in layouts if layout.owns_config(stated)), None)
-    by_container = {"pth": "facebook", "safetensors": "timm"}
+    by_container = {PTH: "facebook", SAFETENSORS: "timm"}
     return owner or stated.get("layout") or by_container.get(kind)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mae_convert.convert.output_options import BIN
+from mae_convert.convert.output_options import BIN_NAME
 from mae_convert.convert.plan import Plan, container_kind
 from mae_convert.convert.record import (
     SourceHashes,
@@ -17,9 +17,9 @@ from mae_convert.convert.record import (
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
-from mae_convert.formats.limits import HDF5_KINDS
 from mae_convert.formats.output import Output, directory_output, file_output
 from mae_convert.formats.output_file import Weights
+from mae_convert.formats.registry import BIN, FORMATS, KERAS_ARCHIVE
 from mae_convert.formats.write import write_all
 
 
@@ -71,13 +71,13 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name
     if weights_name is None or not plan.is_directory:
-        config = archived_config(plan) if kind == "keras_archive" else carried
+        config = archived_config(plan) if kind == KERAS_ARCHIVE else carried
         kept, state_key = record_in_file(record), plan.layout.state_key
         return file_output(plan.target, Weights(kind, plan.tensors, config, kept, state_key))
     return directory_output(
         plan.target,
-        BIN if plan.packing.pickled else weights_name,
-        Weights("bin" if plan.packing.pickled else kind, plan.tensors, carried),
+        BIN_NAME if plan.packing.pickled else weights_name,
+        Weights(BIN if plan.packing.pickled else kind, plan.tensors, carried),
         {
             "config.json": plan.layout.write_config(carried),
             "preprocessor_config.json": preprocessor_config(plan),
@@ -90,7 +90,7 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
 def _check_dtypes(plan: Plan, kind: str) -> None:
     """Refuse what would fail late, with the option that helps."""
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
-    if narrow and kind in (*HDF5_KINDS, "npz"):
+    if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(
             f"{plan.target} cannot hold bfloat16",
             hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import Option, OutputError
+from mae_convert.formats.registry import PTH
 from mae_convert.layouts.layout import Layout
 from mae_convert.values import ByteSize
 
-BIN = "pytorch_model.bin"
+BIN_NAME = "pytorch_model.bin"
 
 
 def byte_count(size: int | str) -> int:
@@ -49,7 +50,7 @@ class Packing:
                 f"{layout.name} is written as a directory, whose readers know no prefixes",
                 hint=("leave ", Option("prefix"), " out"),
             )
-        if self.prefix and "pth" not in layout.containers:
+        if self.prefix and PTH not in layout.containers:
             raise OutputError(
                 f"prefixes are of PyTorch's names, and {layout.name} has others",
                 hint=("leave ", Option("prefix"), " out"),
@@ -65,7 +66,8 @@ class Packing:
                 f" are for model directories, and {layout.name} is written here as one file",
                 hint="leave them out",
             )
-        if self.pickled and "pth" not in layout.containers:
+        if self.pickled and PTH not in layout.containers:
             raise OutputError(
-                f"{layout.name} has no form as {BIN}", hint=("leave ", Option("bin", True), " out")
+                f"{layout.name} has no form as {BIN_NAME}",
+                hint=("leave ", Option("bin", True), " out"),
             )

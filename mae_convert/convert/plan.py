@@ -23,24 +23,16 @@ from mae_convert.errors import (
 )
 from mae_convert.families.canonical import TASKS, check_task
 from mae_convert.families.configuration import Configuration
+from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import KEY_BIAS, Schema
 from mae_convert.layouts.table import Rule, Table, write_tensors
 
-SUFFIX_KINDS = {
-    ".weights.h5": "keras_h5",
-    ".keras": "keras_archive",
-    ".safetensors": "safetensors",
-    ".pth": "pth",
-    ".pt": "pth",
-    ".bin": "pth",
-    ".npz": "npz",
-}
 # Suffixes of other files of weights, in lower case: a directory of such a name would be taken for
 # a file of that kind.
 FILE_SUFFIXES = (
-    *SUFFIX_KINDS,
+    *SUFFIX_FORMATS,
     *(
         ".h5",
         ".hdf5",
@@ -240,12 +232,12 @@ def is_directory(layout: Layout, target: Path) -> bool:
 
 def _suffix(target: Path) -> str | None:
     """Return the suffix that names a container, or None."""
-    return next((s for s in SUFFIX_KINDS if target.name.endswith(s)), None)
+    return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
 
 
 def container_kind(layout: Layout, target: Path) -> str:
     """Return the kind of container that the target's name asks for."""
-    suffixes = [s for s, k in SUFFIX_KINDS.items() if k in layout.containers]
+    suffixes = [s for s, k in SUFFIX_FORMATS.items() if k in layout.containers]
     as_file = f"a file whose name ends in {' or '.join(suffixes)}"
     if is_directory(layout, target):
         if target.name.lower().endswith(FILE_SUFFIXES):
@@ -256,7 +248,7 @@ def container_kind(layout: Layout, target: Path) -> str:
                 hint="choose another name",
             )
         return layout.containers[0]
-    kind = SUFFIX_KINDS.get(_suffix(target) or "")
+    kind = SUFFIX_FORMATS.get(_suffix(target) or "")
     if kind not in layout.containers:
         raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
     return kind

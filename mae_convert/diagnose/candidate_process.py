@@ -18,6 +18,7 @@ from mae_convert.diagnose.search import CandidateResult
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.staging import scratch_directory
 from mae_convert.formats import write_file
+from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.layouts.transforms import Fuse
 from mae_convert.runtime.children import Clock, environment_of_child, python_process
 from mae_convert.runtime.job import Job
@@ -112,7 +113,7 @@ class CandidateProcess:
         others = None
         if other is not None and other_tensors:
             others = str(self.work / "other.safetensors")
-            write_file(others, "safetensors", [other.tensors[name] for name in other_tensors])
+            write_file(others, SAFETENSORS, [other.tensors[name] for name in other_tensors])
         job = candidate_job(result, inputs, mask_ratio, self.work)
         return {
             "job": asdict(job),

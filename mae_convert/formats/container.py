@@ -10,6 +10,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.contents import KERAS, check_plausible, json_in
 from mae_convert.formats.directory import find_weights, is_of_model_directory, left_aside
 from mae_convert.formats.identify import read_contents
+from mae_convert.formats.registry import FORMATS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.wrappers import NoSuchKeyError, check_not_flat
 
@@ -19,7 +20,6 @@ CONFIG, PREPROCESSOR, PROCESSOR = (
     "processor_config.json",
 )
 JSON_NAMES = (CONFIG, PREPROCESSOR, "conversion.json", "adapter_config.json", PROCESSOR)
-KEYED_KINDS = ("pth", "dcp")
 IMAGE_STATISTICS = ("image_mean", "image_std")
 
 
@@ -29,9 +29,9 @@ class Container:
 
     Attributes:
         path: what the user named.
-        kind: "pth", "safetensors", "tf_h5" (legacy Keras, as `tf_model.h5`), "keras_h5" (Keras 3's
-            `.weights.h5`), "keras_archive" (its `.keras`), "npz", or "dcp" (PyTorch's distributed
-            checkpoints).
+        kind: the format, a key of `registry.FORMATS`: "pth", "safetensors", "tf_h5" (legacy Keras,
+            as `tf_model.h5`), "keras_h5" (Keras 3's `.weights.h5`), "keras_archive" (its `.keras`),
+            "npz", or "dcp" (PyTorch's distributed checkpoints).
         weights_file: the file that holds the tensors, or says which others do.
         opened: all files that it takes to read the tensors, open for reading.
         tensors: by name, in stored order.
@@ -100,7 +100,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     is_directory = path.is_dir()
     weights_file = find_weights(path)
     contents = read_contents(weights_file, state_key)
-    if state_key is not None and contents.kind not in KEYED_KINDS:
+    if state_key is not None and not FORMATS[contents.kind].has_keys:
         raise NoSuchKeyError(
             f"{path} has no keys around its tensors ({contents.kind})",
             hint=("leave ", Option("state_key"), " out"),

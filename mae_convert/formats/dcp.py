@@ -28,6 +28,7 @@ from mae_convert.formats.dcp_metadata import (
 from mae_convert.formats.plain_values import describe, plain_mapping
 from mae_convert.formats.pth import ARGUMENTS, META, SETTINGS, lazy, training_arguments
 from mae_convert.formats.pth_read import folder_of, read_value
+from mae_convert.formats.registry import DCP
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import StoredTensor
 from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model
@@ -58,7 +59,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
     progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
     epoch = epoch_in(files.settings(progress))
     return Contents(
-        kind="dcp",
+        kind=DCP,
         tensors={name: _join(files, name, item) for name, item in selection.tensors.items()},
         files=(metadata, *(files.used[name] for name in sorted(files.used))),
         config=settings.get("config"),

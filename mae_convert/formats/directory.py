@@ -6,12 +6,12 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError
 from mae_convert.formats.contents import reading
 from mae_convert.formats.dcp_metadata import METADATA
+from mae_convert.formats.registry import DIRECTORY_SUFFIXES, FORMATS, KERAS_H5
 from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX, SHARD
 from mae_convert.formats.tensorflow_files import refuse_tensorflow
 
 WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
-KERAS_SUFFIX = ".weights.h5"
-OTHER_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".h5", ".bin", ".keras")
+(KERAS_SUFFIX,) = FORMATS[KERAS_H5].suffixes
 # What libraries read beside the weights of a model directory and act on: a file of such a name
 # that comes later can change what the model computes.
 READ_BESIDE = (
@@ -71,7 +71,7 @@ def _find_in(directory: Path) -> Path:
     if parts := [path for path in files if DEEPSPEED.fullmatch(path.name)]:
         return _checked_deepspeed(directory, parts)
     conventional = [path for path in files if _is_conventional(path)]
-    found = conventional or [path for path in files if path.suffix in OTHER_SUFFIXES]
+    found = conventional or [path for path in files if path.suffix in DIRECTORY_SUFFIXES]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:8])
         raise CheckpointError(
@@ -95,7 +95,7 @@ def _find_in(directory: Path) -> Path:
             hint="restore it where it comes from and write its arrays by the names of a known"
             " layout with numpy.savez",
         )
-    wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in OTHER_SUFFIXES)))
+    wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
     raise CheckpointError(
         directory, f" holds no weights; looked for {wanted}", hint="name the file"
     )
@@ -158,4 +158,4 @@ def is_of_model_directory(path: Path) -> bool:
         return True
     if path.name.endswith(KERAS_SUFFIX):
         return list(path.parent.glob(f"*{KERAS_SUFFIX}")) == [path]
-    return [p for p in path.parent.iterdir() if p.suffix in OTHER_SUFFIXES] == [path]
+    return [p for p in path.parent.iterdir() if p.suffix in DIRECTORY_SUFFIXES] == [path]

@@ -11,6 +11,7 @@ from mae_convert.files.messages import damaged, shown
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.contents import Contents, embedded_json, loading, reading
 from mae_convert.formats.hdf5_reader import Tree, read_tree
+from mae_convert.formats.registry import KERAS_H5, TF_H5
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.tensorflow_files import functional_weights, whole_model
 from mae_convert.formats.torch_types import TORCH_DTYPES
@@ -50,7 +51,7 @@ def read_hdf5(file: ByteFile) -> Contents:
         settings = {name: embedded_json(tree.text("", name), file.path) for name in SETTINGS}
         listed = set(names)
         return Contents(
-            kind="tf_h5" if legacy else "keras_h5",
+            kind=TF_H5 if legacy else KERAS_H5,
             tensors={name: _lazy(file, tree, name) for name in names},
             files=(file,),
             config=settings["config"],

@@ -16,6 +16,7 @@ from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import KERAS, Contents
 from mae_convert.formats.hdf5 import read_hdf5
+from mae_convert.formats.registry import KERAS_ARCHIVE
 from mae_convert.formats.tensorflow_files import whole_model
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
@@ -42,7 +43,7 @@ def read_keras_archive(archive: Archive) -> Contents:
     training = {"compile_config": "how it was trained"} if stated.get("compile_config") else {}
     return replace(
         weights,
-        kind="keras_archive",
+        kind=KERAS_ARCHIVE,
         files=(archive.file,),
         config={**(weights.config or {}), KERAS: stated},
         config_place=CONFIG,

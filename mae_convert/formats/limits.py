@@ -1,24 +1,13 @@
 """What each kind of container can hold: names and dtypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mae_convert.errors import Option, OutputError
-from mae_convert.formats.npz import SETTINGS as NPZ_SETTINGS
-from mae_convert.formats.safetensors_file import CODES, METADATA
+from mae_convert.formats.registry import FORMATS, TF_H5
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.formats.torch_types import NUMPY_DTYPES, TORCH_DTYPES
 
 LONGEST_NAME = 1000
-HDF5_KINDS = ("tf_h5", "keras_h5", "keras_archive")
-DTYPES: Mapping[str, frozenset] = {
-    "pth": frozenset(TORCH_DTYPES.values()),
-    "bin": frozenset(TORCH_DTYPES.values()),
-    "safetensors": frozenset(CODES.values()),
-    "npz": NUMPY_DTYPES,
-    **dict.fromkeys(HDF5_KINDS, NUMPY_DTYPES),
-}
-RESERVED = {"safetensors": (METADATA,), "npz": tuple(NPZ_SETTINGS.values())}
 
 
 def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None:
@@ -27,20 +16,20 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
     Raises:
         OutputError: it cannot hold a name, a dtype, or two names together.
     """
-    names = [tensor.name for tensor in tensors]
+    form, names = FORMATS[kind], [tensor.name for tensor in tensors]
     for name in names:
         impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
-        if impossible or name in RESERVED.get(kind, ()):
+        if impossible or name in form.reserved:
             raise OutputError(
                 target, f" cannot hold a tensor named {name[:100]!r}", hint="rename it"
             )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise OutputError(target, f" cannot hold two tensors named {twice}", hint="rename one")
-    if kind in HDF5_KINDS:
+    if form.has_groups:
         _check_paths(target, kind, names)
     for tensor in tensors:
-        if tensor.dtype not in DTYPES[kind]:
+        if str(tensor.dtype) not in form.dtypes:
             raise OutputError(
                 f"{target} cannot hold {tensor.name} as {tensor.dtype}",
                 hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),
@@ -52,11 +41,11 @@ def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
     groups: set[str] = set()
     for name in names:
         parts = name.split("/")
-        if any(part in ("", ".") for part in parts) or (kind == "tf_h5" and len(parts) < 2):
+        if any(part in ("", ".") for part in parts) or (kind == TF_H5 and len(parts) < 2):
             raise OutputError(target, f" cannot hold a tensor named {name!r}", hint="rename it")
         groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
     both = groups.intersection(names)
-    if both or (kind == "tf_h5" and "top_level_model_weights" in groups):
+    if both or (kind == TF_H5 and "top_level_model_weights" in groups):
         name = min(both, default="top_level_model_weights")
         raise OutputError(
             target, f" cannot hold {name} as a tensor and as a group", hint="rename one"

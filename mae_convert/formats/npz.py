@@ -16,6 +16,7 @@ from mae_convert.formats.archive import DAMAGE, Archive
 from mae_convert.formats.archive_write import Record, zip_blueprint
 from mae_convert.formats.contents import Contents, embedded_json, reading
 from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.registry import NPZ
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import NUMPY_DTYPES
 
@@ -63,7 +64,7 @@ def read_npz(archive: Archive) -> Contents:
         )
     texts = {name: _text(archive, place) for name, place in SETTINGS.items() if place in names}
     return Contents(
-        kind="npz",
+        kind=NPZ,
         tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},
         files=(archive.file,),
         config=embedded_json(texts.get("config"), archive.path),

@@ -10,6 +10,7 @@ from mae_convert.files.input_files import open_input
 from mae_convert.formats.container import JSON_NAMES
 from mae_convert.formats.directory import WEIGHTS_NAMES
 from mae_convert.formats.output_file import Weights
+from mae_convert.formats.registry import BIN, FORMATS
 from mae_convert.formats.shards import (
     INDEX_NAMES,
     INDEX_SUFFIX,
@@ -25,7 +26,6 @@ JsonFile = Mapping | Callable[[Hashes], Mapping]
 
 CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
 OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
-SHARDED_KINDS = ("safetensors", "bin")
 RECORD = "conversion.json"
 
 
@@ -78,9 +78,9 @@ def directory_output(
     Raises:
         OutputError: the weights are to be in parts and cannot.
     """
-    kind, config = weights.kind, None if weights.kind == "bin" else weights.config
+    kind, config = weights.kind, None if weights.kind == BIN else weights.config
     parts = [weights.tensors] if max_shard_size is None else split(weights.tensors, max_shard_size)
-    if len(parts) > 1 and kind not in SHARDED_KINDS:
+    if len(parts) > 1 and not FORMATS[kind].sharded:
         raise OutputError(
             f"{weights_name} is only written whole",
             hint=("leave ", Option("max_shard_size"), " out"),

@@ -6,7 +6,6 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,9 @@ from mae_convert.files.workers import Advance
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.file_layout import Blueprint
 from mae_convert.formats.identify import read_file
-from mae_convert.formats.limits import HDF5_KINDS, check_limits
-from mae_convert.formats.npz import npz_blueprint
-from mae_convert.formats.pth_write import bin_blueprint, pth_blueprint
-from mae_convert.formats.safetensors_file import safetensors_blueprint
+from mae_convert.formats.limits import check_limits
+from mae_convert.formats.registry import FORMATS
 from mae_convert.formats.tensor import LazyTensor, as_bytes
-
-LayOut = Callable[[Sequence[LazyTensor], Mapping | None, Mapping | None], Blueprint]
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,7 @@ class Weights:
     """What is to be in a file of weights.
 
     Attributes:
-        kind: "pth", "bin" (as "pth", the tensors alone), "safetensors", "tf_h5", "keras_h5",
-            "keras_archive" (a `.keras` file) or "npz".
+        kind: the format, a key of `registry.FORMATS`.
         tensors: in the order in which they are to stand in the file.
         config: the model configuration, kept inside the file; what JSON can hold.
         conversion: the record of the conversion, likewise.
@@ -60,7 +54,10 @@ class Weights:
 
     def blueprint(self) -> Blueprint:
         """Return the layout of the file."""
-        return _layer_out(self.kind, self.state_key)(self.tensors, self.config, self.conversion)
+        form = FORMATS[self.kind]
+        keys = (self.state_key,) if form.has_keys else ()
+        blueprint: Blueprint = form.lay_out(self.tensors, self.config, self.conversion, *keys)
+        return blueprint
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class Draft:
         read, weights = read_file(self.path), self.weights
         names = [tensor.name for tensor in weights.tensors]
         # HDF5 keeps the order within each group only.
-        ordered = read.kind not in HDF5_KINDS
+        ordered = not FORMATS[read.kind].has_groups
         same = (
             (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
             and (read.config, read.conversion) == (weights.config, weights.conversion)
@@ -236,22 +233,3 @@ def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
 
 def _through_json(value: Mapping | None) -> Any:
     return None if value is None else json.loads(json.dumps(in_unicode(value)))
-
-
-def _layer_out(kind: str, state_key: str | None) -> LayOut:
-    if kind in HDF5_KINDS:
-        # Imported here, so that what needs no HDF5 does not wait for it.
-        from mae_convert.formats import hdf5_write, keras_archive_write
-
-        return {
-            "tf_h5": hdf5_write.tf_h5_blueprint,
-            "keras_h5": hdf5_write.keras_h5_blueprint,
-            "keras_archive": keras_archive_write.keras_archive_blueprint,
-        }[kind]
-    layouts: Mapping[str, LayOut] = {
-        "pth": partial(pth_blueprint, state_key=state_key),
-        "bin": bin_blueprint,
-        "safetensors": safetensors_blueprint,
-        "npz": npz_blueprint,
-    }
-    return layouts[kind]

@@ -14,6 +14,7 @@ from mae_convert.formats.config_text import read_config_text
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.opaque_objects import Effects, passed_over
 from mae_convert.formats.plain_values import describe, plain_mapping
+from mae_convert.formats.registry import PTH
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import Storage, StoredTensor
 from mae_convert.formats.wrappers import EPOCH_KEYS, Selection, epoch_in, select_model
@@ -65,7 +66,7 @@ def pth_contents(
     settings = {**_carried(selection), **settings}
     progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
     return Contents(
-        kind="pth",
+        kind=PTH,
         tensors={name: lazy(path, name, item, read) for name, item in selection.tensors.items()},
         files=(file,),
         config=settings.get("config"),

@@ -103,17 +103,19 @@ def read_value(
     return reader.load(stream), storages.read, reader.effects
 
 
-def read_pth(archive: Archive, folder: str, state_key: str | None = None) -> Contents:
+def read_pth(archive: Archive, state_key: str | None = None) -> Contents:
     """Read the zip format of PyTorch 1.6 and later.
 
     Args:
         archive: the file.
-        folder: the folder in it in which everything stands, with its slash.
         state_key: the key of the weights, where it is not plain.
 
     Raises:
-        CheckpointError: it is damaged, would run code, or holds no weights that are recognised.
+        CheckpointError: it is damaged, would run code, is a TorchScript program, or holds no
+            weights that are recognised.
     """
+    folder = folder_of(archive)
+    assert folder is not None  # how the format was recognised
     value, read, effects = read_value(archive, folder)
     return pth_contents(archive.file, value, read, state_key, effects)
 

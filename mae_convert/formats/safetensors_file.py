@@ -16,6 +16,7 @@ from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.contents import Contents, embedded_json
 from mae_convert.formats.file_layout import Blueprint
 from mae_convert.formats.plain_values import describe
+from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES
 
@@ -63,7 +64,7 @@ def read_safetensors(file: ByteFile) -> Contents:
     _check_places(path, entries, file.size - begins)
     settings = {name: embedded_json(metadata.get(name), path) for name in SETTINGS}
     return Contents(
-        kind="safetensors",
+        kind=SAFETENSORS,
         tensors={
             name: LazyTensor(name, shape, dtype, file.array(begins + start, shape, dtype))
             for name, (dtype, shape, start, _) in entries.items()

@@ -16,6 +16,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import is_plain_name, shown
 from mae_convert.files.validation import check_document
 from mae_convert.formats.contents import Contents, json_in
+from mae_convert.formats.registry import PTH, SAFETENSORS, TF_H5
 from mae_convert.formats.tensor import LazyTensor
 
 INDEX_SUFFIX = ".index.json"
@@ -23,7 +24,7 @@ INDEX_NAMES = tuple(
     f"{name}{INDEX_SUFFIX}" for name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 )
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin|h5)")
-KINDS = ("safetensors", "pth", "tf_h5")
+KINDS = (SAFETENSORS, PTH, TF_H5)
 
 
 def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
@@ -53,7 +54,7 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
             f"the parts that {index} names are of kind {', '.join(sorted(kinds))}; they must all "
             f"be {' or all '.join(KINDS)}"
         )
-    if kinds == {"tf_h5"}:
+    if kinds == {TF_H5}:
         by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
     for name, shard in shards.items():
         if shard.wrapper is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mae_convert.formats import registry
 from mae_convert.formats.tensor import possible_shape
 
 TORCH_DTYPES: Mapping[str, np.dtype] = {
@@ -28,7 +29,7 @@ TORCH_DTYPES: Mapping[str, np.dtype] = {
     "complex64": np.dtype(np.complex64),
     "complex128": np.dtype(np.complex128),
 }
-NUMPY_DTYPES = frozenset(dtype for dtype in TORCH_DTYPES.values() if dtype.kind in "biufc")
+NUMPY_DTYPES = frozenset(TORCH_DTYPES[name] for name in registry.NUMPY_DTYPES)
 """Those that NumPy has by itself, and so HDF5 and .npz files."""
 
 STORAGES: Mapping[str, str] = {

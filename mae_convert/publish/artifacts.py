@@ -10,11 +10,11 @@ from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
 from mae_convert.files.messages import shown
 from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.registry import FORMATS, NPZ
 from mae_convert.sources.select_files import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
 from mae_convert.verify.certificate import Certificate, read_certificate
 
 NAME = re.compile(r"\w[\w.-]*")
-PUBLISHED_KINDS = ("safetensors", "tf_h5", "keras_h5", "keras_archive")
 UNVERIFIED = (
     Option("unverified", True),
     " publishes it all the same, and the card says so in its first line",
@@ -75,7 +75,7 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")
     checkpoint = open_checkpoint(target)
-    if checkpoint.container.kind not in PUBLISHED_KINDS:
+    if FORMATS[checkpoint.container.kind].pickled or checkpoint.container.kind == NPZ:
         raise CheckpointError(
             f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), which are"
             " not published",

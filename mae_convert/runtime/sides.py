@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.formats.registry import KERAS_ARCHIVE, KERAS_H5, NPZ, PTH, SAFETENSORS, TF_H5
 from mae_convert.formats.shards import INDEX_NAMES
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
@@ -22,17 +23,17 @@ KERAS_BACKENDS = ("tensorflow", "jax")
 # process of TensorFlow or JAX imports no PyTorch, and distributed checkpoints are read by nothing
 # that does not run their pickle.
 READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("facebook", "torch"): ("pth", "safetensors", "npz"),
+    ("facebook", "torch"): (PTH, SAFETENSORS, NPZ),
     **{
-        (loader, framework): ("tf_h5", "keras_h5", "safetensors", "npz")
+        (loader, framework): (TF_H5, KERAS_H5, SAFETENSORS, NPZ)
         for loader in ("transformers-tf", "transformers-tf, shards")
         for framework in KERAS_BACKENDS
     },
-    **{("transformers", f): ("safetensors", "npz") for f in KERAS_BACKENDS},
-    **{("keras", f): ("keras_h5", "keras_archive") for f in KERAS_BACKENDS},
-    ("transformers", "transformers"): ("pth", "safetensors"),
-    ("transformers-tf", "transformers"): ("tf_h5",),
-    ("timm", "timm"): ("pth", "safetensors"),
+    **{("transformers", f): (SAFETENSORS, NPZ) for f in KERAS_BACKENDS},
+    **{("keras", f): (KERAS_H5, KERAS_ARCHIVE) for f in KERAS_BACKENDS},
+    ("transformers", "transformers"): (PTH, SAFETENSORS),
+    ("transformers-tf", "transformers"): (TF_H5,),
+    ("timm", "timm"): (PTH, SAFETENSORS),
 }
 # The files that these libraries look for in a directory; transformers looks for parts too.
 LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")

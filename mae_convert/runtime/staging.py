@@ -9,6 +9,7 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.dtypes import DTYPES
 from mae_convert.formats import open_container, write_file
+from mae_convert.formats.registry import DCP, KERAS_ARCHIVE, KERAS_H5, SAFETENSORS, TF_H5
 from mae_convert.formats.tensor import LazyTensor, sha256
 from mae_convert.runtime.job import ReadTensors, StoredWeights
 from mae_convert.runtime.sides import (
@@ -21,17 +22,17 @@ from mae_convert.runtime.sides import (
 
 # The file that a checkpoint is converted to where its own names are not the framework's.
 STAGED_AS = {
-    "torch": ("safetensors", ".safetensors"),
-    "tensorflow": ("keras_h5", ".weights.h5"),
-    "jax": ("keras_h5", ".weights.h5"),
-    "transformers": ("safetensors", ""),
-    "timm": ("safetensors", ""),
+    "torch": (SAFETENSORS, ".safetensors"),
+    "tensorflow": (KERAS_H5, ".weights.h5"),
+    "jax": (KERAS_H5, ".weights.h5"),
+    "transformers": (SAFETENSORS, ""),
+    "timm": (SAFETENSORS, ""),
 }
 # What tensors that were in a kind of HDF5 file are put into, and its suffix.
 HDF5 = {
-    "tf_h5": ("tf_h5", ".h5"),
-    "keras_h5": ("keras_h5", ".weights.h5"),
-    "keras_archive": ("keras_h5", ".weights.h5"),
+    TF_H5: (TF_H5, ".h5"),
+    KERAS_H5: (KERAS_H5, ".weights.h5"),
+    KERAS_ARCHIVE: (KERAS_H5, ".weights.h5"),
 }
 BY_TABLES = "our mapping tables"
 BY_OUR_READER = "our own reader"
@@ -124,7 +125,7 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
     """Return what of ours was used, and why."""
     kind = checkpoint.container.kind
-    if unread is None and kind == "dcp":
+    if unread is None and kind == DCP:
         unread = "PyTorch runs the pickle of a distributed checkpoint"
     if unread is None:
         unread = f"no library reads {kind} files in a process of {framework}"
@@ -135,11 +136,11 @@ def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
     """Write the tensors that our reader has read into one file, without a table."""
-    kind, suffix = "safetensors", ".safetensors"
+    kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
     if loader == "keras":
-        kind, suffix = HDF5["keras_h5"]
+        kind, suffix = HDF5[KERAS_H5]
     staged = work / f"weights{suffix}"
     tensors: Iterable[LazyTensor] = _used(checkpoint)
     write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from mae_convert.errors import CheckpointError, HubError
 from mae_convert.formats.container import JSON_NAMES
-from mae_convert.formats.directory import KERAS_SUFFIX, OTHER_SUFFIXES, is_read_beside
+from mae_convert.formats.directory import KERAS_SUFFIX, is_read_beside
+from mae_convert.formats.registry import DIRECTORY_SUFFIXES, FORMATS, KERAS_ARCHIVE, NPZ
 from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX
 from mae_convert.layouts.table import listed
 from mae_convert.sources.reference import HubReference
@@ -21,7 +22,7 @@ PREFERENCE = (
     "model.weights.h5",
 )
 CERTIFICATE = ("verification.json", "verification.safetensors")
-KERAS_SUFFIXES = (KERAS_SUFFIX, ".keras")
+KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)
 # A repository that holds several layouts keeps the certificate of each further file in a folder.
 CERTIFICATES_FOLDER = "verification"
 
@@ -110,7 +111,7 @@ def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
 
 
 def _is_weights_or_index(name: str) -> bool:
-    return name.endswith((*OTHER_SUFFIXES, INDEX_SUFFIX))
+    return name.endswith((*DIRECTORY_SUFFIXES, INDEX_SUFFIX))
 
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
@@ -130,7 +131,9 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith((*OTHER_SUFFIXES, ".npz")) and not name.endswith(CERTIFICATE)
+    return name.endswith((*DIRECTORY_SUFFIXES, *FORMATS[NPZ].suffixes)) and not name.endswith(
+        CERTIFICATE
+    )
 
 
 def _conventional(name: str) -> bool:

@@ -187,9 +187,9 @@ def _place(job: Job, scratch: Path) -> Path:
 
 def _default_name(layout: str) -> str:
     """Return a name under which any layout can be written."""
-    from mae_convert.convert.plan import SUFFIX_KINDS
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
+    from mae_convert.formats.registry import SUFFIX_FORMATS
 
     try:
         first = layouts_named(layout)[0]
@@ -198,7 +198,7 @@ def _default_name(layout: str) -> str:
     if first.weights_name is not None:
         return "model"
     kinds = first.containers
-    return "model" + next(suffix for suffix, kind in SUFFIX_KINDS.items() if kind in kinds)
+    return "model" + next(suffix for suffix, kind in SUFFIX_FORMATS.items() if kind in kinds)
 
 
 def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mae_convert.convert.plan import SUFFIX_KINDS, container_kind, is_directory
+from mae_convert.convert.plan import container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError, as_field
 from mae_convert.families import layouts_named
+from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
@@ -244,7 +245,7 @@ def _stray(settings: Settings) -> tuple[str, object] | None:
 def _names_of(source: str) -> dict[str, str]:
     """Return what a target's name can be made of, besides the fields: stem, name, parent."""
     path = PurePosixPath(source.rstrip("/"))
-    suffix = next((s for s in sorted(SUFFIX_KINDS, key=len)[::-1] if path.name.endswith(s)), "")
+    suffix = next((s for s in sorted(SUFFIX_FORMATS, key=len)[::-1] if path.name.endswith(s)), "")
     stem = path.name.removesuffix(suffix or ("" if Path(source).is_dir() else path.suffix))
     return {"stem": stem or path.name, "name": path.name, "parent": path.parent.name}
 

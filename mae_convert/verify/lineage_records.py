@@ -17,7 +17,7 @@ from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.validation import check_document
 from mae_convert.formats.contents import json_in
-from mae_convert.formats.directory import OTHER_SUFFIXES
+from mae_convert.formats.registry import DIRECTORY_SUFFIXES
 from mae_convert.verify.certificate import ARRAYS, DOCUMENT
 from mae_convert.verify.lineage import Ancestor, Known
 
@@ -57,7 +57,7 @@ def record_of(path: Path) -> Path | None:
     if path.is_file() and path.suffix == ".json":
         return path
     if not path.is_dir() or any(
-        name.name.endswith(OTHER_SUFFIXES) and name.name != ARRAYS for name in path.iterdir()
+        name.name.endswith(DIRECTORY_SUFFIXES) and name.name != ARRAYS for name in path.iterdir()
     ):
         return None
     return next((path / n for n in (DOCUMENT, RECORD) if (path / n).is_file()), None)

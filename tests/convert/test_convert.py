@@ -17,7 +17,7 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.convert.execute import execute
-from mae_convert.convert.plan import FILE_SUFFIXES, SUFFIX_KINDS, container_kind, plan_conversion
+from mae_convert.convert.plan import FILE_SUFFIXES, container_kind, plan_conversion
 from mae_convert.errors import (
     CheckpointError,
     ConfigurationError,
@@ -28,6 +28,7 @@ from mae_convert.errors import (
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
+from mae_convert.formats.registry import SUFFIX_FORMATS
 from reference_models.configuration import ViTMAEConfig
 
 CASES = ["pretrain_tiny", "encoder_tiny", "finetune_cls_tiny", "finetune_gap_tiny"]
@@ -355,7 +356,7 @@ def test_a_new_head_on_a_classifier_is_refused(case, command, tmp_path):
 
 @pytest.mark.parametrize("layout", [n for n, entry in LAYOUTS.items() if entry.weights_name])
 def test_no_directory_is_called_like_a_file_of_weights(layout, tmp_path, case):
-    written = [s for s in FILE_SUFFIXES if SUFFIX_KINDS.get(s) in LAYOUTS[layout].containers]
+    written = [s for s in FILE_SUFFIXES if SUFFIX_FORMATS.get(s) in LAYOUTS[layout].containers]
     for suffix in FILE_SUFFIXES:
         if LAYOUTS[layout].also_file and suffix in written:
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mae_convert.cli.output.console import console, markup, table
-from mae_convert.convert.plan import SUFFIX_KINDS
+from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row
 
@@ -20,7 +20,7 @@ def layouts(title: str, all_layouts: Iterable[Layout]) -> None:
 
 
 def _kinds(entry: Layout) -> str:
-    return ", ".join(suffix for suffix, kind in SUFFIX_KINDS.items() if kind in entry.containers)
+    return ", ".join(suffix for suffix, kind in SUFFIX_FORMATS.items() if kind in entry.containers)
 
 
 def layout(entry: Layout) -> None:

@@ -1,5 +1,6 @@
 """The layout of the original code, facebookresearch/mae (timm's names, query, key, value fused)."""
 
+from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
@@ -102,7 +103,7 @@ FACEBOOK = Layout(
     family="mae",
     title="facebookresearch/mae, the original code (PyTorch)",
     tables=TABLES + WITHOUT_KEY_BIAS,
-    containers=("pth", "safetensors", "npz"),
+    containers=(PTH, SAFETENSORS, NPZ),
     state_key="model",
     conventions={
         "layer_norm_eps": 1e-6,

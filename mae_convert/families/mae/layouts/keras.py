@@ -19,6 +19,7 @@ from mae_convert.families.keras_rows import (
     read_config,
 )
 from mae_convert.families.mae.model_classes import TENSORFLOW_CLASSES
+from mae_convert.formats.registry import KERAS_ARCHIVE, KERAS_H5
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
@@ -64,7 +65,7 @@ KERAS = Layout(
             OPTIMIZER,
         ),
     ),
-    containers=("keras_h5", "keras_archive"),
+    containers=(KERAS_H5, KERAS_ARCHIVE),
     read_config=read_config,
     write_config=write_config,
     conventions={

@@ -11,6 +11,7 @@ from typing import Any
 from mae_convert.errors import ConfigurationError, Option, Text
 from mae_convert.families.keras_rows import OPTIMIZER, archived, dense, norm
 from mae_convert.families.mae.layouts.transformers_tf import KERNEL
+from mae_convert.formats.registry import KERAS_H5
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import SplitHeads, WithoutBatch
@@ -109,7 +110,7 @@ KERAS_HUB = Layout(
             OPTIMIZER,
         ),
     ),
-    containers=("keras_h5",),
+    containers=(KERAS_H5,),
     conventions={"layer_norm_eps": 1e-6, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
     read_config=read_config,
     refusal=refusal,

@@ -5,6 +5,7 @@ has a mask token of the encoder's width that MAE does not use.
 """
 
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Drop, Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
@@ -80,7 +81,7 @@ LIGHTLY = Layout(
     family="mae",
     title="lightly's MAE modules (PyTorch)",
     tables=(UP_TO_1_5, Table("lightly", ("encoder",), ENCODER, UNUSED), SINCE_1_6),
-    containers=("pth", "safetensors"),
+    containers=(PTH, SAFETENSORS),
     conventions=FACEBOOK.conventions,
     fixed=FACEBOOK.fixed,
     refusal=refusal,

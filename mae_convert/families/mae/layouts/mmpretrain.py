@@ -2,6 +2,7 @@
 
 from mae_convert.errors import Option, Text
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
@@ -87,7 +88,7 @@ MMPRETRAIN = Layout(
         Table("mmpretrain, linear probe", ("classify",), _probe("head.layers.head")),
         Table("mmpretrain, linear probe of LinearClsHead", ("classify",), _probe("head.fc")),
     ),
-    containers=("pth", "safetensors"),
+    containers=(PTH, SAFETENSORS),
     state_key="state_dict",
     # All configurations of its MAE predict normalised patches.
     conventions={**FACEBOOK.conventions, "norm_pix_loss": True},

@@ -13,6 +13,7 @@ from mae_convert.families.mae.layouts.timm_fields import (
     preprocessing,
     sizes_named,
 )
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Table
 from reference_models.configuration import ViTMAEConfig
@@ -133,7 +134,7 @@ TIMM = Layout(
     family="mae",
     title="timm's vit_* models (PyTorch), as on the Hub",
     tables=(Table("timm", ("encoder", "classify"), ENCODER_AND_CLASSIFIER.rows),),
-    containers=("safetensors", "pth"),
+    containers=(SAFETENSORS, PTH),
     weights_name="model.safetensors",
     also_file=True,
     conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},

@@ -1,6 +1,7 @@
 """torchvision's ``vit_*`` models; the MLP's older names ``linear_1``, ``linear_2`` are read."""
 
 from mae_convert.errors import Option, Text
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
@@ -63,7 +64,7 @@ TORCHVISION = Layout(
         _table("torchvision", "0", "3"),
         _table("torchvision, older names", "linear_1", "linear_2"),
     ),
-    containers=("pth", "safetensors"),
+    containers=(PTH, SAFETENSORS),
     conventions={"layer_norm_eps": EPSILON, "hidden_act": "gelu", "mask_ratio": 0.75, **IMAGENET},
     fixed=("layer_norm_eps", "hidden_act"),
     refusal=refusal,

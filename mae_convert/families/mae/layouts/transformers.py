@@ -10,6 +10,7 @@ from typing import Any
 
 from mae_convert.errors import Option, Text
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
@@ -174,7 +175,7 @@ TRANSFORMERS = Layout(
     family="mae",
     title="Hugging Face transformers, PyTorch (ViTMAE and ViT classes)",
     tables=VERSION_4 + VERSION_5_SAVED + VERSION_5_MEMORY,
-    containers=("safetensors", "pth"),
+    containers=(SAFETENSORS, PTH),
     weights_name="model.safetensors",
     conventions=CONVENTIONS,
     class_defaults=("layer_norm_eps", "hidden_act"),

@@ -11,6 +11,7 @@ the name of a tensor is the weight's without the scope, and without the layer be
 from mae_convert.errors import Text
 from mae_convert.families.mae.layouts.transformers import CONVENTIONS, read_config, write_config
 from mae_convert.families.mae.layouts.transformers import refusal as refusal_in_pytorch
+from mae_convert.formats.registry import TF_H5
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import TRANSPOSE, Permute
@@ -133,7 +134,7 @@ TRANSFORMERS_TF = Layout(
     family="mae",
     title="Hugging Face transformers, TensorFlow classes up to 4.57 (tf_model.h5)",
     tables=WRITTEN + ANY_SCOPE + WITHOUT_SCOPE,
-    containers=("tf_h5",),
+    containers=(TF_H5,),
     weights_name="tf_model.h5",
     conventions=CONVENTIONS,
     class_defaults=("layer_norm_eps", "hidden_act"),

@@ -13,6 +13,7 @@ from mae_convert.families.keras_rows import (
     read_config,
 )
 from mae_convert.families.videomae.layouts.original import CONVENTIONS
+from mae_convert.formats.registry import KERAS_ARCHIVE, KERAS_H5
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import TRANSPOSE
@@ -56,7 +57,7 @@ KERAS = Layout(
             OPTIMIZER,
         ),
     ),
-    containers=("keras_h5", "keras_archive"),
+    containers=(KERAS_H5, KERAS_ARCHIVE),
     read_config=read_config,
     write_config=write_config,
     conventions=CONVENTIONS,

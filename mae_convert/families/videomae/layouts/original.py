@@ -1,5 +1,6 @@
 """The layout of the authors' code, MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2."""
 
+from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
@@ -53,7 +54,7 @@ ORIGINAL = Layout(
     family="videomae",
     title="MCG-NJU/VideoMAE and VideoMAEv2, the authors' code (PyTorch)",
     tables=(PRETRAIN, FINE_TUNED),
-    containers=("pth", "safetensors", "npz"),
+    containers=(PTH, SAFETENSORS, NPZ),
     state_key="model",
     conventions=CONVENTIONS,
     fixed=("layer_norm_eps", "hidden_act"),

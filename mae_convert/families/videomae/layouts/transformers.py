@@ -7,6 +7,7 @@ of queries and values otherwise; that is read.
 from collections.abc import Mapping
 from typing import Any
 
+from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import VideoMAEConfig
@@ -173,7 +174,7 @@ TRANSFORMERS = Layout(
     title="Hugging Face transformers, PyTorch (VideoMAE classes)",
     tables=_tables("videomae, transformers", ON_DISK)
     + _tables("videomae, transformers, in-memory names of version 5", IN_MEMORY),
-    containers=("safetensors", "pth"),
+    containers=(SAFETENSORS, PTH),
     weights_name="model.safetensors",
     conventions={
         # What the classes take when config.json lacks the field.

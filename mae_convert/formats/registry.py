@@ -1,0 +1,188 @@
+"""The file formats: one row each, with how it is recognised and what reads and writes it.
+
+Whatever depends on the format of a file looks it up here. The modules that read and write are
+imported when a file needs them: what holds no HDF5 does not wait for h5py.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+PTH, BIN, SAFETENSORS, NPZ, DCP = "pth", "bin", "safetensors", "npz", "dcp"
+TF_H5, KERAS_H5, KERAS_ARCHIVE = "tf_h5", "keras_h5", "keras_archive"
+
+ZIP = re.compile(rb"PK\x03\x04|PK\x05\x06")
+HDF5 = re.compile(rb"\x89HDF\r\n\x1a\n")
+SAFETENSORS_HEADER = re.compile(rb"(?s).{4}\0{4}\{")  # a length, then a JSON object
+PICKLE = re.compile(rb"\x80[\x00-\x05]|[(\]}]{0,2}c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
+
+NUMPY_DTYPES = (
+    *("float64", "float32", "float16", "complex64", "complex128", "bool"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+)
+TORCH_DTYPES = (*NUMPY_DTYPES, "bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a file of a format is recognised, and what reads one that is recognised so.
+
+    Attributes:
+        begins: what its first bytes match.
+        reader: "module:function"; it takes the open file, or the open archive if `members` is
+            given, and the key of the weights if the format has keys, and returns `Contents`.
+        members: whether a zip archive of this name and members is of the format.
+    """
+
+    begins: re.Pattern[bytes]
+    reader: str
+    members: Callable[[str, Collection[str]], bool] | None = None
+
+    def read(self, *arguments: Any) -> Any:
+        """Call the reader."""
+        return _function(self.reader)(*arguments)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files of weights.
+
+    Attributes:
+        name: as in `Container.kind`.
+        suffixes: what names of its files end in.
+        written: those of the suffixes by which a user asks for the format when writing.
+        signatures: how it is recognised; empty if it is told by a file's name, or from another
+            format by what is in the file.
+        writer: "module:function", which takes the tensors, the configuration and the conversion
+            record, and the key of the weights if the format has keys; it returns the layout of the
+            file. Empty if the format is only read.
+        dtypes: names of the dtypes that it can hold.
+        reserved: names that no tensor in it can have.
+        has_keys: the tensors may stand under a key, as in a training checkpoint.
+        has_groups: names are paths of groups and datasets, and only each group has an order.
+        sharded: it can be written in several files with an index.
+        pickled: it is, or may hold, a pickle.
+        in_directories: a directory with one file of it is taken as a checkpoint.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    signatures: tuple[Signature, ...] = ()
+    writer: str = ""
+    dtypes: tuple[str, ...] = NUMPY_DTYPES
+    reserved: tuple[str, ...] = ()
+    has_keys: bool = False
+    has_groups: bool = False
+    sharded: bool = False
+    pickled: bool = False
+    in_directories: bool = True
+
+    def lay_out(self, *arguments: Any) -> Any:
+        """Call the writer."""
+        return _function(self.writer)(*arguments)
+
+
+def _function(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    function: Callable[..., Any] = getattr(import_module(f"mae_convert.formats.{module}"), name)
+    return function
+
+
+def _has_pickle(_name: str, members: Collection[str]) -> bool:
+    return any(member.lower().rpartition("/")[2] == "data.pkl" for member in members)
+
+
+def _is_of_keras(name: str, members: Collection[str]) -> bool:
+    """Whether it is meant as a Keras model, even if a member is missing."""
+    named = {"metadata.json", "model.weights.h5", "model.weights.npz"}
+    return not _has_pickle(name, members) and (
+        name.endswith(".keras") or not named.isdisjoint(members)
+    )
+
+
+def _is_other_archive(name: str, members: Collection[str]) -> bool:
+    return not _has_pickle(name, members) and not _is_of_keras(name, members)
+
+
+FORMATS: Mapping[str, Format] = {
+    row.name: row
+    for row in (
+        Format(
+            KERAS_H5,  # Keras 3
+            suffixes=(".weights.h5",),
+            written=(".weights.h5",),
+            writer="hdf5_write:keras_h5_blueprint",
+            has_groups=True,
+        ),
+        Format(
+            KERAS_ARCHIVE,
+            suffixes=(".keras",),
+            written=(".keras",),
+            signatures=(Signature(ZIP, "keras_archive:read_keras_archive", _is_of_keras),),
+            writer="keras_archive_write:keras_archive_blueprint",
+            has_groups=True,
+        ),
+        Format(
+            SAFETENSORS,
+            suffixes=(".safetensors",),
+            written=(".safetensors",),
+            signatures=(Signature(SAFETENSORS_HEADER, "safetensors_file:read_safetensors"),),
+            writer="safetensors_file:safetensors_blueprint",
+            dtypes=tuple(name for name in TORCH_DTYPES if name != "complex128"),
+            reserved=("__metadata__",),
+            sharded=True,
+        ),
+        Format(
+            PTH,  # torch.save
+            suffixes=(".pth", ".pt", ".ckpt", ".bin"),
+            written=(".pth", ".pt", ".bin"),
+            signatures=(
+                Signature(ZIP, "pth_read:read_pth", _has_pickle),
+                Signature(PICKLE, "pth_read:read_legacy_pth"),
+            ),
+            writer="pth_write:pth_blueprint",
+            dtypes=TORCH_DTYPES,
+            has_keys=True,
+            pickled=True,
+        ),
+        Format(
+            NPZ,
+            suffixes=(".npz",),
+            written=(".npz",),
+            signatures=(Signature(ZIP, "npz:read_npz", _is_other_archive),),
+            writer="npz:npz_blueprint",
+            reserved=("__config__", "__conversion__"),
+            in_directories=False,  # as likely something else than weights
+        ),
+        Format(
+            TF_H5,  # the legacy form of Keras, as transformers 4 wrote it
+            suffixes=(".h5",),
+            signatures=(Signature(HDF5, "hdf5:read_hdf5"),),
+            writer="hdf5_write:tf_h5_blueprint",
+            has_groups=True,
+        ),
+        Format(
+            BIN,  # torch.save of a state dict alone, as pytorch_model.bin; read as PTH
+            writer="pth_write:bin_blueprint",
+            dtypes=TORCH_DTYPES,
+            sharded=True,
+            pickled=True,
+        ),
+        Format(DCP, has_keys=True, dtypes=TORCH_DTYPES, pickled=True),  # torch.distributed
+    )
+}
+SUFFIX_FORMATS = {suffix: row.name for row in FORMATS.values() for suffix in row.written}
+"""The format that the suffix of an output's name asks for."""
+
+DIRECTORY_SUFFIXES = tuple(
+    suffix for row in FORMATS.values() if row.in_directories for suffix in row.suffixes
+)
+"""What the name of a file ends in that is taken as the weights of a directory."""
+
+
+def with_groups() -> tuple[str, ...]:
+    """Return the names of the formats that are HDF5."""
+    return tuple(row.name for row in FORMATS.values() if row.has_groups)
