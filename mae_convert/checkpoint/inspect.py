@@ -107,7 +107,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 def differences(checkpoint: Checkpoint) -> list[str]:
     """Return in sentences what the programs of the checkpoint's layout compute otherwise."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
-    return list(layout.differences(model, checkpoint.task))
+    return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
 
 def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:

@@ -81,8 +81,8 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 def _differences(plan: Plan) -> dict[str, Any]:
     """Return what the programs of the target's layout compute otherwise, where they do."""
-    sentences = plan.layout.differences(plan.configuration.model, plan.task)
-    return {"differences": list(sentences)} if sentences else {}
+    differences = plan.layout.differences(plan.configuration.model, plan.task)
+    return {"differences": list(map(str, differences))} if differences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:

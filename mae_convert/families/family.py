@@ -59,8 +59,8 @@ class Family(ABC):
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
         layouts: by name on the command line.
         layout_synonyms: other names of layouts.
-        models: for "torch" and "keras", task → "module:Class" of the reference model. Classes are
-            named by text so that no framework is imported here.
+        models: for "torch" and "keras", task → "module:Class" of the reference model, and likewise
+            for "transformers" of the library's. Text, so that no framework is imported here.
         model_layouts: framework → the layout whose names its model has; "keras" for both backends.
         native_loaders: name of a table and framework → the loader that reads such names into the
             framework's model without a table (see `mae_convert.runtime.sides`).

@@ -19,6 +19,22 @@ def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
 
 
 @dataclass(frozen=True)
+class Difference:
+    """What the programs of a layout compute otherwise than a model, whatever is configured.
+
+    Attributes:
+        activation: the first intermediate activation that differs.
+        sentence: what differs, for a person.
+    """
+
+    activation: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
 class Layout:
     """One naming and orientation of a model's tensors, as people have them.
 
@@ -46,7 +62,7 @@ class Layout:
             ``image_std`` and ``task``.
         owns_config: whether a configuration can only be this layout's.
         refusal: why a model cannot be written in this layout, or None.
-        differences: in sentences, what the layout's own programs compute otherwise than such a
+        differences: what the layout's own programs compute otherwise than such a
             model, and no configuration of theirs can express.
     """
 
@@ -66,7 +82,7 @@ class Layout:
     write_config: ConfigWriter = dict
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
     refusal: Refusal = _nothing_to_refuse
-    differences: Callable[[Any, str], tuple[str, ...]] = lambda _, __: ()
+    differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
 
     def table_for(self, task: str, *, key_bias: bool = True) -> Table:
         """Return the table that is written for a task.

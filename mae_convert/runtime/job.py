@@ -72,8 +72,8 @@ class Job:
         dtypes: the runs to make, in order.
         task: "pretrain", "encoder" or "classify".
         config: fields of the configuration.
-        model: class of the reference model, as `model_class.class_named` takes it; "" where a
-            library's own class is run.
+        model: class of the reference model or of a library, as `model_class.class_named` takes it;
+            "" where the runner knows it.
         configuration: the class of its configuration, likewise.
         weights: the files that hold the tensors.
         loader: how the names are those of the reference model (see ``loaders``).

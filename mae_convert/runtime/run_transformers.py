@@ -12,9 +12,9 @@ import transformers
 from torch import nn
 
 from mae_convert.errors import Option
-from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, require_safe_torch_load
+from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
 from mae_convert.runtime.torch_runs import Results, settings, torch_runs
 from mae_convert.runtime.torch_runs import versions as torch_versions
@@ -56,7 +56,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 def build(job: Job) -> nn.Module:
     """Return the library's model with the weights of a directory, all of them and no others."""
     transformers.logging.set_verbosity_error()
-    kind = getattr(transformers, PYTORCH_CLASSES[job.task])
+    kind = class_named(job.model)
     try:
         model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
@@ -101,16 +101,17 @@ def _points(model: Any) -> dict[str, Point]:
     trunk = getattr(model, "vit", model)
     blocks = trunk.layers if hasattr(trunk, "layers") else trunk.encoder.layer
     points = {"encoder.embedding": input_of(blocks[0])}
-    points |= _points_of_blocks(blocks, "encoder")
+    points |= points_of_blocks(blocks, "encoder")
     points["encoder.norm"] = output_of(trunk.layernorm)
     if hasattr(model, "decoder"):
         points["decoder.embedding"] = input_of(model.decoder.decoder_layers[0])
-        points |= _points_of_blocks(model.decoder.decoder_layers, "decoder")
+        points |= points_of_blocks(model.decoder.decoder_layers, "decoder")
         points["decoder.norm"] = output_of(model.decoder.decoder_norm)
     return points
 
 
-def _points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
+def points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
+    """Return the activations in each block of an encoder or decoder, by name."""
     names = {name for name, _ in blocks[0].named_modules()}
     parts = next(parts for first, parts in PARTS.items() if first in names)
     points = {}

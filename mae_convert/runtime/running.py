@@ -220,8 +220,9 @@ def _prepare(
 
 
 def _model_class(run: Run) -> str:
-    """Return the class of the reference model; "" where a library's own class is run."""
-    models = run.checkpoint.family.models.get(MODELS_OF.get(str(run.side.framework), ""), {})
+    """Return the class of the reference model or of the library; "" where the runner knows it."""
+    framework = str(run.side.framework)
+    models = run.checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
     return models.get(run.checkpoint.task, "")
 
 

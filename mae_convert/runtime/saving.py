@@ -110,8 +110,8 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
     """
     classes = [(base.__module__, base.__name__) for base in type(model).__mro__]
     for family in families().values():
-        for framework, by_task in family.models.items():
-            for task, place in by_task.items():
+        for framework in ("torch", "keras"):
+            for task, place in family.models[framework].items():
                 module, _, name = place.partition(":")
                 if any(n == name and m.startswith(module.rpartition(".")[0]) for m, n in classes):
                     return family, framework, task

@@ -32,6 +32,7 @@ READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
     **{("transformers", f): (SAFETENSORS, NPZ) for f in KERAS_BACKENDS},
     **{("keras", f): (KERAS_H5, KERAS_ARCHIVE) for f in KERAS_BACKENDS},
     ("transformers", "transformers"): (PTH, SAFETENSORS),
+    ("transformers-video", "transformers"): (PTH, SAFETENSORS),
     ("transformers-tf", "transformers"): (TF_H5,),
     ("timm", "timm"): (PTH, SAFETENSORS),
 }
@@ -105,12 +106,23 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
         if not has_framework(side.framework, side.python, loader):
             raise _missing(side.framework, side.python, loader)
         return side
-    native = [f for f in FRAMEWORKS if loader_for(checkpoint, f) is not None]
+    native = [
+        f
+        for f in FRAMEWORKS
+        if loader_for(checkpoint, f) is not None and not _computes_otherwise(checkpoint, f)
+    ]
     references = [f for f in FRAMEWORKS if f not in THIRD_PARTIES]
     for framework in dict.fromkeys([*native, *references]):
         if has_framework(framework, side.python, loader_for(checkpoint, framework)):
             return replace(side, framework=framework)
     raise _missing(native[0] if native else "torch", side.python)
+
+
+def _computes_otherwise(checkpoint: Checkpoint, framework: str) -> bool:
+    """Return whether a library's own classes compute something else than the model."""
+    model = checkpoint.configuration.model
+    own = framework in THIRD_PARTIES and framework == checkpoint.layout.name
+    return own and bool(checkpoint.layout.differences(model, checkpoint.task))
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:

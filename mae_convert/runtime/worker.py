@@ -96,6 +96,11 @@ def _end_with_standard_input() -> None:
 
 REPORT = "worker: "  # what begins the line that says why a job failed
 TF_CLASSES = ("transformers", "transformers-tf")
+# Of one library, classes that are called otherwise have a runner of their own.
+LOADER_RUNNERS = {
+    TF_CLASSES: "run_transformers_tf",
+    ("transformers", "transformers-video"): "run_transformers_video",
+}
 RUNNERS = {
     "torch": "run_pytorch",
     "tensorflow": "run_keras",
@@ -113,7 +118,7 @@ def import_runner(framework: str, loader: str) -> ModuleType:
     # then and later, is in vain.
     gc.disable()
     # transformers had classes for two frameworks, which are not to meet in one process.
-    name = "run_transformers_tf" if (framework, loader) == TF_CLASSES else RUNNERS[framework]
+    name = LOADER_RUNNERS.get((framework, loader), RUNNERS[framework])
     runner = importlib.import_module(f"mae_convert.runtime.{name}")
     gc.freeze()
     gc.enable()

@@ -249,7 +249,29 @@ def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
     )
     witnesses = (*done.verdict.witnesses, {**other.witnesses[1], "side": name})
     verdict = replace(_with_checks(done.verdict, checks), witnesses=witnesses)
+    known = _known_difference(run, other)
+    verdict = replace(verdict, causes=(*verdict.causes, *known))
     return replace(done, verdict=verdict, traces=(*done.traces, trace))
+
+
+def _known_difference(run: Run, verdict: Verdict) -> list[str]:
+    """Return what a library is known to compute otherwise, where exactly that is what differs.
+
+    Args:
+        run: how the library was run.
+        verdict: on the source and this run.
+    """
+    checkpoint = run.checkpoint
+    if checkpoint.layout.name != run.side.framework:
+        return []
+    # A classifier's norm is no intermediate activation of the library: its logits differ first.
+    places = (verdict.first_divergence, "head.norm" if verdict.first_divergence == "logits" else "")
+    differences = checkpoint.layout.differences(checkpoint.configuration.model, checkpoint.task)
+    return [
+        f"{difference}; {verdict.first_divergence} is the first result that differs"
+        for difference in differences
+        if difference.activation in places
+    ]
 
 
 def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:

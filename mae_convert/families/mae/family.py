@@ -27,6 +27,7 @@ MODELS = {
     for framework, module, classes in (
         ("torch", "reference_models.pytorch.mae", PYTORCH_CLASSES),
         ("keras", "reference_models.keras.mae", TENSORFLOW_CLASSES),
+        ("transformers", "transformers", PYTORCH_CLASSES),
     )
 }
 MODEL_LAYOUTS = {

@@ -29,6 +29,7 @@ MODELS: Mapping[str, Mapping[str, str]] = {
         "classify": "reference_models.pytorch.videomae:VideoMAEForVideoClassification",
     },
     "keras": KERAS_CLASSES,
+    "transformers": {task: f"transformers:{name}" for task, name in ARCHITECTURES.items()},
 }
 MODEL_LAYOUTS = {"torch": "original", "keras": "keras", "transformers": "transformers"}
 NATIVE_LOADERS = {
@@ -36,7 +37,7 @@ NATIVE_LOADERS = {
     ("videomae, fine-tuned", "torch"): "facebook",
     ("videomae, keras", "tensorflow"): "keras",
     ("videomae, keras", "jax"): "keras",
-    ("videomae, transformers", "transformers"): "transformers",
+    ("videomae, transformers", "transformers"): "transformers-video",
 }
 READ_FIELDS = dict.fromkeys((*OF_TRANSFORMERS, "qv_bias"), READ)
 CLASSES = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.formats.registry import PTH, SAFETENSORS
-from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.layout import IMAGENET, Difference, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import VideoMAEConfig
 
@@ -153,19 +153,20 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
     return None
 
 
-def differences(config: VideoMAEConfig, task: str) -> tuple[str, ...]:
-    """Return in sentences what the library's classes compute otherwise."""
+def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
+    """Return what the library's classes compute otherwise."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
     }.get(task, ("", FINAL_EPS))
     if eps == FINAL_EPS or (task == "classify" and not config.use_mean_pooling):
         return ()
-    return (
+    sentence = (
         f"transformers' class has the epsilon {FINAL_EPS:g} in {norm}, whatever config.json says;"
         f" in this model it is {eps:g}, so that the outputs of the library differ slightly from"
-        " those of the original",
+        " those of the original"
     )
+    return (Difference("decoder.norm" if task == "pretrain" else "head.norm", sentence),)
 
 
 TRANSFORMERS = Layout(
