@@ -100,6 +100,8 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     tensor that is zero in A cannot be turned into that of B.
     """
     first = verdict.first_divergence
+    if not pair.a.checkpoint.family.has_hypotheses:
+        return Explanation()
     try:
         if first is None:
             return explain_float32_errors(pair, verdict)

@@ -22,7 +22,13 @@ from mae_convert.verify.array_patterns import (
     same_vector,
 )
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
-from mae_convert.verify.localise import BLOCK_TAP, execution_order, kept_places
+from mae_convert.verify.localise import (
+    BLOCK_TAP,
+    class_tokens,
+    execution_order,
+    kept_places,
+    removed_tokens,
+)
 
 RANDOM = 1e-2  # a float32 run further than this from its float64 run is not explained by rounding
 # Axes whose entries may be in another order; channels first, as few tokens can match by chance.
@@ -234,7 +240,9 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
 def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     """Yield in which images, tokens and channels the difference is."""
     difference = y - x
-    inner = difference[:, 1:] if first == "encoder.embedding" else difference
+    inner = difference
+    if first == "encoder.embedding":
+        inner = difference[:, class_tokens(a, difference) :]
     if x.ndim == 3 and same_vector(inner):
         yield f"{first} differs by the same vector at every token, as a bias does"
     elif first in ("encoder.embedding", "decoder.embedding"):
@@ -248,13 +256,14 @@ def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iter
             if what == "tokens" and len(where) == 1 and where[0] == 0:
                 part = "the class token"
             yield f"{first} differs in {part} only"
-    if x.ndim == 3 and "mask" in a.arrays and x.shape[1] == a.arrays["mask"].shape[1] + 1:
-        yield from _at_removed_patches(a.arrays["mask"], first, difference)
+    decoder = first.startswith("decoder.") and first != "decoder.norm"
+    if x.ndim == 3 and "mask" in a.arrays and (decoder or x.shape[1] > a.arrays["mask"].shape[1]):
+        yield from _at_removed_patches(a, first, difference)
 
 
-def _at_removed_patches(mask: np.ndarray, first: str, difference: np.ndarray) -> Iterator[str]:
+def _at_removed_patches(a: Trace, first: str, difference: np.ndarray) -> Iterator[str]:
     differs = np.abs(difference).max(axis=-1) > 1e-9 * np.abs(difference).max()
-    removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
+    removed = removed_tokens(a, a.arrays["mask"], difference.shape[1])
     if not differs[~removed].any():
         yield f"{first} differs at removed patches only"
     elif not differs[removed].any():

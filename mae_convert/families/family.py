@@ -70,6 +70,7 @@ class Family(ABC):
         class_tokens: how many tokens come before those of the patches.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
+        has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
             of ViT.
     """
@@ -87,6 +88,7 @@ class Family(ABC):
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
     class_tokens: ClassVar[int] = 1
+    has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
 
     # Names and shapes

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.runtime.trace_check import BLOCK_STEPS
 from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_place, same_vector
 
@@ -107,10 +108,11 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     if found is None:
         return [positions, patches, token]
     tokens = differing(*found, axis=1)
-    if not (tokens > 0).any():
+    before = class_tokens(a, found[0])
+    if before and not (tokens > 0).any():
         return [token, positions]
-    difference = (found[1] - found[0])[:, 1:]
-    if (tokens == 0).any():
+    difference = (found[1] - found[0])[:, before:]
+    if before and (tokens == 0).any():
         return [positions, patches, token]
     places = kept_places(a, name, difference.shape[1])
     if not same_vector(difference) and places is not None and same_by_place(difference, places):
@@ -125,7 +127,7 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     if found is None or mask is None:
         return [positions, embed, token]
     difference = found[1] - found[0]
-    removed = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) > 0
+    removed = removed_tokens(a, mask, difference.shape[1])
     everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(found[0]).max()
     places = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
     if not everywhere[removed].any():
@@ -136,6 +138,31 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     return [positions, token, embed]
 
 
+def class_tokens(trace: "Trace", embedding: np.ndarray) -> int:
+    """Return how many tokens of an encoder's embedding (N, T, D) come before the patches."""
+    mask = trace.arrays.get("mask")
+    config = trace.description["config"]
+    family = described_family(trace.description)
+    kept = family.configuration_class.from_dict(config).num_patches
+    if mask is not None:
+        kept = int((mask[0] == 0).sum())
+    return max(int(embedding.shape[1]) - kept, 0)
+
+
+def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
+    """Return which tokens (N, count) of the decoder stand for removed patches.
+
+    Args:
+        trace: of a pre-training model.
+        mask: (N, L), 1 where a patch is removed.
+        count: tokens of the decoder, of which those before the patches are never removed.
+    """
+    if described_family(trace.description).predicts_removed_only:
+        mask = np.sort(mask, axis=1)  # mask tokens come last
+    before = np.zeros((len(mask), count - mask.shape[1]))
+    return np.asarray(np.concatenate([before, mask], axis=1) > 0)
+
+
 def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     """Return the place on the grid (N, count) of each token that an embedding has, if it is known.
 
@@ -144,7 +171,8 @@ def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     restore = trace.arrays.get("ids_restore")
     if restore is None:
         return None
-    if name == "decoder.embedding":
+    in_order = described_family(trace.description).predicts_removed_only
+    if name == "decoder.embedding" and not in_order:
         return np.broadcast_to(np.arange(count), (len(restore), count))
     return np.argsort(restore, axis=1)[:, :count]
 
@@ -175,6 +203,7 @@ def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
     difference = found[1] - found[0]
     if name == "decoder.embedding" and "mask" in a.arrays:
         mask = a.arrays["mask"]
-        kept = np.concatenate([np.zeros((len(mask), 1)), mask], axis=1) == 0
-        return same_vector(difference[kept])
-    return same_vector(difference[:, 1:] if name == "encoder.embedding" else difference)
+        return same_vector(difference[~removed_tokens(a, mask, difference.shape[1])])
+    if name == "encoder.embedding":
+        difference = difference[:, class_tokens(a, difference) :]
+    return same_vector(difference)

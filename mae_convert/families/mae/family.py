@@ -66,6 +66,7 @@ class ImageMAE(Family):
     native_loaders = NATIVE_LOADERS
     official = OFFICIAL
     may_lack_class_position = True
+    has_hypotheses = True
 
     def schema(self, config: ViTMAEConfig, task: str) -> Schema:
         """Return the name and shape of every canonical tensor."""
