@@ -80,19 +80,25 @@ def _with_image_size(
             hint=f"convert it for pictures of {model.image_hw[0]}x{model.image_hw[1]}, which it was"
             " made for",
         )
+    if wanted == model:
+        return source, ()
+    if source.family.positions is None:
+        raise ConfigurationError(
+            *(Option("image_size"), f": positions of the family {source.family.name} cannot be"),
+            " resampled",
+            hint=f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}",
+        )
     make = regenerated if sincos else resampled
     changed = {
         name: make(source.tensors[name], model.grid_hw, wanted.grid_hw)
         for name in POSITION_EMBEDDINGS
         if name in source.tensors and (task == "pretrain" or not name.startswith("decoder."))
     }
-    if wanted.image_hw == model.image_hw:
-        return source, ()
     step = {
         "step": "image_size",
         "from": list(model.image_hw),
         "to": list(wanted.image_hw),
-        "positions": "sincos" if sincos else "bicubic",
+        "positions": _positions(source, sincos=sincos),
     }
     resized = "option image_size"
     if "image_size" in source.configuration.assumptions:  # it stays one: what was resampled?
@@ -101,6 +107,13 @@ def _with_image_size(
     sources = {**source.configuration.sources, "image_size": resized}
     configuration = replace(source.configuration, model=wanted, sources=sources)
     return _changed(source, changed, configuration), (step,)
+
+
+def _positions(source: Checkpoint, *, sincos: bool) -> str:
+    """Return what becomes of the positions: where none are stored, a model computes them itself."""
+    if source.family.positions == "computed":
+        return "recomputed"
+    return "sincos" if sincos else "bicubic"
 
 
 def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:

@@ -22,8 +22,7 @@ from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.layouts.transforms import Fuse
 from mae_convert.runtime.children import Clock, environment_of_child, python_process
 from mae_convert.runtime.job import Job
-from mae_convert.runtime.model_class import place_of
-from mae_convert.runtime.sides import Side, choose_side
+from mae_convert.runtime.sides import Side, choose_side, classes_of
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace
 
@@ -238,8 +237,7 @@ def candidate_job(
         dtypes=("float64",),
         task=result.checkpoint.task,
         config=config,
-        model=result.checkpoint.family.models["torch"][result.checkpoint.task],
-        configuration=place_of(type(result.checkpoint.configuration.model)),
+        **classes_of(result.checkpoint, "torch"),
         weights=staged.weights,
         loader=staged.loader,
         inputs=str(work / "inputs.npz"),

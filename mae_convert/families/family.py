@@ -67,7 +67,9 @@ class Family(ABC):
         official: published models, each with ``task``, ``model`` and ``model_name``.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
-        class_tokens: how many tokens come before those of the patches.
+        positions: what becomes of position embeddings at another image size: "stored" ones of a
+            grid of patches are resampled, models whose positions are "computed" have no other
+            tensors; None where the size cannot be changed.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
@@ -87,7 +89,7 @@ class Family(ABC):
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
-    class_tokens: ClassVar[int] = 1
+    positions: ClassVar[str | None] = None
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
 

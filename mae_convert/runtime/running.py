@@ -22,9 +22,8 @@ from mae_convert.files.staging import scratch_directory
 from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
 from mae_convert.runtime.gradients import with_canonical_gradients
 from mae_convert.runtime.job import Job
-from mae_convert.runtime.model_class import place_of
 from mae_convert.runtime.pinned import pinned
-from mae_convert.runtime.sides import MODELS_OF, WORKER, Side
+from mae_convert.runtime.sides import WORKER, Side, classes_of
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace, describe, read_trace
 from mae_convert.runtime.worker import REPORT
@@ -199,8 +198,7 @@ def _prepare(
         dtypes=request.dtypes,
         task=run.checkpoint.task,
         config=config.to_dict(),
-        model=_model_class(run),
-        configuration=place_of(type(config)),
+        **classes_of(run.checkpoint, side.framework),
         weights=staged.weights,
         loader=staged.loader,
         inputs=str(work / "inputs.npz"),
@@ -217,13 +215,6 @@ def _prepare(
     )
     job.save(work / "job.json")
     return work / "job.json", staged.ours, held
-
-
-def _model_class(run: Run) -> str:
-    """Return the class of the reference model or of the library; "" where the runner knows it."""
-    framework = str(run.side.framework)
-    models = run.checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
-    return models.get(run.checkpoint.task, "")
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:

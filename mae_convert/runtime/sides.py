@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
@@ -13,6 +14,7 @@ from mae_convert.formats.shards import INDEX_NAMES
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
 from mae_convert.runtime.job import FRAMEWORKS
+from mae_convert.runtime.model_class import place_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
@@ -156,6 +158,15 @@ def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
         and container.wrapper is None
         and (name in LOOKED_FOR or parts)
     )
+
+
+def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
+    """Return the fields of a job that name the classes of the model and its configuration."""
+    models = checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
+    return {
+        "model": models.get(checkpoint.task, ""),
+        "configuration": place_of(type(checkpoint.configuration.model)),
+    }
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:

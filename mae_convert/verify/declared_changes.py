@@ -103,7 +103,8 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
         if step["step"] != "dtype":  # what is only rounded leaves no choice
             computed |= changes.keys()
         arbiters = {name: target.tensors[name] for name in computed & target.tensors.keys()}
-        after = _changed(after, changes, configuration, arbiters) if changes else after
+        if changes or configuration != after.configuration:
+            after = _changed(after, changes, configuration, arbiters)
     if after is source:
         return source
     record = after.container.conversion or {}

@@ -37,14 +37,6 @@ def vit(prefix=""):
 PATCH = {"patch_embed.proj.weight": (WIDTH, 3, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
 VIDEO = {"patch_embed.proj.weight": (WIDTH, 3, 2, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
 FAMILIES = {
-    "VideoMAE": {
-        "encoder.patch_embed.proj.weight": (WIDTH, 3, 2, 16, 16),
-        "encoder.blocks.0.attn.q_bias": (WIDTH,),
-        "encoder.blocks.0.attn.v_bias": (WIDTH,),
-        "encoder.blocks.0.attn.qkv.weight": (3 * WIDTH, WIDTH),
-        "encoder_to_decoder.weight": (384, WIDTH),
-        "mask_token": (1, 1, 384),
-    },
     "MAE-ST": {**vit(), **VIDEO, "pos_embed_spatial": (1, 196, WIDTH)},
     "MultiMAE": {"global_tokens": (1, 1, WIDTH), "input_adapters.rgb.pos_emb": (1, WIDTH, 14, 14)},
     "SatMAE": {**vit(), "patch_embed.0.proj.weight": (WIDTH, 4, 8, 8), "channel_embed": (1, 3, 9)},
@@ -56,7 +48,6 @@ FAMILIES = {
     "BEiT": {**vit(), **PATCH, "blocks.0.attn.relative_position_bias_table": (732, 12),
              "blocks.0.attn.q_bias": (WIDTH,)},
     "Prithvi": {**vit(), **VIDEO},
-    "VideoMAE (transformers)": {"videomae.embeddings.patch_embeddings.projection.weight": (9, 3)},
     "MAE-pytorch": {**vit("encoder."), "encoder.patch_embed.proj.weight": (WIDTH, 3, 16, 16),
                     "encoder.blocks.0.attn.q_bias": (WIDTH,),
                     "encoder_to_decoder.weight": (384, WIDTH), "mask_token": (1, 1, 384)},

@@ -29,7 +29,7 @@ from mae_convert.layouts.transforms import SAME, Permute
 from mae_convert.runtime import run_pytorch
 from mae_convert.runtime.inputs import random_inputs
 from mae_convert.runtime.job import Job, StoredWeights
-from mae_convert.runtime.sides import Side, loader_for
+from mae_convert.runtime.sides import Side, classes_of, loader_for
 from mae_convert.runtime.trace import Trace, describe
 from mae_convert.verify.judge import judge
 
@@ -250,6 +250,7 @@ class Bench:
             dtypes=("float64", "float32"),
             task=checkpoint.task,
             config={**checkpoint.configuration.model.to_dict(), **config},
+            **classes_of(checkpoint, side.framework),
             weights=StoredWeights(
                 (str(checkpoint.container.weights_file),), checkpoint.container.kind, "model"
             ),

@@ -65,6 +65,7 @@ class ImageMAE(Family):
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
     official = OFFICIAL
+    positions = "stored"
     may_lack_class_position = True
     has_hypotheses = True
 

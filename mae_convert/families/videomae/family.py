@@ -70,7 +70,7 @@ class VideoMAE(Family):
     official = OFFICIAL
     has_key_bias = False
     predicts_removed_only = True
-    class_tokens = 0
+    positions = "computed"
     image_processors = ("VideoMAEImageProcessor", "VideoMAEFeatureExtractor")
 
     def schema(self, config: VideoMAEConfig, task: str) -> Schema:

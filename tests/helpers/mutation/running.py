@@ -11,7 +11,7 @@ import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.runtime.job import Job
-from mae_convert.runtime.sides import Side
+from mae_convert.runtime.sides import Side, classes_of
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace, describe
 
@@ -56,6 +56,7 @@ def prepare(run: Run, folder: Path) -> Path:
         dtypes=DTYPES,
         task=run.checkpoint.task,
         config=model.to_dict(),
+        **classes_of(run.checkpoint, run.framework),
         weights=staged.weights,
         loader=staged.loader,
         inputs=str(folder / "inputs.npz"),

@@ -91,21 +91,10 @@ REFUSED = (
         instead="transformers has BeitModel, timm has beit_*",
     ),
     _refused(
-        "VideoMAE",
-        (PATCH_KERNEL, 5),
-        r"(.*\.)?blocks\.0\.attn\.q_bias",
-        instead="transformers has VideoMAEModel and VideoMAEForPreTraining",
-    ),
-    _refused(
-        "VideoMAE",
-        r"videomae\..*",
-        instead="transformers has VideoMAEModel and VideoMAEForPreTraining",
-    ),
-    _refused(
         "MAE-pytorch (pengzhiliang), an image MAE whose encoder has no class token and whose"
         " positions are not stored",
         r"(.*\.)?encoder_to_decoder\.weight",
-        r"(.*\.)?encoder\.patch_embed\.proj\.weight",
+        (r"(.*\.)?encoder\.patch_embed\.proj\.weight", 4),
         instead="the authors' code, pengzhiliang/MAE-pytorch",
     ),
     _refused(
@@ -170,6 +159,7 @@ REFUSED = (
     _refused(
         "Prithvi or another model on several frames",
         (PATCH_KERNEL, 5),
+        r"(.*\.)?cls_token",
         instead="its own code: its patches have a third axis, time",
     ),
     _refused(
@@ -264,7 +254,6 @@ MODEL_TYPES = {
     "siglip2": "SigLIP 2",
     "swin": "Swin Transformer",
     "swinv2": "Swin Transformer V2",
-    "videomae": "VideoMAE",
     "vit_hybrid": "ViT Hybrid",
     "vitdet": "ViTDet",
     "vjepa2": "V-JEPA 2",
