@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.reports.verdict_html import STYLE
+from mae_convert.reports.html import Cell, document, heading, table
 from mae_convert.sources.patterns import natural
 from mae_convert.sweep.result import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
 from mae_convert.text import for_html, format_bytes, format_number, plural
@@ -14,22 +14,6 @@ from mae_convert.text import for_html, format_bytes, format_number, plural
 TAG = re.compile("<[^>]*>")
 MOST_COLUMNS = 24  # of a matrix that a person can take in
 NOT_VARIANTS = ("publish", "base_model")  # of these each source has its own
-OWN_STYLE = """
-body { max-width: none; margin: 2rem; }
-table { width: auto; }
-.scroll { overflow-x: auto; }
-th[data-sort] { cursor: pointer; user-select: none; white-space: nowrap; }
-th[aria-sort=ascending]::after { content: " \\25B2"; }
-th[aria-sort=descending]::after { content: " \\25BC"; }
-td.long { max-width: 32rem; min-width: 16rem; overflow-wrap: anywhere; }
-td.path { overflow-wrap: anywhere; min-width: 14rem; }
-.cell { display: inline-block; padding: .1rem .5rem; border-radius: 4px; font-size: .85rem;
-        text-decoration: none; white-space: nowrap; background: #f3f5f7; color: inherit; }
-.cell.ok { background: #dafbe1; color: var(--ok); } .cell.bad { background: #ffdcd9;
-        color: var(--bad); font-weight: 600; }
-input { font: inherit; padding: .2rem .5rem; width: 22rem; margin: .5rem 0; }
-tr:target { background: #fff8c5; }
-"""
 SCRIPT = """
 const table = document.querySelector("#rows"), body = table.tBodies[0];
 table.querySelectorAll("th[data-sort]").forEach((head, column) => head.onclick = () => {
@@ -72,18 +56,13 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
         f"{seconds:.0f} s of work",
     ]
     parts = [
-        f'<h1 class="{"bad" if amiss else "ok"}">{title}</h1><p>{"; ".join(said)}</p>',
+        f"{heading(title, passed=not amiss)}<p>{'; '.join(said)}</p>",
         *_matrix(rows),
         "<h2>Jobs</h2>",
         '<input id="filter" placeholder="show only rows that hold …" aria-label="filter">',
-        f'<div class="scroll">{_table(rows)}</div>',
+        _table(rows),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>mae-convert sweep: {title}</title><style>{STYLE}{OWN_STYLE}</style></head>\n"
-        "<body>\n" + "\n".join(parts) + f"\n<script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(f"mae-convert sweep: {title}", parts, script=SCRIPT, wide=True)
 
 
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
@@ -97,19 +76,15 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     for row in rows:
         cells.setdefault((row.source, _variant(row, differing)), []).append(_mark(row, link=True))
     names = _short_names(sources)
-    head = "".join(f"<th>{for_html(name)}</th>" for name in ("source", *columns))
     lines = (
-        f'<tr><td title="{for_html(source)}">{for_html(names[source])}</td>'
-        + "".join(f"<td>{' '.join(cells.get((source, name), ()))}</td>" for name in columns)
-        + "</tr>"
+        [
+            Cell(for_html(names[source]), title=source),
+            *(Cell(" ".join(cells.get((source, column), ()))) for column in columns),
+        ]
         for source in sources
     )
     yield "<h2>Verdicts</h2>"
-    yield (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
-        + "\n".join(lines)
-        + "</tbody></table></div>"
-    )
+    yield table(("source", *columns), lines)
 
 
 def _differing(rows: Sequence[Row]) -> list[str]:
@@ -153,17 +128,17 @@ def _mark(row: Row, *, link: bool = False) -> str:
     return f'<a class="cell {tone}" href="#{anchor}" title="{why}">{for_html(word)}</a>'
 
 
-def _text(value: str | None) -> str:
-    return f"<td>{for_html(value or '')}</td>"
+def _text(value: str | None) -> Cell:
+    return Cell(for_html(value or ""))
 
 
-def _number(value: float | None, show: Callable[[float], str]) -> str:
+def _number(value: float | None, show: Callable[[float], str]) -> Cell:
     if value is None:
-        return '<td class="n" data-value=""></td>'
-    return f'<td class="n" data-value="{value:.17g}">{for_html(show(value))}</td>'
+        return Cell("", "n", "")
+    return Cell(for_html(show(value)), "n word", f"{value:.17g}")
 
 
-def _small(value: float | None) -> str:
+def _small(value: float | None) -> Cell:
     return _number(value, format_number)
 
 
@@ -171,9 +146,9 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
-def _hash(value: str | None, digits: int = 12) -> str:
+def _hash(value: str | None, digits: int = 12) -> Cell:
     short = f"<code>{for_html(value[:digits])}</code>" if value else ""
-    return f'<td title="{for_html(value or "")}">{short}</td>'
+    return Cell(short, title=value or "")
 
 
 def _assuming(row: Row) -> str:
@@ -181,32 +156,24 @@ def _assuming(row: Row) -> str:
     return f"assuming {row.assuming}" if row.assuming else ""
 
 
-def _long(value: str) -> str:
-    return f'<td class="long">{for_html(value)}</td>'
-
-
-def _path(value: str | None) -> str:
-    return f'<td class="path">{for_html(value or "")}</td>'
-
-
-COLUMNS: Sequence[tuple[str, str, Callable[[Row], str]]] = (
-    ("source", "text", lambda r: _path(r.source)),
+COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
+    ("source", "text", lambda r: _text(r.source)),
     ("to", "text", lambda r: _text(r.layout)),
-    ("verdict", "text", lambda r: f"<td>{_mark(r)}</td>"),
+    ("verdict", "text", lambda r: Cell(_mark(r), "word")),
     (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _small(r.function)),
     ("float32 own error", "number", lambda r: _small(r.own_error.get("float32"))),
-    ("why", "text", lambda r: _long(r.error or r.cause or _assuming(r))),
+    ("why", "text", lambda r: _text(r.error or r.cause or _assuming(r))),
     ("weights", "number", lambda r: _number(r.source_bytes, format_bytes)),
     ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
     ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
     ("in all", "number", lambda r: _number(r.seconds, _seconds)),
     ("peak memory", "number", lambda r: _number(r.peak_memory, format_bytes)),
-    ("target", "text", lambda r: _path(r.published or r.target)),
+    ("target", "text", lambda r: _text(r.published or r.target)),
     ("source sha256", "text", lambda r: _hash(r.source_sha256)),
     ("target sha256", "text", lambda r: _hash(r.target_sha256)),
     ("source fingerprint", "text", lambda r: _hash(r.source_fingerprint, 17)),
     ("target fingerprint", "text", lambda r: _hash(r.target_fingerprint, 17)),
-    ("what else", "text", lambda r: _long(", ".join(_said(r)))),
+    ("what else", "text", lambda r: _text(", ".join(_said(r)))),
 )
 
 
@@ -219,12 +186,11 @@ def _table(rows: Sequence[Row]) -> str:
     names = _short_names(sorted({row.source for row in rows}))
     shown = [replace(row, source=names[row.source]) for row in rows]
     columns = [(name, kind, list(map(cell, shown))) for name, kind, cell in COLUMNS]
-    columns = [c for c in columns if any(TAG.sub("", cell) for cell in c[2])]
-    head = "".join(
-        f'<th data-sort="{kind}" title="sort">{for_html(name)}</th>' for name, kind, _ in columns
+    columns = [c for c in columns if any(TAG.sub("", cell.html) for cell in c[2])]
+    return table(
+        [name for name, _, _ in columns],
+        zip(*(cells for _, _, cells in columns), strict=True),
+        attributes=[f'id="{for_html(row.key[:16])}"' for row in rows],
+        sorted_as=[kind for _, kind, _ in columns],
+        name="rows",
     )
-    body = "\n".join(
-        f'<tr id="{for_html(row.key[:16])}">' + "".join(cells) + "</tr>"
-        for row, *cells in zip(rows, *(cells for _, _, cells in columns), strict=True)
-    )
-    return f'<table id="rows"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'

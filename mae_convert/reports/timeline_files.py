@@ -1,6 +1,5 @@
 """A timeline as files: a page with plot, pictures and table; the pictures or the table alone."""
 
-import base64
 import csv
 import io
 import json
@@ -13,20 +12,14 @@ from PIL import Image
 
 from mae_convert.files.atomic import check_target, write_file
 from mae_convert.files.strict_json import plain
+from mae_convert.reports.html import Cell, document, image, images, table
 from mae_convert.reports.timeline_plot import plot
-from mae_convert.reports.verdict_html import STYLE
 from mae_convert.text import for_html, for_terminal
 from mae_convert.visualize.pixels import GREY, pasted
 from mae_convert.visualize.sheet import Row, Sheet, draw
 from mae_convert.visualize.timeline import Timeline
 
 MOST_PICTURES = 4  # on a sheet; a loss is of all
-OWN_STYLE = """
-body { max-width: 64rem; }
-.pictures td, .pictures th { padding: .15rem; border: 0; }
-img { image-rendering: auto; width: 100%; display: block; }
-tr.best td { font-weight: 600; } tr.paid td { background: #dafbe1; }
-"""
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
@@ -111,57 +104,42 @@ def page(found: Timeline) -> str:
         "<h2>Checkpoints</h2>",
         _table(found),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>mae-convert timeline</title><style>{STYLE}{OWN_STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return document("mae-convert timeline", parts)
 
 
 def _table(found: Timeline) -> str:
     before: float | None = None
-    lines = []
+    rows: list[tuple[str | Cell, ...]] = []
     for point in found.points:
         change = "" if before is None or point.loss is None else f"{point.loss - before:+.4f}"
-        marks = " ".join(
-            name for name, p in (("best", found.best), ("paid", found.paid_until)) if p is point
-        )
         loss = f"{point.loss:.4f}" if point.loss is not None else ""
         span = f"{min(point.losses):.4f} to {max(point.losses):.4f}" if point.losses else ""
-        name = f'{for_html(point.source)}<br><span class="bad">{for_html(point.error)}</span>' \
-            if point.error else for_html(point.source)  # fmt: skip
-        cells = (point.epoch, loss, change, span)
-        lines.append(
-            f'<tr class="{marks}">'
-            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
-            + f"<td>{name}</td></tr>"
-        )
+        name = for_html(point.source)
+        if point.error:
+            name += f'<br><span class="bad">{for_html(point.error)}</span>'
+        numbers = (str(point.epoch), loss, change, span)
+        rows.append((*(Cell(number, "n") for number in numbers), name))
         before = before if point.loss is None else point.loss
-    head = "".join(
-        f"<th>{name}</th>" for name in ("epoch", "loss", "change", "over pictures", "checkpoint")
-    )
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table>"
+    marks = [
+        " ".join(n for n, p in (("best", found.best), ("paid", found.paid_until)) if p is point)
+        for point in found.points
+    ]
+    heads = ("epoch", "loss", "change", "over pictures", "checkpoint")
+    return table(heads, rows, attributes=[f'class="{mark}"' for mark in marks])
 
 
 def _pictures(found: Timeline) -> str:
     columns = _columns(found)
-    head = "".join(f"<th>{for_html(name)}</th>" for name in columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_picture(column[i])}</td>" for column in columns.values()) + "</tr>"
+    rows = (
+        [_picture(column[i], name) for name, column in columns.items()]
         for i in range(min(len(found.images), MOST_PICTURES))
     )
-    return (
-        f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<p class="grey">Visible patches are put back. {found.display.note}</p>'
-    )
+    note = f'<p class="grey">Visible patches are put back. {found.display.note}</p>'
+    return images(list(columns), rows) + note
 
 
-def _picture(colours: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(np.rint(colours * 255).astype(np.uint8)).save(data, "JPEG", quality=92)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode("ascii")}">'
+def _picture(colours: np.ndarray, name: str) -> str:
+    return image(np.rint(colours * 255).astype(np.uint8), name)
 
 
 def _as_png(found: Timeline) -> bytes:

@@ -1,16 +1,12 @@
 """A verdict as one HTML page that needs no other file: figures, error by depth, pictures."""
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.strict_json import plain
+from mae_convert.reports.html import Cell, Chart, document, heading, image, line, point, table, text
 from mae_convert.runtime.trace import Trace
 from mae_convert.text import for_html, format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
@@ -29,66 +25,34 @@ if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
 MOST_PICTURES = 4
-STYLE = """
-:root { --ok: #1a7f37; --bad: #c62828; --line: #d8dee4; --grey: #57606a; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 60rem;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; }
-h2 { font-size: 1.15rem; margin-top: 2rem; }
-.ok { color: var(--ok); } .bad { color: var(--bad); } .grey { color: var(--grey); }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line);
-         vertical-align: top; }
-td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
-code { background: #f3f5f7; padding: .1rem .3rem; border-radius: 4px; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; }
-figure { margin: 0; } figcaption { color: var(--grey); }
-img { image-rendering: pixelated; max-width: 100%; }
-"""
 
 
 def page(done: "Verification", environment: Mapping[str, str]) -> str:
     """Return the page."""
     verdict = done.verdict
     word, meaning = headline(verdict), answer(verdict)[1]
-    tone = "ok" if verdict.passed else "bad"
     parts = [
-        f'<h1 class="{tone}">{for_html(word)}</h1><p>{for_html(meaning)}</p>',
+        f"{heading(word, passed=verdict.passed)}<p>{for_html(meaning)}</p>",
         *_explanation(verdict),
         "<h2>Who ran what</h2>",
-        _table(("", "checkpoint", "run by", "loaded by"), map(_witness, verdict.witnesses)),
+        table(("", "checkpoint", "run by", "loaded by"), map(_witness, verdict.witnesses)),
         "<h2>What was compared</h2>",
-        _table(("compared", "how far apart", "limit", ""), map(_line, summary(verdict.checks))),
+        table(("compared", "how far apart", "limit", ""), map(_line, summary(verdict.checks))),
         *_depth(verdict),
         *_pictures(done),
         "<h2>Environment</h2>",
-        _table(
+        table(
             ("package", "version"),
-            ((for_html(name), for_html(version)) for name, version in environment.items()),
+            ([for_html(name), for_html(version)] for name, version in environment.items()),
         ),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>mae-convert: {for_html(word)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return document(f"mae-convert: {word}", parts)
 
 
-def _table(heads: Sequence[str], rows: Any) -> str:
-    head = "".join(f"<th>{for_html(name)}</th>" for name in heads)
-    body = "\n".join(
-        "<tr>" + "".join(f'<td class="n">{cell}</td>' if i else f"<td>{cell}</td>"
-                         for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )  # fmt: skip
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def _line(line: Any) -> tuple[str, ...]:
+def _line(line: Any) -> tuple[str | Cell, ...]:
     mark = '<span class="ok">ok</span>' if line.passed else '<strong class="bad">FAILED</strong>'
-    return for_html(line.title), for_html(line.measured), for_html(line.limit), mark
+    numbers = (Cell(for_html(text), "n") for text in (line.measured, line.limit))
+    return (for_html(line.title), *numbers, Cell(mark, "word"))
 
 
 def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
@@ -135,46 +99,31 @@ def _depth(verdict: Verdict) -> Iterator[str]:
 
 def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     """Return an SVG of relative L2 by step, on a logarithmic scale from 1e-17 to 10."""
-    width, height, left, top, bottom = 900, 330, 110, 12, 120
+    chart = Chart("relative L2 by step", height=330, left=110, bottom=120)
     low, high = -17.0, 1.0
-    span = (width - left - 20) / max(len(depths) - 1, 1)
 
     def y(error: float) -> float:
         exponent = high if math.isinf(error) else math.log10(max(error, 10**low))
-        return top + (high - min(max(exponent, low), high)) / (high - low) * (height - top - bottom)
+        return chart.y((min(max(exponent, low), high) - low) / (high - low))
 
-    grid = "".join(
-        f'<line x1="{left}" x2="{width - 20}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}"'
-        f' stroke="#d8dee4"/><text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" font-size="11"'
-        f' fill="#57606a" text-anchor="end">1e{e}</text>'
-        for e in range(-16, 1, 4)
-    )
-    limit = (
-        f'<line x1="{left}" x2="{width - 20}" y1="{y(FUNCTION_LIMIT):.1f}"'
-        f' y2="{y(FUNCTION_LIMIT):.1f}" stroke="#c62828" stroke-dasharray="5 4"/>'
-        f'<text x="{width - 22}" y="{y(FUNCTION_LIMIT) - 5:.1f}" font-size="11" fill="#c62828"'
-        ' text-anchor="end">limit</text>'
-    )
-    points = [(left + i * span, y(error)) for i, (_, error) in enumerate(depths)]
-    line = " ".join(f"{x:.1f},{v:.1f}" for x, v in points)
+    grid = [chart.level((exponent - low) / (high - low), f"1e{exponent}")
+            for exponent in range(-16, 1, 4)]  # fmt: skip
+    end = chart.width - chart.right
+    limit = line([(chart.left, y(FUNCTION_LIMIT)), (end, y(FUNCTION_LIMIT))], "bad-mark")
+    named = text(end, y(FUNCTION_LIMIT) - 5, "limit", anchor="end", more=' class="bad-fill"')
+    xs = [chart.x(number / max(len(depths) - 1, 1)) for number in range(len(depths))]
+    points = [(x, y(error)) for x, (_, error) in zip(xs, depths, strict=True)]
+    marks = [
+        point(x, at, f"{name}: {format_number(error)}", "ok" if error <= FUNCTION_LIMIT else "bad")
+        for (x, at), (name, error) in zip(points, depths, strict=True)
+    ]
+    below = chart.height - chart.bottom + 14
     every = math.ceil(len(depths) / 30)
-    marks = "".join(
-        f'<circle cx="{x:.1f}" cy="{v:.1f}" r="3.5"'
-        f' fill="{"#1a7f37" if error <= FUNCTION_LIMIT else "#c62828"}">'
-        f"<title>{for_html(f'{name}: {format_number(error)}')}</title></circle>"
-        + (
-            f'<text x="{x:.1f}" y="{height - bottom + 14}" font-size="10" fill="#57606a"'
-            f' text-anchor="end" transform="rotate(-50 {x:.1f} {height - bottom + 14})">'
-            f"{for_html(name)}</text>"
-            if i % every == 0
-            else ""
-        )
-        for i, ((name, error), (x, v)) in enumerate(zip(depths, points, strict=True))
-    )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="relative L2 by step">{grid}'
-        f'{limit}<polyline points="{line}" fill="none" stroke="#57606a"/>{marks}</svg>'
-    )
+    names = [
+        text(x, below, name, anchor="end", more=f' transform="rotate(-50 {x:.1f} {below})"')
+        for x, (name, _) in list(zip(xs, depths, strict=True))[::every]
+    ]
+    return chart.svg(*grid, limit, named, line(points, "curve"), *marks, *names)
 
 
 def _pictures(done: "Verification") -> Iterator[str]:
@@ -198,8 +147,9 @@ def _pictures(done: "Verification") -> Iterator[str]:
     sheet = tiles([original, *both, difference])
     yield "<h2>Reconstructions</h2>"
     yield (
-        f'<figure><img alt="original, both reconstructions, difference" src="{_data_url(sheet)}">'
-        "<figcaption>original | A | B, with the visible patches put back | difference of the"
+        "<figure>"
+        + image(sheet, "original, both reconstructions, difference", least_width=900)
+        + "<figcaption>original | A | B, with the visible patches put back | difference of the"
         f" reconstructions in every channel, {_times(factor)}</figcaption></figure>"
     )
 
@@ -216,14 +166,3 @@ def _configuration(trace: Trace) -> Configuration:
         image_std=tuple(description["image_std"]),
         sources={},
     )
-
-
-def _data_url(colours: np.ndarray) -> str:
-    picture = Image.fromarray(colours)
-    factor = max(1, 900 // picture.width)
-    picture = picture.resize(
-        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-    )
-    data = io.BytesIO()
-    picture.save(data, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")

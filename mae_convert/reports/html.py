@@ -1,0 +1,254 @@
+"""What the HTML pages are built of: a page that needs no other file, tables, charts and images.
+
+There is one style sheet for all pages, for light and dark. A page has no horizontal scroll bar: on
+narrow screens each row of a table becomes a block, its cells labelled with the columns' heads.
+Texts that are passed as HTML must be safe (`text.for_html`).
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.text import for_html
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --ok: #1a7f37; --bad: #c62828;
+        --line: #d8dee4; --grey: #57606a; --code: #f3f5f7; --faint: #b6c2cf; --accent: #0969da;
+        --ok-fill: #dafbe1; --bad-fill: #ffdcd9; --mark: #fff8c5; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --page: #0d1117; --ok: #56d364; --bad: #ff7b72; --line: #30363d;
+          --grey: #9ea7b3; --code: #1c2430; --faint: #4d5866; --accent: #58a6ff;
+          --ok-fill: #12361f; --bad-fill: #4c1a1a; --mark: #3b3000; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+body.wide { max-width: none; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin-top: 2rem; }
+.ok { color: var(--ok); } .bad { color: var(--bad); } .grey { color: var(--grey); }
+table { border-collapse: collapse; width: 100%; }
+.wide table { width: auto; max-width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line);
+         vertical-align: top; }
+th { overflow-wrap: normal; }
+td.n { font-variant-numeric: tabular-nums; }
+td.word { overflow-wrap: normal; }
+tr:target, tr.marked td { background: var(--mark); }
+tr.best td { font-weight: 600; } tr.paid td { background: var(--ok-fill); }
+code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
+th[data-sort] { cursor: pointer; user-select: none; }
+th[aria-sort=ascending]::after { content: " \\25B2"; }
+th[aria-sort=descending]::after { content: " \\25BC"; }
+.cell { display: inline-block; padding: .1rem .5rem; border-radius: 4px; font-size: .85rem;
+        text-decoration: none; background: var(--code); color: inherit; }
+.cell.ok { background: var(--ok-fill); color: var(--ok); }
+.cell.bad { background: var(--bad-fill); color: var(--bad); font-weight: 600; }
+input { font: inherit; padding: .2rem .5rem; width: 22rem; max-width: 100%; margin: .5rem 0;
+        color: inherit; background: var(--page); border: 1px solid var(--faint); }
+figure { margin: 0; } figcaption { color: var(--grey); }
+img { max-width: 100%; } img.pixels { image-rendering: pixelated; }
+table.images { table-layout: fixed; } .images td, .images th { padding: .15rem; border: 0; }
+.images img { width: 100%; display: block; }
+svg { width: 100%; height: auto; font-size: 13px; fill: var(--grey); }
+svg .line { stroke: var(--line); } svg .faint { stroke: var(--faint); fill: none; }
+svg .curve { stroke: var(--grey); fill: none; }
+svg .accent { stroke: var(--accent); stroke-width: 2.5; fill: none; }
+svg .ok-mark { stroke: var(--ok); stroke-dasharray: 5 4; }
+svg .bad-mark { stroke: var(--bad); stroke-dasharray: 5 4; }
+svg .ok-fill { fill: var(--ok); } svg .bad-fill { fill: var(--bad); }
+svg .accent-fill { fill: var(--accent); }
+@media (max-width: 40rem) { svg { font-size: 22px; } }
+@media NARROW {
+  TABLE, TABLE tbody, TABLE tr, TABLE td { display: block; width: 100%; max-width: none; }
+  TABLE thead { display: none; }
+  TABLE tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
+  TABLE td { border: 0; padding: .1rem 0; }
+  TABLE td:empty { display: none; }
+  TABLE td[data-head]:not([data-head=""])::before { content: attr(data-head) ": ";
+                                                    color: var(--grey); } }
+"""
+# A table of many columns needs a wider screen.
+NARROW = (("(max-width: 40rem)", "table.rows"), ("(max-width: 75rem)", "table.many"))
+MANY_COLUMNS = 9
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        html: what stands in it.
+        kind: its classes: "n" for a number, "word" for what is not broken within words.
+        value: what the table is sorted by, where it is not the text.
+        title: what is shown under the pointer.
+    """
+
+    html: str
+    kind: str = ""
+    value: str | None = None
+    title: str = ""
+
+
+def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool = False) -> str:
+    """Return a page.
+
+    Args:
+        title: its title, which is text.
+        parts: HTML.
+        script: JavaScript.
+        wide: it takes the whole width of the window.
+    """
+    general, _, narrow = STYLE.rpartition("@media NARROW")
+    style = general + "".join(
+        f"@media {width}{narrow.replace('TABLE', table)}" for width, table in NARROW
+    )
+    end = f"<script>{script}</script>" if script else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{for_html(title)}</title><style>{style}</style></head>\n"
+        f'<body class="{"wide" if wide else "narrow"}">\n'
+        + "\n".join(parts)
+        + f"\n{end}</body></html>\n"
+    )
+
+
+def heading(text: str, *, passed: bool) -> str:
+    """Return the first heading, in the colour of what passed or did not."""
+    return f'<h1 class="{"ok" if passed else "bad"}">{for_html(text)}</h1>'
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str | Cell]],
+    *,
+    attributes: Sequence[str] = (),
+    sorted_as: Sequence[str] = (),
+    name: str = "",
+) -> str:
+    """Return a table.
+
+    Args:
+        heads: the columns' heads, which are text.
+        rows: the cells, as HTML.
+        attributes: of each row, as `id="..."` or `class="..."`.
+        sorted_as: "text" or "number" for each column, if a script sorts the table.
+        name: its id.
+    """
+    labels = [for_html(head) for head in heads]
+    kinds = [f' data-sort="{kind}" title="sort"' for kind in sorted_as] or [""] * len(heads)
+    head = "".join(f"<th{kind}>{label}</th>" for label, kind in zip(labels, kinds, strict=True))
+    lines = []
+    for number, row in enumerate(rows):
+        cells = (cell if isinstance(cell, Cell) else Cell(cell) for cell in row)
+        body = "".join(_cell(cell, label) for cell, label in zip(cells, labels, strict=True))
+        more = f" {attributes[number]}" if attributes else ""
+        lines.append(f"<tr{more}>{body}</tr>")
+    identity = f' id="{name}"' if name else ""
+    kind = "many" if len(heads) >= MANY_COLUMNS else "rows"
+    return (
+        f'<table{identity} class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>'
+        + "\n".join(lines)
+        + "</tbody></table>"
+    )
+
+
+def _cell(cell: Cell, label: str) -> str:
+    kind = f' class="{cell.kind}"' if cell.kind else ""
+    value = "" if cell.value is None else f' data-value="{for_html(cell.value)}"'
+    title = f' title="{for_html(cell.title)}"' if cell.title else ""
+    return f'<td{kind}{value}{title} data-head="{label}">{cell.html}</td>'
+
+
+def images(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return images in columns with their heads, which stay beside each other."""
+    head = "".join(f"<th>{for_html(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{i}</td>" for i in row) + "</tr>" for row in rows)
+    return f'<table class="images"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str:
+    """Return an image with its data in it.
+
+    Args:
+        colours: (H, W, 3), uint8.
+        description: what it shows, for those who do not see it.
+        least_width: smaller images are magnified to whole multiples, each pixel as a square.
+    """
+    drawn = Image.fromarray(colours)
+    factor = max(1, least_width // drawn.width)
+    data, kind, look = io.BytesIO(), "jpeg", ""
+    if least_width:
+        size = (drawn.width * factor, drawn.height * factor)
+        drawn.resize(size, Image.Resampling.NEAREST).save(data, format="PNG", optimize=True)
+        kind, look = "png", ' class="pixels"'
+    else:
+        drawn.save(data, "JPEG", quality=92)
+    text = base64.b64encode(data.getvalue()).decode("ascii")
+    return f'<img alt="{for_html(description)}"{look} src="data:image/{kind};base64,{text}">'
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The frame of a chart: pixels of an SVG, which is scaled to the page.
+
+    Attributes:
+        description: what it shows, for those who do not see it.
+        height: of the SVG; its width is 900.
+        left: of what is drawn, where labels of values end.
+        bottom: the height of what stands below it.
+    """
+
+    description: str
+    height: int
+    left: int
+    bottom: int
+    width: int = 900
+    right: int = 20
+    top: int = 16
+
+    def x(self, fraction: float) -> float:
+        """Return the position of a fraction of the width from the left."""
+        return self.left + fraction * (self.width - self.left - self.right)
+
+    def y(self, fraction: float) -> float:
+        """Return the position of a fraction of the height from the bottom."""
+        return self.height - self.bottom - fraction * (self.height - self.top - self.bottom)
+
+    def svg(self, *parts: str) -> str:
+        """Return the chart with these elements."""
+        return (
+            f'<svg viewBox="0 0 {self.width} {self.height}" role="img"'
+            f' aria-label="{for_html(self.description)}">{"".join(parts)}</svg>'
+        )
+
+    def level(self, fraction: float, label: str) -> str:
+        """Return a line across the chart with the value that it stands for."""
+        y = self.y(fraction)
+        return (
+            f'<line class="line" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}"'
+            f' y2="{y:.1f}"/>' + text(self.left - 8, y + 4, label, anchor="end")
+        )
+
+
+def text(x: float, y: float, words: str, *, anchor: str = "start", more: str = "") -> str:
+    """Return text in a chart."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{for_html(words)}</text>'
+
+
+def line(points: Sequence[tuple[float, float]], kind: str) -> str:
+    """Return a line through points; its kind is "curve", "faint", "accent" or a mark's."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline class="{kind}" points="{path}"/>'
+
+
+def point(x: float, y: float, words: str, kind: str) -> str:
+    """Return a point with words under the pointer; its kind is "ok", "bad" or "accent"."""
+    return (
+        f'<circle class="{kind}-fill" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
+        f"<title>{for_html(words)}</title></circle>"
+    )
