@@ -159,6 +159,10 @@ def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
     assert AutoImageProcessor.from_pretrained(tmp_path / "new").to_dict() == processor.to_dict()
     assert ViTImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
     assert json.loads(processor.to_json_string()) == processor.to_dict()
+    assert ViTImageProcessor.from_json_file(written[0]).to_dict() == processor.to_dict()
+    with pytest.raises(OSError, match="cannot be read"):
+        ViTImageProcessor.from_json_file(tmp_path / "none.json")
+    assert not processor.is_fast
     real = ViTImageProcessorPil.from_pretrained(tmp_path / "new")
     assert list(real.image_mean) == processor.image_mean
     assert dict(real.size) == processor.size

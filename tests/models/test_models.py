@@ -360,6 +360,23 @@ def test_the_encoder_is_called_and_its_blocks_frozen_by_the_names_of_transformer
     assert model.blocks[2].training
 
 
+def test_images_of_any_size_are_cut_to_whole_patches(task):
+    model, real = model_of(task), CLASSES[task][1].from_pretrained(CLASSES[task][2])
+    pixels = torch.randn(2, 3, 31, 45)
+    options = {"interpolate_pos_encoding": True}
+    if task == "pretrain":
+        with pytest.raises(ValueError, match="not a multiple of the patch size"):
+            model(pixels, **options)
+        return
+    if task == "encoder":
+        options["noise"] = torch.rand(2, 15)
+    expected = model(pixels[:, :, :24, :40], **options)[0]
+    assert distance(model(pixels, **options)[0], expected) < FLOAT32_LIMIT
+    assert real(pixels, **options)[0].shape == expected.shape
+    with pytest.raises(ValueError, match="not a multiple of the patch size"):
+        model(pixels[:, :, :7], interpolate_pos_encoding=True)
+
+
 def test_the_head_of_a_classifier_is_replaced_by_the_name_that_it_has_in_transformers():
     model, pixels = model_of("classify"), inputs_of("classify")["pixel_values"]
     features = model.vit(pixels).last_hidden_state[:, 0]
@@ -538,6 +555,7 @@ def test_more_of_what_configurations_of_transformers_do(tmp_path):
     assert config.to_diff_dict() == {
         "mask_ratio": 0.5, "gradient_checkpointing": True, "model_type": "vit_mae"
     }  # fmt: skip
+    assert not any((config.is_encoder_decoder, config.is_decoder, config.sub_configs))
     config.to_json_file(tmp_path / "less.json", use_diff=True)
     assert ViTMAEConfig.from_json_file(tmp_path / "less.json") == config
     config.update_from_string("mask_ratio=0.25,norm_pix_loss=true,hidden_size=192,hidden_act=relu")
