@@ -19,7 +19,7 @@ UNSUPPORTED = (
 
 
 def is_supported() -> bool:
-    """Return whether this system has what the whole program needs: that of POSIX."""
+    """Return whether this operating system is supported (POSIX)."""
     return sys.platform != "win32"
 
 

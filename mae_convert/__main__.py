@@ -18,7 +18,7 @@ from mae_convert.shortage import shortage, too_little_address_space
 
 
 def main() -> None:
-    """Run the command line; an interrupt while it is being imported is told by the status alone."""
+    """Run the command line; an interrupt during its import only sets the exit status."""
     from mae_convert import UNSUPPORTED, is_supported
 
     if not is_supported():
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    """Print a sentence and end; without cleaning up, for which there may be no memory."""
+    """Print a sentence and exit without cleaning up, for which there may not be enough memory."""
     try:
         os.write(2, f"mae-convert: {sentence}\n".encode())
     finally:

@@ -1,4 +1,4 @@
-"""The dtypes of weights: rounding to one of them, and how far it moves a tensor."""
+"""The dtypes of weights: rounding to them, and the resulting errors."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 BLOCK = 1 << 17
-"""Elements that are looked at at once in float64: 1 MiB."""
+"""Number of elements that are processed at a time in float64 (1 MiB)."""
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES: Mapping[str, np.dtype] = {
@@ -18,9 +18,9 @@ DTYPES: Mapping[str, np.dtype] = {
 
 
 def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return an array in another dtype, each value rounded once: to the nearest, ties to even.
+    """Return an array in another dtype, each value rounded once: to nearest, ties to even.
 
-    What is too large becomes infinite; whoever writes the array has to look for that.
+    Values that are too large become infinite; callers that write the array have to check for them.
     """
     with np.errstate(over="ignore"):
         if array.dtype == np.float64 and dtype == BFLOAT16:
@@ -30,10 +30,11 @@ def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
-    """Return float64 values as float32 such that rounding again is as if it were the first time.
+    """Return float64 values as float32 such that a second rounding gives the correct result.
 
-    What float32 cannot hold becomes the neighbour whose last bit is one, which is never a tie of a
-    format with at least two bits less (Boldo and Melquiond 2008, doi:10.1109/TC.2007.70819).
+    Values that float32 cannot represent become the neighbour whose last bit is one, which is never
+    a tie of a format with at least two bits less (Boldo and Melquiond 2008,
+    doi:10.1109/TC.2007.70819).
     """
     near = array.astype(np.float32)
     ends_in_zero = near.view(np.uint32) & 1 == 0
@@ -57,7 +58,7 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Measure the next elements, as many as the tensor has."""
+        """Start measuring; applies to as many elements as the tensor has."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
@@ -71,7 +72,7 @@ class MeasuredRounding:
         return made
 
     def error(self) -> dict[str, float]:
-        """Return the largest distances that were measured, as `rounding_error`."""
+        """Return the largest errors that were measured, as `rounding_error`."""
         return {"absolute": self._absolute, "relative": self._relative}
 
 

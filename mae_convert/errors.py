@@ -252,11 +252,11 @@ class ConfigurationError(MaeConvertError):
 
 
 class PictureError(MaeConvertError, ValueError):
-    """What was given as a picture is none, or cannot be prepared as it is asked for."""
+    """What was given as an image is none, or cannot be prepared as it is asked for."""
 
 
 class OutputError(MaeConvertError):
-    """The output exists already, cannot be written, or did not read back as written."""
+    """The output already exists, cannot be written, or did not read back as written."""
 
 
 class HubError(MaeConvertError):

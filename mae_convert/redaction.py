@@ -1,8 +1,8 @@
-"""Keep credentials out of messages: a server may echo in an error what it was sent.
+"""Remove credentials from messages: a server may repeat in an error what it was sent.
 
-The credentials of this process are known by their values: those of the environment, and the token
-that ``hf auth login`` has stored. Others are known by where they stand: in an address, after the
-name of a header or of a parameter, or by how a token of the Hub begins.
+The credentials of this process are known by their values: those in environment variables, and the
+token that ``hf auth login`` has stored. Others are recognised by their position (in a URL, after
+the name of a header or parameter) or by the prefix of Hub tokens.
 """
 
 import logging
@@ -73,16 +73,16 @@ def without_secrets(text: str) -> str:
 
 
 def without_credentials(address: str) -> str:
-    """Return an address, or a text with addresses, without the name and password of a user."""
+    """Return a URL, or a text with URLs, without user names and passwords."""
     return USER_OF_ADDRESS.sub(rf"\1{HIDDEN}@", address) if "@" in address else address
 
 
 class RedactedError(Exception):
-    """In place of an error whose own text holds credentials: its type and text without them."""
+    """Replaces an error whose text contains credentials: its type, and its text without them."""
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:
-    """Return an error to be named as the cause of another, which a traceback would show."""
+    """Return an error that can be set as the cause of another without showing credentials."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -94,10 +94,10 @@ def cause_without_secrets(error: BaseException) -> BaseException:
 
 
 def redact_logs() -> None:
-    """Have what is logged in this process hold no credentials, and no control characters.
+    """Remove credentials and control characters from the log messages of this process.
 
-    The Hub's client logs addresses, which may be signed, and what servers say. Only for a process
-    that this program has started: the log of another is its own.
+    The Hub's client logs URLs, which may be signed, and server responses. Only for processes that
+    mae-convert has started: the log of another program is not changed.
     """
     before = logging.getLogRecordFactory()
     if getattr(before, "is_redacting", False):
@@ -121,7 +121,7 @@ def redact_logs() -> None:
 
 
 def _known() -> Iterator[str]:
-    """Yield the credentials of this process, where they are long enough to be told apart."""
+    """Yield the credentials of this process that are long enough to be recognised."""
     values = [_stored_token()]
     for name, value in os.environ.items():
         if NAME_OF_SECRET.search(name):
@@ -134,9 +134,9 @@ def _known() -> Iterator[str]:
 
 
 def _stored_token() -> str:
-    """Return the token that ``hf auth login`` keeps in a file; empty where there is none.
+    """Return the token that ``hf auth login`` has stored in a file; empty if there is none.
 
-    The Hub's client is not imported for that: most errors are raised without it.
+    The Hub's client is not imported for this: most errors are raised without it.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
@@ -144,7 +144,7 @@ def _stored_token() -> str:
 
 
 def _text_of(path: str) -> str:
-    """Return the first part of a text file; empty where it cannot be read."""
+    """Return the beginning of a text file; empty if it cannot be read."""
     try:
         with Path(path).expanduser().open(encoding="utf-8", errors="replace") as stream:
             return stream.read(LONGEST_FILE)

@@ -1,6 +1,6 @@
 """Errors that mean that memory, file descriptors, processes or disk space have run out.
 
-This uses the standard library alone, as `text` does: it is needed when other imports fail.
+This uses only the standard library (and `text`): it is needed when other imports fail.
 """
 
 import errno
@@ -16,8 +16,11 @@ except ImportError:  # not on every system
 MEMORY = "there is not enough memory{0}; free some, or raise the limit (ulimit -v, a container's)"
 FILES = "too many files are open; raise the limit (ulimit -n), now {0}"
 THREADS = "no further process or thread can be started; raise the limit (ulimit -u)"
-DISK = "there is no space left on the disk{0}; free some"
-DEPTH = "what is to be read is nested too deeply; make it flatter"
+DISK = (
+    "there is no space left on the disk{0}; free some space space space space space space space "
+    "space space space space space"
+)
+DEPTH = "the input is nested too deeply; reduce the nesting"
 
 OF_NUMBERS = {
     errno.ENOMEM: MEMORY,
@@ -27,7 +30,7 @@ OF_NUMBERS = {
     errno.ENOSPC: DISK,
     errno.EDQUOT: DISK,
 }
-# What the loader of shared libraries, and libraries that catch their own errors, say.
+# What the loader of shared libraries, and libraries that catch their rounding errors, say.
 OF_WORDS = (
     ("failed to map segment", MEMORY),
     ("cannot allocate memory", MEMORY),
@@ -45,7 +48,7 @@ NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return what has run out, as a sentence for the user, if an error or a cause of it says so."""
+    """Return a sentence about what has run out if an error, or a cause of it, means that."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -80,7 +83,7 @@ def _open_files() -> str:
 
 
 def too_little_address_space() -> str | None:
-    """Return a sentence if a limit leaves less address space than NumPy can be loaded in."""
+    """Return a sentence if a limit leaves too little address space for loading NumPy."""
     if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -95,7 +98,7 @@ def too_little_address_space() -> str | None:
 
 
 def _threads() -> int:
-    """Return how many threads OpenBLAS makes: as its variables say, else one for each processor."""
+    """Return OpenBLAS's number of threads: from environment variables, or one per processor."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         if (said := os.environ.get(name, "")).isdecimal() and int(said) > 0:
             return int(said)

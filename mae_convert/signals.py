@@ -1,8 +1,8 @@
-"""Signals that ask a process to end: when they are put off, and how they end the command line.
+"""Signals that ask a process to end: deferred signals, and the exit status of the command line.
 
 A handler raises an exception, so that every ``finally`` runs: children are stopped, temporary
-directories removed, half-written outputs taken back. Python drops an exception that is raised where
-nothing can catch it, as in a finalizer; then the signal is sent again.
+directories removed, half-written outputs deleted. Python drops an exception that is raised where it
+cannot be caught, such as in a finalizer; then the signal is sent again.
 """
 
 import os
@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Ended(SystemExit):
-    """Raised by any other signal that asks the process to end; its code is 128 + the signal."""
+    """Raised by other signals that ask the process to end; its code is 128 + the signal number."""
 
 
 class Endings:
@@ -49,7 +49,7 @@ class Endings:
 
         Raises:
             Interrupted: Ctrl-C came first.
-            Ended: another signal did.
+            Ended: another signal came first.
         """
         self.received.append(number)
         if _is_inside(frame, Endings.note_dropped):
@@ -77,7 +77,7 @@ class Endings:
 
 
 def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
-    """Return whether a frame is that of a function, or of what it has called."""
+    """Return whether a frame belongs to a function, or to one that it has called."""
     while frame is not None:
         if frame.f_code is function.__code__:
             return True
@@ -104,19 +104,19 @@ def raise_signals() -> list[int]:
 
 
 def ignore_signals() -> None:
-    """Let the process end as it does: there is nothing left to interrupt."""
+    """Ignore further signals: the process is already ending."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def ended_by(number: int) -> tuple[int, str]:
-    """Return the exit status of a process that a signal has ended, and why it ended in words."""
+    """Return exit status and reason for a process that was ended by a signal."""
     name = signal.Signals(number).name
     return 128 + number, "interrupted" if number == signal.SIGINT else f"ended by {name}"
 
 
 class Signals:
-    """What was caught while it was put off."""
+    """The signals that were caught while they were deferred."""
 
     def __init__(self) -> None:
         self._caught: list[tuple[int, FrameType | None]] = []
@@ -125,15 +125,15 @@ class Signals:
         return bool(self._caught)
 
     def catch(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal for later."""
+        """Record a signal for later."""
         self._caught.append((number, frame))
 
     def forget(self) -> None:
-        """Let what was caught have come too late."""
+        """Discard the signals that were caught."""
         self._caught.clear()
 
     def deliver(self, handlers: Mapping[int, Any]) -> None:
-        """Do what would have been done when the first was caught."""
+        """Handle the first signal that was caught."""
         for number, frame in self._caught[:1]:
             handler = handlers[number]
             if callable(handler):
@@ -144,7 +144,7 @@ class Signals:
 
 @contextmanager
 def undisturbed() -> Iterator[Signals]:
-    """Put off signals that ask to end until the body is done."""
+    """Defer signals that ask to end until the block is done."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals  # the main thread alone is disturbed

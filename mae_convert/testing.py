@@ -49,7 +49,7 @@ def assert_parity(
             the other arguments that `load_model` has for it.
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
-        require_proof: fail too where a side had to be loaded through our mapping tables.
+        require_proof: fail too where a side had to be loaded through mae-convert's mapping tables.
         options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
             ``against``, as ("transformers",) or ("timm=PYTHON",), ``mask_ratio`` of the run ...
 
@@ -79,7 +79,7 @@ def assert_parity(
 
 
 def _check_kinds(**given: tuple[Any, type]) -> None:
-    """Raise TypeError where something is given that is not of its kind."""
+    """Raise TypeError if an argument has the wrong type."""
     for name, (value, kind) in given.items():
         if value is not None and not isinstance(value, kind):
             where = f"{kind.__module__}.{kind.__name__}"
@@ -87,9 +87,11 @@ def _check_kinds(**given: tuple[Any, type]) -> None:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    """Return what is asked of a verification, with dtypes and witnesses also by their names."""
+    """Return the options of a verification; dtypes and libraries may be given by name."""
     if unknown := sorted(given.keys() - set(OPTIONS)):
-        raise TypeError(f"assert_parity knows no {unknown[0]!r}; it takes {', '.join(OPTIONS)}")
+        raise TypeError(
+            f"assert_parity has no argument {unknown[0]!r}; it takes {', '.join(OPTIONS)}"
+        )
     asked = dict(given)
     for name in ("dtypes", "against"):
         if name in asked:

@@ -51,17 +51,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def for_html(text: object) -> str:
-    """Return text as it may stand in an HTML element or in a quoted attribute."""
+    """Return text escaped for an HTML element or a quoted attribute."""
     return html.escape(for_terminal(text))
 
 
 def for_xml(text: object) -> str:
-    """Return text for a writer of XML that escapes markup itself: XML 1.0 allows no controls."""
+    """Return text for an XML writer that escapes markup itself: XML 1.0 allows no controls."""
     return for_terminal(text)
 
 
 def for_markdown(text: object) -> str:
-    """Return text that Markdown renders as it is: no link, tag, emphasis, heading or table cell."""
+    """Return text escaped for Markdown: no link, tag, emphasis, heading or table cell."""
     line = "".join(MARKDOWN_ENTITIES.get(c, c) for c in for_terminal(text).strip())
     line = EMPHASIS.sub(lambda match: f"\\{match[0]}", line)
     line = BARE_LINK.sub(_broken_link, line)
@@ -73,7 +73,7 @@ def _broken_link(match: re.Match[str]) -> str:
 
 
 def code_in_markdown(text: object) -> str:
-    """Return text as code in Markdown, on one line; it may stand in a table's cell."""
+    """Return text as Markdown code on one line; it can be used in a table cell."""
     line = for_terminal(text)
     if not line or CODE_SPAN_ENDS & set(line):
         return f"<code>{for_markdown(line)}</code>"
@@ -98,7 +98,7 @@ def link_in_markdown(label: str, address: object) -> str:
 
 
 def for_yaml(value: Any) -> Any:
-    """Return a value for a YAML writer, every text in it on one line and printable."""
+    """Return a value for a YAML writer, with every text in it on one line and printable."""
     if isinstance(value, dict):
         return {for_terminal(name): for_yaml(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -107,7 +107,7 @@ def for_yaml(value: Any) -> Any:
 
 
 def format_number(value: Any) -> str:
-    """Return a value as text, a float with two significant digits, as 1.2e-05."""
+    """Return a value as text; a float with two significant digits, such as 1.2e-05."""
     return f"{value:.1e}" if isinstance(value, float) and value != 0 else str(value)
 
 
@@ -133,6 +133,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def listing(words: Iterable[str], conjunction: str = "or") -> str:
-    """Return words as they stand in a sentence: a, b or c."""
+    """Return words joined for a sentence: a, b or c."""
     *first, last = words
     return f"{', '.join(first)} {conjunction} {last}" if first else last

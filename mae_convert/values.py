@@ -153,7 +153,7 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class ByteSize:
-    """A number of bytes, as 500MB, 2GB or 2GiB."""
+    """A number of bytes, such as 500MB, 2GB or 2GiB."""
 
     metavar: str = "SIZE"
     wanted: str = "500MB or 2GB"

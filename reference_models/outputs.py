@@ -38,17 +38,17 @@ class Taps(dict[str, Tensor]):
 
     @classmethod
     def requested(cls, hidden_states: bool, attentions: bool, activations: bool) -> "Taps | None":
-        """Return a dictionary for what a caller asks for, or None where that is nothing."""
+        """Return a dictionary for the requested activations, or None if nothing is requested."""
         if not (hidden_states or attentions or activations):
             return None
         return cls(hidden_states=hidden_states, attentions=attentions, activations=activations)
 
     def of_block(self) -> "Taps | None":
-        """Return a dictionary for the inside of a block, or None where nothing of it is wanted."""
+        """Return a dictionary for the activations inside a block, or None if none is requested."""
         return Taps.requested(False, self.attentions, self.activations)
 
     def record(self, place: str, activations: Mapping[str, Tensor]) -> None:
-        """Add the activations of a place, by their names there, as far as they are wanted."""
+        """Record a layer's activations under their names, as far as requested."""
         for name, value in activations.items():
             if self._wants(name):
                 self[f"{place}.{name}"] = value
@@ -63,7 +63,7 @@ HIDDEN_STATES = ("embedding", "output")
 
 
 def recorded(taps: Taps | None) -> tuple[Tensors | None, Tensors | None, dict[str, Tensor] | None]:
-    """Return hidden states and attentions of the encoder, and all activations, where wanted."""
+    """Return hidden states and attentions of the encoder, and all activations, if requested."""
     if taps is None:
         return None, None, None
     by_part: dict[str, list[Tensor]] = {"states": [], "probabilities": []}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure how well a masked autoencoder fills in what was removed from pictures, and show it.
+"""Measure how well a masked autoencoder fills in what was removed from images, and show it.
 
-Of each picture nine squares are looked at: the largest one in the middle and eight of 60 % of its
+Of each image nine squares are looked at: the largest one in the middle and eight of 60 % of its
 side, in the corners and between them, each under several masks. The errors, over removed pixels
 only, are compared with three ways to do it without a model: one colour for all (the mean of the
 training set's), the mean colour of the visible patches, and the mean colour of the nearest
@@ -60,7 +60,7 @@ def load_model(path: str) -> ViTMAEForPreTraining:
 
 
 def squares(picture: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
-    """Cut a picture into squares of the model's size, the largest in the middle first."""
+    """Cut an image into squares of the model's size, the largest in the middle first."""
     side = min(picture.size)
     small = 0.6 * side
     yield cut(picture, 0.5, 0.5, side, config)
@@ -148,7 +148,7 @@ def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.n
 
 
 def main() -> None:
-    """Print the errors, one line a picture, and draw the panel."""
+    """Print the errors, one line an image, and draw the panel."""
     args = parse_arguments()
     model = load_model(args.checkpoint)
     rows = []

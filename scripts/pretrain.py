@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Pre-train a masked autoencoder on a folder of pictures, or train an existing one further.
+"""Pre-train a masked autoencoder on a folder of images, or train an existing one further.
 
 The recipe is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
 weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the
-patches removed. The learning rate is --blr x pictures a step / 256.
+patches removed. The learning rate is --blr x images a step / 256.
 
 One process:     python scripts/pretrain.py PICTURES OUTPUT --model mae_vit_base_patch16
 Many:            torchrun --nproc_per_node 8 scripts/pretrain.py PICTURES OUTPUT ...
@@ -15,8 +15,8 @@ and beside them config, the model's configuration. With --keep-every N, OUTPUT/c
 kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, holds
 only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
-Nothing random is remembered from step to step: the order of the pictures follows from seed and
-epoch, and the crop, flip and mask of a picture from seed, epoch and its place in that epoch. So a
+Nothing random is remembered from step to step: the order of the images follows from seed and
+epoch, and the crop, flip and mask of an image from seed, epoch and its place in that epoch. So a
 resumed run goes on as if it had never stopped, and many processes do what one would have done.
 """
 
@@ -105,20 +105,20 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model", choices=PRESETS, help="a size of the paper (default: mae_vit_base_patch16)")
     add("--init-from", metavar="FILE", help="start from the weights (and config) in this .pth")
-    add("--input-size", type=int, metavar="PIXELS", help="side of a picture (default: 224)")
+    add("--input-size", type=int, metavar="PIXELS", help="side of an image (default: 224)")
     for name in WIDTHS:
         add(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the model's")
     add("--mask-ratio", type=float, metavar="SHARE", help="of patches removed (default: 0.75)")
     add(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
-        help="predict pixels normalised patch by patch: better features, no pictures",
+        help="predict pixels normalised patch by patch: better features, no images",
     )
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     """Add what decides how the weights change."""
-    add_number(group, "--epochs", 800, "passes over the pictures")
+    add_number(group, "--epochs", 800, "passes over the images")
     add_number(group, "--warmup-epochs", 40.0, "of them with a rate that still rises")
     add_number(group, "--batch-size", 64, "crops in a batch, of each process")
     add_number(group, "--accum-iter", 1, "batches in a step")
@@ -126,8 +126,8 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", type=float, metavar="X", help="the rate itself, instead of --blr")
     add_number(group, "--min-lr", 0.0, "where the cosine ends")
     add_number(group, "--weight-decay", 0.05, "of matrices")
-    add_number(group, "--crop-scale", 0.2, "least share of a picture's area in a crop")
-    add_number(group, "--repeats", 1, "crops of a picture in an epoch")
+    add_number(group, "--crop-scale", 0.2, "least share of an image's area in a crop")
+    add_number(group, "--repeats", 1, "crops of an image in an epoch")
     add_number(group, "--seed", 0, "decides weights, order, crops and masks")
 
 
@@ -139,8 +139,8 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
     add("--device", default="auto", help="cpu or cuda (default: cuda where there is one)")
     add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
-    add_number(group, "--num-workers", 0, "processes that load pictures, for each that trains")
-    add("--in-memory", action="store_true", help="decode all pictures once: for small folders")
+    add_number(group, "--num-workers", 0, "processes that load images, for each that trains")
+    add("--in-memory", action="store_true", help="decode all images once: for small folders")
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
@@ -183,19 +183,19 @@ def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
     return all(getattr(a, name) == getattr(b, name) for name in WIDTHS)
 
 
-# ------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------ images
 
 
 def find_pictures(folder: str) -> list[Path]:
-    """Return the pictures under a folder, in an order that is the same everywhere."""
+    """Return the images under a folder, in an order that is the same everywhere."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        sys.exit(f"no pictures under {folder}: there must be files that end in {sorted(SUFFIXES)}")
+        sys.exit(f"no images under {folder}: there must be files that end in {sorted(SUFFIXES)}")
     return paths
 
 
 def load_picture(path: Path) -> Image.Image:
-    """Decode a picture to RGB."""
+    """Decode an image to RGB."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
@@ -454,8 +454,8 @@ def train(args: argparse.Namespace, process: Process) -> None:
     steps = len(paths) * args.repeats // crops_per_step
     if not steps:
         sys.exit(
-            f"{len(paths)} pictures x {args.repeats} do not fill one step of {crops_per_step}:"
-            " raise --repeats or lower --batch-size"
+            f"{len(paths)} images x {args.repeats} do not fill one step of {crops_per_step}: raise "
+            "--repeats or lower --batch-size"
         )
     training, config = prepare(args, process)
     args = complete_arguments(args, config, crops_per_step)
@@ -499,8 +499,7 @@ def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> N
     """Print a line about an epoch, and add one to the log."""
     rate = learning_rate(epoch + 1, args)
     print(
-        f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}"
-        f"  {speed:.0f} pictures/s",
+        f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} images/s",
         flush=True,
     )
     line = {"epoch": epoch, "train_loss": loss, "train_lr": rate, "pictures_per_second": speed}

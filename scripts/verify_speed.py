@@ -3,9 +3,10 @@
 python scripts/verify_speed.py --peer-python ENV/bin/python [--size base] [--pairs 3]
 
 Ours: ``mae-convert verify`` of a random full-size checkpoint in PyTorch against its ``tf_model.h5``
-in TensorFlow: float64 and float32, every step between. The peer: one comparison of float32 outputs
-with the classes of transformers 4.57.6, both loaded in one process, TensorFlow's from the PyTorch
-weights, saved, loaded again, and run. ENV has transformers 4.57.6, tf-keras, tensorflow and torch.
+in TensorFlow: float64 and float32, intermediate activations. The peer: one comparison of float32
+outputs with the classes of transformers 4.57.6, both loaded in one process, TensorFlow's from the
+PyTorch weights, saved, loaded again, and run. ENV has transformers 4.57.6, tf-keras, tensorflow and
+torch.
 """
 
 import argparse

@@ -34,7 +34,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three pictures of smooth colours, of different sizes, one of them grey."""
+    """Three images of smooth colours, of different sizes, one of them grey."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     for number, (width, height) in enumerate([(60, 40), (48, 70), (200, 36)]):
@@ -43,7 +43,7 @@ def pictures(tmp_path_factory):
         colours = (255 * (0.5 + 0.5 * np.stack(channels, axis=-1))).astype(np.uint8)
         picture = Image.fromarray(colours).convert("L" if number == 2 else "RGB")
         picture.save(folder / ("more" if number else ".") / f"{number}.png")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -333,7 +333,7 @@ def test_wrong_calls_end_with_one_sentence(pictures, trained, tmp_path, flags, m
 
 
 def test_no_pictures(tmp_path):
-    with pytest.raises(SystemExit, match="no pictures under"):
+    with pytest.raises(SystemExit, match="no images under"):
         run(tmp_path, tmp_path / "output")
 
 

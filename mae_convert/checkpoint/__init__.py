@@ -1,1 +1,1 @@
-"""Checkpoints: opened, recognised, with a configuration; inspected and compared."""
+"""Open, recognise, inspect and compare checkpoints."""

@@ -63,7 +63,7 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
 
 
 def left_aside(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    """Return in words which tensors of each file are not compared, because they were not read."""
+    """Return descriptions of the tensors that were not read and therefore not compared."""
     return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
 
 
@@ -76,7 +76,7 @@ def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 
 def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
-    """Return how one canonical tensor differs, or None when it is the same bits on both sides."""
+    """Return how one canonical tensor differs, or None if both sides are equal bit for bit."""
     left, right = a.tensors.get(name), b.tensors.get(name)
     elements, relative, largest = 0, math.inf, math.inf
     if left is not None and right is not None and left.shape == right.shape:
@@ -101,7 +101,7 @@ def _bits(array: np.ndarray) -> bytes:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
-    """Return how many elements differ, the relative L2 distance and the largest one."""
+    """Return the number of different elements, the relative L2 distance and the largest one."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(invalid="ignore"):
         away = y - x

@@ -34,7 +34,7 @@ from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Table, listed
 
 MOST_PREFIXES = 8
-"""How many prefixes are tried for one layout: more than any file has models."""
+"""Limit on the prefixes that are tried for one layout; no file contains as many models."""
 
 TASKS = ("pretrain", "classify", "encoder")
 """In the order in which they are preferred."""
@@ -53,7 +53,7 @@ class Found:
     Attributes:
         reading: how its tensors read, by their names without prefixes.
         synonyms: other layouts that are the same for these tensors.
-        stripped: what was taken off the names of its tensors.
+        stripped: what was removed from the names of its tensors.
         dropped: every other tensor, by its stored name, with the reason.
         also: other tasks for which everything is there, and which are not contained in this one.
         incomplete: task → why the tensors cannot be read as it.
@@ -71,12 +71,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Some of the tensors, read as one task through one table.
+    """A subset of the tensors, read for one task with one table.
 
     Attributes:
         prefixes: those of the encoder's and head's names, and of the decoder's.
-        stored: name without the prefix → stored name, of what the table knows and the task has.
-        left: stored name → part, of what the table knows and the task does not have.
+        stored: name without the prefix → stored name, of tensors in the table and the task.
+        left: stored name → part, of tensors in the table but not in the task.
         encoder: stored names of the encoder.
     """
 
@@ -95,7 +95,7 @@ class Candidate:
 
     @property
     def readable(self) -> bool:
-        """Whether it is complete and nothing that it needs is left out."""
+        """Whether it is complete and can be read without dropping tensors that it needs."""
         return self.complete and not self.unused.needed
 
     @cached_property
@@ -109,7 +109,7 @@ class Candidate:
             return "; ".join(self.reading.problems[:2])
         name, what = next(iter(self.unused.needed.items()))
         more = f" and {count} more" if (count := len(self.unused.needed) - 1) else ""
-        return f"{name}{more} would be left out: {what}"
+        return f"{name}{more} would be left out, but {what}"
 
 
 def recognise_model(
@@ -140,11 +140,11 @@ def recognise_model(
         return found
     if under is None:
         return _recognise_all(shapes, preferred, explain=True)
-    raise LayoutError(f"the tensors below {under} are not a complete model in any known layout")
+    raise LayoutError(f"the tensors under {under} are not a complete model in any known layout")
 
 
 class UndecidedError(LayoutError):
-    """There is a model, and what is to be read of it is not specified, or not there."""
+    """The tensors contain a model, but it is not specified which one to read, or it is missing."""
 
 
 def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explain: bool) -> Found:
@@ -170,7 +170,7 @@ def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explai
         if len(fitting) > 1:
             said = " or ".join(str(found.stripped.said()) for found in fitting)
             raise UndecidedError(
-                f"the names fit a layout without {said}, and which is meant is not specified",
+                f"the names fit a layout without {said}, and it is not specified which one to read",
                 hint="rename the tensors",
             )
         if fitting:
@@ -266,7 +266,7 @@ def _dropped(
 
 
 def _wrappers(names: Iterable[str]) -> list[str]:
-    """Return the wrappers that stand anywhere in some names."""
+    """Return the wrapper components that occur in the names."""
     pieces = {f"{piece}." for name in names for piece in name.split(".")}
     return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
 
@@ -274,14 +274,14 @@ def _wrappers(names: Iterable[str]) -> list[str]:
 def _without_decoder(
     candidate: Candidate, shapes: Mapping[str, Shape]
 ) -> tuple[tuple[Any, str] | None, Mapping[str, Shape], dict[str, str]]:
-    """Take away the decoder of a model of which only the encoder is read, below a prefix."""
+    """Remove the decoder under a prefix, for models of which only the encoder is read."""
     prefix = candidate.prefixes[0]
     below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
     return family_of(candidate.reading.layout).without_decoder(below)
 
 
 def _candidates(shapes: Mapping[str, Shape]) -> Iterator[Candidate]:
-    """Yield every way to read some of the tensors as a task, complete or not."""
+    """Yield every way to read a subset of the tensors for a task, complete or not."""
     clean = without_wrappers(shapes)
     layouts = (la for family in families().values() for la in family.layouts.values())
     for layout in layouts:
@@ -309,7 +309,7 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Read the tensors below the prefixes that belong to a task."""
+    """Read the tensors under the prefixes for a task."""
     stored: dict[str, str] = {}
     left: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -349,7 +349,7 @@ def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) ->
 
 
 def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:
-    """Return a name without its prefix and the part of a model that it belongs to, or ''."""
+    """Return a name without its prefix and the component that it belongs to, or ''."""
     for prefix, parts in zip(prefixes, (("encoder", "head"), ("decoder",)), strict=True):
         if not name.startswith(prefix):
             continue
@@ -364,13 +364,13 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return what stands before the names of one tensor of a model, the shortest first."""
+    """Return the prefixes of the names of one tensor of a model, the shortest first."""
     found = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
     return sorted(found, key=len)[:MOST_PREFIXES]
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:
-    """Return those of several prefixes that have most of their beginning in common with one."""
+    """Return the prefixes that share the longest beginning with another."""
 
     def common(other: str) -> int:
         pairs = list(zip(prefix.split("."), other.split("."), strict=False))
@@ -383,7 +383,7 @@ def _nearest(prefix: str, others: list[str]) -> set[str]:
 
 
 def _largest(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates whose tensors are not all among those of another."""
+    """Return the candidates that are not subsets of another."""
     used = {candidate.used for candidate in candidates}
     largest = {some for some in used if not any(some < others for others in used)}
     return [candidate for candidate in candidates if candidate.used in largest]
@@ -415,8 +415,8 @@ def _one_model(
     if others := {c.prefixes[1] for c in alike if c.used != chosen.used} - {chosen.prefixes[1]}:
         decoders = listed([f"{p}*" for p in sorted({*others, chosen.prefixes[1]})])
         raise UndecidedError(
-            f"there are several complete decoders for this encoder ({decoders}), and which is meant"
-            " is not specified",
+            f"there are several complete decoders for this encoder ({decoders}), and it is not "
+            "specified which one to read",
             hint=("read the encoder alone with ", Option("task", "encoder")),
         )
     for other in alike:
@@ -424,7 +424,7 @@ def _one_model(
             raise LayoutError(
                 f"the tensors fit {chosen.reading.layout.name} and {other.reading.layout.name},"
                 " which would read them differently",
-                hint="put a config.json beside the file that says which",
+                hint="put a config.json that specifies the layout beside the file",
             )
     same = [c.reading.layout.name for c in alike if c.prefixes == chosen.prefixes]
     return chosen, tuple(n for n in dict.fromkeys(same) if n != chosen.reading.layout.name)
@@ -435,19 +435,19 @@ def _canonical(candidate: Candidate) -> dict[str, tuple[str, ...]]:
 
 
 def _which(prefixes: list[str]) -> Text:
-    """Return the question which of several models is meant."""
+    """Return the message that asks which of several models to read."""
     keys = [_shortest(prefix, prefixes) for prefix in prefixes]
     options = [Option("state_key", key) for key in keys]
     names = [f"{key}.*" if key != "." else "names without a prefix" for key in keys]
     return (
-        f"there are {len(prefixes)} complete models among the tensors ({', '.join(names)}), and"
-        " which is meant is not specified; choose with ",
+        f"there are {len(prefixes)} complete models among the tensors ({', '.join(names)}), and it "
+        "is not specified which one to read; choose with ",
         join(options, " or "),
     )
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return as much of a prefix as tells it from the others."""
+    """Return the part of a prefix that distinguishes it from the others."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])
@@ -465,13 +465,13 @@ def _dotted(key: str) -> str:
 
 
 def _why_not(candidates: Iterable[Candidate], task: str) -> str:
-    """Return why the tensors cannot be read as a task, or '' if nothing of it is there."""
+    """Return why the tensors cannot be read for a task, or '' if none of them belongs to it."""
     closest = _closest(candidates, task)
     return closest.why_not() if closest else ""
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the way to read a task that fails least, if something of the task is there."""
+    """Return the way to read a task with the fewest problems, if the task is present."""
     own = f"{PARTS[task][-1]}."
     tried = [
         c
@@ -484,16 +484,16 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Tell whether a model is complete only in a form that leaves out what another form knows.
+    """Return whether a model is complete only in a variant that ignores tensors of another variant.
 
-    Without one bias of query, key and value, a model is no model without such biases.
+    If one of the query, key and value biases is missing, it is not a model without biases.
     """
     known = {old for candidate in every for old in candidate.stored.values()}
     return all(candidate.unused.needed.keys() <= known for candidate in complete)
 
 
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
-    """Return why the smallest of complete models cannot be read."""
+    """Return why the smallest of the complete models cannot be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
     if told := explain(shapes):
         return told
@@ -506,7 +506,8 @@ def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> s
         known = {name: () for rule in reading.rules for name in rule.canonicals}
         unexpected = next(unexpected_names(names, reading.table, known))
     return (
-        f"a complete {least.task} model of the {reading.layout.name} layout is there{where}, but"
-        f" with it {' and '.join(kinds)}: without that it would be another function, and no layout"
-        f" has a place for it ({unexpected}); use the program that wrote it, or train without it"
+        f"the file contains a complete {least.task} model of the {reading.layout.name} "
+        f"layout{where}, but also {' and '.join(kinds)}: without these tensors the model would "
+        f"compute another function, and no supported layout can hold them ({unexpected}); use the "
+        "model with the program that wrote it, or train without this component"
     )

@@ -38,11 +38,11 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
-        """Return that of a tensor, which is read unless the digest of its bytes is known."""
+        """Return the digest of a tensor, which is read unless the digest of its bytes is known."""
         return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
 
     def line(self, name: str) -> str:
-        """Return the line that stands for the tensor in the text of its part."""
+        """Return the tensor's line in the text of its part."""
         return f"{name} {self.dtype} {'x'.join(map(str, self.shape))} {self.sha256}\n"
 
 
@@ -109,7 +109,7 @@ def configuration_digest(family: "Family", model: Any, task: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a field's value as it is hashed; a float by its bits, which every language has."""
+    """Return a field's value in the form that is hashed; a float by its bits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -118,7 +118,7 @@ def _text(value: Any) -> str:
 
 
 def missing_fields(checkpoint: "Checkpoint") -> list[str]:
-    """Return the fields that change the function and that nothing gives for a checkpoint."""
+    """Return the fields that change the function and that a checkpoint does not specify."""
     fields = function_fields(checkpoint)
     return [
         missing.field for missing in checkpoint.configuration.missing if missing.field in fields
@@ -126,7 +126,7 @@ def missing_fields(checkpoint: "Checkpoint") -> list[str]:
 
 
 def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
-    """Return the digest of a checkpoint's configuration, or None where a field is missing."""
+    """Return the digest of a checkpoint's configuration, or None if a field is missing."""
     if missing_fields(checkpoint):
         return None
     model = checkpoint.configuration.model
@@ -140,7 +140,7 @@ def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
-    """Return the fingerprint of an opened checkpoint, of which every tensor is read."""
+    """Return the fingerprint of an opened checkpoint; every tensor is read."""
     digests = {name: TensorDigest.of(tensor) for name, tensor in checkpoint.tensors.items()}
     return fingerprint(digests, digest_of_configuration(checkpoint))
 
@@ -161,13 +161,13 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 
 def described_family(description: Mapping[str, Any]) -> "Family":
-    """Return the family of the checkpoint that a trace is of; earlier traces do not name it."""
+    """Return the family of a trace's checkpoint; earlier traces do not state it."""
     known = families()
     return known.get(description.get("family", ""), next(iter(known.values())))
 
 
 def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return everything that ``mae-convert fingerprint`` tells, as plain data."""
+    """Return the output of ``mae-convert fingerprint`` as plain data."""
     fields = function_fields(checkpoint)
     missing = missing_fields(checkpoint)
     assumed = dict(checkpoint.configuration.only_assumed())

@@ -28,17 +28,17 @@ OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
 
 class ImageWarning(UserWarning):
-    """An image file was read, and something about it should be known."""
+    """An image file was read with a warning."""
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return an image as it is meant to be seen, turned as its camera noted; of several the first.
+    """Return an image, rotated by its EXIF orientation; the first of several.
 
     Warns:
-        ImageWarning: its decoder complained, or the file holds several images.
+        ImageWarning: its decoder printed a warning, or the file contains several images.
 
     Raises:
-        MaeConvertError: the file is not an image that can be read.
+        MaeConvertError: the file cannot be read as an image.
     """
     with _decoded(path) as image:
         several = image.format in SEVERAL_FRAMES and getattr(image, "is_animated", False)
@@ -49,7 +49,7 @@ def open_image(path: Path) -> Image.Image:
     return turned
 
 
-def check_images(paths: Sequence[Path], advice: Text = "mend or remove it") -> None:
+def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -> None:
     """Require that files are images that can be read, without preparing them.
 
     JPEGs are read at an eighth of their size, of others headers and checksums are.
@@ -67,7 +67,7 @@ def check_images(paths: Sequence[Path], advice: Text = "mend or remove it") -> N
 
 
 def unreadable_images(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the files that are not images that can be read, with the reasons."""
+    """Return the files that cannot be read as images, with the reasons."""
     reasons = {path: _reason_against(path) for path in paths}
     return {path: reason for path, reason in reasons.items() if reason}
 
@@ -89,38 +89,38 @@ def _reason_against(path: Path) -> str | None:
 
 
 def brightness_problem(image: Image.Image) -> str | None:
-    """Return why the numbers of an image cannot be read as brightness, or None."""
+    """Return why the values of an image have no defined range, or None."""
     if image.mode not in UNKNOWN_BRIGHTNESS:
         return None
     return (
-        f"an image of mode {image.mode} does not say how bright its numbers are; save"
-        " it with 8 or 16 bits a channel"
+        f"an image of mode {image.mode} has no defined range of pixel values; save it with 8 or 16 "
+        "bits per channel"
     )
 
 
 def images_of(paths: Sequence[Path]) -> list[Path]:
-    """Return image files, and for each folder among them the images in it.
+    """Return image files; each directory is replaced by its images.
 
     Raises:
-        MaeConvertError: there is no image in a folder.
+        MaeConvertError: a directory contains no image.
     """
     return [image for path in paths for image in (images_in(path) if path.is_dir() else [path])]
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder, by name.
+    """Return the images in a directory, by name.
 
     Raises:
-        MaeConvertError: there is no such folder, or no image in it.
+        MaeConvertError: the directory does not exist, or contains no image.
     """
     return _images(folder, folder.iterdir() if folder.is_dir() else None)
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, by path.
+    """Return the images in a directory and its subdirectories, by path.
 
     Raises:
-        MaeConvertError: there is no such folder, or no image in it.
+        MaeConvertError: the directory does not exist, or contains no image.
     """
     return _images(folder, folder.rglob("*") if folder.is_dir() else None)
 
@@ -128,10 +128,10 @@ def images_below(folder: Path) -> list[Path]:
 def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
     if paths is None:
         what = "is a file and not a folder" if folder.exists() else "does not exist"
-        raise MaeConvertError(folder, f" {what}", hint="name a folder that holds images")
+        raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains images")
     found = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not found:
-        raise MaeConvertError(folder, f" holds no images ({', '.join(SUFFIXES)})")
+        raise MaeConvertError(folder, f" contains no images ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -159,23 +159,23 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise MaeConvertError(
             path,
-            " is not an image that can be read: it is not a PNG, JPEG, WebP, BMP, GIF or TIFF"
-            f" file{_in_brackets(complaints)}",
+            " cannot be read as an image: it is not a PNG, JPEG, WebP, BMP, GIF or TIFF "
+            f"file{_in_brackets(complaints)}",
         ) from error
     except Exception as error:  # decoders raise errors of any kind for what is damaged
         if getattr(error, "errno", None) in OF_THE_SYSTEM:
             raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise MaeConvertError(
-            path, f" is not an image that can be read: {said}{_in_brackets(complaints)}"
+            path, f" cannot be read as an image: {said}{_in_brackets(complaints)}"
         ) from error
     if complaints and not quiet:
-        text = f"{path} was read, but may be damaged{_in_brackets(complaints)}"
+        text = f"{path} was read, but may be corrupt{_in_brackets(complaints)}"
         warnings.warn(text, ImageWarning, stacklevel=2)
 
 
 def _available() -> tuple[str, ...]:
-    """Return the formats that this Pillow was built with."""
+    """Return the formats that this Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -187,9 +187,9 @@ def _in_brackets(complaints: Sequence[str]) -> str:
 
 @contextmanager
 def _collected(complaints: list[str]) -> Iterator[None]:
-    """Collect Python's warnings, and what decoders written in C print on standard error.
+    """Collect Python's warnings, and messages that C decoders print on standard error.
 
-    Both can only be had for the process as a whole, so this is done in the main thread alone.
+    Both affect the whole process, so this is done in the main thread only.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -204,7 +204,7 @@ def _collected(complaints: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _printed(complaints: list[str]) -> Iterator[None]:
-    """Collect what is printed on standard error."""
+    """Collect text that is printed on standard error."""
     with tempfile.TemporaryFile() as file:
         try:
             kept = os.dup(STANDARD_ERROR)

@@ -1,4 +1,4 @@
-"""Say what a checkpoint is, without reading tensor data unless asked to."""
+"""Describe a checkpoint, by default without reading tensor data."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -91,7 +91,7 @@ def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def reconstruction(checkpoint: Checkpoint) -> str | None:
-    """Return what it takes to make a picture of a predicted patch; None for other tasks."""
+    """Return how to convert a predicted patch to an image; None for other tasks."""
     if checkpoint.task != "pretrain":
         return None
     return checkpoint.family.target_in_words(checkpoint.configuration.model)
@@ -111,7 +111,7 @@ def differences(checkpoint: Checkpoint) -> list[str]:
 
 
 def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
-    """Return each layout, and "yes" or why the checkpoint cannot be converted to it."""
+    """Return each layout, with "yes" or the reason why the checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:

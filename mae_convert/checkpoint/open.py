@@ -31,7 +31,7 @@ from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Rule, Table, read_tensors
 
 POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding"}
-NO_KEY_BIAS = "zeros: the model has biases of query and value and none of the key"
+NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Checkpoint:
         rules: how each external tensor was read.
         dropped: external tensors that MAE does not use, by stored name, with the reason.
         synonyms: other layouts that are the same for these tensors.
-        prefix: what was taken off the names; `container.tensors` and `rules` are without it.
+        prefix: what was removed from the names; `container.tensors` and `rules` are without it.
         relative: the model that it is, of those with the same names and shapes, or None where
             nothing gives it.
         origin: where it was downloaded from, or None.
@@ -53,7 +53,8 @@ class Checkpoint:
         key_bias: whether the model has biases of the key; where it has none they are created.
         also: other tasks for which every tensor is there too.
         incomplete: task → why the tensors cannot be read as it, where that was tried.
-        unread: fields that a library may act on and nobody here reads, each with its file.
+        unread: configuration fields that a library may use and that mae-convert does not read, each
+            with its file.
         before_steps: the checkpoint as it was opened, where a conversion has changed it since.
     """
 
@@ -78,17 +79,17 @@ class Checkpoint:
 
     @property
     def family(self) -> Family:
-        """The family of models that it belongs to."""
+        """The family of the model."""
         return family_of(self.layout)
 
     @property
     def path(self) -> Path:
-        """The file or directory that was opened."""
+        """The path of the file or directory."""
         return self.container.path
 
     @property
     def as_opened(self) -> "Checkpoint":
-        """The checkpoint as its file holds it, before the steps of a conversion."""
+        """The checkpoint as stored in its file, before the steps of a conversion."""
         return self.before_steps or self
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
@@ -104,13 +105,13 @@ class Checkpoint:
         return replace(self, configuration=self.configuration.specified(fields, source))
 
     def require_complete(self, task: str | None = None) -> None:
-        """Raise ConfigurationError if a field is missing that a task, by default its own, needs."""
+        """Raise ConfigurationError if a field that a task (default: its own) needs is missing."""
         with _naming(self.origin.name if self.origin else self.path):
             self.configuration.for_task(task or self.task).require_complete()
 
     @property
     def preprocessor(self) -> Mapping[str, Any]:
-        """What it says about preprocessing beyond mean and deviation; empty if that is nothing."""
+        """Preprocessing settings besides mean and std; empty if there are none."""
         config, own = self.container.config or {}, None
         if self.layout.owns_config(config):  # the library reads no other file then
             own = self.layout.read_config(config).get("preprocessor")
@@ -127,14 +128,14 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The checkpoint as a person knows it: where it was got from, or its path."""
+        """The checkpoint's display name: its origin, or its path."""
         return self.origin.name if self.origin else str(self.path)
 
 
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
-    """Return the layout that decides where several are the same for the tensors.
+    """Return the layout that takes precedence if several match the tensors equally well.
 
-    A configuration beside or inside the file names it, else the container: the original code
+    A configuration beside or inside the file determines it, else the container: the original code
     writes ``.pth``, timm publishes ``.safetensors``.
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
@@ -144,10 +145,10 @@ def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
 
 
 def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
-    """Return the flags that are about this file.
+    """Return the options that apply to this file.
 
-    Of two files that are compared, one that was made for another image size states its own, and
-    the option ``source_image_size`` is about the other.
+    If two files are compared and one specifies its own image size, the option ``source_image_size``
+    applies to the other only.
     """
     steps = (container.conversion or {}).get("steps", [])
     if fill_only and any(step.get("step") == "image_size" for step in steps):
@@ -185,14 +186,14 @@ def _open(
 
 
 def _with_known(container: Container, origin: Origin | None) -> Container:
-    """Return the container with what is known of where it comes from, if it states nothing."""
+    """Return the container with metadata from its origin, if it has none itself."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
 
 
 def _recognise(container: Container, task: str | None, under: str | None) -> Found:
-    """Return how the tensors read; a misfit is explained by what the files beside them say."""
+    """Recognise the layout; errors are explained with the help of the configuration files."""
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     preferred = _layout_named_by(container.config or {}, container.kind)
     try:
@@ -207,7 +208,7 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
 def _key_biases(
     created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
-    """Return biases of the key of zeros, of the dtype of the query's."""
+    """Return key biases of zeros, with the dtype of the query biases."""
     dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
     return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
 
@@ -232,16 +233,16 @@ def _folded(
 
 
 def _after(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return the container with a step in its record that was taken when it was opened."""
+    """Return the container with a step, applied while opening, in its record."""
     record = container.conversion or {}
     return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 
 
 def _check_documents(container: Container) -> None:
-    """Hold what stands beside or inside a file, and anyone may edit, against its schema.
+    """Validate the JSON files of a checkpoint, which anyone can edit, against their schemas.
 
     Raises:
-        CheckpointError: a field is not of the type that it must have.
+        CheckpointError: a field has the wrong type.
     """
     for schema_name, document, what in (
         ("config", container.config, container.config_source),
@@ -254,13 +255,15 @@ def _check_documents(container: Container) -> None:
         ("conversion", container.conversion, "conversion record (conversion.json)"),
     ):
         if document:
-            check_document(document, schema_name, f"{container.path}: {what}", "mend or remove it")
+            check_document(
+                document, schema_name, f"{container.path}: {what}", "correct or remove it"
+            )
 
 
 def _renamed(container: Container, found: Found) -> Container:
-    """Return the container with the model's tensors by their names without prefixes.
+    """Return the container with the model's tensors under their names without prefixes.
 
-    The others keep their stored names, below a slash where one would be a name of the model.
+    Other tensors keep their stored names, after a slash if they would collide with the model's.
     """
     tensors = {
         name: container.tensors[old].renamed(name) for name, old in found.stripped.stored.items()
@@ -271,13 +274,13 @@ def _renamed(container: Container, found: Found) -> Container:
 
 
 def _check_class_position(container: Container, reading: Reading, said: Mapping[str, Any]) -> None:
-    """Refuse position embeddings that have no row for the class token (timm's no_embed_class).
+    """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
-    Their number is then that of a square grid, and one less is not. A size that is specified, or a
-    first row of zeros, as MAE's fixed table has it, tells the contrary.
+    In that case their number is a square, and one less is not. An explicit image size, or a first
+    row of zeros as in MAE's fixed table, means that there is such a row.
 
     Raises:
-        LayoutError: they have none.
+        LayoutError: there is no such row.
     """
     patches, config = reading.geometry["num_patches"], container.config or {}
     arguments = config.get("model_args")
@@ -294,16 +297,16 @@ def _check_class_position(container: Container, reading: Reading, said: Mapping[
     if option or table.load()[:, 0].any():
         grid = f", a grid of {square[0]} x {square[1]}," if square else ""
         raise LayoutError(
-            f"{rule.external} has {patches + 1} rows{grid} and so none for the class token: this is"
-            " a model of timm made with no_embed_class=True, which no layout here has; the same"
-            " function with a row for it: torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D"
-            " as the width (or pass ",
+            f"{rule.external} has {patches + 1} rows{grid} and therefore no row for the class "
+            "token: this is a timm model created with no_embed_class=True, which no supported "
+            "layout can hold; to get the same function with a row for the class token, use "
+            "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",
             *(Option("source_image_size"), " if there is a row for it)"),
         )
 
 
 def _count(image_size: Any, reading: Reading) -> int | None:
-    """Return the number of patches of a size that is specified, or None if it is not a size."""
+    """Return the number of patches of a specified size, or None if it is not a size."""
     try:
         sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         patch = reading.geometry["patch_size"]
@@ -451,7 +454,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 @contextmanager
 def _naming(name: str | Path) -> Iterator[None]:
-    """Put the name before an error's sentence: of two files that are compared, either may be it."""
+    """Prefix errors with a file's name: if two files are compared, either may be meant."""
     try:
         yield
     except MaeConvertError as error:
@@ -474,7 +477,7 @@ def _evidence(
     flags: Mapping[str, Any],
     fill_only: bool,
 ) -> Evidence:
-    """Return everything that may tell what no tensor tells."""
+    """Return all evidence about fields that are not stored in tensors."""
     patches = reading.geometry.get("num_patches", 0)
     geometry = dict(reading.geometry)
     if _pooling_untold(reading):
@@ -500,7 +503,7 @@ def _evidence(
 
 
 def _pooling_untold(reading: Reading) -> bool:
-    """Return whether the names are those of a class-token classifier and of a pooled one."""
+    """Return whether the names fit both a class-token classifier and a pooled one."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
     # Only the original's program writes a batch norm before the head, and it has fc_norm to pool.

@@ -1,4 +1,4 @@
-"""Where a checkpoint was got from, where that is more than a path on this machine."""
+"""The origin of a checkpoint that was downloaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

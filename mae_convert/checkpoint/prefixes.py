@@ -13,17 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Of wrappers that may stand around any part of a model: taken off wherever they are in a name."""
+"""Name components of wrapper modules around any part of a model; removed wherever they occur in a
+name."""
 
 LEADING = ("module.", "model.", "backbone.", "encoder.", "vit.")
-"""Taken off the beginning of each name that begins so."""
+"""Prefixes that are removed from each name that begins with them."""
 
 FOREIGN = ("module.", "model.", *ANYWHERE)
-"""Those that no layout has: where one is left on, no layout can fit."""
+"""Prefixes that no layout uses: names that keep one cannot match any layout."""
 
 MOST_REMOVED = 4
 MOST_WAYS = 32
-"""More ways than any model's names have, and few enough to try them all."""
+"""Limit on combinations of prefixes: more than the names of any model need, and few enough to try
+all."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,28 @@ class Stripped:
 
     @property
     def foreign(self) -> bool:
-        """Whether prefixes were removed that no layout has, and those only."""
+        """Whether only prefixes that no layout uses were removed."""
         return bool(self.removed) and set(self.removed) <= set(FOREIGN)
 
     @property
     def common(self) -> str | None:
-        """What to put before every name to have the stored names again, if that is all it takes."""
+        """The prefix that restores the stored names, if a single common prefix does."""
         found = {kept.removesuffix(name) for name, kept in self.stored.items()}
         uniform = len(found) == 1 and all(k.endswith(n) for n, k in self.stored.items())
         return found.pop() if uniform else None
 
     def said(self) -> str | None:
-        """Return what was taken off as one text, or None."""
+        """Return the removed prefixes as text, or None."""
         return self.common or ", ".join(self.removed) or None
 
 
 def as_stored(names: Iterable[str]) -> Stripped:
-    """Return names with nothing taken off."""
+    """Return unchanged names."""
     return Stripped((), {name: name for name in names})
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return name → stored name, without the wrappers that may stand around any part of a model."""
+    """Return name → stored name, without the components of wrapper modules."""
     stored: dict[str, str] = {}
     for name in names:
         short = name
@@ -74,9 +76,9 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
-    """Yield every way to take off one prefix, then every way to take off two, and so on.
+    """Yield every way to remove one prefix, then every way to remove two, and so on.
 
-    A way that makes two names the same, or leaves nothing of one, is none.
+    Removals that make two names equal, or leave an empty name, are skipped.
     """
     ways = [as_stored(names)]
     seen = {frozenset(ways[0].stored)}
@@ -100,7 +102,7 @@ def _without_one_more(way: Stripped) -> Iterator[Stripped]:
 
 
 def without(prefix: str, name: str) -> str:
-    """Return a name with one of the prefixes taken off, if it has it."""
+    """Return a name without one of the prefixes, if it has one."""
     if prefix not in ANYWHERE:
         return name.removeprefix(prefix)
     part = prefix.removesuffix(".")
@@ -108,6 +110,6 @@ def without(prefix: str, name: str) -> str:
 
 
 def is_readable(prefix: str) -> bool:
-    """Tell whether names with this before them would be read again: names, each with a dot."""
+    """Return whether names with this prefix would be read again: components that end in a dot."""
     *pieces, last = prefix.split(".")
     return bool(pieces) and not last and all(piece and "/" not in piece for piece in pieces)

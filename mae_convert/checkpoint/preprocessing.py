@@ -1,7 +1,7 @@
-"""From a picture to the pixels that a model takes, as transformers' ViTImageProcessor does it.
+"""Preprocess images as transformers' ViTImageProcessor does.
 
-Pillow resizes 8-bit pixels, which are then scaled, and normalised in float32. The results are those
-of that class (its Pillow backend) to the bit.
+Pillow resizes 8-bit pixels, which are then rescaled and normalised in float32. The results are
+equal bit for bit to those of that class (with its Pillow backend).
 """
 
 import math
@@ -26,10 +26,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture, in this order.
+    """What is done to an image, in this order.
 
     Attributes:
-        channels: channels of the model; pictures are converted to so many.
+        channels: channels of the model; images are converted to so many.
         resize: height and width, or None to leave it.
         shortest_edge: resize so that the shorter side has this many pixels, or None.
         resample: Pillow's number of the filter.
@@ -49,7 +49,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """Return a picture as pixels (C, H, W), float32."""
+        """Return an image as pixels (C, H, W), float32."""
         picture = _in_channels(picture, self.channels)
         if size := self._size_for(picture):
             picture = picture.resize(size[::-1], Image.Resampling(self.resample))
@@ -58,7 +58,7 @@ class Preprocessing:
         return self.normalised(np.asarray(picture))
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
-        """Return pixels (H, W) or (H, W, C) of the right size as the model takes them."""
+        """Return pixels (H, W) or (H, W, C) of the right size as model inputs."""
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
         scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
@@ -71,9 +71,9 @@ class Preprocessing:
         other = int(self.shortest_edge * long / short)
         if other * self.shortest_edge > LARGEST_RESIZED:
             raise MaeConvertError(
-                f"an image of {picture.height}x{picture.width} pixels would have"
-                f" {other * self.shortest_edge} of them when its shorter side has"
-                f" {self.shortest_edge}",
+                f"an image of {picture.height}x{picture.width} pixels would have a longer side of "
+                f"{other * self.shortest_edge} pixels when its shorter side is resized to "
+                f"{self.shortest_edge}",
                 hint="crop it",
             )
         tall = picture.height > picture.width
@@ -81,17 +81,19 @@ class Preprocessing:
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
-    """Return a checkpoint's preprocessing: as its configuration says, else to its size, bicubic.
+    """Return a checkpoint's preprocessing: as configured, else resizing to its size, bicubic.
 
     Raises:
-        MaeConvertError: what is stated is impossible, or gives pictures of another size than the
-            model takes.
+        MaeConvertError: the settings are invalid, or result in another image size.
     """
     stated, configuration = checkpoint.preprocessor, checkpoint.configuration
     model = configuration.model
     if model.num_channels not in MODES:
         raise MaeConvertError(
-            f"this model takes {model.num_channels} channels, which no picture file has",
+            (
+                f"this model takes {model.num_channels} channels, and image files do not have that "
+                "many"
+            ),
             hint=("give the pixels as an .npz file with ", Option("inputs")),
         )
     statistics = configuration.image_mean, configuration.image_std
@@ -160,19 +162,19 @@ def _pair(size: Any) -> Size:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise MaeConvertError(
-            f"{size!r} is no size of pictures",
-            hint=f"say height and width, or shortest_edge, {WHERE}",
+            f"{size!r} is no size of images",
+            hint=f"specify height and width, or shortest_edge, {WHERE}",
         )
     return sides[0], sides[1]  # type: ignore[return-value]
 
 
 def _resample(stated: Mapping[str, Any]) -> int:
-    """Return the filter; transformers takes bilinear where its file does not say."""
+    """Return the filter; transformers' default is bilinear."""
     number = stated.get("resample", BILINEAR if stated else BICUBIC)
     if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
         known = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
         raise MaeConvertError(
-            f"resample is {number!r}, which Pillow does not know",
+            f"resample is {number!r}, which is not a Pillow filter",
             hint=f"say one of {known} {WHERE}",
         )
     return number
@@ -185,8 +187,8 @@ def _rescale(stated: Mapping[str, Any]) -> float:
     known = isinstance(factor, float | int) and not isinstance(factor, bool)
     if not known or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
-            f"rescale_factor is {factor!r}, by which pixels cannot be multiplied",
-            hint=f"mend it {WHERE}",
+            f"rescale_factor is {factor!r}, which is not a valid factor",
+            hint=f"correct it {WHERE}",
         )
     return float(factor)
 
@@ -200,22 +202,22 @@ def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _middle(picture: Image.Image, crop: Size) -> Image.Image:
-    """Return the middle of a picture; what lies outside of it is black."""
+    """Return the centre crop of an image, padded with black."""
     top, left = ((have - want) // 2 for have, want in zip(picture.size[::-1], crop, strict=True))
     return picture.crop((left, top, left + crop[1], top + crop[0]))
 
 
 def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
-    """Return pictures as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
+    """Return images as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
 
     Raises:
-        MaeConvertError: a file is no picture, or does not come out in the model's size.
+        MaeConvertError: a file is no image, or does not come out in the model's size.
     """
     return np.stack([as_pixels(open_image(path), str(path), checkpoint) for path in paths])
 
 
 def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.ndarray:
-    """Return a picture as a checkpoint's model takes it, (C, H, W), float32.
+    """Return an image as a checkpoint's model takes it, (C, H, W), float32.
 
     Raises:
         MaeConvertError: it does not come out in the model's size; the sentence has the name.
@@ -228,8 +230,8 @@ def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.nda
         raise MaeConvertError(f"{name}: ", error) from error
     if pixels.shape[1:] != wanted:
         raise MaeConvertError(
-            f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing that"
-            f" preprocessor_config.json states, and the model takes {wanted[0]}x{wanted[1]}",
-            hint="mend its size, or resize the picture",
+            f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing of "
+            f"preprocessor_config.json, but the model takes {wanted[0]}x{wanted[1]}",
+            hint="correct the size there, or resize the image",
         )
     return pixels

@@ -71,7 +71,7 @@ def recognise(
             raise LayoutError(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
                 " them differently",
-                hint="put a config.json beside the file that says which",
+                hint="put a config.json that specifies the layout beside the file",
             )
     return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
 
@@ -148,7 +148,7 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
         except (LayoutError, ValueError) as error:
             problems.append(str(error))
     if task not in table.tasks:
-        problems.append(f"{table.name} has other names for a {task} model")
+        problems.append(f"{table.name} uses other names for a {task} model")
     if expected:
         stored = {name: shape for name, shape in expected.items() if name not in created}
         found = {name: shape for name, shape in canonical.items() if name not in created}
@@ -158,7 +158,7 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
 
 
 def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the biases of the key that are missing where query and value have biases."""
+    """Return the key biases that are missing although query and value have biases."""
     if any(KEY_BIAS.search(name) for name in canonical):
         return {}
     values = (name for name in canonical if name.endswith(".attention.v.bias"))
@@ -171,7 +171,7 @@ def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def _heads_in(rules: list[Rule], shapes: Mapping[str, Shape]) -> int | None:
-    """Return the number of heads where the layout keeps them as an axis."""
+    """Return the number of heads if the layout stores it as an axis."""
     for rule in rules:
         if isinstance(rule.transform, SplitHeads) and len(shapes[rule.external]) > 1:
             return rule.transform.heads_in(shapes[rule.external])
@@ -212,19 +212,19 @@ def _misfit(
         yield f"missing: {listed(names)}"
     extra = [name for name in found if name not in expected]
     if extra:
-        yield f"not part of such a model: {listed(extra)}"
+        yield f"tensors that do not belong to such a model: {listed(extra)}"
     actual = external_shapes(
         [rule for rule in rules if set(rule.canonicals) <= set(found)], dict(found)
     )
     for name, shape in wanted.items():
         if name in actual and actual[name] != shape:
-            yield f"{name} has shape {actual[name]} where the other tensors ask for {shape}"
+            yield f"{name} has shape {actual[name]} but the other tensors require {shape}"
 
 
 def unexpected_names(
     unknown: list[str], table: Table, schema: Mapping[str, Shape]
 ) -> Iterator[str]:
-    """Yield a sentence with names that a table does not know, if there are any."""
+    """Yield a sentence with names that a table does not contain, if there are any."""
     if not unknown:
         return
     try:
@@ -242,8 +242,8 @@ def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str
     best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
     if len(best.rules) * 2 < len(shapes):
         return (
-            f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with"
-            f" {listed(list(shapes), 3)}); `mae-convert layouts` shows what is read"
+            f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with "
+            f"{listed(list(shapes), 3)}); `mae-convert layouts` lists the layouts that can be read"
         )
     relative = best.relative
     encoder = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""

@@ -1,4 +1,4 @@
-"""Fields beside the weights that a library may act on and that this project does not read."""
+"""Fields of configuration files that a library may use and that this project does not read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -98,9 +98,9 @@ def _unread(
 ) -> Iterator[str]:
     if container.adapter is not None:
         raise ConfigurationError(
-            "adapter_config.json is beside the weights: transformers adds that adapter to the"
-            f" model, so that these weights alone are another function; {MERGE}, or remove"
-            " adapter_config.json and the adapter's weights"
+            "adapter_config.json is beside the weights: transformers adds that adapter to the "
+            f"model, so these weights alone compute another function; {MERGE}, or remove "
+            "adapter_config.json and the adapter's weights"
         )
     for name in family_of(layout).unread(container, layout.name, task, dtypes):
         yield f"config.json: {name}"

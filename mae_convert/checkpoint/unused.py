@@ -19,17 +19,20 @@ Path = tuple[str, ...]
 HARMLESS = (
     (
         r"vis_mask_token$",
-        "the token that UM-MAE puts in place of some visible patches while it pre-trains; MAE"
-        " encodes all visible patches, so that a pre-training loss is not that of UM-MAE",
+        "the token that UM-MAE substitutes for some visible patches during pre-training; MAE "
+        "encodes all visible patches, so its pre-training loss differs from that of UM-MAE",
     ),
     (r"(.*[._/])?mask_tokens?(:0)?$", "a mask token that MAE does not use"),
-    (r"(dec|decoder|decoders)([._/\d]|$)", "part of a decoder that is not MAE's"),
-    (r"wfm[._/]", "part of CrossMAE's decoder: weights of the encoder's intermediate outputs"),
+    (r"(dec|decoder|decoders)([._/\d]|$)", "part of a decoder other than MAE's"),
+    (
+        r"wfm[._/]",
+        "part of CrossMAE's decoder: the weights that combine the encoder's intermediate outputs",
+    ),
     (
         r"(up|upsample|upsampling|proj_up|up_?block|up_conv|up_norm|fpn|fcn)\w*[._/]",
-        "upsampling beside the MAE, as of SatMAE++ (predictions of larger images)",
+        "upsampling layers in addition to the MAE, as in SatMAE++ (which predicts larger images)",
     ),
-    (r"pooler[._/]", "a pooler, which MAE does not have (transformers makes it at random)"),
+    (r"pooler[._/]", "a pooler, which MAE does not have (transformers initialises it at random)"),
     (
         r"(\w*_)?(ema|momentum|target|teacher|moving_average)(_\w+)?[._/]",
         "part of a copy of the model (moving average, momentum or teacher)",
@@ -46,7 +49,7 @@ HARMLESS = (
     (
         r"(\w*_)?(head|heads|classifier|classifiers|online_classifier|linear_probe|probe|knn\w*"
         r"|online_\w+)(_\w+)?([._/]|$)",
-        "a head that does not belong to the model that is read",
+        "a head that is not part of the model that is read",
     ),
     (
         r"(\w*_)?(text|language|bert|gpt|llm|audio|speech|tabular)(_\w+)?[./]",
@@ -75,24 +78,27 @@ FUNCTION = (
     ),
     (r"(^|[._/])(reg|register|registers|storage)_?tokens?$", "register tokens (reg_tokens)"),
     (r"(^|[._/])dist(illation)?_token$", "a distillation token (DeiT)"),
-    (r"(^|[._/])(detection|det|prompt)_?(tokens?|embeddings?\w*)", "more tokens in the sequence"),
+    (
+        r"(^|[._/])(detection|det|prompt)_?(tokens?|embeddings?\w*)",
+        "additional tokens in the sequence",
+    ),
     (r"rel(ative)?_pos(ition)?", "relative position biases"),
     (
         r"(^|[._/])(norm_pre|pre_norm|ln_pre|pre_ln|pre_layr?norm)([._/]|$)",
-        "a norm before the blocks (pre_norm)",
+        "a layer norm before the blocks (pre_norm)",
     ),
-    (r"(^|[._/])(q|k|v)_bias$", "biases of query, key or value of their own"),
+    (r"(^|[._/])(q|k|v)_bias$", "separate query, key or value biases"),
     (r"rope|rotary|inv_freq|freqs", "rotary position embeddings"),
     (r"lora|adapter|adaptmlp|ia3", "an adapter that is not merged"),
     (r"prompt", "prompt tokens"),
     (r"(^|[._/])(w12|w3|gate\w*|fc1_g|fc1_x)([._/]|$)", "a gated MLP (SwiGLU)"),
     (r"running_(mean|var)$", "batch norm"),
-    (r"patch_embed\w*[._/](\w+[._/])*(norm|ln)", "a norm after the patch embedding"),
-    (r"norm|(^|[._/])ln", "a norm more than a ViT's"),
-    (r"pos_embed|position|token|embed", "an embedding or token more than a ViT's"),
-    (r"bias", "a bias more than a ViT's"),
+    (r"patch_embed\w*[._/](\w+[._/])*(norm|ln)", "a layer norm after the patch embedding"),
+    (r"norm|(^|[._/])ln", "an additional layer norm"),
+    (r"pos_embed|position|token|embed", "an additional embedding or token"),
+    (r"bias", "an additional bias"),
 )
-UNKNOWN = "a tensor in a module of the model that a ViT does not have"
+UNKNOWN = "a tensor in a module that a ViT does not have"
 EMBEDDING = re.compile(r"(?i)(token|embed|pos(ition)?s?)(s|ding|dings)?(\d*)?(_\w+)?([._/]|$)")
 NORM = re.compile(r"(?i)(\w*_)?(norm|ln|layernorm)(\w*_\w*|\d*)$")
 
@@ -142,7 +148,7 @@ def sort_unused(
 def _judged(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
-    """Return the reason or what the tensor is, and whether the model needs it."""
+    """Return the description of a tensor, and whether the model needs it."""
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))
@@ -150,21 +156,21 @@ def _judged(
     below = path[: len(root)] == root
     rest = ".".join(path[len(root) :] if below else path)
     if task == "pretrain" and re.match(r"(?i)dec(oder)?([._\d]|$)", rest):
-        return "a part of the decoder that MAE does not have", True
+        return "a decoder component that MAE does not have", True
     for pattern, why in HARMLESS_PATTERNS:
         if pattern.match(rest):
             return why, False
     if below and _touches_encoder(rest, shape, width):
         return what_it_is(rest), True
     if task == "classify" and width in shape:
-        return "a tensor that may stand between the encoder and the head", True
+        return "a tensor that may belong to a layer between the encoder and the head", True
     return f"not part of the {task} model that is read", False
 
 
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
-    """Tell whether a tensor beside the encoder's modules is one that they are likely to use.
+    """Return whether a tensor outside the encoder's modules is probably used by them.
 
-    Its own name or that of its outermost module tells it; what stands deeper is that module's.
+    Its own name, or that of its outermost module, decides; deeper tensors belong to that module.
     """
     outermost = re.split(r"[./]", rest)[0]
     if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):
@@ -175,7 +181,7 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
 
 def what_it_is(name: str) -> str:
-    """Return in words what a tensor is that changes what a model computes."""
+    """Return a description of a tensor that changes what a model computes."""
     found = (what for pattern, what in FUNCTION if re.search(f"(?i){pattern}", name))
     return next(found, UNKNOWN)
 
@@ -185,7 +191,7 @@ def _path(name: str) -> Path:
 
 
 def _common(paths: list[Path]) -> Path:
-    """Return the modules that all names begin with."""
+    """Return the common module path of all names."""
     parents = [path[:-1] for path in paths]
     shortest = min(parents, key=len, default=())
     end = next(

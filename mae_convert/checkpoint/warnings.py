@@ -1,4 +1,4 @@
-"""What is odd about a checkpoint: whatever one should look at before one relies on it."""
+"""Warnings about a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,34 +18,42 @@ from reference_models.positions import sincos_position_embedding
 Statistics = Mapping[str, float]
 
 FLOAT32_NOISE = 1e-5
-"""How far apart fixed embeddings are, which are at most 1, if they were computed in float32."""
+"""Largest difference between fixed embeddings (whose values are at most 1) that were computed in
+float32."""
 
 
 def in_names(checkpoint: Checkpoint) -> list[Text]:
-    """Return what is odd about names, shapes and dtypes; no tensor is read."""
+    """Return warnings about names, shapes and dtypes; no tensor is read."""
     return list(_in_names(checkpoint))
 
 
 def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
     if prefix := checkpoint.prefix.said():
-        yield f"the prefix {prefix} was taken off the names"
+        yield f"the prefix {prefix} was removed from the names"
     for reason, names in by_reason(checkpoint.dropped).items():
         yield f"not used, {plural(len(names), 'tensor')}: {listed(names, 3)}: {reason}"
     for task in checkpoint.also:
-        yield (f"every tensor of a {task} model is there too: ", Option("task", task), " reads it")
+        yield (
+            f"the checkpoint also contains every tensor of a {task} model: ",
+            Option("task", task),
+            " reads it",
+        )
     for reason, names in by_reason(checkpoint.created).items():
         yield f"not stored, {plural(len(names), 'tensor')}: {listed(names, 2)}: {reason}"
     if unread := checkpoint.unread:
-        yield f"a library may act on fields that are not known here: {listed(unread, 8)}"
+        yield (
+            "a library may use configuration fields that mae-convert does not know: "
+            f"{listed(unread, 8)}"
+        )
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) > 1:
         yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"
     if not checkpoint.configuration.model.qkv_bias:
-        yield "query, key and value have no biases"
+        yield "query, key and value projections have no biases"
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each reason, and the names that it is the reason for."""
+    """Return each reason with the names that it applies to."""
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)
@@ -53,7 +61,7 @@ def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def not_read(checkpoint: Checkpoint) -> list[str]:
-    """Return in words which tensors of the file are not part of the model that was read."""
+    """Return descriptions of the tensors in the file that were not read."""
     return [
         f"{listed(names, 3)}, not read: {reason}"
         for reason, names in by_reason(checkpoint.dropped).items()
@@ -86,16 +94,16 @@ def _in_statistics(statistics: Mapping[str, Statistics]) -> Iterator[str]:
     norms = [name for name in statistics if "norm" in name.split(".")[-2]]
     untouched = [n for n in norms if _is_all(statistics[n], 1.0 if n.endswith("weight") else 0.0)]
     if norms and untouched == norms:
-        yield "every norm has the weight 1 and the bias 0, as before any training"
+        yield "every layer norm has weight 1 and bias 0, as in an untrained model"
     elif untouched:
-        yield f"as before any training: {listed(untouched)}"
+        yield f"values of an untrained model: {listed(untouched)}"
     rest = [name for name in statistics if name not in norms]
     if zero := [name for name in rest if _is_all(statistics[name], 0.0)]:
-        yield f"all zero: {listed(zero)}"
+        yield f"all values are zero: {listed(zero)}"
     largest = float(np.finfo(np.float16).max)
     large = [n for n, s in statistics.items() if max(-s["min"], s["max"]) > largest]
     if large:
-        yield f"larger than float16 can hold: {listed(large)}"
+        yield f"values outside the range of float16: {listed(large)}"
 
 
 def _is_all(s: Statistics, value: float) -> bool:
@@ -121,8 +129,8 @@ def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
     alike = {
         f"is {fixed}, but for rounding": table,
         f"is {fixed}, rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
-        f"is that of {grid[1]} x {grid[0]} patches, one after the other laid over {grid[0]} x"
-        f" {grid[1]}": sincos_position_embedding(width, grid[::-1]),
+        f"is the embedding of {grid[1]} x {grid[0]} patches, reshaped in row-major order to "
+        f"{grid[0]} x {grid[1]}": sincos_position_embedding(width, grid[::-1]),
     }
     noise = max(FLOAT32_NOISE, float(ml_dtypes.finfo(DTYPES[str(tensor.dtype)]).eps))
     for words, other in alike.items():

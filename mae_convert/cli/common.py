@@ -1,4 +1,4 @@
-"""Open what a command is given, and say what is to be known of it."""
+"""Open the checkpoints that a command is given, and print the notes about them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
-    """Open a checkpoint, downloaded if need be, and print what is noted of its origin."""
+    """Open a checkpoint, downloaded if needed, and print the notes about its origin."""
     from mae_convert.sources import open_source
 
     checkpoint = open_source(source, flags, **options)
@@ -28,7 +28,7 @@ def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoi
 def open_and_infer(
     source: "Source", flags: "Flags", images: "Path | None", **options: Any
 ) -> "tuple[Checkpoint, Inference]":
-    """Open a checkpoint and find by experiment what its file does not specify."""
+    """Open a checkpoint and determine by experiment the fields that it does not specify."""
     from mae_convert.infer import infer, with_inferred
 
     checkpoint = open_and_tell(source, flags, incomplete=True, **options)
@@ -37,7 +37,7 @@ def open_and_infer(
 
 
 def inference_options(images: "Path | None") -> "InferenceOptions":
-    """Return how an experiment is made here: by the first framework that is installed."""
+    """Return the options of the experiment of --infer: it uses the first installed framework."""
     from mae_convert.infer import InferenceOptions
     from mae_convert.runtime.sides import has_framework
 
@@ -61,7 +61,7 @@ def open_pair_and_tell(
 def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints; what A does not specify is found by experiment, and holds for B too."""
+    """Open two checkpoints; fields found by experiment for A are also used for B."""
     from mae_convert.checkpoint.open import require_comparable
     from mae_convert.infer import infer, with_inferred, with_inferred_of
 
@@ -83,6 +83,6 @@ def say_without_effect(flags: "Flags", *checkpoints: "Checkpoint") -> None:
 
 
 def say_notes(origin: "Origin | None") -> None:
-    """Print on standard error what is noted of a checkpoint's origin."""
+    """Print the notes about a checkpoint's origin on standard error."""
     for note in origin.notes if origin else ():
         say(f"note: {note}")

@@ -1,7 +1,7 @@
-"""Completion of what is typed on a shell's command line, in bash, zsh and fish.
+"""Shell completion of the command line, for bash, zsh and fish.
 
-The shell runs the program with an environment variable in place of an argument: ``bash_source``
-prints the function that the shell needs, ``bash_complete`` the possible values.
+The shell runs the program with an environment variable: with ``bash_source``, the program prints
+the shell function to install; with ``bash_complete``, it prints the possible values.
 """
 
 import os
@@ -15,7 +15,7 @@ VARIABLE = "_MAE_CONVERT_COMPLETE"
 
 
 def run_completion(cli: click.Command) -> int | None:
-    """Answer a shell that asks for completions; return the exit status, or None if none asks."""
+    """Answer a completion request of a shell; return the exit status, or None without a request."""
     instruction = os.environ.get(VARIABLE)
     if not instruction:
         return None
@@ -63,9 +63,9 @@ complete_frameworks = _completing(_frameworks)
 
 
 def complete_source(incomplete: str) -> list[CompletionItem]:
-    """Return what may be meant as a checkpoint: official names, and files beside them.
+    """Return the possible checkpoints: official names, and files.
 
-    A shell lists files by itself, but bash does not where it is given names too.
+    Shells complete file names by themselves, except bash when the program also returns names.
     """
     official = [name for name in _official() if incomplete and name.startswith(incomplete)]
     if not official:

@@ -1,7 +1,7 @@
-"""Options that contradict each other, or that one makes without effect: refused before any work.
+"""Combinations of options that contradict each other or have no effect, refused before any work.
 
-One table for all commands. A pair that only a checkpoint or a layout can decide (``--prefix`` for a
-directory) is refused where that is known.
+One table for all commands. Combinations that depend on the checkpoint or the layout (such as
+``--prefix`` with a layout that is written as a directory) are checked later, where these are known.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,35 +42,37 @@ def _sets(name: str) -> Callable[[Values], bool]:
 
 
 def _no_xla(framework: str, mode: str) -> Conflict:
-    """Return the row for a framework that runs PyTorch and cannot be run by XLA here."""
+    """Return the conflict for PyTorch with mode xla, which is not available."""
     option = f"--{mode.replace('_', '-')}"
     return Conflict(
         framework,
         mode,
-        f"only TensorFlow and JAX are run by XLA here; PyTorch has {option} compiled",
+        f"XLA is available for TensorFlow and JAX only; use {option} compiled for PyTorch",
         lambda values: values[mode] == "xla" and values[framework] in WITHOUT_XLA,
     )
 
 
 WITHOUT_XLA = ("torch", "transformers", "timm")
 INPUTS = (
-    Conflict("inputs", "images", "both give the images; leave one out"),
+    Conflict("inputs", "images", "both specify the images; leave one out"),
     Conflict(
-        "inputs", "seed", "the file holds the images, and the noise or none; leave --seed out"
+        "inputs",
+        "seed",
+        "the file contains the images and, optionally, the noise; leave --seed out",
     ),
     Conflict("inputs", "batch", "all images of the file are used; leave --batch out"),
 )
 IMAGES = Conflict(
     "images",
     None,
-    "are for the experiment of --infer; add --infer or leave --images out",
+    "specifies the images for --infer; add --infer or leave --images out",
     lambda values: not values["use_infer"],
 )
-NOTHING_MASKED = "nothing is masked then; leave one out"
+NOTHING_MASKED = "--unmasked removes no patches; leave one out"
 # What compares a checkpoint with results that others published has its own image and options.
 PUBLISHED = tuple(
     Conflict(
-        "published", name, "published results have their own image and tolerance; leave it out"
+        "published", name, "reference results come with their own image and tolerance; leave it out"
     )
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),
@@ -83,7 +85,7 @@ REPLAYED = tuple(
     Conflict(
         name,
         None,
-        "is for two checkpoints, and only A is given; give B too, or leave it out",
+        "needs two checkpoints, and only A is specified; pass B too, or leave it out",
         lambda values: values["b"] is None and values["published"] is None,
     )
     for name in ("task", "use_infer", "state_key")
@@ -91,7 +93,7 @@ REPLAYED = tuple(
 BANDS = Conflict(
     "bands",
     None,
-    "chooses channels of --inputs; add it, or leave --bands out",
+    "selects channels of --inputs; add --inputs, or leave --bands out",
     lambda values: values["inputs"] is None,
 )
 CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
@@ -101,13 +103,13 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "num_labels",
             "task",
-            "a new classifier head makes a model of task classify; leave --task out",
+            "a new classifier head changes the task to classify; leave --task out",
             lambda values: values["task"] != "classify",
         ),
         Conflict(
             "sincos_positions",
             None,
-            "makes position embeddings for another grid; add --image-size",
+            "computes position embeddings for another image size; add --image-size",
             lambda values: values["image_size"] is None,
         ),
     ),
@@ -123,7 +125,10 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "use_infer",
             None,
-            "needs A and B: a certificate is replayed as it is; give both or leave it out",
+            (
+                "needs both A and B, because a certificate fixes its own settings; pass both or "
+                "leave it out"
+            ),
             lambda values: values["b"] is None,
         ),
         Conflict("unmasked", "mask_ratio_of_run", NOTHING_MASKED),
@@ -134,50 +139,56 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "mask",
             "mask_ratio",
-            "an image of a mask decides itself what is removed; leave --mask-ratio out",
+            "a mask image specifies which patches are removed; leave --mask-ratio out",
             lambda values: values["mask"] not in MASKS,
         ),
         Conflict(
             "mask",
             "seed",
-            "this mask does not depend on chance; leave --seed out",
+            "this mask is not random; leave --seed out",
             lambda values: values["mask"] not in ("random", "block"),
         ),
         Conflict(
             "outputs",
             "mask_ratio",
-            "a .gif shows mask ratios from 0.5 to 0.95; leave --mask-ratio out",
+            "a .gif animation goes through mask ratios from 0.5 to 0.95; leave --mask-ratio out",
             _only_films,
         ),
-        Conflict("inputs", "images", "both give the images; leave one out"),
-        Conflict("inputs", "fit", "these images have the model's size; leave --fit out"),
+        Conflict("inputs", "images", "both specify the images; leave one out"),
+        Conflict(
+            "inputs",
+            "fit",
+            "the arrays of --inputs already have the model's image size; leave --fit out",
+        ),
         BANDS,
     ),
-    "timeline": (Conflict("inputs", "images", "both give the images; leave one out"), BANDS),
+    "timeline": (Conflict("inputs", "images", "both specify the images; leave one out"), BANDS),
     "features": (
-        Conflict("inputs", "folder", "both give the images; leave one out"),
-        Conflict("mask_ratio", None, "has no effect here: no patch is left out; leave it out"),
+        Conflict("inputs", "folder", "both specify the images; leave one out"),
+        Conflict(
+            "mask_ratio", None, "has no effect here, because no patch is removed; leave it out"
+        ),
     ),
     "sweep": (
-        Conflict("dry_run", "reports", "a dry run has no results; leave one out"),
+        Conflict("dry_run", "reports", "a dry run produces no results; leave one out"),
         Conflict("dry_run", "fail_fast", "a dry run cannot fail; leave one out"),
-        Conflict("to", "assignments", "both give the field to; leave one out", _sets("to")),
+        Conflict("to", "assignments", "both set the field to; leave one out", _sets("to")),
         Conflict(
-            "target", "assignments", "both give the field target; leave one out", _sets("target")
+            "target", "assignments", "both set the field target; leave one out", _sets("target")
         ),
         Conflict(
-            "verify", "assignments", "both give the field verify; leave one out", _sets("verify")
+            "verify", "assignments", "both set the field verify; leave one out", _sets("verify")
         ),
         Conflict(
             "workers",
             "engine",
-            "--workers is for processes on this machine; Ray places jobs by --threads",
+            ("--workers limits the processes on this machine; Ray schedules jobs by --threads"),
             lambda values: values["engine"] == "ray",
         ),
         Conflict(
             "address",
             None,
-            "is that of a Ray cluster; add --engine ray",
+            "specifies a Ray cluster; add --engine ray",
             lambda values: values["engine"] != "ray",
         ),
     ),
@@ -185,7 +196,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "overwrite",
             None,
-            "replaces the file at --output; add --output, or leave it out",
+            "applies to the file at --output; add --output, or leave it out",
             lambda values: values["output"] is None,
         ),
     ),
@@ -193,14 +204,14 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "create_pr",
             "branch",
-            "a pull request proposes a change to main; leave --branch out",
+            "a pull request is always opened against main; leave --branch out",
             lambda values: values["branch"] != "main",
         ),
         *(
             Conflict(
                 name,
                 None,
-                "describes a licence that has no identifier; add --license other",
+                "describes a licence without an identifier; add --license other",
                 lambda values: values["license_"] != "other",
             )
             for name in ("license_name", "license_link")
@@ -210,7 +221,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
 
 
 class CheckedCommand(click.Command):
-    """A command that refuses options which contradict each other."""
+    """A click command that refuses contradictory options."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.

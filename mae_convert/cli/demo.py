@@ -1,4 +1,4 @@
-"""The demonstration: the whole way of a checkpoint, on one that comes with the package."""
+"""The demonstration: convert, verify and reconstruct with the embedded checkpoint."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def run_demo(output: Path) -> bool:
     """Convert the embedded checkpoint, convert it back, run both frameworks, and tell about it.
 
     Args:
-        output: directory for the models and the picture; what an earlier run left is replaced.
+        output: directory for the models and the image; what an earlier run left is replaced.
 
     Returns:
         Whether everything was equal.
@@ -58,7 +58,7 @@ def run_demo(output: Path) -> bool:
     checkpoints = [source, *(open_checkpoint(path) for path in converted.values())]
     runs = [Run(c, choose_side(c, Side())) for c in checkpoints]
     names = dict.fromkeys(FULL_NAMES[str(run.side.framework)] for run in runs)
-    out.print(f"  running {' and '.join(names)} on the same images with the same noise ...")
+    out.print(f"  running {' and '.join(names)} with the same images and noise ...")
     traces = run_together(runs, inputs)
     verdicts = {
         layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
@@ -76,7 +76,7 @@ def run_demo(output: Path) -> bool:
 
 
 def round_trip(source: Checkpoint, converted: Path) -> Check:
-    """Convert back to the original layout and count what is not the same bits."""
+    """Convert back to the original layout and count the tensors that differ."""
     with scratch_directory() as folder:
         back = folder / "back.pth"
         execute(plan_conversion(open_checkpoint(converted), back, source.layout.name))
@@ -94,7 +94,11 @@ def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
             f" B: {layout} in {FULL_NAMES[second['framework']]}[/bold]"
         )
         out.print(checks_table(verdict.checks))
-        bits = "every bit as before" if back.passed else f"{back.measured} tensors differ"
+        bits = (
+            "all tensors are equal bit for bit"
+            if back.passed
+            else f"{back.measured} tensors differ"
+        )
         out.print(f"converted back to the original layout: {bits}")
         out.print(answer_line(verdict))
     return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

@@ -1,7 +1,7 @@
-"""The command line: the group of all commands, and how a run of it ends.
+"""The group of all commands, and the exit status of a run.
 
-Every command parses, calls one function of the library, and prints. Imports that cost time stand
-inside the commands, so that ``--help`` answers at once.
+Every command parses its options, calls one function of the library, and prints the result.
+Expensive modules are imported inside the commands, so that ``--help`` is fast.
 """
 
 import sys
@@ -19,8 +19,7 @@ from mae_convert.shortage import shortage
 from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
 
 NO_OUTPUT = (
-    "standard output is closed, so that nothing could be shown; redirect it to a file, or to"
-    " /dev/null"
+    "standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null"
 )
 COMMANDS = (
     checkpoints.inspect,
@@ -66,7 +65,7 @@ for command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit status."""
+    """Run the command line and exit with its status."""
     received = raise_signals()
     has_output = prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         sentence = shortage(error)
         if not received and sentence is None:
             print_unexpected(error)
-            sentence = "this is an error of mae-convert itself; report it"
+            sentence = "this is a bug in mae-convert; please report it"
         status = 2  # not 1, which means that two checkpoints differ
     ignore_signals()
     if received and status:  # C code, and the making of a class, turn them into other errors
@@ -91,9 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
-    """Run the command line; return its exit status and what there is to complain about."""
+    """Run the command line; return its exit status and an error message, if any."""
     if any("\0" in argument for argument in arguments):
-        return 2, "an argument holds a NUL character, which no name can; leave it out"
+        return 2, "an argument contains a NUL character, which is not allowed in names; remove it"
     try:
         # Not cli.main, which takes a reader that has gone (`| head`) for a failure. The object is
         # what a command calls once its outputs are in place; without this function, as where the
@@ -127,9 +126,10 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _printable(error: click.UsageError) -> click.UsageError:
-    """Return an error about the arguments, which may be names of files, as a terminal may see it.
+    """Return a usage error, which may contain file names, as text that is safe for a terminal.
 
-    Only what names no argument's value has line breaks of its own: the choices of an option.
+    Line breaks are kept only in messages that contain no argument values (click lists the choices
+    of an option on several lines).
     """
     if isinstance(error, click.MissingParameter):
         return error

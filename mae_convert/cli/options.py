@@ -19,10 +19,10 @@ Command = Callable[..., Any]
 
 
 class FrameworkType(click.Choice[str]):
-    """A framework, by its name here or by one that is common elsewhere."""
+    """The name of a framework, or a common alias of it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the name here."""
+        """Return the framework's name without alias."""
         return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
 
 
@@ -64,13 +64,13 @@ BYTE_SIZE = ValueType(ByteSize())
 class SourceType(click.ParamType):
     """A checkpoint: a path, hf://owner/name[@revision][/file], or an official name.
 
-    Nothing is downloaded here; `mae_convert.sources` does that for every command.
+    Nothing is downloaded here; `mae_convert.sources` downloads for every command.
     """
 
     name = "source"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ARG002
-        """Return a path, a place on the Hub, or an entry of the catalog."""
+        """Return a path, a Hub reference, or an entry of the catalog of official checkpoints."""
         from mae_convert.sources.reference import parse_source
 
         return parse_source(value) if isinstance(value, str) else value
@@ -83,9 +83,10 @@ class SourceType(click.ParamType):
 
 
 def checkpoint_options(command: Command) -> Command:
-    """Add the options that say what a checkpoint's file does not.
+    """Add the options for configuration fields that a checkpoint does not specify.
 
-    They arrive as ``flags``, and ``--state-key``, which is about the file itself, by its name.
+    The command receives them as ``flags``, except ``--state-key``, which selects the weights in the
+    file.
     """
 
     def with_flags(**options: Any) -> Any:
@@ -106,28 +107,33 @@ infer_option = click.option(
     "--infer",
     "use_infer",
     is_flag=True,
-    help="Find by experiment what the file does not specify (heads, norm_pix_loss ...).",
+    help=(
+        "Determine by experiment what the checkpoint does not specify (number of heads, "
+        "norm_pix_loss ...)."
+    ),
 )
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="With --infer: images like those of training.  [default: four photographs]",
+    help="With --infer: directory of images like those of training. [default: four photographs]",
 )
 
 
 framework_option = click.option(
-    "--framework", type=REFERENCE, help="Default: the first that is installed."
+    "--framework",
+    type=REFERENCE,
+    help="Framework that runs the model. [default: the first installed]",
 )
 
 
 class Bands(click.ParamType):
-    """Numbers of channels from 1: one, or three as 3,2,1."""
+    """Channel numbers, starting from 1: one, or three such as 3,2,1."""
 
     name = "N[,N,N]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        """Return the numbers."""
+        """Return the channel numbers."""
         if isinstance(value, tuple):
             return value
         numbers = str(value).split(",")
@@ -141,25 +147,37 @@ preprocessed_option = click.option(
     "--inputs",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="In place of image files: an .npz with pixel_values (N, C, H, W) as the model takes them,"
-    " of any number of channels; it may hold noise (N, L).",
+    help=(
+        "Instead of image files: an .npz file with preprocessed pixel_values (N, C, H, W), with "
+        "any number of channels, and optionally noise (N, L)."
+    ),
 )
 bands_option = click.option(
     "--bands",
     type=Bands(),
-    help="Channels of --inputs to show as red, green and blue, or one in grey.  [default: 1,2,3]",
+    help=(
+        "Channels of --inputs to show as red, green and blue, or one channel to show in grey. "
+        "[default: 1,2,3]"
+    ),
 )
-device_option = click.option("--device", type=DEVICE, help="Default: cpu, or where Keras puts it.")
+device_option = click.option(
+    "--device",
+    type=DEVICE,
+    help="Device that runs the model. [default: cpu, or Keras's default device]",
+)
 time_limit_option = click.option(
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="That a framework's run may take; 0 is no limit.  [default: MAE_CONVERT_TIME_LIMIT, 3600]",
+    help=(
+        "Time limit for each run of a framework; 0 means no limit. [default: "
+        "MAE_CONVERT_TIME_LIMIT, 3600]"
+    ),
 )
 task_option = click.option(
     "--task",
     type=click.Choice(["pretrain", "encoder", "classify"]),
-    help="Read the checkpoint as this; what it does not need is left out.",
+    help="Task to read the checkpoint for; tensors that the task does not need are ignored.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
@@ -167,7 +185,7 @@ json_option = click.option(
 
 
 def with_options(command: Command, wrapper: Command, options: list[Command]) -> Command:
-    """Return a wrapper of a command with the command's own options and these before them."""
+    """Return a decorator that adds these options before a command's own options."""
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     wrapper.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in reversed(options):
@@ -176,7 +194,7 @@ def with_options(command: Command, wrapper: Command, options: list[Command]) -> 
 
 
 def input_options(command: Command) -> Command:
-    """Add the options that say what pictures and noise a model is run on, as ``inputs``."""
+    """Add the options for images and noise of a run, passed to the command as ``inputs``."""
 
     def with_inputs(**options: Any) -> Any:
         from mae_convert.runtime.inputs import InputChoice
@@ -190,41 +208,48 @@ def input_options(command: Command) -> Command:
         command,
         with_inputs,
         [
-            click.option("--inputs", type=path, help=".npz with pixel_values and noise."),
+            click.option(
+                "--inputs",
+                type=path,
+                help=".npz file with pixel_values (N, C, H, W) and, with masking, noise (N, L).",
+            ),
             click.option(
                 "--images",
                 type=path,
                 metavar="DIR",
-                help="Pictures, put through the model's own preprocessing.",
+                help="Directory of images to use as input, after the model's own preprocessing.",
             ),
             click.option(
                 "--seed",
                 type=click.IntRange(min=0),
                 default=0,
                 show_default=True,
-                help="Seed of random pictures and of the noise.",
+                help="Seed of the random images and of the noise.",
             ),
             click.option(
                 "--batch",
                 type=COUNT,
-                help="Number of random pictures, or at most so many of --images.  [default: 2; 16]",
+                help=(
+                    "Number of random images (default 2), or maximum number of images of --images "
+                    "(default 16)."
+                ),
             ),
             click.option(
                 "--unmasked",
                 is_flag=True,
-                help="Leave no patch out and keep their order, as classifiers and timm do.",
+                help="Remove no patches and keep their order, as classifiers and timm do.",
             ),
             click.option(
                 "--gradients",
                 is_flag=True,
-                help="Also the gradient of the loss for every trainable parameter.",
+                help="Also compute the gradient of the loss for every trainable parameter.",
             ),
         ],
     )
 
 
 def side_options(command: Command) -> Command:
-    """Add the options that say how two checkpoints are run, as ``sides``, one for each."""
+    """Add the options for running each of two checkpoints, passed to the command as ``sides``."""
 
     def with_sides(**options: Any) -> Any:
         from mae_convert.runtime.sides import Side
@@ -244,19 +269,28 @@ def side_options(command: Command) -> Command:
             click.option(
                 f"--framework-{side}",
                 type=FRAMEWORK,
-                help=f"Default: the one that reads {what} natively.",
+                help=(
+                    f"Framework that runs {what}. [default: the one that loads its tensor names "
+                    "natively]"
+                ),
             ),
             click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),
             click.option(
                 f"--python-{side}",
-                help=f"Interpreter of the environment that has {what}'s framework.",
+                help=(
+                    f"Python interpreter of the environment in which {what}'s framework is "
+                    "installed."
+                ),
             ),
             click.option(
                 f"--mode-{side}",
                 type=MODE,
                 default="eager",
                 show_default=True,
-                help=f"Run {what} as it is, compiled, or as in training with dropout 0.",
+                help=(
+                    f"Run {what} eagerly, compiled (torch.compile, tf.function), by XLA, or in "
+                    "training mode with dropout 0."
+                ),
             ),
         ]
     return with_options(command, with_sides, [*options, time_limit_option])

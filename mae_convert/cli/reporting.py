@@ -1,4 +1,4 @@
-"""Commands with ``--report``: a run that ends without a result says so in the reports for CI."""
+"""Commands with ``--report``: errors of the run are written to the JUnit reports too."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ NOT_ERRORS = (click.exceptions.Exit, click.Abort, BrokenPipeError)
 
 
 class ReportingCommand(CheckedCommand):
-    """A command that writes an ``<error>`` into its JUnit reports where it gives no result.
+    """A command that writes an ``<error>`` to its JUnit reports if it ends with an error.
 
-    Without it, a CI system would show nothing, or the report of an earlier run.
+    Otherwise a CI system would show no report, or the report of an earlier run.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -52,7 +52,7 @@ class ReportingCommand(CheckedCommand):
 
 
 def _reports_in(args: Sequence[str]) -> list[Path]:
-    """Return the values of ``--report`` among arguments that could not be read as a whole."""
+    """Return the values of ``--report`` from a command line that could not be parsed."""
     after = zip(args, [*args[1:], ""], strict=True)
     values = [value for word, value in after if word == "--report"]
     values += [word.partition("=")[2] for word in args if word.startswith("--report=")]
@@ -66,7 +66,7 @@ def _write(
     names: Sequence[str],
     error: Exception,
 ) -> None:
-    """Write the reports where they may be written; what is wrong there is said by the command."""
+    """Write the reports that can be written; the command itself reports other errors."""
     from mae_convert.files.atomic import replacing_file
     from mae_convert.reports.junit import error_junit
     from mae_convert.reports.verdict_files import check_report_names

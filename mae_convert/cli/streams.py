@@ -1,7 +1,7 @@
-"""Standard output, standard error and the log of a command: what may be closed, or lack characters.
+"""Standard output, standard error and logging of a command: closed streams, missing characters.
 
-Only the command line calls this: the streams and the log of a program that imports the package are
-its own.
+Only the command line calls these functions; a program that imports the package keeps its own
+streams and logging configuration.
 """
 
 import os
@@ -15,10 +15,10 @@ from mae_convert.text import for_terminal
 
 
 def prepare_streams() -> bool:
-    """Have every character and every closed stream do no harm; return whether there is an output.
+    """Make closed streams and missing characters harmless; return whether there is an output.
 
-    A descriptor that is closed would be given to the next file that is opened, a checkpoint that
-    is being written for instance, into which messages would go then.
+    A closed descriptor would be assigned to the next file that is opened, for example a checkpoint
+    that is being written, and messages would be written into that file.
     """
     has_output = sys.stdout is not None and _is_open(1)
     for number in (0, 1, 2):
@@ -46,15 +46,15 @@ def _is_open(number: int) -> bool:
 
 
 def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning, of this program or of a library, on one line and without its place in code.
+    """Print a warning on one line, without its source location.
 
-    This is what Python provides for it; `warnings.filters` still decides which are shown.
+    This replaces `warnings.showwarning`; `warnings.filters` still decides which warnings are shown.
     """
     say(f"note: {' '.join(str(message).split())}")
 
 
 def say(sentence: str) -> None:
-    """Print a sentence on standard error; that it cannot be printed is not worth a failure."""
+    """Print a sentence on standard error; failure to print is ignored."""
     try:
         print(for_terminal(without_secrets(sentence)), file=sys.stderr, flush=True)
     except OSError:
@@ -62,6 +62,6 @@ def say(sentence: str) -> None:
 
 
 def print_unexpected(error: BaseException) -> None:
-    """Print the traceback of an error that nobody has foreseen, without credentials."""
+    """Print the traceback of an unexpected error, without credentials."""
     for line in "".join(traceback.format_exception(error)).splitlines():
         say(line)

@@ -1,1 +1,1 @@
-"""Conversions: planned, carried out, recorded."""
+"""Conversions: plan, execution, record."""

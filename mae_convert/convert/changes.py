@@ -1,8 +1,8 @@
-"""Changes that a conversion makes on purpose to what a model takes in; each is declared.
+"""Declared changes of a conversion to the model's inputs.
 
-A declared step is plain data: its name under ``step``, and what it went from and to. It cannot be
-undone, and `mae_convert.verify.declared_changes` applies it to the source of a comparison by other
-means.
+A declared step is plain data: its name under ``step``, and its values before and after. It cannot
+be undone, and `mae_convert.verify.declared_changes` applies it to the source of a comparison with
+independent code.
 """
 
 import math
@@ -27,11 +27,11 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The pictures that the converted model is to take; None where they stay as they are.
+    """The images that the converted model will take; None where unchanged.
 
     Attributes:
         image_size: height and width in pixels.
-        sincos_positions: make fixed position embeddings anew instead of resampling them.
+        sincos_positions: compute fixed position embeddings for the new grid instead of resampling.
         in_channels: number of channels.
     """
 
@@ -43,20 +43,23 @@ class Geometry:
 def with_geometry(
     source: Checkpoint, task: str, wanted: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model for other pictures, and the steps to declare.
+    """Return the checkpoint as a model for other images, and the steps to declare.
 
     Args:
         source: an opened checkpoint.
         task: what of it is kept.
-        wanted: the pictures; what is so already is no step.
+        wanted: the images; what is so already is no step.
 
     Raises:
         ConfigurationError: the model cannot be changed so.
     """
     if wanted.sincos_positions and wanted.image_size is None:
         raise ConfigurationError(
-            *(Option("sincos_positions", True), " makes position embeddings anew for another grid"),
-            hint=("say its size with ", Option("image_size")),
+            *(
+                Option("sincos_positions", True),
+                " computes position embeddings for another image size",
+            ),
+            hint=("specify it with ", Option("image_size")),
         )
     steps: tuple[Step, ...] = ()
     if wanted.image_size is not None:
@@ -77,8 +80,10 @@ def _with_image_size(
     if relative and relative.certain and relative.relative.unresampled and wanted != model:
         raise ConfigurationError(
             *(Option("image_size"), f": {relative.relative.unresampled}"),
-            hint=f"convert it for pictures of {model.image_hw[0]}x{model.image_hw[1]}, which it was"
-            " made for",
+            hint=(
+                f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}, the size it "
+                "was trained with"
+            ),
         )
     if wanted == model:
         return source, ()
@@ -131,7 +136,7 @@ def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
 def _with_channels(
     source: Checkpoint, task: str, count: int
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Adapt the patch embedding to another number of channels, and what pictures are scaled by."""
+    """Adapt the patch embedding, and image mean and std, to another number of channels."""
     configuration = source.configuration
     old = configuration.model.num_channels
     if count == old:
@@ -139,13 +144,16 @@ def _with_channels(
     if task == "pretrain":
         raise ConfigurationError(
             Option("in_channels", count),
-            f": the decoder of a pretrain model predicts pixels of {old} channels, for which there"
-            " is no such convention",
+            f": the decoder of a pretrain model predicts pixels of {old} channels, and the "
+            "decoder's channels cannot be adapted",
             hint=("pass ", Option("task", "encoder"), " too"),
         )
     if 1 < count < old and old != 3:
         raise ConfigurationError(
-            *(Option("in_channels", count), f": nothing says which of {old} channels to give up"),
+            *(
+                Option("in_channels", count),
+                f": it is not specified which of the {old} channels to drop",
+            ),
             hint=f"choose 1 (their sum) or more than {old}",
         )
     weight = source.tensors[PATCH_EMBEDDING]
@@ -165,7 +173,7 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, h, w) for another number of channels.
 
     By timm's convention (``adapt_input_conv``): to one channel the sum over all, so that a grey
-    picture gives what its copies in every channel gave; else the channels in turn, scaled by old /
+    image gives what its copies in every channel gave; else the channels in turn, scaled by old /
     new, so that a sum over channels keeps its size. Computed in float64, then rounded.
     """
 
@@ -182,9 +190,9 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
 
 
 def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """Return the means or deviations of channels for another number of them.
+    """Return the means or deviations for another number of channels.
 
-    A channel that is a copy keeps those of its original; one for all has the average.
+    A copied channel keeps those of its original; a single channel gets the average.
     """
     if count == 1:
         return (fmean(values),)

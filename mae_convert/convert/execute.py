@@ -1,4 +1,4 @@
-"""Carry out planned conversions: write, re-read and compare, and only then put in place."""
+"""Execute planned conversions: write, re-read and compare, and only then rename into place."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -61,12 +61,12 @@ def execute_all(
 
 
 def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
-    """Carry out one plan, as `execute_all`."""
+    """Execute one plan, as `execute_all`."""
     return execute_all([plan], overwrite=overwrite)[0]
 
 
 def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Output:
-    """Return what a plan writes; its record tells of the source's hash when that is known."""
+    """Return the output of a plan; its record includes the source's hash once that is known."""
     kind, carried = container_kind(plan.layout, plan.target), carried_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name
@@ -88,11 +88,11 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
 
 
 def _check_dtypes(plan: Plan, kind: str) -> None:
-    """Refuse what would fail late, with the option that helps."""
+    """Refuse dtypes that the target cannot hold, before any work, and name the option to use."""
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
     if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(
             f"{plan.target} cannot hold bfloat16",
-            hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),
+            hint=("choose a dtype that it can hold, for example ", Option("dtype", "float32")),
             path=plan.target,
         )

@@ -1,4 +1,4 @@
-"""A new classifier head on an encoder, for fine-tuning: zeros, and reported as created."""
+"""A new classifier head for fine-tuning: initialised with zeros, and reported as created."""
 
 from dataclasses import replace
 
@@ -26,13 +26,12 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     """
     if task not in (None, "classify"):
         raise ConfigurationError(
-            f"a new head of {num_labels} classes makes a model of task classify, and task {task}"
-            " leaves it out",
-            hint="give one of them",
+            f"a new head of {num_labels} classes needs task classify, and task {task} has no head",
+            hint="specify only one of the two",
         )
     if source.task == "classify":
         raise ConfigurationError(
-            "this checkpoint has a classifier head already",
+            "this checkpoint already has a classifier head",
             hint=(
                 *(Option("num_labels"), " makes one on an encoder (drop the old head first: "),
                 *(Option("task", "encoder"), ")"),

@@ -1,4 +1,4 @@
-"""How the tensors of a conversion are put into files. Nothing here changes a tensor."""
+"""Options for how the tensors of a conversion are stored in files; none changes a tensor."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ def byte_count(size: int | str) -> int:
     """Return a number of bytes, which may be written as 500MB, 2GB or 2GiB.
 
     Raises:
-        OutputError: it is no such size.
+        OutputError: it is not a file size.
     """
     if type(size) is int and size > 0:
         return size
@@ -40,25 +40,26 @@ class Packing:
     max_shard_size: int | None = None
 
     def check(self, layout: Layout, *, is_directory: bool) -> None:
-        """Refuse what the target cannot have.
+        """Refuse options that the target does not support.
 
         Raises:
-            OutputError: an option is for other targets, or the prefix would not be known again.
+            OutputError: an option applies to other targets, or the prefix would not be recognised.
         """
         if self.prefix and is_directory:
             raise OutputError(
-                f"{layout.name} is written as a directory, whose readers know no prefixes",
+                f"{layout.name} is written as a directory, whose readers do not accept prefixes",
                 hint=("leave ", Option("prefix"), " out"),
             )
         if self.prefix and PTH not in layout.containers:
             raise OutputError(
-                f"prefixes are of PyTorch's names, and {layout.name} has others",
+                f"a prefix can only be added to PyTorch parameter names, and {layout.name} does "
+                "not use them",
                 hint=("leave ", Option("prefix"), " out"),
             )
         if self.prefix and not is_readable(self.prefix):
             raise OutputError(
-                f"the prefix {self.prefix!r} would not be known when the file is read; it is one or"
-                " more names, each with a dot behind it, for instance module."
+                f"the prefix {self.prefix!r} would not be recognised when the file is read; it "
+                "must be one or more names, each followed by a dot, for example module."
             )
         if (self.pickled or self.max_shard_size is not None) and not is_directory:
             raise OutputError(

@@ -1,4 +1,4 @@
-"""Plan a conversion: which tensor comes from where; nothing is read or written yet."""
+"""Plan a conversion: the source of each target tensor; nothing is read or written yet."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Plan:
     """A conversion that can be carried out: nothing was read or written yet.
 
     Attributes:
-        source: the checkpoint, as a model for the pictures that the target takes.
+        source: the checkpoint, as a model for the images that the target takes.
         tensors: lazy external tensors of the target, in its native order.
         rules: how each target tensor is made of canonical ones.
         steps: what the conversion changes on purpose, each with ``step`` and its parameters.
@@ -90,7 +90,7 @@ class Plan:
         return is_directory(self.layout, self.target)
 
     def target_schema(self) -> Schema:
-        """Return name and shape of every canonical tensor that the target is read as."""
+        """Return name and shape of every canonical tensor of the target."""
         return self.source.family.schema(self.configuration.model, self.task)
 
 
@@ -112,12 +112,12 @@ def plan_conversion(
         layout_name: the layout to write.
         task: what to keep: "encoder" drops the decoder or the head; default: everything.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
-        geometry: the pictures that the target is to take; default: those of the source.
+        geometry: the images that the target is to take; default: those of the source.
         packing: how the tensors are put into files; default: as the layout's own programs do.
 
     Raises:
         LayoutError: the layout cannot hold the model.
-        ConfigurationError: the task is not in the checkpoint, or the model cannot take pictures
+        ConfigurationError: the task is not in the checkpoint, or the model cannot take images
             of such a geometry.
         OutputError: the target's name or the packing does not fit the layout.
     """
@@ -137,10 +137,10 @@ def plan_conversion(
     names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
-            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: a globally"
-            " pooled classifier has no final norm of its own, so that its encoder cannot stand"
-            " alone",
-            hint="convert it whole, to timm, facebook or keras",
+            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: the encoder "
+            "of a globally pooled classifier has no final layer norm, so it cannot be converted "
+            "without the head",
+            hint="convert the whole model to timm, facebook or keras",
         )
     packing.check(layout, is_directory=is_directory(layout, target))
     rules = [
@@ -177,14 +177,14 @@ def plan_conversion(
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
-    """Refuse a task of which the file has something that cannot be read, with the reason.
+    """Refuse a task if the file's tensors for it cannot be read, with the reason.
 
-    Without a task, refuse to choose between several that are complete.
+    Without a task, refuse to choose between several complete models.
     """
     if task is None and source.also:
         tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]
         raise ConfigurationError(
-            f"{source.name} holds complete models of several tasks",
+            f"{source.name} contains complete models for several tasks",
             hint=("choose with ", join(tasks, " or ")),
             path=source.path,
         )
@@ -200,9 +200,9 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 
 
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
-    """Return whether biases of the key are written, which a model without them has as zeros.
+    """Return whether key biases are written for a model without them, as zeros.
 
-    Where the target has a form without them, they are left out again, if they are zeros still.
+    If the target has a form without key biases, they are left out if they are still zeros.
     """
     if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
         return True
@@ -211,7 +211,7 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
 
 
 def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
-    """Return tensors of zeros that the layout's own class insists on, with the reason."""
+    """Return tensors of zeros that the layout's own class requires, with the reason."""
     return {
         LazyTensor(
             prefix + drop.external,
@@ -226,25 +226,25 @@ def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[
 
 
 def is_directory(layout: Layout, target: Path) -> bool:
-    """Return whether a layout is written to such a target as a model directory."""
+    """Return whether a layout is written to this target as a model directory."""
     return layout.weights_name is not None and not (layout.also_file and _suffix(target))
 
 
 def _suffix(target: Path) -> str | None:
-    """Return the suffix that names a container, or None."""
+    """Return the suffix of a file format, or None."""
     return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
 
 
 def container_kind(layout: Layout, target: Path) -> str:
-    """Return the kind of container that the target's name asks for."""
+    """Return the file format for the target's name."""
     suffixes = [s for s, k in SUFFIX_FORMATS.items() if k in layout.containers]
     as_file = f"a file whose name ends in {' or '.join(suffixes)}"
     if is_directory(layout, target):
         if target.name.lower().endswith(FILE_SUFFIXES):
             forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
             raise OutputError(
-                f"{layout.name} is written as {forms}, and {target.name} is named like another"
-                " kind of file",
+                f"{layout.name} is written as {forms}, and {target.name} has the suffix of another "
+                "file format",
                 hint="choose another name",
             )
         return layout.containers[0]
@@ -255,7 +255,7 @@ def container_kind(layout: Layout, target: Path) -> str:
 
 
 def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
-    """Return what rounds each tensor that has another dtype than is asked for."""
+    """Return a rounding for each tensor whose dtype differs from the requested one."""
     if dtype is None:
         return {}
     wanted = DTYPES[dtype]
@@ -267,7 +267,7 @@ def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:
-    """Return the tensor with a guard: weights that are not numbers are never written."""
+    """Return the tensor with a check: non-finite weights are never written."""
 
     def checked(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind in "fV" and not np.isfinite(array).all():
@@ -293,7 +293,7 @@ def _steps(
     changes: Iterable[Step],
     dtype: str | None,
 ) -> list[Step]:
-    """Return the steps that the source declares, and after them those of this conversion."""
+    """Return the declared steps of the source, followed by those of this conversion."""
     steps = list((source.container.conversion or {}).get("steps", []))
     if task != source.task:
         steps.append({"step": "task", "from": source.task, "to": task})
@@ -337,6 +337,9 @@ def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]
         )
     if len({path.resolve() for _, path in parsed}) < len(parsed):
         raise OutputError(
-            "two ", Option("to"), " options name the same path", hint="give each its own"
+            "two ",
+            Option("to"),
+            " options name the same path",
+            hint="specify a different path for each",
         )
     return parsed

@@ -1,4 +1,4 @@
-"""What a conversion says about itself: record, configuration, preprocessing, hashes."""
+"""Metadata that a conversion writes: record, configuration, preprocessing, hashes."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from mae_convert.formats.tensor import LazyTensor
 
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 NOT_YET = "0" * 64
-"""Stands for a SHA-256 that is still being computed, and is as long."""
+"""Placeholder of the same length for a SHA-256 that is not yet computed."""
 
 
 def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
@@ -86,13 +86,13 @@ def _differences(plan: Plan) -> dict[str, Any]:
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:
-    """Return the evidence of an experiment that gave fields, where there was one."""
+    """Return the evidence of an experiment that determined fields, if there was one."""
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return where a checkpoint was got from, and what it was made of, as far as that is known."""
+    """Return the origin of a checkpoint, and the source that it was converted from, if known."""
     known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
     if not known and (official := confirmed(source, md5)):
         known = official.record
@@ -163,7 +163,7 @@ def conversion_fingerprints(
 
 
 def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
-    """Return a bias of the key as the target is read: zeros, of the dtype of the query's bias."""
+    """Return the key bias that a reader of the target assumes: zeros, in the query bias's dtype."""
     query = name.removesuffix("k.bias") + "q.bias"
     dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
     shape = plan.source.tensors[name].shape
@@ -171,7 +171,7 @@ def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
 
 
 def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return a record with the largest rounding error of each tensor, once that was written."""
+    """Return a record with the largest rounding error of each tensor."""
     tensors = {
         name: {**entry, **_rounding(plan, entry["canonical"])}
         for name, entry in record["tensors"].items()
@@ -180,7 +180,7 @@ def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
-    """Return the largest rounding error of what is joined to one tensor, where it is rounded."""
+    """Return the largest rounding error of the parts of one tensor, if it is rounded."""
     errors = [plan.roundings[name].error() for name in canonicals if name in plan.roundings]
     if not errors:
         return {}
@@ -188,7 +188,7 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that a single file keeps inside; what shapes tell is left out."""
+    """Return the part of a record that is stored in a single file; shapes are left out."""
     names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred")
     kept = {name: record[name] for name in names if name in record}
     family = record["family"]
@@ -196,7 +196,7 @@ def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def carried_config(plan: Plan) -> dict[str, Any]:
-    """Return the configuration that a file carries inside: nothing else needs to be known of it."""
+    """Return the complete configuration for storage inside a file."""
     labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
@@ -211,9 +211,9 @@ def carried_config(plan: Plan) -> dict[str, Any]:
 
 
 def archived_config(plan: Plan) -> dict[str, Any]:
-    """Return the carried configuration and, under "keras", what Keras makes the model of.
+    """Return the stored configuration and, under "keras", the one that Keras reads.
 
-    The model gets the dtype of its weights; where these differ, one that holds all of them.
+    The model gets the dtype of its weights; if these differ, one that holds all of them.
     """
     carried = carried_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
@@ -223,8 +223,8 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
 
-    What the source says about preprocessing stays, but for the size of other pictures. Where it
-    crops, which version 4 of that class does not, BitImageProcessor does the same and crops.
+    The source's preprocessing is kept, except for a changed image size. If it crops, which version
+    4 of that class does not support, BitImageProcessor is used.
     """
     height, width = plan.configuration.model.image_hw
     theirs = _preprocessor(plan)
@@ -243,7 +243,7 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
 
 
 def _preprocessor(plan: Plan) -> dict[str, Any]:
-    """Return what the source says about preprocessing, but for the size of other images."""
+    """Return the source's preprocessing, except for a changed image size."""
     theirs = dict(plan.source.preprocessor)
     steps = [step for step in plan.steps if step["step"] == "image_size"]
     if steps != _declared(plan.source, "image_size"):
@@ -252,7 +252,7 @@ def _preprocessor(plan: Plan) -> dict[str, Any]:
 
 
 def _declared(source: Checkpoint, kind: str) -> list[Mapping[str, Any]]:
-    """Return the steps of a kind that the conversion of a source has declared."""
+    """Return the steps of a kind that the source's conversion declared."""
     steps = (source.container.conversion or {}).get("steps", [])
     return [step for step in steps if step["step"] == kind]
 
@@ -278,26 +278,26 @@ class SourceHashes:
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Hash the files, and tell how many bytes are done."""
+        """Hash the files, and report the number of bytes done."""
         self._hashes = [sha256_of(file, advance) for file in self._files]
 
     def md5(self) -> str:
-        """Return the MD5 of the file, by which an official one is known; computed when asked."""
+        """Return the MD5 of the file, which identifies official files; computed on demand."""
         if self._md5 is None:
             self._md5 = open_md5(self._files[0])
         return self._md5
 
     def require_unchanged(self) -> None:
-        """Raise CheckpointError if a file is not what it was when it was opened."""
+        """Raise CheckpointError if a file has changed since it was opened."""
         for file in self._files:
             file.require_unchanged()
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the record of a conversion with the hashes in the place of those not known yet."""
+        """Return the record of a conversion with the hashes that are now known."""
         return {**conversion, "source": {**conversion["source"], **self.told()}}
 
     def told(self) -> dict[str, Any]:
-        """Return what a record says of the files: see `files_sha256`."""
+        """Return the record's description of the files: see `files_sha256`."""
         paths = [file.path for file in self._files]
         return _told(dict(zip(paths, self._hashes, strict=True)))
 

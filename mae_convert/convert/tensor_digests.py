@@ -1,7 +1,7 @@
-"""The digests of a conversion's canonical tensors, without reading anything for them alone.
+"""Digests of a conversion's canonical tensors, without additional reading.
 
-A tensor that is written as it is canonically has the digest that the output's comparison computes
-anyway. Another is hashed while it is read to be written.
+A tensor that is written in canonical form has the digest that the comparison of the output computes
+anyway. Others are hashed while they are read for writing.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class PassingDigest:
         return array
 
     def hexdigest(self) -> str:
-        """Return the digest; a tensor that was not read from first to last is read here."""
+        """Return the digest; a tensor that was not read in order is read now."""
         if self._result is None:
             self._result = sha256(self.tensor)
         return self._result
@@ -65,7 +65,7 @@ class PassingDigest:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(SequentialArray):
-    """Another array, whose elements are shown to a function when they are read."""
+    """An array that passes its elements to a function when they are read."""
 
     of: SequentialArray
     take: Callable[[np.ndarray, int], np.ndarray]
@@ -78,5 +78,5 @@ class _Watched(SequentialArray):
 def watched(
     tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
 ) -> dict[str, LazyTensor]:
-    """Return tensors with those in the place of others that are hashed when they are read."""
+    """Return tensors, with some of them hashed when they are read."""
     return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

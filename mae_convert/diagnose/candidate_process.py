@@ -190,7 +190,7 @@ class CandidateProcess:
             if late.is_set():
                 raise clock.exceeded("the search for the cause", self._job)
             raise MaeConvertError(
-                f"the child that runs the model failed: {self._last_error_line()}"
+                f"the child process that runs the model failed: {self._last_error_line()}"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -227,7 +227,7 @@ def candidate_job(
         "torch",
         work,
         as_stored=result.as_stored,
-        unread=None if read else "it was not read",
+        unread=None if read else "the request was not received",
     )
     np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
     config = {**result.checkpoint.configuration.model.to_dict(), "mask_ratio": mask_ratio}

@@ -194,7 +194,7 @@ Scope = tuple[str, str]  # pattern of module paths, and in words
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope; the other scopes are its wider ones."""
+    """Return a hypothesis about the last scope; the other scopes are its wider variants."""
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope

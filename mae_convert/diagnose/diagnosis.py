@@ -42,10 +42,10 @@ Names = tuple[str, str]  # of the side that is changed, and of the side that is 
 
 
 def diagnose(done: Verification) -> Verification:
-    """Return a verification that failed with the causes of its failure, as far as they are found.
+    """Return a failed verification with the causes that were found.
 
-    A verification that passed is returned as it is, and so is one without traces. Where a
-    certificate stands for the source, the causes are what the traces alone show.
+    A verification that passed, or that has no traces, is returned unchanged. If the source is a
+    certificate, only its traces are analysed.
     """
     failed = [c for c in done.verdict.failed() if not c.name.startswith(NOT_OF_RESULTS)]
     if not failed or not done.traces:
@@ -122,7 +122,7 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
 
 
 def _effective(model: ViTMAEConfig, name: str) -> Any:
-    """Return the value that is computed with: the decoder's epsilon may be the encoder's."""
+    """Return the effective value of a field: the decoder's epsilon defaults to the encoder's."""
     return model.decoder_eps if name == "decoder_layer_norm_eps" else getattr(model, name)
 
 

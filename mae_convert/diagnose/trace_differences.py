@@ -1,4 +1,4 @@
-"""What two traces alone show of why they differ: no weights and no model are needed.
+"""What two traces show about their difference, without weights or a model.
 
 Results are float64 arrays: (N, T, D) of images, tokens and channels, (N, K) of classes, or images
 (N, C, H, W).
@@ -145,7 +145,7 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
-    """Yield how far the float32 run of an imprecise side is from its float64 run."""
+    """Yield the rounding error of the float32 run of a side that fails the check of numerics."""
     if first is not None or "float32" not in set(a.description["dtypes"]) & set(
         b.description["dtypes"]
     ):

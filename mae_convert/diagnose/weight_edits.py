@@ -1,7 +1,7 @@
-"""Edits of weights: how one canonical tensor is made of others.
+"""Edits of weights: how one canonical tensor is computed from others.
 
-Operations are named, so that an edit can be sent to a child process as plain data. They work on
-NumPy arrays of any dtype, so that the result can be compared bit for bit with what a file holds.
+Operations have names, so that an edit can be sent to a child process as plain data. They work on
+NumPy arrays of any dtype, so that the result can be compared bit for bit with a file's contents.
 """
 
 from collections.abc import Callable, Mapping, Sequence

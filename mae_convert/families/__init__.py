@@ -57,7 +57,7 @@ def layouts_named(name: str) -> list["Layout"]:
 
 
 def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
-    """Return an error that names what may be meant by a name that no layout has."""
+    """Return the error for an unknown layout name, with similar names."""
     from mae_convert.errors import LayoutError
     from mae_convert.text import did_you_mean
 
@@ -68,14 +68,14 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
 
 
 def native_frameworks(layout: str) -> list[str]:
-    """Return the frameworks that read the names of a layout without a mapping table.
+    """Return the frameworks that can load the names of a layout without a mapping table.
 
-    Some do so only for one naming variant of the layout.
+    Some can do so only for one naming variant of the layout.
     """
     loaders = [pair for family in families().values() for pair in family.native_loaders]
     return list(dict.fromkeys(f for table, f in loaders if table.partition(",")[0] == layout))
 
 
 def family_of(layout: "Layout") -> "Family":
-    """Return the family that a layout is of."""
+    """Return the family of a layout."""
     return families()[layout.family]

@@ -1,8 +1,8 @@
-"""The canonical naming, as far as all families have it in common.
+"""The canonical naming, as far as all families share it.
 
-Query, key and value are apart, matrices have PyTorch's orientation ``(out, in)``, convolution
-kernels are ``(out, channels, [frames,] height, width)``, and no dtype is changed. A schema is a
-mapping from canonical names to shapes; it is a function of configuration and task alone.
+Query, key and value are separate, matrices have PyTorch's orientation ``(out, in)``, convolution
+kernels are ``(out, channels, [frames,] height, width)``, and dtypes are never changed. A schema is
+a mapping from canonical names to shapes; it is a function of configuration and task only.
 """
 
 import math
@@ -58,7 +58,7 @@ def linear_shapes(name: str, inputs: int, outputs: int, *, bias: bool = True) ->
 
 
 def task_of(names: Mapping[str, Any]) -> str:
-    """Return the task that a set of canonical names serves."""
+    """Return the task of a set of canonical names."""
     if any(name.startswith("decoder.") for name in names):
         return "pretrain"
     return "classify" if any(name.startswith("head.") for name in names) else "encoder"
@@ -72,17 +72,19 @@ def dimension(shapes: Mapping[str, Shape], name: str, rank: int, *, axis: int) -
     """
     shape = shapes.get(name)
     if shape is None:
-        raise LayoutError(f"the tensor for {name} is missing, so the model's size is unknown")
+        raise LayoutError(
+            f"the tensor for {name} is missing, so the model's size cannot be determined"
+        )
     if len(shape) != rank or 0 in shape:
         raise LayoutError(f"the tensor for {name} has shape {shape}; {rank} dimensions are needed")
     return shape[axis]
 
 
 def depth(names: Mapping[str, Any], prefix: str) -> int:
-    """Return the number of blocks below a prefix: one more than the highest index.
+    """Return the number of blocks under a prefix: one more than the highest index.
 
     Raises:
-        LayoutError: that is more than there are names, so that most blocks are missing.
+        LayoutError: that is more than the number of names, so most blocks are missing.
     """
     index = re.compile(re.escape(prefix) + r"(\d+)\.")
     found = [int(match[1]) for name in names if (match := index.match(name))]
@@ -93,7 +95,7 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
 
 
 def square_grid(count: int) -> tuple[int, int] | None:
-    """Return the square grid of ``count`` patches, or None when the count is no square."""
+    """Return the square grid of ``count`` patches, or None if the count is not a square."""
     side = math.isqrt(count)
     return (side, side) if side * side == count else None
 
@@ -106,10 +108,10 @@ def check_task(task: str, available: str) -> None:
         return
     if task == "pretrain":
         raise ConfigurationError(
-            f"there is no decoder in this checkpoint (its task is {available}), so it cannot become"
-            " a pretrain model; full checkpoints with the decoder are the files named"
-            " mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae and"
-            " facebook/vit-mae-* on the Hub",
+            f"this checkpoint has no decoder (its task is {available}), so it cannot be converted "
+            "to a pretrain model; full checkpoints with the decoder are the files named "
+            "mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae and "
+            "facebook/vit-mae-* on the Hub",
             hint=("or pass ", Option("task", "encoder")),
         )
     raise ConfigurationError(

@@ -1,6 +1,7 @@
-"""Resolve what tensors cannot tell: each field is taken from a named source, never guessed.
+"""Resolve fields that are not stored in tensors: each has a named source, none is guessed.
 
-`mae_convert.families.evidence` has the sources and their order, and a family of models the fields.
+`mae_convert.families.evidence` defines the sources and their order; the model family defines the
+fields.
 """
 
 import math
@@ -64,13 +65,13 @@ class Configuration:
     untold: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def value(self, name: str) -> Any:
-        """Return a field of the model or of the preprocessing; None where it is missing."""
+        """Return a field of the model or of the preprocessing; None if it is missing."""
         if name in {missing.field for missing in self.missing}:
             return None
         return getattr(self, name) if name in PREPROCESSING else getattr(self.model, name)
 
     def assumed(self) -> dict[str, dict[str, Any]]:
-        """Return field → value and source, for every field that tensors do not give."""
+        """Return field → value and source, for every field that is not stored in tensors."""
         return {
             name: {"value": self.value(name), "source": source}
             for name, source in self.sources.items()
@@ -87,17 +88,17 @@ class Configuration:
     def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
         """Return the configuration with some fields set, and their source.
 
-        They are neither missing nor assumptions any more.
+        They are then neither missing nor assumptions.
 
         Raises:
-            ConfigurationError: a value is impossible.
+            ConfigurationError: a value is invalid.
         """
         preprocessing = {name: fields[name] for name in PREPROCESSING if name in fields}
         of_model = {name: value for name, value in fields.items() if name not in preprocessing}
         try:
             model = replace(self.model, **of_model)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"impossible configuration: {error}") from error
+            raise ConfigurationError(f"invalid configuration: {error}") from error
         return replace(
             self,
             model=model,
@@ -130,7 +131,7 @@ class Configuration:
         )
 
     def require_complete(self) -> None:
-        """Raise ConfigurationError if a field is missing; one message asks for all of them."""
+        """Raise ConfigurationError if fields are missing; one message names all of them."""
         if self.missing:
             what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
             it = "it" if len(self.missing) == 1 else "them"
@@ -138,7 +139,7 @@ class Configuration:
                 "" if self.inferred else f", or find {it} with `mae-convert inspect FILE --infer`"
             )
             raise ConfigurationError(
-                f"nothing in the file gives {what}",
+                f"{what}: not stored in the checkpoint",
                 hint=(f"specify {it} with ", options_for(self.missing), infer),
             )
 
@@ -194,7 +195,7 @@ def resolve(
     try:
         model = family.configuration_class(**values)
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"impossible configuration: {error}") from error
+        raise ConfigurationError(f"invalid configuration: {error}") from error
     resolved = Configuration(
         model,
         image_mean=preprocessing["image_mean"],
@@ -229,7 +230,7 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
 
 
 def _labels(evidence: Evidence) -> tuple[str, ...] | None:
-    """Return the names of a classifier's classes, if the configuration tells them."""
+    """Return the class names of a classifier, if the configuration has them."""
     named = evidence.stated.get("id2label")
     if named is None:
         return None
@@ -240,14 +241,14 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
         by_number = {}
     if sorted(by_number) != list(range(count)):
         raise ConfigurationError(
-            f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has"
-            f" {count}; this configuration belongs to other weights"
+            f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has "
+            f"{count} outputs outputs outputs outputs; this configuration belongs to other weights"
         )
     return tuple(by_number[number] for number in range(count))
 
 
 def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:
-    """Return a number for each channel; one alone, as image processors allow, is for all."""
+    """Return a number for each channel; a single number, as image processors allow, is for all."""
     numbers = value if isinstance(value, (list, tuple)) else (value,) * channels
     if len(numbers) != channels or not all(
         type(number) in (int, float) and math.isfinite(number) for number in numbers
@@ -263,7 +264,10 @@ def _check_flag(name: str, evidence: Evidence) -> None:
     told = evidence.geometry.get(name)
     if None not in (flag, told) and flag != told:
         raise ConfigurationError(
-            *(named(name, _written(flag)), f" contradicts the tensors' shapes, which say {told}"),
+            *(
+                named(name, _written(flag)),
+                f" contradicts the tensors' shapes, from which it is {told}",
+            ),
             hint="leave it out",
         )
 
@@ -300,17 +304,19 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
             if name in configuration.sources
         }
         if others and all(same_size(flag) != same_size(value) for value in others.values()):
-            said = " and ".join(f"{file}, which says {value}" for file, value in others.items())
+            said = " and ".join(
+                f"{file}, which specifies {value}" for file, value in others.items()
+            )
             raise ConfigurationError(
                 named(name, _written(flag)), f" contradicts {said}", hint="leave the option out"
             )
 
 
 def check_stated(task: str, evidence: Evidence) -> None:
-    """Refuse a configuration that the tensors contradict.
+    """Refuse a configuration that contradicts the tensors.
 
     Raises:
-        ConfigurationError: they do.
+        ConfigurationError: it does.
     """
     for name, told in evidence.geometry.items():
         stated = evidence.stated.get(name)
@@ -321,15 +327,15 @@ def check_stated(task: str, evidence: Evidence) -> None:
             continue
         if stated is not None and stated != told:
             raise ConfigurationError(
-                f"{evidence.stated_where} says {name} is {stated}, but the tensors say {told};"
-                " this configuration belongs to other weights"
+                f"{evidence.stated_where} specifies {name} as {stated}, but the tensors have "
+                f"{told}; this configuration belongs to other weights"
             )
 
 
 def _carried_along(
     values: Mapping[str, Any], stated: Mapping[str, Any], known: Sequence[str]
 ) -> dict[str, Any]:
-    """Return stated fields that neither tensors nor untold fields gave (dropout and the like)."""
+    """Return configured fields that come from nowhere else (dropout and the like)."""
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in stated.items()
@@ -345,10 +351,10 @@ def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None
     if heads < 1 or width % heads:
         raise ConfigurationError(
             f"{heads} attention heads ({source}) do not divide {width_field} {width}",
-            hint=("say the right number with ", named(name)),
+            hint=("specify the number of heads with ", named(name)),
         )
 
 
 def _written(value: Any) -> Any:
-    """Return the value of an option as a user writes it: an image size as HxW."""
+    """Return the value of an option in the form that users write: an image size as HxW."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else value

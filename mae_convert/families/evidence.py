@@ -29,7 +29,7 @@ LAYOUT_CODE = "layout code"  # the code that defines the layout has no other val
 
 @dataclass(frozen=True)
 class Found:
-    """A value of a field, where it comes from, and why it is an assumption (None if it is not)."""
+    """A value of a field, its source, and why it is an assumption (None if it is not)."""
 
     value: Any
     source: str
@@ -78,7 +78,7 @@ class Evidence:
     preprocessor_where: str = "preprocessor_config.json"
 
     def stated_value(self, name: str) -> Any:
-        """Return what the configuration beside or inside the file gives for a field, or None."""
+        """Return the value of a field in the configuration beside or inside the file, or None."""
         value = self.stated.get(name)
         if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
             return tuple(value)
@@ -117,7 +117,7 @@ def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Ite
 
 
 def _from_configuration(name: str, evidence: Evidence) -> Found:
-    """Return what the configuration states."""
+    """Return the value in the configuration."""
     value, where = evidence.stated_value(name), evidence.stated_where
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
         # A configuration with one epsilon states it for the whole model.
@@ -135,7 +135,7 @@ def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
 
 
 def same_size(value: Any) -> Any:
-    """Return a size as its one number where it is square; anything else as it is."""
+    """Return a square size as one number; any other value unchanged."""
     sides = tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(sides) == 2 and sides[0] == sides[1]:
         return sides[0]

@@ -174,11 +174,11 @@ class Family(ABC):
         recorded: Any,  # noqa: ARG002
         fields: Fields,  # noqa: ARG002
     ) -> Any:
-        """Return which model a checkpoint is of those with the same names and shapes, or None."""
+        """Return which of the models with the same names and shapes a checkpoint is, or None."""
         return None
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:  # noqa: ARG002
-        """Return fields that programs with such stored names of tensors take for granted."""
+        """Return fields that programs with such tensor names always use."""
         return {}
 
     def unread(
@@ -199,7 +199,7 @@ class Family(ABC):
     # Configuration
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and that no tensor gives."""
+        """Return the fields that matter for a task and are not stored in tensors."""
         return UNTOLD + UNTOLD_OF_TASK[task] + PREPROCESSING
 
     def optional_fields(self, task: str) -> tuple[str, ...]:
@@ -207,13 +207,13 @@ class Family(ABC):
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
-        """Yield values of a field that come after a configuration and before a convention."""
+        """Yield values of a field that rank between a configuration and a convention."""
         yield Found(self.argument(name, evidence), "training arguments")
         if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
             yield from self.of_official(name, task, evidence)
 
     def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
-        """Yield the values of a field of the published models of exactly this geometry."""
+        """Yield the values of a field in the official models of exactly this geometry."""
         for official in self.official:
             model = official.model
             if official.task == task and all(
@@ -223,22 +223,22 @@ class Family(ABC):
                 yield Found(getattr(model, name), source, OFFICIAL)
 
     def argument(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
-        """Return what the training arguments in a checkpoint give for a field, or None."""
+        """Return the value of a field in the training arguments of a checkpoint, or None."""
         return None
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return what is said of a field that nothing gives."""
+        """Return the description of a missing field."""
         return missing_heads(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
-        """Return a possible value for a field that is missing; nothing may be computed with it."""
+        """Return a valid value for a missing field; it must not be used for computations."""
         return 1
 
     def check(self, task: str, evidence: Evidence) -> None:
-        """Refuse evidence that contradicts itself.
+        """Refuse contradictory evidence.
 
         Raises:
-            ConfigurationError: it does.
+            ConfigurationError: it is contradictory.
         """
         check_stated(task, evidence)
 
@@ -286,13 +286,13 @@ class Family(ABC):
 
     def target_in_words(self, model: Any) -> str:
         """Return what it takes to make an image of a predicted patch."""
-        pixels = "image_std and image_mean then give pixels"
+        pixels = "image_std and image_mean convert them to pixel values"
         if not model.norm_pix_loss:
-            return f"patches are predicted as they are; {pixels}"
+            return f"predicts pixels that are not normalised per patch; {pixels}"
         return (
-            "patches are predicted normalised one by one: to show one, multiply it by the deviation"
-            " of that patch of the original, sqrt(unbiased variance + 1e-6), and add its mean,"
-            f" which the model does not predict; {pixels}"
+            "predicts patches normalised by their own mean and standard deviation: to display "
+            "one, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
+            f"+ 1e-6), and add its mean, neither of which the model predicts; then {pixels}"
         )
 
     # Runs

@@ -18,7 +18,7 @@ OURS: Mapping[str, Treatment] = {
     **OF_LAYER,
     "dtype": READ,  # see `_policy`
 }
-NOT_HERE = "no layout here can hold such a model; run it with KerasHub"
+NOT_HERE = "no supported layout can hold such a model; run it with KerasHub"
 BACKBONE: Mapping[str, Treatment] = {
     **OF_LAYER,
     **dict.fromkeys(
@@ -40,14 +40,14 @@ BACKBONE: Mapping[str, Treatment] = {
     "use_mha_bias": READ,  # the tensors tell it, and the next
     "use_mlp_bias": READ,
     "use_patch_bias": READ,
-    "data_format": Only((None, "channels_last"), "only channels_last is known here"),
+    "data_format": Only((None, "channels_last"), "only channels_last is supported"),
 }
 TASK: Mapping[str, Treatment] = {
     **OF_LAYER,
     **dict.fromkeys(("dtype", "num_classes", "pooling"), READ),
     "activation": Only(
         (None, "linear"),
-        "the classifier's outputs are no logits then; make it anew with activation=None",
+        "the classifier's outputs are then not logits; create it with activation=None",
     ),
     "dropout": HARMLESS,
     "intermediate_dim": Only((None,), NOT_HERE),
@@ -109,11 +109,11 @@ def _policy(policy: Any) -> str | None:
         raise ConfigurationError(
             f"Keras's config.json says dtype is a {shown(kind)} ({shown(name)}), with which Keras"
             " quantizes weights or computes layers in other dtypes",
-            hint="load the model, write it anew with one float dtype, and name that file",
+            hint="load the model, save it with a single float dtype, and use that file",
         )
     if name.partition("_")[0] not in (*FLOATS, "mixed"):
         raise ConfigurationError(
             f"Keras's config.json says dtype is {shown(name)}, with which Keras quantizes weights",
-            hint="load the model that was not quantized, and save it",
+            hint="load and save the model before quantization",
         )
     return name

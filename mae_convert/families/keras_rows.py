@@ -25,7 +25,7 @@ OPTIMIZER = (
 
 
 def dense(canonical: str, external: str) -> tuple[Row, Row]:
-    """Return the rows of one dense layer: the kernel is the transposed weight."""
+    """Return the rows of a dense layer: the kernel is the transposed weight."""
     return (
         Row(f"{canonical}.weight", f"{external}/vars/0", TRANSPOSE),
         Row(f"{canonical}.bias", f"{external}/vars/1"),
@@ -33,7 +33,7 @@ def dense(canonical: str, external: str) -> tuple[Row, Row]:
 
 
 def norm(canonical: str, external: str) -> Row:
-    """Return the row of one layer normalisation."""
+    """Return the row of a layer normalisation."""
     return Row(canonical + ".{weight,bias}", external + "/vars/{0,1}")
 
 
@@ -100,7 +100,8 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
             raise ConfigurationError(
-                f"Keras's config.json says {name} is {value}, but its weights carry {ours[name]}",
+                f"Keras's config.json says {name} is {value}, but the metadata of its weights has "
+                f"{ours[name]}",
                 hint="write the file again with model.save",
             )
     return {**ours, **theirs}
@@ -116,7 +117,7 @@ def archived(stated: Any, *keys: str) -> Mapping[str, Any]:
         stated = stated.get(key) if isinstance(stated, Mapping) else None
     if not isinstance(stated, Mapping):
         raise ConfigurationError(
-            f"Keras's config.json has nothing at {'.'.join(keys)}",
+            f"Keras's config.json has no entry {'.'.join(keys)}",
             hint="write the file again with model.save",
         )
     return stated

@@ -43,10 +43,13 @@ class Flags:
     """What the user specifies of a checkpoint's configuration; None where nothing is."""
 
     num_attention_heads: int | None = _option(
-        "num_heads", Whole(), "Attention heads of the encoder."
+        "num_heads", Whole(), "Number of attention heads of the encoder."
     )
     decoder_num_attention_heads: int | None = _option(
-        "decoder_num_heads", Whole(), "Attention heads of the decoder.", tasks=("pretrain",)
+        "decoder_num_heads",
+        Whole(),
+        "Number of attention heads of the decoder.",
+        tasks=("pretrain",),
     )
     layer_norm_eps: float | None = _option(
         "layer_norm_eps", Number(), "Epsilon of the layer norms."
@@ -54,31 +57,31 @@ class Flags:
     decoder_layer_norm_eps: float | None = _option(
         "decoder_layer_norm_eps",
         Number(),
-        "Epsilon of the decoder's, where it is another.",
+        "Epsilon of the decoder's layer norms, if it differs from the encoder's.",
         tasks=("pretrain",),
     )
     global_pool: str | None = _option(
         "global_pool",
         Choice(POOLING),
-        "What a classifier reads: the class token, or the mean of the patches.",
+        "Pooling of a classifier: the class token, or the mean of the patch tokens.",
         tasks=("classify",),
     )
     norm_pix_loss: bool | None = _option(
         "norm_pix_loss",
         Switch(),
-        "Trained to predict patches normalised one by one.",
+        "Whether the model was trained to predict pixels normalised per patch.",
         tasks=("pretrain",),
     )
     mask_ratio: float | None = _option(
         "mask_ratio",
         Number(0, 1),
-        "Share of patches that is removed.",
+        "Fraction of the patches that is removed.",
         tasks=("pretrain", "encoder"),
     )
     image_size: int | tuple[int, int] | None = _option(
         "source_image_size",
         ImageSize(),
-        "Image size of the position embeddings, where the grid is not square.",
+        "Image size of the stored position embeddings, if the grid of patches is not square.",
     )
     num_frames: int | None = _option(
         "source_num_frames",
@@ -94,8 +97,8 @@ class Flags:
 STATE_KEY = CheckpointOption(
     "state_key",
     Words(),
-    "Key of the weights, or the prefix of their names, where a file has several models (teacher,"
-    " model_ema).",
+    "Key of the weights, or the prefix of their names, if a file contains several models (teacher, "
+    "model_ema).",
     metavar="KEY",
 )
 # By the field of `Flags` that each gives.

@@ -49,7 +49,7 @@ FUNCTION = (
     "key_bias",
 )
 CHECKED = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_weights")
-"""Fields that are held against the weights by `check_config`."""
+"""Fields that `check_config` compares with the weights."""
 TRAINING = (
     "attention_probs_dropout_prob",
     "gradient_checkpointing",
@@ -138,8 +138,8 @@ ATTENTION = Reported((None, "eager", "sdpa", "flash_attention_2", "flash_attenti
                       "flex_attention"))  # fmt: skip
 QUANTIZED = Only(
     (None, {}),
-    "transformers computes with quantized weights then; load the model with it, write it with"
-    " model.dequantize().save_pretrained(DIR), and name DIR",
+    "transformers then computes with quantized weights; load the model with transformers, write it "
+    "with model.dequantize().save_pretrained(DIR), and use DIR",
 )
 FIELDS: Mapping[str, Treatment] = {
     **dict.fromkeys((*FUNCTION, *CHECKED), READ),
@@ -151,12 +151,12 @@ FIELDS: Mapping[str, Treatment] = {
     "auto_map": Reported((None, {})),  # code in the repository, for trust_remote_code=True
     "compression_config": QUANTIZED,
     "per_layer_config": Only(
-        NOTHING, "single layers are given other fields then, which no layout here can hold"
+        NOTHING, "it then sets fields of single layers, which no supported layout can hold"
     ),
     "pruned_heads": Only(
         NOTHING,
-        "transformers 4 removes these attention heads when it loads the model; load it there, write"
-        " it with save_pretrained, and name that directory",
+        "transformers 4 removes these attention heads when it loads the model; load the model with "
+        "transformers 4, write it with save_pretrained, and use that directory",
     ),
     "quantization_config": QUANTIZED,
     "use_bfloat16": Reported(NOTHING),
@@ -212,15 +212,15 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     others = (path.name for path in weights_file.parent.iterdir())
     if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
         raise ConfigurationError(
-            f"{other} is beside {weights_file.name}: transformers 5 loads such parts of a"
-            " distributed checkpoint and no other weights",
-            hint="move one of the two elsewhere",
+            f"{other} is beside {weights_file.name}: transformers 5 loads such shards of a "
+            "distributed checkpoint and no other weights",
+            hint="move one of the two away",
         )
     named = stated.get("transformers_weights")
     if named is not None and named != weights_file.name:
         raise ConfigurationError(
-            f"config.json names other weights, transformers_weights {shown(named)}: transformers"
-            f" loads these, and here {weights_file.name} is read",
+            f"config.json names other weights, transformers_weights {shown(named)}: transformers "
+            f"loads that file, but mae-convert reads {weights_file.name}",
             hint="remove one of the two files, and transformers_weights from config.json",
         )
     for name in ("dtype", "torch_dtype"):
@@ -229,16 +229,18 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
             continue
         if wanted not in DTYPES:
             raise ConfigurationError(
-                f"config.json says {name} is {shown(wanted)}, in which no model here is computed",
-                hint=f"remove {name}, or name one of {', '.join(DTYPES)}",
+                f"config.json says {name} is {shown(wanted)}, which is not supported",
+                hint=f"remove {name}, or use one of {', '.join(DTYPES)}",
             )
         wider = [dtype for dtype in dtypes if not _holds(DTYPES[wanted], dtype)]
         if wider:
             raise ConfigurationError(
-                f"config.json says {name} is {wanted}, to which transformers 5 rounds the weights"
-                f" when it loads them, and they are stored in {wider[0]}",
-                hint=f"remove {name} from config.json to keep them, or load the model there and"
-                " save it, which rounds them",
+                f"config.json says {name} is {wanted}, to which transformers 5 rounds the weights "
+                f"when it loads them, but they are stored in {wider[0]}",
+                hint=(
+                    f"remove {name} from config.json to keep them, or load and save the model with "
+                    "transformers, which rounds them"
+                ),
             )
         return
 

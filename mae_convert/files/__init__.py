@@ -1,1 +1,1 @@
-"""Files and bytes: read in ranges, written atomically, hashed; nothing of what is in them."""
+"""Files as bytes, independent of their format: ranged reads, atomic writes, hashes."""

@@ -22,16 +22,16 @@ from mae_convert.text import listing
 NEW = "new"
 
 REASONS = {
-    errno.ENOSPC: "there is no space left; free some or write elsewhere",
+    errno.ENOSPC: "no space is left on the device; free some space or write elsewhere",
     errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
-    errno.EFBIG: "the file would be larger than is allowed here; write elsewhere",
+    errno.EFBIG: "the file would exceed the allowed file size; write elsewhere",
     errno.EACCES: "permission is denied; write elsewhere or change the permissions",
     errno.EPERM: "permission is denied; write elsewhere or change the permissions",
     errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.ENOENT: "its directory does not exist; make it first",
+    errno.ENOENT: "its directory does not exist; create it first",
     errno.ENOTDIR: "its directory is a file; write elsewhere",
     errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
-    errno.EMFILE: "too many files are open; allow more (`ulimit -n 4096`), or write larger parts",
+    errno.EMFILE: "too many files are open; allow more (`ulimit -n 4096`), or write larger shards",
     errno.EIO: "the disk reports an error; write elsewhere, and check the disk",
 }
 
@@ -40,12 +40,12 @@ Identity = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an output is to stand.
+    """The target of an output.
 
     Attributes:
-        target: its name.
+        target: its path.
         is_directory: whether it is a directory.
-        overwrite: whether it may replace what stands there.
+        overwrite: whether an existing target may be replaced.
         may_replace: raises OutputError for a directory that must not be replaced.
     """
 
@@ -71,10 +71,12 @@ class Place:
     def _check_name(self, target: Path) -> None:
         if target.name in ("", ".."):
             raise OutputError(
-                target, " is a directory that cannot be replaced", hint="name one in it"
+                target,
+                " is a directory that cannot be replaced",
+                hint="specify a directory inside it",
             )
         if not self.is_directory and target.is_dir():
-            raise OutputError(target, " is a directory and not a file", hint="name a file in it")
+            raise OutputError(target, " is a directory and not a file", hint="specify a file in it")
         exists = os.path.lexists(target)
         if self.is_directory and exists and (target.is_symlink() or not target.is_dir()):
             raise OutputError(
@@ -87,7 +89,7 @@ class Place:
 
 
 class Staged:
-    """An output on its way: it is made at `path`, and put in place by `commit`."""
+    """An output in progress: it is written at `path`, and renamed by `commit`."""
 
     def __init__(self, place: Place, folder: Path) -> None:
         self.place = place
@@ -96,11 +98,11 @@ class Staged:
         self._undo: Callable[[], None] | None = None
 
     def commit(self) -> None:
-        """Give the output its name.
+        """Rename the output to its target.
 
         Raises:
-            OutputError: another run has put something there meanwhile.
-            OSError: the system refuses.
+            OutputError: another run has written the target in the meantime.
+            OSError: the operating system refuses.
         """
         target = self.place.target
         if self._old is not None and self.place.is_directory and target.is_dir():
@@ -113,7 +115,7 @@ class Staged:
             self._replace(self._old)
 
     def undo(self) -> None:
-        """Put back what was there before `commit`, if there was one."""
+        """Restore the state before `commit`, if that was called."""
         if self._undo is not None:
             self._undo()
             self._undo = None
@@ -206,7 +208,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
         suffixes: those that the name may end in, in lower case; empty if any will do.
 
     Raises:
-        OutputError: it ends in something else, exists already, is a directory, or has none to be
+        OutputError: it ends in something else, already exists, is a directory, or has none to be
             in.
     """
     if suffixes and target.suffix.lower() not in suffixes:
@@ -219,7 +221,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
 
 
 def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -> None:
-    """Write one file, text in UTF-8; it appears under its name when it is whole.
+    """Write one UTF-8 text file, which appears under its name when it is complete.
 
     Raises:
         OutputError: as `staged`.
@@ -231,7 +233,7 @@ def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -
 
 @contextmanager
 def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give the path at which to write one file; at the end it is flushed and takes its name.
+    """Yield the path to write one file to; at the end it is flushed and renamed.
 
     Raises:
         OutputError: as `staged`.
@@ -258,10 +260,10 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def saying(target: Path) -> Iterator[None]:
-    """Turn what the system refuses into one sentence.
+    """Convert errors of the operating system to one clear error.
 
     Raises:
-        OutputError: the body raised an error of the system.
+        OutputError: the body raised an error of the operating system.
     """
     try:
         yield
@@ -271,7 +273,7 @@ def saying(target: Path) -> Iterator[None]:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return what tells a file from every other, a link from what it names; None for none."""
+    """Return the identity of a file (a link is not followed); None if it does not exist."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -281,7 +283,7 @@ def _identity(path: Path) -> Identity | None:
 
 def _exists(target: Path) -> OutputError:
     return OutputError(
-        f"{target} exists already",
+        f"{target} already exists",
         hint=("choose another name or pass ", Option("overwrite", True)),
         path=target,
     )
@@ -290,6 +292,6 @@ def _exists(target: Path) -> OutputError:
 def _overtaken(target: Path) -> OutputError:
     return OutputError(
         target,
-        " was written by another program in the meantime and is left as it is",
-        hint="look at it, and run again if it is to be replaced",
+        " was written by another program in the meantime and was not changed",
+        hint="check it, and run the command again to replace it",
     )

@@ -22,7 +22,7 @@ from mae_convert.files.messages import damaged
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.shortage import shortage
 
-NAMED = "name a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
+NAMED = "specify a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
 
 
 class ByteFile:
@@ -133,7 +133,7 @@ class ByteFile:
     def _changed(self) -> CheckpointError:
         return CheckpointError(
             self.path,
-            " was changed while it was read",
+            " was changed while it was being read",
             hint="wait until it is complete and run again",
         )
 
@@ -151,7 +151,9 @@ def _open(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(path, " does not exist", hint="check the path") from None
     except PermissionError:
-        raise CheckpointError(path, " may not be read: change its permissions") from None
+        raise CheckpointError(
+            path, " cannot be read: permission denied; change its permissions"
+        ) from None
     except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
         if reason := shortage(error):
             raise CheckpointError(path, f" cannot be opened: {reason}") from error
@@ -160,7 +162,7 @@ def _open(path: Path) -> int:
 
 @dataclass(frozen=True, eq=False)
 class FileArray(SequentialArray):
-    """An array that lies in a file as it stands, in C order."""
+    """An array that is stored in a file in C order."""
 
     file: ByteFile
     offset: int
@@ -176,34 +178,34 @@ class FileArray(SequentialArray):
 
 
 class Window(io.RawIOBase):
-    """A file's bytes as a stream for a parser that wants one, which gets no more than there is."""
+    """A file's bytes as a stream for a parser, limited to the file's size."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
         self._position = 0
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return that it can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it can be read from anywhere."""
+        """Return that it can be read from any position."""
         return True
 
     def tell(self) -> int:
-        """Return where the next read begins."""
+        """Return the position of the next read."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; before the beginning there is none."""
+        """Set the position, which cannot be negative."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}
         if base[whence] + offset < 0:
-            raise OSError("a place before the beginning")
+            raise OSError("a position before the beginning")
         self._position = base[whence] + offset
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return bytes, at most `size`; what is asked for is not allocated, only what is there."""
+        """Return at most `size` bytes; memory is allocated only for bytes that exist."""
         left = max(0, self._file.size - self._position)
         count = left if size is None or size < 0 else min(size, left)
         data = self._file.raw(self._position, count) if count else b""
@@ -211,7 +213,7 @@ class Window(io.RawIOBase):
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as there are bytes."""
+        """Fill a buffer with the bytes that are left."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

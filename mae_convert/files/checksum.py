@@ -1,7 +1,7 @@
-"""The CRC-32 of bytes that follow each other, made of those of its parts.
+"""Compute the CRC-32 of concatenated bytes from the CRC-32 of the parts.
 
 A CRC-32 is a polynomial over GF(2) modulo `POLYNOMIAL`, its bits reversed: the highest bit of a
-number is the coefficient of x^0. To append n zero bits is to multiply it by x^n.
+number is the coefficient of x^0. Appending n zero bits is a multiplication by x^n.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ ONE, X = 1 << 31, 1 << 30
 
 
 def joined(parts: Iterable[tuple[int, int]]) -> int:
-    """Return the CRC-32 of parts in their order, each given as its own CRC-32 and its bytes."""
+    """Return the CRC-32 of concatenated parts, each given as its own CRC-32 and its length."""
     whole = 0
     for checksum, count in parts:
         whole = _times(_power_of_x(8 * count), whole) ^ checksum

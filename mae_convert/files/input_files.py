@@ -1,7 +1,7 @@
-"""Files that a user names as input: opened only if they are regular files.
+"""Input files that a user specifies: opened only if they are regular files.
 
-A named pipe, a terminal or another device would be waited for without end, and a directory or a
-socket gives an error that says nothing to a user.
+Reading a named pipe, a terminal or another device could wait forever, and a directory or a socket
+gives an unclear error.
 """
 
 import os
@@ -44,7 +44,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return what stands under a name if it is not a regular file; None also if nothing does."""
+    """Return the type of a path that is not a regular file; None also if it does not exist."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Renaming in one step: without replacing, or by an exchange, which Python does not offer."""
+"""Atomic renames that Python does not offer: without replacing, or by an exchange."""
 
 import ctypes
 import errno
@@ -10,10 +10,10 @@ AT_WORKING_DIRECTORY = -100
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename without replacing: what another process has put there meanwhile stays.
+    """Rename without replacing: if the target exists, it stays.
 
     Raises:
-        FileExistsError: something is there.
+        FileExistsError: the target exists.
     """
     try:
         renameat2(source, target, NO_REPLACE)
@@ -28,20 +28,20 @@ def rename_to_new(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two files or directories have each other's names.
+    """Exchange the names of two files or directories.
 
     Raises:
-        NotImplementedError: the system or this file system cannot.
+        NotImplementedError: the operating system or this file system cannot.
     """
     renameat2(one, other, EXCHANGE)
 
 
 def renameat2(source: Path, target: Path, flags: int) -> None:
-    """Rename as the system call of that name does.
+    """Rename with the system call of that name.
 
     Raises:
-        NotImplementedError: the system or this file system does not have it.
-        OSError: the system refuses.
+        NotImplementedError: the operating system or this file system does not have it.
+        OSError: the system call failed.
     """
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is None:

@@ -27,17 +27,17 @@ class SequentialArray(ABC):
         return math.prod(self.shape)
 
     def __call__(self) -> np.ndarray:
-        """Return the whole array; it is not to be written to."""
+        """Return the whole array, which must not be modified."""
         return self.elements(0, self.size).reshape(self.shape)
 
     @abstractmethod
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements from `start` to before `stop`, counted in C order, as one axis."""
+        """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part(SequentialArray):
-    """Elements of another array that follow each other, from `first` on."""
+    """A contiguous range of the elements of another array, from `first` on."""
 
     of: SequentialArray
     first: int
@@ -49,12 +49,12 @@ class Part(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Joined(SequentialArray):
-    """The elements of several arrays, one array after the other."""
+    """The concatenated elements of several arrays."""
 
     parts: Sequence[SequentialArray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of the parts that have them."""
+        """Return the elements from the parts that contain them."""
         pieces, first = [], 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.size)
@@ -68,7 +68,7 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """Another array with every element mapped, each by itself, to one of `dtype`."""
+    """Another array with a function applied to each element, which returns `dtype`."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]
@@ -79,6 +79,6 @@ class Mapped(SequentialArray):
 
 
 def split(array: SequentialArray, shapes: Sequence[tuple[int, ...]]) -> list[SequentialArray]:
-    """Return arrays of these shapes that follow each other in another array."""
+    """Return arrays of these shapes that are consecutive ranges of another array."""
     first = itertools.accumulate(map(math.prod, shapes), initial=0)
     return [Part(shape, array.dtype, array, at) for shape, at in zip(shapes, first, strict=False)]

@@ -1,8 +1,8 @@
-"""Hidden directories that end with the run: for outputs, beside the target, and for other files.
+"""Hidden directories that are removed at the end of the run: beside a target, and for other files.
 
-The name is random and the directory is the user's alone, so that nobody can foresee it and put
-something there. The run that uses it holds a lock on it: a directory without one was left by a run
-that was killed, and the next run removes it.
+The name is random and the directory has permissions for the user only, so nobody can predict it and
+place files there. The run that uses it holds a lock on it: a directory without a lock was left by a
+run that was killed, and the next run removes it.
 """
 
 import os
@@ -66,7 +66,7 @@ def _staging_in(directory: Path) -> Iterator[Path]:
 
 
 def sweep(directory: Path) -> list[Path]:
-    """Remove what killed runs of this user have left in a directory; return what it was."""
+    """Remove directories that killed runs of this user have left; return which."""
     swept: list[Path] = []
     with suppress(OSError), os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries if NAME.fullmatch(entry.name))
@@ -85,7 +85,7 @@ def _removed(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, as far as the system lets us; links are not followed."""
+    """Remove a file or a directory, as far as permitted; links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -94,7 +94,7 @@ def remove(path: Path) -> None:
 
 
 def _make(directory: Path) -> tuple[Path, int]:
-    """Return a new directory of our own, and the lock on it."""
+    """Return a new directory with our own permissions, and the lock on it."""
     while True:
         folder = directory / f".mae-convert-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""JSON: read strictly, so that two programs cannot read it differently; and values made for it."""
+"""Strict JSON parsing, so that all programs read the same, and conversion of values to JSON."""
 
 import json
 import math
@@ -12,7 +12,7 @@ LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
 
 
 class JsonError(ValueError):
-    """A text is not JSON, or JSON that is not the same to every reader."""
+    """A text is not JSON, or is ambiguous JSON."""
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -37,14 +37,14 @@ def parse_json(data: bytes | str) -> Any:
     except RecursionError:
         raise JsonError(f"it is nested more than {DEEPEST} deep") from None
     except UnicodeDecodeError as error:
-        raise JsonError(f"it is not text in UTF-8, at byte {error.start}") from None
+        raise JsonError(f"it is not UTF-8 text, at byte {error.start}") from None
     except JsonError:
         raise
     except ValueError as error:
         raise JsonError(str(error)) from error
     _check_depth(value)
     if "\\u" in text and not _is_unicode(value):
-        raise JsonError("it holds half of a surrogate pair, which is not a character")
+        raise JsonError("it contains an unpaired surrogate, which is not a character")
     return value
 
 
@@ -63,9 +63,9 @@ def _refuse_constant(name: str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > len(str(-LARGEST)) or abs(number := int(digits)) >= LARGEST:
-        raise JsonError(f"it holds an integer of {len(digits)} digits")
+        raise JsonError(f"it holds an integer with {len(digits)} digits")
     if digits == "-0":
-        raise JsonError("it holds the number -0, which some parsers take for a fraction")
+        raise JsonError("it contains the number -0, which some parsers read as a float")
     return number
 
 
@@ -100,7 +100,7 @@ def _is_unicode(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: NumPy scalars as numbers, non-finite floats as text."""
+    """Return a value in JSON types: NumPy scalars as numbers, non-finite floats as text."""
     if isinstance(value, str):
         return in_unicode(value)
     if isinstance(value, Mapping):
@@ -115,10 +115,10 @@ def plain(value: Any) -> Any:
 
 
 def in_unicode(value: Any) -> Any:
-    r"""Return a value with every lone surrogate in its text as an escape sequence, as ``\udcff``.
+    r"""Return a value in which every lone surrogate is an escape sequence, such as ``\udcff``.
 
-    Python reads a file name that is not UTF-8, and some pickles hold text, with such halves of a
-    character. Neither JSON that is read strictly nor SQLite can hold them.
+    Python represents file names that are not UTF-8 with lone surrogates, and some pickles contain
+    them. Neither strict JSON nor SQLite can store them.
     """
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()

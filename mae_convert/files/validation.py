@@ -1,7 +1,7 @@
-"""Documents from outside are held against a JSON schema before anything of them is used.
+"""Validate external documents against a JSON schema before they are used.
 
-The schemas are in ``data/schemas`` (draft 7). The validator is imported where there is a document:
-a file of weights alone does not pay for it.
+The schemas are in ``data/schemas`` (draft 7). The validator is imported only if there is a
+document: opening a weight file alone does not need it.
 """
 
 from collections.abc import Callable, Mapping

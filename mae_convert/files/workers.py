@@ -1,7 +1,7 @@
-"""A few threads that share work, and how far they are.
+"""Worker threads and their progress.
 
-Reading, hashing, comparing and writing large pieces of memory run beside each other in one Python
-process, because each lets the interpreter go meanwhile.
+Reading, hashing, comparing and writing large blocks of memory run in parallel in one Python
+process, because each releases the interpreter lock.
 """
 
 import os
@@ -21,13 +21,13 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Is told how far long work is; this one keeps it to itself."""
+    """Receives the progress of a long operation; this base class ignores it."""
 
     def begin(self, total: int) -> None:
-        """Learn how many bytes there are to be worked on."""
+        """Set the total number of bytes."""
 
     def advance(self, count: int) -> None:
-        """Learn that `count` bytes more are done; called from any thread."""
+        """Add `count` bytes; called from any thread."""
 
 
 class _StoppedError(Exception):
@@ -35,7 +35,7 @@ class _StoppedError(Exception):
 
 
 class Crew:
-    """Threads for independent pieces of work; what ends one with an error ends them all."""
+    """Worker threads for independent tasks; the first error stops all of them."""
 
     def __init__(self, progress: Progress) -> None:
         keep_what_is_freed()
@@ -59,14 +59,14 @@ class Crew:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, work: Callable[[Advance], T]) -> "Future[T]":
-        """Begin a piece of work, which calls what it is given with the bytes that it has done."""
+        """Submit a task; it is called with a function that reports the bytes it has processed."""
         return self._pool.submit(work, self._advance)
 
     def finish(self, *futures: "Future[Any]") -> list[Any]:
-        """Wait for pieces of work and return what they return.
+        """Wait for tasks and return their results.
 
         Raises:
-            the first error that one of them raised.
+            Exception: the first error that a task raised.
         """
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         errors = [future.exception() for future in futures if future in done]

@@ -1,7 +1,7 @@
-"""Bytes and files: reads and writes the containers of weights, and knows nothing of layouts.
+"""Read and write file formats of weights; nothing here knows layouts.
 
-A container is opened into a :class:`Container` of lazy tensors, and tensors are written back as a
-file or a model directory. No deep learning framework is imported, and no pickle is executed.
+A file is opened as a :class:`Container` of lazy tensors, and tensors are written to a file or a
+model directory. No deep learning framework is imported, and no pickle is executed.
 """
 
 from mae_convert.formats.container import Container, open_container

@@ -24,7 +24,7 @@ END64 = struct.Struct("<4sQHHIIQQQQ")
 LOCATOR64 = struct.Struct("<4sIQI")
 END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
-"""What stands in the short end record for a number that stands in the long one."""
+"""Value in the short end record that means that the number is in the long one (ZIP64)."""
 ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
@@ -42,7 +42,7 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Record:
-    """One file in the archive: where its bytes lie, how many they are, and how many unpacked."""
+    """One file in the archive: the offset of its bytes, their number, and the unpacked size."""
 
     offset: int
     packed: int
@@ -69,7 +69,7 @@ class Archive:
             entries = archive.infolist()
             # PyTorch looks names up without regard to case.
             if len({entry.filename.lower() for entry in entries}) != len(entries):
-                raise ValueError("two records of one name")
+                raise ValueError("two records with the same name")
             _check_end(file, len(entries))
             located = [(entry, *self._locate(entry)) for entry in entries]
             _refuse_overlaps((start, record) for _, start, record in located)
@@ -78,7 +78,7 @@ class Archive:
         }
 
     def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, Record]:
-        """Return where a record's own header begins, and the record."""
+        """Return the offset of a record's own header, and the record."""
         begins = entry.header_offset
         header = self.file.raw(begins, LOCAL_HEADER.size)
         magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
@@ -91,11 +91,11 @@ class Archive:
         if not _is_inside(entry.filename):
             raise CheckpointError(
                 self.path,
-                f" has a member named {shown(entry.filename)}, which reaches out of the archive;"
-                " no program writes such a file: get it again from where it comes from",
+                f" has a member named {shown(entry.filename)}, which would be outside the archive; "
+                "no program writes such a file: obtain the file again from its source",
             )
         if method not in DEFLATED_OR_STORED:
-            raise ValueError(f"record {shown(entry.filename)} is of no kind that is read")
+            raise ValueError(f"record {shown(entry.filename)} has an unsupported type")
         stored = method == zipfile.ZIP_STORED
         if stored and entry.compress_size != entry.file_size:
             raise ValueError(f"record {shown(entry.filename)} has two sizes")
@@ -129,7 +129,7 @@ class Archive:
             data = unpacker.decompress(self.file.raw(record.offset, record.packed), count)
             whole = count == record.size
             if len(data) != count or (whole and zlib.crc32(data) != record.checksum):
-                raise EOFError(f"the record {shown(name)} is cut short or damaged")
+                raise EOFError(f"the record {shown(name)} is truncated or corrupt")
             return data
 
     def part(self, name: str) -> ByteFile | None:
@@ -144,10 +144,10 @@ class Archive:
     def array(
         self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ) -> Callable[[], np.ndarray]:
-        """Return a way to an array that begins `offset` bytes into a record.
+        """Return a function that reads an array from an offset of a record.
 
         Raises:
-            CheckpointError: it is not all in the record.
+            CheckpointError: it is not completely inside the record.
         """
         end = offset + math.prod(shape) * dtype.itemsize
         if end > self.size(name):
@@ -164,13 +164,13 @@ class Archive:
 
 
 def _stored_name(entry: zipfile.ZipInfo) -> bytes:
-    """Return a record's name as its own header has to spell it."""
+    """Return a record's name as its own header must contain it."""
     utf8 = 0x800
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
 
 
 def _is_inside(name: str) -> bool:
-    """Tell whether a name stays in the folder in which the archive would be unpacked."""
+    """Return whether a name stays inside the directory that the archive would be unpacked to."""
     parts = re.split(r"[/\\]", name)
     return parts[0] != "" and ".." not in parts and not re.match(r"[A-Za-z]:\\", name)
 
@@ -180,7 +180,7 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:
-            raise ValueError("bytes before the archive")
+            raise ValueError("there are there are there are there are bytes before the archive")
         if begins < position:
             raise ValueError("two records overlap")
         position = record.offset + record.packed
@@ -200,7 +200,7 @@ def _check_end(file: ByteFile, count: int) -> None:
         file.raw(place, END.size)
     )
     if magic != END_MAGIC or comment or disk or first_disk:
-        raise ValueError("it has a comment, or bytes behind it")
+        raise ValueError("it has a comment, or bytes after it")
     if place >= LOCATOR64.size and file.raw(place - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
         short = (here, entries, size, offset)
         _, locator_disk, end64, disks = LOCATOR64.unpack(
@@ -209,11 +209,11 @@ def _check_end(file: ByteFile, count: int) -> None:
         place -= LOCATOR64.size + END64.size
         magic, length, _, _, disk, first_disk, *long = END64.unpack(file.raw(place, END64.size))
         if (magic, length, end64) != (END64_MAGIC, END64.size - 12, place):
-            raise ValueError("its end is described in two ways")
+            raise ValueError("its end records are inconsistent")
         if any((locator_disk, disks > 1, disk, first_disk)) or not all(
             a == b or a in ELSEWHERE for a, b in zip(short, long, strict=True)
         ):
-            raise ValueError("its end is described in two ways")
+            raise ValueError("its end records are inconsistent")
         here, entries, size, offset = long
     if (here, entries) != (count, count) or offset + size != place:
-        raise ValueError("its directory is not where its end says")
+        raise ValueError("its central directory is not where the end record says")

@@ -1,4 +1,4 @@
-"""Lays out a zip archive of uncompressed records, the bytes of each at a multiple of 64.
+"""Compute the file layout of a zip archive of uncompressed records, aligned to 64 bytes.
 
 The format is PKWARE's APPNOTE.TXT 6.3.10; section numbers are those of that document.
 """
@@ -12,7 +12,7 @@ from mae_convert.formats.file_layout import Blueprint, Stretch
 
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
-"""What a field of 32 bits cannot hold is said in an extra field, and this is put in its place."""
+"""Value of a 32-bit field whose real value is in an extra field (ZIP64)."""
 
 MANY_RECORDS = (1 << 16) - 1
 VERSION, VERSION_64 = 20, 45
@@ -44,13 +44,13 @@ class Record:
 
     @property
     def size(self) -> int:
-        """The bytes of the whole record."""
+        """Number of bytes of the whole record."""
         return len(self.head) + (self.tensor_bytes or 0)
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A record, where its header begins, and the field that moves its bytes to a multiple of 64."""
+    """A record, the offset of its header, and the padding field that aligns its bytes to 64."""
 
     record: Record
     begins: int
@@ -102,7 +102,7 @@ def _place(records: Iterable[Record]) -> Iterator[_Placed]:
 
 
 def _common(item: _Placed, checksum: int, version: int) -> tuple[int, ...]:
-    """Return what both headers of a record say: from the version to the length of the name."""
+    """Return the fields that both headers of a record share: from version to name length."""
     name = item.record.name
     size = min(item.record.size, LIMIT)
     flags = 0 if name.isascii() else UTF8
@@ -127,7 +127,7 @@ def _central(item: _Placed, checksum: int) -> bytes:
 
 
 def _end(directory: int, entries: Sequence[bytes]) -> bytes:
-    """Return the central directory and what stands behind it."""
+    """Return the central directory and everything after it."""
     whole, count = b"".join(entries), len(entries)
     size, end = len(whole), directory + len(whole)
     if max(directory, size) >= LIMIT or count >= MANY_RECORDS:

@@ -1,10 +1,9 @@
-"""Names in a pickle by which files of attackers run code, and of which no settings are made.
+"""Names in a pickle with which malicious files run code, and which no configuration needs.
 
-A file that names one is refused as a whole, wherever the name is. This table protects nobody who
-reads a file with this package, which imports and calls nothing of a file: it says which files are
-not to be trusted at all. Other names that are not read are passed over where no weight needs them.
-The names are those of Python's standard library and of the published findings about scanners of
-pickles (picklescan, fickling and modelscan).
+A file that contains one is refused as a whole. Reading files with this package is safe without this
+table, because nothing in a file is imported or called: the table identifies files that should not
+be trusted at all. Other unsupported names are ignored if no weight needs them. The names are those
+of the scanners picklescan, fickling and modelscan.
 """
 
 _NAMES = """
@@ -54,7 +53,7 @@ builtins ctypes importlib marshal nt os pickle posix pty runpy shutil socket sub
 """
 
 MODULES = frozenset(_ATTRIBUTES.split())
-"""Modules that are reached as an attribute of a harmless one that imports them."""
+"""Modules that can be reached as attributes of harmless modules that import them."""
 
 
 def runs_code(module: str, name: str) -> bool:

@@ -1,7 +1,7 @@
-"""Reads the configuration text of mmengine and mmcv, which is Python, without running it.
+"""Read the configuration text of mmengine and mmcv, which is Python, without running it.
 
 Such a text is a list of assignments of literals, `dict(...)` and lists. It is parsed into a syntax
-tree, of which only these are taken; whatever else there is (a call, an import, a name) is left out.
+tree, from which only these are evaluated; everything else (calls, imports, names) is ignored.
 """
 
 import ast
@@ -42,10 +42,10 @@ def _value(node: ast.expr, depth: int) -> Any:
     """Return the value of an expression.
 
     Raises:
-        ValueError: it is not a literal, or too deep.
+        ValueError: it is not a literal, or nested too deeply.
     """
     if depth > DEEPEST:
-        raise ValueError("too deep for settings")
+        raise ValueError("nested too deeply for settings")
     match node:
         case ast.Constant(value=str() | bool() | int() | float() | None as value):
             return value
@@ -66,7 +66,7 @@ def _name(key: ast.expr | str | None) -> str:
     if isinstance(key, ast.Constant):
         key = key.value if isinstance(key.value, str) else repr(key.value)
     if not isinstance(key, str):
-        raise ValueError("a mapping that is made of another")
+        raise ValueError("a mapping that includes another mapping")
     return key
 
 

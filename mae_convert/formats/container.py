@@ -1,4 +1,4 @@
-"""Opens what the user named: a file, or a directory with weights and their configuration."""
+"""Open a checkpoint: a file, or a directory with weights and their configuration."""
 
 import os
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ class Container:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths of all files that it takes to read the tensors."""
+        """The paths of all files needed to read the tensors."""
         return tuple(file.path for file in self.opened)
 
 
@@ -102,7 +102,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     contents = read_contents(weights_file, state_key)
     if state_key is not None and not FORMATS[contents.kind].has_keys:
         raise NoSuchKeyError(
-            f"{path} has no keys around its tensors ({contents.kind})",
+            f"{path} has no top-level keys ({contents.kind})",
             hint=("leave ", Option("state_key"), " out"),
             path=path,
         )
@@ -145,9 +145,9 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
 
 
 def _read_json(file: ByteFile) -> dict:
-    value = json_in(file, "mend or remove it")
+    value = json_in(file, "correct or remove it")
     if not isinstance(value, dict):
-        raise CheckpointError(file.path, " is not a JSON object", hint="mend or remove it")
+        raise CheckpointError(file.path, " is not a JSON object", hint="correct or remove it")
     return value
 
 
@@ -159,7 +159,9 @@ def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):
         return nested
-    raise CheckpointError(path, ": image_processor is not a JSON object", hint="mend or remove it")
+    raise CheckpointError(
+        path, ": image_processor is not a JSON object", hint="correct or remove it"
+    )
 
 
 def _image_statistics(config: Mapping | None) -> dict | None:

@@ -1,4 +1,4 @@
-"""What one file holds, whatever its container."""
+"""The contents of one file in any format."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from mae_convert.formats.tensor import LazyTensor
 from mae_convert.shortage import shortage
 
 KERAS = "keras"
-"""The key of what Keras's own `config.json` says, in a configuration."""
+"""Key, in a configuration, of the contents of Keras's own `config.json`."""
 
 LARGEST_JSON = 1 << 22
 LARGEST_COUNT = 1 << 13
@@ -60,10 +60,10 @@ class Contents:
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Turn what a damaged file makes a parser raise into one sentence.
+    """Convert the errors that a parser raises for a corrupt file to one clear error.
 
     Raises:
-        CheckpointError: the body raised one of `damage`, or an error of the system.
+        CheckpointError: the body raised one of `damage`, or an error of the operating system.
     """
     damages: tuple[type[Exception], ...] = (OSError, OverflowError, *damage)
     try:
@@ -71,10 +71,13 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     except MaeConvertError:
         raise
     except PermissionError as error:
-        raise CheckpointError(path, " may not be read: change its permissions") from error
+        raise CheckpointError(
+            path, " cannot be read: permission denied; change its permissions"
+        ) from error
     except MemoryError as error:
         raise CheckpointError(
-            path, " cannot be read: there is too little memory for what it holds or claims to hold"
+            path,
+            " cannot be read: there is not enough memory for what it contains or claims to contain",
         ) from error
     except damages as error:
         if reason := shortage(error):  # which is not the file's fault
@@ -85,7 +88,7 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 def loading(
     path: Path, load: Callable[[], np.ndarray], *damage: type[Exception]
 ) -> Callable[[], np.ndarray]:
-    """Return `load` with the same care for the time when it is called."""
+    """Return `load` with the same error handling when it is called."""
 
     def careful() -> np.ndarray:
         with reading(path, *damage):
@@ -117,37 +120,39 @@ def json_in(file: ByteFile, advice: str) -> Any:
 
 
 def check_plausible(path: Path, contents: Contents) -> None:
-    """Require that a file does not claim to hold much more than it can.
+    """Require that a file does not claim to contain far more data than it can.
 
-    Packed numbers, elements that are there once and meant many times, and space that was never
-    written make a large tensor out of a few bytes. Weights after training cannot be packed to less
-    than a half.
+    Compressed values, elements that are stored once and referenced many times, and space that was
+    never written make a large tensor out of a few bytes. Trained weights cannot be compressed to
+    less than half.
 
     Raises:
         CheckpointError: it does.
     """
     if not contents.tensors:
-        raise CheckpointError(path, " holds no tensors", hint="name a file that holds weights")
+        raise CheckpointError(
+            path, " holds no tensors", hint="specify a file that contains weights"
+        )
     if len(contents.tensors) > LARGEST_COUNT:
         raise CheckpointError(
             path,
-            f" holds {len(contents.tensors)} tensors, more than any Masked Autoencoder",
-            hint="name a checkpoint of one",
+            f" holds {len(contents.tensors)} tensors, which is more than any Masked Autoencoder "
+            "has",
+            hint="specify a checkpoint of a Masked Autoencoder",
         )
     if longest := next((name for name in contents.tensors if len(name) > LONGEST_NAME), None):
         raise CheckpointError(
             path,
-            f" names a tensor by {len(longest)} characters ({shown(longest[:40])}...); no Masked"
-            " Autoencoder has such a name",
+            f" has a tensor name of {len(longest)} characters ({shown(longest[:40])}...); no "
+            "Masked Autoencoder has such a name",
         )
     there = sum(file.size for file in contents.files)
     claimed = sum(tensor.nbytes for tensor in contents.tensors.values())
     if claimed > PACKED_TO * there + UNASKED_BYTES:
         raise CheckpointError(
             path,
-            f" has {there} bytes and claims to hold {claimed} bytes of tensors, which no weights"
-            " are",
-            hint="write them anew where they come from",
+            f" has {there} bytes and claims to contain {claimed} bytes of tensors",
+            hint="write the weights again in the program that created them",
         )
 
 
@@ -167,7 +172,7 @@ def embedded_json(text: object, path: Path) -> dict | None:
         except (ValueError, RecursionError):
             return None
         raise CheckpointError(
-            path, f" holds JSON that is ambiguous ({error})", hint="write the file again"
+            path, f" contains ambiguous JSON ({error})", hint="write the file again"
         ) from error
     return value if isinstance(value, dict) else None
 

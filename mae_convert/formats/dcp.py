@@ -1,8 +1,8 @@
 """PyTorch distributed checkpoints (DCP): a directory with `.metadata` and `__*_*.distcp` files.
 
-`torch.distributed.checkpoint.save` writes them, and so do trainers on top of it, FSDP's above all.
-A tensor may be in chunks, and each chunk is a small file of `torch.save` in the midst of a large
-one.
+`torch.distributed.checkpoint.save` writes them, and so do trainers that use it, above all with
+FSDP. A tensor may be stored in chunks, each of which is a small `torch.save` file embedded in a
+large file.
 """
 
 from collections.abc import Sequence
@@ -83,23 +83,23 @@ class _Files:
         self.used: dict[str, ByteFile] = {}
 
     def check(self, stretch: Stretch) -> ByteFile:
-        """Return the bytes of a stretch as a file of their own.
+        """Return a byte range as a file.
 
         Raises:
-            CheckpointError: the file is missing or shorter.
+            CheckpointError: the file is missing or too short.
         """
         if stretch.file not in self.used:
             path = self._directory / stretch.file
             if not path.is_file():
                 raise CheckpointError(
-                    f"{self._directory} lacks its file {shown(stretch.file)}",
+                    f"{self._directory} lacks the file {shown(stretch.file)}",
                     hint="copy the whole directory",
                 )
             self.used[stretch.file] = ByteFile(path)
         return self.used[stretch.file].part(stretch.offset, stretch.length)
 
     def value(self, stretch: Stretch) -> tuple[Any, Any]:
-        """Return the value that a stretch holds, and a way to its storages."""
+        """Return the value in a byte range, and a function that reads its storages."""
         archive = Archive(self.check(stretch))
         folder = folder_of(archive)
         if folder is None:
@@ -107,20 +107,20 @@ class _Files:
         return read_value(archive, folder, strict=True)[:2]
 
     def tensor(self, name: str, chunk: Chunk, dtype: np.dtype) -> np.ndarray:
-        """Return the numbers of a chunk.
+        """Return the values of a chunk.
 
         Raises:
-            CheckpointError: they are not what `.metadata` says.
+            CheckpointError: they do not match `.metadata`.
         """
         value, read = self.value(chunk.stretch)
         path = self._directory / chunk.stretch.file
         fits = isinstance(value, StoredTensor) and value.shape == chunk.sizes
         if not fits or value.dtype != dtype:
-            raise damaged(path, f"it holds another {shown(name)} than {METADATA} says")
+            raise damaged(path, f"its {shown(name)} differs from that in {METADATA}")
         return lazy(path, name, value, read).load()
 
     def settings(self, value: object) -> dict[str, Any] | None:
-        """Return settings as plain data; None where there are none or they would run code."""
+        """Return settings as plain data; None if there are none or they would run code."""
         try:
             return plain_mapping(self._resolved(value))
         except CheckpointError:

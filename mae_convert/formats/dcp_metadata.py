@@ -1,4 +1,4 @@
-"""`.metadata` of a PyTorch distributed checkpoint: which chunks make which tensor, and where.
+"""`.metadata` of a PyTorch distributed checkpoint: the chunks of each tensor.
 
 The file is a pickle of `torch.distributed.checkpoint.metadata.Metadata`. Nested dicts were
 flattened to dotted names, and its `planner_data` has the path of each.
@@ -61,7 +61,7 @@ TYPES: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some of a file's bytes, which are a file of `torch.save`."""
+    """A byte range of a file, which contains a `torch.save` file."""
 
     file: str
     offset: int
@@ -70,7 +70,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A block of a tensor: where in the tensor it begins, how large it is, where it is kept."""
+    """A block of a tensor: its offsets in the tensor, its sizes, and where it is stored."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -79,14 +79,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ShardedTensor(TensorPlace):
-    """A tensor as `.metadata` describes it: chunks that together are the whole of it."""
+    """A tensor as `.metadata` describes it: chunks that together cover the whole tensor."""
 
     chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True)
 class Pickled:
-    """A value that is no tensor; it is not read before it is needed."""
+    """A value that is not a tensor; it is read when it is needed."""
 
     stretch: Stretch
 
@@ -107,7 +107,7 @@ def read_metadata(file: ByteFile) -> dict[str, Any]:
 
 
 def _no_storage(_: object) -> object:
-    raise ValueError("a storage where only descriptions are")
+    raise ValueError("a storage where only metadata is expected")
 
 
 def _fields(value: Any, kind: str) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
 
 
 def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield every name in the checkpoint, and what stands there."""
+    """Yield every name in the checkpoint with its entry."""
     places: dict[tuple, Stretch] = {}
     for index, info in metadata["storage_data"].items():
         fields = _fields(index, "MetadataIndex")
         places[fields["fqn"], fields.get("offset")] = _stretch(path, _fields(info, "_StorageInfo"))
     if len(places) != len(metadata["storage_data"]):
-        raise ValueError("a chunk is kept twice")
+        raise ValueError("a chunk is stored twice")
     for name, entry in metadata["state_dict_metadata"].items():
         if type(entry) is Record and entry.kind == "BytesStorageMetadata":
             yield name, Pickled(places[name, None])
@@ -135,11 +135,11 @@ def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, obj
 def _stretch(path: Path, info: Mapping[str, Any]) -> Stretch:
     file, offset, length = info["relative_path"], info["offset"], info["length"]
     if not is_plain_name(file) or not natural(offset) or not natural(length):
-        raise ValueError("an impossible place")
+        raise ValueError("an invalid offset")
     if info.get("transform_descriptors"):
         raise CheckpointError(
-            f"{path.parent} is packed by an extension ({shown(info['transform_descriptors'])})",
-            hint="write it without, where it comes from",
+            f"{path.parent} is encoded by an extension ({shown(info['transform_descriptors'])})",
+            hint="write it without the extension, in the program that created it",
         )
     return Stretch(file, offset, length)
 
@@ -156,29 +156,29 @@ def _sharded(name: str, entry: Mapping[str, Any], places: Mapping[tuple, Stretch
         chunks.append(Chunk(offsets, sizes, places[name, offsets]))
     for shape in (entry["size"], *(s for chunk in chunks for s in (chunk.offsets, chunk.sizes))):
         if not possible_shape(shape) or len(shape) != len(entry["size"]):
-            raise ValueError(f"{name} has an impossible shape")
+            raise ValueError(f"{name} has an invalid shape")
     return ShardedTensor(entry["size"], dtype, tuple(chunks))
 
 
 def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
-    """Return the entries as they stood before their names were flattened, as far as it is told."""
+    """Return the entries nested as before their names were flattened, if recorded."""
     whole: dict[str, Any] = {}
     for name, item in entries.items():
         *parents, last = map(str, (paths or {}).get(name) or (name,))
         if len(parents) > DEEPEST:
-            raise ValueError(f"{name} stands too deep")
+            raise ValueError(f"{name} is nested too deeply")
         mapping = whole
         for parent in parents:
             mapping = mapping.setdefault(parent, {})
             if not isinstance(mapping, dict):
-                raise ValueError(f"{name} stands below a value")
+                raise ValueError(f"{name} is nested below a value")
         if mapping.setdefault(last, item) is not item:
             raise ValueError(f"two entries at {name}")
     return whole
 
 
 def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
-    """Require that the chunks lie in the tensor, do not overlap, and leave nothing out.
+    """Require that the chunks are inside the tensor, do not overlap, and cover all of it.
 
     Raises:
         CheckpointError: they do not.
@@ -188,7 +188,7 @@ def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
     ends = begins + np.array([chunk.sizes for chunk in tensor.chunks], np.int64).reshape(shape)
     covered = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
     if covered != math.prod(tensor.shape) or (ends > np.array(tensor.shape)).any():
-        raise damaged(path, f"the chunks of {shown(name)} are not the whole of it")
+        raise damaged(path, f"the chunks of {shown(name)} do not cover the whole tensor")
     for index in range(len(tensor.chunks) - 1):
         apart = (ends[index] <= begins[index + 1 :]) | (ends[index + 1 :] <= begins[index])
         if covered and not apart.any(axis=1).all():

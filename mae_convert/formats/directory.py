@@ -1,4 +1,4 @@
-"""Which file to read where the user named a directory, or one file of several."""
+"""Find the file to read for a directory, or for one file of several."""
 
 import re
 from pathlib import Path
@@ -48,22 +48,22 @@ def find_weights(path: Path) -> Path:
     if path.suffix == ".distcp":
         raise CheckpointError(
             path,
-            " is a part of a distributed checkpoint",
-            hint=f"name its directory, {path.parent}",
+            " is a shard of a distributed checkpoint",
+            hint=f"specify its directory, {path.parent}",
         )
     if DEEPSPEED.fullmatch(path.name):
         return _checked_deepspeed(path.parent, [path])
     if (match := SHARD.fullmatch(path.name)) and int(match[2]) > 1:
         raise CheckpointError(
             path,
-            f" is part {int(match[1])} of {int(match[2])}",
-            hint=f"name its directory, {path.parent}",
+            f" is shard {int(match[1])} of {int(match[2])}",
+            hint=f"specify its directory, {path.parent}",
         )
     return path
 
 
 def _find_in(directory: Path) -> Path:
-    """Return the one file with weights: one of a conventional name, else any checkpoint."""
+    """Return the one file with weights: one with a conventional name, else any checkpoint."""
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
     if directory / METADATA in files:
@@ -76,24 +76,26 @@ def _find_in(directory: Path) -> Path:
         names = ", ".join(path.name for path in found[:8])
         raise CheckpointError(
             directory,
-            f" holds {len(found)} files of weights ({names}{', …' * (len(found) > 8)})",
-            hint=f"name the file itself, for instance {found[0]}",
+            f" holds {len(found)} weight files ({names}{', …' * (len(found) > 8)})",
+            hint=f"name the file itself, for example {found[0]}",
         )
     if found:
         return found[0]
     if (directory / "latest").is_file() and (tags := sorted(directory.glob("*/*_model_states.pt"))):
         raise CheckpointError(
             directory,
-            " holds checkpoints of DeepSpeed",
-            hint=f"name one, for instance {tags[-1].parent}",
+            " contains DeepSpeed checkpoints",
+            hint=f"name one, for example {tags[-1].parent}",
         )
     refuse_tensorflow(directory)
     if any((directory / name).exists() for name in ORBAX):
         raise CheckpointError(
             directory,
-            " is a checkpoint of Orbax (JAX), which is not read",
-            hint="restore it where it comes from and write its arrays by the names of a known"
-            " layout with numpy.savez",
+            " is an Orbax (JAX) checkpoint, which is not supported",
+            hint=(
+                "restore it in the program that wrote it, and write its arrays with the names of a "
+                "supported layout with numpy.savez"
+            ),
         )
     wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
     raise CheckpointError(
@@ -107,16 +109,16 @@ def _is_conventional(path: Path) -> bool:
 
 
 def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
-    """Return DeepSpeed's file of the model's weights, if it holds all of them.
+    """Return DeepSpeed's file with the model's weights, if it contains all of them.
 
     Raises:
-        CheckpointError: the weights are spread over the files of several processes.
+        CheckpointError: the weights are distributed over the files of several processes.
     """
     if any(path.name.startswith("zero_") for path in parts):
         raise CheckpointError(
             directory,
-            " is a ZeRO-3 checkpoint of DeepSpeed, in which every process has a piece of every"
-            " tensor",
+            " is a DeepSpeed ZeRO-3 checkpoint, in which every process holds a shard of every "
+            "tensor",
             hint=f"join them with `python zero_to_fp32.py {directory.parent} OUT --tag"
             f" {directory.name}`, a program that DeepSpeed has put into {directory.parent},"
             " and convert OUT",
@@ -125,35 +127,39 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
     if len(beside) > 1:
         raise CheckpointError(
             directory,
-            f" holds a model that DeepSpeed has split among {len(beside)} processes"
-            f" ({beside[0].name} to {beside[-1].name})",
-            hint="load it there in as many processes, gather its tensors, and save them with"
-            " torch.save({'module': tensors}, ...)",
+            f" contains a model that DeepSpeed has split among {len(beside)} processes "
+            f"({beside[0].name} to {beside[-1].name})",
+            hint=(
+                "load it with DeepSpeed in as many processes, gather its tensors, and save them "
+                "with torch.save({'module': tensors}, ...)"
+            ),
         )
     return parts[0]
 
 
 def is_read_beside(name: str) -> bool:
-    """Tell whether a library may act on a file of this name beside weights."""
+    """Return whether a library may read a file of this name in addition to the weights."""
     known = name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or DISTRIBUTED.fullmatch(name)
     return bool(known) or name.endswith(".py")
 
 
 def left_aside(weights_file: Path) -> dict[str, str]:
-    """Return what stands beside the weights, is not read, and may matter; with a word on it."""
+    """Return files that are not read and may be relevant, each with a description."""
     if not DEEPSPEED.fullmatch(weights_file.name):
         return {}
     states = list(weights_file.parent.glob("*_optim_states.pt"))
     if not states:
         return {}
     return {
-        "*_optim_states.pt": f"{len(states)} of DeepSpeed's files of the optimizer; if training "
-        "was in half precision, they have the weights in float32, which zero_to_fp32.py writes"
+        "*_optim_states.pt": (
+            f"{len(states)} DeepSpeed optimizer files are not read; if training was in half "
+            "precision, they contain the float32 weights, which zero_to_fp32.py extracts"
+        )
     }
 
 
 def is_of_model_directory(path: Path) -> bool:
-    """Tell whether what stands beside a file is about it: by its name, or as the only weights."""
+    """Return whether a file belongs to weights beside it: by name, or as the only weights."""
     if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
         return True
     if path.name.endswith(KERAS_SUFFIX):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 Stretch = tuple[int, bytes]
-"""Some bytes of a file, and where they begin."""
+"""Bytes of a file and their offset."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""HDF5 files: the legacy Keras form (`tf_model.h5`) and Keras 3's (`.weights.h5`)."""
+"""HDF5 files: the legacy Keras format (`tf_model.h5`) and Keras 3's (`.weights.h5`)."""
 
 import zlib
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def read_hdf5(file: ByteFile) -> Contents:
             raise CheckpointError(
                 file.path,
                 " is an HDF5 file without weights",
-                hint="name a file that was written by save_weights",
+                hint="specify a file that was written by save_weights",
             )
         settings = {name: embedded_json(tree.text("", name), file.path) for name in SETTINGS}
         listed = set(names)
@@ -80,14 +80,14 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 
 
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    """Return the paths of a layer's weights; in shards each weight is listed like a layer."""
     if layer in tree.datasets:
         return [layer]
     return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]
 
 
 def _read_names(tree: Tree, path: str, name: str) -> list[str]:
-    """Return a list of names; Keras splits a long one into attributes that are numbered."""
+    """Return a list of names; Keras splits a long list into numbered attributes."""
     if name in tree.attributes[path]:
         return tree.texts(path, name)
     numbered = (f"{name}{number}" for number in range(len(tree.attributes[path])))
@@ -106,7 +106,7 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
             file.path,
             f" holds {shown(name)} as {dtype or 'something else than numbers'}, which is not a"
             " tensor that is read",
-            hint="write it as float32 before",
+            hint="write it as float32 first",
         )
     tensor = LazyTensor(name, dataset.shape, dtype, _careful(file, dataset.load))
     if stored == dtype == dataset.type.dtype:
@@ -115,10 +115,10 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
 
 
 def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    """Return a way to an array whose chunks may turn out to be damaged."""
+    """Return a function that reads an array and reports corrupt chunks as errors."""
     return load if isinstance(load, SequentialArray) else loading(file.path, load, *DAMAGE)
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return numbers, which may have been read as bytes, in native order."""
+    """Return numbers in native byte order; they may have been read as bytes."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""Writes HDF5 files that Keras 3 and the TensorFlow classes of transformers read."""
+"""Write HDF5 files that Keras 3 and the TensorFlow classes of transformers read."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def keras_h5_blueprint(
 
 
 class _Written(io.RawIOBase):
-    """A file that HDF5 writes, of which only what is written is kept: no space for the data."""
+    """A file object for HDF5 that stores only written pages: no space for the data is allocated."""
 
     def __init__(self) -> None:
         self.stretches: list[Stretch] = []
@@ -62,7 +62,7 @@ class _Written(io.RawIOBase):
         self._position = self._size = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = base[whence] + offset
         return self._position
@@ -73,7 +73,7 @@ class _Written(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
-        """Keep bytes, and where they stand."""
+        """Store bytes at the position."""
         written = bytes(data)
         self.stretches.append((self._position, written))
         for at, byte_range in self._pages_of(len(written)):
@@ -84,7 +84,7 @@ class _Written(io.RawIOBase):
         return len(written)
 
     def readinto(self, buffer: Any) -> int:
-        """Give back what was written, zeros where nothing was."""
+        """Return the bytes that were written, zeros elsewhere."""
         for at, byte_range in self._pages_of(len(buffer)):
             page, inside = byte_range
             buffer[at : at + inside.stop - inside.start] = page[inside]
@@ -92,7 +92,7 @@ class _Written(io.RawIOBase):
         return len(buffer)
 
     def _pages_of(self, count: int) -> Iterator[tuple[int, tuple[bytearray, slice]]]:
-        """Yield for the next `count` bytes: how many come before, a page, and which part of it."""
+        """Yield for the next `count` bytes: the offset, a page, and the slice of it."""
         at = 0
         while at < count:
             number, start = divmod(self._position + at, PAGE)
@@ -108,10 +108,10 @@ def _blueprint(
     *,
     track_order: bool,
 ) -> Blueprint:
-    """Let HDF5 lay out the file in memory, without the data.
+    """Let HDF5 create the file in memory without the data.
 
-    So the data are written without passing through the library, which reports a full disk only
-    when it closes the file, and then cannot close it.
+    The data is then written without the library, which reports a full disk only when it closes the
+    file, and then cannot close it.
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:
@@ -124,7 +124,7 @@ def _blueprint(
 
 
 def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:
-    """Create a file that holds no times, so that the same tensors make the same file."""
+    """Create a file without time stamps, so that the same tensors give the same file."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, stream)
@@ -150,7 +150,7 @@ def _without_times(kind: Any, track_order: bool) -> Any:
 
 
 def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
-    """Make room for a tensor and return where its data begin."""
+    """Allocate space for a tensor and return the offset of its data."""
     *parents, leaf = tensor.name.split("/")
     group = file
     for parent in parents:
@@ -170,7 +170,7 @@ def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
 
 
 def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
-    """Write a list of names as Keras does, in as many attributes as it needs."""
+    """Write a list of names as Keras does, in as many attributes as needed."""
     encoded = np.array([text.encode() for text in names])
     count = 1
     while any(part.nbytes > LARGEST_ATTRIBUTE for part in np.array_split(encoded, count)):
@@ -185,10 +185,10 @@ def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn what the library refuses into one sentence.
+    """Convert errors of the HDF5 library to one clear error.
 
     Raises:
-        OutputError: the library refused.
+        OutputError: the library raised an error.
     """
     try:
         yield

@@ -13,14 +13,14 @@ from mae_convert.formats.shards import INDEX_SUFFIX, read_sharded
 
 HEAD_BYTES = 512
 LOOKALIKES = (
-    (re.compile(rb"version https://git-lfs"), "a git-lfs pointer and not the file itself; "
-     "fetch the file with `git lfs pull`"),
-    (re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE), "a web page and not "
-     "a checkpoint; download the file again by its direct address"),
+    (re.compile(rb"version https://git-lfs"),
+     "a git-lfs pointer and not the file itself; download the file with `git lfs pull`"),
+    (re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE),
+     "a web page and not a checkpoint; download the file again from its direct URL"),
     (re.compile(rb"\s*[{\[]\s*[\"{\[]"), f"a JSON file and not weights; {NAMED}"),
     (re.compile(rb"\x1f\x8b"), "compressed with gzip; unpack it with gunzip"),
     (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf"), "a compressed file; unpack it"),
-    (re.compile(rb"(?s).{257}ustar"), "a tar archive; unpack it and name the checkpoint in it"),
+    (re.compile(rb"(?s).{257}ustar"), "a tar archive; unpack it and specify the checkpoint in it"),
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
 
-Keras makes a model of such a file by importing what `config.json` names. Here nothing is made:
-the configuration is read as JSON, the weights as tensors, and only files of this project's models
-and KerasHub's are taken, whose configuration is understood.
+Keras creates a model from such a file by importing what `config.json` names. Here no model is
+created: the configuration is read as JSON, the weights as tensors, and only files of this project's
+models and KerasHub's are accepted, whose configuration is understood.
 """
 
 import json
@@ -23,7 +23,7 @@ METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24
 FUNCTIONAL = ("Functional", "Sequential")
 PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
-"""How the names begin under which models are registered whose configuration is understood."""
+"""Prefixes of the registered names of Keras classes whose configuration can be read."""
 
 
 def read_keras_archive(archive: Archive) -> Contents:
@@ -62,12 +62,12 @@ def _check_members(archive: Archive) -> None:
 
 
 def _weights(archive: Archive) -> ByteFile:
-    """Return the weights as a file of their own."""
+    """Return the weights as a file."""
     part = archive.part(WEIGHTS)
     if part is None:
         raise CheckpointError(
             archive.path,
-            f" has {WEIGHTS} compressed, as Keras does not write it",
+            f" has {WEIGHTS} compressed, which Keras never does",
             hint="unpack the archive and pack it again with `zip -0`",
         )
     return part
@@ -87,8 +87,8 @@ def _read_config(archive: Archive) -> dict[str, Any]:
             raise whole_model(archive.path, json.dumps(stated), None)
         raise CheckpointError(
             archive.path,
-            f" holds a Keras model of class {shown(of)}, and of .keras files only those of"
-            " reference_models and KerasHub are read",
+            f" holds a Keras model of class {shown(of)}, and only .keras files of reference_models "
+            "and KerasHub can be read",
             hint="write its weights with model.save_weights('model.weights.h5')",
         )
     return stated

@@ -1,4 +1,4 @@
-"""Lays out `.keras` files: a zip archive of a configuration, and the weights as HDF5."""
+"""File layout of `.keras` files: a zip archive of a configuration, and the weights as HDF5."""
 
 import bisect
 import json
@@ -15,7 +15,7 @@ from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 from mae_convert.formats.tensor import LazyTensor
 
 KERAS_VERSION = "3.15.1"
-"""The version whose form is written; see `tests/formats/test_keras_archive.py`."""
+"""The Keras version whose file format is written; see `tests/formats/test_keras_archive.py`."""
 
 
 def keras_archive_blueprint(
@@ -58,7 +58,7 @@ def keras_archive_blueprint(
 
 
 def _between(weights: Blueprint, sizes: Iterable[int]) -> Iterator[Stretch]:
-    """Yield what stands before, between and behind the tensors, with zeros where nothing does."""
+    """Yield the bytes before, between and after the tensors, with zeros in gaps."""
     taken = sorted((at, at + size) for at, size in zip(weights.places, sizes, strict=True) if size)
     begins = [0, *(end for _, end in taken)]
     gaps = [
@@ -70,6 +70,6 @@ def _between(weights: Blueprint, sizes: Iterable[int]) -> Iterator[Stretch]:
     for at, data in weights.seal(()):
         start, gap = gaps[bisect.bisect_right(starts, at) - 1]
         if at + len(data) > start + len(gap):
-            raise OutputError("HDF5 has laid out the weights in a way that is not known")
+            raise OutputError("h5py wrote the weights with an unexpected layout")
         gap[at - start : at - start + len(data)] = data
     yield from ((start, bytes(gap)) for start, gap in gaps)

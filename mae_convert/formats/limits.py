@@ -1,4 +1,4 @@
-"""What each kind of container can hold: names and dtypes."""
+"""Names and dtypes that each file format can hold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
         if str(tensor.dtype) not in form.dtypes:
             raise OutputError(
                 f"{target} cannot hold {tensor.name} as {tensor.dtype}",
-                hint=("choose a type that it can hold, for instance ", Option("dtype", "float32")),
+                hint=("choose a dtype that it can hold, for example ", Option("dtype", "float32")),
                 path=target,
             )
 

@@ -1,4 +1,4 @@
-"""NumPy archives (`.npz`): a zip of arrays, each with a short head."""
+"""NumPy archives (`.npz`): a zip of arrays, each with a short header."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ SUFFIX = ".npy"
 SETTINGS = {"config": "__config__", "conversion": "__conversion__"}
 MAGIC = b"\x93NUMPY"
 HEADS = (b"\1\0", b"\2\0", b"\3\0")
-"""Versions of the head. The third is in UTF-8, which matters for names of fields only."""
+"""Versions of the .npy header. The third is in UTF-8, which matters for field names only."""
 
 FIELDS = ("descr", "fortran_order", "shape")
 DESCR = re.compile(r"[<>|=][biufcU][0-9]{1,9}")
@@ -34,7 +34,7 @@ LARGEST_TEXT = 1 << 26
 
 @dataclass(frozen=True)
 class _Head:
-    """What stands before the numbers of an array, and where in the record these begin."""
+    """The header of an array, and the offset of its values in the record."""
 
     shape: tuple[int, ...]
     columns_first: bool
@@ -79,10 +79,10 @@ def read_npz(archive: Archive) -> Contents:
 
 
 def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
-    """Return some arrays of a NumPy archive, those that it has; the others are not looked at.
+    """Return the requested arrays that a NumPy archive contains; others are not read.
 
     Raises:
-        CheckpointError: one is damaged, or is not an array of numbers.
+        CheckpointError: one is corrupt, or is not an array of numbers.
     """
     return {n: _lazy(archive, n) for n in names if f"{n}{SUFFIX}" in archive.records}
 
@@ -109,7 +109,7 @@ def _head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def _read_head(archive: Archive, name: str) -> _Head:
-    """Return what stands before the numbers: magic, version, length, and a Python literal."""
+    """Return the header of an array: magic, version, length, and a Python literal."""
     with reading(archive.path, *DAMAGE, SyntaxError, TypeError):
         start = archive.raw(f"{name}{SUFFIX}", LARGEST_HEAD)
         if start[:6] != MAGIC:
@@ -119,9 +119,9 @@ def _read_head(archive: Archive, name: str) -> _Head:
         fields = ast.literal_eval(start[8 + width : begins].decode("latin-1").strip())
         descr, columns_first, shape = (fields[key] for key in FIELDS)
         if len(fields) != len(FIELDS) or type(columns_first) is not bool or start[6:8] not in HEADS:
-            raise ValueError(f"{name} has a head that NumPy does not write")
+            raise ValueError(f"{name} has a header that NumPy does not write")
         if not possible_shape(shape) or begins > LARGEST_HEAD:
-            raise ValueError(f"{name} has an impossible shape")
+            raise ValueError(f"{name} has an invalid shape")
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
             raise CheckpointError(
                 archive.path,

@@ -1,8 +1,9 @@
-"""Objects in a pickle whose types are not read: nothing is imported or called to make them.
+"""Objects of unsupported types in a pickle: nothing is imported or called to create them.
 
-What a pickle hands to such an object is kept, for two questions: does the object hold tensors, and
-may it have changed what is read? An unknown function that is handed the weights could do anything
-to them, and only running it would tell; then the file is refused.
+The arguments that a pickle passes to such an object are recorded, to answer two questions: does the
+object contain tensors, and may it have changed values that are read? An unknown function that gets
+the weights as an argument could change them, which cannot be determined without running it; then
+the file is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,13 +41,13 @@ class Effects:
         return tuple(dict.fromkeys(self.mentioned))
 
     def replace(self, target: object, old: object) -> None:
-        """Note that a pickle has overwritten a value of a mapping, or the state of an object."""
+        """Record that a pickle has overwritten a value of a mapping, or the state of an object."""
         self.replaced.setdefault(id(target), (target, []))[1].append(old)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What objects of types that are not read were handed, directly or inside other values.
+    """What objects of unsupported types were handed, directly or inside other values.
 
     Attributes:
         containers: by the id of a list, mapping or other value, the name of such an object.
@@ -60,7 +61,7 @@ class Reach:
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
-    """Return what was handed to some objects; with `calls_only`, what was an argument of a call.
+    """Return what was passed to some objects; with `calls_only`, only arguments of calls.
 
     Each value is visited once, so the time is linear in the size of the pickle.
     """
@@ -88,7 +89,7 @@ def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> R
 
 
 def _inside(item: object, effects: Effects) -> Iterator[object]:
-    """Yield the values that a value refers to, those that it once referred to included."""
+    """Yield the values that a value refers to or once referred to."""
     if isinstance(item, Mapping):
         yield from item.keys()
         yield from item.values()
@@ -110,12 +111,12 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
 
 
 def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
-    """Return the name of one of some objects that was handed a tensor; None if none was."""
+    """Return the name of an object that was given a tensor; None if none was."""
     return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
 
 
 def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
-    """Yield the objects in a value that are in no other such object, with their dotted places."""
+    """Yield the outermost opaque objects in a value, with their dotted paths."""
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:
@@ -131,7 +132,7 @@ def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
 
 
 def _placed(place: str, item: Any) -> Iterator[tuple[str, object]]:
-    """Yield the values in a value, with their dotted places."""
+    """Yield the values in a value, with their dotted paths."""
     if isinstance(item, Record):
         yield place, item.state
         return
@@ -146,7 +147,7 @@ def _placed(place: str, item: Any) -> Iterator[tuple[str, object]]:
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return the objects in a value that are not read, by place, each with a sentence on it."""
+    """Return the objects in a value that are not read, by path, each with a description."""
     places: dict[str, str] = {}
     named: set[str] = set()
     more = 0
@@ -157,7 +158,7 @@ def passed_over(value: object, effects: Effects) -> dict[str, str]:
         places[shown(place) or "the pickle"] = in_words(item)
         named |= {item.name} if isinstance(item, Opaque) else set()
     if more:
-        places["other places"] = f"{more} more objects of types that are not read"
+        places["other places"] = f"{more} more objects of unsupported types"
     inner = [name for name in effects.names() if name not in named]
     if inner:
         listed = ", ".join(map(shown, inner[:NAMES_SHOWN])) + ", …" * (len(inner) > NAMES_SHOWN)
@@ -166,9 +167,9 @@ def passed_over(value: object, effects: Effects) -> dict[str, str]:
 
 
 def in_words(item: Opaque | NumpyArray) -> str:
-    """Say what an object is that is not read, and what was done with it."""
+    """Return a description of an object that is not read."""
     if isinstance(item, NumpyArray):
-        return "an array of objects, times or records, which no weight needs and which is not read"
+        return "an array of objects, times or records, which no weight needs; not read"
     values = "" if settings_in(item) is UNKNOWN else ", its values read as plain data"
     return (
         f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "

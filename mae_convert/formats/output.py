@@ -1,4 +1,4 @@
-"""What is to be written: a file, or a model directory of files."""
+"""Outputs to write: a file, or a model directory of files."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ class Output:
 
 
 def file_output(path: Path | str, weights: Weights) -> Output:
-    """Return a file as it is to be written."""
+    """Return the output for a single file."""
     return Output(Path(path), {"": weights})
 
 
@@ -82,7 +82,7 @@ def directory_output(
     parts = [weights.tensors] if max_shard_size is None else split(weights.tensors, max_shard_size)
     if len(parts) > 1 and not FORMATS[kind].sharded:
         raise OutputError(
-            f"{weights_name} is only written whole",
+            f"{weights_name} cannot be sharded",
             hint=("leave ", Option("max_shard_size"), " out"),
         )
     names = [weights_name] if len(parts) == 1 else shard_names(weights_name, len(parts))
@@ -93,7 +93,7 @@ def directory_output(
 
 
 def require_ours(directory: Path) -> None:
-    """Raise OutputError if a directory holds anything that this program did not write."""
+    """Raise OutputError if a directory contains anything that this program did not write."""
     names = sorted(path.name for path in directory.iterdir())
     try:
         with open_input(directory / RECORD) as file:
@@ -107,6 +107,6 @@ def require_ours(directory: Path) -> None:
     if foreign:
         raise OutputError(
             directory,
-            f" holds {foreign[0]}, which this program did not write",
+            f" contains {foreign[0]}, which mae-convert did not write",
             hint="choose another name or remove the directory yourself",
         )

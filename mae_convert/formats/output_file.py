@@ -1,4 +1,4 @@
-"""A file of weights on its way: laid out, filled by several threads, flushed, and read again."""
+"""Write a file of weights: compute its layout, fill it by several threads, flush, re-read."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return them with the settings as every container gives them back: tuples as lists."""
+        """Return the weights with settings as every format returns them: tuples as lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
@@ -101,18 +101,18 @@ class Draft:
         return cls(path, target, weights, blueprint, descriptor, list(blueprint.checksums or ()))
 
     def writer(self, number: int) -> Callable[[Advance], None]:
-        """Return the work of writing a tensor."""
+        """Return the function that writes a tensor."""
         return lambda advance: self._write(number, advance)
 
     def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
-        """Return the work of comparing a tensor with what was read; it returns the SHA-256."""
+        """Return the function that compares a tensor with the file; it returns the SHA-256."""
         return lambda advance: self._compare(read, number, advance)
 
     def _write(self, number: int, advance: Advance) -> None:
         """Write the bytes of a tensor.
 
         Raises:
-            OutputError: the system refuses, or the tensor is not what it promised.
+            OutputError: the operating system refuses, or the tensor has unexpected bytes.
         """
         tensor = self.weights.tensors[number]
         at = self.blueprint.places[number]
@@ -125,7 +125,7 @@ class Draft:
             at += len(data)
             advance(len(data))
         if at != end:
-            raise OutputError(f"{tensor.name} ended {end - at} bytes before its end")
+            raise OutputError(f"{tensor.name} is {end - at} bytes too short")
 
     def seal(self, amend: Callable[[Mapping], Mapping]) -> "Draft":
         """Write everything but the tensors.
@@ -145,25 +145,27 @@ class Draft:
                 self.blueprint.size,
                 self.blueprint.places,
             ):
-                raise OutputError(self.target, ": its record is not as long as it was to be")
+                raise OutputError(
+                    self.target, ": its conversion record does not have the reserved length"
+                )
         for at, data in sealed.blueprint.seal(self.checksums):
             self._put(memoryview(data), at)
         return sealed
 
     def flush(self, _advance: Advance) -> None:
-        """Wait until all is on the disk.
+        """Wait until all data is on the disk.
 
         Raises:
-            OutputError: the system refuses.
+            OutputError: the operating system refuses.
         """
         with saying(self.target):
             os.fsync(self.descriptor)
 
     def reopen(self) -> Contents:
-        """Read the file through the reader that everyone uses.
+        """Read the file with the public reader.
 
         Raises:
-            OutputError: anything but the tensors' bytes differs from what was to be written.
+            OutputError: anything but the tensors' bytes differs from what was written.
         """
         read, weights = read_file(self.path), self.weights
         names = [tensor.name for tensor in weights.tensors]
@@ -183,7 +185,7 @@ class Draft:
         return read
 
     def _compare(self, read: Contents, number: int, advance: Advance) -> str:
-        """Compare what stands in the file for a tensor with the source, which is read again.
+        """Compare a tensor's bytes in the file with the source, which is read again.
 
         Returns:
             The SHA-256 of the bytes in the file.
@@ -205,13 +207,13 @@ class Draft:
         return digest.hexdigest()
 
     def _differs(self) -> OutputError:
-        """Return the error for a file that holds something else than was written."""
+        """Return the error for a file that differs from what was written."""
         return OutputError(
-            self.target, " did not read back as it was written", hint="check the disk"
+            self.target, " does not contain what was written to it", hint="check the disk"
         )
 
     def close(self) -> None:
-        """Close the file; what is not flushed is not waited for."""
+        """Close the file without waiting for data that is not flushed."""
         os.close(self.descriptor)
 
     def _put(self, data: memoryview, at: int) -> None:
@@ -222,7 +224,7 @@ class Draft:
 
 
 def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
-    """Tell whether bytes are those of an array; in words of 8 bytes, which is much faster."""
+    """Return whether bytes are those of an array; in words of 8 bytes, which is much faster."""
     expected = piece.view(np.uint8)
     words = len(data) // 8 * 8
     return bool(

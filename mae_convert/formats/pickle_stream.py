@@ -1,4 +1,4 @@
-"""The bytes of pickles, taken from a file as they are asked for: never more than there are."""
+"""The bytes of a pickle, read from a file on demand and never beyond its end."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ STEP = 1 << 16
 
 
 class PickleStream:
-    """A stream with what `pickletools` needs of one.
+    """A stream with the methods that `pickletools` needs.
 
     Args:
-        raw: returns bytes by their place and number, which are all there.
-        size: how many there are.
+        raw: returns bytes by offset and count; all of them must exist.
+        size: number of bytes.
     """
 
     def __init__(self, raw: Callable[[int, int], bytes], size: int) -> None:
@@ -35,11 +35,11 @@ class PickleStream:
         return cls(lambda offset, count: data[offset : offset + count], len(data))
 
     def tell(self) -> int:
-        """Return the place of the next byte."""
+        """Return the position of the next byte."""
         return self._start + self._at
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes, fewer where there are not so many."""
+        """Return the next bytes, fewer at the end."""
         if self._at + count > len(self._buffer):
             self._fill(count)
         data = self._buffer[self._at : self._at + count]
@@ -47,7 +47,7 @@ class PickleStream:
         return data
 
     def readline(self) -> bytes:
-        """Return the bytes up to the next end of a line; without one where it is too far."""
+        """Return the bytes up to the next line end; without one if it is too far away."""
         wanted = STEP
         while (end := self._buffer.find(b"\n", self._at)) < 0:
             if wanted > LONGEST_LINE or not self._fill(wanted):
@@ -58,7 +58,7 @@ class PickleStream:
         return line
 
     def _fill(self, count: int) -> bool:
-        """Have `count` bytes in the buffer, or all that are left; return whether it grew."""
+        """Read `count` bytes into the buffer, or all that are left; return whether it grew."""
         place, left = self.tell(), len(self._buffer) - self._at
         total = min(max(count, STEP), self._size - place)
         if total <= left:

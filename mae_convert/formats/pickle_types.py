@@ -35,14 +35,14 @@ NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
 
 @dataclass(frozen=True)
 class Maker:
-    """A type or function that a pickle may call: `make` stands in for it."""
+    """A type or function that a pickle may call, replaced by `make`."""
 
     name: str
     make: Callable[..., object]
 
 
 class WouldRunCodeError(Exception):
-    """A call that is no data, whatever its arguments may be."""
+    """A call that runs code, whatever its arguments are."""
 
 
 class Opaque:
@@ -65,50 +65,50 @@ class Opaque:
 
     @property
     def is_name(self) -> bool:
-        """Whether this is a type or function, and not an object that one has made."""
+        """Whether this is the name of a type or function rather than an object."""
         return self.arguments is None
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A value that a pickle completes after it has made it."""
+    """A value that a pickle completes after creating it."""
 
     def set_state(self, state: Any) -> None:
-        """Take the state; raise ValueError or TypeError if it cannot be."""
+        """Set the state; raise ValueError or TypeError if it is invalid."""
 
 
 class Fields(dict):
     """The attributes of a Namespace, by name."""
 
     def set_state(self, state: Any) -> None:
-        """Take the attributes."""
+        """Set the attributes."""
         self.update(_attributes(state))
 
 
 class Ordered(dict):
-    """An OrderedDict, which may have attributes: a state dict has its `_metadata` there."""
+    """An OrderedDict with optional attributes, such as `_metadata` of a state dict."""
 
     def __init__(self, items: Any = ()) -> None:
         super().__init__(items)
         self.attributes: Mapping[str, Any] = {}
 
     def set_state(self, state: Any) -> None:
-        """Take the attributes."""
+        """Set the attributes."""
         self.attributes = _attributes(state)
 
 
 class NumpyDtype:
-    """A NumPy dtype of numbers or text; a pickle states its byte order afterwards."""
+    """A NumPy dtype of numbers or text; a pickle sets its byte order afterwards."""
 
     def __init__(self, code: Any, *_: object) -> None:
         if isinstance(code, str) and NOT_READ.fullmatch(code):
             raise WouldRunCodeError
         if not NUMPY_DTYPE.fullmatch(code):
-            raise ValueError("a NumPy dtype that is not of numbers or text")
+            raise ValueError("a NumPy dtype that is neither numeric nor text")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
-        """Take the byte order, the second value of the state."""
+        """Set the byte order, the second value of the state."""
         _, order, subdtype, names, fields, *_ = state
         if order not in ("<", ">", "|", "=") or any((subdtype, names, fields)):
             raise ValueError("a structured NumPy dtype")
@@ -116,7 +116,7 @@ class NumpyDtype:
 
 
 class NumpyArray:
-    """A NumPy array; a pickle states everything about it afterwards."""
+    """A NumPy array; a pickle sets its contents afterwards."""
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0)
@@ -124,7 +124,7 @@ class NumpyArray:
         self.elements: Any = None  # then what the pickle states as its elements
 
     def set_state(self, state: Any) -> None:
-        """Take version, shape, dtype, order and bytes."""
+        """Set version, shape, dtype, order and bytes."""
         _, shape, dtype, fortran, data = state
         if isinstance(dtype, Opaque):
             self.unread, self.elements = dtype.name, (state, self.elements)
@@ -133,31 +133,31 @@ class NumpyArray:
 
 
 class Record:
-    """An object of a listed type, as the state that a pickle gives it; each equals itself alone."""
+    """An object of a listed type, stored as its state; each equals only itself."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.state: Any = {}
 
     def set_state(self, state: Any) -> None:
-        """Take the state, whatever it is: who asks for a field checks it."""
+        """Set the state without checks: code that reads a field checks it."""
         self.state = state
 
 
 def _attributes(state: Any) -> dict:
-    """Return attributes that a pickle gives to an object.
+    """Return attributes that a pickle sets on an object.
 
-    One named `__setstate__` would be called by Python when the object is given a state again.
+    Python would call one named `__setstate__` when the object's state is set again.
     """
     if not isinstance(state, dict) or "__setstate__" in state:
-        raise TypeError("attributes that are not values by name")
+        raise TypeError("attributes that are not a mapping from names to values")
     return state
 
 
 def check_hashable(key: Any) -> Any:
     """Return a value that may be a key: a scalar, a record, or a tuple of these.
 
-    Deeper tuples are refused: a short pickle can describe one whose hash takes for ever.
+    Deeper tuples are refused: a short pickle can describe one whose hash takes forever.
     """
     parts = key if type(key) is tuple else (key,)
     if not all(isinstance(part, (*SCALARS, Record, Opaque)) for part in parts):
@@ -173,7 +173,7 @@ def _listed(items: Any) -> Any:
 
 def _array_of(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(dtype, NumpyDtype) or not possible_shape(shape) or order not in ("C", "F"):
-        raise ValueError("an impossible NumPy array")
+        raise ValueError("an invalid NumPy array")
     return np.frombuffer(_make_bytes(data), dtype.dtype).reshape(shape, order=order)
 
 
@@ -246,7 +246,7 @@ def _make_history(*_: object) -> Record:
 
 
 def _make_attribute(owner: Any, name: Any) -> str:
-    """Return the name of a function of mmengine's history, which its checkpoints look up."""
+    """Return the name of a function in mmengine's history, which its checkpoints refer to."""
     if not isinstance(owner, Maker) or owner.make is not _make_history:
         raise WouldRunCodeError
     return _make_text(name)
@@ -254,7 +254,7 @@ def _make_attribute(owner: Any, name: Any) -> str:
 
 def _rebuild_from_type(function: Any, kind: object, arguments: Any, state: Any) -> object:
     if kind not in TENSOR_TYPES:
-        raise TypeError("a tensor of a type that is not one")
+        raise TypeError("a tensor of an invalid type")
     refuse_changing_state(state)
     tensor = function.make(*_listed(arguments))
     if not isinstance(tensor, StoredTensor):

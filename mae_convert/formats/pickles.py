@@ -36,7 +36,7 @@ FRAME_HEAD = 9
 
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
-"""How many elements calls may make beyond the bytes that were read."""
+"""Limit on the elements that calls may create beyond the number of bytes read."""
 
 HOLDS_ANYTHING = frozenset(
     name
@@ -44,10 +44,10 @@ HOLDS_ANYTHING = frozenset(
     if name.startswith(("collections.", "mmengine."))
     or name.endswith((".set", ".frozenset", ".slice"))
 )
-"""Types whose objects are read even if they are made of objects that are not."""
+"""Types whose objects are read even if they contain objects that are not read."""
 
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-"""Makes a tensor by a function, its first argument, and then an object of a subclass of it."""
+"""Creates a tensor with the function that is its first argument, and converts it to a subclass."""
 
 DAMAGE = (
     IndexError,
@@ -72,7 +72,7 @@ class PickleReader:
 
     Attributes:
         names: the dotted names that were met so far.
-        effects: what the last pickle did with objects of types that are not read.
+        effects: what the last pickle did with objects of unsupported types.
     """
 
     def __init__(
@@ -118,34 +118,34 @@ class PickleReader:
                 if opcode.name not in STEPS:
                     raise damaged(self.path, f"its pickle has the opcode {opcode.name}")
                 STEPS[opcode.name](self, argument)
-            raise ValueError("more than any checkpoint describes")
+            raise ValueError("more objects than any checkpoint has")
         except MaeConvertError:
             raise
         except DAMAGE as error:
             raise damaged(self.path, "its pickle cannot be read") from error
 
     def push(self, value: object) -> None:
-        """Put a value on the stack."""
+        """Push a value on the stack."""
         self.stack.append(value)
 
     def pop_to_mark(self) -> list:
-        """Take everything above the last mark off the stack, and the mark with it."""
+        """Remove everything above the last mark from the stack, and the mark."""
         return self.pop_last(len(self.stack) - self.marks.pop())
 
     def pop_last(self, count: int) -> list:
-        """Take the last `count` values off the stack."""
+        """Remove the last `count` values from the stack."""
         if not 0 <= count <= len(self.stack):
-            raise IndexError("more values are taken than there are")
+            raise IndexError("the stack underflows")
         start = len(self.stack) - count
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def push_global(self, module: object, name: object) -> None:
-        """Push what a name means: a value of the table of inert types, or an `Opaque`.
+        """Push the meaning of a name: a value of the table of inert types, or an `Opaque`.
 
         Raises:
-            CheckpointError: it is a name by which code is run.
+            CheckpointError: it is a name with which code is run.
         """
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is not text")
@@ -160,14 +160,14 @@ class PickleReader:
         self.push(Opaque(dotted))
 
     def push_made(self, maker: object, arguments: object, keywords: object = None) -> None:
-        """Push what a type or function makes of its arguments: a plain value, or an `Opaque`."""
+        """Push the result of a call: a plain value, or an `Opaque`."""
         if not isinstance(arguments, tuple):
             raise TypeError("a call without arguments")
         if isinstance(maker, Opaque):
             self._push_opaque(maker.name, (maker, *arguments, keywords))
             return
         if not isinstance(maker, Maker):
-            raise TypeError("a call of what cannot be called")
+            raise TypeError("a call of an object that is not callable")
         opaque = next((part for part in arguments if isinstance(part, Opaque)), None)
         try:
             if keywords or (opaque and maker.name not in HOLDS_ANYTHING):
@@ -182,10 +182,10 @@ class PickleReader:
         self.push(value)
 
     def _made(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
-        """Return what a type makes of its arguments.
+        """Return the result of calling a type.
 
         Raises:
-            WouldRunCodeError: an argument that is not read has to be known for it.
+            WouldRunCodeError: the result depends on an argument that is not read.
         """
         try:
             return maker.make(*arguments)
@@ -195,7 +195,7 @@ class PickleReader:
             raise
 
     def push_persistent(self, identity: object) -> None:
-        """Push what a persistent id means: a storage, or an `Opaque` where its type is unknown."""
+        """Push the meaning of a persistent id: a storage, or an `Opaque` if its type is unknown."""
         parts = identity if isinstance(identity, tuple) else ()
         if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
             if parts[0] == "storage":  # and not the source of a class, as old files keep it
@@ -213,30 +213,29 @@ class PickleReader:
         self.push(made)
 
     def hand(self, target: Opaque, items: object) -> None:
-        """Note that an object is handed a state or items.
+        """Record that state or items are passed to an object.
 
         Raises:
-            CheckpointError: it is no object but a type, function or module, which would be changed
-                for the whole process.
+            CheckpointError: the object is a type, function or module, not an instance.
         """
         if target.is_name:
             raise would_run_code(self.path, target.name)
         target.received.append(items)
 
     def charge(self, value: object) -> None:
-        """Count what a call has made, which may be no more than the file holds.
+        """Count the elements that calls create, which may not exceed what the file contains.
 
-        A copy of what was remembered costs the file a few bytes, and memory whatever it has.
+        Referring to a memoised value costs the file a few bytes, and memory for its whole size.
 
         Raises:
-            ValueError: it is more.
+            ValueError: there are more.
         """
         if isinstance(value, NumpyArray):
             self.made += value.array.nbytes
         elif isinstance(value, COLLECTIONS):
             self.made += len(value)
         if self.made > MADE_UNASKED + self.stream.tell() - self.begins:
-            raise ValueError("more is made than the file holds")
+            raise ValueError("it would create more elements than the file contains")
 
 
 def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
@@ -258,16 +257,16 @@ def _checked_frame(name: str, argument: Any, position: int, ends: int | None) ->
         ends = None
     if name == "FRAME":
         if ends is not None:
-            raise ValueError("a frame in a frame")
+            raise ValueError("a nested frame")
         return position + FRAME_HEAD + argument
     if name == "STOP" and ends not in (None, position + 1):
-        raise ValueError("a frame that ends elsewhere than the pickle")
+        raise ValueError("a frame that does not end with the pickle")
     return ends
 
 
 def _protocol(_reader: PickleReader, number: Any) -> None:
     if number > HIGHEST_PROTOCOL:
-        raise ValueError("a protocol that is not known")
+        raise ValueError("an unknown protocol")
 
 
 def _skip(_reader: PickleReader, _: object) -> None:
@@ -276,7 +275,7 @@ def _skip(_reader: PickleReader, _: object) -> None:
 
 def _literal(reader: PickleReader, argument: object) -> None:
     if isinstance(argument, int) and argument.bit_length() > LARGEST_INTEGER_BITS:
-        raise ValueError("an integer of absurd size")
+        raise ValueError("an integer of excessive size")
     reader.push(argument)
 
 
@@ -293,7 +292,7 @@ def _extend(reader: PickleReader, items: list) -> None:
         reader.hand(target, items)
         return
     if type(target) is not list:
-        raise TypeError("items for what is not a list")
+        raise TypeError("list items for an object that is not a list")
     target.extend(items)
 
 
@@ -304,7 +303,7 @@ def _add_items(reader: PickleReader, _: object) -> None:
         reader.hand(target, items)
         return
     if type(target) is not set:
-        raise TypeError("items for what is not a set")
+        raise TypeError("set items for an object that is not a set")
     target.update(check_hashable(item) for item in items)
 
 
@@ -314,7 +313,7 @@ def _set_items(reader: PickleReader, items: list) -> None:
         reader.hand(target, items)
         return
     if not isinstance(target, dict):
-        raise TypeError("items for what is not a mapping")
+        raise TypeError("dictionary items for an object that is not a mapping")
     pairs = _pairs(items)
     for key in target.keys() & pairs.keys():
         reader.effects.replace(target, target[key])
@@ -371,7 +370,7 @@ def _build(reader: PickleReader, _: object) -> None:
         target.set_state(state)
         reader.charge(target)
     elif type(target) is not dict:
-        raise TypeError("a state for what has none")
+        raise TypeError("a state for an object that takes none")
     reader.push(target)
 
 

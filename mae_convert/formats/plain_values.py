@@ -1,4 +1,4 @@
-"""Plain values for JSON, and one-line descriptions, of what a checkpoint holds besides tensors."""
+"""Convert non-tensor contents of a checkpoint to plain values for JSON and short descriptions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ DEEPEST = 32
 
 
 class _Budget:
-    """Ends the copying of a value that is small in the file and endless when it is unrolled."""
+    """Limits the copying of a value that is small in the file and endless when it is expanded."""
 
     def __init__(self) -> None:
         self.left = LARGEST_COUNT
@@ -24,7 +24,7 @@ class _Budget:
     def spend(self, depth: int) -> None:
         self.left -= 1
         if self.left < 0 or depth > DEEPEST:
-            raise ValueError("too much to be settings")
+            raise ValueError("too many values for settings")
 
 
 def plain_mapping(value: object) -> dict[str, Any] | None:
@@ -49,7 +49,7 @@ def _is_read(key: object) -> bool:
 
 
 def _opened(value: object) -> object:
-    """Return the settings in a value, which may be the object of a configuration library."""
+    """Return the settings in a value, which may be an object of a configuration library."""
     for _ in range(DEEPEST):
         if isinstance(value, NumpyArray) and value.unread:
             return UNKNOWN
@@ -79,7 +79,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
 
 
 def describe(value: object) -> str:
-    """Say in a few words what a value is: "24 tensors and settings", "49", "3 settings"."""
+    """Describe a value in a few words: "24 tensors and settings", "49", "3 settings"."""
     if isinstance(value, TensorPlace):
         return f"a tensor of shape {value.shape}"
     if isinstance(value, Opaque) or (isinstance(value, NumpyArray) and value.unread):
@@ -106,7 +106,7 @@ def _describe_collection(value: Any) -> str:
 
 
 def _count(value: object) -> tuple[int, int]:
-    """Return the numbers of tensors and of other leaves, each shared container counted once."""
+    """Return the number of tensors and of other leaves; each shared container counts once."""
     tensors = others = 0
     seen: set[int] = set()
     waiting = [value]

@@ -1,4 +1,4 @@
-"""What a PyTorch checkpoint holds, once its pickle is read: the model, its settings, the rest."""
+"""The contents of a PyTorch checkpoint after its pickle is read: model, settings, the rest."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,20 +22,21 @@ from mae_convert.formats.wrappers import EPOCH_KEYS, Selection, epoch_in, select
 SETTINGS = ("config", "conversion")
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
 NESTED = ("config", "cfg")
-"""Keys of a configuration among the hyper-parameters of Lightning."""
-"""Keys of the arguments of training: of Lightning, and of many programs. The last one decides."""
+"""Keys of a configuration among Lightning's hyper-parameters."""
+"""Keys of the training arguments, of Lightning and of many training programs. The last one takes
+precedence."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
-"""The key of mmengine and mmcv for what they tell of training, and theirs for its configuration."""
+"""The keys of mmengine and mmcv for training metadata, and, in it, for the configuration."""
 
 ATTRIBUTE = "mae_convert"
-"""The attribute of a plain state dict, an OrderedDict, in which we keep its settings."""
+"""The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""Elements that a tensor may have beyond those of its storage, as an expanded view has."""
+"""Limit on the elements that a tensor may have beyond those of its storage (expanded views)."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
-"""Returns a way to an array of a dtype and a shape that begins at an element of a storage."""
+"""Returns a function that reads an array of a dtype and a shape from an offset of a storage."""
 
 
 def pth_contents(
@@ -52,7 +53,7 @@ def pth_contents(
         value: what the pickle holds.
         read: a way to the file's storages.
         state_key: the key of the weights, where it is not plain.
-        effects: what the pickle did with objects of types that are not read.
+        effects: what the pickle did with objects of unsupported types.
 
     Raises:
         CheckpointError: it holds no weights that are recognised, or a tensor lies outside its
@@ -112,7 +113,7 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
 
 
 def _carried(selection: Selection) -> dict[str, dict | None]:
-    """Return the settings that a state dict carries as an attribute of its own."""
+    """Return the settings that a state dict has as an attribute."""
     carried = selection.attributes.get(ATTRIBUTE)
     if not isinstance(carried, Mapping):
         return {}
@@ -120,10 +121,10 @@ def _carried(selection: Selection) -> dict[str, dict | None]:
 
 
 def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> LazyTensor:
-    """Return a tensor that is read from its storage when it is asked for.
+    """Return a tensor that is read from its storage on demand.
 
     Raises:
-        CheckpointError: it lies outside its storage.
+        CheckpointError: it is outside its storage.
     """
     storage, itemsize = tensor.storage, tensor.dtype.itemsize
     if storage.dtype not in (None, tensor.dtype):
@@ -139,7 +140,7 @@ def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> Lazy
 
 
 def _way_to(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
-    """Return a way to a tensor whose last element is the `last` of its storage."""
+    """Return a function that reads a tensor whose last element is number `last` of its storage."""
     shape, dtype, first = tensor.shape, tensor.dtype, tensor.offset
     if 0 in shape:
         return lambda: np.empty(shape, dtype)
@@ -155,4 +156,4 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _outside(path: Path, name: str) -> CheckpointError:
-    return damaged(path, f"the tensor {shown(name)} does not fit the data that hold it")
+    return damaged(path, f"the tensor {shown(name)} does not fit its storage")

@@ -1,4 +1,4 @@
-"""Reads PyTorch's two file formats without PyTorch, and without running anything in them."""
+"""Read PyTorch's two file formats without PyTorch, and without running code from them."""
 
 import re
 import struct
@@ -24,7 +24,7 @@ LARGEST_UNPACKED_PICKLE = 1 << 24
 PICKLE = "data.pkl"
 VERSIONS = ("version", ".data/version")
 VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
-"""What `torch.load` takes for a version of the format: up to 10."""
+"""Versions of the format that `torch.load` accepts: up to 10."""
 
 STORAGES = "data/"
 MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
@@ -32,7 +32,8 @@ MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_ve
 """What `torch.save` writes beside the storages; the last three are folders, by other programs."""
 
 TORCHSCRIPT = ("constants.pkl", "code/")
-"""What only a TorchScript program has. PyTorch below 2.6 runs one though `weights_only` is set."""
+"""Members that only a TorchScript archive has. PyTorch before 2.6 runs its code even with
+`weights_only=True`."""
 
 
 def folder_of(archive: Archive) -> str | None:
@@ -64,8 +65,8 @@ def folder_of(archive: Archive) -> str | None:
         if not name.startswith(folder) or not known:
             raise CheckpointError(
                 archive.path,
-                f" has a member {shown(name)}, which torch.save does not write, and which PyTorch"
-                " may take for another",
+                f" has a member {shown(name)}, which torch.save does not write, and which PyTorch "
+                "may confuse with another member",
                 hint="write the weights again with torch.save({'model': model.state_dict()}, ...)",
             )
     if PICKLE not in inside:
@@ -78,7 +79,7 @@ def read_value(
 ) -> tuple[object, ReadStorage, Effects]:
     """Return what `torch.save` wrote into a zip archive, and a way to the storages.
 
-    The third value is what the pickle did with objects of types that are not read.
+    The third value is what the pickle did with objects of unsupported types.
 
     Args:
         archive: the file.
@@ -90,9 +91,9 @@ def read_value(
     """
     versions = [name for name in VERSIONS if f"{folder}{name}" in archive.records]
     if not versions:
-        raise damaged(archive.path, "it does not say of which version it is")
+        raise damaged(archive.path, "its format version is missing")
     if not all(VERSION.fullmatch(archive.raw(f"{folder}{name}", 16)) for name in versions):
-        raise damaged(archive.path, "it is of a version of the format that is not known")
+        raise damaged(archive.path, "its format version is unknown")
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id, strict=strict)
     stored = archive.part(f"{folder}{PICKLE}")
@@ -152,7 +153,7 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
 
 
 class _ZipStorages:
-    """The storages that are records of a zip archive."""
+    """Storages that are records of a zip archive."""
 
     def __init__(self, archive: Archive, prefix: str) -> None:
         self._archive = archive
@@ -168,20 +169,22 @@ class _ZipStorages:
         """
         label, kind, key, _device, count = identity
         if label != "storage":
-            raise ValueError("a persistent id that is not of a storage")
+            raise ValueError("a persistent id that does not refer to a storage")
         storage = make_storage(kind, key, count)
         # PyTorch gives a storage the type under which it meets it first.
         if self._wholes.setdefault(key, storage) != storage:
-            raise ValueError("a storage of two types or sizes")
+            raise ValueError("a storage with inconsistent types or sizes")
         size = storage.count * _element_bytes(storage)
         if size and self._archive.size(f"{self._prefix}data/{key}") != size:
-            raise damaged(self._archive.path, f"the storage {shown(key)} has not {size} bytes")
+            raise damaged(
+                self._archive.path, f"the storage {shown(key)} does not have {size} bytes"
+            )
         return storage
 
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a way to an array that begins at an element of a storage."""
+        """Return a function that reads an array from an offset in elements of a storage."""
         name = f"{self._prefix}data/{storage.key}"
         load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
         if not self._big_endian:
@@ -192,7 +195,7 @@ class _ZipStorages:
 
 
 class _LegacyStorages:
-    """The storages that stand behind the pickles: each its number of elements, then these."""
+    """Storages after the pickles: each its number of elements, then the elements."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
@@ -203,21 +206,21 @@ class _LegacyStorages:
         """Return the storage of a persistent id, and remember its size."""
         label, kind, key, _device, count, view = identity
         if label != "storage":
-            raise ValueError("a persistent id that is not of a storage")
+            raise ValueError("a persistent id that does not refer to a storage")
         whole = make_storage(kind, key, count)
         if self._wholes.setdefault(key, whole) != whole:
-            raise ValueError("a storage of two sizes")
+            raise ValueError("a storage with inconsistent sizes")
         return make_storage(kind, key, count, view)
 
     def locate(self, keys: Any, position: int) -> None:
-        """Find where each storage begins.
+        """Determine the offset of each storage.
 
         Raises:
-            CheckpointError: they do not all lie in the file, or differ from what the pickle says.
+            CheckpointError: they are not all in the file, or differ from the pickle.
         """
         named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not named or sorted(keys) != sorted(self._wholes):
-            raise damaged(self._file.path, "it does not hold the storages that it names")
+            raise damaged(self._file.path, "it does not contain the storages that it refers to")
         places = {}
         for key in keys:
             (count,) = struct.unpack("<q", self._file.raw(position, 8))
@@ -232,7 +235,7 @@ class _LegacyStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a way to an array that begins at an element of a storage."""
+        """Return a function that reads an array from an offset in elements of a storage."""
         start = self._places[storage.key] + storage.start * _element_bytes(storage)
         return self._file.array(start + first * dtype.itemsize, shape, dtype)
 

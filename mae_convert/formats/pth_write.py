@@ -1,4 +1,4 @@
-"""Writes PyTorch checkpoints without PyTorch: ``torch.load(weights_only=True)`` reads them."""
+"""Write PyTorch checkpoints without PyTorch: ``torch.load(weights_only=True)`` reads them."""
 
 import math
 import pickle
@@ -44,20 +44,20 @@ def pth_blueprint(
 def bin_blueprint(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> Blueprint:
-    """Lay out the tensors and nothing else, as transformers reads `pytorch_model.bin`.
+    """File layout with the tensors only, as transformers reads `pytorch_model.bin`.
 
     Raises:
-        OutputError: there are settings, for which the file has no place.
+        OutputError: there are settings, which this format cannot hold.
     """
     if config is not None or conversion is not None:
         raise OutputError(
-            "a .bin file has no place for settings", hint="keep them in files beside it"
+            "a .bin file cannot hold a configuration", hint="write it to files beside it"
         )
     return _checkpoint(_model(tensors), tensors)
 
 
 def _checkpoint(value: bytes, tensors: Sequence[LazyTensor]) -> Blueprint:
-    """Return the layout of a pickle and its storages."""
+    """Return the file layout of a pickle and its storages."""
     return zip_blueprint(
         [
             Record(f"{FOLDER}data.pkl", b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))),
@@ -83,7 +83,7 @@ def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) ->
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
-    """Return the opcodes that rebuild a contiguous tensor on a storage of its own."""
+    """Return the opcodes that rebuild a contiguous tensor with its own storage."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     place = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
@@ -126,7 +126,7 @@ def _filled(items: Mapping[str, bytes]) -> bytes:
 
 
 def _value(value: Any) -> bytes:
-    """Return the opcodes of a value that JSON can hold."""
+    """Return the opcodes of a value of JSON types."""
     match value:
         case None:
             return pickle.NONE

@@ -21,8 +21,8 @@ from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES
 
 LARGEST_HEADER = 4_000_000
-"""Bytes of the largest header that is read: a twenty-fifth of what the format allows, and ten
-times that of the largest MAE, because JSON in memory is so many times larger than its text."""
+"""Bytes of the largest header that is read: a twenty-fifth of what the format allows, and ten times
+that of the largest MAE, because parsed JSON takes many times the memory of its text."""
 
 METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")
@@ -59,7 +59,7 @@ def read_safetensors(file: ByteFile) -> Contents:
     header, begins = _read_header(file)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise damaged(path, "its metadata are not text")
+        raise damaged(path, "its metadata is not text")
     entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
     _check_places(path, entries, file.size - begins)
     settings = {name: embedded_json(metadata.get(name), path) for name in SETTINGS}
@@ -84,7 +84,7 @@ def read_safetensors(file: ByteFile) -> Contents:
 def safetensors_blueprint(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> Blueprint:
-    """Lay out a safetensors file; header and data are in the order of the tensors."""
+    """File layout of a safetensors file; header and data are in the order of the tensors."""
     settings = {"config": config, "conversion": conversion}
     texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
     header: dict[str, Any] = {METADATA: {"format": "pt", **texts}}
@@ -118,7 +118,7 @@ def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
     except JsonError as error:
         raise damaged(file.path, f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
-        raise damaged(file.path, "its header is not a mapping")
+        raise damaged(file.path, "its header is not a JSON object")
     return header, 8 + length
 
 
@@ -136,12 +136,12 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
         )
     dtype = CODES[code]
     if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:
-        raise damaged(path, f"shape and size of {shown(name)} do not agree")
+        raise damaged(path, f"shape and size of {shown(name)} are inconsistent")
     return dtype, tuple(shape), start, end
 
 
 def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
-    """Require that the tensors fill the file without a hole, an overlap or a rest."""
+    """Require that the tensors fill the file without gaps, overlaps or trailing bytes."""
     position = 0
     for start, end, name in sorted(
         (start, end, name) for name, (*_, start, end) in entries.items()

@@ -1,7 +1,7 @@
-"""Settings inside the objects of configuration libraries, as far as their pickles state them.
+"""Read settings from pickled objects of configuration libraries.
 
-These classes are not imported: what they hold is taken from the values that the pickle hands to
-them, where these have exactly the form that the library writes. Anything else is left out.
+These classes are not imported: settings are taken from the values that the pickle passes to them,
+if these have exactly the form that the library writes. Anything else is ignored.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from mae_convert.formats.pickle_types import Opaque
 
 UNKNOWN = object()
-"""Stands for what is not understood."""
+"""Placeholder for a value that cannot be read."""
 
 CONTAINERS = ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig")
 NODES = "omegaconf.nodes."
@@ -34,10 +34,10 @@ MAPPINGS = (*ATTRIBUTE_DICTS, *CONFIG_DICTS)
 
 
 def settings_in(item: Opaque) -> Any:
-    """Return the settings in an object, one level of it: a mapping, a list or a value.
+    """Return the settings in an object, one level deep: a mapping, a list or a value.
 
     Returns:
-        The settings, or `UNKNOWN` where the object is of another type or form.
+        The settings, or `UNKNOWN` if the object has another type or form.
     """
     if item.is_name:
         return UNKNOWN
@@ -50,19 +50,19 @@ def settings_in(item: Opaque) -> Any:
 
 
 def _omegaconf_state(item: Opaque, name: str) -> Any:
-    """Return a value of the one state that omegaconf gives to an object."""
+    """Return the single state that omegaconf sets on an object."""
     state = item.received[0] if len(item.received) == 1 else None
     return state.get(name, UNKNOWN) if isinstance(state, dict) else UNKNOWN
 
 
 def _resolved(value: Any) -> Any:
-    """Return a value, unless it is a reference to another one, or says that there is none."""
+    """Return a value, unless it is a reference to another value or missing."""
     text = value if isinstance(value, str) else ""
     return UNKNOWN if "${" in text or text == "???" else value
 
 
 def _items(item: Opaque) -> Any:
-    """Return the items of a subclass of dict; some keep them as their attributes too."""
+    """Return the items of a subclass of dict; some store them as attributes too."""
     _, *arguments, _ = item.arguments or (None, None)
     pairs: list[tuple[Any, Any]] = []
     if len(arguments) == 1 and isinstance(arguments[0], dict):

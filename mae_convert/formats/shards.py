@@ -1,8 +1,8 @@
-"""Weights in parts, as transformers and the Hub keep them: shards and an index in JSON.
+"""Sharded weights, as transformers and the Hub store them: shards and a JSON index.
 
-`model.safetensors.index.json` says which of `model-00001-of-00002.safetensors` and so on holds each
-tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format, `tf_model.h5.index.json`
-for that of transformers' TensorFlow classes.
+`model.safetensors.index.json` states which of `model-00001-of-00002.safetensors` and so on contains
+each tensor; `pytorch_model.bin.index.json` does so for PyTorch's own format,
+`tf_model.h5.index.json` for that of transformers' TensorFlow classes.
 """
 
 import math
@@ -43,29 +43,29 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     missing = [name for name in by_file if not index.with_name(name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of"
-            f" {len(by_file)} parts are missing)",
+            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of "
+            f"{len(by_file)} shards are missing)",
             hint="copy or download the whole directory",
         )
     shards = {name: read(index.with_name(name)) for name in sorted(by_file)}
     kinds = {shard.kind for shard in shards.values()}
     if len(kinds) > 1 or not kinds <= set(KINDS):
         raise CheckpointError(
-            f"the parts that {index} names are of kind {', '.join(sorted(kinds))}; they must all "
-            f"be {' or all '.join(KINDS)}"
+            f"the shards that {index} lists have the formats {', '.join(sorted(kinds))}; they must "
+            f"all be {' or all '.join(KINDS)}"
         )
     if kinds == {TF_H5}:
         by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
     for name, shard in shards.items():
         if shard.wrapper is not None:
             raise CheckpointError(
-                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, and"
-                " in a part of a model they stand at the top level",
+                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, but "
+                "a shard must have them at the top level",
                 hint="write the model again with save_pretrained",
             )
         _check_holds(index, name, set(shard.tensors), by_file[name])
     if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
-        raise CheckpointError(f"{index} names a tensor in two parts", hint="download it again")
+        raise CheckpointError(f"{index} lists a tensor in two shards", hint="download it again")
     first = next(iter(shards.values()))
     return Contents(
         kind=first.kind,
@@ -83,7 +83,7 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
 
 
 def _read_index(file: ByteFile) -> dict[str, set[str]]:
-    """Return the names of the tensors that each shard holds."""
+    """Return the names of the tensors in each shard according to the index."""
     index, stated = file.path, json_in(file, "download it again")
     check_document(stated, "index", index, "it is not an index of weights; download it again")
     places = stated["weight_map"]
@@ -91,15 +91,15 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
     for tensor, shard in places.items():
         if not is_plain_name(shard):
             raise CheckpointError(
-                f"{index} keeps {shown(tensor)} in {shown(shard)}, which is not the name of a file "
-                "beside it; an index that reaches out of its directory is not followed"
+                f"{index} places {shown(tensor)} in {shown(shard)}, which is not the name of a "
+                "file beside it; shards outside the directory are not read"
             )
         by_file.setdefault(shard, set()).add(tensor)
     return by_file
 
 
 def _without_scope(name: str) -> str:
-    """Return a variable's name as a shard of TensorFlow's has it: without the model's name."""
+    """Return a variable's name as a TensorFlow shard has it: without the model's name."""
     return name.partition("/")[2]
 
 
@@ -108,15 +108,15 @@ def _check_holds(index: Path, shard: str, found: set[str], wanted: set[str]) -> 
     if absent or surplus:
         what = f"lacks {shown(absent[0])}" if absent else f"holds {shown(surplus[0])} too"
         raise CheckpointError(
-            f"{index} and {shown(shard)} do not belong together: the part {what}",
+            f"{index} and {shown(shard)} do not belong together: the shard {what}",
             hint="download both again",
         )
 
 
 def split(tensors: Sequence[LazyTensor], largest: int) -> list[list[LazyTensor]]:
-    """Return the tensors in parts of at most `largest` bytes, in order.
+    """Return the tensors in shards of at most `largest` bytes, in order.
 
-    A tensor that is larger has a part of its own.
+    A larger tensor gets its own shard.
     """
     parts: list[list[LazyTensor]] = []
     size = math.inf
@@ -136,7 +136,7 @@ def shard_names(weights_name: str, count: int) -> list[str]:
 
 
 def index_of(shards: Mapping[str, Sequence[LazyTensor]]) -> dict[str, Any]:
-    """Return what transformers writes, with its keys sorted, as the index of such shards."""
+    """Return the index of such shards in transformers' format, with sorted keys."""
     tensors = [tensor for shard in shards.values() for tensor in shard]
     return {
         "metadata": {

@@ -1,4 +1,4 @@
-"""A tensor that is not read until it is asked for, and the order of its bytes."""
+"""Lazy tensors, which are read on demand, and the order of their bytes."""
 
 import hashlib
 import math
@@ -11,15 +11,16 @@ from mae_convert.errors import OutputError
 from mae_convert.files.sequential import Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
-"""Bytes that are passed on at once: so few that they stay in the processor's cache."""
+"""Bytes that are passed on at a time; few enough to stay in the processor's cache."""
 
 BLOCK_BYTES = 1 << 24
-"""Bytes that are copied at once where an array does not lie in memory as it is written."""
+"""Bytes that are copied at a time if an array is not contiguous in the order in which it is
+written."""
 
 TILE_ROWS, TILE_BYTES = 512, 64
 """Rows, and bytes of a row, of the parts in which a matrix is transposed.
 
-What is written to a row at once is a line of the cache, and what is read stays in it.
+A row of a block is one cache line of the output, and the input block stays in the cache.
 """
 
 LARGEST_EXTENT = 1 << 48
@@ -54,12 +55,12 @@ class LazyTensor:
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> "LazyTensor":
-        """Return an array as a tensor; one of foreign byte order is swapped when it is loaded."""
+        """Return an array as a tensor; non-native byte order is swapped when it is loaded."""
         native = array.dtype.newbyteorder("=") if not array.dtype.isnative else array.dtype
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return the tensor with its elements mapped, each by itself, to some of `dtype`."""
+        """Return the tensor with a function applied to each element, which returns `dtype`."""
         load = self.load
         if isinstance(load, SequentialArray):
             return replace(self, dtype=dtype, load=Mapped(self.shape, dtype, load, function))
@@ -87,13 +88,13 @@ class LazyTensor:
     def _check(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         if shape != self.shape or dtype != self.dtype:
             raise OutputError(
-                f"{self.name} was to be {self.dtype} of shape {self.shape} and is "
-                f"{dtype} of shape {shape}"
+                f"{self.name} should be {self.dtype} of shape {self.shape} but is {dtype} of shape "
+                f"{shape}"
             )
 
 
 def possible_shape(shape: object) -> bool:
-    """Tell whether a value read from a file can be a shape: integers that NumPy can hold."""
+    """Return whether a value from a file is a valid shape: integers that NumPy supports."""
     return (
         isinstance(shape, tuple | list)
         and len(shape) <= LARGEST_RANK
@@ -126,7 +127,7 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Return a copy in C order; of a transposed matrix part by part, which is faster."""
+    """Return a copy in C order; a transposed matrix is copied in blocks, which is faster."""
     if array.ndim != 2 or min(array.shape) <= TILE_ROWS // 2 or array.strides[0] > array.strides[1]:
         return np.ascontiguousarray(array)
     copied, columns = np.empty(array.shape, array.dtype), TILE_BYTES // array.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Names what TensorFlow and Keras write and is not read, with the Python that makes it readable."""
+"""Identify unsupported TensorFlow and Keras files, and name the Python code that converts them."""
 
 import json
 import re
@@ -11,20 +11,20 @@ from mae_convert.files.messages import shown
 
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
-"""The files of a checkpoint of TensorFlow, which is named by what is before the last dot."""
+"""Files of a TensorFlow checkpoint, whose name is the part before the last dot."""
 
 NUMBERED = re.compile(r".*-\d+")
-"""How `tf.train.Checkpoint.save` and CheckpointManager name one."""
+"""File names that `tf.train.Checkpoint.save` and CheckpointManager use."""
 
 MAE = re.compile(r"vit|mae", re.IGNORECASE)
 LAYERS_SHOWN = 8
 
 
 def refuse_tensorflow(path: Path) -> None:
-    """Refuse a SavedModel or a checkpoint of TensorFlow: a directory, or a file of one.
+    """Refuse a TensorFlow SavedModel or checkpoint: a directory, or one of its files.
 
     Raises:
-        CheckpointError: it is one; the message has the Python that makes a file which is read.
+        CheckpointError: it is one; the message has Python code that creates a supported file.
     """
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir())
@@ -57,11 +57,12 @@ def _is_in_saved_model(directory: Path) -> bool:
 def _saved_model(directory: Path) -> CheckpointError:
     return CheckpointError(
         directory,
-        " is a SavedModel of TensorFlow, a program with its weights, which is not run; two lines"
-        " of Python make a file that is read of one that transformers wrote: `import numpy,"
-        f" tensorflow; found = tensorflow.saved_model.load({str(directory)!r}).variables` and"
-        f" `numpy.savez('model.npz', **{{v.name.partition('/')[2]: v.numpy() for v in found}})`;"
-        " of another, model.save_weights('model.weights.h5') in the program that has the model",
+        " is a TensorFlow SavedModel, a program with its weights, which is not run; for a "
+        "SavedModel that transformers wrote, two lines of Python create a file that can be read: "
+        "`import numpy, tensorflow; found = "
+        f"tensorflow.saved_model.load({str(directory)!r}).variables` and `numpy.savez('model.npz', "
+        f"**{{v.name.partition('/')[2]: v.numpy() for v in found}})`; for any other, call "
+        "model.save_weights('model.weights.h5') in the program that has the model",
     )
 
 
@@ -73,9 +74,9 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
     )
     return CheckpointError(
         path,
-        " is a checkpoint of TensorFlow, whose names are those of Python attributes; two lines of"
-        f" Python in the program that makes the model write a file that is read: `{restore}` and"
-        " `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
+        " is a TensorFlow checkpoint, whose names are those of Python attributes; two lines of "
+        f"Python in the program that creates the model write a file that can be read: `{restore}` "
+        "and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
     )
 
 
@@ -93,11 +94,11 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
     among = f" of layers {_listed(layers)}" if layers else ""
     return CheckpointError(
         path,
-        f" is a whole Keras model (class {shown(name)}{among}) and not the weights of a known"
-        " class; two lines of Python, to be run on a file of your own only because Keras runs"
-        " what is in it, write those of the layer that is the MAE: `model ="
-        f" keras.models.load_model({str(path)!r})` and"
-        f" `model.get_layer({mae!r}).save_weights({target!r})`",
+        f" is a whole Keras model (class {shown(name)}{among}) and not the weights of a known "
+        "class; two lines of Python write the weights of the layer that is the MAE (run them only "
+        "on files that you trust, because Keras runs code from the file): `model = "
+        f"keras.models.load_model({str(path)!r})` and "
+        f"`model.get_layer({mae!r}).save_weights({target!r})`",
     )
 
 
@@ -114,10 +115,10 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
         return None
     return CheckpointError(
         path,
-        f" holds the weights of a functional Keras model (of layers {_listed(layers)}); two lines"
-        " of Python, where the model is, write those of the layer that is the MAE:"
-        f" `model.load_weights({str(path)!r})` and"
-        f" `model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
+        f" holds the weights of a functional Keras model (of layers {_listed(layers)}); two lines "
+        "of Python, in the program that has the model, write the weights of the layer that is the "
+        f"MAE: `model.load_weights({str(path)!r})` and "
+        f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 
 

@@ -1,4 +1,4 @@
-"""What PyTorch writes into a pickle for a tensor, as a description of where its numbers lie."""
+"""PyTorch's pickled tensors, as descriptions of where their values are."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TORCH_DTYPES: Mapping[str, np.dtype] = {
     "complex128": np.dtype(np.complex128),
 }
 NUMPY_DTYPES = frozenset(TORCH_DTYPES[name] for name in registry.NUMPY_DTYPES)
-"""Those that NumPy has by itself, and so HDF5 and .npz files."""
+"""Dtypes that NumPy has natively, and therefore HDF5 and .npz files too."""
 
 STORAGES: Mapping[str, str] = {
     "DoubleStorage": "float64",
@@ -57,7 +57,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of elements in the file: `count` of them, from `start` on, of the storage `key`."""
+    """A range of elements in the file: `count` elements from `start` on, of the storage `key`."""
 
     key: str
     dtype: np.dtype | None
@@ -67,7 +67,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A tensor as a file describes it: what it is, and in a subclass where its numbers lie."""
+    """A tensor described by a file; subclasses add the location of its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -75,7 +75,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class StoredTensor(TensorPlace):
-    """A tensor as a pickle describes it: a view of a storage; offset and strides in elements."""
+    """A tensor described by a pickle: a view of a storage; offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -83,7 +83,7 @@ class StoredTensor(TensorPlace):
 
 
 def natural(number: object) -> bool:
-    """Tell whether a value read from a file is an integer that can count bytes."""
+    """Return whether a value from a file is an integer that can be a number of bytes."""
     return type(number) is int and 0 <= number < 1 << 62
 
 
@@ -104,7 +104,7 @@ def make_storage(kind: Any, key: Any, count: Any, view: Any = None) -> Storage:
     if not isinstance(kind, StorageType) or not isinstance(key, str):
         raise TypeError("a storage without a type or a name")
     if not all(map(natural, (count, start, length))) or start + length > count:
-        raise ValueError("an impossible storage")
+        raise ValueError("an invalid storage")
     return Storage(key, kind.dtype, length, start)
 
 
@@ -112,9 +112,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> 
     if not isinstance(storage, Storage) or not isinstance(dtype, np.dtype):
         raise TypeError("a tensor without a storage")
     if not possible_shape(shape) or type(strides) is not tuple or len(strides) != len(shape):
-        raise ValueError("an impossible shape")
+        raise ValueError("an invalid shape")
     if not all(map(natural, (offset, *strides))):
-        raise ValueError("an impossible place")
+        raise ValueError("an invalid offset")
     return StoredTensor(tuple(shape), dtype, storage, offset, strides)
 
 
@@ -159,7 +159,7 @@ def _parameter_with_state(
 SETTABLE = frozenset(
     ("data", "grad", "real", "imag", "names", "requires_grad", "layout", "dtype", "device", "shape")
 )
-"""Attributes of a tensor that PyTorch acts on when they are set."""
+"""Attributes of a tensor with an effect in PyTorch when they are set."""
 
 
 def refuse_changing_state(state: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which part of a checkpoint is the model: one mapping of tensors, which is never guessed."""
+"""Select the model in a checkpoint: one mapping of tensors, which is never guessed."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,13 +14,14 @@ from mae_convert.formats.plain_values import describe
 from mae_convert.formats.torch_types import StoredTensor, TensorPlace
 
 WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
-"""Keys under which a checkpoint keeps its model; `module` is DeepSpeed's."""
+"""Keys under which a checkpoint stores its model; `module` is DeepSpeed's."""
 
 OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
-"""Keys of weights that are a model too: beside one of these, or alone, none is chosen unasked."""
+"""Keys of further copies of the weights (such as moving averages), which are never chosen
+automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""How other such keys are named."""
+"""Pattern of the names of other such keys."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number is a damaged file
@@ -32,7 +33,7 @@ Place = tuple[str, ...]
 
 
 class NoSuchKeyError(CheckpointError):
-    """The file has no tensors under the key that was asked for."""
+    """The file has no tensors under the requested key."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def select_model(
     Args:
         path: the file, for messages.
         value: what the file holds.
-        effects: what its pickle did with objects of types that are not read.
+        effects: what its pickle did with objects of unsupported types.
         state_key: the key of the tensors, dotted where it is deeper; by default one of `WRAPPERS`,
             or the top level where no such key holds tensors.
 
@@ -98,7 +99,7 @@ def select_model(
     if not isinstance(value, Mapping):
         raise CheckpointError(
             path,
-            f" holds {describe(value)} and not the weights of a model by name",
+            f" holds {describe(value)} and not named weights of a model",
             hint="write them with torch.save({'model': model.state_dict()}, ...)",
         )
     holders = dict(_holders(value))
@@ -107,7 +108,7 @@ def select_model(
     place = _chosen(path, value, holders, hidden, effects, state_key)
     model = holders[place]
     if not all(isinstance(name, str) for name in model):
-        raise CheckpointError(path, " names some of its tensors by what is not text")
+        raise CheckpointError(path, " has tensor names that are not text")
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
     selection = Selection(
         tensors=tensors,
@@ -128,7 +129,7 @@ def _around(value: Mapping, place: Place) -> Iterator[Mapping]:
 
 
 def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
-    """Yield the objects that are not read where a model may be, and where they stand."""
+    """Yield unsupported objects at places where a model may be, with their paths."""
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
@@ -165,10 +166,12 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
         if names := sorted(SHADOWED & {name for name in attributes if isinstance(name, str)}):
             raise CheckpointError(
                 path,
-                f" is not opened: it gives the mapping of its weights a method {shown(names[0])}"
-                " of its own",
-                hint="write the weights again, with torch.save({'model': model.state_dict()},"
-                " ...), where the file comes from",
+                f" is not opened: it overrides the method {shown(names[0])} of the mapping of its "
+                "weights",
+                hint=(
+                    "write the weights again, with torch.save({'model': model.state_dict()}, ...), "
+                    "in the program that wrote the file"
+                ),
             )
     if not effects.calls:
         return
@@ -183,15 +186,17 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
     if touched:
         raise CheckpointError(
             path,
-            f" is not opened: its pickle hands the weights to {shown(touched[0])}, and what that"
-            " does to them only running it would tell",
-            hint="write the weights alone, with torch.save({'model': model.state_dict()}, ...),"
-            " where the file comes from",
+            f" is not opened: its pickle passes the weights to {shown(touched[0])}, which cannot "
+            "be evaluated without running code",
+            hint=(
+                "write only the weights, with torch.save({'model': model.state_dict()}, ...), in "
+                "the program that wrote the file"
+            ),
         )
 
 
 def check_not_flat(path: Path, names: Iterable[str]) -> None:
-    """Require that no tensor is a flat parameter of FSDP: many in one, their bounds not told.
+    """Require that no tensor is a flat FSDP parameter: many in one, without their boundaries.
 
     Raises:
         CheckpointError: one is.
@@ -207,7 +212,7 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
 
 
 def _holders(value: Mapping) -> Iterator[tuple[Place, Mapping]]:
-    """Yield every mapping that holds tensors directly, and where it stands; shallow ones first."""
+    """Yield every mapping that directly contains tensors, with its path; shallow ones first."""
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST + 1):
@@ -233,7 +238,7 @@ def _chosen(
     effects: Effects,
     state_key: str | None,
 ) -> Place:
-    """Return where the model stands: at the key that was said, or at the only one it can be."""
+    """Return the path of the model: the requested key, or the only possible one."""
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
@@ -258,7 +263,7 @@ def _chosen(
 
 
 def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
-    """Return objects with tensors that are not read and stand where a model is looked for."""
+    """Return unsupported objects with tensors at places where a model may be."""
     found = [item for place, item in hidden.items() if _may_be_model(place, depth)]
     return [item for item in found[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
@@ -268,7 +273,7 @@ def _may_be_model(place: Place, depth: int) -> bool:
 
 
 def _is_other(place: Place, mapping: Mapping) -> bool:
-    """Tell whether a mapping of tensors is a second model, by its key: a copy has matrices too."""
+    """Return whether a mapping of tensors is a second model, by its key and its matrices."""
     if place[-1] in OTHER_WEIGHTS:
         return True
     return bool(COPY.fullmatch(place[-1])) and any(
@@ -283,9 +288,9 @@ def _undecided(
     if not keys:  # tensors at the top, for which there is no key
         return would_run_code(path, unread[0].name)
     options = [Option("state_key", shown(key)) for key in keys]
-    objects = f" ({shown(unread[0].name)} is an object that is not read)" if unread else ""
+    objects = f" ({shown(unread[0].name)} is an unsupported object)" if unread else ""
     return CheckpointError(
-        f"{path} does not say which of its weights are meant: it has {_listed(value)}{objects}",
+        f"{path} contains several sets of weights: it has {_listed(value)}{objects}",
         hint=("say it with ", join(options, " or ")),
         path=path,
     )
@@ -298,11 +303,11 @@ def _at_key(
     hidden: Mapping[Place, Opaque],
     state_key: str,
 ) -> Place:
-    """Return the place that a dotted key names.
+    """Return the path for a dotted key.
 
     Raises:
         NoSuchKeyError: there are no tensors.
-        CheckpointError: there is an object that is not read.
+        CheckpointError: there is an unsupported object.
     """
     for place in holders:
         if ".".join(place) == state_key:
@@ -319,12 +324,12 @@ def _at_key(
 
 
 def _which_key(holders: Mapping[Place, Mapping]) -> Text:
-    """Return the advice to name one of the keys that hold tensors."""
+    """Return a hint to specify one of the keys with tensors."""
     places = [".".join(place) for place in holders if place]
     if not places:
-        return "name a file that holds weights"
+        return "specify a file that contains weights"
     options = [Option("state_key", shown(place)) for place in places[:KEYS_SHOWN]]
-    return "name the model's with ", join(options, " or ")
+    return "specify the model's key with ", join(options, " or ")
 
 
 def _listed(keys: Iterable[object]) -> str:
@@ -333,7 +338,7 @@ def _listed(keys: Iterable[object]) -> str:
 
 
 def _beside(value: Mapping, place: Place) -> Iterator[tuple[Any, object]]:
-    """Yield everything but the model's tensors; the names of what stands deeper are dotted."""
+    """Yield everything but the model's tensors; nested values have dotted names."""
     prefix = ""
     for key in place:
         yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)

@@ -1,4 +1,4 @@
-"""Writes files and model directories: whole, flushed, and read again before they get their name."""
+"""Write files and model directories: complete, flushed, and re-read before they are renamed."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from mae_convert.text import format_bytes
 
 
 class Source(Protocol):
-    """What tensors are read from, on which other work is done meanwhile: it is hashed."""
+    """The source that tensors are read from, and work on it during the conversion (hashing)."""
 
     nbytes: int
 
     def work(self, advance: Advance) -> None:
-        """Do it, and tell how many bytes are done."""
+        """Do the work, and report the number of bytes done."""
 
     def require_unchanged(self) -> None:
-        """Raise CheckpointError if it is not what it was at the beginning."""
+        """Raise CheckpointError if the source has changed since the beginning."""
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the record of a conversion with what is known now, in as many bytes."""
+        """Return the conversion record with the values that are now known, in as many bytes."""
 
 
 def write_file(
@@ -143,7 +143,7 @@ def write_all(
 
 @contextmanager
 def _drafts(outputs: Sequence[Output], stagings: Sequence[Staged]) -> Iterator[list[list[Draft]]]:
-    """Begin the files of weights of each output, and close them at the end."""
+    """Create the weight files of each output, and close them at the end."""
     with ExitStack() as stack:
         drafts: list[list[Draft]] = []
         for output, staging in zip(outputs, stagings, strict=True):
@@ -159,7 +159,7 @@ def _drafts(outputs: Sequence[Output], stagings: Sequence[Staged]) -> Iterator[l
 
 
 def _require_space(drafts: Iterable[Draft]) -> None:
-    """Refuse what the disk has no room for, before the work and not in the middle of it."""
+    """Refuse outputs for which the disk has no space, before any work."""
     needed: dict[int, int] = {}
     for draft in drafts:
         disk, found = os.fstat(draft.descriptor).st_dev, os.fstatvfs(draft.descriptor)
@@ -169,7 +169,7 @@ def _require_space(drafts: Iterable[Draft]) -> None:
             raise OutputError(
                 f"{draft.target} cannot be written: it needs {format_bytes(needed[disk])} and"
                 f" {format_bytes(free)} are free",
-                hint="free some or write elsewhere",
+                hint="free some space or write elsewhere",
             )
 
 
@@ -204,10 +204,10 @@ def _fill(
 
 
 def _interleaved(files: Sequence[Draft]) -> list[tuple[Draft, int]]:
-    """Return file and number of each tensor such that all files are filled at one pace.
+    """Return file and number of each tensor such that all files progress at the same rate.
 
-    Files that are made of one source then ask for the same part of it at the same time, and the
-    disk is asked once.
+    Files that are converted from one source then read the same part of it at the same time, and the
+    disk reads it once.
     """
     order = []
     for file in files:
@@ -219,7 +219,7 @@ def _interleaved(files: Sequence[Draft]) -> list[tuple[Draft, int]]:
 
 
 def _compare(crew: Crew, files: Sequence[Draft]) -> dict[str, str]:
-    """Read files again and compare everything in them; return the SHA-256 of each tensor."""
+    """Re-read files and compare everything in them; return the SHA-256 of each tensor."""
     opened = [(file, file.reopen()) for file in files]
     pieces = [(file, read, n) for file, read in opened for n in range(len(file.weights.tensors))]
     work = [crew.start(file.comparer(read, number)) for file, read, number in pieces]
@@ -228,7 +228,7 @@ def _compare(crew: Crew, files: Sequence[Draft]) -> dict[str, str]:
 
 
 def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:
-    """Write the files beside the weights, wait until they are on the disk, and read them again."""
+    """Write the files beside the weights, flush them to the disk, and re-read them."""
     for name, given in output.json_files.items():
         value = in_unicode(given(hashes) if callable(given) else given)
         text = json.dumps(value, indent=2, sort_keys=name.endswith(INDEX_SUFFIX)) + "\n"
@@ -240,6 +240,6 @@ def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -
             and list(read_contents(folder / name).tensors) != [t.name for t in output.tensors()]
         ):
             raise OutputError(
-                f"{output.target} did not read back as it was written", hint="check the disk"
+                f"{output.target} does not contain what was written to it", hint="check the disk"
             )
     flush(folder)

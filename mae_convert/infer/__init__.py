@@ -1,12 +1,13 @@
-"""Find by experiment what no tensor specifies: heads, the target of the loss, pixel statistics.
+"""Determine by experiment what no tensor specifies: heads, loss target, pixel statistics.
 
-Two kinds of evidence, which need nothing but the trained weights and some images:
+There are two kinds of evidence, which need nothing but the trained weights and some images:
 
-- `head_structure`: training couples the channels of one attention head and no others, which shows
-  in the products of the query and key matrices.
+- `head_structure`: training couples the channels of one attention head and no others, which
+  shows in the products of the query and key matrices.
 - `reconstruction`: a model that is run as it was trained reconstructs images best.
 
-Each is a statistical test with a stated confidence; where the tests do not decide, neither do we.
+Each is a statistical test with a stated confidence; if the tests are not significant, the field
+stays undecided.
 """
 
 from mae_convert.infer.decision import Candidate, Decision, Inference

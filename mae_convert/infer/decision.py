@@ -1,11 +1,11 @@
-"""What an experiment found about a field: its candidates, and whether one is significant."""
+"""The result of an experiment for a field: its candidates, and whether one is significant."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 SIGNIFICANT = 0.99
-"""Share of bootstrap samples in which a candidate must be the best one."""
+"""Fraction of bootstrap samples in which a candidate must have the lowest loss."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Inference:
     framework: str = ""
 
     def decided(self) -> dict[str, Any]:
-        """Return field → value of those that were decided."""
+        """Return field → value of the decided fields."""
         return {name: d.value for name, d in self.decisions.items() if d.decided}
 
     def as_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Inference:
         }
 
     def source_of(self, name: str) -> str:
-        """Return where a decided value comes from, for a person."""
+        """Return the source of a decided value as text."""
         decision = self.decisions[name]
         by_loss = "reconstruction" in decision.method and decision.confidence is not None
         confidence = f", confidence {decision.confidence:.3f}" if by_loss else ""

@@ -1,4 +1,4 @@
-"""The experiment: which fields are open, and what the weights and the images say about them."""
+"""Determine the open fields of a configuration from weights and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from mae_convert.infer.search import HEADS, Search, heads_decision
 EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
 FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)
 FEWEST_IMAGES = 3
-"""With fewer, chance differences between images cannot be told from differences of candidates."""
+"""Minimum number of images: with fewer, random differences between images hide differences between
+candidates."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,14 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
 
 
 def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the fields that an experiment may find: missing from the file, or only assumed."""
+    """Return the fields that an experiment can determine: missing, or only assumed."""
     configuration = checkpoint.configuration
     missing = {missing.field for missing in configuration.missing}
     return tuple(name for name in FIELDS if name in missing | set(configuration.assumptions))
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return the checkpoint with everything that was decided, and the experiment as its source."""
+    """Return the checkpoint with all decided fields, with the experiment as their source."""
     for name, value in inference.decided().items():
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
@@ -99,7 +100,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
 
 
 def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return a target with the fields that it lacks or assumes as they were found on a source."""
+    """Return a target with its missing or assumed fields set to those found for a source."""
     decided = inference.decided()
     for name in open_fields(target):
         if name in decided:
@@ -123,14 +124,17 @@ def structure_of(checkpoint: Checkpoint, name: str) -> HeadStructure:
 
 
 def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
-    """Return why no model can be run, in words; "" if one can."""
+    """Return why the model cannot be run; "" if it can."""
     channels = checkpoint.configuration.model.num_channels
     if checkpoint.task != "pretrain":
-        return f"without a decoder (task {checkpoint.task}) no image can be reconstructed"
+        return (
+            "the experiment reconstructs images, and this model has no decoder (task "
+            f"{checkpoint.task})"
+        )
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
-        return "the shape of the grid of patches is undecided"
+        return "the shape of the grid of patches is unknown"
     if channels not in MODES:
-        return f"images do not have {channels} channels"
+        return f"images with {channels} channels are not available"
     return "" if options.framework else "no framework is installed"
 
 

@@ -42,9 +42,12 @@ def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     )
     decided = confidence >= SIGNIFICANT
     reason = (
-        "neighbours of a grid of this shape have significantly more similar position embeddings"
+        (
+            "on a grid of this shape, neighbouring patches have significantly more similar "
+            "position embeddings than on any other"
+        )
         if decided
-        else "no shape of the grid fits the position embeddings significantly better than others"
+        else "no grid shape fits the position embeddings significantly better than all others"
     )
     return Decision(
         "image_size",

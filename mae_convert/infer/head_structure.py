@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALLEST_HEAD = 4
-"""Channels of the narrowest head that is tried."""
+"""Width of the narrowest head that is tested."""
 PERMUTATIONS = 100
 MOST_LAYERS = 6
 REJECTED_FROM = 5.0
@@ -28,7 +28,7 @@ REJECTED_FROM = 5.0
 The best number is chosen from the same weights, so this is far above the usual 2 or 3."""
 
 SMALLEST_SCORE = 20.0
-"""Log-likelihood ratio from which on there is a structure at all; random weights have at most 5."""
+"""Minimum log-likelihood ratio for a significant structure; random weights have at most 5."""
 
 Layer = Callable[[], tuple[np.ndarray, np.ndarray]]
 """Reads the weights of query and key, (width, width), whose rows are the channels of the heads."""

@@ -1,4 +1,4 @@
-"""Reconstruction losses of a model on crops of images, for configurations that are tried."""
+"""Reconstruction losses of a model on crops of images, for candidate configurations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from reference_models.configuration import ViTMAEConfig
 
 BATCH = 16
 SMALLEST_CROP = 0.2
-"""Of the image's area; MAE is trained on such crops (He et al. 2021, appendix A.1)."""
+"""Range of the crop area relative to the image; MAE is trained on such crops (He et al. 2021,
+appendix A.1)."""
 VARIANCE_FLOOR = 1e-6
 """Added to the variance of a patch, as in the loss of the original."""
 
@@ -95,7 +96,7 @@ def _crop(
 
 
 class Runner:
-    """One checkpoint's weights, run with configurations that are tried, in float32."""
+    """Runs one checkpoint's weights with candidate configurations, in float32."""
 
     def __init__(self, framework: str, device: str | None) -> None:
         self._framework, self._device = framework, device

@@ -1,4 +1,4 @@
-"""Try values of a configuration on a trained model, and decide by its reconstruction losses."""
+"""Run a trained model with candidate configurations, and decide by reconstruction losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,18 @@ STATISTICS = (
     ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # pixels from 0 to 1
 )
-"""Image mean and standard deviation that models are commonly trained with."""
+"""Image means and standard deviations that models are commonly trained with."""
 SCREENING_CROPS = 4
 MOST_PAIRS = 64
-"""So many pairs of head counts are all tried; of more, encoder and decoder in alternation."""
+"""Up to this many pairs of head counts, all pairs are tested; with more, encoder and decoder are
+tested alternately."""
 COMMON_HEADS = 8
-"""Where the alternation begins."""
+"""Starting point of the alternating search."""
 BEST = "fits significantly better than every other candidate"
 NONE = "no candidate fits significantly better than every other"
 
 Pair = tuple[int, int]
-"""Numbers of heads of the encoder and of the decoder."""
+"""Number of heads of the encoder and of the decoder."""
 
 
 def heads_decision(
@@ -96,7 +97,7 @@ class Search:
         self.runner = Runner(self.framework, self.device)
 
     def run(self) -> dict[str, Decision]:
-        """Return the decisions on the wanted fields, but for the grid."""
+        """Return the decisions on the requested fields, except the grid."""
         screened = self._screen()
         target = self._target(screened)
         best = min(screened, key=lambda pair: _mean(screened[pair], target))
@@ -117,7 +118,7 @@ class Search:
         return decisions
 
     def _screen(self) -> dict[Pair, Losses]:
-        """Return losses on few crops: of every pair of heads, or of many in alternation."""
+        """Return losses on few crops, for every pair of head counts or an alternating search."""
         few = self.crops.first(SCREENING_CROPS)
         encoder, decoder = (self._heads_to_try(name) for name in HEADS)
         pairs = list(product(encoder, decoder))
@@ -153,7 +154,7 @@ class Search:
         return lowest[True] < lowest[False]
 
     def _around(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
-        """Return the best pair on all crops, and losses of it and those with one other number."""
+        """Return the best pair on all crops, and losses of pairs that differ in one number."""
         found: dict[Pair, Losses] = {}
         before = None
         while best != before:
@@ -164,7 +165,7 @@ class Search:
         return best, found
 
     def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
-        """Return losses of a pair and of those with one other number.
+        """Return losses of a pair and of those that differ from it in one number.
 
         Few crops are enough for a pair that loses in every bootstrap sample; the others are run on
         all crops.
@@ -205,7 +206,7 @@ class Search:
         return heads_decision(name, self.structures[name], relative, confidence, unfit)
 
     def _statistics(self, pair: Pair, target: bool, unfit: str) -> dict[str, Decision]:
-        """Return the decisions on image mean and standard deviation, of known sets."""
+        """Return the decisions on image mean and standard deviation, among common values."""
         tried = self._with_heads(pair)
         configuration = tried.configuration
         now = configuration.image_mean, configuration.image_std
@@ -250,14 +251,14 @@ def _norm_pix_loss(losses: Losses, unfit: str) -> Decision:
 
 
 def _why_unfit(losses: Losses, target: bool) -> str:
-    """Return why the model reconstructs too badly to decide anything; "" if it does not."""
+    """Return why the reconstructions are too poor for a decision; "" if they are not."""
     constant = losses.zero if target else losses.one_colour
     relative = losses.relative(norm_pix_loss=target)
     if wins(relative, (constant / constant.mean())[None]) >= SIGNIFICANT:
         return ""
     return (
-        "with no candidate are these images reconstructed significantly better than by one colour"
-        " (untrained weights, or images unlike those of training)"
+        "no candidate reconstructs these images significantly better than their mean colour "
+        "(untrained weights, or images unlike those of training)"
     )
 
 

@@ -1,1 +1,1 @@
-"""How mapping tables between layouts work: rows, transforms, `Layout`; no library's table."""
+"""The algebra of mapping tables between layouts: rows, transforms, `Layout`; no library's table."""

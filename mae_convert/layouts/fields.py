@@ -26,11 +26,11 @@ class Harmless:
 
 @dataclass(frozen=True)
 class Only:
-    """A field that changes what the model computes, and is understood with some values only.
+    """A field that changes what the model computes, and is supported for some values only.
 
     Attributes:
-        values: those that change nothing.
-        why: what any other value does and what to do about it, for a message.
+        values: the values without effect.
+        why: the effect of any other value and what to do about it, for a message.
     """
 
     values: tuple[Any, ...]
@@ -39,14 +39,14 @@ class Only:
 
 @dataclass(frozen=True)
 class Reported:
-    """A field of which this project does not know what it changes, unless it has such a value."""
+    """A field with an unknown effect, unless it has one of these values."""
 
     values: tuple[Any, ...] = (None,)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A mapping of fields inside the configuration, with a table of its own."""
+    """A nested mapping of fields, with its own table."""
 
     table: Mapping[str, "Treatment"]
 
@@ -54,7 +54,7 @@ class Fields:
 Treatment = Read | Harmless | Only | Reported | Fields
 READ, HARMLESS = Read(), Harmless()
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
-"""The values with which most options of a library are switched off."""
+"""Values that disable most options of a library."""
 
 
 def unknown_fields(

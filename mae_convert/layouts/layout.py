@@ -100,6 +100,9 @@ class Layout:
             return next((t for t in possible if t.has_key_bias == key_bias), possible[0])
         held = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
-            f"the {self.name} layout cannot hold a model of task {task}, but of {', '.join(held)}",
+            (
+                f"the {self.name} layout cannot hold a model for the task {task}, only for "
+                f"{', '.join(held)}"
+            ),
             hint=(Option("task", "encoder"), " leaves the rest out"),
         )

@@ -1,4 +1,4 @@
-"""Canonical names and shapes: the types that tables of every family use."""
+"""Types for canonical names and shapes, used by the tables of all families."""
 
 import re
 

@@ -22,16 +22,16 @@ from mae_convert.layouts.schema import KEY_BIAS, Schema, Shape
 from mae_convert.layouts.transforms import SAME, SplitHeads, Transform
 
 DIGITS = "[0-9]{0,2}"
-"""Those that follow the first one of a block's index: no model has a thousand blocks."""
+"""Further digits of a block index: no model has a thousand blocks."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16
-"""How many of the numbers in a name may be the index: more than any model's names have."""
+"""Limit on the numbers in a name that may be the block index: more than any model's names have."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: canonical name(s), external name, and the transform between them."""
+    """One row of a table: canonical name(s), external name, and the transform between them."""
 
     canonical: str
     external: str
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Rows that stand once for every block; ``#`` in the prefixes is the block's index."""
+    """Rows that are repeated for every block; ``#`` in the prefixes is the block's index."""
 
     canonical: str
     external: str
@@ -49,7 +49,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row with its braces resolved and its prefix joined; ``#`` may still stand in it."""
+    """A row with resolved braces and prefix; it may still contain ``#``."""
 
     canonicals: tuple[str, ...]
     external: str
@@ -98,7 +98,7 @@ class Table:
     """A bijection between external and canonical names, for the tasks that it can hold.
 
     Raises:
-        LayoutError: when built, if a row is malformed or a name stands in two rows.
+        LayoutError: when built, if a row is malformed or a name is in two rows.
     """
 
     name: str
@@ -140,13 +140,13 @@ class Table:
                 ]
         covered = {name for rule in rules for name in rule.canonicals}
         if missing := sorted(wanted - covered):
-            raise LayoutError(f"{self.name} has no place for {listed(missing)}")
+            raise LayoutError(f"{self.name} cannot hold {listed(missing)}")
         if partial := sorted(covered - wanted):
             raise LayoutError(f"{self.name} needs {listed(partial)} too")
         return rules
 
     def rule_for(self, external: str) -> Rule | None:
-        """Return the rule for an external name, with block index and name filled in."""
+        """Return the rule for an external name, with block index and name inserted."""
         for template, index in _templates(external):
             if rule := self._by_template.get(template):
                 return replace(rule if index is None else rule.at(index), external=external)
@@ -161,18 +161,18 @@ class Table:
 
     @property
     def has_key_bias(self) -> bool:
-        """Whether there is a place for a bias of the key in the blocks."""
+        """Whether the blocks of the layout have a key bias."""
         rules = itertools.chain.from_iterable(self.groups)
         return any(KEY_BIAS.search(name) for rule in rules for name in rule.canonicals)
 
     def anchor(self, canonical: str) -> tuple[str, ...]:
-        """Return the external names of a canonical tensor that has no index."""
+        """Return the external names of a canonical tensor without an index."""
         rules = itertools.chain.from_iterable(self.groups)
         return tuple(rule.external for rule in rules if canonical in rule.canonicals)
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield what stands before one of some external names in a longer name: ends in a dot."""
+        """Yield the prefix of a name that ends in one of the external names, with its dot."""
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
                 yield name.removesuffix(anchor)
@@ -180,7 +180,7 @@ class Table:
                 yield ""
 
     def knows(self, external: str) -> bool:
-        """Return whether there is a row or a Drop for an external name."""
+        """Return whether an external name is in a row or a Drop."""
         return self.rule_for(external) is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
@@ -210,11 +210,11 @@ def _rules(row: Row | Repeat) -> Iterator[Rule]:
         for index, external in enumerate(externals):
             yield Rule(tuple(canonicals[index::step]), external, row.transform)
     else:
-        raise LayoutError(f"{row.canonical!r} and {row.external!r} do not pair up")
+        raise LayoutError(f"{row.canonical!r} and {row.external!r} do not correspond")
 
 
 def braces(pattern: str) -> list[str]:
-    """Return the names that a pattern with ``{a,b}`` stands for, in order."""
+    """Return the names that a pattern with ``{a,b}`` expands to, in order."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     choices = [piece.split(",") if index % 2 else [piece] for index, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]
@@ -222,7 +222,7 @@ def braces(pattern: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)  # many tables are asked for the same names
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
-    """Return a name as it is, and with each number in it as the index ``#`` of a block."""
+    """Return a name unchanged, and with each of its numbers replaced by the index ``#``."""
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
     indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)
     return indexed if "#" in external else ((external, None), *indexed)
@@ -243,12 +243,12 @@ def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise LayoutError(f"{table}: {name} stands in two rows")
+            raise LayoutError(f"{table}: {name} is in two rows")
         seen.add(name)
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Return names for a sentence, cut after a few."""
+    """Return names for a sentence, truncated after a few."""
     first = ", ".join(map(shown, names[:limit]))
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
@@ -298,7 +298,7 @@ def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
     dtypes = sorted({str(part.dtype) for part in parts})
     if len(dtypes) > 1:
         raise LayoutError(
-            f"{rule.external} joins tensors of different dtypes ({listed(dtypes)})",
+            f"{rule.external} fuses tensors of different dtypes ({listed(dtypes)})",
             hint=("pass ", Option("dtype"), " to make them one"),
         )
 

@@ -1,4 +1,4 @@
-"""How one tensor becomes another: invertible maps between canonical and external arrays."""
+"""Transforms between canonical and external tensors: invertible maps between arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ class Transform(Protocol):
         """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the external array made of canonical ones."""
+        """Return the external array for canonical ones."""
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical arrays that an external one holds."""
+        """Return the canonical arrays in an external one."""
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
         """Return the external shape for canonical shapes."""
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the canonical shapes for an external shape; LayoutError if it cannot be."""
+        """Return the canonical shapes for an external shape; LayoutError if it does not fit."""
 
 
 @dataclass(frozen=True)
 class Same:
-    """The external tensor is the canonical one."""
+    """The external tensor equals the canonical one."""
 
     in_order: ClassVar[bool] = True
 
@@ -99,11 +99,11 @@ class Fuse:
     in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the parts, one after the other."""
+        """Return the parts concatenated."""
         return np.concatenate(arrays)
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return equal views, in order."""
+        """Return equally sized views, in order."""
         size = array.shape[0] // self.parts
         return [array[index * size : (index + 1) * size] for index in range(self.parts)]
 
@@ -137,21 +137,21 @@ class SplitHeads:
 
     @property
     def in_order(self) -> bool:
-        """Whether it is a bias, whose heads follow each other already."""
+        """Whether it is a bias, for which splitting heads does not move elements."""
         return self.kind == "bias"
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the array with its heads apart."""
+        """Return the array with separate heads."""
         turned = arrays[0] if self.kind == "bias" else arrays[0].T
         return turned.reshape(self.write_shape([arrays[0].shape]))
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the array with its heads joined."""
+        """Return the array with merged heads."""
         (shape,) = self.read_shapes(array.shape)
         return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape with the heads apart; LayoutError if they do not divide it."""
+        """Return the shape with separate heads; LayoutError if they do not divide it."""
         joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
         if not self.heads or joined % self.heads:
             raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")
@@ -163,7 +163,7 @@ class SplitHeads:
         }[self.kind]
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape with the heads joined."""
+        """Return the shape with merged heads."""
         rank = 2 if self.kind == "bias" else 3
         if len(shape) != rank:
             raise LayoutError(f"{rank} dimensions are needed, not shape {shape}")
@@ -174,11 +174,11 @@ class SplitHeads:
         return [(shape[2], shape[0] * shape[1])]
 
     def heads_in(self, shape: Shape) -> int:
-        """Return the number of heads that an external shape tells."""
+        """Return the number of heads in an external shape."""
         return shape[1] if self.kind == "kernel" else shape[0]
 
     def __str__(self) -> str:
-        return f"heads apart ({self.kind})"
+        return f"heads separated ({self.kind})"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class WithoutBatch:
         return arrays[0][0]
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the array with an axis of one before the others."""
+        """Return the array with a leading axis of size one."""
         return [array[None]]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
@@ -200,7 +200,7 @@ class WithoutBatch:
         return shapes[0][1:]
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape with an axis of one before the others."""
+        """Return the shape with a leading axis of size one."""
         return [(1, *shape)]
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""Classes for scripts that were written for transformers 4: change the import, and they run.
+"""Drop-in classes for scripts that were written for transformers 4: only the import changes.
 
-They are the reference models with the habits of transformers' ViTMAE classes around them: PyTorch
-under ``ViT...``, Keras 3 under ``TFViT...``. Each is imported with its framework when it is first
-asked for, so that whoever has only one of them can use it.
+They are the reference models with the interface of transformers' ViTMAE classes: PyTorch under
+``ViT...``, Keras 3 under ``TFViT...``. Each framework is imported on first use, so that only one of
+them needs to be installed.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Activation checkpointing in PyTorch: blocks recompute their activations for their gradient.
+"""Activation checkpointing in PyTorch: blocks recompute their activations in the backward pass.
 
-The name of a block's method is set on the block itself, so that a model without it is untouched.
+It replaces a method of the block object itself, so that other models are not affected.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def enable_checkpointing(
 
 
 def disable_checkpointing(model: nn.Module) -> None:
-    """Keep the activations inside blocks again."""
+    """Store the activations inside blocks again."""
     for block in blocks_of(model):
         block.__dict__.pop("forward", None)
 

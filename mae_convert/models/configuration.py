@@ -1,4 +1,4 @@
-"""The configuration as scripts for transformers use it: attributes that can be set, and files."""
+"""The configuration as transformers scripts use it: mutable attributes, and files."""
 
 import json
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 
 def check_problem_type(kind: Any, num_labels: int) -> None:
-    """Raise ValueError for what a classifier cannot be trained for, as transformers does."""
+    """Raise ValueError for an invalid problem type, as transformers does."""
     if kind is not None and kind not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be {', '.join(PROBLEM_TYPES)} or None, not {kind!r}")
     if kind == "single_label_classification" and num_labels == 1:
@@ -92,14 +92,14 @@ class ViTMAEConfig:
             self.id2label = labels
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the fields imply, such as ``num_patches`` and ``grid_hw``."""
+        """Return values derived from the fields, such as ``num_patches`` and ``grid_hw``."""
         if name in IMPLIED:
             return getattr(plain(self), name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in IMPLIED:
-            raise AttributeError(f"{name} follows from the other fields and cannot be set")
+            raise AttributeError(f"{name} is derived from other fields and cannot be set")
         if name in FIELDS:
             value = getattr(plain(self, **{name: value}), name)
             if name == "num_labels" and value != self.num_labels:
@@ -139,13 +139,13 @@ class ViTMAEConfig:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes in order, or None where nothing names them."""
+        """Names of the classes in order, or None if they are not specified."""
         named: tuple[str, ...] | None = self.__dict__["_labels"]
         return named
 
     @property
     def name_or_path(self) -> str:
-        """What the model was loaded from, as it was named; empty if it was not loaded."""
+        """The name from which the model was loaded; empty if it was not loaded."""
         return str(self.__dict__["_name_or_path"] or "")
 
     @name_or_path.setter
@@ -154,7 +154,7 @@ class ViTMAEConfig:
 
     @property
     def use_return_dict(self) -> bool:
-        """Whether outputs have names."""
+        """Whether outputs are named objects rather than tuples."""
         return bool(self.return_dict)
 
     def update(self, values: Mapping[str, Any]) -> None:
@@ -177,11 +177,11 @@ class ViTMAEConfig:
         self.update(new)
 
     def get_text_config(self, *_: Any, **__: Any) -> "ViTMAEConfig":
-        """Return the configuration itself: there is no part for text."""
+        """Return the configuration itself: there is no separate configuration for text."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data that JSON can hold."""
+        """Return all values as plain data for JSON."""
         rest = {
             name: value
             for name, value in self.__dict__.items()
@@ -191,7 +191,7 @@ class ViTMAEConfig:
         return {**plain(self).to_dict(), **rest, **named, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is not the default, as plain data that JSON can hold."""
+        """Return the different values from the defaults as plain data for JSON."""
         usual = type(self)().to_dict()
         return {
             name: value
@@ -200,17 +200,17 @@ class ViTMAEConfig:
         }
 
     def to_json_string(self, use_diff: bool = False) -> str:
-        """Return everything, or only what is not the default, as JSON."""
+        """Return all values, or only those that differ from the defaults, as JSON."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, path: str | Path, use_diff: bool = False) -> None:
-        """Write `to_json_string` into a file, which is replaced."""
+        """Write `to_json_string` to a file, which is replaced."""
         write_file(Path(path), self.to_json_string(use_diff), overwrite=True)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "ViTMAEConfig":
-        """Return the configuration that a JSON file holds.
+        """Return the configuration in a JSON file.
 
         Raises:
             CheckpointError: the file is missing or is not a JSON object; an OSError.
@@ -222,7 +222,7 @@ class ViTMAEConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "ViTMAEConfig":
-        """Return the configuration that a mapping tells."""
+        """Return the configuration given by a mapping."""
         return cls(**{**values, **changes})
 
     @classmethod
@@ -245,16 +245,16 @@ class ViTMAEConfig:
         return cls(**{**usual, **stored, **rest})
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` into a directory, which is made if need be."""
+        """Write ``config.json`` to a directory, which is created if needed."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
 def _in_the_type_of(value: Any, name: str, text: str) -> Any:
-    """Return a text as a value of the type that an attribute has.
+    """Return a text converted to the type of an attribute.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it cannot be converted.
     """
     if isinstance(value, bool) and text.lower() in (*TRUE, *FALSE):
         return text.lower() in TRUE
@@ -266,7 +266,7 @@ def _in_the_type_of(value: Any, name: str, text: str) -> Any:
 
 
 def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
-    """Return a configuration in the form of this module."""
+    """Return a configuration as an object of this module."""
     if isinstance(config, ViTMAEConfig):
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
@@ -276,5 +276,5 @@ def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMA
 
 
 def plain(config: ViTMAEConfig | ReferenceConfig, **changes: Any) -> ReferenceConfig:
-    """Return the fields that make a model, as an immutable value."""
+    """Return the model's fields as an immutable value."""
     return ReferenceConfig(**{**{name: getattr(config, name) for name in FIELDS}, **changes})

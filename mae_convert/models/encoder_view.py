@@ -1,4 +1,4 @@
-"""The encoder of a Keras model under the names that transformers gives it and its blocks."""
+"""The encoder of a Keras model with the attribute names of transformers."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -33,14 +33,14 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
     _, framework, task = kind_of(model)
     if task == "classify":
         raise MaeConvertError(
-"a classifier is no encoder",
-hint="export it by model.export, or load it with task='encoder'"
+"a classifier is not an encoder",
+hint="export it with model.export, or load it with task='encoder'"
 )  # fmt: skip
     wanted = "torch" if target.suffix == ".onnx" else "keras"
     if framework != wanted:
         name = {"torch": "torch", "keras": "tensorflow"}[wanted]
         raise MaeConvertError(
-            f"{target.name} is made of a model of the other framework",
+            f"{target.name} is exported from a model of the other framework",
             hint=f'load it with load_model(..., "{name}")',
         )
     if target.suffix in (".onnx", ".tflite"):
@@ -58,7 +58,7 @@ def _write_onnx(model: Any, path: Path) -> None:
     import torch
 
     class Encoder(torch.nn.Module):
-        """The model's encoder on whole pictures."""
+        """The model's encoder on unmasked images."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -105,12 +105,12 @@ def _write_saved_model(model: Any, target: Path) -> None:
 
 
 def pixel_shape(model: Any) -> tuple[int | None, int, int, int]:
-    """Return the shape (N, C, H, W) of a model's images, of any number N."""
+    """Return the shape (N, C, H, W) of a model's images, with any N."""
     return (None, model.config.num_channels, *model.config.image_hw)
 
 
 def float_dtype(model: Any) -> str:
-    """Return the dtype in which a program takes images."""
+    """Return the dtype of an exported program's images."""
     return "float64" if model.variable_dtype == "float64" else "float32"
 
 

@@ -57,7 +57,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         self.depth, self.layer_decay, self.decay = depth, layer_decay, decay
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Look which layer each variable belongs to."""
+        """Determine the layer of each variable."""
         super().build(variables)
         top = self.depth + 1
         self.scales = [
@@ -70,7 +70,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         ]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update a variable at the rate of its layer."""
+        """Update a variable with the learning rate of its layer."""
         index = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, variable.dtype) * self.scales[index]
         if self.decays[index]:
@@ -78,7 +78,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         super().update_step(gradient, variable, rate)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what it is made of, as plain data."""
+        """Return the arguments of the optimizer as plain data."""
         ours = {"depth": self.depth, "layer_decay": self.layer_decay, "decay": self.decay}
         return {**super().get_config(), **ours}
 
@@ -97,10 +97,10 @@ def fine_tuning_optimizer(
 
     Args:
         model: a classifier of this project.
-        batch_size: pictures in a step, over all replicas.
+        batch_size: images in a step, over all replicas.
         steps_per_epoch: steps in an epoch.
         epochs: epochs of the training.
-        base_learning_rate: for 256 pictures in a step; the rate grows with them.
+        base_learning_rate: for 256 images in a step; the rate grows with them.
         warmup_epochs: epochs in which the rate grows from zero.
         layer_decay: by what the rate of a layer is smaller than that of the next one.
     """

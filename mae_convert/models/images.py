@@ -1,7 +1,7 @@
-"""The image processor: from pictures to ``pixel_values``, equal to transformers' ViTImageProcessor.
+"""The image processor: from images to ``pixel_values``, equal to transformers' ViTImageProcessor.
 
 Its results are those of that class (its Pillow backend, `ViTImageProcessorPil` in version 5) to the
-bit. Beyond it, pictures of other kinds, as grey ones and such with transparency, are converted to
+bit. Beyond it, images of other kinds, as grey ones and such with transparency, are converted to
 the channels of the model.
 """
 
@@ -53,12 +53,12 @@ class BatchFeature(dict):
         return dict(self)
 
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
-        """Return the inputs on another device or in another dtype, as PyTorch's ``to``."""
+        """Return the inputs on another device or in another dtype, like PyTorch's ``to``."""
         return BatchFeature({name: x.to(*arguments, **named) for name, x in self.items()})
 
 
 class MaeImageProcessor:
-    """Prepares pictures for a model: resize, rescale, normalise, channels first.
+    """Prepares images for a model: resize, rescale, normalise, channels first.
 
     Args:
         stated: as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
@@ -123,11 +123,11 @@ class MaeImageProcessor:
         return [str(file)]
 
     def to_json_file(self, path: str | Path) -> None:
-        """Write what is stated as JSON into a file, which is replaced."""
+        """Write the settings as JSON to a file, which is replaced."""
         write_file(Path(path), self.to_json_string(), overwrite=True)
 
     def to_json_string(self) -> str:
-        """Return what is stated as JSON."""
+        """Return the settings as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -142,25 +142,25 @@ class MaeImageProcessor:
 
     @classmethod
     def from_dict(cls, stated: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
-        """Return the processor that a mapping states."""
+        """Return the processor given by a mapping."""
         return cls(**{**stated, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is stated, as plain data that JSON can hold."""
+        """Return the settings as plain data for JSON."""
         stated = {name: value for name, value in vars(self).items() if value is not None}
         return {"image_processor_type": "ViTImageProcessor", **stated}
 
     def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> Any:
-        """Prepare pictures, as `preprocess`."""
+        """Prepare images, as `preprocess`."""
         return self.preprocess(images, return_tensors, **changes)
 
     def preprocess(
         self, images: Any, return_tensors: str | None = None, **changes: Any
     ) -> BatchFeature:
-        """Return pictures as ``pixel_values`` (N, C, H, W), float32.
+        """Return images as ``pixel_values`` (N, C, H, W), float32.
 
         Args:
-            images: a picture or several: of Pillow, a path, or an array or tensor of 8-bit values
+            images: an image or several: of Pillow, a path, or an array or tensor of 8-bit values
                 of any dtype (H, W), (H, W, C), (C, H, W); an array of four axes is a batch.
             return_tensors: "np", "pt" or "tf"; None gives a list of arrays.
             changes: what is to be otherwise for these (None: nothing); and ``input_data_format``,
@@ -169,7 +169,7 @@ class MaeImageProcessor:
 
         Raises:
             ConfigurationError: what is to be otherwise is impossible.
-            PictureError: the pictures are none, or of no one size; a ValueError.
+            PictureError: the images are none, or of no one size; a ValueError.
             TypeError: something is to be otherwise that is not known.
         """
         order, result = (
@@ -177,11 +177,11 @@ class MaeImageProcessor:
             for name in ("input_data_format", "data_format")
         )
         if unknown := sorted(changes.keys() - set(vars(self)) - {"do_convert_rgb"}):
-            raise TypeError(f"the image processor knows no {unknown[0]!r}")
+            raise TypeError(f"the image processor has no argument {unknown[0]!r}")
         prepare = self._preprocessing(changes)
         pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
         if not pixels:
-            raise PictureError("there is no picture in an empty list", hint="give one")
+            raise PictureError("there is no image in an empty list", hint="give one")
         if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
@@ -192,14 +192,14 @@ class MaeImageProcessor:
         mean, std = (_numbers(name, stated[name]) for name in ("image_mean", "image_std"))
         if len(mean) != len(std):
             raise ConfigurationError(
-                f"image_mean is for {len(mean)} channels and image_std for {len(std)}",
-                hint="mend one",
+                f"image_mean has {len(mean)} channels and image_std has {len(std)}",
+                hint="correct one",
             )
         return preprocessing_as_stated(stated, (224, 224), (mean, std))
 
 
 def _stated_in(path: Path) -> dict[str, Any] | None:
-    """Return what a JSON file states, or the one in a directory; None where there is not one."""
+    """Return the settings of a JSON file, or of the one in a directory; None if there is none."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):
@@ -213,7 +213,7 @@ def _stated_in(path: Path) -> dict[str, Any] | None:
 
 
 def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said at all: as in version 4 of transformers, None says nothing."""
+    """Return the settings without None values: as in transformers 4, None means not specified."""
     said = {name: value for name, value in changes.items() if value is not None}
     for name in SWITCHES:
         if not isinstance(said.get(name, True), bool):
@@ -225,9 +225,9 @@ def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(value: Any) -> Any:
-    """Return a size as a dictionary: one number is for a square, two are (height, width).
+    """Return a size as a dictionary: one number means a square, two mean (height, width).
 
-    What is not a size is returned as it is, and refused where it is used.
+    An invalid size is returned unchanged, and refused when it is used.
     """
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
@@ -235,7 +235,7 @@ def _size(value: Any) -> Any:
 
 
 def _filter(value: Any) -> Any:
-    """Return Pillow's number of a filter, which may have come by name."""
+    """Return Pillow's number of a filter, which may be given by name."""
     name = getattr(value, "value", value)  # of an enumeration: Pillow's, or torchvision's
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])
@@ -243,18 +243,16 @@ def _filter(value: Any) -> Any:
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Return a number for each channel; one alone is for three.
+    """Return a number for each channel; a single number applies to three.
 
     Raises:
-        ConfigurationError: it is no such number.
+        ConfigurationError: it is not such a number.
     """
     numbers = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else [value] * 3)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise ConfigurationError(f"{name} is {value!r}, but must be a number for each channel")
     if name == "image_std" and not numbers.all():
-        raise ConfigurationError(
-            f"{name} is {value!r}, and nothing can be divided by 0", hint="mend it"
-        )
+        raise ConfigurationError(f"{name} is {value!r}, but must not be 0", hint="correct it")
     return tuple(numbers.tolist())
 
 
@@ -263,9 +261,7 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         return pixels
     shapes = sorted({array.shape for array in pixels})
     if len(shapes) != 1:
-        raise PictureError(
-            f"pictures of different sizes {shapes} make no tensor", hint="resize them"
-        )
+        raise PictureError(f"images of different sizes {shapes} make no tensor", hint="resize them")
     batch = np.stack(pixels)
     if kind == "np":
         return batch

@@ -1,4 +1,4 @@
-"""The Keras 3 classes under the names that transformers gave them; on TensorFlow or JAX.
+"""The Keras 3 classes with transformers' names, on TensorFlow or JAX.
 
 Variables have the paths of the TensorFlow classes of transformers 4.
 """
@@ -35,9 +35,9 @@ Size = tuple[int, int]
 
 
 def taking_mappings(call: Any) -> Any:
-    """Return a model's ``call`` such that its inputs may come in a mapping, as a data set has them.
+    """Return a model's ``call`` that also accepts its inputs as a mapping.
 
-    `KerasModel.__call__` takes them out of it, but on JAX ``fit`` does not go that way.
+    `KerasModel.__call__` unpacks mappings, but on JAX ``fit`` does not call it.
     """
 
     @wraps(call)
@@ -70,34 +70,34 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     @classmethod
     def _from_config(cls, config: Any, **options: Any) -> Any:
-        """Return a new model of a configuration, as transformers' method of this name."""
+        """Return a new model of a configuration, like transformers' method of this name."""
         return cls(config, **options)
 
     @classmethod
     def from_config(cls, config: Any, *more: Any, **options: Any) -> Any:
-        """Return a new model of a configuration, or of what `get_config` returned."""
+        """Return a new model of a configuration, or of the result of `get_config`."""
         if isinstance(config, ViTMAEConfig | ReferenceConfig):
             return cls(adopted(config), **options)
         return super().from_config(config, *more, **options)  # type: ignore[misc]
 
     def build(self, input_shape: Any = None) -> None:
-        """Create all variables; they exist already when a model was made."""
+        """Create all variables; they are already created with the model."""
         del input_shape  # which the configuration tells
         if not self.built:  # type: ignore[attr-defined]
             super().build()  # type: ignore[misc]
 
     @classmethod
     def runs_on(cls) -> str:
-        """Return "tensorflow" or "jax", as Keras runs."""
+        """Return Keras's backend, "tensorflow" or "jax"."""
         return str(keras.backend.backend())
 
     @classmethod
     def usual_dtype(cls) -> str | None:
-        """Return the dtype policy that is set for all models."""
+        """Return the global dtype policy."""
         return str(keras.config.dtype_policy().name)
 
     def __call__(self, inputs: Any = None, *more: Any, **named: Any) -> Any:
-        """Call the model, with its inputs one by one or in a mapping."""
+        """Call the model, with its inputs as arguments or in a mapping."""
         if hasattr(inputs, "keys"):
             named = {**{name: inputs[name] for name in inputs}, **named}
         elif isinstance(inputs, list | tuple) and not hasattr(inputs, "_fields"):
@@ -109,14 +109,16 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return super().__call__(*more, **named)  # type: ignore[misc]
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
-        """Return the model's own loss where ``compile`` was given none.
+        """Return the model's own loss if ``compile`` was called without a loss.
 
         Raises:
-            ValueError: samples have weights and ``compile`` was given no loss.
+            ValueError: samples have weights and ``compile`` was called without a loss.
         """
         if targets is not None and self.loss is None:  # type: ignore[attr-defined]
             if sample_weight is not None:
-                message = "the model's own loss has no weights of samples; give compile a loss"
+                message = (
+                    "the model's own loss does not support sample weights; pass a loss to compile"
+                )
                 raise ValueError(message)
             outputs, targets = self._with_targets(outputs, targets), None
         return super().own_loss(outputs, targets, sample_weight)  # type: ignore[misc]
@@ -137,7 +139,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return EncoderView(self)
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
-        """Compute the inside of each block anew for its gradient instead of keeping it.
+        """Recompute the activations inside each block in the backward pass.
 
         Raises:
             MissingRequirementError: Keras is older than 3.9.
@@ -150,13 +152,13 @@ class KerasModel(TransformersMethods, PretrainedModel):
             block.__dict__["call"] = Anew(block)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep the inside of each block for its gradient again."""
+        """Store the activations inside each block again."""
         for block in blocks_of(self):
             block.__dict__.pop("call", None)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the inside of blocks is computed anew."""
+        """Whether the activations inside blocks are recomputed."""
         return any("call" in block.__dict__ for block in blocks_of(self))
 
     def _computed(
@@ -167,7 +169,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         interpolate: bool | None,
         training: bool | None,
     ) -> Any:
-        """Return what the reference model computes, if need be for images of another size."""
+        """Return the result of the reference model, if needed for images of another size."""
         model, pixel_values = self.for_inputs(
             pixel_values, *more, interpolate=interpolate, training=training
         )
@@ -177,10 +179,10 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def for_inputs(
         self, pixel_values: Tensor, *more: Any, interpolate: bool | None, training: bool | None
     ) -> tuple[Any, Tensor]:
-        """Return a model with the same variables that takes these inputs, and the pixels it takes.
+        """Return a model with the same variables for these inputs, and the pixels that it takes.
 
-        Its positions are resampled for images of another size; its blocks are compiled where that
-        makes no other difference.
+        Its positions are resampled for images of another size; its blocks are compiled where this
+        changes nothing else.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
@@ -196,7 +198,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return model, pixel_values
 
     def _at(self, size: tuple[int, ...]) -> Any:
-        """Return the model for pictures of another size; all is shared but position embeddings."""
+        """Return the model for images of another size; all variables but positions are shared."""
         config = plain(self.config, image_size=size)
         model: Any = self
 
@@ -214,7 +216,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **changes)
 
     def _with_compiled_blocks(self, model: Any) -> Any:
-        """Return a model of which the blocks are compiled; all variables are shared."""
+        """Return a model with compiled blocks; all variables are shared."""
         stacks = ("encoder", "decoder") if hasattr(model, "decoder") else ("encoder",)
         compiled = {}
         for name in stacks:
@@ -234,7 +236,7 @@ REFERENCE = "reference_models."
 
 
 class MaskedKerasModel(KerasModel):
-    """A model that leaves patches out."""
+    """A model that removes patches."""
 
     @taking_mappings
     def call(
@@ -248,7 +250,7 @@ class MaskedKerasModel(KerasModel):
         training: bool | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> Any:
-        """Return what the reference model does; in place of taps it has transformers' arguments."""
+        """Return the reference model's result; transformers' arguments replace taps."""
         asked = asked_for(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
@@ -343,7 +345,7 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         labels: Tensor | None = None,
         training: bool | None = None,
     ) -> Any:
-        """Classify images; the loss is what the labels and ``config.problem_type`` ask for."""
+        """Classify images; the loss depends on the labels and ``config.problem_type``."""
         asked = asked_for(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )

@@ -1,4 +1,4 @@
-"""Methods of transformers' TensorFlow models that are not about computing."""
+"""Methods of transformers' TensorFlow models besides the computation."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PROGRAM = Path("saved_model", "1")
 
 
 class TransformersMethods:
-    """Building, data sets and SavedModels, as scripts for transformers ask for them."""
+    """Methods for building, data sets and SavedModels, as transformers scripts call them."""
 
     config: Any
     framework = "tf"

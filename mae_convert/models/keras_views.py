@@ -1,4 +1,4 @@
-"""Parts of a Keras model seen otherwise: recomputed, or for pictures of another size."""
+"""Modified views of a Keras model: recomputed blocks, or images of another size."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 class Anew:
-    """A block's computation that is done again for its gradient."""
+    """A block whose activations are recomputed in the backward pass."""
 
     def __init__(self, block: Any) -> None:
         self.block = block
@@ -36,16 +36,16 @@ class Anew:
 
 
 def shared(layer: Any, **changes: Any) -> Any:
-    """Return a layer with all variables of another, but for some attributes."""
+    """Return a layer that shares all variables of another, with some attributes replaced."""
     view = object.__new__(type(layer))
     view.__dict__.update({**layer.__dict__, **changes})
     return view
 
 
 def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion makes them.
+    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
-    Bicubic in two dimensions, in float64 (on JAX as it is set) and then rounded; gradients flow
+    Bicubic in two dimensions, in float64 (on JAX if enabled) and then rounded; gradients flow
     through.
     """
     table = ops.convert_to_tensor(positions)

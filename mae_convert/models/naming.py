@@ -1,4 +1,4 @@
-"""What a script for transformers names as a model, and the configuration there."""
+"""Names of models in transformers scripts, and the configuration of the named checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ SET_ELSEWHERE = {
 
 
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
-    """Return what a name means; ``owner/name`` that is no path here is on the Hub.
+    """Return the checkpoint of a name; ``owner/name`` is on the Hub unless it is a path.
 
-    Takes what is about the place out of the options.
+    Options about the location are removed from the options.
 
     Raises:
-        ConfigurationError: an option that is set elsewhere.
+        ConfigurationError: an option that cannot be set here.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     for option, instead in SET_ELSEWHERE.items():
         if options.pop(option, None) not in (None, False, ""):
-            raise ConfigurationError(f"{option} cannot be given here", hint=instead)
+            raise ConfigurationError(f"{option} is not supported", hint=instead)
     text = str(name)
     on_the_hub = REPOSITORY.fullmatch(text) and not Path(text).exists()
     source = HubReference(text) if on_the_hub else parse_source(text)
@@ -51,7 +51,7 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
 def stated_config(
     name: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of a checkpoint, and the options that are not about the place.
+    """Return the configuration of a checkpoint, and the options not about its location.
 
     Raises:
         MaeConvertError: there is none.
@@ -68,16 +68,16 @@ def stated_config(
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        CheckpointError: it is missing or holds none.
+        CheckpointError: the file is missing or does not contain an object.
     """
     try:
         with open_input(file) as opened:
             stored = parse_json(opened.read())
     except (MaeConvertError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error})", hint="mend it") from error
+        raise CheckpointError(f"{file} cannot be read ({error})", hint="correct it") from error
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{file} is not a JSON object", hint="mend it")
+        raise CheckpointError(f"{file} is not a JSON object", hint="correct it")
     return stored

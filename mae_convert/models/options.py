@@ -1,4 +1,4 @@
-"""What a caller of `from_pretrained` asks for, by the names of transformers, and what it means."""
+"""Arguments of `from_pretrained`, with transformers' names, and their meaning."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,36 +29,39 @@ HABITS = ("output_hidden_states", "output_attentions", "return_dict", "problem_t
 
 
 def dtype_of(options: dict[str, Any], usual: str | None) -> Any:
-    """Return the dtype that is asked for, in whatever form; "auto" is that of the checkpoint."""
+    """Return the requested dtype, given in any form; "auto" is the dtype of the checkpoint."""
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or usual
     options.pop("torch_dtype", None)
     return None if isinstance(asked, str) and asked == "auto" else asked
 
 
 def device_of(device_map: Any) -> str | None:
-    """Return the one device that ``device_map`` names; None where it leaves the choice.
+    """Return the single device of ``device_map``; None if it does not specify one.
 
     Raises:
-        ConfigurationError: it spreads a model over several.
+        ConfigurationError: it distributes a model over several devices.
     """
     if device_map is None or isinstance(device_map, str):
         return None if device_map in (None, "auto") else device_map
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         return str(device_map[""])
     raise ConfigurationError(
-        f"a model is on one device here, not on {device_map!r}", hint="name it"
+        f"device_map {device_map!r} is not supported, as a model is placed on a single device",
+        hint="name it",
     )
 
 
 def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the configuration that a caller gives.
+    """Return the configuration fields among the arguments.
 
     Raises:
-        TypeError: a name that is neither a field nor anything else that is known.
+        TypeError: a name that is neither a field nor another known argument.
     """
     known = (*FIELDS, *HABITS, "id2label", "label2id")
     if unknown := sorted(options.keys() - set(known)):
-        raise TypeError(f"from_pretrained knows no {unknown[0]!r}; fields are {', '.join(FIELDS)}")
+        raise TypeError(
+            f"from_pretrained has no argument {unknown[0]!r}; fields are {', '.join(FIELDS)}"
+        )
     given = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
     given |= {name: value for name, value in options.items() if name in FIELDS}
     if options.get("id2label"):
@@ -69,21 +72,21 @@ def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, 
 
 
 def names_labels(config: Any, options: Mapping[str, Any]) -> bool:
-    """Return whether a caller says how many classes there are to be."""
+    """Return whether the arguments specify the number of classes."""
     return config is not None or "num_labels" in options or bool(options.get("id2label"))
 
 
 def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Checkpoint:
-    """Return a classifier: the checkpoint's own, or a new head where that is asked for.
+    """Return a classifier: the checkpoint's own, or with a new head if that is requested.
 
     Raises:
-        ConfigurationError: there is no head and none is asked for; or another than is asked for.
+        ConfigurationError: there is no head and none is requested; or another one is requested.
     """
     if source.task != "classify":
         if num_labels is None:
             raise ConfigurationError(
                 f"{source.name} has no classifier head",
-                hint="say num_labels to put a new one on it",
+                hint="pass num_labels to add a new head",
             )
         return with_new_head(source, num_labels)
     held = source.configuration.model.num_labels
@@ -92,22 +95,22 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
     if not anew:
         raise ConfigurationError(
             f"{source.name} has a head of {held} classes and not of {num_labels}",
-            hint="pass ignore_mismatched_sizes=True to put a new one in its place",
+            hint="pass ignore_mismatched_sizes=True to replace it with a new head",
         )
     rest = {n: t for n, t in source.tensors.items() if not n.startswith("head.")}
     if "encoder.norm.weight" not in rest:
         raise ConfigurationError(
-            f"{source.name} reads the mean of its patches, and has no norm for a class token",
+            f"{source.name} uses global average pooling and has no layer norm for the class token",
             hint="fine-tune it with its own head",
         )
     return with_new_head(replace(source, task="encoder", tensors=rest), num_labels)
 
 
 def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint with the fields that concern training only as they are asked for.
+    """Return the checkpoint with the requested values of fields that only concern training.
 
     Raises:
-        ConfigurationError: a field that belongs to the weights is to be another.
+        ConfigurationError: a field that belongs to the weights would change.
     """
     model = source.configuration.model
     for name, value in changes.items():
@@ -123,20 +126,20 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
 
 
 def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return height and width of the pictures that a caller asks for, or None."""
+    """Return the requested height and width of the images, or None."""
     if "image_size" not in changes:
         return None
     return size_of_image(changes["image_size"])
 
 
 def habits_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a caller says of how outputs are returned."""
+    """Return the arguments about the form of outputs."""
     of_config = {name: getattr(config, name) for name in HABITS if hasattr(config, name)}
     return {**of_config, **{name: options[name] for name in HABITS if name in options}}
 
 
 def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[Any, str] | None:
-    """Return the names of the classes: as they are given, else as the checkpoint says."""
+    """Return the class names: as specified, else as in the checkpoint."""
     if options.get("id2label"):
         return dict(options["id2label"])
     if getattr(config, "labels", None):
@@ -145,6 +148,6 @@ def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[An
 
 
 def loading_info() -> dict[str, list[str]]:
-    """Return what transformers tells of names that did not fit; here they always do."""
+    """Return transformers' report about names that do not match; here all names match."""
     names = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return {name: [] for name in names}

@@ -52,22 +52,22 @@ def _contains(self: Any, name: object) -> bool:
 
 
 def _keys(self: Any) -> tuple[str, ...]:
-    """Return the names of what there is."""
+    """Return the names of the values that are set."""
     return tuple(self._fields)
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    """Return what there is."""
+    """Return the values that are set."""
     return tuple(self)
 
 
 def _items(self: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the names and what there is."""
+    """Return names and values that are set."""
     return tuple(zip(self._fields, self, strict=True))
 
 
 def _get(self: Any, name: str, default: Any = None) -> Any:
-    """Return what has a name, or something else."""
+    """Return the value of a name, or a default."""
     return getattr(self, name) if name in self._fields else default
 
 

@@ -1,4 +1,4 @@
-"""Arrays and tensors of pixels as the image processor takes them."""
+"""Arrays and tensors of pixels as inputs of the image processor."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from mae_convert.checkpoint.preprocessing import MODES, Preprocessing
 from mae_convert.errors import PictureError
 
 AXES = {"channels_first": "first", "channels_last": "last"}
-CHANNELS = (1, 3, 4)  # how many a picture has, whatever the model takes
+CHANNELS = (1, 3, 4)  # how many an image has, whatever the model takes
 
 
 def axes_named(name: Any, argument: str) -> str | None:
@@ -30,10 +30,10 @@ def axes_named(name: Any, argument: str) -> str | None:
 
 
 def pictures_of(images: Any) -> list[Any]:
-    """Return pictures one by one: of Pillow, paths, and arrays of two or three axes.
+    """Return images one by one: of Pillow, paths, and arrays of two or three axes.
 
     Raises:
-        PictureError: something is no picture.
+        PictureError: something is no image.
     """
     if isinstance(images, list | tuple):
         return [single for image in images for single in pictures_of(image)]
@@ -46,8 +46,8 @@ def pictures_of(images: Any) -> list[Any]:
 def _as_array(image: Any) -> np.ndarray:
     if not (hasattr(image, "__array__") and hasattr(image, "shape")):
         raise PictureError(
-            f"{_kind(image)} is no picture",
-            hint="give pictures of Pillow, paths, arrays or tensors",
+            f"{_kind(image)} is no image",
+            hint="give images of Pillow, paths, arrays or tensors",
         )
     if hasattr(image, "detach"):  # PyTorch's, which NumPy cannot read while it has a gradient
         image = image.detach().cpu()
@@ -56,23 +56,25 @@ def _as_array(image: Any) -> np.ndarray:
     array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     if array.dtype.kind not in "buif":
         raise PictureError(
-            f"an array of {array.dtype} is no picture", hint="give numbers from 0 to 255"
+            f"an array of {array.dtype} is no image", hint="pass numbers from 0 to 255"
         )
     if array.ndim not in (2, 3, 4):
-        raise PictureError(f"a picture has 2 or 3 axes, and a batch 4, but not {array.ndim}")
+        raise PictureError(
+            f"an image has 2 or 3 axes and a batch has 4, but this array has {array.ndim}"
+        )
     if not array.size:
-        raise PictureError(f"an array of shape {array.shape} holds no pixels")
+        raise PictureError(f"an array of shape {array.shape} contains no pixels")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise PictureError("the pixels hold NaN or infinity", hint="mend them first")
+        raise PictureError("the pixels contain NaN or infinity", hint="correct them first")
     return array
 
 
 def _kind(image: Any) -> str:
-    return "None" if image is None else f"what is of type {type(image).__name__}"
+    return "None" if image is None else f"an object of type {type(image).__name__}"
 
 
 def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray:
-    """Return a picture as the model takes it, (C, H, W), float32.
+    """Return an image as the model takes it, (C, H, W), float32.
 
     Args:
         image: of Pillow, a path, or an array; of whole numbers from 0 to 255, also as floats, or
@@ -132,32 +134,34 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
 
 
 def _is_whole(pixels: np.ndarray) -> bool:
-    """Tell whether pixels are 8-bit ones in whatever dtype, as transformers tells it."""
+    """Return whether pixels are 8-bit values in any dtype, by transformers' criterion."""
     return pixels.dtype.kind != "f" or np.allclose(pixels, pixels.astype(np.int64))
 
 
 def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
-    """Raise PictureError for fractions from 0 to 1, of which a rescaling leaves nothing."""
+    """Raise an error for pixels in [0, 1], which a second rescaling would reduce to almost zero."""
     scaled = not _is_whole(pixels) and pixels.min() >= 0 and pixels.max() <= 1
     if scaled and prepare.rescale != 1.0:
-        raise PictureError("these pixels are from 0 to 1 already", hint="pass do_rescale=False")
+        raise PictureError(
+            "these pixels are already in the range from 0 to 1", hint="pass do_rescale=False"
+        )
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels from 0 to 1 as 8-bit ones, in which pictures are resized."""
+    """Return pixels in [0, 1] as 8-bit values, for resizing."""
     if pixels.min() < 0 or pixels.max() > 1:
         raise PictureError(
-            "pixels that are no whole numbers must be from 0 to 1 to be resized",
+            "floating-point pixels must be in the range from 0 to 1 to be resized",
             hint="give 8-bit values",
         )
     return (pixels.astype(np.float64) * 255).astype(np.float32)
 
 
 def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
-    """Return pixels that are in the model's size and channels already."""
+    """Return pixels that already have the model's size and channels, normalised."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise PictureError(
-            f"pictures of {prepare.channels} channels cannot be resized here",
-            hint="give them in the model's size",
+            f"images of {prepare.channels} channels cannot be resized here",
+            hint="pass them in the model's image size",
         )
     return prepare.normalised(pixels)

@@ -1,4 +1,4 @@
-"""How a model comes from a checkpoint and goes to one, as scripts for transformers ask for it."""
+"""Loading and saving of models, with the interface of transformers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +35,7 @@ SAVING = ("is_main_process", "state_dict", "push_to_hub", "max_shard_size")
 
 
 class Asked(NamedTuple):
-    """What a call wants to have returned."""
+    """The outputs that a call requests."""
 
     hidden_states: bool
     attentions: bool
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 
     @property
     def flags(self) -> dict[str, bool]:
-        """The arguments of a reference model."""
+        """The arguments for the reference model."""
         return {
             "output_hidden_states": self.hidden_states,
             "output_attentions": self.attentions,
@@ -57,13 +57,13 @@ def asked_for(
     return_dict: bool | None,
     head_mask: Any = None,
 ) -> Asked:
-    """Return what a call wants: what it says, else what the configuration says.
+    """Return the requested outputs: as the call specifies, else as the configuration does.
 
     Raises:
-        NotImplementedError: heads are to be masked.
+        NotImplementedError: head_mask is given.
     """
     if head_mask is not None:
-        raise NotImplementedError("heads cannot be masked here; leave head_mask out")
+        raise NotImplementedError("masking heads is not supported; leave head_mask out")
 
     def said(value: bool | None, name: str) -> bool:
         return bool(getattr(config, name) if value is None else value)
@@ -147,12 +147,12 @@ class PretrainedModel:
 
     @classmethod
     def runs_on(cls) -> str:
-        """Return the framework that it runs on."""
+        """Return the framework of the model."""
         raise NotImplementedError
 
     @classmethod
     def usual_dtype(cls) -> str | None:
-        """Return the dtype of a model where none is asked for."""
+        """Return the default dtype of a model."""
         return "float32"
 
     @classmethod
@@ -280,11 +280,12 @@ class PretrainedModel:
         """Return a model like this one with other weights.
 
         Raises:
-            ConfigurationError: there is no state dict in its framework.
+            ConfigurationError: the framework has no state dicts.
         """
         del state_dict
         raise ConfigurationError(
-            "a Keras model has no state_dict", hint="set its weights, and save it without"
+            "a Keras model has no state_dict",
+            hint="set its weights, and save it without the argument the argument the argument",
         )
 
     def _carried(self) -> Carried:

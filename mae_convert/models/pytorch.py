@@ -1,6 +1,6 @@
-"""The PyTorch classes under the names that transformers gives them.
+"""The PyTorch classes with transformers' names.
 
-Parameters are named as the original has them, and so is the state dict.
+Parameters, and therefore the state dict, have the original's names.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ Size = tuple[int, int]
 
 
 class TorchModel(PretrainedModel, nn.Module):
-    """What the three models have in common."""
+    """Common base class of the three models."""
 
     layout = "transformers"
     supports_gradient_checkpointing = True
@@ -69,7 +69,7 @@ class TorchModel(PretrainedModel, nn.Module):
         """
         dtype = dtype_of(options, None)
         if unknown := sorted(options.keys() - {*WITHOUT_EFFECT}):
-            raise TypeError(f"from_config knows no {unknown[0]!r}; it takes dtype")
+            raise TypeError(f"from_config has no argument {unknown[0]!r}; it takes dtype")
         name = name_of_dtype(dtype, tuple(DTYPES))
         model = cls(config)
         return model if name is None else model.to(getattr(torch, name))
@@ -80,12 +80,12 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its parameters are kept in."""
+        """The dtype of the parameters."""
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -109,7 +109,7 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def base_model(self) -> nn.Module:
-        """As ``vit``; of an encoder, itself."""
+        """Like ``vit``; for an encoder, the encoder itself."""
         return self if self.task == "encoder" else self.vit
 
     def no_weight_decay(self) -> set[str]:
@@ -119,7 +119,7 @@ class TorchModel(PretrainedModel, nn.Module):
     def floating_point_ops(
         self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
     ) -> int:
-        """Estimate the operations of a training step as transformers: 6 x inputs x parameters."""
+        """Estimate the operations of a training step like transformers: 6 x inputs x parameters."""
         values = input_dict[self.main_input_name].numel()
         return int(6 * values * self.num_parameters(exclude_embeddings=exclude_embeddings))
 
@@ -144,11 +144,11 @@ class TorchModel(PretrainedModel, nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """As `gradient_checkpointing_enable`, by the name of later versions of transformers."""
+        """Like `gradient_checkpointing_enable`, with its name in later transformers versions."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep the activations inside blocks again."""
+        """Store the activations inside blocks again."""
         disable_checkpointing(self)
 
     def activation_checkpointing_disable(self) -> None:
@@ -168,14 +168,14 @@ class TorchModel(PretrainedModel, nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dict, by its own names or by those that transformers writes into files."""
+        """Load a state dict that has this model's names or those that transformers saves."""
         own = in_own_names(state_dict, plain(self.config), self.task)
         return super().load_state_dict(own, strict=strict, assign=assign)
 
     def _computed(
         self, pixel_values: Tensor | None, *more: Any, asked: Asked, interpolate: bool | None
     ) -> Any:
-        """Return what the reference model computes, if need be for pictures of another size."""
+        """Return the result of the reference model, if needed for images of another size."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
@@ -198,7 +198,7 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return a model like this one with other weights, which are not copied.
 
         Raises:
-            LayoutError: names or shapes are not those of the model's own.
+            LayoutError: names or shapes differ from the model's own.
         """
         given, own = (
             {name: tuple(value.shape) for name, value in state.items()}
@@ -211,7 +211,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return model
 
     def _at(self, size: Size) -> Any:
-        """Return the model for pictures of another size; all is shared but position embeddings."""
+        """Return the model for images of another size; all variables but positions are shared."""
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -229,7 +229,7 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion makes them.
+    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
     Bicubic in two dimensions, in float64 and then rounded; gradients flow through.
     """
@@ -241,7 +241,7 @@ def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
 
 
 class MaskedTorchModel(TorchModel):
-    """A model that leaves patches out."""
+    """A model that removes patches."""
 
     def forward(
         self,
@@ -254,7 +254,7 @@ class MaskedTorchModel(TorchModel):
         return_dict: bool | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> Any:
-        """Return what the reference model does; in place of taps it has transformers' arguments."""
+        """Return the reference model's result; transformers' arguments replace taps."""
         asked = asked_for(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
@@ -283,7 +283,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         return decoder_of(self)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Cut images (N, C, H, W) into patches (N, L, P); of any size where it is interpolated."""
+        """Cut images (N, C, H, W) into patches (N, L, P); of any size if interpolated."""
         size = tuple(pixel_values.shape[-2:]) if interpolate_pos_encoding else self.config.image_hw
         return patchify(pixel_values, plain(self.config, image_size=size))
 
@@ -332,7 +332,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         return_dict: bool | None = None,
         interpolate_pos_encoding: bool | None = None,
     ) -> Any:
-        """Classify images; the loss is what the labels and ``config.problem_type`` ask for."""
+        """Classify images; the loss depends on the labels and ``config.problem_type``."""
         asked = asked_for(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )

@@ -1,4 +1,4 @@
-"""Where `save_pretrained` and `push_to_hub` put a model."""
+"""Write models to directories and to the Hub, for `save_pretrained` and `push_to_hub`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +25,11 @@ WITHOUT_EFFECT = (
     "version",
 )
 REFUSED = {
-    "variant": "weights have one name here; leave it out",
-    "distributed_checkpoint": "weights are written whole; gather them first",
+    "variant": "tensor names are fixed; leave it out",
+    "distributed_checkpoint": "only complete weights are written; gather them first",
     "saved_model": "write one with model.export of a Keras model",
     "signatures": "give them to model.export",
-    "tags": "they stand on a card, which `mae-convert publish` writes",
+    "tags": "they belong on a model card, which `mae-convert publish` writes",
     **SET_ELSEWHERE,
 }
 
@@ -49,9 +49,9 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
     known = (*more, *OF_A_PUSH)
     for name, value in options.items():
         if name in REFUSED and value not in (None, False):
-            raise ConfigurationError(f"{name} cannot be given to {caller} here; {REFUSED[name]}")
+            raise ConfigurationError(f"{name} is not supported by {caller}; {REFUSED[name]}")
     if unknown := sorted(options.keys() - {*known, *WITHOUT_EFFECT, *REFUSED}):
-        raise TypeError(f"{caller} knows no {unknown[0]!r}; it takes {', '.join(known)}")
+        raise TypeError(f"{caller} has no argument {unknown[0]!r}; it takes {', '.join(known)}")
     return {name: options[name] for name in OF_A_PUSH if options.get(name) is not None}
 
 

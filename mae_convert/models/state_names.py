@@ -1,4 +1,4 @@
-"""A state dict with transformers' names, as its Trainer reads back what it saved."""
+"""A state dict with transformers' names, which its Trainer reads back after saving."""
 
 from collections.abc import Mapping
 from typing import Any

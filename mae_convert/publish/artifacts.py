@@ -1,4 +1,4 @@
-"""What a publication is made of: model directories and files, each with its proof."""
+"""Artifacts of a publication: model directories and files with their certificates."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from mae_convert.verify.certificate import Certificate, read_certificate
 NAME = re.compile(r"\w[\w.-]*")
 UNVERIFIED = (
     Option("unverified", True),
-    " publishes it all the same, and the card says so in its first line",
+    " publishes it anyway, and the first line of the model card states that it was not verified",
 )
 
 
@@ -37,24 +37,24 @@ class Part:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The record of the conversion that made it; empty where there is none."""
+        """The record of the conversion that created it; empty if there is none."""
         return self.checkpoint.container.conversion or {}
 
     @property
     def weights(self) -> list[Path]:
-        """The files of the weights, an index first."""
+        """The weight files, an index first."""
         return list(self.checkpoint.container.files)
 
     @property
     def own_sha256(self) -> str | None:
-        """The hash of its weights, which another part may have been verified against."""
+        """The hash of its weights, which another artifact may have been verified against."""
         if self.certificate is None:
             return None
         return str(self.certificate.document["target"].get("sha256"))
 
     @property
     def source_sha256(self) -> str | None:
-        """The hash of what it was verified against, else of what it says that it was made of."""
+        """The hash of the source it was verified against, or else of its stated source."""
         if self.certificate is not None:
             return str(self.certificate.document["source"].get("sha256"))
         source = self.record.get("source")
@@ -77,8 +77,8 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     checkpoint = open_checkpoint(target)
     if FORMATS[checkpoint.container.kind].pickled or checkpoint.container.kind == NPZ:
         raise CheckpointError(
-            f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), which are"
-            " not published",
+            f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), and "
+            "these are not published",
             hint=(
                 *("convert it with ", Option("to", "transformers")),
                 ", which writes model.safetensors",
@@ -89,13 +89,13 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
     if target.is_dir() and not (name in PREFERENCE or name.endswith(KERAS_SUFFIXES)):
         raise CheckpointError(
             target,
-            f" holds its weights as {name}, where nobody looks for them",
-            hint="convert it to a directory, which has them by the name that readers know",
+            f" stores its weights as {name}, a name that libraries do not look for",
+            hint="convert it to a model directory, which has the expected names",
         )
     if wrong := [path.name for path in checkpoint.container.files if not NAME.fullmatch(path.name)]:
         raise CheckpointError(
-            f"{shown(wrong[0])} is not a name for a file that is published, which commands and code"
-            " in the card repeat: rename it to letters, digits and . _ - only"
+            f"{shown(wrong[0])} is not a valid name for a published file, because commands and "
+            "code in the model card use it: rename it to letters, digits and . _ - only"
         )
     if unverified:
         return Part(target, checkpoint, None)
@@ -115,7 +115,7 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
 
 
 def _problems(part: Part, certificate: Certificate) -> Iterator[str]:
-    """Yield in words why a certificate does not cover what would be published."""
+    """Yield the reasons why a certificate does not cover the files to publish."""
     document = certificate.document
     if not document["passed"] or not all(check.get("passed") for check in document["checks"]):
         yield "its certificate says that the verification failed"
@@ -139,26 +139,26 @@ def check_together(parts: Sequence[Part]) -> None:
     for other in others:
         if other.source_sha256 not in {first.source_sha256, first.own_sha256} - {None}:
             raise MaeConvertError(
-                f"{other.target} and {first.target} were not made of, or verified against, the"
-                " same source",
-                hint="publish them to repositories of their own",
+                f"{other.target} and {first.target} were not converted from, or verified against, "
+                "the same source",
+                hint="publish them to separate repositories",
             )
         if other.checkpoint.task != first.checkpoint.task:
             raise MaeConvertError(
-                f"{other.target} holds a model for the task {other.checkpoint.task}, and"
-                f" {first.target} one for {first.checkpoint.task}",
-                hint="publish them to repositories of their own",
+                f"{other.target} contains a model for the task {other.checkpoint.task}, and "
+                f"{first.target} one for {first.checkpoint.task}",
+                hint="publish them to separate repositories",
             )
         if twice := names & {path.name for path in other.weights}:
             raise MaeConvertError(
-                f"{other.target} and {first.target} both hold {min(twice)}; a repository can hold"
-                " one of them"
+                f"{other.target} and {first.target} both contain {min(twice)}; a repository can "
+                "contain only one of them"
             )
         names |= {path.name for path in other.weights}
 
 
 def beside(part: Part) -> list[str]:
-    """Return the names of what is published beside a part's weights."""
+    """Return the names of the files that are published beside an artifact's weights."""
     if part.target.is_dir():
         names = [*JSON_NAMES, *(CERTIFICATE if part.certificate else ())]
         if part.certificate:  # what else was verified, as a processor_config.json

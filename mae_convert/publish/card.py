@@ -1,7 +1,7 @@
-"""The model card: our section of it, and how it is put into a card that someone else has written.
+"""The model card: the generated section, and how it is inserted into an existing card.
 
-Between two marks everything is written anew each time; outside of them not a byte is changed, but
-for metadata that is missing.
+Everything between two marks is regenerated each time; outside of them nothing is changed, except
+that missing metadata is added.
 """
 
 import re
@@ -12,8 +12,8 @@ from mae_convert.errors import HubError
 from mae_convert.files.messages import shown
 
 BEGIN = (
-    "<!-- mae-convert: begin (from this line to the end mark, all is written anew when it is"
-    " published again) -->"
+    "<!-- mae-convert: begin (everything from this line to the end mark is replaced when the model "
+    "is published again) -->"
 )
 END = "<!-- mae-convert: end -->"
 SECTION = re.compile(
@@ -30,7 +30,7 @@ MARK_LINE = re.compile(
 
 
 def marked(lines: str, *, warning: str = "") -> str:
-    """Return a section between its marks; a warning comes before the mark, in the first line."""
+    """Return a section between its marks; a warning comes first, before the opening mark."""
     first = f"{warning} {BEGIN}" if warning else BEGIN
     return f"{first}\n\n{lines.strip()}\n\n{END}"
 
@@ -73,9 +73,9 @@ def merged_card(
     text = _with_section(text, section.replace("\n", line_break), line_break, on_top)
     if _rendered_marks(text) != ["begin", "end"]:
         raise HubError(
-            "the marks of mae-convert in the repository's README.md stand within code or another"
-            " comment, where the section would not be shown as text",
-            hint="mend them there, then publish again",
+            "the marks of mae-convert in the repository's README.md are inside a code block or "
+            "another comment, where the section would not be rendered as text",
+            hint="correct them there, then publish again",
         )
     return head + text, added
 
@@ -101,17 +101,17 @@ def metadata_of(card: str) -> dict[str, Any]:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
             f"the metadata of the repository's README.md cannot be read ({said})",
-            hint="mend it there, then publish again",
+            hint="correct it there, then publish again",
         ) from error
     finally:
         logger.setLevel(level)
 
 
 def _check_depth(block: str) -> None:
-    """Refuse metadata that are small as text and large, or deep, once they are read.
+    """Refuse metadata that would be too large or too deeply nested when parsed.
 
     Raises:
-        ValueError: they are.
+        ValueError: it is.
     """
     import yaml
 
@@ -125,7 +125,7 @@ def _check_depth(block: str) -> None:
 
 
 def _split(card: str) -> tuple[str, str]:
-    """Return the block of metadata with its marks, and the text after it."""
+    """Return the metadata block with its marks, and the text after it."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     match = REGEX_YAML_BLOCK.search(card)
@@ -135,7 +135,7 @@ def _split(card: str) -> tuple[str, str]:
 def _with_missing(
     head: str, metadata: Mapping[str, Any], line_break: str
 ) -> tuple[str, dict[str, Any]]:
-    """Return the block with lines for the metadata that is missing; the other lines stay."""
+    """Return the metadata block with lines for missing fields; other lines are unchanged."""
     from huggingface_hub import ModelCardData
 
     before = metadata_of(head) if head else {}
@@ -166,14 +166,14 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
         raise HubError(
             f"the repository's README.md has the marks of mae-convert {len(marks)} times"
             f" ({', '.join(marks)}) and not as one begin and one end",
-            hint="mend them there, then publish again",
+            hint="correct them there, then publish again",
         )
     lines = [line for line in text.split("\n") if MARK.search(line)]
     if wrong := [line for line in lines if not MARK_LINE.fullmatch(line)]:
         raise HubError(
-            "a mark of mae-convert in the repository's README.md shares its line with other text,"
-            f" which would be lost ({shown(wrong[0])})",
-            hint="mend it there, then publish again",
+            "a mark of mae-convert in the repository's README.md is on the same line as other "
+            f"text, which would be lost ({shown(wrong[0])})",
+            hint="correct it there, then publish again",
         )
     if marks and not on_top:
         return SECTION.sub(lambda _: section, text, count=1)
@@ -184,7 +184,7 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
 
 
 def _rendered_marks(text: str) -> list[str]:
-    """Return the marks that Markdown takes for comments of their own, in their order."""
+    """Return, in order, the marks that Markdown renders as separate comments."""
     from markdown_it import MarkdownIt
 
     found = []

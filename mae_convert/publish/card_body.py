@@ -1,4 +1,4 @@
-"""Our section of a model card: what the weights are, where from, how that is known, how to use."""
+"""The generated section of a model card: model, origin, verification, and usage."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,8 @@ TASKS = {
     "classify": "classifier, fine-tuned",
 }
 WARNING = (
-    "> **Not verified:** nobody has shown that these weights are the same function as their source."
+    "> **Not verified:** it was not shown that these weights compute the same function as their "
+    "source."
 )
 CITATION = """```bibtex
 @article{he2021masked,
@@ -50,7 +51,7 @@ class Facts:
         parts: what is published, the main part first.
         licence: what it is published under.
         staged: the files, by path.
-        picture: path of a picture of reconstructions, or None.
+        image: path of an image of reconstructions, or None.
         credit: whose photographs it shows.
     """
 
@@ -87,32 +88,32 @@ def section(facts: Facts) -> str:
 
 
 def introduction(facts: Facts) -> str:
-    """Return what the model is, in a paragraph, and the picture."""
+    """Return a paragraph about the model, and the image."""
     checkpoint = facts.parts[0].checkpoint
     model = checkpoint.configuration.model
     height, width = model.image_hw
     patch = " x ".join(map(str, model.patch_hw))
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     text = (
-        "Masked Autoencoder (MAE, [He et al. 2021](https://arxiv.org/abs/2111.06377)):"
-        f" {TASKS[checkpoint.task]}. Pictures of {height} x {width} pixels with"
-        f" {model.num_channels} channels, patches of {patch}; encoder of"
-        f" {model.num_hidden_layers} blocks of width {model.hidden_size} with"
-        f" {model.num_attention_heads} heads{_on_top(checkpoint)}. {count:,} parameters."
+        "Masked Autoencoder (MAE, [He et al. 2021](https://arxiv.org/abs/2111.06377)): "
+        f"{TASKS[checkpoint.task]}. Images of {height} x {width} pixels with {model.num_channels} "
+        f"channels, patches of {patch}; encoder of {model.num_hidden_layers} blocks of width "
+        f"{model.hidden_size} with {model.num_attention_heads} heads{_on_top(checkpoint)}. "
+        f"{count:,} parameters."
     )
     if said := in_short(facts.parts[0]):
         text += f"\n\n{said}"
     if facts.picture is None:
         return text
     return (
-        f"{text}\n\n![original, masked, reconstruction, reconstruction with visible patches]"
-        f"({facts.picture})\n\nOriginal, masked, reconstruction, and reconstruction with the"
-        f" visible patches put back. {facts.credit}".rstrip()
+        f"{text}\n\n![original, masked, reconstruction, reconstruction with visible "
+        f"patches]({facts.picture})\n\nOriginal, masked, reconstruction, and reconstruction with "
+        f"the original visible patches. {facts.credit}".rstrip()
     )
 
 
 def _on_top(checkpoint: Checkpoint) -> str:
-    """Return what comes after the encoder."""
+    """Return the description of the decoder or head."""
     model = checkpoint.configuration.model
     if checkpoint.task == "pretrain":
         pixels = "normalised" if model.norm_pix_loss else "plain"
@@ -131,13 +132,13 @@ def provenance(facts: Facts) -> str:
     part = facts.parts[0]
     rows = []
     for number_, source in enumerate(sources_of(part)):
-        title = "which was made of" if number_ else "converted from"
+        title = "which was converted from" if number_ else "converted from"
         rows.append((title, _source(source)))
         rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
         if stated := source.get("fingerprint"):
             rows.append(("fingerprint", code_in_markdown(stated)))
     if not rows:
-        rows.append(("converted from", "unknown: there is no record of a conversion"))
+        rows.append(("converted from", "unknown: there is no conversion record"))
     if (relative := part.checkpoint.relative) and relative.certain:
         rows.append(("family", for_markdown(relative.relative.name)))
         rows += (
@@ -157,9 +158,9 @@ def provenance(facts: Facts) -> str:
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """Return where a checkpoint was got from, as a link where it is a known place.
+    """Return the origin of a checkpoint, linked if it is a known location.
 
-    The record is a file that anyone can write: what it names elsewhere is shown, and not linked.
+    The record is a file that anyone can write: other locations in it are shown without a link.
     """
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")
@@ -179,7 +180,7 @@ def _source(source: Mapping[str, Any]) -> str:
 
 
 def _repository(name: object, revision: str) -> str:
-    """Return a repository on the Hub at a revision, linked if it can be the name of one."""
+    """Return a Hub repository at a revision, linked if the name is valid."""
     shown = for_markdown(name)
     if is_repository(name):
         address = f"https://huggingface.co/{name}/tree/{quote(revision, safe='/')}"
@@ -188,7 +189,7 @@ def _repository(name: object, revision: str) -> str:
 
 
 def _changes(part: Part) -> Iterator[str]:
-    """Yield what the conversion did to the tensors."""
+    """Yield the changes that the conversion made to the tensors."""
     record = part.record
     if not record:
         return
@@ -196,7 +197,7 @@ def _changes(part: Part) -> Iterator[str]:
     steps = record.get("steps", [])
     if any(step.get("step") != "task" for step in steps):
         lines = [f"- mapped: {len(record.get('tensors', {}))} tensors"]
-    lines += [f"- changed on purpose: {for_markdown(step_in_words(step))}" for step in steps]
+    lines += [f"- declared change: {for_markdown(step_in_words(step))}" for step in steps]
     for title in ("dropped", "created"):
         tensors: Mapping[str, str] = record.get(title, {})
         for reason in dict.fromkeys(tensors.values()):
@@ -210,7 +211,7 @@ def _changes(part: Part) -> Iterator[str]:
 
 
 def configurationtable(part: Part) -> str:
-    """Return the fields that had to be taken from elsewhere, and where from."""
+    """Return a table of the fields that are not stored in the tensors, and their sources."""
     configuration = part.checkpoint.configuration
     told = part.record.get("assumed") or configuration.assumed()
     rows = []
@@ -224,7 +225,7 @@ def configurationtable(part: Part) -> str:
 
 
 def checking(facts: Facts) -> str:
-    """Return how anyone can verify what is published."""
+    """Return instructions for verifying the published files."""
     part = facts.parts[0]
     digits = code_in_markdown(checkpoint_fingerprint(part.checkpoint))
     same = (
@@ -234,24 +235,23 @@ def checking(facts: Facts) -> str:
     )
     if part.certificate is None:
         return (
-            f"{same}\n\nThere is no certificate. With the source at hand:\n\n```sh\n"
-            f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
+            f"{same}\n\nThere is no certificate. If you have the source:\n\n```sh\nmae-convert "
+            f"verify SOURCE hf://{facts.repo_id}\n```"
         )
     names = [path.name for further in facts.parts[1:] for path in further.weights[:1]]
     more = "".join(f"mae-convert verify hf://{facts.repo_id}/{name}\n" for name in names)
     return (
-        f"{same}\n\n"
-        "`verification.json` holds the figures, and `verification.safetensors` the inputs and the"
-        " source's results in float64. Without the source they show that these files still compute"
-        " what was verified:\n\n```sh\npip install 'mae-convert[torch,tensorflow]'\n"
-        f"mae-convert verify hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:"
-        "\n\n```sh\n"
-        f"mae-convert verify SOURCE hf://{facts.repo_id}\n```"
+        f"{same}\n\n`verification.json` contains the measurements, and `verification.safetensors` "
+        "the inputs and the source's float64 outputs. Without the source, they show that these "
+        "files still compute what was verified:\n\n```sh\npip install "
+        "'mae-convert[torch,tensorflow]'\nmae-convert verify "
+        f"hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:\n\n```sh\nmae-convert "
+        f"verify SOURCE hf://{facts.repo_id}\n```"
     )
 
 
 def filestable(facts: Facts) -> str:
-    """Return the files of weights with their layouts and hashes."""
+    """Return a table of the weight files with their layouts and hashes."""
     rows = []
     for part in facts.parts:
         for path in part.weights:

@@ -1,4 +1,4 @@
-"""What a card says of the verification: the figures of the certificate, as Markdown."""
+"""The verification section of a model card: the certificate's measurements as Markdown."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from mae_convert.verify.summary import effects_in_words, summary
 
 
 def in_short(part: Part) -> str:
-    """Return the outcome of the verification in a sentence; empty where there was none."""
+    """Return the result of the verification in a sentence; empty if there was none."""
     if part.certificate is None:
         return ""
     document = part.certificate.document
@@ -24,22 +24,20 @@ def in_short(part: Part) -> str:
     declared = bool(document.get("steps"))
     weights = any(check["name"].startswith("weights/") for check in document["checks"])
     same = ", and the tensors are equal bit for bit" if weights and not declared else ""
-    source = (
-        "the source's, after the changes that are declared below" if declared else "the source's"
-    )
+    source = "the source's after the declared changes listed below" if declared else "the source's"
     word = "Verified" if document["proven"] else "Verified, not proven"
     if assumed := in_words(shared(document.get("assumptions", []))):
         word += f", assuming {for_markdown(assumed)}"
     return (
-        f"**{word}:** in float64 every step and every result is within"
-        f" {format_number(max(distances, default=0.0))} of {source} (relative L2, limit"
-        f" {format_number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check"
-        " it](#how-to-check-them)."
+        f"**{word}:** in float64, every intermediate activation and every output is within "
+        f"{format_number(max(distances, default=0.0))} of {source} (relative L2, limit "
+        f"{format_number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check "
+        "it](#how-to-check-them)."
     )
 
 
 def verification(part: Part) -> str:
-    """Return the parity table of a part, and how it came about."""
+    """Return the parity table of an artifact, and how it was measured."""
     names = ", ".join(code_in_markdown(path.name) for path in part.weights[:1])
     if part.certificate is None:
         return f"{names} was **not verified**."
@@ -57,9 +55,9 @@ def verification(part: Part) -> str:
     source = document["source"]
     digits = code_in_markdown(source.get("sha256"))
     lines = [
-        f"{names} against {code_in_markdown(source.get('name'))} (SHA-256 {digits}): the same"
-        f" pictures with the same noise through both. {proven}",
-        table(("compared", "how far apart", "limit", ""), rows),
+        f"{names} against {code_in_markdown(source.get('name'))} (SHA-256 {digits}): both were run "
+        f"with the same images and the same noise. {proven}",
+        table(("compared", "measured difference", "limit", ""), rows),
         f"Distances are relative L2. {how}. Inputs (SHA-256):"
         f" {code_in_markdown(document['inputs'])}."
         f" {_versions(document.get('environment', {}))}",
@@ -81,7 +79,7 @@ def verification(part: Part) -> str:
 
 
 def folded(part: Part) -> str:
-    """Return the same for a further part, to be opened by a click."""
+    """Return the same for a further artifact, in a collapsed section."""
     name = for_html(part.weights[0].name)
     return (
         f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(part)}"
@@ -91,7 +89,9 @@ def folded(part: Part) -> str:
 
 def _witness(witness: Mapping[str, Any]) -> str:
     ours = witness.get("ours") or "the conversion's tables"
-    how = "its own names" if witness.get("native") else ours.replace("our ", "mae-convert's ")
+    how = (
+        "its own tensor names" if witness.get("native") else ours.replace("our ", "mae-convert's ")
+    )
     version = (witness.get("versions") or {}).get(witness.get("framework"), "")
     return for_markdown(
         f"{witness.get('side')} is the {witness.get('layout')} layout, run by"
@@ -105,16 +105,16 @@ def _versions(environment: Mapping[str, str]) -> str:
 
 
 def _what_is_proven(document: Mapping[str, Any]) -> str:
-    """Return in a sentence what the verdict of a certificate proves beyond the comparison."""
+    """Return a sentence about what the certificate's verdict proves beyond the comparison."""
     if document["proven"]:
         return (
-            "Both sides were loaded by their own names, without the conversion's tables, so the"
-            " tables are proven too."
+            "Both sides were loaded natively by their own tensor names, without the conversion's "
+            "mapping tables, so the comparison proves the tables too."
         )
     if unread := document.get("unread"):
         names = (for_markdown(name) for fields in unread.values() for name in fields[:8])
-        return f"A library may act on fields that were not compared: {', '.join(names)}."
+        return f"Fields that were not compared and that a library may use: {', '.join(names)}."
     return (
-        "A side was loaded through the conversion's own tables, so a mistake in them would not"
-        " show."
+        "One side was loaded through the conversion's own mapping tables, so the comparison would "
+        "not detect an error in them."
     )

@@ -8,7 +8,7 @@ from mae_convert.publish.artifacts import Part
 
 
 def loading(repo_id: str, parts: Sequence[Part]) -> str:
-    """Return code for PyTorch, TensorFlow and timm: from the files that are here, or converted."""
+    """Return code that loads the model in PyTorch, TensorFlow and timm, converted if necessary."""
     blocks = [_pytorch(repo_id, parts), _tensorflow(repo_id, parts), _timm(repo_id, parts)]
     return "\n\n".join(block for block in blocks if block)
 
@@ -23,7 +23,7 @@ def _code(title: str, language: str, lines: Sequence[str]) -> str:
 
 
 def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool:
-    """Tell whether the model can be converted to a layout."""
+    """Return whether the model can be converted to a layout."""
     checkpoint = parts[0].checkpoint
     task = task or checkpoint.task
     entry = checkpoint.family.layouts.get(layout)
@@ -68,7 +68,7 @@ def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
     shell = f"mae-convert convert hf://{repo_id} {file} --to keras"
     if part:
         shell = f"hf download {repo_id} {file} --local-dir ."
-    known = "  # makes the models known to Keras 3, on TensorFlow or JAX"
+    known = "  # registers the models with Keras 3, on TensorFlow or JAX"
     lines = [
         "import keras",
         f"import reference_models.keras{known}",

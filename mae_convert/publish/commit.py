@@ -1,8 +1,8 @@
-"""One commit that changes a repository, made exactly once.
+"""Create exactly one commit.
 
-A commit whose answer was lost may have been made all the same. So after every failure the
-repository is looked at before anything is sent again: there is never a second commit, nor a second
-pull request.
+A commit may have been created although its response was lost. Therefore the repository is checked
+after every failure before anything is sent again: there is never a second commit or a second pull
+request.
 """
 
 import time
@@ -33,7 +33,9 @@ from mae_convert.sources.snapshot import entries_of
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-DESCRIPTION = "Made by `mae-convert publish`; the card says what was verified and how."
+DESCRIPTION = (
+    "Created by `mae-convert publish`; the model card describes what was verified and how."
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
                 say_wait(error, wait)
                 time.sleep(wait)  # before the look: what was sent may still be on its way
             with speaking(
-                f"{target.repo_id}: whether the commit was made is not known; run the same command"
-                " again, which does not make it twice"
+                f"{target.repo_id}: it is unknown whether the commit was created; run the same "
+                "command again, which does not create it twice"
             ):
                 done = find_made(api, target, remote, change)
             if done is not None:
@@ -110,16 +112,16 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
 
 
 def _may_have_been_made(error: BaseException) -> bool:
-    """Tell whether the Hub may have done what was asked, or may yet, in spite of an error."""
+    """Return whether the Hub may have created the commit, or may still, despite an error."""
     status = status_of(error)
     return is_transient(error) or status in (None, 409, 412) or status >= 500
 
 
 def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
-    """Upload what is large, and make the commit if that was what is to be published.
+    """Upload large files, then create the commit if it is still needed.
 
     Raises:
-        HubError: a file changed after it was looked at; nothing is committed.
+        HubError: a file changed after it was checked; nothing is committed.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -138,8 +140,8 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
         changed = isinstance(staged.content, ByteFile) and not staged.content.is_unchanged
         if changed or addition.upload_info.sha256.hex() != staged.sha256:
             raise HubError(
-                f"{staged.path} changed while it was sent; nothing was published: verify it"
-                " again, then publish again"
+                f"{staged.path} changed during the upload; nothing was published: verify it again, "
+                "then publish again"
             )
     return api.create_commit(
         target.repo_id,
@@ -153,12 +155,12 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    """Return the bytes, or the path of the open file, whatever stands at its own path by now."""
+    """Return the bytes, or the path of the open file, even if its own path has changed."""
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 
 def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:
-    """Return the commit that was made though its answer was lost, or None."""
+    """Return the commit that was created although its response was lost, or None."""
     repo_id, url, revision = target.repo_id, remote.pull_request_url, remote.revision
     if target.pull_request and url is None:
         ours = open_pull_request(api, repo_id, change.account)

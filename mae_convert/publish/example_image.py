@@ -1,4 +1,4 @@
-"""A picture of reconstructions for the card, where a framework is here to make it with."""
+"""An image of example reconstructions for the card, if a framework is installed."""
 
 import io
 from importlib import resources
@@ -19,10 +19,10 @@ CREDIT = (
 
 
 def picture_of(checkpoint: Checkpoint) -> bytes | None:
-    """Return a panel of the embedded photographs as PNG, or None where it cannot be made.
+    """Return a sheet of the embedded photographs as PNG, or None if it cannot be created.
 
-    That is: of models without a decoder or for other than three channels, without a framework, or
-    where the model cannot be run.
+    It cannot be created for models without a decoder or with other than three channels, without a
+    framework, or if the model cannot be run.
     """
     configuration = checkpoint.configuration
     if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:

@@ -1,4 +1,4 @@
-"""Which licence weights are published under: that of their source, and never an invented one."""
+"""The licence of published weights: that of their source, never a guessed one."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -35,12 +35,12 @@ class Licence:
 
 
 def is_repository(name: object) -> bool:
-    """Tell whether what a record names can be a repository on the Hub."""
+    """Return whether a name from a record can be a repository on the Hub."""
     return isinstance(name, str) and REPOSITORY.fullmatch(name) is not None
 
 
 def sources_of(part: Part) -> Iterator[Mapping[str, Any]]:
-    """Yield what a part was made of, and what that was made of, as the records say."""
+    """Yield the source of an artifact, the source of that source, and so on, from the records."""
     source = part.record.get("source")
     while isinstance(source, Mapping):
         yield source
@@ -67,15 +67,18 @@ def decide_licence(
         whose = source.get("official") or source.get("repository") or source.get("name")
         if given and given != fields:
             raise MaeConvertError(
-                f"the weights come from {whose}, whose licence is {fields['license']}, and keep it",
+                (
+                    f"the weights come from {whose}, whose licence is {fields['license']}, and it "
+                    "applies to these weights too"
+                ),
                 hint=("leave ", Option("license"), " out"),
             )
         return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
     if given:
-        return Licence(given, "as its publisher states", _conflict(given, existing_card))
+        return Licence(given, "as stated by its publisher", _conflict(given, existing_card))
     fields = {name: str(existing_card[name]) for name in FIELDS if existing_card.get(name)}
     if "license" in fields:
-        return Licence(fields, "as the card of the repository states")
+        return Licence(fields, "as stated on the card of the repository")
     raise MaeConvertError(_question(part))
 
 
@@ -84,22 +87,25 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
     if not before or before == fields["license"]:
         return ()
     return (
-        f"the card says license: {before}, and the weights are under {fields['license']}; the card"
-        " keeps its text, so correct it",
+        f"the card says license: {before}, and the weights are under {fields['license']}; the text "
+        "of the card is not changed, so correct it",
     )
 
 
 def _question(part: Part) -> Text:
     asked = (
-        *(f"nothing tells the licence of {part.target}: say it with ", Option("license")),
+        *(
+            f"the licence of {part.target} is not specified: pass that of its source with ",
+            Option("license"),
+        ),
         f", as its source has it (identifiers: {MORE})",
     )
     model = part.checkpoint.configuration.model
     if found := candidates(model, part.checkpoint.task):
         return (
             *asked,
-            f"; if it was made of {' or '.join(o.file for o in found)}, whose names and shapes it"
-            " has, that is ",
+            f"; if it was converted from {' or '.join(o.file for o in found)}, whose names and "
+            "shapes it has, that is ",
             Option("license", LICENSE),
         )
     return asked

@@ -1,4 +1,4 @@
-"""The metadata of a card: what the Hub's search and its buttons go by."""
+"""The metadata of a card, which the Hub uses for search and widgets."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Plan a publication: what will be in the repository, and whether it should be; nothing is sent."""
+"""Plan a publication: which files will be in the repository; nothing is uploaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Publication:
 
     @property
     def card(self) -> str:
-        """The card as it will be."""
+        """The resulting card."""
         content = self.staged[CARD].content
         assert isinstance(content, bytes)
         return content.decode()
@@ -143,7 +143,7 @@ def _is_weights(path: str) -> bool:
 
 
 def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
-    """Return whose token it is, how the repository is, and what is to be said about that."""
+    """Return the account, the state of the repository, and notes about it."""
     address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
     from huggingface_hub import get_token
 
@@ -165,17 +165,20 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
         except Exception as error:
             if not dry_run or not is_unreachable(error):
                 raise
-        note = f"the Hub cannot be reached: shown as if {target.repo_id} were a new repository"
+        note = (
+            f"the Hub cannot be reached: the output assumes that {target.repo_id} is a new "
+            "repository"
+        )
         return None, Remote(False, target.private, target.branch), (note,)
 
 
 def _picture(
     directory: Path, part: Part, staged: Mapping[str, Staged], remote: Remote
 ) -> tuple[Staged | None, str]:
-    """Return the picture to publish, and whose photographs it shows.
+    """Return the image to publish, and its credits.
 
-    It is the directory's own, or a new one. Where the repository has one of the same weights it
-    stays, and there is none to publish: another machine's would differ in its last bits.
+    It is the directory's own image, or a new one. If the repository has an image of the same
+    weights, that image is kept: one computed on another machine would differ in its last bits.
     """
     if (directory / PICTURE).is_file():
         return stage(PICTURE, directory / PICTURE), ""
@@ -187,7 +190,7 @@ def _picture(
 
 
 def _card(wish: Wish, facts: Facts, existing: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the card, and what was added to the metadata of one that was there."""
+    """Return the card, and the metadata that was added to an existing one."""
     ours = marked(section(facts), warning=WARNING if wish.unverified else "")
     fields = metadata(facts.repo_id, facts.parts[0], facts.licence, wish.base_model)
     local = wish.directory / CARD
@@ -196,7 +199,7 @@ def _card(wish: Wish, facts: Facts, existing: str | None) -> tuple[str, dict[str
             existing = local.read_bytes().decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise CheckpointError(
-                f"{local} is not text in UTF-8", hint="mend or remove it"
+                f"{local} is not UTF-8 text", hint="correct or remove it"
             ) from error
     if existing is None:
         title = facts.repo_id.partition("/")[2]

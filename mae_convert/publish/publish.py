@@ -1,4 +1,4 @@
-"""Publish: one commit, and then a look at what the Hub serves."""
+"""Publish with one commit, then check what the Hub serves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """What was done, and how what the Hub serves now differs from it: path → in words."""
+    """The commit, and how the files that the Hub serves differ: path → description."""
 
     publication: Publication
     committed: Committed
@@ -30,11 +30,11 @@ class Published:
 
 
 def publish(publication: Publication) -> Published:
-    """Put a publication into the repository, by one commit, and look at what the Hub serves then.
+    """Publish in one commit, then check the files that the Hub serves.
 
     Raises:
-        HubError: the Hub refuses, or someone has changed the repository meanwhile.
-        MissingRequirementError: the Hub cannot be reached, or stays out of order.
+        HubError: the Hub refuses, or the repository was changed in the meantime.
+        MissingRequirementError: the Hub cannot be reached, or keeps failing.
     """
     target, account = publication.wish.target, publication.account
     assert account is not None
@@ -42,7 +42,7 @@ def publish(publication: Publication) -> Published:
         api = client()
         remote = make_ready(api, target, publication.remote)
         committed = _committed(api, publication, remote, account)
-    with speaking(f"published as {committed.url}, but what is there now cannot be looked at"):
+    with speaking(f"published as {committed.url}, but the uploaded files could not be checked"):
         wrong = differences(api, target.repo_id, committed.commit, publication.staged)
     return Published(publication, committed, wrong)
 

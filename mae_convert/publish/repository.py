@@ -1,4 +1,4 @@
-"""The repository that is published to: how it is, and how it is made ready."""
+"""The repository that is published to: its state, and its creation."""
 
 import json
 from collections.abc import Mapping
@@ -78,8 +78,8 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
     except RepositoryNotFoundError:
         if target.pull_request:
             raise HubError(
-                f"{repo_id} does not exist on the Hub, or you may not see it, so there is nothing"
-                " to propose a change to",
+                f"{repo_id} does not exist on the Hub, or you have no access to it, so a pull "
+                "request cannot be opened",
                 hint=("leave ", Option("create_pr", True), " out to make it"),
             ) from None
         return Remote(False, target.private, target.branch)
@@ -105,7 +105,7 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
 
 
 def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
-    """Return the open pull request that an earlier run of this account has made, or None."""
+    """Return the open pull request that an earlier run of this account created, or None."""
 
     def find() -> Any:
         found = api.get_repo_discussions(repo_id, author=account, discussion_type="pull_request")
@@ -116,22 +116,22 @@ def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
 
 
 def read_text(api: "HfApi", repo_id: str, revision: str, path: str) -> str:
-    """Return a text file of the repository, its line ends untouched."""
+    """Return a text file of the repository with its original line endings."""
     local = patiently(lambda: api.hf_hub_download(repo_id, path, revision=revision))
     with open(local, encoding="utf-8", newline="") as stream:  # noqa: PTH123
         try:
             return stream.read().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise HubError(
-                path, f" of {repo_id} is not text in UTF-8", hint="mend it there"
+                path, f" of {repo_id} is not UTF-8 text", hint="correct it there"
             ) from error
 
 
 def check_card(card: str) -> None:
-    """Have the Hub check a card's metadata, before anything is made or sent.
+    """Let the Hub validate a card's metadata, before anything is created or uploaded.
 
     Raises:
-        HubError: it would refuse them.
+        HubError: it would refuse the metadata.
     """
     from huggingface_hub import ModelCard
 
@@ -142,7 +142,7 @@ def check_card(card: str) -> None:
 
 
 def _complaints(error: ValueError) -> str:
-    """Return what the Hub says of a card, in one line; it comes as JSON."""
+    """Return the Hub's complaints about a card, which come as JSON, in one line."""
     try:
         return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
     except (ValueError, KeyError, TypeError):
@@ -150,7 +150,7 @@ def _complaints(error: ValueError) -> str:
 
 
 def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
-    """Make the repository and the branch where they are not there, and return how it is then."""
+    """Create the repository and the branch if they do not exist, and return the new state."""
     if not remote.exists:
         private = True if target.private else None  # None is what the account has by default
         patiently(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))
@@ -168,7 +168,7 @@ def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
 
 
 def _by_people(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return the files that someone has put there."""
+    """Return the files that were added by people."""
     return {path: entry for path, entry in entries.items() if path != ATTRIBUTES}
 
 
@@ -178,9 +178,8 @@ def commit_url(api: "HfApi", repo_id: str, commit_id: str) -> str:
 
 
 def changed_meanwhile(target: Target, remote: Remote) -> HubError:
-    """Return the error for a repository that is not as it was looked at."""
+    """Return the error for a repository that changed since it was checked."""
     return HubError(
-        f"{target.repo_id} was changed by someone else since it was looked at (commit"
-        f" {remote.head}); nothing was published: look at the change, then run the same command"
-        " again"
+        f"{target.repo_id} was changed by someone else in the meantime (commit {remote.head}); "
+        "nothing was published: check the change, then run the same command again"
     )

@@ -1,4 +1,4 @@
-"""What is sent to the Hub: every file with its size and hashes, so that no two steps disagree."""
+"""Files to upload, each with its size and hashes, so that all steps use the same bytes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Staged:
     git_oid: str | None
 
     def is_at(self, entry: Entry | None) -> bool:
-        """Tell whether the repository has these bytes there already."""
+        """Return whether the repository already has these bytes at this path."""
         if entry is None:
             return False
         if entry.sha256 is not None:
@@ -46,7 +46,7 @@ class Staged:
 
 
 def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
-    """Return a file with its size and hashes; a small one with its bytes, as they are now."""
+    """Return a file with its size and hashes; a small file with its current bytes."""
     if isinstance(content, Path):
         content = ByteFile(content)
     if isinstance(content, ByteFile):
@@ -94,10 +94,10 @@ def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, 
 
 
 def _as_certified(part: Part, file: Staged) -> Staged:
-    """Return a file if its bytes are those that the certificate is about.
+    """Return a file if its bytes are those that the certificate covers.
 
     Raises:
-        MaeConvertError: they are not: it was changed since the certificate was checked.
+        MaeConvertError: the file changed since the certificate was checked.
     """
     if part.certificate is None:
         return file
@@ -113,20 +113,19 @@ def _as_certified(part: Part, file: Staged) -> Staged:
         file.path,
         " of ",
         part.target,
-        " was changed while it was being published; nothing was sent: verify it again, then"
-        " publish again",
+        " was changed during publishing; nothing was uploaded: verify it again, then publish again",
     )
 
 
 def _is_taken(part: Part, there: Mapping[str, Entry]) -> bool:
-    """Tell whether readers of the repository would take other weights than the part's."""
+    """Return whether readers of the repository would load weights other than the artifact's."""
     ours = [path.name for path in part.weights]
     first = next((name for name in PREFERENCE if name in there or name in ours), None)
     return first is not None and first not in ours and not _is_in_place_of(first, ours)
 
 
 def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
-    """Tell whether weights are deleted because ours are the same in parts, or in one file."""
+    """Return whether old weights are replaced by the same weights as shards or as one file."""
     return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
 
 
@@ -135,10 +134,10 @@ def _same(place: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
 
 
 def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list[str]:
-    """Return files of the repository that would contradict what is published, and are deleted.
+    """Return files of the repository that would contradict the published files, and are deleted.
 
-    Weights in one file and in parts exclude each other, since readers take the one or the other;
-    and a certificate that is not published again is about weights that are no longer there.
+    A single weight file and shards exclude each other, since readers load one or the other; and a
+    certificate that is not published again describes weights that no longer exist.
     """
     publishes = any(_is_safetensors(path) for path in staged)
     gone = [path for path in there if publishes and _is_safetensors(path)]
@@ -147,7 +146,7 @@ def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list
 
 
 def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> bool:
-    """Tell whether a file of the repository is of the proof of weights that are published anew."""
+    """Return whether a file of the repository belongs to a certificate that is replaced."""
     if path in OWN_FILES:
         first = next((name for name in PREFERENCE if name in there), None)
         return "conversion.json" in staged or first in staged

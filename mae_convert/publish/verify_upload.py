@@ -1,4 +1,4 @@
-"""What the Hub serves after a publication, byte by byte: downloaded anew, past every cache."""
+"""Compare the files that the Hub serves after a publication, downloaded without any cache."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def differences(
     api: "HfApi", repo_id: str, commit: str, staged: Mapping[str, Staged]
 ) -> dict[str, str]:
-    """Return how what the Hub serves differs from what was to be published: path → in words.
+    """Return how the files that the Hub serves differ from those published: path → description.
 
-    Each file is downloaded to a place of its own, hashed and removed, so that it takes no more room
-    than the largest. What differs is downloaded once more: it may have come to harm on the way.
+    Each file is downloaded to a temporary location, hashed and removed, so the space needed is that
+    of the largest file. A file that differs is downloaded once more, in case the transfer failed.
     """
     wrong = {}
     for path, file in staged.items():
@@ -32,7 +32,7 @@ def differences(
 
 
 def _served_sha256(api: "HfApi", repo_id: str, commit: str, path: str) -> str | None:
-    """Return the hash of a file as it is served now, or None where there is no such file."""
+    """Return the hash of a file as it is served now, or None if it does not exist."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with scratch_directory() as folder:

@@ -1,1 +1,1 @@
-"""Reports for people and for CI: verdicts, sweeps and training curves as HTML, JUnit, Markdown."""
+"""Reports: verdicts, sweeps and training curves as HTML, JUnit, Markdown and Parquet."""

@@ -24,7 +24,7 @@ IDENTIFIER = re.compile(r"\b[a-z]+(?:[._][a-z0-9]+)+\b")  # of a tensor or a fie
 
 
 class Suite:
-    """A test suite that is put together case by case."""
+    """A test suite to which cases are added."""
 
     def __init__(self, name: str, class_name: str, properties: Mapping[str, str]) -> None:
         self.class_name = for_xml(class_name)
@@ -65,7 +65,7 @@ class Suite:
             why.text = "\n".join(map(for_xml, lines)) or None
 
     def text(self) -> str:
-        """Return the file."""
+        """Return the JUnit file."""
         counts = {
             "tests": len(self.element.findall("testcase")),
             "failures": len(self.element.findall(".//failure")),
@@ -103,7 +103,7 @@ def verdict_junit(done: "Verification") -> str:
 
 
 def _causes(verdict: Verdict) -> list[list[str]]:
-    """Return the causes; sentences about the same tensor or field are about one cause."""
+    """Return the causes; sentences about the same tensor or field are merged."""
     groups: list[tuple[set[str], list[str]]] = []
     for sentence in dict.fromkeys(verdict.causes):
         names = set(IDENTIFIER.findall(sentence))
@@ -131,7 +131,7 @@ def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
 
 
 def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield what the verdict rests on: files and their hashes, assumptions, versions."""
+    """Yield properties of the verdict: files and hashes, assumptions, versions."""
     yield "verdict", headline(verdict)
     for witness in verdict.witnesses:
         side, checkpoint = witness["side"], witness["checkpoint"]
@@ -140,7 +140,7 @@ def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield f"{side} layout", f"{witness['layout']}, {witness['task']}"
         yield f"{side} run by", f"{witness['framework']} on {witness['device']}"
     for side, fields in verdict.unread.items():
-        yield f"not read of {side}", ", ".join(fields)
+        yield f"not read on {side}", ", ".join(fields)
     for assumption in verdict.assumptions:
         yield (
             f"{assumption['field']} assumed by {' and '.join(assumption['sides'])}",
@@ -199,5 +199,5 @@ def _short(name: str) -> str:
 
 
 def _class_name(command: str, name: str) -> str:
-    """Return a name in which dots separate packages, as CI systems read them."""
+    """Return a name with dots, which CI systems display as packages."""
     return f"mae_convert.{command}.{name.replace('.', '_')}"

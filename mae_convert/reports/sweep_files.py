@@ -1,4 +1,4 @@
-"""All results as files: a page for people, JUnit for CI, Parquet for programs without SQLite."""
+"""Results of a sweep as files: an HTML page, JUnit for CI, Parquet."""
 
 import importlib.util
 import io
@@ -19,8 +19,8 @@ def check_names(paths: Sequence[Path]) -> None:
     """Refuse reports that could not be written, before any work is done.
 
     Raises:
-        OutputError: another suffix, no such directory, or a directory of that name.
-        MissingRequirementError: the package that writes it is not installed.
+        OutputError: unknown suffix, missing directory, or a directory of that name.
+        MissingRequirementError: the package that writes the format is not installed.
     """
     for path in paths:
         check_target(path, overwrite=True, suffixes=WRITERS)
@@ -51,7 +51,7 @@ def _junit(rows: Sequence[Row], not_run: int) -> bytes:
 
 
 def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
-    """Return a Parquet file with a row for each job and the columns of the file of results."""
+    """Return a Parquet file with a row for each job and the columns of the results file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

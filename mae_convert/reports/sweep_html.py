@@ -1,4 +1,4 @@
-"""All results as one HTML page that needs no other file: a matrix of verdicts, a table."""
+"""Results of a sweep as one self-contained HTML page: a matrix of verdicts and a table."""
 
 import re
 from collections import Counter
@@ -38,7 +38,7 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return the page about the jobs that were run, which says how many were not."""
+    """Return the page about the jobs that were run, with the number of the others."""
     counts = Counter(row.outcome for row in rows)
     bad = len(rows) - counts[DONE]
     amiss = [f"{bad} failed"] if bad else []
@@ -52,21 +52,21 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
         f"{verified} verified: {passed} passed, {proven} of them proven, {counts[FAILED]} failed"
         if verified
         else "not verified",
-        *([f"{counts[ERROR]} without a result"] if counts[ERROR] else []),
+        *([f"{counts[ERROR]} ended with an error"] if counts[ERROR] else []),
         f"{seconds:.0f} s of work",
     ]
     parts = [
         f"{heading(title, passed=not amiss)}<p>{'; '.join(said)}</p>",
         *_matrix(rows),
         "<h2>Jobs</h2>",
-        '<input id="filter" placeholder="show only rows that hold …" aria-label="filter">',
+        '<input id="filter" placeholder="show only rows that contain …" aria-label="filter">',
         _table(rows),
     ]
     return document(f"mae-convert sweep: {title}", parts, script=SCRIPT, wide=True)
 
 
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
-    """Yield the table of verdicts: a line for each source, a column for each way to treat it."""
+    """Yield the matrix of verdicts: rows are sources, columns are combinations of settings."""
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
     sources = sorted({row.source for row in rows}, key=natural)
@@ -108,7 +108,7 @@ def _words(value: Any) -> str:
 
 
 def _short_names(sources: Sequence[str]) -> dict[str, str]:
-    """Return sources without the folders that all have."""
+    """Return the sources without their common parent directories."""
     folders = [source.rpartition("/")[0].split("/") for source in sources]
     common = 0
     while all(len(f) > common and f[common] == folders[0][common] for f in folders):
@@ -152,7 +152,7 @@ def _hash(value: str | None, digits: int = 12) -> Cell:
 
 
 def _assuming(row: Row) -> str:
-    """Return what a verdict rests on that neither side states; empty where there is nothing."""
+    """Return the assumptions of a verdict that neither side specifies; empty if there are none."""
     return f"assuming {row.assuming}" if row.assuming else ""
 
 
@@ -161,7 +161,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
     ("to", "text", lambda r: _text(r.layout)),
     ("verdict", "text", lambda r: Cell(_mark(r), "word")),
     (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _small(r.function)),
-    ("float32 own error", "number", lambda r: _small(r.own_error.get("float32"))),
+    ("float32 rounding error", "number", lambda r: _small(r.own_error.get("float32"))),
     ("why", "text", lambda r: _text(r.error or r.cause or _assuming(r))),
     ("weights", "number", lambda r: _number(r.source_bytes, format_bytes)),
     ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
@@ -182,7 +182,7 @@ def _said(row: Row) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Return the table of all rows, without columns in which nothing stands."""
+    """Return the table of all rows, without empty columns."""
     names = _short_names(sorted({row.source for row in rows}))
     shown = [replace(row, source=names[row.source]) for row in rows]
     columns = [(name, kind, list(map(cell, shown))) for name, kind, cell in COLUMNS]

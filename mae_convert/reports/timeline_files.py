@@ -1,4 +1,4 @@
-"""A timeline as files: a page with plot, pictures and table; the pictures or the table alone."""
+"""A timeline as files: a page with plot, images and table; the images or the table alone."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ MOST_PICTURES = 4  # on a sheet; a loss is of all
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, files that could not be written.
+    """Refuse output files that could not be written, before any work.
 
     Raises:
         OutputError: as `check_target`.
@@ -33,7 +33,7 @@ def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def write(found: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Write a timeline to every path, in the form that its suffix names."""
+    """Write a timeline to every path, in the format of its suffix."""
     for path in paths:
         write_file(path, WRITERS[path.suffix.lower()](found), overwrite=overwrite)
 
@@ -51,13 +51,13 @@ def timeline_json(found: Timeline) -> dict[str, Any]:
 
 
 def objective_in_words(found: Timeline) -> str:
-    """Return what the loss is."""
+    """Return a description of the loss."""
     of = "normalised patches" if found.configuration.model.norm_pix_loss else "normalised pixels"
     return f"mean squared error of {of} over removed patches"
 
 
 def sheet(found: Timeline) -> Image.Image:
-    """Return pictures side by side: the original, what the model saw, and what it made of it."""
+    """Return images side by side: the original, what the model saw, and what it made of it."""
     columns, configuration = _columns(found), found.configuration
     count = min(len(found.images), MOST_PICTURES)
     rows = tuple(
@@ -68,7 +68,7 @@ def sheet(found: Timeline) -> Image.Image:
 
 
 def _columns(found: Timeline) -> dict[str, np.ndarray]:
-    """Return columns of colours (N, H, W, 3) and their heads."""
+    """Return columns of colours (N, H, W, 3) and their headings."""
     configuration = found.configuration
     first = next(iter(found.shown.values()))
     original = found.display(first.pixel_values)
@@ -84,15 +84,16 @@ def _columns(found: Timeline) -> dict[str, np.ndarray]:
 
 
 def page(found: Timeline) -> str:
-    """Return a page that needs no other file."""
+    """Return a self-contained HTML page."""
     best, paid = found.best, found.paid_until
     gained = "" if paid is best else (
-        f" From epoch {paid.epoch} on, less than 1 % of the way from the first loss to the lowest"
-        " was left."
+        f" By epoch {paid.epoch}, the loss had made 99 % of the improvement from its first to its "
+        "lowest value."
     )  # fmt: skip
     said = (
-        f"{len(found.points)} checkpoints on the same {len(found.images)} pictures with the same"
-        f" noise, float32: {objective_in_words(found)}, {found.mask_ratio:.0%} of them removed."
+        f"{len(found.points)} checkpoints, all evaluated in float32 on the same "
+        f"{len(found.images)} images with the same noise: {objective_in_words(found)}, "
+        f"{found.mask_ratio:.0%} of them removed."
     )
     parts = [
         "<h1>Training, checkpoint by checkpoint</h1>",
@@ -124,7 +125,7 @@ def _table(found: Timeline) -> str:
         " ".join(n for n, p in (("best", found.best), ("paid", found.paid_until)) if p is point)
         for point in found.points
     ]
-    heads = ("epoch", "loss", "change", "over pictures", "checkpoint")
+    heads = ("epoch", "loss", "change", "over images", "checkpoint")
     return table(heads, rows, attributes=[f'class="{mark}"' for mark in marks])
 
 
@@ -134,7 +135,7 @@ def _pictures(found: Timeline) -> str:
         [_picture(column[i], name) for name, column in columns.items()]
         for i in range(min(len(found.images), MOST_PICTURES))
     )
-    note = f'<p class="grey">Visible patches are put back. {found.display.note}</p>'
+    note = f'<p class="grey">Visible patches are taken from the original. {found.display.note}</p>'
     return images(list(columns), rows) + note
 
 

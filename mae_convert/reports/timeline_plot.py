@@ -9,7 +9,7 @@ CHART = Chart("loss by epoch", height=360, left=70, bottom=44)
 
 
 def plot(found: Timeline) -> str:
-    """Return an SVG of loss by epoch: the mean, each picture, and where it stopped paying."""
+    """Return an SVG of the loss by epoch: the mean, each image, and where 99 % is reached."""
     points = [point for point in found.points if point.loss is not None]
     first, last = points[0].epoch, points[-1].epoch
     levels = _ticks(0, max(max(p.losses) for p in points), beyond=True)
@@ -35,19 +35,19 @@ def plot(found: Timeline) -> str:
     at = x(found.paid_until.epoch)
     is_right = at > CHART.width / 2
     mark = line([(at, CHART.top), (at, bottom)], "ok-mark") + text(
-        at - 6 if is_right else at + 6, CHART.top + 12, "99 % of the gain",
+        at - 6 if is_right else at + 6, CHART.top + 12, "99 % of the improvement",
         anchor="end" if is_right else "start", more=' class="ok-fill"',
     )  # fmt: skip
     turned = f' transform="rotate(-90 14 {bottom / 2:.1f})"'
     return CHART.svg(
         *grid, *epochs, *thin, mark, mean, *dots,
         text(CHART.width / 2, CHART.height - 6, "epoch", anchor="middle"),
-        text(14, bottom / 2, "loss: mean, and each picture (grey)", anchor="middle", more=turned),
+        text(14, bottom / 2, "loss: mean (blue), images (grey)", anchor="middle", more=turned),
     )  # fmt: skip
 
 
 def _ticks(low: float, high: float, *, beyond: bool = False) -> list[float]:
-    """Return round numbers in a range, and with `beyond` the next one if it ends between two."""
+    """Return round numbers in a range; with `beyond`, also the next one above the range."""
     span = (high - low) or 1.0
     step = 10.0 ** np.floor(np.log10(span))
     step *= next(f for f in (0.1, 0.2, 0.5, 1.0, 2.0) if span / (step * f) <= 6)

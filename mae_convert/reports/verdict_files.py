@@ -1,6 +1,6 @@
-"""Write a verdict to a file: JSON for programs, JUnit XML and Markdown for CI, HTML for people.
+"""Write a verdict to a file: JSON, JUnit XML, Markdown or HTML.
 
-The same verification gives the same bytes: nothing in a report tells when it was made.
+The same verification gives the same bytes: a report contains no time stamp.
 """
 
 import json
@@ -25,7 +25,7 @@ FORMAT = 1  # of the JSON object, whose schema is in verdict.schema.json
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain data, as ``verdict.schema.json`` describes it."""
+    """Return a verdict as plain data that conforms to ``verdict.schema.json``."""
     return {
         "format": FORMAT,
         "verdict": headline(verdict),
@@ -38,7 +38,7 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
     """Refuse a report that could not be written, before any work is done.
 
     Raises:
-        OutputError: an unknown suffix, no such directory, or a file of one of the models.
+        OutputError: unknown suffix, missing directory, or a file of one of the models.
     """
     for path in paths:
         check_target(path, overwrite=True, suffixes=WRITERS)
@@ -49,10 +49,10 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
 
 
 def remove_old_reports(paths: Sequence[Path]) -> None:
-    """Remove the reports of an earlier run, which a run that ends early would leave as its own.
+    """Remove the reports of an earlier run, which would remain if this run ended early.
 
     Raises:
-        OutputError: one cannot be removed.
+        OutputError: a report cannot be removed.
     """
     for path in paths:
         try:
@@ -64,10 +64,10 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
 
 
 def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
-    """Write the verdict to every path, in the format that its suffix names.
+    """Write the verdict to every path, in the format of its suffix.
 
     Raises:
-        OutputError: the system refuses to write; then no report appears in part.
+        OutputError: the operating system refuses to write; then no report is written in part.
     """
     for path in paths:
         text = WRITERS[path.suffix.lower()](done)
@@ -90,7 +90,7 @@ def markdown(done: "Verification") -> str:
     ]
     for witness in verdict.witnesses:
         lines.append(f"- {_witness(witness)}")
-    lines += ["", "| compared | how far apart | limit | |", "|---|---|---|---|"]
+    lines += ["", "| compared | measured difference | limit | |", "|---|---|---|---|"]
     for line in summary(verdict.checks):
         mark = "ok" if line.passed else "**FAILED**"
         cells = map(for_markdown, (line.title, line.measured, line.limit))
@@ -108,7 +108,7 @@ def markdown(done: "Verification") -> str:
 
 
 def text(verdict: Verdict) -> str:
-    """Return the verdict as plain lines: the answer, what failed, and why."""
+    """Return the verdict as plain text: result, failed checks, and causes."""
     meaning = answer(verdict, as_argument)[1]
     lines = [f"{headline(verdict)}: {meaning}"]
     lines += [
@@ -125,7 +125,11 @@ def text(verdict: Verdict) -> str:
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
-    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+    how = (
+        "its own tensor names"
+        if witness["native"]
+        else witness.get("ours") or "mae-convert's mapping tables"
+    )
     version = (witness["versions"] or {}).get(witness["framework"], "")
     name = Path(witness["checkpoint"]["name"]).name
     about = for_markdown(

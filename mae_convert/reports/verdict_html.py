@@ -1,4 +1,4 @@
-"""A verdict as one HTML page that needs no other file: figures, error by depth, pictures."""
+"""A verdict as one HTML page that needs no other file: figures, error by depth, images."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,10 +34,12 @@ def page(done: "Verification", environment: Mapping[str, str]) -> str:
     parts = [
         f"{heading(word, passed=verdict.passed)}<p>{for_html(meaning)}</p>",
         *_explanation(verdict),
-        "<h2>Who ran what</h2>",
+        "<h2>Runs</h2>",
         table(("", "checkpoint", "run by", "loaded by"), map(_witness, verdict.witnesses)),
-        "<h2>What was compared</h2>",
-        table(("compared", "how far apart", "limit", ""), map(_line, summary(verdict.checks))),
+        "<h2>Checks</h2>",
+        table(
+            ("compared", "measured difference", "limit", ""), map(_line, summary(verdict.checks))
+        ),
         *_depth(verdict),
         *_pictures(done),
         "<h2>Environment</h2>",
@@ -67,7 +69,9 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
         f"{for_html(witness['framework'])} {for_html(versions.get(witness['framework'], ''))}"
         f" on {for_html(witness['device'])}",
         for_html(
-            "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+            "its own tensor names"
+            if witness["native"]
+            else witness.get("ours") or "mae-convert's mapping tables"
         ),
     )
 
@@ -82,7 +86,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
     said += [f"cause: {for_html(cause)}" for cause in verdict.causes]
     said += [f"not compared: {for_html(what)}" for what in verdict.not_compared]
     said += [
-        f"declared by B and applied to A: {for_html(str(plain(dict(step))))}"
+        f"declared by B, and applied to A before comparing: {for_html(str(plain(dict(step))))}"
         for step in verdict.steps
     ]
     said += map(for_html, effects_in_words(verdict.effects))
@@ -93,13 +97,13 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 def _depth(verdict: Verdict) -> Iterator[str]:
     depths = by_depth(verdict)
     if depths:
-        yield "<h2>How far apart, from the first step to the last</h2>"
+        yield "<h2>Difference by intermediate activation, from first to last</h2>"
         yield depth_plot(depths)
 
 
 def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
-    """Return an SVG of relative L2 by step, on a logarithmic scale from 1e-17 to 10."""
-    chart = Chart("relative L2 by step", height=330, left=110, bottom=120)
+    """Return an SVG of relative L2 by intermediate activation (logarithmic, 1e-17 to 10)."""
+    chart = Chart("relative L2 by intermediate activation", height=330, left=110, bottom=120)
     low, high = -17.0, 1.0
 
     def y(error: float) -> float:
@@ -127,7 +131,7 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
 
 
 def _pictures(done: "Verification") -> Iterator[str]:
-    """Yield the reconstructions of both sides and their difference, where there are any."""
+    """Yield the reconstructions of both sides and their difference, if available."""
     if len(done.traces) < 2:
         return
     source, target = done.traces[:2]
@@ -149,13 +153,19 @@ def _pictures(done: "Verification") -> Iterator[str]:
     yield (
         "<figure>"
         + image(sheet, "original, both reconstructions, difference", least_width=900)
-        + "<figcaption>original | A | B, with the visible patches put back | difference of the"
-        f" reconstructions in every channel, {_times(factor)}</figcaption></figure>"
+        + (
+            "<figcaption>original | A | B, with the original visible patches | difference of the "
+            f"reconstructions in every channel, {_times(factor)}</figcaption></figure>"
+        )
     )
 
 
 def _times(factor: float) -> str:
-    return "which is exactly zero" if math.isinf(factor) else f"times {factor:.1e} (grey is none)"
+    return (
+        "which is exactly zero"
+        if math.isinf(factor)
+        else f"times {factor:.1e} (grey: no difference)"
+    )
 
 
 def _configuration(trace: Trace) -> Configuration:

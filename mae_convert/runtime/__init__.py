@@ -1,7 +1,7 @@
-"""Checkpoints as models of a framework, and models as checkpoints, without a file between.
+"""Load checkpoints as models of a framework, and save models as checkpoints.
 
-``load_model`` and ``save_model`` are imported when they are first asked for: the child processes,
-which run in environments with a framework and little else, import modules of this package too.
+``load_model`` and ``save_model`` are imported on first use: the child processes, which run in
+environments with a framework and little else, import modules of this package too.
 """
 
 TYPE_CHECKING = False

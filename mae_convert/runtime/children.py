@@ -23,7 +23,7 @@ TIME_LIMIT_VARIABLE = "MAE_CONVERT_TIME_LIMIT"
 def environment_of_child(**more: str) -> dict[str, str]:
     """Return the environment of a Python process that imports nothing from the current directory.
 
-    Python before 3.11 does not know PYTHONSAFEPATH; there the directory of the script comes first.
+    Python before 3.11 ignores PYTHONSAFEPATH; there the script's directory comes first.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **more}
     # An empty entry, as of PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.
@@ -69,13 +69,13 @@ def python_process(
 
 
 def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
-    """Return what is raised where an interpreter cannot be run."""
+    """Return the error for an interpreter that cannot be run."""
     return MaeConvertError(f"cannot run the interpreter {python}: {error.strerror}")
 
 
 @contextmanager
 def _pipe_that_ends_with_us() -> Iterator[int]:
-    """Give the reading end of a pipe whose other end no other process has."""
+    """Return the reading end of a pipe whose other end is open in this process only."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -104,11 +104,11 @@ class Clock:
     def __init__(self, seconds: float | None) -> None:
         self.limit = _from_environment() if seconds is None else seconds
         if not self.limit >= 0:
-            raise MaeConvertError(f"a time limit of {self.limit} seconds", hint="give 0 or more")
+            raise MaeConvertError(f"a time limit of {self.limit} seconds", hint="specify 0 or more")
         self._end = time.monotonic() + self.limit
 
     def left(self) -> float | None:
-        """Return how many seconds are left; None is no limit."""
+        """Return how many seconds are left; None means no limit."""
         return max(0.0, self._end - time.monotonic()) if self.limit else None
 
     def exceeded(self, what: str, job: Path) -> MaeConvertError:
@@ -119,7 +119,7 @@ class Clock:
             job: its job file, beside which it notes what it is doing.
         """
         return MaeConvertError(
-            f"{what} was ended after {self.limit:g} seconds, {stage_of(job)}",
+            f"{what} was terminated after {self.limit:g} seconds, {stage_of(job)}",
             hint=(
                 "give it more time with ",
                 Option("time_limit", placeholder="SECONDS"),
@@ -129,11 +129,11 @@ class Clock:
 
 
 def stage_of(job: Path) -> str:
-    """Return what the child of a job was doing last, as "while importing torch"."""
+    """Return what the child of a job was doing last, such as "while importing torch"."""
     with suppress(OSError):
         if stage := stage_file(job).read_text():
             return f"while {stage}"
-    return "while it was started"
+    return "while it was starting"
 
 
 def _from_environment() -> float:

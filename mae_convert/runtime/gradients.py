@@ -1,7 +1,7 @@
-"""Gradients under canonical names: a gradient is laid out as the parameter that it belongs to.
+"""Gradients under canonical names: a gradient has the layout of its parameter.
 
-A child names gradients as its own parameters, because it has no tables. Every transform of a table
-moves numbers and does not change them, so that reading a gradient through it is exact.
+A child names gradients by its own parameter names, because it has no mapping tables. Transforms of
+a table only move values, so they apply to gradients exactly.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ LAYOUT_OF = {"torch": "facebook", "transformers": "transformers", "timm": "timm"
 
 
 def with_canonical_gradients(trace: Trace) -> Trace:
-    """Return a trace whose gradients, if any, are named and laid out canonically.
+    """Return a trace whose gradients, if any, have canonical names and layouts.
 
     Raises:
-        LayoutError: a parameter has a name that no table has.
+        LayoutError: a parameter's name is in no table.
     """
     arrays: dict[str, np.ndarray] = {}
     for key, array in trace.arrays.items():
@@ -51,4 +51,4 @@ def _rule_for(framework: str, name: str) -> Rule:
     for table in tables:
         if rule := table.rule_for(external):
             return rule
-    raise LayoutError(f"no table knows the parameter {name} of {framework}")
+    raise LayoutError(f"the parameter {name} of {framework} has no canonical name")

@@ -1,4 +1,4 @@
-"""The inputs of a comparison: pictures and noise that both sides are given, bit for bit."""
+"""The inputs of a comparison: images and noise, identical for both sides."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputChoice:
-    """Where the pictures and the noise come from.
+    """Where the images and the noise come from.
 
     Attributes:
         file: an .npz with ``pixel_values`` and ``noise``, which then are the inputs.
-        images: a folder of pictures, which go through the model's own preprocessing.
-        seed: of random pictures, and of the noise.
-        batch: number of random pictures, or at most this many of the folder's where it is given.
+        images: a folder of images, which go through the model's own preprocessing.
+        seed: of random images, and of the noise.
+        batch: number of random images, or at most this many of the folder's where it is given.
     """
 
     file: Path | None = None
@@ -63,7 +63,7 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
 def random_inputs(
     family: Family, config: Any, *, batch: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return normally distributed pictures and noise whose values are all distinct.
+    """Return normally distributed images and noise whose values are all distinct.
 
     Returns:
         ``pixel_values`` (batch, channels, [frames,] height, width) and ``noise`` (batch, patches),
@@ -76,7 +76,7 @@ def random_inputs(
 
 
 def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
-    """Return the inputs with noise that leaves the patches in order."""
+    """Return the inputs with noise that keeps the patches in order."""
     noise = np.sort(inputs["noise"], axis=1)
     return {**inputs, "noise": noise}
 
@@ -110,7 +110,7 @@ def read_inputs(path: Path, config: Any) -> dict[str, np.ndarray]:
 
 
 def _noise_in_order(count: int, config: Any) -> np.ndarray:
-    """Return noise (count, L) that leaves the patches in order."""
+    """Return noise (count, L) that keeps the patches in order."""
     row = (np.arange(config.num_patches) + 0.5) / config.num_patches
     return np.tile(row.astype(np.float32), (count, 1))
 
@@ -128,7 +128,7 @@ def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
     """
     _check_shapes(path, arrays, config)
     if "noise" not in arrays:
-        raise MaeConvertError(path, " holds no noise (N, L)")
+        raise MaeConvertError(path, " contains no noise (N, L)")
     for name, array in arrays.items():
         _check_dtype(path, name, array)
         if not np.isfinite(array).all():
@@ -138,7 +138,7 @@ def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
     if any(len(np.unique(row)) < len(row) for row in arrays["noise"]):
         raise MaeConvertError(
             path,
-            ": noise holds equal values, so the order of patches is undefined",
+            ": noise contains equal values, so the order of patches is undefined",
             hint="make them distinct",
         )
 
@@ -146,7 +146,7 @@ def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
 def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
     """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
     if "pixel_values" not in arrays:
-        raise MaeConvertError(path, " holds no pixel_values (N, C, H, W)")
+        raise MaeConvertError(path, " contains no pixel_values (N, C, H, W)")
     shape, wanted = arrays["pixel_values"].shape, config.pixel_shape
     if len(shape) != 1 + len(wanted) or shape[1:] != wanted or not shape[0]:
         raise MaeConvertError(
@@ -167,7 +167,7 @@ def _check_dtype(path: Path, name: str, array: Any) -> None:
 
 
 def _tensors_in(path: Path) -> dict[str, LazyTensor]:
-    """Return the arrays of an .npz that are inputs; none is read yet.
+    """Return the arrays of an .npz that are inputs, without reading their values.
 
     Raises:
         MaeConvertError: the file is not an .npz, or they are not arrays of numbers.
@@ -177,8 +177,8 @@ def _tensors_in(path: Path) -> dict[str, LazyTensor]:
     except CheckpointError as error:
         raise MaeConvertError(
             error,
-            ". An .npz file of inputs holds pixel_values (N, C, H, W) and may hold noise (N, L),"
-            " both float32",
+            ". An .npz file of inputs must contain pixel_values (N, C, H, W) and may contain noise "
+            "(N, L), both float32",
             hint="write it with numpy.savez",
         ) from error
 
@@ -195,13 +195,13 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
     except MemoryError as error:
         raise MaeConvertError(
             path,
-            f": {tensor.name} takes {tensor.nbytes} bytes, more than there is memory",
+            f": {tensor.name} takes {tensor.nbytes} bytes, which is more than the available memory",
             hint="give fewer images",
         ) from error
 
 
 def inputs_sha256(inputs: Arrays) -> str:
-    """Return one hash over names, shapes and bytes, by which two traces know that they match."""
+    """Return one hash over names, shapes and bytes, which identifies the inputs of a trace."""
     digest = hashlib.sha256()
     for name in sorted(inputs):
         array = np.ascontiguousarray(inputs[name])

@@ -1,4 +1,4 @@
-"""What a child process is asked to do: plain data that travels as JSON."""
+"""The job of a child process: plain data, serialised as JSON."""
 
 import json
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ class StoredWeights:
 
     @property
     def path(self) -> str:
-        """The file, or the first of several, or the directory."""
+        """The file, the first of several files, or the directory."""
         return self.files[0]
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "StoredWeights":
-        """Return what ``asdict`` has made plain."""
+        """Return the value from the result of ``asdict``."""
         lists = ("files", "unused", "prefixes")
         return cls(**{**plain, **{name: tuple(plain[name]) for name in lists}})
 
@@ -77,9 +77,9 @@ class Job:
         configuration: the class of its configuration, likewise.
         weights: the files that hold the tensors.
         loader: how the names are those of the reference model (see ``loaders``).
-        inputs: .npz with pixel_values and noise.
+        inputs: .npz file with pixel_values (N, C, H, W) and, with masking, noise (N, L).
         output: the trace to write.
-        taps: whether to keep every step between.
+        taps: whether to keep intermediate activations.
         gradients: whether to keep the gradient of the objective for every trainable parameter.
         mode: "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
             XLA compiler; "train" as in training, with dropout 0.
@@ -116,7 +116,7 @@ class Job:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Job":
-        """Return the job that ``asdict`` has made plain."""
+        """Return the job from the result of ``asdict``."""
         confirmed = plain["confirmed"]
         if confirmed is not None:
             weights = StoredWeights.from_plain(confirmed["weights"])

@@ -1,4 +1,4 @@
-"""What Keras leaves to the backend: devices, precision, compilation, gradients."""
+"""Backend-specific parts of running Keras: devices, precision, compilation, gradients."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def _is_jax() -> bool:
 
 
 def device(name: str) -> Any:
-    """Return a context in which everything is computed on a device, "cpu" or "cuda".
+    """Return a context in which computations run on a device, "cpu" or "cuda".
 
     Raises:
         LoadError: there is no such device.
@@ -40,7 +40,7 @@ def device(name: str) -> Any:
 
 
 def set_precision(dtype: str, device: str) -> None:
-    """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
+    """Disable TF32, in which GPUs by default round the factors of float32 products to 10 bits."""
     if dtype == "tf32" and device != "cuda":
         raise LoadError(
             "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
@@ -59,7 +59,7 @@ def set_precision(dtype: str, device: str) -> None:
 
 
 class Unset(keras.initializers.Initializer):
-    """Leaves a variable's memory as it is: weights come next, and to draw numbers takes seconds."""
+    """Leaves a variable uninitialised: weights are loaded next, and random values are slow."""
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """Return a tensor with any values."""
@@ -74,8 +74,8 @@ class Unset(keras.initializers.Initializer):
 def compiled(function: Function, model: Any, mode: str) -> Function:
     """Return a function of tensors as a mode of ``job.MODES`` runs it.
 
-    On JAX the model's variables are arguments of what is compiled, else they would be constants
-    in it.
+    On JAX the model's variables are arguments of the compiled function; otherwise they would be
+    constants in it.
     """
     if mode not in ("compiled", "xla"):
         return function
@@ -90,7 +90,7 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
 
 
 def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
-    """Return a function that gives the gradients of a scalar function for variables."""
+    """Return a function that computes the gradients of a scalar function for variables."""
     if _is_jax():
         import jax
 
@@ -112,7 +112,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
 
 
 def _with_values(function: Function, variables: Sequence[Any]) -> Function:
-    """Return a function that first takes the values which variables have while it runs."""
+    """Return a function that first takes the values of variables as arguments."""
 
     def pure(values: Sequence[Any], *inputs: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

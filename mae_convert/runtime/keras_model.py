@@ -1,6 +1,6 @@
-"""A Keras reference model filled with tensors one by one, and its tensors given back.
+"""Create a Keras reference model from tensors one by one, and return its tensors.
 
-The names are those of the ``keras`` layout: the attributes that lead to a layer, and the number of
+The names are those of the ``keras`` layout: the attributes that lead to a layer, and the index of
 the variable in it.
 """
 
@@ -55,7 +55,7 @@ def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: 
         model.weights
     ):
         raise LayoutError(
-            f"the checkpoint has {len(variables)} tensors for {len(model.weights)} of the model"
+            f"the checkpoint has {len(variables)} tensors, but the model has {len(model.weights)}"
         )
     for variable, tensor in zip(variables, tensors, strict=True):
         if tuple(variable.shape) != tensor.shape or variable.dtype != str(tensor.dtype):
@@ -68,10 +68,10 @@ def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: 
 
 
 def variable_at(model: Any, name: str) -> Any:
-    """Return the variable of a name in the ``keras`` layout, as ``encoder/block_0/fc1/vars/0``.
+    """Return the variable of a ``keras`` layout name, such as ``encoder/block_0/fc1/vars/0``.
 
     Raises:
-        LayoutError: the model has none of this name.
+        LayoutError: the model has no such variable.
     """
     *attributes, _, index = name.split("/")
     try:
@@ -82,7 +82,7 @@ def variable_at(model: Any, name: str) -> Any:
 
 
 def tensors_of(model: Any, names: Iterable[str]) -> dict[str, LazyTensor]:
-    """Return a model's tensors by their names in the ``keras`` layout, copied when asked for."""
+    """Return a model's tensors by their names in the ``keras`` layout; copied when read."""
     return {name: _lazy(name, variable_at(model, name)) for name in names}
 
 

@@ -36,11 +36,11 @@ T = TypeVar("T")
 
 
 class LoadError(MaeConvertError):
-    """The file does not hold exactly the tensors of the reference model."""
+    """The file's tensors are not exactly those of the reference model."""
 
 
 class UnreadError(LoadError):
-    """The library that a file's format belongs to does not read the file."""
+    """The library for a file's format cannot read the file."""
 
 
 def tensors_in(
@@ -66,7 +66,7 @@ def tensors_in(
 
 
 def renamed(tensors: Mapping[str, T], prefixes: Iterable[str]) -> dict[str, T]:
-    """Return tensors with prefixes taken off their names.
+    """Return tensors with prefixes removed from their names.
 
     Raises:
         LoadError: two have the same name without a prefix.
@@ -106,28 +106,30 @@ def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
         stored = read_by("torch.load", path, load)
     found = list(_at(stored, key)) if key else [stored]
     if len(found) != 1 or not isinstance(found[0], Mapping):
-        raise LoadError(path, f" has no one dictionary of tensors at {key or 'its top level'}")
+        raise LoadError(
+            path, f" does not have a single dictionary of tensors at {key or 'its top level'}"
+        )
     return {n: value for n, value in found[0].items() if isinstance(value, torch.Tensor)}
 
 
 def require_safe_torch_load(version: str) -> None:
-    """Require a PyTorch whose ``torch.load(weights_only=True)`` runs nothing from a file.
+    """Require a PyTorch whose ``torch.load(weights_only=True)`` runs no code from a file.
 
-    Before 2.6 it runs TorchScript programs (CVE-2025-32434).
+    Versions before 2.6 run TorchScript programs (CVE-2025-32434).
 
     Raises:
-        ImportError: it is older.
+        ImportError: PyTorch is older.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
         raise ImportError(
-            f"torch.load of PyTorch {version} can run code that is in a file (CVE-2025-32434), and"
-            " so is not given one; install torch>=2.6, or convert the file to safetensors first"
+            f"torch.load of PyTorch {version} can run code from a file (CVE-2025-32434) and is "
+            "therefore not used; install torch>=2.6, or convert the file to safetensors first"
         )
 
 
 def _can_map(path: str) -> bool:
-    """Return whether a file's storages are not compressed: mapped, they are not decompressed."""
+    """Return whether a file's storages are uncompressed: memory mapping does not decompress."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -135,7 +137,7 @@ def _can_map(path: str) -> bool:
 
 
 def _at(stored: Any, key: str) -> Iterator[Any]:
-    """Yield what stands at dotted keys, which may have dots themselves."""
+    """Yield the values at a path of keys joined by dots; keys may contain dots themselves."""
     for name, value in stored.items() if isinstance(stored, Mapping) else ():
         if name == key:
             yield value
@@ -144,10 +146,10 @@ def _at(stored: Any, key: str) -> Iterator[Any]:
 
 
 def read_by(library: str, path: str, load: Callable[[], T]) -> T:
-    """Return what a library reads.
+    """Return the result of a library's reader.
 
     Raises:
-        UnreadError: it does not read the file, with whatever error.
+        UnreadError: the library cannot read the file, whatever its error.
     """
     try:
         return load()
@@ -159,7 +161,7 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """Return an error's first line, without the advice of PyTorch to let a file run its code."""
+    """Return an error's first line, without PyTorch's advice to disable weights_only."""
     text = str(error).strip().rpartition("WeightsUnpickler error: ")[2]
     lines = (line.partition(". Please")[0].strip() for line in text.splitlines())
     kept = (line for line in lines if line and not line.startswith("Weights only load failed"))
@@ -173,14 +175,14 @@ def _numpy_scalar_globals() -> list[Any]:
 
 
 class Stored(NamedTuple):
-    """An array that is still in its file."""
+    """An array that has not been read from its file."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
 
 
 def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
-    """Return the arrays of .safetensors, .npz or HDF5 files by name, still in their files."""
+    """Return the arrays of .safetensors, .npz or HDF5 files by name, without reading them."""
     return renamed(tensors_in(weights, _arrays), weights.prefixes)
 
 
@@ -197,7 +199,7 @@ def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
 
 
 def _hdf5(path: Any) -> dict[str, Stored]:
-    """Return the datasets of a file: those that Keras lists where it does, else all."""
+    """Return the datasets of a file: those that Keras lists, or all if it lists none."""
     import h5py
 
     file = h5py.File(path, "r")
@@ -210,7 +212,7 @@ def _hdf5(path: Any) -> dict[str, Stored]:
 
 
 def _names_of_layer(file: Any, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; shards name each weight as if it were a layer."""
+    """Return the paths of a layer's weights; in shards each weight is listed like a layer."""
     if not hasattr(file[layer], "keys"):
         return [layer]
     return [f"{layer}/{name}" for name in _listed(file[layer], "weight_names")]
@@ -221,7 +223,7 @@ def _dataset(item: Any) -> Stored:
 
 
 def _listed(group: Any, attribute: str) -> list[str]:
-    """Return a list of names; Keras splits a long one into attributes that are numbered."""
+    """Return a list of names; Keras splits a long list into numbered attributes."""
     if attribute in group.attrs:
         return [_text(name) for name in group.attrs[attribute]]
     numbered = (f"{attribute}{number}" for number in range(len(group.attrs)))
@@ -271,13 +273,13 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
     for name, stored in numpy_arrays(weights).items():
         variable = (name.split("/", 2)[-1] if scoped else name).removesuffix(":0")
         if variable in arrays:
-            raise LoadError(f"two datasets are named {variable} once their scope is taken off")
+            raise LoadError(f"two datasets are named {variable} after their name scope is removed")
         arrays[variable] = stored
     return arrays
 
 
 def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dict[str, Stored]:
-    """Return the arrays of a transformers PyTorch file by variable path, by that library's rule."""
+    """Return the arrays of a transformers PyTorch file by variable path, by transformers' rule."""
     state = numpy_arrays(weights)
     arrays = {}
     for variable in variables:
@@ -289,7 +291,9 @@ def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dic
         array = state.pop(name)
         arrays[variable.path] = _as_kernel(array) if transposed else array
     if state:
-        raise LoadError(weights.path, f" holds tensors that the model has not: {sorted(state)[:4]}")
+        raise LoadError(
+            weights.path, f" contains tensors that the model does not have: {sorted(state)[:4]}"
+        )
     return arrays
 
 
@@ -307,9 +311,9 @@ def _as_kernel(weight: Stored) -> Stored:
 
 
 def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None:
-    """Assign every variable exactly once; nothing may be missing, left over or misshapen.
+    """Assign every variable exactly once; missing, extra or wrongly shaped arrays are errors.
 
-    One array at a time is read, so that a large model is in memory once.
+    One array is read at a time, so a large model is in memory only once.
     """
     remaining = dict(arrays)
     for variable in variables:
@@ -323,7 +327,9 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
             )
         variable.assign(stored.load())
     if remaining:
-        raise LoadError(f"the file holds what the model has not: {sorted(remaining)[:4]}")
+        raise LoadError(
+            f"the file contains tensors that the model does not have: {sorted(remaining)[:4]}"
+        )
 
 
 def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
@@ -346,14 +352,14 @@ def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
     if found.keys() != reading.tensors.keys():
         names = sorted(found.keys() ^ reading.tensors.keys())
         raise LoadError(
-            f"{reading.weights.path}: the library and mae-convert do not find the same tensors,"
-            f" for instance {names[0]}"
+            f"{reading.weights.path}: the library and mae-convert do not read the same tensors, "
+            f"for example {names[0]}"
         )
     for name, value in found.items():
         digest = _digest_of_tensor(value) if by_torch else _digest_of_array(value.load())
         if digest != list(reading.tensors[name]):
             raise LoadError(
-                f"{reading.weights.path}: the library reads {name} otherwise than mae-convert"
+                f"{reading.weights.path}: the library reads {name} differently from mae-convert"
             )
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model in one step."""
+"""Load a checkpoint as a model."""
 
 import importlib.util
 import os
@@ -60,7 +60,7 @@ def load_model(
             checkpoint.
         device: where the model is: in PyTorch any device; in Keras "cpu" or "cuda". Default: the
             CPU in PyTorch, what Keras chooses in Keras.
-        image_size: resample the position embeddings for pictures of this size: one number, or
+        image_size: resample the position embeddings for images of this size: one number, or
             (height, width).
         num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
@@ -104,7 +104,7 @@ def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What model is to be made of a checkpoint: as the arguments of `load_model`."""
+    """The requested model: the arguments of `load_model`."""
 
     framework: str = "torch"
     task: str | None = None
@@ -139,7 +139,7 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
 
 
 def _chosen(framework: str, dtype: Any) -> str | None:
-    """Return the name of the dtype that is asked for."""
+    """Return the name of the requested dtype."""
     if framework not in NAMED_AS:
         raise ConfigurationError(
             f"unknown framework {framework!r}", hint=f"choose {', '.join(NAMED_AS)}"
@@ -161,7 +161,7 @@ def _make(plan: Plan, wanted: Wanted) -> Any:
 
 
 def one_dtype(checkpoint: Checkpoint) -> str:
-    """Return a dtype that holds all values of a checkpoint: a Keras model has one for all."""
+    """Return a dtype that holds all values of a checkpoint: a Keras model has a single dtype."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1:
         return dtypes.pop()
@@ -169,10 +169,10 @@ def one_dtype(checkpoint: Checkpoint) -> str:
 
 
 def require(framework: str) -> None:
-    """See to it that a framework can be imported, and that Keras runs on it.
+    """Check that a framework can be imported, and that Keras runs on it.
 
     Raises:
-        MissingRequirementError: it is not installed, or Keras runs on another.
+        MissingRequirementError: it is not installed, or Keras runs on another backend.
     """
     for module in NEEDED[framework]:
         if importlib.util.find_spec(module) is None:

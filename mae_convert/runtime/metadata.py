@@ -1,4 +1,4 @@
-"""What a checkpoint tells besides a model's weights and configuration, kept with the model."""
+"""Metadata of a model that is not weights or configuration: preprocessing, class names, origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.layouts.layout import IMAGENET
 
-CONVENTION = "convention: ImageNet, as nothing was said"
-NO_CONVENTION = "no convention for so many channels"
+CONVENTION = "convention: ImageNet, because not specified"
+NO_CONVENTION = "no convention for this number of channels"
 
 
 @dataclass(frozen=True)
 class Carried:
-    """How pictures are prepared for a model, and what its classes are called.
+    """How images are prepared for a model, and what its classes are called.
 
     Attributes:
         image_mean: taken off each channel.
@@ -40,7 +40,7 @@ class Carried:
 
     @classmethod
     def by(cls, plan: Plan) -> "Carried":
-        """Return what a conversion carries along."""
+        """Return the metadata that a conversion passes on."""
         configuration = plan.configuration
         return cls(
             image_mean=configuration.image_mean,
@@ -54,7 +54,7 @@ class Carried:
 
     @classmethod
     def nothing(cls, channels: int) -> "Carried":
-        """Return what is taken for granted of a model that was not loaded from a checkpoint."""
+        """Return the default metadata of a model that was not loaded from a checkpoint."""
         if channels != len(IMAGENET["image_mean"]):
             sources = dict.fromkeys(PREPROCESSING, NO_CONVENTION)
             return cls((0.0,) * channels, (1.0,) * channels, sources=sources)

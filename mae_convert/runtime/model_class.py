@@ -1,4 +1,4 @@
-"""Classes that are named by text, so that a framework is imported only where a model is made."""
+"""Import paths of classes, so that a framework is imported only when a model is created."""
 
 import importlib
 from typing import Any
@@ -15,5 +15,5 @@ def class_named(place: str) -> Any:
 
 
 def place_of(kind: type) -> str:
-    """Return the text by which `class_named` finds a class."""
+    """Return the import path of a class for `class_named`."""
     return f"{kind.__module__}:{kind.__qualname__}"

@@ -1,16 +1,16 @@
-"""The scalar whose gradient both sides compute, where a task has no loss of its own.
+"""The scalar whose gradient both sides compute, for tasks without a loss of their own.
 
 A pre-training model has its reconstruction loss (MAE, section 3), without per-patch normalisation.
-A classifier gets the cross-entropy against made-up labels. An encoder has no loss at all: its
-output is projected on a fixed direction, because the gradient of, say, its norm is nearly nothing
-after a layer norm.
+A classifier gets the cross-entropy against fixed labels. An encoder has no loss: its output is
+projected on a fixed direction, because the gradient of, for example, its norm is nearly zero after
+a layer norm.
 """
 
 import numpy as np
 
 
 def labels(images: int, classes: int) -> np.ndarray:
-    """Return a label for each image, (images,) int64: 0, 1, 2 and so on, over and over."""
+    """Return a label for each image, (images,) int64: 0, 1, 2, ..., repeated."""
     return np.arange(images, dtype=np.int64) % classes
 
 

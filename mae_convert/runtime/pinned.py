@@ -1,7 +1,7 @@
-"""Give a child process the very files that are open here, whatever their paths name meanwhile.
+"""Give a child process exactly the files that are open here, even if their paths change.
 
-A child opens files by path. If another program puts other files there while a verification runs,
-what was run would not be what was hashed. So the child gets links to the open files.
+A child opens files by path. If another program replaced files during a verification, the files that
+were run would not be those that were hashed. Therefore the child gets links to the open files.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, 
 
 
 def _paths(weights: StoredWeights, work: Path) -> list[Path]:
-    """Return the files that a child reads, but for those that were made for it."""
+    """Return the files that a child reads, except those that were created for it."""
     paths = [path for path in map(Path, weights.files) if not path.is_relative_to(work)]
     if paths and paths[0].is_dir():
         inside = paths[0].iterdir()
@@ -52,7 +52,7 @@ def _paths(weights: StoredWeights, work: Path) -> list[Path]:
 
 
 def _linked(weights: StoredWeights, work: Path) -> StoredWeights:
-    """Return weights by the paths of links in place of their own."""
+    """Return weights with the paths of links instead of their own."""
     paths = [Path(file) for file in weights.files]
     folder = work / "files"
     if all(path.is_relative_to(work) for path in paths):

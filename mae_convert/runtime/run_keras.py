@@ -26,7 +26,7 @@ from reference_models.keras.patches import take_tokens
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for a result of this framework."""
+    """Return the versions of the libraries that a result depends on."""
     module = __import__(keras.backend.backend())
     return {
         module.__name__: module.__version__,
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return what else matters for a result: how float32 is computed, and that it is repeatable."""
+    """Return other settings that a result depends on: float32 precision and determinism."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -106,7 +106,7 @@ def build(job: Job, dtype: str) -> Any:
 
 
 def load_weights_file(model: Any, weights: StoredWeights) -> None:
-    """Load ``.weights.h5`` or ``.keras`` by Keras itself, which accepts surplus tensors: count."""
+    """Load ``.weights.h5`` or ``.keras`` with Keras, which ignores extra tensors: count them."""
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
@@ -124,7 +124,7 @@ class Variable:
         self._variable = variable
 
     def assign(self, array: np.ndarray) -> None:
-        """Set the value; where another dtype is wanted, the backend casts, in many threads."""
+        """Set the value; if another dtype is requested, the backend converts it in many threads."""
         self._variable.assign(ops.convert_to_tensor(array))
 
 
@@ -133,7 +133,7 @@ def _without_root(model: Any) -> list[Variable]:
 
 
 def forward(model: Any, training: bool, pixels: Any, noise: Any = None) -> dict[str, Any]:
-    """Return the outputs that the model has, and the taps."""
+    """Return the model's outputs and the taps."""
     if noise is None:
         outputs = model(pixels, output_taps=True, training=training)
         results = {"logits": outputs.logits}
@@ -154,7 +154,7 @@ def _last_hidden_state(outputs: Any) -> Any:
 
 
 def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
-    """Return logits, reconstruction and both losses (neither where nothing is removed)."""
+    """Return logits, reconstruction and both losses (without losses if no patch is removed)."""
     results = {
         "logits": outputs.logits,
         "reconstruction": model.unpatchify(_all_patches(outputs.logits, outputs.mask)),
@@ -187,7 +187,7 @@ def _objective(results: Mapping[str, Any], task: str) -> Any:
     """Return the scalar whose gradient is compared; see ``objective``."""
     if task == "pretrain":
         if "loss" not in results:
-            raise LoadError("where nothing is masked there is no loss and so no gradient")
+            raise LoadError("without masking there is no loss and therefore no gradient")
         return results["loss"]
     if task == "classify":
         logits = results["logits"]
@@ -208,6 +208,6 @@ def _as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
     # A loss over a float32 mask is summed in float32 at least.
     wide = name in ("loss", "loss_norm_pix") and found == "float32"
     if found != dtype and not (wide and dtype != "float64"):
-        raise LoadError(f"{name} came out as {found}, though {dtype} was asked for")
+        raise LoadError(f"{name} came out as {found}, although {dtype} was requested")
     exact = ops.cast(value, "float32") if dtype == "bfloat16" else value  # NumPy has no bfloat16
     return ops.convert_to_numpy(exact)

@@ -1,4 +1,4 @@
-"""Run timm's own model on a directory in its layout: a witness that is none of our code."""
+"""Run timm's own model on a directory in its layout: code independent of this project."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ __all__ = ["runs", "settings", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for a result of this library."""
+    """Return the versions of the libraries that a result depends on."""
     return {"timm": timm.__version__, **torch_versions()}
 
 
@@ -26,19 +26,17 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name; nothing is masked.
 
     Raises:
-        LoadError: timm does not take the directory, or the inputs ask for masking.
+        LoadError: timm cannot load the directory, or the inputs require masking.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
-            "timm's model is run as it is",
+            "timm's model can only be run eagerly",
             hint=("pass ", Option("mode", "eager"), f", not {job.mode}"),
         )
     if job.task != "classify":
         shuffled = np.any(np.diff(inputs["noise"], axis=1) < 0)
         if job.config["mask_ratio"] or shuffled:
-            raise LoadError(
-                "timm cannot leave patches out", hint=("pass ", Option("unmasked", True))
-            )
+            raise LoadError("timm cannot remove patches", hint=("pass ", Option("unmasked", True)))
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)
     return torch_runs(job, inputs, build, forward)

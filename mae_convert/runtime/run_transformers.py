@@ -1,6 +1,6 @@
-"""Run transformers' PyTorch classes on a directory in their layout: a witness of other origin.
+"""Run transformers' PyTorch classes on a directory in their layout: independent code.
 
-Versions 4 and 5 name their modules differently; both are known here.
+Versions 4 and 5 name their modules differently; both are supported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ PARTS = {
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for a result of this library."""
+    """Return the versions of the libraries that a result depends on."""
     return {"transformers": transformers.__version__, **torch_versions()}
 
 
@@ -40,11 +40,11 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class does not take the directory, or not all of it.
+        LoadError: the class cannot load the directory, or not all of it.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
-            "transformers' classes are run as they are; ",
+            "transformers' classes can only be run eagerly; ",
             Option("mode", job.mode),
             " is not for them",
         )

@@ -1,7 +1,8 @@
-"""Run transformers' TensorFlow classes on ``tf_model.h5``: version 4.57 is the last to have them.
+"""Run transformers' TensorFlow classes on ``tf_model.h5``; version 4.57 is the last with them.
 
-They show no steps between but their hidden states. Their loss with normalised pixels takes the
-biased variance, which is a mistake that this project does not repeat: it is left out here.
+They expose only hidden states as intermediate activations. Their loss with normalised pixels uses
+the biased variance, which is an error that this project does not reproduce: that loss is left out
+here.
 """
 
 import os
@@ -20,7 +21,7 @@ from mae_convert.runtime.loaders import LoadError
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for a result of this library."""
+    """Return the versions of the libraries that a result depends on."""
     return {
         "transformers": transformers.__version__,
         "tensorflow": tensorflow.__version__,
@@ -29,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return what else matters for a result."""
+    """Return other settings that a result depends on."""
     return {
         "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
         "omits": ["loss_norm_pix"],
@@ -45,11 +46,14 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """
     if not hasattr(transformers, TENSORFLOW_CLASSES[job.task]):
         raise ImportError(
-            f"transformers {transformers.__version__} has no TensorFlow classes; give the Python"
-            " of an environment with transformers 4.57.6 and tf-keras"
+            f"transformers {transformers.__version__} has no TensorFlow classes; specify the "
+            "Python interpreter of an environment with transformers 4.57.6 and tf-keras"
         )
     if job.mode != "eager" or job.gradients or job.device != "cpu":
-        raise LoadError("transformers' TensorFlow classes are run eagerly, on the CPU, forward")
+        raise LoadError(
+            "transformers' TensorFlow classes can only be run eagerly, on the CPU, without "
+            "gradients"
+        )
     tensorflow.config.experimental.enable_tensor_float_32_execution(False)
     for dtype in job.dtypes:
         if dtype not in ("float64", "float32"):
@@ -81,9 +85,9 @@ def _build(job: Job) -> Any:
 
 
 def _let_positions_be_float64() -> None:
-    """Cast the table that the class fills its positions with, before the weights replace it.
+    """Convert the table of initial positions to the model's dtype; the weights replace it later.
 
-    It makes the table in float32 and assigns it to a variable of the model's own dtype.
+    The class creates the table in float32 and assigns it to a variable of the model's dtype.
     """
     from transformers.models.vit_mae import modeling_tf_vit_mae as module
 
@@ -94,10 +98,10 @@ def _let_positions_be_float64() -> None:
 
 
 def _make_constants_exact(model: Any) -> None:
-    """Give the blocks constants for float64: the library takes two square roots in float32.
+    """Replace constants that the library computes in float32 by float64 values.
 
-    Those of its GELU and of its attention's scale move results by 2e-9, which no float32 run can
-    see, and which is no fault of the weights.
+    The square roots in its GELU and attention scale change results by 2e-9, which no float32 run
+    can show, and which is not caused by the weights.
     """
 
     def gelu(x: Any) -> Any:

@@ -28,7 +28,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class does not take the directory, or not all of it.
+        LoadError: the class cannot load the directory, or not all of it.
     """
     config = class_named(job.configuration).from_dict(job.config)
     return torch_runs(job, inputs, build, partial(forward, config))

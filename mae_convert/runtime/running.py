@@ -1,4 +1,4 @@
-"""Run a checkpoint in a child process, one framework each, and collect its trace."""
+"""Run a checkpoint in a child process, with one framework per process, and collect its trace."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Request:
 
     Attributes:
         dtypes: precisions; float64 is the proof.
-        taps: keep every step between.
+        taps: keep intermediate activations.
         gradients: keep the gradient of the objective for every trainable parameter.
         mask_ratio: run with this ratio; None is the configured one.
     """
@@ -67,7 +67,7 @@ class Run:
 
 
 class UnreadFileError(MaeConvertError):
-    """The library that a file's format belongs to does not read the file."""
+    """The library for a file's format cannot read the file."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Running:
     held: Sequence[ByteFile] = ()
 
     def stop(self) -> None:
-        """End the child if it still runs, and remove what it was given."""
+        """Terminate the child if it still runs, and remove its files."""
         self.opened.close()
 
     def result(self) -> Trace:
@@ -120,7 +120,7 @@ class Running:
             raise self._failure(errors)
 
     def _wait(self) -> str:
-        """Wait until the child has ended; return what it wrote to standard error."""
+        """Wait until the child has ended; return its standard error."""
         try:
             return self.process.communicate(timeout=self.clock.left())[1]
         except subprocess.TimeoutExpired as late:
@@ -129,7 +129,9 @@ class Running:
     def _failure(self, errors: str) -> MaeConvertError:
         side, status = self.run.side, self.process.returncode
         if status == 0:
-            return MaeConvertError(f"{side.python} ran and wrote nothing; is it a Python?")
+            return MaeConvertError(
+                f"{side.python} ran but wrote no result; is it a Python interpreter?"
+            )
         lines = [line for line in errors.strip().splitlines() if line.strip()]
         last: Text = _reported(lines[-1]) if lines else f"status {status}"
         if status == UNREAD:
@@ -141,7 +143,7 @@ class Running:
 
 
 def _reported(line: str) -> Text:
-    """Return what a child reported in its last line, with the options that it names as parts."""
+    """Return the error that a child reported in its last line."""
     reported = line.removeprefix(REPORT)
     try:
         return from_json(reported) if reported != line else line
@@ -218,7 +220,7 @@ def _prepare(
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
-    """Hash in a thread of its own, which takes the time that the children leave."""
+    """Hash in a separate thread, which uses time that the children do not need."""
     executor = ThreadPoolExecutor(1, initializer=_give_way)
     future = executor.submit(function)
     executor.shutdown(wait=False)
@@ -276,7 +278,7 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
 
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
-    """Return the trace of a child; where its library does not read the file, our reader does."""
+    """Return the trace of a child; if its library cannot read the file, use our reader."""
     try:
         return running.result()
     except UnreadFileError as error:

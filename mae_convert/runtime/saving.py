@@ -1,4 +1,4 @@
-"""From a model to a checkpoint in any layout: the way back, after training."""
+"""Save a model as a checkpoint in any layout."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def save_model(
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: those of the model.
         packing: how the tensors are put into files.
-        carried: how pictures are prepared and what the classes are called; default: as the
+        carried: how images are prepared and what the classes are called; default: as the
             checkpoint said that the model was loaded from, else by convention.
         overwrite: replace what exists.
 
@@ -61,7 +61,7 @@ def save_model(
 
 
 def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
-    """Return a model as a checkpoint that is open; its tensors are read when they are asked for."""
+    """Return a model as an open checkpoint; its tensors are copied when they are read."""
     model = unwrapped(model)
     family, framework, task = kind_of(model)
     layout = family.layout(family.model_layouts[framework])
@@ -72,8 +72,8 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
     tensors = _tensors(model, framework, list(external))
     if {name: tensor.shape for name, tensor in tensors.items()} != external:
         raise MaeConvertError(
-            "the model's tensors are not those that its configuration tells",
-            hint="save it with the configuration that it was made with",
+            "the model's tensors do not match its configuration",
+            hint="save it with the configuration that it was created with",
         )
     canonical = read_tensors(tensors, rules)
     carried = carried or getattr(model, "carried", None) or Carried.nothing(config.num_channels)
@@ -94,7 +94,7 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model in what ``torch.compile`` or DistributedDataParallel made of it."""
+    """Return the model inside ``torch.compile`` or DistributedDataParallel wrappers."""
     for attribute in ("_orig_mod", "module"):
         inner = getattr(model, attribute, None)
         if hasattr(inner, "state_dict"):
@@ -106,7 +106,7 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
     """Return the family of a reference model, its framework ("torch" or "keras") and its task.
 
     Raises:
-        MaeConvertError: it is no reference model.
+        MaeConvertError: it is not a reference model.
     """
     classes = [(base.__module__, base.__name__) for base in type(model).__mro__]
     for family in families().values():
@@ -131,13 +131,14 @@ def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTens
     found = keras_model.tensors_of(model, names)
     if len(found) != len(model.weights):
         raise MaeConvertError(
-            f"the model has {len(model.weights)} weights and its configuration tells {len(found)}"
+            f"the model has {len(model.weights)} weights, but its configuration describes "
+            f"{len(found)}"
         )
     return found
 
 
 def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
-    """Return the container that there is not: what a file would tell."""
+    """Return a container without a file, with the metadata that a file would have."""
     return Container(
         path=Path(IN_MEMORY),
         kind="memory",
@@ -158,7 +159,7 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
 
 def _configuration(config: Any, family: Family, task: str, carried: Carried) -> Configuration:
     sources = dict.fromkeys(family.untold_fields(task), "the model's configuration")
-    said = {name: carried.sources.get(name, "said when it was saved") for name in PREPROCESSING}
+    said = {name: carried.sources.get(name, "passed to save_model") for name in PREPROCESSING}
     # What was assumed when the model was loaded is still assumed, unless it was changed since.
     assumed = {
         name: entry

@@ -1,4 +1,4 @@
-"""How a side of a comparison is run: by which framework, where, and whether natively."""
+"""How a side of a comparison is run: framework, interpreter, and whether it is loaded natively."""
 
 import json
 import subprocess
@@ -92,12 +92,12 @@ class Side:
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
-    """Return the side with its framework chosen: one that reads the names natively, if it is here.
+    """Return the side with its framework chosen: an installed one that loads the names natively.
 
-    It is here if all that the run of this checkpoint imports is installed.
+    It counts as installed if everything that the run imports is installed.
 
     Raises:
-        MissingRequirementError: a framework that was asked for, or any at all, is missing.
+        MissingRequirementError: the requested framework, or any framework, is missing.
     """
     if side.framework is not None:
         if side.framework not in FRAMEWORKS:
@@ -128,7 +128,7 @@ def _computes_otherwise(checkpoint: Checkpoint, framework: str) -> bool:
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that reads a checkpoint without our tables and our reader, or None."""
+    """Return the loader that reads a checkpoint without our tables and reader, or None."""
     loader = named_loader(checkpoint, framework)
     container = checkpoint.container
     if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
@@ -138,7 +138,7 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that has no need of our tables, whoever reads the files, or None."""
+    """Return the loader that needs no mapping table, whoever reads the files, or None."""
     # What is not among them goes through the mapping tables, and is not proven then.
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
@@ -147,7 +147,7 @@ def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library, given the directory, finds the tensors that were found here."""
+    """Return whether a library finds the same tensor files in the directory as mae-convert."""
     container, path = checkpoint.container, checkpoint.path
     name = container.weights_file.name
     parts = framework == "transformers" and name in INDEX_NAMES
@@ -184,10 +184,10 @@ def has_framework(framework: str, python: str | None, loader: str | None = None)
 
 
 def require_frameworks(*frameworks: str) -> None:
-    """Require that frameworks are installed here, before any other work is done.
+    """Require that frameworks are installed, before any other work is done.
 
     Raises:
-        MissingRequirementError: one is not; the sentence says how to install it.
+        MissingRequirementError: one is not; the message says how to install it.
     """
     for framework in frameworks:
         if not has_framework(framework, None):
@@ -195,10 +195,10 @@ def require_frameworks(*frameworks: str) -> None:
 
 
 def first_framework() -> str:
-    """Return the first of PyTorch, TensorFlow and JAX that is installed here.
+    """Return the first installed framework of PyTorch, TensorFlow and JAX.
 
     Raises:
-        MissingRequirementError: none is.
+        MissingRequirementError: none is installed.
     """
     for framework in ("torch", "tensorflow", "jax"):
         if has_framework(framework, None):
@@ -209,7 +209,7 @@ def first_framework() -> str:
 
 
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
-    """Return those requirements of a run that an interpreter does not find."""
+    """Return the requirements of a run that an interpreter cannot find."""
     by_tf_classes = (framework, loader) == TF_CLASSES
     own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
     requirements = (*own, *NEEDED_BY_EVERY_RUN)
@@ -217,7 +217,7 @@ def _lacking(framework: str, python: str | None, loader: str | None) -> list[str
 
 
 def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
-    """Return the requirements that another interpreter does not find."""
+    """Return the requirements that another interpreter cannot find."""
     command = [python, str(WORKER), "--missing", *requirements]
     try:
         done = subprocess.run(
@@ -228,15 +228,15 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
-            f"{python} did not say in {PROBE_SECONDS} seconds what is installed there; is it a"
-            " Python interpreter?"
+            f"{python} did not report its installed packages within {PROBE_SECONDS} seconds; is it "
+            "a Python interpreter?"
         ) from error
     try:
         lacking = json.loads(done.stdout)
     except ValueError:
         lacking = None
     if not isinstance(lacking, list):
-        raise MaeConvertError(f"{python} ran and is not a Python interpreter", hint="give one")
+        raise MaeConvertError(f"{python} is not a Python interpreter", hint="give one")
     return [requirement for requirement in requirements if requirement in lacking]
 
 

@@ -1,4 +1,4 @@
-"""What a child process is given to load: the checkpoint's own files wherever that is possible."""
+"""Prepare the files that a child process loads: the checkpoint's own files if possible."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from mae_convert.runtime.sides import (
     named_loader,
 )
 
-# The file that a checkpoint is converted to where its own names are not the framework's.
+# The file that a checkpoint is converted to where its own tensor names are not the framework's.
 STAGED_AS = {
     "torch": (SAFETENSORS, ".safetensors"),
     "tensorflow": (KERAS_H5, ".weights.h5"),
@@ -34,8 +34,8 @@ HDF5 = {
     KERAS_H5: (KERAS_H5, ".weights.h5"),
     KERAS_ARCHIVE: (KERAS_H5, ".weights.h5"),
 }
-BY_TABLES = "our mapping tables"
-BY_OUR_READER = "our own reader"
+BY_TABLES = "mae-convert's mapping tables"
+BY_OUR_READER = "mae-convert's own reader"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
 
 
 def _reading(checkpoint: Checkpoint) -> ReadTensors:
-    """Return what our reader reads from the files of a checkpoint, before any declared step."""
+    """Return the tensors that our reader read from a checkpoint, before any declared step."""
     stored = replace(_stored(checkpoint, ""), prefixes=())
     before = open_container(checkpoint.path, checkpoint.container.state_key)
     used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
@@ -123,10 +123,10 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 
 
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
-    """Return what of ours was used, and why."""
+    """Return which of mae-convert's readers or tables was used, and why."""
     kind = checkpoint.container.kind
     if unread is None and kind == DCP:
-        unread = "PyTorch runs the pickle of a distributed checkpoint"
+        unread = "PyTorch would run the pickle of a distributed checkpoint"
     if unread is None:
         unread = f"no library reads {kind} files in a process of {framework}"
     return f"{BY_OUR_READER}, because {unread}"
@@ -135,7 +135,7 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
 def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
-    """Write the tensors that our reader has read into one file, without a table."""
+    """Write the tensors that our reader has read into one file, with unchanged names."""
     kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
@@ -154,7 +154,7 @@ def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
 
 
 def _widened(tensor: LazyTensor) -> LazyTensor:
-    """Return a tensor as HDF5 and NumPy can hold it: float32 has every value of bfloat16."""
+    """Return a tensor in a dtype of HDF5 and NumPy: float32 has every value of bfloat16."""
     if tensor.dtype != DTYPES["bfloat16"]:
         return tensor
     wide = DTYPES["float32"]
@@ -162,7 +162,7 @@ def _widened(tensor: LazyTensor) -> LazyTensor:
 
 
 def _exact_dtype(checkpoint: Checkpoint) -> str | None:
-    """Return a dtype that holds all values as they are, where one for all tensors is needed."""
+    """Return a dtype that represents all values, if a single dtype is needed."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1 and "bfloat16" not in dtypes:
         return None

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Point(NamedTuple):
-    """An intermediate activation: a module, and what of its input or output it is."""
+    """An intermediate activation: a module, and which part of its input or output it is."""
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
 
 
 def output_of(module: nn.Module) -> Point:
-    """Return the activation that is a module's output, or the first element of it."""
+    """Return the activation that is a module's output, or its first element."""
     return Point(module, lambda _, out: out[0] if isinstance(out, tuple) else out)
 
 

@@ -1,4 +1,4 @@
-"""A PyTorch reference model filled with tensors one by one, and its tensors given back."""
+"""Create a PyTorch reference model from tensors one by one, and return its tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], device: s
 
 
 def with_config(model: Any, config: Any) -> Any:
-    """Return a model of another configuration whose parameters are those of the first: no copies.
+    """Return a model of another configuration that shares the parameters of the first.
 
     Raises:
         RuntimeError: the parameters have other names or shapes.
@@ -45,7 +45,7 @@ def with_config(model: Any, config: Any) -> Any:
 
 
 def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise LayoutError where names or shapes of tensors are not those that are wanted."""
+    """Raise LayoutError if names or shapes of tensors differ from the expected ones."""
     if given != wanted:
         different = sorted(
             name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)
@@ -54,7 +54,7 @@ def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
 
 
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
-    """Return a tensor in memory of its own, on a device."""
+    """Return a tensor in newly allocated memory, on a device."""
     read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
     place, done = read.view(-1).view(torch.uint8).numpy(), 0
     for piece in tensor.pieces():
@@ -72,19 +72,19 @@ def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, LazyTensor]:
-    """Return a model's tensors by their names in its state dict; none is copied before it is asked.
+    """Return a model's tensors by their names in its state dict; copied when read.
 
     Raises:
-        LayoutError: a tensor has a dtype that no checkpoint has.
+        LayoutError: a tensor has a dtype that checkpoints cannot have.
     """
     return {name: lazy_tensor(name, value) for name, value in model.state_dict().items()}
 
 
 def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
-    """Return a tensor of PyTorch that is copied to the CPU when it is read.
+    """Return a PyTorch tensor that is copied to the CPU when it is read.
 
     Raises:
-        LayoutError: it has a dtype that no checkpoint has.
+        LayoutError: it has a dtype that checkpoints cannot have.
     """
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES:

@@ -1,4 +1,4 @@
-"""What every PyTorch model is run with: precisions, devices, modes and gradients."""
+"""Common parts of running PyTorch models: precisions, devices, modes and gradients."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +21,12 @@ Forward = Callable[[Any, Any, Tensor, Tensor | None], Results]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for a result of this framework."""
+    """Return the versions of the libraries that a result depends on."""
     return {"torch": torch.__version__, "numpy": np.__version__}
 
 
 def settings() -> dict[str, Any]:
-    """Return what else matters for a result: how float32 is computed, and that it is repeatable."""
+    """Return other settings that a result depends on: float32 precision and determinism."""
     return {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
@@ -38,17 +38,17 @@ def settings() -> dict[str, Any]:
 
 
 class WithoutValues(TorchFunctionMode):
-    """Models that are built in this context, in this thread, have parameters without values.
+    """A context in which models built in this thread have parameters without values.
 
-    Their parameters are on the meta device, and initialization leaves them as they are: to draw
-    random numbers on that device, PyTorch first imports a computer algebra system for a second.
-    Other threads build models as always: PyTorch keeps modes for each thread.
+    Their parameters are on the meta device and are not initialised: to draw random numbers on that
+    device, PyTorch would first import a computer algebra system, which takes a second. Other
+    threads are not affected: PyTorch keeps these modes for each thread.
     """
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
-        """Do what a function of PyTorch does, or less."""
+        """Call a PyTorch function, except initialisation functions."""
         named = named or {}
         if function in INITIALIZERS:
             return arguments[0] if arguments else named["tensor"]
@@ -107,7 +107,7 @@ def _be_deterministic(mode: str) -> None:
 
 
 def _set_precision(dtype: str, device: str) -> None:
-    """Let float32 be float32: by default a GPU may round its factors to 10 bits (TF32)."""
+    """Disable TF32, in which GPUs by default round the factors of float32 products to 10 bits."""
     if dtype == "tf32" and device != "cuda":
         raise LoadError(
             "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
@@ -142,7 +142,7 @@ def _objective(results: Results, job: Job) -> Tensor:
     """Return the scalar whose gradient is compared; see ``objective``."""
     if job.task == "pretrain":
         if "loss" not in results:
-            raise LoadError("where nothing is masked there is no loss and so no gradient")
+            raise LoadError("without masking there is no loss and therefore no gradient")
         return results["loss"]
     if job.task == "classify":
         logits = results["logits"]
@@ -168,6 +168,6 @@ def _as_numpy(name: str, value: Tensor, kind: torch.dtype) -> np.ndarray:
     # A loss over a float32 mask is summed in float32 at least.
     wide = name in ("loss", "loss_norm_pix") and value.dtype == torch.float32
     if value.dtype != kind and not (wide and kind != torch.float64):
-        raise LoadError(f"{name} came out as {value.dtype}, though {kind} was asked for")
+        raise LoadError(f"{name} came out as {value.dtype}, although {kind} was requested")
     exact = value.float() if kind == torch.bfloat16 else value  # NumPy has no bfloat16
     return exact.cpu().numpy()

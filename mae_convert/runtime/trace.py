@@ -25,12 +25,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Trace:
-    """The results of one side, and what they are the results of.
+    """The results of one side, with their description.
 
     Attributes:
         description: framework, versions, device, configuration, hashes; see ``describe``.
         arrays: ``DTYPE/RESULT``, ``DTYPE/tap/NAME`` and ``DTYPE/grad/NAME`` for each run, and
-            ``mask`` and ``ids_restore``, which no dtype changes.
+            ``mask`` and ``ids_restore``, which are the same for all dtypes.
     """
 
     description: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Trace:
         return described_fingerprint(self.description)
 
     def results(self, dtype: str) -> dict[str, np.ndarray]:
-        """Return what one run gave: results by name, taps by theirs, gradients as ``grad/NAME``."""
+        """Return the results of one run: outputs and taps by name, gradients as ``grad/NAME``."""
         prefix = f"{dtype}/"
         return {
             name.removeprefix(prefix).removeprefix("tap/"): array
@@ -83,7 +83,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Return what a trace file says of itself, as JSON, and its arrays.
+    """Return a trace file's description, as JSON, and its arrays.
 
     Errors are those of the reader.
     """

@@ -1,4 +1,4 @@
-"""Check a trace that comes from a file: its description, and that its arrays are what it says."""
+"""Check a trace from a file: its description, and that its arrays match the description."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -45,9 +45,9 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yield what is wrong, in words; what comes later relies on what was checked before."""
+    """Yield problems in words; later checks rely on earlier ones."""
     if has_control_characters(description):
-        yield "a text in it holds control characters"
+        yield "a string in it contains control characters"
     family = described_family(description)
     kind = family.configuration_class
     if missing := [f.name for f in fields(kind) if f.name not in description["config"]]:
@@ -67,7 +67,7 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
             f" configuration for the task {task} has {expected.get(names[0])}"
         )
     if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
-        yield "its fingerprint is not that of its tensors and configuration"
+        yield "its fingerprint does not match its tensors and configuration"
     yield from _array_problems(family, config, description, arrays)
 
 
@@ -84,11 +84,14 @@ def _array_problems(
     for name, array in arrays.items():
         dtype, _, result = name.partition("/")
         if name not in MASKING and (dtype not in description["dtypes"] or not result):
-            yield f"the array {name} is not of one of its runs ({', '.join(description['dtypes'])})"
+            yield (
+                f"the array {name} does not belong to one of its runs "
+                f"({', '.join(description['dtypes'])})"
+            )
         elif (
             wanted := _shape(name if name in MASKING else result, family, config, description)
         ) is None:
-            yield f"the array {name} is not a result of a model"
+            yield f"the array {name} is not an output of a model"
         elif not _fits(array.shape, wanted):
             sizes = ", ".join("any" if n is None else str(n) for n in wanted)
             yield f"the array {name} has shape {array.shape}, not ({sizes})"
@@ -96,7 +99,7 @@ def _array_problems(
             yield f"the array {name} holds {array.dtype}"
     batches = {a.shape[0] for name, a in arrays.items() if name in MASKING or _is_batched(name, a)}
     if len(batches) > 1:
-        yield f"its arrays are of {' and '.join(map(str, sorted(batches)))} images"
+        yield f"its arrays have different batch sizes, {' and '.join(map(str, sorted(batches)))}"
 
 
 def _is_batched(name: str, array: np.ndarray) -> bool:
@@ -153,7 +156,7 @@ def _tap_shape(name: str, family: Family, config: Any) -> Shape | None:
 
 
 def has_control_characters(value: Any) -> bool:
-    """Return whether a text in plain data holds characters that can command a terminal."""
+    """Return whether a string in plain data has control characters."""
     if isinstance(value, str):
         return bool(CONTROL.search(value))
     if isinstance(value, Mapping):

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def expose(package: str) -> ModuleType:
-    """Make one package of this project importable without putting its surroundings on the path."""
+    """Make one package of this project importable, but not its parent directory."""
     folder = ROOT / package
     spec = importlib.util.spec_from_file_location(
         package, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -62,24 +62,24 @@ def _is_installed(requirement: str) -> bool:
 
 
 def stage_file(job_path: Path) -> Path:
-    """Return the file that says what the child of a job is doing."""
+    """Return the file in which the child of a job notes what it is doing."""
     return job_path.with_name("stage.txt")
 
 
 def note_stage(job_path: Path, stage: str) -> None:
-    """Note what is done next, as "importing torch"; it is told if it takes too long."""
+    """Note the next stage, such as "importing torch", for the message of a time limit."""
     with suppress(OSError):  # a full disk will be told of by what is done
         stage_file(job_path).write_text(stage)
 
 
 def end_with_parent() -> None:
-    """End this process when the one that has started it ends, however it does."""
+    """End this process when its parent ends, however it ends."""
     be_killed_with_parent()
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
 
 
 def be_killed_with_parent() -> None:
-    """Have Linux kill this process when its parent ends; elsewhere do nothing."""
+    """Let Linux kill this process when its parent ends; does nothing on other systems."""
     if sys.platform == "linux":
         with suppress(Exception):  # as where ctypes is missing
             import ctypes
@@ -111,7 +111,7 @@ RUNNERS = {
 
 
 def import_runner(framework: str, loader: str) -> ModuleType:
-    """Import the one module that runs a framework's model, and with it that framework."""
+    """Import the one module that runs a framework's model, and thereby the framework."""
     if framework in ("tensorflow", "jax"):
         os.environ["KERAS_BACKEND"] = framework
     # A framework's import makes a million objects that stay: looking through them for garbage,
@@ -152,7 +152,7 @@ def run(job_path: Path) -> None:
             # What does not depend on the dtype is kept once; that it does not is checked.
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
             if key in arrays and not np.array_equal(arrays[key], array):
-                raise RuntimeError(f"{name} differs between the runs")
+                raise RuntimeError(f"{name} differs between runs of the same trace")
             arrays[key] = np.asarray(array, order="C")
     description = {
         **job.description,
@@ -204,7 +204,7 @@ def main() -> int:
 
 
 def _report(sentence: str) -> None:
-    """Print what has failed as the last line of standard error, in the form of `to_json`."""
+    """Print the error as the last line of standard error, in the form of `to_json`."""
     print(f"{REPORT}{json.dumps(sentence)}", file=sys.stderr)
 
 

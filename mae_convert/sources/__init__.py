@@ -1,4 +1,4 @@
-"""Where checkpoints come from: a path, the Hugging Face Hub, or the catalog of official ones."""
+"""Sources of checkpoints: a path, the Hugging Face Hub, or the catalog of official checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,8 +109,8 @@ def open_pair(
         sources: the two.
         flags: what the user specifies of them.
         state_key: as `open_checkpoint`; of a file that has no keys it is ignored.
-        task: compare both as models of this task. Without it, a file that holds complete models of
-            several tasks is read as the other file is.
+        task: compare both as models of this task. Without it, a file that contains complete models
+            for several tasks is read as the other file is.
         incomplete: open them even where a field is missing that the comparison needs.
 
     Raises:

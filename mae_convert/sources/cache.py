@@ -1,4 +1,4 @@
-"""Where downloads are kept, besides what the Hub's client keeps in its own cache."""
+"""The cache of downloads, besides the Hub client's own cache."""
 
 import os
 import secrets
@@ -11,14 +11,14 @@ VARIABLE = "MAE_CONVERT_CACHE"
 
 
 def cache_directory() -> Path:
-    """Return the directory of downloads: ``$MAE_CONVERT_CACHE``, or one below the user's cache."""
+    """Return the download directory: ``$MAE_CONVERT_CACHE``, or one in the user's cache."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae-convert"
 
 
 def link_together(folder: Path, files: Mapping[str, Path]) -> None:
-    """Make a directory of links to files that are kept elsewhere.
+    """Create a directory of links to files that are stored elsewhere.
 
     Raises:
         OutputError: the cache cannot be written to.
@@ -33,5 +33,5 @@ def link_together(folder: Path, files: Mapping[str, Path]) -> None:
         raise OutputError(
             folder,
             f" cannot be written ({error.strerror})",
-            hint=f"set {VARIABLE} to a directory that can",
+            hint=f"set {VARIABLE} to a writable directory",
         ) from error

@@ -61,7 +61,7 @@ def address_in(variable: str) -> str | None:
     if not printable or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         said = for_terminal(without_secrets(value))
         raise MaeConvertError(
-            f"{variable}={said} is not the address of a server; it begins with http:// or https://"
+            f"{variable}={said} is not the URL of a server, which begins with http:// or https://"
         )
     return value
 
@@ -87,7 +87,7 @@ def client() -> "HfApi":
 
 
 def connection_errors() -> type[Exception]:
-    """Return what every failure of the client's HTTP library, and every refusal, derives from."""
+    """Return the base classes of all errors that the client's HTTP library and the Hub raise."""
     from huggingface_hub.errors import HfHubHTTPError
 
     base: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -95,12 +95,12 @@ def connection_errors() -> type[Exception]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that the Hub refused with, or None where there was no answer."""
+    """Return the HTTP status of a Hub error, or None without a response."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the same request may succeed a little later."""
+    """Return whether the same request may succeed later."""
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionResolutionError
 
     if isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
@@ -130,13 +130,13 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
 
 def _never_began(error: BaseException) -> bool:
-    """Tell whether there was not even a connection: no network, rather than a busy server."""
+    """Return whether no connection could be made: no network, rather than a busy server."""
     chain = (error, error.__cause__)
     return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Return what a call returns that may be repeated; wait and repeat it while the Hub is busy."""
+    """Return the result of a repeatable call; wait and repeat while the Hub is busy."""
     attempt, waited = 0, 0.0
     while True:
         try:
@@ -151,7 +151,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def say_wait(error: BaseException, seconds: float) -> None:
-    """Tell a user who wonders why nothing happens."""
+    """Inform the user about a wait."""
     LOGGER.warning("%s; trying again in %g s", _in_short(error), seconds)
 
 
@@ -193,14 +193,14 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
-    """Return the error in a sentence that says what to do next."""
+    """Return the error as a sentence that says what to do next."""
     from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
     if isinstance(error, wrapped) and error.__cause__ is not None:
         return explained(error.__cause__, what, server)
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{what}: nobody is logged in to the Hub", hint=LOG_IN)
+        return HubError(f"{what}: no account is logged in to the Hub", hint=LOG_IN)
     if isinstance(error, errors.HfHubHTTPError):
         sentence: Text = _refused(error, what, server)
         kind = MissingRequirementError if status_of(error) in BUSY else HubError
@@ -212,8 +212,8 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
     elif isinstance(error, OSError) and error.filename:
         kind = HubError
         sentence = (
-            f"{what}: {error.filename} cannot be used ({error.strerror}); make room there, or set"
-            " HF_HOME to another directory"
+            f"{what}: {error.filename} cannot be used ({error.strerror}); free some space there, "
+            "or set HF_HOME to another directory"
         )
     elif isinstance(error, JSONDecodeError | KeyError):
         return unexpected_answer(what, server)
@@ -223,15 +223,15 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
 
 
 def unexpected_answer(what: str, server: str = "the Hub") -> MissingRequirementError:
-    """Return the error for an answer that is not built as the Hub's are."""
+    """Return the error for a response that does not have the Hub's format."""
     return MissingRequirementError(
-        f"{what}: {server} answers something else than it should",
-        hint="check HF_ENDPOINT, and whether a proxy or a page to log in is in between",
+        f"{what}: {server} sent an unexpected answer",
+        hint="check HF_ENDPOINT, and whether a proxy or a login page intercepts the connection",
     )
 
 
 def _was_raised_by_client(error: BaseException) -> bool:
-    """Tell whether an error comes from the client's own code, which trusts the Hub's answers."""
+    """Return whether an error comes from the client's code, which trusts the Hub's responses."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -253,7 +253,7 @@ def account_of(api: "HfApi") -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether there was no answer, or none but that the Hub is out of order."""
+    """Return whether there was no response, or only server errors."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -270,12 +270,12 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _way_out(error: BaseException, server: str) -> str:
-    """Return what to do about a network that is not there."""
+    """Return what to do without a network connection."""
     from huggingface_hub import constants, errors
 
     chain = (error, error.__cause__)
     if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
-        return "unset HF_HUB_OFFLINE, or use what is in the cache"
+        return "unset HF_HUB_OFFLINE, or use only files that are in the cache"
     if server == "the Hub" and "HF_ENDPOINT" in os.environ:
         elsewhere = f" and HF_ENDPOINT ({constants.ENDPOINT})"
     else:
@@ -284,7 +284,7 @@ def _way_out(error: BaseException, server: str) -> str:
 
 
 def _refused(error: BaseException, what: str, server: str) -> Text:
-    """Return a sentence for what the Hub answered with a status of 400 or more."""
+    """Return a sentence for a response with a status of 400 or more."""
     from huggingface_hub import errors
 
     said = _in_short(error)
@@ -304,21 +304,24 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
         return f"{what}: the Hub does not accept the token; {LOG_IN} with one that is valid"
     if status == 403:
         return (
-            f"{what}: the token is not allowed to do this ({said}); take one with write access to"
-            " this repository, or propose the change with ",
+            f"{what}: the token is not allowed to do this ({said}); use one with write access to "
+            "this repository, or propose the change with ",
             Option("create_pr", True),
         )
     if status == 429:
-        return f"{what}: {server} asks to send less ({said}); run the same command again later"
+        return (
+            f"{what}: {server} limits the rate of requests ({said}); run the same command again "
+            "later"
+        )
     if status in BUSY:
-        return f"{what}: {server} is out of order ({said}); run the same command again later"
+        return f"{what}: {server} has an internal error ({said}); run the same command again later"
     return f"{what}: {server} refused: {said}"
 
 
 def _in_short(error: BaseException) -> str:
-    """Return what an error says, in one line and without addresses, which may hold signatures.
+    """Return an error's text in one line, without URLs, which may contain signatures.
 
-    Servers repeat in errors what they were sent, the token too.
+    Servers repeat in error messages what they were sent, including the token.
     """
     from huggingface_hub import get_token
 

@@ -23,8 +23,8 @@ from mae_convert.sources.client import client, patiently, speaking
 
 RECORDS = "downloads.json"
 ADVICE = (
-    "it holds the hashes of earlier downloads: mend it, or remove it to trust what is downloaded"
-    " next"
+    "it contains the hashes of earlier downloads: correct it, or remove it to accept the hashes of "
+    "the next downloads"
 )
 PARTIAL = ".partial"
 CHUNK = 1 << 20
@@ -63,7 +63,7 @@ class Wanted:
     Attributes:
         name: what it is called in the cache.
         url: where it is.
-        md5: digits with which its MD5 begins as its publisher says; None where none says.
+        md5: digits with which its MD5 begins as published; None where none says.
         examine: returns the fingerprint of the checkpoint in a file, or None for another file;
             raises MaeConvertError for one that is not what it should be, whatever its hash.
     """
@@ -93,7 +93,7 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
     except PermissionError as error:
         raise OutputError(
             f"{cache} cannot be written ({error.strerror})",
-            hint=f"set {VARIABLE} to a directory that can",
+            hint=f"set {VARIABLE} to a writable directory",
         ) from error
 
 
@@ -122,7 +122,7 @@ def _is_untouched(path: Path, known: Record) -> bool:
 
 
 def _transfer(wanted: Wanted, partial: Path) -> None:
-    """Write the file, or what is still missing of it; what has come stays when it breaks."""
+    """Download the missing part of a file; received data is kept if the connection breaks."""
     from huggingface_hub.file_download import http_get
 
     version = partial.with_name(partial.name + ".etag")
@@ -147,7 +147,7 @@ def _transfer(wanted: Wanted, partial: Path) -> None:
 
 
 def _ask(url: str) -> tuple[str, int | None]:
-    """Return the version of a file, as its server tells it by an ETag, and its size."""
+    """Return the version of a file (its ETag) and its size, as reported by the server."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -185,9 +185,9 @@ def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
     if known:
         return replace(known, mtime_ns=status.st_mtime_ns, fingerprint=fingerprint)
     trusted = (
-        f"its MD5 begins with {wanted.md5}, as its publisher says"
+        f"its MD5 begins with {wanted.md5}, as published"
         if wanted.md5
-        else "on first use: its publisher names no hash"
+        else "on first use: no hash is published"
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     times = status.st_mtime_ns, trusted, now

@@ -1,4 +1,4 @@
-"""Get a checkpoint from the Hugging Face Hub: the files that it takes, each checked by hash."""
+"""Download a checkpoint from the Hugging Face Hub: the required files, each checked by its hash."""
 
 import json
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def get_file(reference: HubReference) -> Path:
 def _shards(
     api: "HfApi", snapshot: Snapshot, chosen: Chosen, files: Mapping[str, Path]
 ) -> dict[str, Path]:
-    """Download the parts that an index names; what is wrong with it is said when it is read."""
+    """Download the shards that an index lists; errors in the index are reported when it is read."""
     if not chosen.weights.endswith(INDEX_SUFFIX):
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What is known of the licence of weights that were downloaded."""
+"""The licence of weights that were downloaded."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -25,12 +25,12 @@ REDIRECT = 300  # this status, those above it, and the API: their bodies are rea
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
-_ANSWERS: ContextVar[Iterator[int] | None] = ContextVar("numbers of answers", default=None)
+_ANSWERS: ContextVar[Iterator[int] | None] = ContextVar("answers with page numbers", default=None)
 
 
 @contextmanager
 def limits_on_answers() -> Iterator[None]:
-    """Hold the calls of this block to the limits."""
+    """Apply the limits to the calls within this block."""
     token = _ANSWERS.set(itertools.count(1))
     try:
         yield
@@ -39,7 +39,7 @@ def limits_on_answers() -> Iterator[None]:
 
 
 def limit_session(session: Any) -> None:
-    """Have a session of the client look at each answer before it is read; once for a session."""
+    """Make a session of the client check each response before it is read; once for a session."""
     hooks = session.event_hooks
     if check_answer not in hooks["response"]:
         session.event_hooks = {**hooks, "response": [*hooks["response"], check_answer]}
@@ -58,36 +58,39 @@ def check_answer(response: Any) -> None:
     wait = requested_wait(response.headers)
     if response.status_code >= REDIRECT and wait is not None and wait > LONGEST_WAIT:
         raise MissingRequirementError(
-            f"the server asks to wait for {wait:.0f} s ({where}, status {response.status_code})",
+            f"the server asks to wait {wait:.0f} s ({where}, status {response.status_code})",
             hint="run the same command again later",
         )
     is_api = API.search(response.request.url.path)
     if is_api and next(numbers) > MOST_ANSWERS:
         raise MissingRequirementError(
-            f"the server has answered {MOST_ANSWERS} times and names ever more pages ({where})",
-            hint="check HF_ENDPOINT, and whether a proxy is in between",
+            (
+                f"the server has answered {MOST_ANSWERS} times and keeps announcing further pages "
+                f"({where})"
+            ),
+            hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
         )
     if is_api or response.status_code >= REDIRECT:
         _read(response, where)
 
 
 def _read(response: Any, where: str) -> None:
-    """Read an answer whole, and give up on one that has no end."""
+    """Read a response completely; give up on one that does not end."""
     end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
     for piece in response.iter_bytes():
         size += len(piece)
         if size > LONGEST_ANSWER or time.monotonic() > end:
             raise MissingRequirementError(
-                f"the server's answer has no end ({where}: {size} bytes came, at most"
-                f" {LONGEST_ANSWER} are read, for {LONGEST_TIME:.0f} s)",
-                hint="check HF_ENDPOINT, and whether a proxy is in between",
+                f"the server's answer does not end ({where}: {size} bytes received; the limits are "
+                f"{LONGEST_ANSWER} bytes and {LONGEST_TIME:.0f} s)",
+                hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
             )
         pieces.append(piece)
     response._content = b"".join(pieces)  # as the response's own `read` keeps what it has read
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Return for how many seconds a server asks to wait; None where it does not."""
+    """Return how many seconds a server asks to wait; None if it does not."""
     if (limit := RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
         return max(float(limit[1]), seconds_of(headers.get("Retry-After", "")) or 0.0)
     return seconds_of(headers.get("Retry-After", ""))

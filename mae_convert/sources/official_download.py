@@ -1,4 +1,4 @@
-"""Download official checkpoints: by their names in the catalog."""
+"""Download official checkpoints by their names in the catalog."""
 
 import shutil
 from pathlib import Path
@@ -102,10 +102,10 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
 
 
 def get_picture(url: str) -> Path:
-    """Download a picture, unless it is in the cache.
+    """Download an image, unless it is in the cache.
 
     Raises:
-        CheckpointError: what came is no picture, or not the one that came the first time.
+        CheckpointError: what came is no image, or not the one that came the first time.
         MissingRequirementError: the server cannot be reached.
     """
     wanted = Wanted(url.rpartition("/")[2], url, None, _examine_picture)
@@ -116,11 +116,11 @@ def _examine_picture(path: Path) -> None:
     try:
         check_images([path])
     except MaeConvertError as error:
-        raise CheckpointError("what was downloaded is not an image: ", error) from error
+        raise CheckpointError("the downloaded file is not an image: ", error) from error
 
 
 def origin_of(official: Official, record: Record) -> Origin:
-    """Return what a conversion record is to say of an official checkpoint."""
+    """Return the origin of an official checkpoint for conversion records."""
     notes = (f"{official.name}: licence {LICENSE}; {official.purpose}",)
     return Origin(
         name=official.name,
@@ -132,10 +132,10 @@ def origin_of(official: Official, record: Record) -> Origin:
 
 
 def confirmed_fingerprints() -> dict[str, dict[str, str]]:
-    """Return fingerprint and ``confirmed``, how the file was, of each official one in the cache.
+    """Return fingerprint and ``confirmed`` (how the file was checked) of each cached official file.
 
     Raises:
-        CheckpointError: the cache's file of records is damaged.
+        CheckpointError: the cache's file of records is corrupt.
     """
     records = read_records(cache_directory())
     return {
@@ -149,15 +149,15 @@ def _examine(path: Path, official: Official) -> str:
     """Return the fingerprint of an official checkpoint.
 
     Raises:
-        CheckpointError: the file has not its names and shapes.
+        CheckpointError: the file does not have its names and shapes.
     """
     known = Origin(official.name, config=official.known, config_source=CATALOG)
     checkpoint = open_checkpoint(path, origin=known)
     found = candidates(checkpoint.configuration.model, checkpoint.task)
     if checkpoint.layout.name != "facebook" or official not in found:
         raise CheckpointError(
-            f"what was downloaded as {official.name} has other tensors ({checkpoint.task},"
-            f" {checkpoint.configuration.model.num_hidden_layers} blocks); the server or mirror"
-            " has other files than the publisher"
+            f"the file that was downloaded as {official.name} has other tensors "
+            f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks); the "
+            "server or mirror serves other files than the publisher"
         )
     return str(checkpoint_fingerprint(checkpoint))

@@ -1,4 +1,4 @@
-"""Names that mean several checkpoints: patterns, on the disk and in storage."""
+"""Patterns that match several checkpoints, on disk and in remote storage."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         folder: what relative paths begin at.
 
     Raises:
-        MaeConvertError: there is no such file, or nothing fits the pattern.
+        MaeConvertError: there is no such file, or no file matches the pattern.
         MissingRequirementError: the package that reads such an address is not installed.
     """
     refuse_nul(text)
@@ -45,14 +45,14 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         try:
             found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
         except ValueError as error:
-            raise MaeConvertError(f"{text} is no pattern: {error}") from error
+            raise MaeConvertError(f"{text} is not a valid pattern: {error}") from error
     if not found:
-        raise MaeConvertError(f"nothing fits the pattern {text}")
+        raise MaeConvertError(f"no file matches the pattern {text}")
     return sorted(found, key=natural)
 
 
 def absolute(path: Path) -> str:
-    """Return a path from the root; links keep their names."""
+    """Return an absolute path without resolving links."""
     return os.path.normpath(Path.cwd() / path)
 
 
@@ -61,7 +61,7 @@ def _relative(path: Path) -> str:
 
 
 def natural(text: str) -> list[Any]:
-    """Return a key that sorts checkpoint-9 before checkpoint-10, with numbers of any length."""
+    """Return a sort key that puts checkpoint-9 before checkpoint-10, with numbers of any length."""
     pieces = filter(None, re.split(r"(\d+)", text))
     digits = ((p.isdecimal(), p.lstrip("0")) for p in pieces)
     return [(0, len(rest), rest) if is_number else (1, 0, rest) for is_number, rest in digits]

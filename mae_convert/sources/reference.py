@@ -1,4 +1,4 @@
-"""What a user may name as a checkpoint: a path, an official file, or a place on the Hub."""
+"""Names of checkpoints: a path, an official file, or a Hub reference."""
 
 import re
 from dataclasses import dataclass
@@ -56,13 +56,13 @@ def parse_source(text: str) -> Source:
         return official
     if text.startswith(("https://", "http://")):
         raise MaeConvertError(
-            f"{text} is an address and not a file",
+            f"{text} is a URL and not a file",
             hint=f"download it first, or write a repository on the Hub as {PROTOCOL}owner/name",
         )
     if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
         raise MaeConvertError(
-            f"{text} does not exist here; without {SUFFIX} the name means the official checkpoint,"
-            " which is then downloaded"
+            f"{text} does not exist here; without {SUFFIX}, the name refers to the official "
+            "checkpoint, which is then downloaded"
         )
     if not path.is_absolute() and (hint := _hint(text)):
         raise MaeConvertError(f"{text} does not exist{hint}")
@@ -70,7 +70,7 @@ def parse_source(text: str) -> Source:
 
 
 def _hint(text: str) -> str:
-    """Return what may be meant by a name that no file has."""
+    """Return a hint about what a nonexistent name may refer to."""
     is_file_name = text.lower().endswith(FILE_SUFFIXES)
     if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
         return f"; for a repository on the Hub write {PROTOCOL}{text}"
@@ -86,14 +86,14 @@ def _parse_hub(text: str) -> HubReference:
 
     if not text.isprintable():
         raise MaeConvertError(
-            f"{text} holds a character that is not printable", hint="leave it out"
+            f"{text} contains a character that is not printable", hint="leave it out"
         )
     example = f"write it as {PROTOCOL}owner/name, {PROTOCOL}owner/name@revision/file"
     try:
         parsed = parse_hf_uri(text)
     except HfUriError as error:
         raise MaeConvertError(
-            f"{text} is no place on the Hub ({error.msg})", hint=example
+            f"{text} is not a valid Hub reference ({error.msg})", hint=example
         ) from error
     if parsed.type != "model":
         raise MaeConvertError(f"{text} is a {parsed.type} and not a model", hint=example)

@@ -1,4 +1,4 @@
-"""Which files of a repository it takes to open a checkpoint."""
+"""Which files of a repository are needed to open a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +45,11 @@ class Chosen:
 
 
 def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
-    """Return which files it takes.
+    """Return the files to download.
 
     Raises:
-        CheckpointError: no weights, or several of which none is conventional.
-        HubError: there is no such file or folder.
+        CheckpointError: no weights, or several and none has the conventional name.
+        HubError: there is no such file or directory.
     """
     path, entries = snapshot.reference.path, snapshot.entries
     is_folder = not path or any(name.startswith(f"{path}/") for name in entries)
@@ -65,8 +65,8 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
         beside = {k: v for k, v in beside.items() if not k.endswith(CERTIFICATE)}
     elif not any(name.endswith(CERTIFICATE[0]) for name in beside):
         raise CheckpointError(
-            f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was not published as"
-            " verified",
+            f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was published without "
+            "verification",
             hint=f"compare it with its source by `mae-convert verify SOURCE {snapshot.reference}`",
         )
     own = f"{weights}.{CERTIFICATE[0]}" in names
@@ -75,8 +75,8 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     if further := found[1:]:
         where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
         notes = (
-            f"{where}: taking {weights}; for {' or '.join(further)} name the file, as in"
-            f" {where}/{further[0]}",
+            f"{where}: using {weights}; to use {' or '.join(further)}, specify the file, as in "
+            f"{where}/{further[0]}",
         )
     return Chosen(joined(folder, weights), beside, is_directory, notes)
 
@@ -105,7 +105,7 @@ def _beside(
 
 
 def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
-    """Return files that we do not read and that a library may act on, as processor_config.json."""
+    """Return files that only other libraries read, such as processor_config.json."""
     names = [name_of(path) for path in entries if folder_of(path) == folder]
     return [name for name in names if is_read_beside(name) and not _is_weights_or_index(name)]
 
@@ -115,7 +115,7 @@ def _is_weights_or_index(name: str) -> bool:
 
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
-    """Return the files of weights in a folder, first the one to take."""
+    """Return the weight files in a directory, the preferred one first."""
     keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
     found = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
     found = found or [name for name in names if _is_weights(name)]
@@ -124,8 +124,8 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
         raise CheckpointError(f"{where} holds no weights that are known", hint=snapshot.listing)
     if len(found) > 1 and not _conventional(found[0]):
         raise CheckpointError(
-            f"{where} holds {len(found)} files of weights ({listed(found, 8)})",
-            hint=f"name one, for instance {where}/{found[0]}",
+            f"{where} holds {len(found)} weight files ({listed(found, 8)})",
+            hint=f"name one, for example {where}/{found[0]}",
         )
     return found
 
@@ -141,15 +141,15 @@ def _conventional(name: str) -> bool:
 
 
 def name_of(path: str) -> str:
-    """Return the last part of a path in a repository."""
+    """Return the last component of a path in a repository."""
     return path.rpartition("/")[2]
 
 
 def folder_of(path: str) -> str:
-    """Return the folder of a path in a repository; empty for what stands at the root."""
+    """Return the parent directory of a path in a repository; empty for the root."""
     return path.rpartition("/")[0]
 
 
 def joined(folder: str, name: str) -> str:
-    """Return the path of a name in a folder of a repository."""
+    """Return the path of a name in a directory of a repository."""
     return f"{folder}/{name}" if folder else name

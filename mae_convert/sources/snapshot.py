@@ -1,4 +1,4 @@
-"""A repository on the Hub at one commit: its files with their hashes, and how one is downloaded."""
+"""A Hub repository at one commit: its files with their hashes, and their download."""
 
 import hashlib
 from collections.abc import Mapping
@@ -45,17 +45,17 @@ class Snapshot:
 
     @property
     def listing(self) -> str:
-        """The names of the files for a sentence, cut after a few."""
+        """The file names as text, truncated after a few."""
         names = sorted(self.entries)
         return f"it holds {listed(names, 12)}" if names else "it is empty"
 
     def place(self, path: str) -> str:
-        """Return a file's exact place, as it is recorded."""
+        """Return a file's exact location for records."""
         return str(HubReference(self.reference.repo_id, self.commit, path))
 
 
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
-    """Return what a repository holds; from the cache, which is said, where the Hub is away."""
+    """Return a repository's files; from the cache, with a note, if the Hub cannot be reached."""
     repo_id = reference.repo_id
     resolved = patiently(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
@@ -66,7 +66,8 @@ def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
         if not entries or not is_unreachable(error):
             raise
         note = (
-            f"{reference}: the Hub cannot be reached; taken from the cache, as of commit {commit}"
+            f"{reference}: the Hub cannot be reached; the copy in the cache is used, from commit "
+            f"{commit}"
         )
         return Snapshot(reference, commit, entries, {}, (note,))
     card = info.card_data.to_dict() if info.card_data else {}
@@ -90,7 +91,7 @@ def entries_of(info: "ModelInfo") -> dict[str, Entry]:
 
 
 def _is_file(sibling: Any) -> bool:
-    """Tell whether name, size and hashes of a file that the Hub lists are of the right types."""
+    """Return whether name, size and hashes of a listed file have valid types."""
     hashes = (sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
     return (
         isinstance(sibling.rfilename, str)
@@ -100,7 +101,7 @@ def _is_file(sibling: Any) -> bool:
 
 
 def _cached_entries(repo_id: str, commit: str) -> dict[str, Entry]:
-    """Return the files of a commit that the Hub client's cache holds."""
+    """Return the files of a commit in the Hub client's cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -135,22 +136,22 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     local.resolve().unlink(missing_ok=True)
     local.unlink(missing_ok=True)
     raise CheckpointError(
-        f"{snapshot.place(path)} arrives damaged ({wrong}), also when downloaded again",
+        f"{snapshot.place(path)} was downloaded twice and was corrupt both times ({wrong})",
         hint="try later, or without a proxy or mirror",
     )
 
 
 def mismatch(local: Path, entry: Entry) -> str:
-    """Return in words how a file differs from what the Hub says of it; empty if it does not."""
+    """Return how a file differs from the Hub's description; empty if it does not."""
     if entry.sha256 is not None:
         found, said, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:
         found, said, kind = git_oid(local.read_bytes()), entry.git_oid, "git blob"
     else:
         return ""
-    return "" if found == said else f"its {kind} is {found}, and the Hub says {said}"
+    return "" if found == said else f"its {kind} is {found}, but the Hub states {said}"
 
 
 def git_oid(data: bytes) -> str:
-    """Return the name that git gives to a file of these bytes."""
+    """Return git's object id for a file with these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,6 +1,6 @@
-"""Files in remote storage: S3, Google's and whatever else fsspec speaks.
+"""Files in remote storage through fsspec: S3, Google Cloud Storage and others.
 
-What is read is streamed to a local file; `mae_convert.sources.storage_upload` writes.
+Reading streams a file to the local disk; `mae_convert.sources.storage_upload` writes.
 """
 
 from pathlib import Path
@@ -16,17 +16,17 @@ PACKAGES = {"s3": "mae-convert[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adl
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a name is an address that fsspec is asked for."""
+    """Return whether a name is a URL for fsspec."""
     return "://" in text and not text.startswith((FILE, "hf://", "http://", "https://"))
 
 
 def local_path(text: str) -> Path:
-    """Return a local path, which may be written as file://."""
+    """Return a local path, which may be given as a file:// URL."""
     return Path(text.removeprefix(FILE))
 
 
 def last_part(url: str) -> str:
-    """Return the name of what an address is that of."""
+    """Return the last component of a URL."""
     return url.rstrip("/").rpartition("/")[2]
 
 
@@ -48,9 +48,9 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"{protocol}:// needs a package that is not installed", hint=f"pip install '{package}'"
         ) from error
     except ValueError as error:
-        raise MaeConvertError(
-            f"{url} is no address that can be read: {error}"
-        ) from cause_without_secrets(error)
+        raise MaeConvertError(f"{url} is not a valid URL: {error}") from cause_without_secrets(
+            error
+        )
     return found, path
 
 
@@ -63,16 +63,16 @@ def exists(place: str) -> bool:
 
 
 def glob(url: str) -> list[str]:
-    """Return the addresses that fit a pattern."""
+    """Return the URLs that match a pattern."""
     system, path = filesystem(url)
     return [system.unstrip_protocol(p) for p in patiently(lambda: system.glob(path), url)]
 
 
 def files_below(url: str) -> dict[str, dict[str, Any]]:
-    """Return what a file, or each file of a directory, is known by; by its name within.
+    """Return the version of a file, or of each file of a directory by its relative name.
 
     Raises:
-        MaeConvertError: there is nothing.
+        MaeConvertError: it does not exist.
     """
     system, path = filesystem(url)
     found = patiently(lambda: system.find(path, detail=True), url)
@@ -87,7 +87,7 @@ def size_of(url: str) -> int:
 
 
 def version_of(url: str) -> dict[str, str]:
-    """Return for each file something that changes when the file does."""
+    """Return for each file a value that changes when the file changes."""
     marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
     return {
         name: " ".join(str(info[mark]) for mark in marks if mark in info)
@@ -109,12 +109,12 @@ def download(url: str, folder: Path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         _fetch(system, f"{path}/{name}" if name else path, place, int(info["size"]))
     if version_of(url) != before:
-        raise MaeConvertError(f"{url} was changed while it was read", hint="run again")
+        raise MaeConvertError(f"{url} was changed while it was being read", hint="run again")
     return local
 
 
 def _fetch(system: Any, path: str, place: Path, size: int) -> None:
-    """Stream one file; after a break it goes on where it was."""
+    """Download one file; after a broken connection, continue at the same offset."""
 
     def go_on() -> None:
         with system.open(path, "rb", block_size=CHUNK) as source, place.open("ab") as sink:
@@ -122,6 +122,6 @@ def _fetch(system: Any, path: str, place: Path, size: int) -> None:
             while piece := source.read(CHUNK):
                 sink.write(piece)
         if place.stat().st_size != size:
-            raise OSError(f"{place.stat().st_size} bytes came of {size}")
+            raise OSError(f"{place.stat().st_size} of {size} bytes were received")
 
     patiently(go_on, path)

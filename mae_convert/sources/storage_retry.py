@@ -1,4 +1,4 @@
-"""Repeat work on remote storage after failures that may pass, and only after those."""
+"""Retry operations on remote storage after temporary failures only."""
 
 import errno
 import ssl
@@ -14,7 +14,7 @@ ATTEMPTS = 5
 WAIT = 0.5  # seconds before the second attempt; doubled for each further one
 T = TypeVar("T")
 
-# Errors of the system that another attempt does not mend.
+# Errors of the system that another attempt does not correct.
 PERMANENT = frozenset(
     getattr(errno, name)
     for name in (
@@ -56,7 +56,7 @@ MISTAKES = (
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether the same work may succeed when it is done again."""
+    """Return whether the same operation may succeed when repeated."""
     if (status := http_status(error)) is not None:
         return status in RETRIED_STATUS or status >= 500
     if isinstance(error, OSError):

@@ -44,7 +44,7 @@ POLL, POLLS = 2.0, 150  # seconds between two looks at the claims of others, and
 
 @dataclass(frozen=True)
 class Sent:
-    """A file that was sent: the name it has now, the one it gets, its size and SHA-256."""
+    """An uploaded file: its current and final name, size and SHA-256."""
 
     temporary: str
     final: str
@@ -54,7 +54,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an upload goes: a path of a file system, and the address as the user wrote it."""
+    """The target of an upload: a path in a file system, and the URL that the user specified."""
 
     system: Any
     path: str
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def folder(self) -> str:
-        """The directory that the target is in."""
+        """The parent directory of the target."""
         return self.path.rpartition("/")[0]
 
     @property
@@ -71,11 +71,11 @@ class Target:
         return self.path.rpartition("/")[2]
 
     def beside(self, name: str) -> str:
-        """Return a path in the directory of the target."""
+        """Return a path in the parent directory of the target."""
         return f"{self.folder}/{name}" if self.folder else name
 
     def make_folder(self, path: str) -> None:
-        """Make a directory where storage has them."""
+        """Create a directory if the storage has directories."""
         if path and self.url.partition("://")[0] not in BUCKETS:
             patiently(lambda: self.system.makedirs(path, exist_ok=True), self.url)
 
@@ -84,7 +84,7 @@ def upload(local: Path, url: str) -> dict[str, str]:
     """Send a file or a directory, and return its `version_of` once storage holds exactly that.
 
     Raises:
-        OutputError: it cannot be written, does not read back as it was sent, or another run writes
+        OutputError: it cannot be written, does not contain what was sent, or another run writes
             to the same target at the same time.
     """
     target = Target(*filesystem(url), url)
@@ -113,7 +113,7 @@ def _inside(path: str, name: str) -> str:
 
 
 def _sent(target: Target, source: Path, temporary: str, final: str) -> Sent:
-    """Send one file under its temporary name, read it back, and compare."""
+    """Upload one file under its temporary name, read it back, and compare."""
 
     def send() -> Sent:
         digest, size = hashlib.sha256(), 0
@@ -127,7 +127,7 @@ def _sent(target: Target, source: Path, temporary: str, final: str) -> Sent:
                 sink.write(piece)
         sent = Sent(temporary, final, size, digest.hexdigest())
         if _sha256(target.system, temporary) != sent.sha256:
-            raise OSError(f"{temporary} does not read back as it was sent")
+            raise OSError(f"{temporary} does not contain what was sent")
         return sent
 
     return patiently(send, target.url)
@@ -142,7 +142,7 @@ def _sha256(system: Any, path: str) -> str:
 
 
 def _publish(target: Target, sent: list[Sent], claim: str, *, is_directory: bool) -> None:
-    """Give the files that were sent their final names, ``config.json`` last, and compare."""
+    """Rename the uploaded files to their final names, ``config.json`` last, and compare."""
     if is_directory:
         _clear(target, {file.final for file in sent})
         target.make_folder(target.path)
@@ -182,9 +182,9 @@ def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
         held = patiently(lambda f=file, k=known: _holds(target.system, f, k), target.url)  # type: ignore[misc]
         if not held:
             raise OutputError(
-                f"{file.final} does not hold what was sent: another program wrote to {target.url}"
-                " at the same time, and what is there may be of both",
-                hint="run again when it has ended",
+                f"{file.final} does not contain what was sent: another program wrote to "
+                f"{target.url} at the same time, and the target may contain files of both",
+                hint="run again when the other program has ended",
             )
 
 
@@ -197,7 +197,7 @@ def _holds(system: Any, file: Sent, known: Checksums) -> bool:
 
 
 def _checksums(system: Any, path: str) -> Checksums:
-    """Return the checksums of a file that storage tells; none where it tells none."""
+    """Return the checksums of a file that the storage reports, if any."""
     info = system.info(path)
     return {mark: info[mark] for mark in CHECKSUMS if info.get(mark)}
 
@@ -274,8 +274,8 @@ def _renew(target: Target, claim: str) -> None:
     """
     if not patiently(lambda: target.system.exists(claim), target.url):
         raise OutputError(
-            f"the claim {claim} of this run is gone, because it took longer than {LEASE / 60:.0f}"
-            " minutes for one file",
+            f"the lock file {claim} of this run was removed, because the run took longer than "
+            f"{LEASE / 60:.0f} minutes for one file",
             hint="run again",
         )
     _write_claim(target, claim)
@@ -295,14 +295,16 @@ def _taken(target: Target, claim: str) -> OutputError:
     except Exception:  # it has just ended, or another version wrote it
         whose = "its owner cannot be read"
     return OutputError(
-        f"another run is writing to {target.url} ({whose}), and nothing of this one was",
-        hint=f"run again when it has ended. If it was killed, remove {claim}, which otherwise"
-        f" holds for {LEASE / 60:.0f} minutes",
+        f"another run is writing to {target.url} ({whose}), so this run wrote nothing",
+        hint=(
+            f"run again when the other has ended. If it was killed, remove {claim}, which "
+            f"otherwise expires after {LEASE / 60:.0f} minutes"
+        ),
     )
 
 
 def _listed(target: Target, pattern: re.Pattern[str]) -> list[str]:
-    """Return the paths beside the target whose name fits a pattern, as this module writes them."""
+    """Return the paths beside the target whose name has a pattern of this module."""
 
     def listed() -> list[Any]:
         return list(target.system.ls(target.folder, detail=False))
@@ -323,7 +325,7 @@ def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
 
 
 def _remove_abandoned(target: Target, claim: str) -> None:
-    """Remove what runs that were killed have left under temporary names of this target."""
+    """Remove temporary files of this target that killed runs have left behind."""
     ours = re.compile(
         re.escape(f".{target.name}.") + "(claim-[0-9]{20}-)?[0-9a-f]{32}",
     )
@@ -337,7 +339,7 @@ def _remove_abandoned(target: Target, claim: str) -> None:
 
 
 def _remove(system: Any, path: str) -> None:
-    """Remove temporary files; that they cannot be removed is not worth a failure."""
+    """Remove temporary files; failures are ignored."""
 
     def remove() -> None:
         if system.exists(path):

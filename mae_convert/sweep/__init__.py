@@ -1,1 +1,1 @@
-"""Many conversions and verifications by one command, on this machine or on a cluster."""
+"""Convert and verify many checkpoints with one command, on one machine or a cluster."""

@@ -1,4 +1,4 @@
-"""Jobs that would get into each other's way: refused, before any work."""
+"""Refuse jobs that conflict with each other, before any work."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,10 +8,10 @@ from mae_convert.sweep.plan_file import PlanError
 
 
 def refuse_collisions(jobs: Sequence[Job]) -> None:
-    """Refuse jobs that are the same, write to the same place, or into what another reads.
+    """Refuse duplicate jobs, jobs with the same target, and targets inside another job's source.
 
     Raises:
-        PlanError: two of them do; the sentence says where, and in which field.
+        PlanError: two jobs conflict; the message names line and field.
     """
     seen: dict[str, Job] = {}
     for job in jobs:
@@ -22,7 +22,7 @@ def refuse_collisions(jobs: Sequence[Job]) -> None:
 
 
 def _places(job: Job) -> Iterator[str]:
-    """Yield what is one job's alone: itself, and where it writes to."""
+    """Yield the key of a job and its target."""
     yield job.key
     if job.converts and job.target:
         yield job.target
@@ -32,29 +32,29 @@ def _places(job: Job) -> Iterator[str]:
 
 def _same_place(place: str, job: Job, other: Job) -> PlanError:
     if place == job.key:
-        return PlanError(f"{job.where}, source: this job is there already ({other.where})")
+        return PlanError(f"{job.where}, source: this job is a duplicate of another ({other.where})")
     apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
     hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
     return PlanError(
-        f"{job.where}, target: two jobs write {place}", hint=f"put {hint} into its name"
+        f"{job.where}, target: two jobs write {place}", hint=f"put {hint} into the target's name"
     )
 
 
 def _refuse_nesting(jobs: Sequence[Job]) -> None:
-    """Refuse a target that is, holds, or stands in a source or another target."""
+    """Refuse a target that equals, contains or is inside a source or another target."""
     sources = {job.source: job for job in jobs}
     targets = {job.target: job for job in jobs if job.converts and job.target}
     for job in targets.values():
         assert job.target
         for inner, outer in [(job.target, name) for name in (job.target, *_above(job.target))]:
             if outer in sources:
-                raise _refused(job, f"{inner} is, or stands in, {outer}, which is a source")
+                raise _refused(job, f"{inner} is, or is inside, {outer}, which is a source")
             if outer != inner and outer in targets:
-                raise _refused(job, f"{inner} stands in {outer}, which is a target too")
+                raise _refused(job, f"{inner} is inside {outer}, which is also a target")
     for job in jobs:
         for outer in _above(job.source):
             if outer in targets:
-                raise _refused(targets[outer], f"{outer} holds {job.source}, which is a source")
+                raise _refused(targets[outer], f"{outer} contains {job.source}, which is a source")
 
 
 def _refused(job: Job, sentence: str) -> PlanError:
@@ -62,6 +62,6 @@ def _refused(job: Job, sentence: str) -> PlanError:
 
 
 def _above(place: str) -> Iterator[str]:
-    """Yield the directories that a place stands in, from the inside out."""
+    """Yield the parent directories of a path, from the inside out."""
     while (place := place.rpartition("/")[0].rstrip("/")) and not place.endswith(":"):
         yield place

@@ -1,7 +1,7 @@
-"""The fields of a plan: what a job can say, of which type, and what it is called elsewhere.
+"""The fields of a plan: names, types, and the corresponding options.
 
-They have the names of the options of `convert`, `verify` and `publish`, so that whoever knows these
-can write a plan. Where two commands have an option of one name, the field says whose it is.
+They have the names of the options of `convert`, `verify` and `publish`. If two commands have an
+option of the same name, the field's name states to which one it belongs.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ from mae_convert.values import (
 
 
 class Runner(Words):
-    """A framework that runs the target too, with its Python where that is another one."""
+    """A framework for an additional run of the target, with its Python interpreter."""
 
     def read(self, text: str) -> str:
-        """Return it as it is written."""
+        """Return it as it is written in a plan."""
         if text.partition("=")[0] not in FRAMEWORKS:
             raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}")
         return text
@@ -96,7 +96,7 @@ LOCAL = ("inputs", "images")  # local paths, beside the plan
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no field has.
+    """Refuse an unknown field.
 
     Raises:
         MaeConvertError: there is no such field.
@@ -106,10 +106,10 @@ def check_name(name: str) -> None:
 
 
 def parse(name: str, value: Any) -> Any:
-    """Return a field's value as its type has it, as plain data; None stays.
+    """Return a field's value converted to its type, as plain data; None stays None.
 
     Raises:
-        MaeConvertError: there is no such field, or the value is none of its type.
+        MaeConvertError: there is no such field, or the value does not have its type.
     """
     check_name(name)
     if value is None:
@@ -127,7 +127,9 @@ def parse(name: str, value: Any) -> Any:
     if isinstance(value, str) and not value.strip():
         raise wrong
     if isinstance(value, str) and "\0" in value:
-        raise MaeConvertError(f"{value!r} holds a NUL character", hint="leave it out", option=name)
+        raise MaeConvertError(
+            f"{value!r} contains a NUL character", hint="leave it out", option=name
+        )
     try:
         parsed = kind.read(str(value))
     except ValueError as error:

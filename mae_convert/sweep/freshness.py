@@ -1,4 +1,4 @@
-"""Whether a file is what it was: by size and time of change, else by its hash."""
+"""Whether a file is unchanged: by size and modification time, else by its hash."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ JSON = ".json"
 
 
 def version(text: str) -> Version:
-    """Return what changes when a checkpoint does, without reading it.
+    """Return values that change when a checkpoint changes, without reading its tensors.
 
-    Of local tensors that is size and time of change, of what else is read (configurations) size and
-    SHA-256; in storage what it tells, on the Hub the commit.
-    It is empty where nothing is there, and for an official checkpoint, which stays what it is.
+    For local tensor files these are size and modification time; for other local files
+    (configurations) size and SHA-256; for remote storage the metadata that it reports; on the Hub
+    the commit. Empty if nothing exists, and for official checkpoints, which do not change.
     """
     from mae_convert.sources import HubReference, parse_source
 
@@ -53,7 +53,7 @@ def _commit(source: Any) -> str:
 
 
 def is_unchanged(row: "Row", job: "Job") -> bool:
-    """Return whether source and target of a job are what they were when its row was written."""
+    """Return whether source and target of a job are unchanged since its row was written."""
     if not _is_same(job.source, dict(row.source_version), row.source_sha256):
         return False
     if job.target is None:
@@ -64,7 +64,7 @@ def is_unchanged(row: "Row", job: "Job") -> bool:
 def _is_same(
     text: str, before: Version, sha256: str | None, *, may_hold_more: bool = False
 ) -> bool:
-    """Return whether a checkpoint is what it was; a target may have got notes beside it."""
+    """Return whether a checkpoint is unchanged; new files beside a target's weights are ignored."""
     from mae_convert.checkpoint.open import open_checkpoint
     from mae_convert.files.byte_ranges import ByteFile
 

@@ -1,4 +1,4 @@
-"""One job of a sweep: from its description to its row, by the code that the single commands use."""
+"""One job of a sweep, run with the functions of the single commands."""
 
 import hashlib
 import json
@@ -60,14 +60,14 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """What tells this job from every other, whatever the files hold."""
+        """The identifier of this job, independent of file contents."""
         what = json.dumps([self.source, self.target, dict(self.settings)], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of a row that say which job it is of, without credentials.
+        """Return the fields of a row that identify its job, without credentials.
 
-        A name that is not UTF-8 is shown with escape sequences, because SQLite holds Unicode.
+        A name that is not UTF-8 is shown with escape sequences, because SQLite stores Unicode.
         """
         settings = {name: value for name, value in self.settings.items() if name != "to"}
         return {
@@ -80,12 +80,12 @@ class Job:
 
     @property
     def converts(self) -> bool:
-        """Whether something is written, and not only what is there verified."""
+        """Whether the job writes a target, rather than only verifying an existing one."""
         return "to" in self.settings
 
     @property
     def verifies(self) -> bool:
-        """Whether the frameworks are run."""
+        """Whether the job runs the models."""
         return bool(self.settings.get("verify"))
 
     @property
@@ -124,7 +124,7 @@ def _named(error: Exception, job: Job, folder: Path) -> Exception:
 
 
 def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
-    """Do a job; what was found so far is kept when a later step fails."""
+    """Run a job; results are kept if a later step fails."""
     found["source_version"] = version(job.source)
     path, origin = _local(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
@@ -168,14 +168,14 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
 
 
 def _local(text: str, folder: Path) -> tuple[Path, Any]:
-    """Return the local path of a checkpoint, downloaded if need be, and where it was got from."""
+    """Return the local path of a checkpoint, downloaded if needed, and its origin."""
     if storage.is_remote(text):
         return storage.download(text, folder), Origin(without_credentials(text))
     return locate(parse_source(text.removeprefix(storage.FILE)))
 
 
 def _place(job: Job, scratch: Path) -> Path:
-    """Return where the conversion is written: at its target, if that is on this machine."""
+    """Return the path to convert to: the target itself, if it is on this machine."""
     if job.target is not None and not storage.is_remote(job.target):
         return Path(job.target)
     folder = scratch / "converted"
@@ -186,7 +186,7 @@ def _place(job: Job, scratch: Path) -> Path:
 
 
 def _default_name(layout: str) -> str:
-    """Return a name under which any layout can be written."""
+    """Return a file name that is valid for any layout."""
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
     from mae_convert.formats.registry import SUFFIX_FORMATS
@@ -248,7 +248,7 @@ def _certify(done: "Verification", target: Checkpoint) -> None:
 
 
 def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Note hash and size of the files that tensors are read from."""
+    """Record hash and size of the files with tensors."""
     files = checkpoint.container.opened
     if not found.get(f"{name}_sha256"):
         found[f"{name}_sha256"] = files_sha256(files).get("sha256")
@@ -256,7 +256,7 @@ def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
 
 
 def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
-    """Bring a result to where it is to stand: into storage, and to the Hub."""
+    """Upload a result to its target in remote storage, and to the Hub."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 
@@ -281,7 +281,7 @@ def _publish(said: Settings, directory: Path, name: str) -> str:
     published = publish(plan_publication(wish))
     if published.wrong:
         path, how = next(iter(published.wrong.items()))
-        raise MaeConvertError("published, but the Hub serves something else: ", path, f" {how}")
+        raise MaeConvertError("published, but the Hub serves other content: ", path, f" {how}")
     return str(published.committed.url)
 
 

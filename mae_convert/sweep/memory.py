@@ -1,4 +1,4 @@
-"""How much memory a job takes: estimated before it, measured while it runs; and what there is."""
+"""Memory of jobs: estimated before a job, measured during it; and available memory."""
 
 import math
 import os
@@ -54,7 +54,7 @@ class PeakMemory:
 
 
 def held_by(process: int) -> int:
-    """Return the bytes of memory that a process and its descendants hold; 0 where nothing tells."""
+    """Return the bytes of memory of a process and its descendants; 0 if unknown."""
     held = 0
     try:
         held = int(Path(f"/proc/{process}/statm").read_bytes().split()[1]) * PAGE
@@ -67,10 +67,10 @@ def held_by(process: int) -> int:
 
 
 def needed_by(job: "Job") -> int:
-    """Return about how many bytes of memory a job takes.
+    """Return an estimate of the memory of a job in bytes.
 
-    A conversion streams; a verification holds the model in both frameworks, in float64 too. What
-    cannot be opened takes little: its job will only say why.
+    A conversion streams; a verification holds the model in both frameworks, also in float64. A
+    source that cannot be opened needs little: its job only reports the error.
     """
     if not job.verifies:
         return CONVERT_BYTES
@@ -78,7 +78,7 @@ def needed_by(job: "Job") -> int:
 
 
 def model_bytes(job: "Job") -> int:
-    """Return the bytes of a job's model in float32: of what is elsewhere, those of its files."""
+    """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
     from mae_convert.families.mae.official import Official
     from mae_convert.sources import HubReference, open_source, parse_source, storage
     from mae_convert.sweep.job import flags_of
@@ -100,7 +100,7 @@ UNKNOWN_BYTES = 1300 * MB  # as of a ViT-L: what is not downloaded yet does not 
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that can be taken now, here or in this container."""
+    """Return the bytes of memory available on this machine or in this container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
@@ -120,7 +120,7 @@ def available_memory() -> int:
 
 
 def available_cores() -> int:
-    """Return how many processes can compute at the same time, here or in this container."""
+    """Return the number of processors available on this machine or in this container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

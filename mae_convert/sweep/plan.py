@@ -1,4 +1,4 @@
-"""From what a plan says to jobs; what is wrong is refused by line and field, before any work."""
+"""Create jobs from a plan; errors are reported by line and field, before any work."""
 
 import itertools
 import math
@@ -35,9 +35,7 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
     """
     plans = [text for text in arguments if is_plan(text)]
     if plans and len(arguments) > 1:
-        raise PlanError(
-            f"{plans[0]} is a plan", hint="name it alone, or checkpoints without a plan"
-        )
+        raise PlanError(f"{plans[0]} is a plan", hint="pass either one plan or checkpoints")
     folder = Path(plans[0]).parent if plans else Path()
     given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in said.items()}
     sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
@@ -56,13 +54,13 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
 
 def _too_many(where: str) -> PlanError:
     return PlanError(
-        f"{where}: this makes more than {MOST_JOBS} jobs",
-        hint="give lists to fewer fields, or write several plans",
+        f"{where}: this creates more than {MOST_JOBS} jobs",
+        hint="use lists for fewer fields, or write several plans",
     )
 
 
 def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
-    """Yield the jobs of an entry: each source with each combination of what lists hold."""
+    """Yield the jobs of an entry: each source with each combination of list values."""
     fixed, varied = _values(entry, folder)
     patterns = varied.pop("source", None) or (fixed.pop("source", None),)
     if None in patterns:
@@ -80,7 +78,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return what each job of an entry says, and what lists give, of which each says one."""
+    """Return the values that all jobs of an entry share, and the lists of different values."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, given in entry.fields.items():
@@ -122,10 +120,10 @@ def _sources(text: str, where: str, folder: Path) -> list[str]:
 
 
 def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
-    """Return a job that can be begun, with names put into its target.
+    """Return a job with the placeholders of its target replaced.
 
     Raises:
-        PlanError: its fields do not go together.
+        PlanError: its fields contradict each other.
     """
 
     def refuse(field: str, sentence: object) -> PlanError:
@@ -155,18 +153,20 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
 
 
 def _check_repository(name: str) -> None:
-    """Refuse what is no name of a repository.
+    """Refuse an invalid repository name.
 
     Raises:
-        MaeConvertError: it is none, or more than that.
+        MaeConvertError: it is not of the form OWNER/NAME.
     """
     place = parse_source(f"{PROTOCOL}{name}")
     if getattr(place, "repo_id", None) != name:
-        raise MaeConvertError(f"{name} is no OWNER/NAME; the branch is another field, branch")
+        raise MaeConvertError(
+            f"{name} is not of the form OWNER/NAME; specify the branch in the field branch"
+        )
 
 
 def _without_idle_defaults(settings: Settings, entry: Entry) -> Settings:
-    """Return the settings without what `defaults` say about a step that this job has not."""
+    """Return the settings without `defaults` for steps that this job does not have."""
     publishes = "publish" in settings
     idle = set() if publishes else set(PUBLISH)
     if not settings.get("verify") and not (publishes and not settings.get("unverified")):
@@ -179,31 +179,42 @@ def _without_idle_defaults(settings: Settings, entry: Entry) -> Settings:
 
 
 def _completed(settings: Settings) -> Settings:
-    """Return the settings with what publishing asks for: a proof that goes out with the weights."""
+    """Return the settings with those that publishing implies: a certificate."""
     if "publish" in settings and not settings.get("unverified"):
         return {**settings, "verify": True, "certify": True}
     return settings
 
 
 def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | None:
-    """Return the field that does not go with the others, and why; None if all do."""
+    """Return a field that contradicts others, and the reason; None if there is none."""
     if stray := _stray(settings):
         return stray
     to, verified = settings.get("to"), settings.get("verify")
     if to is None:
         if not verified or target is None:
-            return "to", "say which layout to write, or, to verify what is there, target and verify"
+            return "to", (
+                "specify the layout to write with to, or, to verify an existing target, specify "
+                "target and verify"
+            )
         if not storage.exists(target):
-            return "target", f"{target} does not exist, and without `to` it is only verified"
+            return "target", f"{target} does not exist, and without `to` the job only verifies it"
         return None
     layout = layouts_named(to)[0]
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
-            "a model directory is published; let `to` be a layout, and the target, that is one"
+            "only model directories can be published; choose a layout for `to`, and a target, that "
+            "is written as a directory"
         )
     if target is None:
         keeps = verified or "publish" in settings
-        return None if keeps else ("target", "say where to write to; or verify: true to try only")
+        return (
+            None
+            if keeps
+            else (
+                "target",
+                "specify target, or verify: true to verify the conversion without writing it",
+            )
+        )
     try:
         container_kind(layout, Path(PurePosixPath(target).name))
         if storage.is_remote(target):
@@ -217,25 +228,28 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
 
 # Fields of which the second leaves the first without effect.
 TOGETHER = (
-    ("images", "inputs", "inputs names images too; give one of them"),
-    ("seed", "inputs", "the images and the noise are those of inputs; leave seed out"),
+    ("images", "inputs", "both images and inputs specify the images; leave one out"),
+    ("seed", "inputs", "inputs already specifies the images and the noise; leave seed out"),
     ("batch", "inputs", "all images of inputs are used; leave batch out"),
-    ("at_mask_ratio", "unmasked", "nothing is masked then; leave one of them out"),
+    ("at_mask_ratio", "unmasked", "unmasked removes no patches; leave one of them out"),
 )
 
 
 def _stray(settings: Settings) -> tuple[str, object] | None:
-    """Return a field that is about a step that the job has not, and why; None if all are."""
+    """Return a field for a step that the job does not have, and the reason; else None."""
     stray = next((name for name in settings if name in VERIFY and settings[name]), None)
     if not settings.get("verify") and stray:
-        return stray, "this is about a verification; add verify: true"
+        return stray, "this field applies to a verification only; add verify: true"
     stray = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
     if "publish" not in settings and stray:
-        return stray, "this is about publishing; add publish: OWNER/NAME"
+        return stray, "this field applies to publishing only; add publish: OWNER/NAME"
     if settings.get("num_labels") and settings.get("task", "classify") != "classify":
-        return "num_labels", "a new head makes a model of task classify; leave task out"
+        return "num_labels", "a new head changes the task to classify; leave task out"
     if settings.get("sincos_positions") and "image_size" not in settings:
-        return "sincos_positions", "position embeddings are made for another grid; add image_size"
+        return (
+            "sincos_positions",
+            "sincos_positions computes position embeddings for another image size; add image_size",
+        )
     for name, other, why in TOGETHER:
         if settings.get(name) is not None and settings.get(other):
             return name, why
@@ -243,7 +257,7 @@ def _stray(settings: Settings) -> tuple[str, object] | None:
 
 
 def _names_of(source: str) -> dict[str, str]:
-    """Return what a target's name can be made of, besides the fields: stem, name, parent."""
+    """Return the placeholders for a target's name besides the fields: stem, name, parent."""
     path = PurePosixPath(source.rstrip("/"))
     suffix = next((s for s in sorted(SUFFIX_FORMATS, key=len)[::-1] if path.name.endswith(s)), "")
     stem = path.name.removesuffix(suffix or ("" if Path(source).is_dir() else path.suffix))
@@ -251,7 +265,7 @@ def _names_of(source: str) -> dict[str, str]:
 
 
 def _filled(template: str, words: Mapping[str, Any]) -> str:
-    """Return a name with what stands in braces replaced."""
+    """Return a name with its placeholders replaced."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -268,8 +282,8 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
             )
         if name not in words:
             raise MaeConvertError(
-                f"nothing says what {{{name}}} is; write {{stem}}, {{name}}, {{parent}} or a field"
-                " that the job has"
+                f"{{{name}}} is not defined; write {{stem}}, {{name}}, {{parent}} or a field that "
+                "the job has"
             )
         value = words[name]
         filled += "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Read a plan, YAML or CSV, into what each job says; every value knows where it stands."""
+"""Read a plan, YAML or CSV, into entries; every value keeps its file and line."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ COMMAND_LINE = "command line"
 
 
 class PlanError(MaeConvertError):
-    """A plan is wrong; the sentence begins with where."""
+    """A plan is wrong; the message begins with file and line."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a plan says of one job, or of several that differ in the values of lists."""
+    """A plan's values for one job, or for several that differ in list values."""
 
     where: str
     fields: Mapping[str, Given]
 
 
 def is_plan(text: str) -> bool:
-    """Return whether a name is that of a plan, and not of a checkpoint."""
+    """Return whether a name is that of a plan rather than of a checkpoint."""
     return Path(text).suffix.lower() in (*YAML, *CSV) and "://" not in text
 
 
@@ -87,7 +87,9 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(heads) and cells:
-                raise PlanError(f"{where}: {len(cells)} cells, but there are {len(heads)} columns")
+                raise PlanError(
+                    f"{where}: {len(cells)} cells, but the header has {len(heads)} columns"
+                )
             given = {
                 head: _in_cell(head, cell.strip(), where)
                 for head, cell in zip(heads, cells, strict=False)
@@ -108,7 +110,7 @@ def _check_name(name: str, where: str) -> None:
 
 def _in_cell(head: str, cell: str, where: str) -> Given:
     if not head:
-        raise PlanError(f"{where}: {cell!r} stands in a column without a name")
+        raise PlanError(f"{where}: {cell!r} is in a column without a name")
     cells = cell.split(SEPARATOR)
     values = tuple(value.strip() for value in cells if value.strip())
     if not values:
@@ -134,11 +136,11 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
                 said = _fields(path, parts["defaults"], loader)
                 defaults = {n: replace(given, is_default=True) for n, given in said.items()}
             if "jobs" not in parts:
-                raise PlanError(path, ": there is no list of jobs", hint="write one under jobs:")
+                raise PlanError(path, ": the list of jobs is missing", hint="write it under jobs:")
             root = parts["jobs"]
         if not isinstance(root, yaml.SequenceNode):
             raise PlanError(
-                f"{_at(path, root)}, jobs: this is no list", hint="begin each job with a dash"
+                f"{_at(path, root)}, jobs: this is not a list", hint="begin each job with a dash"
             )
         for node in root.value:
             yield Entry(_at(path, node), {**defaults, **_fields(path, node, loader)})
@@ -158,20 +160,22 @@ def _no_yaml(path: Path, error: Exception) -> PlanError:
 
 
 def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield key and node of a mapping, first those it takes by ``<<``; refuse keys said twice."""
+    """Yield key and node of a mapping, first the merged ones (``<<``); refuse duplicate keys."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
-        raise PlanError(f"{_at(path, node)}: this is no job", hint="write fields as `source: PATH`")
+        raise PlanError(
+            f"{_at(path, node)}: this is not a job", hint="write fields as `source: PATH`"
+        )
     seen = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+            raise PlanError(f"{_at(path, key)}: this is not a field name")
         if key.value in seen:
-            raise PlanError(f"{_at(path, key)}, {key.value}: this was said already")
+            raise PlanError(f"{_at(path, key)}, {key.value}: this field occurs twice")
         if known and key.value not in known:
             raise PlanError(
-                f"{_at(path, key)}, {key.value}: there is no such part",
+                f"{_at(path, key)}, {key.value}: there is no such section",
                 hint=f"write {' and '.join(known)}",
             )
         seen.add(key.value)
@@ -198,21 +202,23 @@ def _with_merged(
     taken: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise PlanError(f"{_at(path, key)}: this is no name of a field")
+            raise PlanError(f"{_at(path, key)}: this is not a field name")
         if key.tag != MERGE:
             own[str(key.value)] = value
             continue
         for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
             if not isinstance(part, yaml.MappingNode) or depth == DEEPEST:
-                raise PlanError(f"{_at(path, value)}: << takes the fields of another mapping, of"
-                                f" which at most {DEEPEST} take them from each other")  # fmt: skip
+                raise PlanError(
+                    f"{_at(path, value)}: merge keys (<<) are nested more than {DEEPEST} levels "
+                    "deep"
+                )  # fmt: skip
             taken = {**_with_merged(path, part, known, depth + 1), **taken}
     known[id(node)] = {**taken, **own}
     return known[id(node)]
 
 
 def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
-    """Return the value of a field: a text, a number, and so on, or a list of such."""
+    """Return the value of a field: a scalar, or a list of scalars."""
     import yaml
 
     parts = node.value if isinstance(node, yaml.SequenceNode) else [node]

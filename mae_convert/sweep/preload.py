@@ -1,4 +1,4 @@
-"""What every job needs: loaded once, in the process that all jobs' processes are forked from."""
+"""Imports that every job needs, loaded once in the process from which jobs are forked."""
 
 import h5py  # noqa: F401  # a tenth of a second, for each job that writes it
 

@@ -1,7 +1,7 @@
-"""The engine of one machine: each job in a process of its own, as many as memory and cores allow.
+"""The local engine: each job in its own process, as many as memory and cores allow.
 
-A process that dies costs its job, which is tried once more, with the machine to itself: the system
-may have ended it for want of memory.
+If a process dies, its job is run once more without other jobs: the system may have killed it
+because memory ran out.
 """
 
 import multiprocessing
@@ -51,7 +51,7 @@ class Limits:
 
 
 def limits(workers: int | None = None, threads: int | None = None) -> Limits:
-    """Return the limits of this machine, with as many workers as cores where none are given."""
+    """Return the limits of this machine, by default with one worker per core."""
     cores = available_cores()
     workers = workers or max(1, cores // (threads or 1))
     threads = threads or max(1, cores // workers)
@@ -74,7 +74,7 @@ def _gpus() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that is to be run, and how often it was begun before."""
+    """A pending job, and how often it was started before."""
 
     job: Job
     attempts: int = 0
@@ -82,7 +82,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Worker:
-    """A process at work on a job, with what it was given of the machine."""
+    """A process that runs a job, with the resources reserved for it."""
 
     waiting: Waiting
     process: Any
@@ -91,7 +91,7 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait for a process that was asked to end, and with it the frameworks that it runs."""
+        """Wait for a terminated process, and for the frameworks that it runs."""
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
@@ -182,13 +182,13 @@ def _start(
 
 
 def _ended(working: Sequence[Worker]) -> list[Worker]:
-    """Wait until a worker has something to say, which a dead one has too."""
+    """Wait until a worker has sent its row or has died."""
     ready = wait([worker.connection for worker in working])
     return [worker for worker in working if worker.connection in ready]
 
 
 def _row_of(worker: Worker) -> Row | Waiting:
-    """Return the row of a worker that has ended, or its job if it is to be tried again."""
+    """Return the row of a worker that has ended, or its job if it is to be run again."""
     waiting = worker.waiting
     try:
         row: Row = worker.connection.recv()
@@ -215,7 +215,7 @@ def _how(status: int | None) -> str:
 
 
 def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connection) -> None:
-    """Run one job in a process of its own, and send its row."""
+    """Run one job in a separate process, and send its row."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that waits for us is interrupted
     raise_signals()
     if gpu is not None:
@@ -229,7 +229,7 @@ def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connect
 
 
 def _end_with(connection: Connection) -> None:
-    """End this process when the one that waits for it has gone; it never sends anything."""
+    """End this process when its parent has ended; the pipe itself carries no data."""
     with suppress(EOFError, OSError):
         connection.recv()
     os.kill(os.getpid(), signal.SIGTERM)

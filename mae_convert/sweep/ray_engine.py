@@ -1,4 +1,4 @@
-"""The engine of a cluster: Ray places the jobs, and repeats those whose node or process is lost."""
+"""The cluster engine: Ray schedules the jobs, and repeats those whose node or process is lost."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _room(ray: Any, threads: int) -> int:
-    """Return how many tasks Ray is given at a time: enough to keep every core busy."""
+    """Return how many tasks to submit to Ray at a time: enough to keep every core busy."""
     cores = ray.cluster_resources().get("CPU", 1.0)
     return max(8, int(SLACK * cores / threads))
 
@@ -100,7 +100,7 @@ def _row_of(ray: Any, ended: Any, job: Job) -> Row:
         if isinstance(
             error, known.WorkerCrashedError | known.NodeDiedError | known.OutOfMemoryError
         ):
-            return died(job, RETRIES + 1, "as Ray tells")
+            return died(job, RETRIES + 1, "according to Ray")
         sentence = f"Ray could not run it: {' '.join(str(error).split())[:400]}"
         return replace(error_row(job.identity(), {}, MaeConvertError(sentence)), attempts=0)
     return row

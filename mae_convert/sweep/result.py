@@ -1,4 +1,4 @@
-"""The result of one job, as it stands in the file of results."""
+"""The result of one job, as stored in the results file."""
 
 import math
 import socket
@@ -32,7 +32,7 @@ class Row:
         passed: whether the verification passed.
         proven: whether no side was read through our own tables.
         function: largest distance between the sides in float64, relative L2.
-        own_error: by dtype, the larger own error of the two sides, relative L2.
+        own_error: by dtype, the larger rounding error of the two sides, relative L2.
         first_divergence: first step where the sides part.
         cause: why a verification failed, as far as it was explained.
         error: why there is no result, in one sentence.
@@ -96,11 +96,11 @@ class Row:
 
     @property
     def is_good(self) -> bool:
-        """Whether everything that was asked for was done, and passed."""
+        """Whether everything that was requested was done and passed."""
         return self.outcome == DONE
 
     def ended(self, started: float, peak_memory: int | None) -> "Row":
-        """Return the row of a job that has ended just now."""
+        """Return the row of a job that has just ended."""
         host, seconds = socket.gethostname(), time() - started
         return replace(self, started=started, seconds=seconds, peak_memory=peak_memory, host=host)
 
@@ -117,7 +117,7 @@ MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
 
 
 def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: BaseException) -> Row:
-    """Return the row of a job that gave no result."""
+    """Return the row of a job that ended with an error."""
     return Row(
         **{**identity, **found, "outcome": ERROR, "error": sentence(error)},
         exit_status=error.exit_status if isinstance(error, MaeConvertError) else 2,
@@ -136,7 +136,7 @@ def sentence(error: BaseException) -> str:
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    """Return what a row says of a verification."""
+    """Return the fields of a row about its verification."""
     function = [c.measured for c in verdict.checks if c.name.startswith("function/")]
     own: dict[str, float] = {}
     for check in verdict.checks:
@@ -162,7 +162,7 @@ def _is_number(check: Check) -> bool:
 
 
 def _largest(values: list[Any]) -> float | None:
-    """Return the largest of the distances; what is no number, or NaN, is infinitely far."""
+    """Return the largest of the distances; NaN and non-numeric values count as infinite."""
     numbers = [float(v) if isinstance(v, int | float) else math.inf for v in values]
     return max((math.inf if math.isnan(n) else n for n in numbers), default=None)
 

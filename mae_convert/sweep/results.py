@@ -1,6 +1,7 @@
-"""The file of results: SQLite, a row for each job, written when the job ends.
+"""The results file: SQLite, with a row for each job, written when the job ends.
 
-Other programs can read it while a sweep goes on: ``SELECT * FROM jobs``. What is a mapping is JSON.
+Other programs can read it while a sweep is running: ``SELECT * FROM jobs``. Mappings are stored as
+JSON.
 """
 
 import json
@@ -40,7 +41,7 @@ TABLES = {
 
 
 class Results:
-    """The results of a sweep, and which jobs were begun; one sweep at a time has them open."""
+    """The results of a sweep and the jobs that were started; opened by one sweep at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open a file of results, or make it.
@@ -54,8 +55,8 @@ class Results:
         refuse_nul(path)
         if path.suffix == ".parquet":
             raise OutputError(
-                f"{path}: results are kept as SQLite, which grows row by row; for a Parquet table"
-                " of them all, pass ",
+                f"{path}: results are stored in an SQLite file; for a Parquet table of them all, "
+                "pass ",
                 Option("report", str(path)),
                 path=path,
             )
@@ -88,7 +89,7 @@ class Results:
         self._lock.release()
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Note that jobs are going to be done: from now on their targets are this sweep's."""
+        """Record that jobs are started: from now on this sweep may replace their targets."""
         with self._writing():
             self._file.executemany(
                 "INSERT OR IGNORE INTO begun VALUES (?, ?)",
@@ -96,10 +97,10 @@ class Results:
             )
 
     def begun(self) -> set[str]:
-        """Return the targets of jobs that were begun, now or earlier, without credentials.
+        """Return the targets of all jobs that were ever started, without credentials.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is corrupt.
         """
         with self._reading():
             return {target for (target,) in self._file.execute("SELECT target FROM begun")}
@@ -133,7 +134,7 @@ class Results:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Commit what is written within, or nothing of it."""
+        """Commit all statements of the block, or none."""
         try:
             with self._file:
                 yield
@@ -143,7 +144,7 @@ class Results:
 
 def _no_results(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged, or is not a file of results of this version ({error})",
+        f"{path} is corrupt, or is not a results file of this version ({error})",
         hint=("move it away, or name another with ", Option("results")),
         path=path,
     )
@@ -164,10 +165,10 @@ def read_results(path: Path) -> list[Row]:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Open a file of results, which is made where there is none.
+    """Open a results file; create it if it does not exist.
 
     Raises:
-        sqlite3.Error: it is something else, or it cannot be opened.
+        sqlite3.Error: it is another kind of file, or cannot be opened.
     """
     file = sqlite3.connect(path)
     try:
@@ -188,9 +189,9 @@ def _is_empty(file: sqlite3.Connection) -> bool:
 
 
 def _check_tables(file: sqlite3.Connection) -> None:
-    """Refuse a file that holds anything but the tables of this version, as they are made here.
+    """Refuse a file that contains anything but the tables of this version.
 
-    A view or a generated column of the same name could give any type, or have no end.
+    A view or a generated column of the same name could have values of any type, or no end.
 
     Raises:
         sqlite3.DatabaseError: it is such a file.
@@ -219,11 +220,11 @@ def _stored(value: Any) -> Any:
 
 
 def _loaded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's values as `Row` has them.
+    """Return a row's values with the types of `Row`.
 
     Raises:
-        TypeError: one is of another type.
-        ValueError: one is not possible.
+        TypeError: a value has another type.
+        ValueError: a value is invalid.
     """
     for name, value in values.items():
         kind = COLUMNS[name]

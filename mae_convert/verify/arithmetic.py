@@ -1,7 +1,8 @@
-"""The numbers of declared steps, computed in another way than the code that converts does.
+"""The arithmetic of declared steps, implemented independently of the conversion.
 
-Positions are resampled by Hermite polynomials instead of a kernel, sines and cosines come from a
-complex exponential, channels from a matrix product, and rounding is done on the significand.
+Positions are resampled with Hermite polynomials instead of a convolution kernel, sines and cosines
+come from a complex exponential, channels are mixed by a matrix product, and rounding works on the
+significand.
 """
 
 import math
@@ -17,7 +18,7 @@ SLACK = 1e-12  # how far two ways to compute a tensor in float64 may part, of it
 
 
 def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return float64 values in another dtype, rounded once to the nearest, ties to even."""
+    """Return float64 values rounded once to another dtype: to nearest, ties to even."""
     if dtype == np.float64:
         return values
     limits = ml_dtypes.finfo(dtype)
@@ -29,9 +30,10 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def settled(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return our rounding of exact values, or that of another where it is as near.
+    """Return exact values rounded here or, where it is equally near, as another rounded them.
 
-    Two ways to compute a number may end on either side of a midpoint; neither rounding is wrong.
+    Two ways to compute a number may end on either side of a rounding midpoint; both roundings are
+    then accepted.
     """
     if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
         return ours
@@ -48,9 +50,9 @@ def resampled_positions(embedding: np.ndarray, grid: Grid, new_grid: Grid) -> np
 
 
 def _hermite(samples: np.ndarray, size: int) -> np.ndarray:
-    """Resample the first of three axes by cubic Hermite polynomials between the samples.
+    """Resample the first of three axes with cubic Hermite polynomials between the samples.
 
-    The centre of new sample i lies at ((2 i + 1) old / new - 1) / 2, in whole numbers to be exact.
+    The centre of new sample i is at ((2 i + 1) old / new - 1) / 2; integers keep this exact.
     """
     place = (2 * np.arange(size) + 1) * len(samples) - size
     index, rest = np.divmod(place, 2 * size)
@@ -64,9 +66,9 @@ def _hermite(samples: np.ndarray, size: int) -> np.ndarray:
 
 
 def fixed_positions(embedding: np.ndarray, grid: Grid, new_grid: Grid) -> np.ndarray:
-    """Return the fixed position embedding of another grid in place of that of this grid.
+    """Return the fixed position embedding of another grid, to replace that of this grid.
 
-    One that is not fixed is resampled, so that a target which threw it away is found out.
+    A table that is not fixed is resampled, so that a target in which it was replaced is detected.
     """
     if np.abs(_sines_and_cosines(embedding.shape[-1], grid) - embedding).max() > HALF_PRECISION:
         return resampled_positions(embedding, grid, new_grid)
@@ -74,7 +76,7 @@ def fixed_positions(embedding: np.ndarray, grid: Grid, new_grid: Grid) -> np.nda
 
 
 def _sines_and_cosines(width: int, grid: Grid) -> np.ndarray:
-    """Return sines and cosines of column and row, (1, 1 + h w, width); the class token has none."""
+    """Return sines and cosines of column and row, (1, 1 + h w, width); zero for the class token."""
     quarter = width // 4
     rates = np.exp(-math.log(10000) * np.arange(quarter) / max(quarter, 1))
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])

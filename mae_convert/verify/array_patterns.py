@@ -1,4 +1,4 @@
-"""Patterns in the difference of two results, each tested up to rounding.
+"""Patterns in the difference of two results, each tested up to rounding errors.
 
 Results are float64 arrays (N, T, D): images, tokens, channels.
 """
@@ -31,7 +31,7 @@ def same_vector(difference: np.ndarray) -> bool:
 
 
 def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
-    """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are."""
+    """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are equal."""
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
     flat = places.ravel()
@@ -46,7 +46,7 @@ def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
 
 
 def factor(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the factor between two arrays, or None where one is not a multiple of the other."""
+    """Return the factor between two arrays, or None if one is not a multiple of the other."""
     size = float(np.vdot(a, a))
     if size == 0:
         return None
@@ -55,11 +55,11 @@ def factor(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
-    """Return the order of one array's entries along an axis in the other, if both have the same.
+    """Return the permutation along an axis that turns one array into the other.
 
     Returns:
-        Indices such that ``b`` is ``a.take(indices, axis)``; None where there are no such indices,
-        or the order is unchanged.
+        Indices with ``b == a.take(indices, axis)``; None if there is no such permutation, or
+        if it is the identity.
     """
     count = a.shape[axis]
     parts_a, parts_b = (np.moveaxis(x, axis, 0).reshape(count, -1) for x in (a, b))
@@ -72,7 +72,7 @@ def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the dropout probability where values are zeroed and the others scaled, or None."""
+    """Return the dropout probability if values are zeroed and the others scaled, else None."""
     zero = (b == 0) & (a != 0)
     if not 0 < zero.mean() < 1:
         return None

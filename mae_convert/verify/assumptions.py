@@ -1,7 +1,8 @@
-"""Assumptions that change the function, in a verdict: who makes them, and what they do to a proof.
+"""Assumptions that change the function: which sides make them, and whether they prevent a proof.
 
-Two sides that share an assumption agree whether it is right or wrong, so that no forward pass can
-confirm it. Where only one side assumes a value and the other specifies the same, it is confirmed.
+If both sides share an assumption, their outputs agree even if it is wrong, so a comparison cannot
+confirm it. If only one side assumes a value and the other specifies the same value, it is
+confirmed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,11 +31,11 @@ Assumption = Mapping[str, Any]
 
 
 def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
-    """Return the assumptions of two sides about fields that change the function.
+    """Return the assumptions of both sides about fields that change the function.
 
     Returns:
         Each with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
-        ``blocks_proof``: both sides share it and others have other values.
+        ``blocks_proof``: both sides share it, and other values are common.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]
@@ -72,7 +73,7 @@ def _about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assum
 
 
 def blocking(assumed: Iterable[Assumption]) -> list[Assumption]:
-    """Return the assumptions that a proof must not rest on."""
+    """Return the assumptions that prevent a proof."""
     return [assumption for assumption in assumed if assumption["blocks_proof"]]
 
 
@@ -91,13 +92,13 @@ def in_words(assumed: Sequence[Assumption]) -> str:
 
 
 def how_to_confirm(assumed: Sequence[Assumption]) -> Text:
-    """Return what to do about assumptions that a proof must not rest on."""
+    """Return how to confirm the assumptions that prevent a proof."""
     options = [named(a["field"]) for a in assumed if a["field"] in OF_FIELDS]
     words = "specify what you know (", join(dict.fromkeys(options), ", "), ")"
     if any("official" in str(assumption["source"]) for assumption in assumed):
         return (
             *words,
-            ", or name the official checkpoint itself as a source, whose hash"
-            " (`mae-convert inspect FILE --hash`) confirms it",
+            ", or use an official checkpoint as the source, because its hash (`mae-convert inspect "
+            "FILE --hash`) confirms its configuration",
         )
     return words

@@ -1,8 +1,9 @@
-"""The certificate of a verified conversion, kept beside the weights: anyone can replay it.
+"""The certificate of a verified conversion, stored beside the weights.
 
-``verification.json`` says what was verified and how: the hashes of both checkpoints and of every
-file, limits and figures. ``verification.safetensors`` holds the inputs and the source's float64
-results. With both, the target is judged once more without the source, on any machine.
+``verification.json`` states what was verified and how: the hashes of both checkpoints and of every
+file, the limits and the measured values. ``verification.safetensors`` contains the inputs and the
+source's float64 outputs. With both, anyone can verify the target again without the source, on any
+machine.
 """
 
 import hashlib
@@ -52,10 +53,10 @@ ADVICE = "make it again with `mae-convert verify SOURCE TARGET --certify`"
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate that was read.
+    """A certificate.
 
     Attributes:
-        target: the model directory or file that it is about.
+        target: the model directory or file that was verified.
         document: the contents of ``verification.json``.
     """
 
@@ -63,11 +64,11 @@ class Certificate:
     document: Mapping[str, Any]
 
     def sha256_of(self, name: str) -> str | None:
-        """Return the hash that a file was verified with; None for one that it is not about."""
+        """Return the hash of a file when it was verified; None for a file that was not."""
         return self._hashes().get(name)
 
     def is_document(self, data: bytes) -> bool:
-        """Return whether bytes are ``verification.json`` as it was read."""
+        """Return whether these bytes are the contents of ``verification.json``."""
         try:
             return bool(parse_json(data) == self.document)
         except JsonError:
@@ -77,7 +78,7 @@ class Certificate:
         return {**self.document["files"], _names(self.target)[1]: self.document["arrays"]}
 
     def changed_files(self) -> list[str]:
-        """Return the names of files whose bytes are not those that were verified."""
+        """Return the names of files that changed since the verification."""
         folder = _folder(self.target)
         return [
             name
@@ -86,7 +87,7 @@ class Certificate:
         ]
 
     def checks(self) -> list[Check]:
-        """Return what speaks against the certificate itself, and files that have changed since."""
+        """Return failed checks of the certificate itself, and files that changed since."""
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
             for name in self.changed_files()
@@ -105,7 +106,7 @@ class Certificate:
         return checks
 
     def checks_of(self, checkpoint: Checkpoint) -> list[Check]:
-        """Return what of the target decides what it computes, or is declared, and is not in it."""
+        """Return failed checks of files that affect the model and are not in the certificate."""
         known, declared = self.document["files"], declared_steps(checkpoint)
         new = [name for name in _files(checkpoint) if name not in known]
         foreign = [step for step in self.document["steps"] if step not in declared]
@@ -115,7 +116,7 @@ class Certificate:
         ]
 
     def checks_of_run(self, trace: Trace) -> list[Check]:
-        """Return what speaks against the certificate in the weights that were run once more."""
+        """Return failed checks of the weights that were run again."""
         stated, found = self.document["target"].get("fingerprint"), trace.fingerprint
         if stated is None or stated.split(":")[:2] == str(found).split(":")[:2]:
             return []
@@ -123,15 +124,15 @@ class Certificate:
 
 
 def _names(target: Path) -> tuple[str, str]:
-    """Return the names of document and arrays: in a directory, or beside a single file."""
+    """Return the file names of document and arrays: in a directory, or beside a single file."""
     prefix = "" if target.is_dir() else f"{target.name}."
     return prefix + DOCUMENT, prefix + ARRAYS
 
 
 def _files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the files that decide what a checkpoint computes.
+    """Return the names of the files that determine what a checkpoint computes.
 
-    In a directory these are also files that we do not read and that a library may act on.
+    In a directory, these include files that mae-convert does not read but that a library may use.
     """
     container, path = checkpoint.container, checkpoint.path
     read = [file.path.name for file in (*container.opened, *container.beside)]
@@ -140,10 +141,10 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 of each of these files: of those that were read, as they were read.
+    """Return the SHA-256 of each of these files, of the bytes that were read.
 
     Raises:
-        CheckpointError: one was written to meanwhile.
+        CheckpointError: a file was written to in the meantime.
     """
     container, folder = target.container, _folder(target.path)
     run = verification.traces[1].description["checkpoint"]
@@ -160,14 +161,14 @@ def _folder(target: Path) -> Path:
 
 
 def write_certificate(verification: Verification, target: Checkpoint) -> Path:
-    """Write the certificate of a verification that passed, and return where its document is.
+    """Write the certificate of a verification that passed, and return the path of its document.
 
-    The arrays take their name first, so that a document without its arrays cannot be seen. What is
-    certified are the bytes that were run; if other files have their names by now, there is none.
+    The arrays get their final name first, so a document never appears without its arrays. The
+    certificate covers the bytes that were run; if the files have changed since, none is written.
 
     Raises:
-        CheckpointError: a file of the target is not the one that was verified any more.
-        OutputError: the system refuses to write.
+        CheckpointError: a file of the target changed since it was verified.
+        OutputError: the operating system refuses to write.
     """
     folder = _folder(target.path)
     document_name, arrays_name = _names(target.path)
@@ -188,18 +189,18 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
 
 
 def _require_the_same(files: Mapping[str, str], folder: Path) -> None:
-    """Require that the files that are there now are those that are certified.
+    """Require that the files are unchanged since they were verified.
 
     Raises:
-        CheckpointError: one has another.
+        CheckpointError: a file has changed.
     """
     for name, sha256 in files.items():
         path = folder / name
         if not path.is_file() or file_sha256(path) != sha256:
             raise CheckpointError(
                 path,
-                " is not the file that was verified: it was changed or replaced meanwhile; no"
-                " certificate was written, verify again",
+                " is not the file that was verified: it was changed or replaced in the meantime; "
+                "no certificate was written; verify again",
             )
 
 
@@ -238,7 +239,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
 
 
 def _without_path(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a description whose checkpoint has its name only: a certificate is published."""
+    """Return a description with the checkpoint's name instead of its path, for publication."""
     checkpoint = description["checkpoint"]
     return {**description, "checkpoint": {**checkpoint, "name": Path(checkpoint["name"]).name}}
 
@@ -259,15 +260,15 @@ def _about(trace: Trace, fingerprint: Fingerprint) -> dict[str, Any]:
 
 
 def has_certificate(target: Path) -> bool:
-    """Return whether a certificate is beside a model."""
+    """Return whether a model has a certificate."""
     return (_folder(target) / _names(target)[0]).is_file()
 
 
 def read_certificate(target: Path) -> Certificate:
-    """Read the certificate of a model directory, or of a single file.
+    """Read the certificate of a model directory or of a single file.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it does not exist, or is corrupt.
     """
     path = _folder(target) / _names(target)[0]
     if not path.is_file():
@@ -285,7 +286,7 @@ def read_certificate(target: Path) -> Certificate:
     if strange := next((n for n in document["files"] if not is_plain_name(n)), None):
         raise _damaged(path, f"{strange!r} is not the name of a file beside it")
     if has_control_characters(document):
-        raise _damaged(path, "a text in it holds control characters")
+        raise _damaged(path, "a string in it contains control characters")
     return Certificate(target, document)
 
 
@@ -294,10 +295,10 @@ def _damaged(path: Path, what: Text) -> CheckpointError:
 
 
 def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return the source's trace as far as the certificate keeps it, and the inputs.
+    """Return the source's trace as stored in the certificate, and the inputs.
 
     Raises:
-        CheckpointError: the file of arrays cannot be read, or holds others than it should.
+        CheckpointError: the file of arrays cannot be read, or has unexpected arrays.
     """
     path = _folder(certificate.target) / _names(certificate.target)[1]
     if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
@@ -309,11 +310,11 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     inputs = {n.removeprefix(INPUTS): a for n, a in arrays.items() if n.startswith(INPUTS)}
     kept = {name: array for name, array in arrays.items() if not name.startswith(INPUTS)}
     description = certificate.document["source_trace"]
-    check_trace(description, kept, f"{path}, with what {DOCUMENT} says of it")
+    check_trace(description, kept, f"{path}, with its description in {DOCUMENT}")
     try:
         check_inputs(path, inputs, ViTMAEConfig.from_dict(description["config"]))
     except MaeConvertError as error:
         raise _damaged(path, error) from error
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
-        raise _damaged(path, "it does not hold the inputs that the certificate names")
+        raise _damaged(path, "it does not contain the inputs that the certificate refers to")
     return Trace(description, kept), inputs

@@ -1,4 +1,4 @@
-"""What of two traces can be compared, and what a verdict on them says nothing about."""
+"""Which results of two traces can be compared, and what a verdict does not cover."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,10 @@ from mae_convert.verify.localise import LAST_STEPS
 
 
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
-    """Yield what one side has and the other has not: results, and, of our models, steps between.
+    """Yield the outputs and intermediate activations that only one side has.
 
-    The classes of other libraries do not show every step.
+    Other libraries' models do not expose all intermediate activations, so those are compared only
+    between reference models.
     """
     if a.description["task"] != b.description["task"]:
         return
@@ -28,13 +29,13 @@ def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
 
 
 def _has_steps(trace: Trace) -> bool:
-    """Return whether a trace has the steps between of one of our models, and so all of them."""
+    """Return whether a trace has all intermediate activations of a reference model."""
     ours = trace.description.get("framework") not in THIRD_PARTIES
     return ours and any(name.startswith("float64/tap/") for name in trace.arrays)
 
 
 def not_compared(a: Trace, b: Trace) -> list[str]:
-    """Return in sentences what the verdict says nothing about."""
+    """Return sentences about everything that the verdict does not cover."""
     parts = [
         f"{plural(count, 'tensor')} of {name} that a model for the task {task} has not"
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
@@ -49,14 +50,14 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
         if alone := [dtype for dtype in own if dtype not in other]:
             yield f"{', '.join(alone)}, which only {name} has"
     if set(left) & set(right) == {"float64"}:
-        yield "precision below float64: no run of it is in both"
+        yield "precision below float64: the two sides have no such run in common"
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield side, the other's task, number of tensors and whether it is declared, by side.
+    """Yield side, the other side's task, number of tensors and whether this is declared.
 
-    Tensors that a model for another task has not are left behind by the other's conversion, or
-    made by one's own.
+    Tensors that a model for another task does not have were dropped by the other side's conversion,
+    or created by this side's conversion.
     """
     if a.description["task"] == b.description["task"]:
         return
@@ -73,7 +74,7 @@ def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
 
 
 def _alone(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield what only one side's float64 run gave, where the other need not have it."""
+    """Yield results of only one side's float64 run that the other side need not have."""
     other_task = a.description["task"] != b.description["task"]
     wanting = {name for name, _ in missing_results(a, b)}
     for name, one, other in (("A", a, b), ("B", b, a)):
@@ -87,7 +88,7 @@ def _alone(a: Trace, b: Trace) -> Iterator[str]:
         if gradients:
             yield f"{plural(len(gradients), 'gradient')}, which only {name} has"
         if steps:
-            yield f"{len(steps)} steps between, which only {name} has"
+            yield f"{len(steps)} intermediate activations, which only {name} has"
         if results:
             yield f"{', '.join(results)}, which only {name} has"
     if other_task and all(any(GRADIENT in n for n in t.arrays) for t in (a, b)):

@@ -1,7 +1,7 @@
-"""Declared steps, applied to the source of a comparison before the target is judged against it.
+"""Apply declared steps to the source before the target is compared with it.
 
-The numbers come from `mae_convert.verify.arithmetic`, not from the code that converts. The mapping
-table only leads to a tensor and back the same way, so that a mistake in it undoes itself here.
+The arithmetic is that of `mae_convert.verify.arithmetic`, independent of the conversion. The
+mapping table is used only to find a tensor and to write it back, so an error in it cancels here.
 """
 
 import math
@@ -36,12 +36,12 @@ FLOAT32 = DTYPES["float32"]
 
 @dataclass(frozen=True)
 class Change:
-    """What a step makes of a tensor.
+    """The result of a step for one tensor.
 
     Attributes:
         shape: its new shape.
-        dtypes: what the new values are rounded to, one after the other; the last is stored.
-        values: exact values, in float64, for those that are there.
+        dtypes: dtypes that the new values are rounded to, in order; the last is stored.
+        values: exact values in float64, of the elements that have them.
     """
 
     shape: tuple[int, ...]
@@ -63,16 +63,19 @@ def declared_steps(checkpoint: Checkpoint) -> list[Step]:
         if step["step"] not in (*CHANGES, *WITHOUT_CHANGE):
             raise MaeConvertError(
                 checkpoint.path,
-                f" declares a step {step['step']!r} that this version of mae-convert does not know",
+                (
+                    f" declares a step {step['step']!r} that this version of mae-convert does not "
+                    "support"
+                ),
                 hint="update it",
             )
     return steps
 
 
 def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
-    """Return the steps that lie between two checkpoints: those that the source has not behind it.
+    """Return the steps of the target that the source has not already had.
 
-    A target that was converted again declares the steps of both conversions.
+    A target that was converted several times declares the steps of all conversions.
     """
     behind, declared = declared_steps(source), declared_steps(target)
     common = 0
@@ -82,17 +85,17 @@ def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
 
 
 def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -> Checkpoint:
-    """Return the source as it must be for the target to be right.
+    """Return the source with declared steps applied, to be compared with the target.
 
     Args:
-        source: the checkpoint that the target was made of.
-        steps: declared steps, in order. One that does not start from what the source is has been
-            taken already, by a conversion whose record is lost, and is left out.
-        target: decides between roundings that are equally good, and nothing else.
+        source: the checkpoint that the target was converted from.
+        steps: declared steps, in order. A step that does not start from the source's current state
+            was applied by an earlier conversion without a record, and is skipped.
+        target: used only to choose between equally accurate roundings.
 
     Returns:
         The checkpoint with canonical tensors, tensors by their own names, configuration and record
-        as after the steps; the source itself where none of them changes a tensor.
+        after the steps; the source itself if no step changes a tensor.
     """
     after = source
     computed: set[str] = set()
@@ -176,7 +179,9 @@ def _model(source: Checkpoint, step: Step, **fields: Any) -> ViTMAEConfig:
     try:
         return replace(source.configuration.model, **fields)
     except ValueError as error:
-        raise MaeConvertError(f"the declared step {dict(step)} is impossible: {error}") from error
+        raise MaeConvertError(
+            f"the declared step {dict(step)} cannot be applied: {error}"
+        ) from error
 
 
 def _in_channels(source: Checkpoint, step: Step) -> Changes:
@@ -196,7 +201,7 @@ def _in_channels(source: Checkpoint, step: Step) -> Changes:
 
 
 def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
-    """Return means or deviations of new channels: of the copied channel, or the average of all."""
+    """Return means or deviations for new channels: of the copied channel, or the average of all."""
     if new == 1:
         return (math.fsum(values) / len(values),)
     return (values * new)[:new]

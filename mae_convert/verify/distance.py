@@ -1,4 +1,4 @@
-"""How far apart two results are, and from where on they count as different."""
+"""The distance between two results, and the limit above which they differ."""
 
 import math
 
@@ -13,7 +13,7 @@ SMALL_QUANTILE = 0.25
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, another shape infinite, NaN stays NaN."""
+    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, different shapes are infinite, NaN stays."""
     if a.shape != b.shape:
         return math.inf
     exact_a, exact_b = (array.astype(np.float64, copy=False) for array in (a, b))
@@ -31,11 +31,11 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def function_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return how far apart two float64 results are, to be compared with ``FUNCTION_LIMIT``.
+    """Return the distance between two float64 results, to be compared with ``FUNCTION_LIMIT``.
 
     That is their relative L2 distance. A few very large elements make it small whatever the other
-    elements are; so where it is within the limit and the error of a single element is not, that
-    error is returned instead (see ``element_error``).
+    elements are; if it is within the limit but the error of a single element is not, that error is
+    returned instead (see ``element_error``).
     """
     error = relative_error(a, b)
     if not error <= FUNCTION_LIMIT:

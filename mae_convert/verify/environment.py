@@ -9,7 +9,7 @@ PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "transformers", "tim
 
 
 def environment() -> dict[str, str]:
-    """Return what may matter to someone who reads the verdict elsewhere."""
+    """Return the versions that a reader of the verdict may need."""
     found = {"mae-convert": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

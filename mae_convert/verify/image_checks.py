@@ -1,7 +1,7 @@
-"""Whether two models are given the same pixels for the same image.
+"""Check that two models get the same pixels for the same image.
 
-Where what is said about preprocessing differs, both are run on test images: another way to say the
-same thing passes, and only a difference in the pixels fails.
+Where their preprocessing settings differ, both are applied to test images: equivalent settings
+pass, and only a difference in the pixels fails.
 """
 
 import math
@@ -18,16 +18,16 @@ from mae_convert.runtime.trace import Trace
 from mae_convert.verify.distance import relative_error
 
 LIMIT = 1e-6
-"""How far the pixels of two models may be apart, relative L2: float32 rounds by 6e-8."""
+"""Limit on the relative L2 difference of the pixels of two models; float32 rounds by 6e-8."""
 LARGEST = 4096
-"""The longest side, in pixels, up to which preprocessing is run: what is larger is not a ViT's."""
+"""The largest image side, in pixels, for which preprocessing is run; no ViT takes larger images."""
 # Which field of ``preprocessor_config.json`` says what, by the fields of Preprocessing.
 GEOMETRY = {"resize": "size", "shortest_edge": "size", "resample": "resample", "crop": "crop_size"}
 VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normalize"}
 
 
 class Compared(NamedTuple):
-    """A field that differs, what it is on each side, and how far apart the pixels are."""
+    """A field that differs, its value on each side, and the distance between the pixels."""
 
     name: str
     a: Any
@@ -36,10 +36,10 @@ class Compared(NamedTuple):
 
 
 def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
-    """Yield what is said about preprocessing in different ways, with the distance of the pixels.
+    """Yield preprocessing settings that differ, with the resulting distance between the pixels.
 
-    How images are resized and cropped is compared where both sides specify it, and for models of
-    the same image size; a mean or deviation that differs by itself is compared elsewhere.
+    Resizing and cropping are compared if both sides specify them and take the same image size; mean
+    and standard deviation are compared elsewhere.
     """
     left, right = (trace.description.get("preprocessing") for trace in (a, b))
     if left is None or right is None:
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def _distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Return how far the pixels of test images are apart: the larger distance of two images."""
+    """Return the relative L2 distance of two test images' pixels: the larger of the two."""
     prepare = [_of_plain(side) for side in (left, right)]
     sides = [side for each in prepare for side in _sides(each)]
     if max(sides, default=1) > LARGEST:

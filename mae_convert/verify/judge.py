@@ -1,10 +1,10 @@
-"""The verdict on two traces: function, numerics, configuration, weights; and who is to blame.
+"""The verdict on two traces: function, numerics, configuration, weights, and differing tensors.
 
 Function: in float64 both sides agree to rounding. Numerics: in each lower precision, each side's
-own error, its distance to its own float64 run, is small and not much larger than the other's, so
-that a side which quietly computes in less precision fails even though both agree within a wide
-tolerance. A forward pass is blind to what softmax cancels and to flags, so tensors and
-configurations are compared as well.
+rounding error (its distance to its own float64 run) is small and not much larger than the other's,
+so a side that silently computes in lower precision fails even if both agree within a wide
+tolerance. A forward pass does not show parameters that softmax cancels, nor flags, so tensors and
+configurations are compared too.
 """
 
 import math
@@ -29,10 +29,10 @@ from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# One side's own error may be this many times the other's ...
+# One side's rounding error may be this many times the other's ...
 PEER_FACTOR = 8.0
-# ... where an error below this many units of roundoff counts as this many, and in no case more
-# than the second number. Random full-size models have own errors of 0.3 to 16 units.
+# ... where an error below this many units of roundoff counts as this many, and in no case more than
+# the second number. Random full-size models have rounding errors of 0.3 to 16 units.
 FLOOR_UNITS = 16.0
 CEILING_UNITS = 64.0
 # ... raised for large attention logits, to half of what TF32 rounds by (8192 units) at most.
@@ -50,7 +50,7 @@ LIMITS = {
 SPECIFIED = "proof/no assumption that both sides share changes the function"
 READ = "proof/every field that a library may act on is read"
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"
-SOURCE_AT_HAND = "proof/the source is at hand"
+SOURCE_AT_HAND = "proof/the source is available"
 Results = Mapping[str, np.ndarray]
 Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
@@ -59,7 +59,7 @@ PREPROCESSING_FIELDS = ("image_mean", "image_std")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was measured, and the limit that it was held against."""
+    """One comparison: the measured value and its limit."""
 
     name: str
     passed: bool
@@ -69,22 +69,22 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer, and the grounds for it.
+    """The result of a comparison of two traces.
 
     Attributes:
         passed: every check passed.
-        proven: both sides were read by the libraries of their formats and loaded without our
-            mapping tables, so that our readers and tables are proven too.
+        proven: both sides were read by the libraries of their formats and loaded without
+            mae-convert's mapping tables, so that our readers and tables are proven too.
         checks: everything that was compared.
-        first_divergence: the first step of the computation where the sides part, or None.
-        suspects: canonical tensors, the likeliest culprit first.
-        causes: explanations that were tested and hold.
+        first_divergence: the first intermediate activation or output that differs, or None.
+        suspects: differing canonical tensors, the most likely cause first.
+        causes: explanations that were tested and confirmed.
         witnesses: how each side was run.
-        effects: how far the declared rounding moves each result, relative L2; not judged.
+        effects: change of each output by a declared rounding, relative L2; not a check.
         steps: declared steps that were applied to the source before it was run.
-        not_compared: what the verdict says nothing about, in sentences.
-        replayed: the results of A were taken from B's certificate; A itself was not run. It is
-            then not proven: who writes a certificate can write the results of any model into it.
+        not_compared: sentences about everything that the verdict does not cover.
+        replayed: the results of A were taken from B's certificate; A itself was not run. Such
+            a verdict is not a proof: a certificate can contain the results of any model.
         assumptions: what is assumed on a side and changes the function, as
             `mae_convert.verify.assumptions.assumptions` returns it.
         inferred: the evidence of an experiment that gave fields of the source, or None.
@@ -150,12 +150,12 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
 
 
 def _native(a: Trace, b: Trace) -> bool:
-    """Return whether nothing of ours stood between the stored bytes and the model on each side."""
+    """Return whether the libraries read both sides without mae-convert's readers and tables."""
     return bool(a.description["native"] and b.description["native"])
 
 
 def unread_in_words(verdict: Verdict) -> str:
-    """Return the fields that nobody here reads, by side; empty where there are none."""
+    """Return the fields that mae-convert does not read, by side; empty if there are none."""
     return "; ".join(f"{side}: {listed(fields, 8)}" for side, fields in verdict.unread.items())
 
 
@@ -187,7 +187,7 @@ def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return how far the results of one trace are from another's, in float64, by name."""
+    """Return the distance of one trace's outputs from another's in float64, by name."""
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])
@@ -199,7 +199,7 @@ def effects(before: Trace, after: Trace) -> dict[str, float]:
 def _check_comparable(a: Trace, b: Trace) -> None:
     if a.description["inputs"] != b.description["inputs"]:
         raise MaeConvertError(
-            "the two traces were made of different inputs, so they cannot be compared",
+            "the two traces were computed from different inputs, so they cannot be compared",
             hint=(
                 *("give both the same ", Option("inputs"), " file, or the same "),
                 *(Option("seed"), " and ", Option("batch")),
@@ -217,8 +217,8 @@ def _check_comparable(a: Trace, b: Trace) -> None:
             n for n in results if n not in side.arrays and f"float64/{n}" not in side.arrays
         ]:
             raise MaeConvertError(
-                f"the trace of {side.description['checkpoint']['name']} lacks {missing[0]}; it is"
-                " damaged: trace it again"
+                f"the trace of {side.description['checkpoint']['name']} lacks {missing[0]}; it is "
+                "incomplete: trace it again"
             )
     if not _common_results(a, b):
         raise MaeConvertError("the two traces have no result in common")
@@ -264,9 +264,9 @@ def _distance(found: Results, exact: Results, name: str, error: Error = relative
 
 
 def own_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
-    """Return how far a run in a lower precision is from the same side's float64 run, by result.
+    """Return a run's distance from the same side's float64 run, by result.
 
-    A certificate holds these figures in place of the run.
+    A certificate stores these numbers instead of the run.
     """
     kept = trace.description.get("own_errors")
     if kept is not None:
@@ -366,9 +366,9 @@ def _config(trace: Trace, name: str) -> Any:
 
 
 def differing_tensors(a: Trace, b: Trace) -> list[str]:
-    """Return the canonical tensors that are not the same bits on both sides.
+    """Return the canonical tensors that are not equal bit for bit on both sides.
 
-    Of models with different tasks the common part is compared.
+    For models with different tasks, the common part is compared.
     """
     left, right = a.description["tensors"], b.description["tensors"]
     same_task = a.description["task"] == b.description["task"]
@@ -386,9 +386,8 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
         lossy = [s for s in side.description["steps"] if s["step"] != "task" and s not in behind]
         if lossy and differing_tensors(a, b):
             yield (
-                f"{name} declares that its {lossy[-1]['step']} was changed to"
-                f" {lossy[-1].get('to')}; `verify SOURCE {side.description['checkpoint']['name']}`"
-                " takes that into account"
+                f"{name} declares that {lossy[-1]['step']} was changed to {lossy[-1].get('to')}; "
+                f"`verify SOURCE {side.description['checkpoint']['name']}` takes this into account"
             )
 
 

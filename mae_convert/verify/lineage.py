@@ -1,8 +1,8 @@
-"""How two checkpoints descend from each other: the same weights, an encoder, or declared steps.
+"""How two checkpoints are related: same weights, same encoder, or declared steps.
 
-Steps that a record declares are applied again and the result compared: that a record declares them
-proves nothing. Where the files of a checkpoint are not at hand, its certificate or conversion
-record is compared, and the result says that it rests on that.
+Steps that a record declares are applied again and the result is compared, because the record alone
+proves nothing. If the files of a checkpoint are not available, its certificate or conversion record
+is compared, and the result states this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,20 @@ from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_betw
 SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
 PARTLY, UNRELATED = "partly the same", "unrelated"
 POSITIONS = (".position_embedding", ".cls_position")
-"""Ends of the names of tensors that models of one size share, whatever they were trained on."""
+"""Suffixes of the names of tensors that all models of one size have in common, whatever they were
+trained on."""
 
 Step = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """What a record says that a checkpoint was made of.
+    """The source of a conversion, as stated in its record.
 
     Attributes:
-        name: of the ancestor, as the record names it.
-        fingerprint: of the ancestor, as the record states it.
-        steps: what was changed on purpose since, as the record declares.
+        name: name of the source in the record.
+        fingerprint: fingerprint of the source in the record.
+        steps: declared steps since then.
     """
 
     name: str
@@ -44,13 +45,13 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one of two checkpoints.
+    """What is available about one of two checkpoints.
 
     Attributes:
-        name: the checkpoint or the record, as the user knows it.
-        fingerprint: computed of the tensors, or as the record states it.
-        checkpoint: the checkpoint; None where only a record is at hand.
-        ancestors: what the record says that it was made of, the nearest first.
+        name: path of the checkpoint or the record, as specified by the user.
+        fingerprint: computed from the tensors, or stated by the record.
+        checkpoint: the checkpoint; None if only a record is available.
+        ancestors: sources of its conversions according to the record, the latest first.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Known:
 
 @dataclass(frozen=True)
 class DifferingTensor:
-    """A canonical tensor that is not the same; None on a side that does not have it."""
+    """A canonical tensor that differs; None on a side that does not have it."""
 
     name: str
     a: TensorDigest | None
@@ -99,7 +100,7 @@ class Lineage:
 
     @property
     def related(self) -> bool:
-        """Whether one is made of the other's weights, and computes with them as that does."""
+        """Whether one was derived from the other's weights and computes the same with them."""
         return self.relation in (SAME, ENCODER, DERIVED) and not self.configuration
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def lineage(a: Known, b: Known) -> Lineage:
 
 
 def _of_tensors(a: Known, b: Known, first: Checkpoint, second: Checkpoint) -> Lineage:
-    """Return how two checkpoints are related whose tensors were read."""
+    """Return the relation of two checkpoints whose tensors were read."""
     rests_on = ("every tensor of A and of B, which were read",)
     left, right = a.fingerprint.tensors, b.fingerprint.tensors
     different = _differing(left, right)
@@ -150,18 +151,18 @@ def _unrelated(
     different: Sequence[DifferingTensor],
     common: Mapping[str, Any],
 ) -> Lineage:
-    """Return the result for two checkpoints of which neither was made of the other."""
+    """Return the result for two checkpoints that are not derived from each other."""
     names = {tensor.name for tensor in different}
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
     if shared:
         sentence = (
-            f"B is not A: {len(different)} tensors are not the same bits, and no declared step"
-            " explains that"
+            f"B is not A: {len(different)} tensors differ, and no declared step explains the "
+            "difference"
         )
         return Lineage(PARTLY, sentence, tensors=tuple(different), **common)
     sentence = (
-        "no relation found: no tensor of weights is the same bits, and no declared step explains"
-        " that"
+        "no relation found: no weight tensor is equal bit for bit, and no declared step explains "
+        "the difference"
     )
     return Lineage(UNRELATED, sentence, tensors=tuple(different), **common)
 
@@ -170,7 +171,7 @@ Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
 
 
 def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
-    """Return that B is A after the steps that it declares, if applying them to A gives B."""
+    """Return the result "B is A after its declared steps" if applying the steps to A gives B."""
     (first, left), (second, right) = a, b
     steps = steps_between(first, second)
     if not any(step["step"] in CHANGES for step in steps):
@@ -186,10 +187,10 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
     if _differing(expected, from_a) or not any(n.startswith("encoder.blocks.") for n in expected):
         return None
     configuration, lacking = _configuration(after, second)
-    left_over = f"; {len(new)} tensors are not of it: {new[0]} …" if new else ""
+    left_over = f"; {len(new)} tensors do not come from it: {new[0]} …" if new else ""
     return Lineage(
         DERIVED,
-        f"{pair} after its declared steps, which were applied again and give the same bits"
+        f"{pair} after its declared steps, which were applied again with an identical result"
         + left_over,
         rests_on=("every tensor of A and of B, which were read, and the steps, applied again",),
         steps=tuple(steps),
@@ -202,7 +203,7 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
 
 
 def _swapped(found: Lineage) -> Lineage:
-    """Return a result for B and A as one for A and B."""
+    """Return a result for (B, A) as one for (A, B)."""
     tensors = tuple(DifferingTensor(t.name, t.b, t.a) for t in found.tensors)
     configuration = {name: (b, a) for name, (a, b) in found.configuration.items()}
     return replace(found, tensors=tensors, configuration=configuration)
@@ -217,7 +218,7 @@ def _differing(
 
 
 def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDigest]) -> bool:
-    """Return whether the encoders are the same, but for the norm that a pooled classifier lacks."""
+    """Return whether the encoders are equal, except for the norm that a pooled classifier lacks."""
     first, second = (
         {name: t for name, t in side.items() if name.startswith("encoder.")}
         for side in (left, right)
@@ -230,7 +231,7 @@ def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDi
 def _configuration(
     a: Checkpoint, b: Checkpoint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Return the fields that differ, and in sentences those that nothing gives."""
+    """Return the fields that differ, and sentences about fields that are not specified."""
     left, right = (function_fields(c) for c in (a, b))
     missing = {"A": missing_fields(a), "B": missing_fields(b)}
     unknown = {name for names in missing.values() for name in names}
@@ -240,17 +241,17 @@ def _configuration(
         if name in right and name not in unknown and left[name] != right[name]
     }
     sentences = [
-        f"{name}, which nothing gives for {side}" for side in missing for name in missing[side]
+        f"{name}, which is not specified for {side}" for side in missing for name in missing[side]
     ]
     return differing, tuple(sentences)
 
 
 def _of_records(a: Known, b: Known) -> Lineage:
-    """Return how two checkpoints are related of which at least one is known from a record."""
+    """Return the relation of two checkpoints if at least one is known from a record only."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None
-        else f"{side}: what {one.name} states; the files that it is about were not read"
+        else f"{side}: the statements of {one.name}; the files that it describes were not read"
         for side, one in (("A", a), ("B", b))
     )
     left, right = a.fingerprint, b.fingerprint
@@ -263,12 +264,12 @@ def _of_records(a: Known, b: Known) -> Lineage:
         for part in {**left.parts, **right.parts}
         if left.parts.get(part) != right.parts.get(part)
     )
-    for one, other, pair in ((a, b, "B was made of A"), (b, a, "A was made of B")):
+    for one, other, pair in ((a, b, "B was converted from A"), (b, a, "A was converted from B")):
         for ancestor in other.ancestors:
             if ancestor.fingerprint.weights == one.fingerprint.weights:
                 sentence = (
-                    f"{pair}, according to the record; its steps were not applied again, as the"
-                    " files of both would be needed"
+                    f"{pair}, according to the record; its steps were not applied again, because "
+                    "that needs the files of both"
                 )
                 lacking = ("the configuration, which the steps may change",)
                 return Lineage(
@@ -284,15 +285,15 @@ def _of_records(a: Known, b: Known) -> Lineage:
             left.tensors, right.tensors, different, {"rests_on": rests_on, "parts": parts}
         )
     digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
-    sentence = f"no relation found, according to the record: not the same {digests}"
-    lacking = ("single tensors, of which a record holds no digests",)
+    sentence = f"no relation found, according to the record: different {digests}"
+    lacking = ("single tensors, because a record contains no digests of them",)
     return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=lacking)
 
 
 def _digests(
     left: Fingerprint, right: Fingerprint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Compare digests of configurations."""
+    """Compare the digests of two configurations."""
     pair = left.configuration, right.configuration
     if None in pair:
         return {}, ("the configuration, which is not known for both",)

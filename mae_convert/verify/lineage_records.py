@@ -1,4 +1,4 @@
-"""What a certificate or a conversion record states of a checkpoint whose files are not at hand."""
+"""Certificates and conversion records as descriptions of checkpoints that are not available."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,17 +22,17 @@ from mae_convert.verify.certificate import ARRAYS, DOCUMENT
 from mae_convert.verify.lineage import Ancestor, Known
 
 RECORD = "conversion.json"
-ADVICE = "convert or verify again with this version, or name the checkpoint itself"
+ADVICE = "convert or verify again with this version, or pass the checkpoint itself"
 DIGEST = re.compile("[0-9a-f]{64}")
 MOST_ANCESTORS = 100
 
 
 def known(checkpoint: Checkpoint, *, with_record: bool = False) -> Known:
-    """Return what is known of a checkpoint that is at hand: every tensor is read.
+    """Return the description of a checkpoint; all tensors are read.
 
     Args:
         checkpoint: the checkpoint.
-        with_record: return what its record says that it was made of, too.
+        with_record: include the sources that its conversion record states.
 
     Raises:
         CheckpointError: its record contradicts itself.
@@ -49,10 +49,10 @@ def record_of(path: Path) -> Path | None:
     """Return the record that stands for a checkpoint: a JSON file, or that of an empty directory.
 
     Args:
-        path: what the user named.
+        path: the path that the user specified.
 
     Returns:
-        None where the weights themselves are there, or nothing is.
+        None if the path contains weights, or does not exist.
     """
     if path.is_file() and path.suffix == ".json":
         return path
@@ -64,7 +64,7 @@ def record_of(path: Path) -> Path | None:
 
 
 def read_record(path: Path) -> Known:
-    """Return what a certificate or a conversion record states of the checkpoint that it is about.
+    """Return the description of a checkpoint from its certificate or conversion record.
 
     Raises:
         CheckpointError: it is neither, states no fingerprint, or contradicts itself.
@@ -86,13 +86,17 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
     check_document(document["source_trace"], "trace", path, ADVICE)
     if not document["passed"]:
         raise CheckpointError(
-            path, " is the record of a verification that did not pass, which shows no relation"
+            path,
+            (
+                " is the record of a verification that did not pass, so it does not establish a "
+                "relation"
+            ),
         )
     target, source = _stated(path, document["target"]), _stated(path, document["source"])
     try:
         traced = described_fingerprint(document["source_trace"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(path, f": its source_trace is impossible ({error})") from error
+        raise CheckpointError(path, f": its source_trace is invalid ({error})") from error
     # The digests of tensors are those of the source as it was run: after the declared steps.
     if traced.weights == target.weights:
         target = traced_as(target, traced)
@@ -108,7 +112,7 @@ def traced_as(stated: Fingerprint, traced: Fingerprint) -> Fingerprint:
 
 
 def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
-    """Yield the source of a conversion, and what that was made of, as far as it is stated."""
+    """Yield the source of a conversion, the source of that source, and so on."""
     for _ in range(MOST_ANCESTORS):
         if not isinstance(source, Mapping):
             return
@@ -122,7 +126,7 @@ def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
     """Return a fingerprint that a document states by its digests.
 
     Raises:
-        CheckpointError: it states none, or one that its digests do not give.
+        CheckpointError: it states none, or one that does not match the digests.
     """
     if "fingerprint" not in document:
         raise CheckpointError(path, " states no fingerprint", hint=ADVICE)
@@ -137,7 +141,10 @@ def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
     ):
         raise CheckpointError(
             path,
-            f" states a fingerprint that is not that of its digests, or not of version {VERSION}",
+            (
+                " states a fingerprint that does not match its digests, or is not of version "
+                f"{VERSION}"
+            ),
             hint=ADVICE,
         )
     return found

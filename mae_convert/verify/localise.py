@@ -40,7 +40,7 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
 
 
 def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
-    """Return the canonical tensors that the first differing result depends on, likeliest first."""
+    """Return the canonical tensors behind the first differing result, most likely first."""
     known = {**a.description["tensors"], **b.description["tensors"]}
     names = _weights_and_biases(_modules(first, diverging, a, b))
     if _same_for_every_token(first, a, b):
@@ -92,7 +92,10 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 
 
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
-    """A row of the second layer affects one channel; earlier weights affect all of them."""
+    """Return the modules of an MLP whose tensors can explain a difference.
+
+    A row of the second layer affects one channel; earlier weights affect all channels.
+    """
     mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
     found = _results(first, a, b)
     if found is not None and len(differing(*found, axis=-1)) < found[0].shape[-1]:
@@ -101,7 +104,10 @@ def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """The class token is the first token, patches are the others."""
+    """Return the modules of the encoder's embedding whose tensors can explain a difference.
+
+    The class token is the first token; the patches are the others.
+    """
     patches, token = "encoder.patch_embedding", "encoder.cls_token"
     positions = "encoder.position_embedding"
     found = _results(name, a, b)
@@ -121,7 +127,10 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Removed patches are the mask token, kept ones and the class token the embedded latent."""
+    """Return the modules of the decoder's embedding whose tensors can explain a difference.
+
+    Removed patches are the mask token; visible patches and the class token are the embedded latent.
+    """
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
     found, mask = _results(name, a, b), a.arrays.get("mask")
     if found is None or mask is None:
@@ -164,9 +173,9 @@ def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
-    """Return the place on the grid (N, count) of each token that an embedding has, if it is known.
+    """Return the grid position (N, count) of each token of an embedding, if known.
 
-    The class token is left out in the encoder, and counted in the decoder.
+    The class token is excluded in the encoder and included in the decoder.
     """
     restore = trace.arrays.get("ids_restore")
     if restore is None:
@@ -178,9 +187,9 @@ def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
 
 
 def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:
-    """Return both sides' result in float64, or None where they cannot be compared.
+    """Return both sides' results in float64, or None if they cannot be compared.
 
-    Where one has values that are not finite, masks of the finite values are returned instead.
+    If a side has non-finite values, masks of the finite values are returned instead.
     """
     key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
     left, right = a.arrays.get(key), b.arrays.get(key)
@@ -195,7 +204,7 @@ def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray]
 def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
     """Return whether the sides differ at an activation (N, T, D) by one vector for all tokens.
 
-    The class token does not pass the patch embedding, so it is not counted there.
+    The class token is excluded, because it does not pass through the patch embedding.
     """
     found = _results(name, a, b)
     if found is None or found[0].ndim < 2:

@@ -1,7 +1,8 @@
-"""Results that others have published for official checkpoints, and whether a checkpoint has them.
+"""Reference results that third parties published for official checkpoints.
 
-A corner of the logits for a known picture and known noise: [0, :3, :3], to four decimals. It proves
-far less than a comparison with the source; but it was computed by others, from the true weights.
+A reference result is a corner of the logits, [0, :3, :3], for a known image and known noise, to
+four decimals. It proves far less than a comparison with the source, but it was computed
+independently from the original weights.
 """
 
 from collections.abc import Mapping
@@ -29,14 +30,14 @@ class PublishedTruth:
 
     Attributes:
         source: the checkpoint, as a command takes it.
-        picture: address of the picture.
+        image: address of the image.
         noise: which program's generator made the noise, from `SEED`: "torch" or "numpy".
         corner: logits [0, :3, :3].
         absolute: allowed difference, to which ``relative`` times the value is added.
         relative: see ``absolute``.
         layer_norm_eps: what it was computed with, where that is not what the checkpoint has.
         where: who published it.
-        image_size: side of the picture as the model takes it.
+        image_size: side of the image as the model takes it.
     """
 
     source: str
@@ -50,7 +51,7 @@ class PublishedTruth:
     image_size: int = 224
 
     def allowed(self) -> np.ndarray:
-        """Return how far each value may be away, (3, 3)."""
+        """Return the allowed difference of each value, (3, 3)."""
         return self.absolute + self.relative * np.abs(np.array(self.corner))
 
 
@@ -92,20 +93,21 @@ PUBLISHED: Mapping[str, PublishedTruth] = {
 
 
 def published_named(name: str) -> PublishedTruth:
-    """Return the published result for a checkpoint.
+    """Return the reference result for a checkpoint.
 
     Raises:
-        MaeConvertError: none is known.
+        MaeConvertError: there is none.
     """
     if name not in PUBLISHED:
         raise MaeConvertError(
-            f"no published result is known for {name!r}; there are some for {', '.join(PUBLISHED)}"
+            f"there are no reference results for {name!r}; there are some for "
+            f"{', '.join(PUBLISHED)}"
         )
     return PUBLISHED[name]
 
 
 def published_noise(truth: PublishedTruth, patches: int) -> np.ndarray:
-    """Return noise (1, L) float32 that orders the patches as the published result's noise does.
+    """Return noise (1, L) float32 with the same patch order as the reference result's noise.
 
     PyTorch's generator is MT19937 too; a float32 is 24 of its bits.
     """
@@ -139,19 +141,19 @@ class PublishedResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every value is as near as is allowed."""
+        """Whether every value is within the tolerance."""
         return all(share <= 1 for share in self.share.values())
 
 
 def check_published(
-    checkpoint: Checkpoint, truth: PublishedTruth, picture: Path, side: Side
+    checkpoint: Checkpoint, truth: PublishedTruth, image: Path, side: Side
 ) -> PublishedResult:
-    """Run a checkpoint on the picture and the noise of a published result, and compare.
+    """Run a checkpoint on the image and the noise of a published result, and compare.
 
     Args:
         checkpoint: the pre-training model that the result is of, or what became of it.
         truth: the published result.
-        picture: the file at ``truth.picture``.
+        image: the file at ``truth.image``.
         side: how to run it.
 
     Raises:
@@ -161,15 +163,15 @@ def check_published(
     model = checkpoint.configuration.model
     if checkpoint.task != "pretrain" or model.image_hw != (truth.image_size,) * 2:
         raise MaeConvertError(
-            f"{checkpoint.name} is a model for the task {checkpoint.task} and pictures of"
-            f" {model.image_hw[0]} x {model.image_hw[1]}; what was published for {truth.source} is"
-            f" of a pre-training model for {truth.image_size} x {truth.image_size}"
+            f"{checkpoint.name} is a model for the task {checkpoint.task} and images of "
+            f"{model.image_hw[0]} x {model.image_hw[1]}; the reference results for {truth.source} "
+            f"are from a pre-training model for {truth.image_size} x {truth.image_size}"
         )
     side = choose_side(checkpoint, side)
     if truth.layer_norm_eps is not None:
         model = replace(model, layer_norm_eps=truth.layer_norm_eps)
     configuration = replace(checkpoint.configuration, model=model)
-    pixels = _preprocessing(truth, configuration)(open_image(picture))[None]
+    pixels = _preprocessing(truth, configuration)(open_image(image))[None]
     inputs = {"pixel_values": pixels, "noise": published_noise(truth, model.num_patches)}
     prepared = replace(checkpoint, configuration=configuration)
     (trace,) = run_together([Run(prepared, side, Request(taps=False))], inputs)
@@ -181,7 +183,7 @@ def check_published(
 
 
 def _preprocessing(truth: PublishedTruth, configuration: Configuration) -> Preprocessing:
-    """Return what the image processor of that time did: it resized bilinearly."""
+    """Return the preprocessing of the image processor of that time, which resized bilinearly."""
     return Preprocessing(
         channels=3,
         resize=(truth.image_size, truth.image_size),
@@ -195,7 +197,7 @@ def _preprocessing(truth: PublishedTruth, configuration: Configuration) -> Prepr
 
 
 def share_of_allowed(corner: np.ndarray, truth: PublishedTruth) -> float:
-    """Return the largest distance of (3, 3) values from those published, as a share of allowed."""
+    """Return the largest difference of (3, 3) values, relative to the tolerance."""
     distance = np.abs(corner.astype(np.float64) - np.array(truth.corner))
     return float(np.max(distance / truth.allowed()))
 

@@ -1,4 +1,4 @@
-"""Judge a certified checkpoint once more, without its source."""
+"""Verify a certified checkpoint again without its source."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ from mae_convert.verify.certificate import Certificate, read_certificate, read_s
 from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
 from mae_convert.verify.verification import Options, Verification
 
-SOURCE_NOT_RUN = "the source itself: its results and hashes are those that the certificate states"
+SOURCE_NOT_RUN = "the source itself: its outputs and hashes are taken from the certificate"
 
 
 def replay(
@@ -80,11 +80,11 @@ def replay(
 
 
 def _not_kept(certificate: Certificate) -> str:
-    """Return in a sentence what was compared when the certificate was made and is not again."""
+    """Return a sentence about comparisons that the certificate does not allow to repeat."""
     names = [str(check["name"]) for check in certificate.document["checks"]]
     gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)
-    what = "every step between and the gradients" if gradients else "every step between"
-    return f"{what}: they were when the certificate was made, which keeps results only"
+    what = "intermediate activations and gradients" if gradients else "intermediate activations"
+    return f"{what}: compared when the certificate was created, but not stored in it"
 
 
 def _run_again(

@@ -1,4 +1,4 @@
-"""The checks of a verdict as a person reads them: results by name, steps between by their worst."""
+"""Readable names of a verdict's checks; intermediate activations are summarised by the worst."""
 
 import math
 import re
@@ -26,15 +26,15 @@ from mae_convert.verify.localise import execution_order
 
 GROUPS = (
     ("configuration/", "configuration fields that change the function"),
-    ("weights/", "tensors that differ in any bit"),
+    ("weights/", "tensors that are not equal bit for bit"),
     ("shape/", "shapes"),
-    ("file/", "files that are not those that were verified"),
-    (WHOLE, "what only one side has is declared dropped"),
-    (NATIVE, "both sides read by their libraries alone"),
-    (SOURCE_AT_HAND, "the source is at hand"),
-    (READ, "fields that a library may act on and nobody here reads"),
+    ("file/", "files that differ from those that were verified"),
+    (WHOLE, "tensors that only one side has are declared as dropped"),
+    (NATIVE, "both sides loaded natively by their libraries"),
+    (SOURCE_AT_HAND, "the source is available"),
+    (READ, "configuration fields that a library may use and that mae-convert does not read"),
     (SPECIFIED, "assumptions about the function that both sides share"),
-    ("certificate/", "what the certificate says"),
+    ("certificate/", "the certificate"),
 )
 FUNCTION = "function/"
 DEPTH = re.compile(
@@ -44,7 +44,7 @@ DEPTH = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a summary: what was compared, the worst of it, and whether all of it passed."""
+    """One line of a summary: name, worst measured value, and whether all checks passed."""
 
     title: str
     measured: str
@@ -73,7 +73,7 @@ def _line(title: str, group: Sequence[Check]) -> Line:
 
 
 def _badness(check: Check) -> tuple[bool, float]:
-    """Return a sort key: failed checks come after passed ones, then measured over limit counts."""
+    """Return a sort key: failed checks last, otherwise by measured value relative to limit."""
     measured, limit = check.measured, check.limit
     if not isinstance(measured, int | float) or not isinstance(limit, int | float):
         return not check.passed, 0.0 if check.passed else math.inf
@@ -87,7 +87,7 @@ def _badness(check: Check) -> tuple[bool, float]:
 def _title(name: str) -> str:
     if name.startswith("against "):
         witness, _, rest = name.partition("/")
-        own = f"own error of {witness.removeprefix('against ')},"
+        own = f"rounding error of {witness.removeprefix('against ')},"
         return f"{witness}, {_title(rest).replace('own error of B,', own)}"
     for prefix, title in GROUPS:
         if name.startswith(prefix):
@@ -96,20 +96,20 @@ def _title(name: str) -> str:
     if kind == "function":
         return f"float64: {_steps(rest) or rest}"
     side, _, rest = rest.partition("/")
-    return f"{kind}: own error of {side}, {_steps(rest) or 'results'}"
+    return f"{kind}: rounding error of {side}, {_steps(rest) or 'results'}"
 
 
 def _steps(name: str) -> str | None:
-    """Return what a name that is one of many is summed up as."""
+    """Return the summary name of a result that is one of many."""
     if name.startswith("grad/"):
         return "gradients"
-    return "every step between" if "." in name else None
+    return "intermediate activations" if "." in name else None
 
 
 def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
-    """Return how far the sides are apart in float64, relative L2, after each block and at the end.
+    """Return the relative L2 distance in float64 after each block and at the end.
 
-    In the order of the computation. NaN and other shapes are infinitely far apart.
+    In the order of the computation. NaN and different shapes count as infinite.
     """
     found = [
         (check.name.removeprefix(FUNCTION), check.measured)
@@ -122,36 +122,36 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
 
 
 def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
-    """Return the verdict in one word or two, and what it means in a sentence."""
+    """Return the verdict in one or two words, and its meaning in a sentence."""
     failed = verdict.failed()
     if failed and all(_is_numeric(check) for check in failed):
         return "IMPRECISE", (
-            "the same function in float64 and the same weights, but a side computes it less"
-            " precisely than it could"
+            "the same function in float64 and the same weights, but one side computes it with "
+            "larger rounding errors than its precision explains"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
         return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict, style)}"
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
-            "results are NaN, so that nothing shows whether these are the same function"
+            "outputs are NaN, so it cannot be determined whether these are the same function"
         )
     if not verdict.passed and verdict.replayed:
-        return "DIFFERENT", "B is not what was certified, or does not compute the same any more"
+        return "DIFFERENT", "B is not the certified model, or no longer computes the same outputs"
     if not verdict.passed:
         return "DIFFERENT", "these are not the same function with the same weights"
     if verdict.replayed:
         return "PASSED", (
-            "B still computes what was certified; the source was not at hand, so this is no proof"
-            " that B is the same function"
+            "B still computes what was certified; the source was not available, so this does not "
+            "prove that B is the same function"
         )
     if verdict.proven:
-        common = ", as far as it was compared" if verdict.not_compared else ""
+        common = ", in everything that was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
     return "PASSED", f"not proven: {_why_not(verdict)}"
 
 
 def _same(verdict: Verdict) -> str:
-    """Return what is the same on both sides, as far as no declared step has changed it."""
+    """Return what is equal on both sides, except for declared steps."""
     if not verdict.steps:
         return "the same function, the same weights"
     kinds = dict.fromkeys(str(step["step"]).replace("_", " ") for step in verdict.steps)
@@ -168,38 +168,39 @@ def headline(verdict: Verdict) -> str:
 
 
 def suspects_title(verdict: Verdict) -> str:
-    """Return what the suspects of a verdict are: guilty, or only where to look."""
+    """Return the title for a verdict's differing tensors: the cause, or only candidates."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
-    return "made with these tensors, which are equal" if same else "suspects"
+    return "computed from tensors that are equal" if same else "suspects"
 
 
 def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
     if any(check.name == SOURCE_AT_HAND for check in failed):
         return (
-            "the source is not at hand: a certificate alone cannot prove what it says; verify B"
-            " with its source"
+            "the source is not available: a certificate alone is not a proof; verify B against its "
+            "source"
         )
     if any(check.name == SPECIFIED for check in failed):
         assumed = blocking(verdict.assumptions)
         return (
-            f"both sides assume {in_words(assumed)}, so a mistake in it would not show;"
-            f" {render(how_to_confirm(assumed), style)}"
+            f"both sides assume {in_words(assumed)}, so the comparison would not detect an error "
+            f"in it; {render(how_to_confirm(assumed), style)}"
         )
     if any(check.name == WHOLE for check in failed):
         return (
-            "a side lacks a part of the other that no conversion record declares dropped; convert"
-            " the other to the same task first, which is declared, and verify that"
+            "one side lacks a component of the other that no conversion record declares as "
+            "dropped; convert the other side to the same task first, which records the drop, and "
+            "verify the result"
         )
     return _why_not(verdict)
 
 
 def _why_not(verdict: Verdict) -> str:
-    """Return why a verdict that passed is not proven: fields that are not read, or what of ours."""
+    """Return why a verdict that passed is not proven."""
     reasons = []
     if fields := unread_in_words(verdict):
         reasons.append(
-            "a library may act on fields that are not known here and so were not compared"
-            f" ({fields}); remove them if they change nothing"
+            "a library may use configuration fields that mae-convert does not know and did not "
+            f"compare ({fields}); remove them if they have no effect"
         )
     if not all(w.get("native", True) for w in verdict.witnesses if w.get("side") in ("A", "B")):
         reasons.append(_through_ours(verdict))
@@ -207,14 +208,17 @@ def _why_not(verdict: Verdict) -> str:
 
 
 def _through_ours(verdict: Verdict) -> str:
-    """Return what of ours a side was loaded through, and what follows."""
+    """Return which of mae-convert's readers or tables a side was loaded through."""
     ours = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
-    named = next(filter(None, ours), None) or "our mapping tables"
+    named = next(filter(None, ours), None) or "mae-convert's mapping tables"
     what, _, why = named.replace("our ", "our own ").replace("own own", "own").partition(", ")
     reason = f" ({why})" if why else ""
     sides = [w for w in verdict.witnesses if w.get("side") in ("A", "B") and not w.get("native")]
     advice = "".join(f"; {_natively(side)}" for side in sides)
-    return f"a side was loaded through {what}{reason}, so a mistake there would not show{advice}"
+    return (
+        f"one side was loaded through {what}{reason}, so the comparison would not detect an error "
+        f"there{advice}"
+    )
 
 
 def _natively(witness: Mapping[str, Any]) -> str:
@@ -239,7 +243,7 @@ def _is_numeric(check: Check) -> bool:
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output about how far a declared rounding moves it."""
+    """Return a sentence for each output about the change that a declared rounding causes."""
     return [
         f"the declared rounding moves {name} by {format_number(effect)} (relative L2, not judged)"
         for name, effect in effects.items()

@@ -1,4 +1,4 @@
-"""The ``trace`` command: one checkpoint, one file of results, to be compared here or elsewhere."""
+"""The ``trace`` command: run one checkpoint and write its results to one file."""
 
 import json
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ class TraceOptions:
     """What of a checkpoint is traced.
 
     Attributes:
-        inputs: pictures and noise.
+        inputs: images and noise.
         dtypes: precisions, in order.
-        taps: keep every step between.
+        taps: keep intermediate activations.
         gradients: keep the gradient of the loss for every parameter.
         unmasked: leave no patch out and keep their order.
         as_converted: a checkpoint made of this one: the steps that it declares are applied first.
@@ -72,7 +72,7 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
     """Write a trace; it appears under its name when it is whole.
 
     Raises:
-        OutputError: it exists already and is not to be replaced, or the system refuses to write.
+        OutputError: it already exists and is not to be replaced, or the system refuses to write.
     """
     metadata: dict[str, Any] = {"trace": json.dumps(trace.description)}
     # A transposed view would be written in the order of its memory, as other numbers.
@@ -84,7 +84,9 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
 def _check_output(output: Path, *, overwrite: bool) -> None:
     check_target(output, overwrite=overwrite)
     if output.exists() and not _is_trace(output):
-        raise OutputError(output, " is not a trace and is not replaced", hint="choose another name")
+        raise OutputError(
+            output, " exists and is not a trace, so it is not replaced", hint="choose another name"
+        )
 
 
 def _is_trace(path: Path) -> bool:

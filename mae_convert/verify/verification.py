@@ -1,4 +1,4 @@
-"""Verify a pair of checkpoints: run both at the same time, and judge."""
+"""Verify a pair of checkpoints: run both at the same time, and compare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ class Options:
     """What is asked of a verification.
 
     Attributes:
-        inputs: pictures and noise that both sides are given.
+        inputs: images and noise that both sides are given.
         dtypes: precisions to run; float64, the proof, is always among them.
         gradients: compare the gradient of the loss for every parameter too.
         mask_ratio: run with this ratio instead of the configured one.
@@ -56,10 +56,10 @@ class Options:
 def parse_options(
     against: Sequence[str] = (), mask_ratio_of_run: float | None = None, **options: Any
 ) -> Options:
-    """Return the options that the command line was given.
+    """Return the options from command-line values.
 
     Raises:
-        MaeConvertError: a further witness is none.
+        MaeConvertError: ``against`` does not name a known library.
     """
     witnesses = []
     for text in against:
@@ -150,7 +150,7 @@ def run_verification(
     inputs, request = common_request(after, options, unmasked=unmasked)
     runs = [Run(_runnable(after, side_a), side_a, request, after is a),
             Run(_runnable(b, side_b), side_b, request)]  # fmt: skip
-    # What rounding does to the results is told beside the verdict; other pictures have others.
+    # What rounding does to the results is told beside the verdict; other images have others.
     exact = tuple(step for step in steps if step["step"] != "dtype")
     if exact != steps:
         unrounded = apply_steps(a, exact, b)
@@ -174,9 +174,9 @@ def run_verification(
 
 
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
-    """Return the fingerprint of a side, from its trace unless that is of something else.
+    """Return the fingerprint of a side, from its trace unless the trace is of another model.
 
-    What was run may be the source after declared steps, or the encoder alone.
+    The run may use the source after declared steps, or the encoder only.
     """
     if run.checkpoint is checkpoint:
         return trace.fingerprint
@@ -186,9 +186,10 @@ def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
 def common_request(
     a: Checkpoint, options: Options, *, unmasked: bool
 ) -> tuple[dict[str, np.ndarray], Request]:
-    """Return the inputs of both sides and what is to be run on them.
+    """Return the inputs and run settings of both sides.
 
-    Both are masked alike even where the configurations differ, which is a check of its own.
+    Both sides use the same mask even if their configurations differ; the difference is a separate
+    check.
     """
     inputs = make_inputs(options.inputs, a)
     ratio = options.mask_ratio
@@ -213,9 +214,9 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 
 
 def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
-    """Return the run of a further witness: of the target, unless it natively reads the source only.
+    """Return an additional run: of the target, unless the library natively reads only the source.
 
-    The source is not run a second time by the framework that has run it.
+    The source is not run again by the framework that has already run it.
     """
     limit = source.side.time_limit
     side = Side(witness.framework, python=witness.python, time_limit=limit)
@@ -226,7 +227,7 @@ def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
 
 
 def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
-    """Return the verification with a further run, judged against the source."""
+    """Return the verification with an additional run, compared with the source."""
     witness, request = run.side.framework or "", source.request
     inputs, trace_a = done.inputs, done.traces[0]
     if witness in UNMASKED and request.mask_ratio:
@@ -280,7 +281,7 @@ def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:
 
 
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
-    """Return a verdict without runs when the two models have not even the same shapes."""
+    """Return a verdict without runs if the tensor shapes of the two models differ."""
     left, right = _shapes(a), _shapes(b)
     if a.task == b.task:
         names = [name for name in {**left, **right} if left.get(name) != right.get(name)]

@@ -1,1 +1,1 @@
-"""Look at what a model does: masks, reconstructions, sheets of pictures, features."""
+"""Visualise what a model computes: masks, reconstructions, sheets of images, features."""

@@ -1,4 +1,4 @@
-"""Pixels of any number of channels as colours that a person can look at."""
+"""Display pixels with any number of channels as colours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,21 +40,21 @@ class Display:
         return np.broadcast_to(colours, (*colours.shape[:3], 3))
 
     def chosen(self, difference: np.ndarray) -> np.ndarray:
-        """Return the channels of (N, H, W, C) that are shown, as (N, H, W, 3)."""
+        """Return the selected channels of (N, H, W, C) as (N, H, W, 3)."""
         shown = difference[..., list(self.channels)]
         return np.broadcast_to(shown, (*shown.shape[:3], 3))
 
     @property
     def note(self) -> str:
-        """What is to be known of the colours, or nothing."""
+        """A note about the colours, or nothing."""
         if self.low is None:
             return ""
         numbers = ", ".join(str(channel + 1) for channel in self.channels)
         several = len(self.channels) > 1
         what = "s {} as red, green and blue, each" if several else " {} in grey,"
         return (
-            f"channel{what.format(numbers)} stretched from its {LOW}nd to its {HIGH}th percentile"
-            " in the original"
+            f"channel{what.format(numbers)} scaled from the {LOW}nd to the {HIGH}th percentile of "
+            "the original"
         )
 
 
@@ -81,8 +81,8 @@ def display_of(
     if bands is not None and not all(1 <= band <= count for band in bands):
         raise MaeConvertError(
             Option("bands", ",".join(map(str, bands))),
-            " names channels that the model does not have",
-            hint=f"it takes {count}, which are numbered from 1",
+            " refers to channels that the model does not have",
+            hint=f"it has {count} channels, numbered from 1",
         )
     default = range(3) if count >= 3 else range(1)
     channels = tuple(default) if bands is None else tuple(band - 1 for band in bands)

@@ -1,4 +1,4 @@
-"""What an encoder says of pictures: one vector each, for neighbours, probes and clusters."""
+"""Encoder features of images: one vector each, for retrieval, probing and clustering."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -21,10 +21,10 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N pictures, with D the width of the encoder.
+    """Features of N images, with D the width of the encoder.
 
     Attributes:
-        names: (N,), paths of the pictures within their folder.
+        names: (N,), paths of the images within their folder.
         labels: (N,), the folder that each lies in, within that folder; empty where there is none.
         cls: (N, D), float32, the class token after the final norm.
         mean: (N, D), float32, the mean of the patches after the final norm.
@@ -55,27 +55,27 @@ def features_of(
     batch: int = 32,
     advance: Progress | None = None,
 ) -> Features:
-    """Run a checkpoint's encoder on pictures, none of whose patches is left out, in float32.
+    """Run a checkpoint's encoder on images, none of whose patches is left out, in float32.
 
     Args:
         checkpoint: any with an encoder.
         folder: what names and labels are told from.
-        paths: pictures in it.
+        paths: images in it.
         inputs: preprocessed images, in place of a folder's; their noise is not used.
         framework: "torch", "tensorflow" or "jax".
         device: "cpu" or "cuda"; None is where the framework puts it.
-        batch: pictures that go through the encoder together.
-        advance: called with the number of pictures that were done.
+        batch: images that go through the encoder together.
+        advance: called with the number of images that were done.
 
     Raises:
-        MaeConvertError: a picture cannot be read, or does not fit the model.
+        MaeConvertError: an image cannot be read, or does not fit the model.
         MissingRequirementError: the framework or the device is not there.
     """
     if inputs is None:
         preprocessing_of(checkpoint)
         # Before minutes of work.
         skip = Option("skip_unreadable", True)
-        check_images(paths, ("mend or remove it, or leave such files out with ", skip))
+        check_images(paths, ("correct or remove it, or leave such files out with ", skip))
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras
@@ -97,7 +97,7 @@ def features_of(
 def _batches(
     checkpoint: Checkpoint, paths: Sequence[Path], inputs: ImageBatch | None, size: int
 ) -> Iterator[np.ndarray]:
-    """Return the pixels of some images at a time."""
+    """Yield batches of pixels."""
     if inputs is not None:
         for start in range(0, len(inputs.names), size):
             yield inputs.pixel_values[start : start + size]

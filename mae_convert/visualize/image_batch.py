@@ -1,4 +1,4 @@
-"""The images that a model is run on to be looked at: image files, or preprocessed in an .npz."""
+"""Batches of images for visualisation: image files, or preprocessed arrays in an .npz file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class ImageBatch:
 def batch_from_files(
     paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool = False
 ) -> ImageBatch:
-    """Return image files, their middle or the whole squeezed into the model's shape.
+    """Return image files, cropped or resized to the model's shape.
 
     Raises:
-        MaeConvertError: a file is not an image, or not one that fits the model.
+        MaeConvertError: a file is not an image, or does not fit the model.
     """
     height, width = checkpoint.configuration.model.image_hw
     shapes = [width / height] * len(paths)
@@ -76,10 +76,10 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
 
 
 def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
-    """Return the noise of a batch, which must not be given beside another kind of mask.
+    """Return the noise of a batch, which excludes another kind of mask.
 
     Raises:
-        MaeConvertError: both say what is removed.
+        MaeConvertError: both specify which patches are removed.
     """
     if batch.noise is not None and mask != default:
         raise MaeConvertError(

@@ -1,8 +1,8 @@
 """Masks: which patches a model sees.
 
-A mask is an order in which patches are removed, last first, so that a mask at a lower ratio is a
-part of the mask at a higher one. It reaches the model as the noise that it sorts patches by: those
-with the lowest values are kept.
+A mask is an order in which patches are removed, so a mask at a lower ratio is contained in the mask
+at a higher ratio. It is passed to the model as noise: the model keeps the patches with the lowest
+values.
 """
 
 import math
@@ -16,7 +16,7 @@ from mae_convert.errors import MaeConvertError
 from reference_models.configuration import ViTMAEConfig
 
 KINDS = ("random", "block", "grid")
-SMALLEST_BLOCK = 16 / 196  # of the picture, as BEiT (Bao et al. 2021, algorithm 1) takes it
+SMALLEST_BLOCK = 16 / 196  # of the image, as BEiT (Bao et al. 2021, algorithm 1) takes it
 LARGEST_BLOCK = 0.25
 MOST_ELONGATED = 1 / 0.3  # width to height of a block, or height to width
 REMOVED_FROM = 128  # grey level of a drawn mask from which on a patch is removed
@@ -26,10 +26,10 @@ def noise_of(kind: str, config: ViTMAEConfig, *, count: int, seed: int = 0) -> n
     """Return noise (count, L), float32, that makes a model remove patches in some manner.
 
     Args:
-        kind: ``random``, for each picture anew; ``block``, rectangles, for each picture anew;
+        kind: ``random``, for each image anew; ``block``, rectangles, for each image anew;
             ``grid``, which at a ratio of 0.75 keeps one patch of every four.
         config: of the model.
-        count: number of pictures.
+        count: number of images.
         seed: of ``random`` and ``block``.
     """
     generator = np.random.Generator(np.random.Philox(seed))
@@ -44,12 +44,12 @@ def noise_of(kind: str, config: ViTMAEConfig, *, count: int, seed: int = 0) -> n
 
 
 def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndarray, float]:
-    """Return noise (count, L) and the mask ratio of a mask that is drawn as a picture.
+    """Return noise (count, L) and the mask ratio of a mask that is drawn as an image.
 
-    Where the picture is white, patches are removed; it is scaled to the model's patches.
+    Where the image is white, patches are removed; it is scaled to the model's patches.
 
     Raises:
-        MaeConvertError: the file is no picture, or it leaves no patch.
+        MaeConvertError: the file is no image, or it leaves no patch.
     """
     rows, columns = config.grid_hw
     drawn = open_image(path).convert("L").resize((columns, rows), Image.Resampling.BOX)
@@ -58,7 +58,7 @@ def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndar
         raise MaeConvertError(
             path,
             " removes every patch",
-            hint="draw black what the model is to see, and white the rest",
+            hint="draw visible patches black and removed patches white",
         )
     ranks = np.empty(removed.size, np.int64)
     ranks[np.argsort(removed, kind="stable")] = np.arange(removed.size)
@@ -66,7 +66,7 @@ def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndar
 
 
 def ratio_that_keeps(kept: int, config: ViTMAEConfig) -> float:
-    """Return a mask ratio by which a model keeps so many patches."""
+    """Return a mask ratio with which a model keeps this many patches."""
     return 0.0 if kept == config.num_patches else 1 - (kept + 0.5) / config.num_patches
 
 
@@ -76,7 +76,7 @@ def _as_noise(ranks: np.ndarray) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return each patch's rank in an ordered dither (Bayer 1973): always evenly spread."""
+    """Return each patch's rank in an ordered dither (Bayer 1973), which is always evenly spread."""
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
@@ -85,7 +85,7 @@ def _grid_ranks(rows: int, columns: int) -> np.ndarray:
 
 
 def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Return ranks by which blocks are removed one after the other, the first with the highest."""
+    """Return ranks that remove rectangular blocks one after the other."""
     removed: list[int] = []
     left = np.ones((rows, columns), bool)
     places = np.arange(rows * columns).reshape(rows, columns)

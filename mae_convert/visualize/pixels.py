@@ -1,4 +1,4 @@
-"""Pixels as pictures again, and panels that a person can look at."""
+"""Convert normalised pixels to images, and assemble them to panels."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from mae_convert.families.configuration import Configuration
 
-GAP = 4  # white pixels between the pictures of a panel
+GAP = 4  # white pixels between the images of a panel
 GREY = 0.5  # shows removed patches, and no difference
 VARIANCE_FLOOR = 1e-6  # the original's, where a patch is normalised
 
@@ -21,10 +21,10 @@ def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.nda
 def in_pixels(
     reconstruction: np.ndarray, pixel_values: np.ndarray, configuration: Configuration
 ) -> np.ndarray:
-    """Return a reconstruction (N, C, H, W) in the scale of the pixels that it is held against.
+    """Return a reconstruction (N, C, H, W) in the scale of the original's pixels.
 
-    A model with ``norm_pix_loss`` predicts each patch normalised; it gets the mean and the
-    deviation of the original's patch, which it cannot know.
+    A model with ``norm_pix_loss`` predicts normalised patches; the mean and standard deviation of
+    each patch are taken from the original.
     """
     if not configuration.model.norm_pix_loss:
         return reconstruction
@@ -49,14 +49,14 @@ def mask_of_pixels(mask: np.ndarray, configuration: Configuration) -> np.ndarray
 def pasted(
     original: np.ndarray, painted: np.ndarray, mask: np.ndarray, configuration: Configuration
 ) -> np.ndarray:
-    """Return colours (N, H, W, 3): the original, and where a patch is removed the painted one."""
+    """Return colours (N, H, W, 3): the original with predicted pixels in removed patches."""
     return np.where(mask_of_pixels(mask, configuration) > 0, painted, original)
 
 
 def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return b - a as colours (N, H, W, C) around grey, and the factor that makes it visible.
+    """Return b - a as colours (N, H, W, C) around grey, and the amplification factor.
 
-    The factor is infinite where there is no difference at all, and NaN is shown as the largest.
+    The factor is infinite if there is no difference; NaN is shown as the largest difference.
     """
     with np.errstate(invalid="ignore"):  # of infinity and infinity
         away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
@@ -69,13 +69,13 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Return columns of colours (N, H, W, 3) beside each other, 8-bit, with a row for each N."""
+    """Return columns of colours (N, H, W, 3) side by side, 8-bit, with a row for each N."""
     rows = [_joined(list(row), axis=1) for row in zip(*columns, strict=True)]
     return eight_bits(_joined(rows, axis=0))
 
 
 def eight_bits(colours: np.ndarray) -> np.ndarray:
-    """Return colours in [0, 1] as 8-bit ones; NaN is black."""
+    """Return colours in [0, 1] as 8-bit values; NaN is black."""
     return np.rint(np.nan_to_num(colours, nan=0.0) * 255).astype(np.uint8)
 
 

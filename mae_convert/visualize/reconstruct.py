@@ -1,4 +1,4 @@
-"""From pictures and a checkpoint to a sheet, or a film over mask ratios."""
+"""Reconstruct images with a checkpoint and write sheets, or animations over mask ratios."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ from mae_convert.visualize.sheet import FILMS, check_name, draw, save, sheet_of
 
 FILM_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 BORROWED = (
-    "the model predicts each patch normalised (norm_pix_loss): its mean and contrast are borrowed"
-    " from the original"
+    "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
+    "each patch are taken from the original image"
 )
 
 
 @dataclass(frozen=True)
 class Look:
-    """How pictures are looked at.
+    """How images are looked at.
 
     Attributes:
-        mask: one of ``masks.KINDS``, or the path of a picture that is white where patches go.
+        mask: one of ``masks.KINDS``, or the path of an image that is white where patches go.
         seed: of the mask.
         framework: "torch", "tensorflow", "jax" or "both".
         device: "cpu" or "cuda"; None is where the framework puts it.
-        stretch: squeeze whole pictures into the model's shape, in place of taking their middle.
+        stretch: squeeze whole images into the model's shape, in place of taking their middle.
         across: groups of rows beside each other; None is what fits well.
         inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
         bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
@@ -69,14 +69,14 @@ def look_at(
         tells the first; of two frameworks also ``largest_difference``, in normalised pixels.
 
     Raises:
-        MaeConvertError: a picture, the mask, the checkpoint or an output cannot be used.
+        MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
         MissingRequirementError: the framework or the device is not there.
     """
     _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and look.mask not in KINDS:
         raise MaeConvertError(
-            f"{look.mask} has one mask ratio, and a film shows many",
+            f"{look.mask} has a fixed mask ratio, and an animation shows several",
             hint=("give a film ", Option("mask", "random"), ", block or grid"),
         )
     if look.inputs is not None:
@@ -105,29 +105,29 @@ def look_at(
 
 
 def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise MaeConvertError where one cannot be written, or would be written twice."""
+    """Raise MaeConvertError if an output cannot be written, or is specified twice."""
     seen: set[Path] = set()
     for path in outputs:
         check_name(path, overwrite=overwrite)
         if path.resolve() in seen:
             raise MaeConvertError(
-                path, " is named twice", hint="give each output a name of its own"
+                path, " is named twice", hint="use a different name for each output"
             )
         seen.add(path.resolve())
 
 
 def outputs_but(films: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
-    """Return the outputs that are no films."""
+    """Return the outputs that are not animations."""
     return [path for path in outputs if path not in films]
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return what is to be known of a model's colours."""
+    """Return a note about the colours of the reconstructions."""
     return BORROWED if checkpoint.configuration.model.norm_pix_loss else None
 
 
 def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.ndarray, float]:
-    """Return noise (N, L), and the mask ratio that goes with it."""
+    """Return noise (N, L), and the mask ratio to use with it."""
     model, count = checkpoint.configuration.model, len(batch.names)
     if (given := noise_in(batch, look.mask, KINDS[0])) is not None:
         return given, ratio_that_keeps(model.num_kept, model)

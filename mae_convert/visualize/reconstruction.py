@@ -1,4 +1,4 @@
-"""What a model makes of pictures that it sees a part of."""
+"""A model's reconstructions of masked images."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,13 +18,13 @@ from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side
 from mae_convert.visualize.pixels import in_pixels
 
-AT_ONCE = 8  # pictures that go through a model together
+AT_ONCE = 8  # images that go through a model together
 BOTH = ("torch", "tensorflow")
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What came of some pictures.
+    """What came of some images.
 
     Attributes:
         pixel_values: (N, C, H, W), what the model was given, of which it saw a part.
@@ -40,7 +40,7 @@ class Reconstruction:
 
 
 def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
-    """Return the largest middle part of a picture that has the shape of a model's pictures."""
+    """Return the largest centre crop of an image with the aspect ratio of the model's images."""
     height, width = image_hw
     scale = min(picture.height / height, picture.width / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -49,10 +49,10 @@ def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image
 
 
 def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
-    """Return pictures as a model takes them, (N, C, H, W), their middle or the whole squeezed.
+    """Return images as model inputs, (N, C, H, W), cropped or resized.
 
     Raises:
-        MaeConvertError: a file is no picture, or none that fits the model.
+        MaeConvertError: a file is not an image, or does not fit the model.
     """
     image_hw = checkpoint.configuration.model.image_hw
     pixels = []
@@ -77,8 +77,8 @@ class Reconstructor:
         """
         if checkpoint.task != "pretrain":
             raise MaeConvertError(
-                f"{checkpoint.name} has no decoder, which is what paints the missing patches",
-                hint="take a checkpoint that has one (`mae-convert catalog` lists official ones)",
+                f"{checkpoint.name} has no decoder, which reconstructs the removed patches",
+                hint="use a checkpoint with a decoder (`mae-convert catalog` lists official ones)",
             )
         self._checkpoint, self._framework, self._device = checkpoint, framework, device
         self._model: Any = None
@@ -86,7 +86,7 @@ class Reconstructor:
             self._model = load_model(checkpoint, framework, dtype="float32", device=device)
 
     def __call__(self, pixels: np.ndarray, noise: np.ndarray, ratio: float) -> Reconstruction:
-        """Return what the model makes of pictures (N, C, H, W) by noise (N, L) at a mask ratio."""
+        """Return the reconstructions of images (N, C, H, W) for noise (N, L) and a mask ratio."""
         parts = [
             self._some(pixels[start : start + AT_ONCE], noise[start : start + AT_ONCE], ratio)
             for start in range(0, len(pixels), AT_ONCE)
@@ -106,7 +106,7 @@ class Reconstructor:
     def _some(
         self, pixels: np.ndarray, noise: np.ndarray, ratio: float
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the mask and what each framework predicts."""
+        """Return the mask and the predictions of each framework for a batch."""
         if self._framework == "both":
             return self._both(pixels, noise, ratio)
         run = _run_torch if self._framework == "torch" else _run_keras

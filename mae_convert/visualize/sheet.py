@@ -1,4 +1,4 @@
-"""Contact sheets: labelled rows of pictures, several beside each other, and films of them."""
+"""Contact sheets: labelled rows of images, in one or more groups, and animations of them."""
 
 import math
 import unicodedata
@@ -16,7 +16,7 @@ from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.pixels import GREY, amplified_difference, eight_bits, in_pixels, pasted
 from mae_convert.visualize.reconstruction import Reconstruction
 
-TILE = 224  # pixels on the sheet of a picture's longer side, at least
+TILE = 224  # pixels on the sheet of an image's longer side, at least
 MARGIN, GAP, LINE = 16, 6, 20
 INK, FAINT, PAPER = (32, 32, 36), (110, 110, 118), (255, 255, 255)
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -27,7 +27,7 @@ NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet: what it is called, and its pictures (H, W, 3) in [0, 1]."""
+    """A row of a sheet: its label, and its images (H, W, 3) in [0, 1]."""
 
     label: str
     tiles: tuple[np.ndarray, ...]
@@ -41,7 +41,7 @@ class Sheet:
         heads: what each column shows.
         rows: of as many tiles.
         note: a line below everything, or nothing.
-        shapes: width to height that each row's pictures are shown in.
+        shapes: width to height that each row's images are shown in.
     """
 
     heads: tuple[str, ...]
@@ -59,16 +59,16 @@ def sheet_of(
     note: str = "",
     display: Display | None = None,
 ) -> Sheet:
-    """Return a sheet with a row for each picture.
+    """Return a sheet with a row for each image.
 
-    Of one framework it shows original, masked picture, reconstruction, and the reconstruction with
-    the visible patches put back; of two the last of each, and their difference, amplified.
+    Of one framework it shows original, masked image, reconstruction, and the reconstruction with
+    the original visible patches; of two the last of each, and their difference, amplified.
 
     Args:
         done: what the models made.
-        names: of the pictures.
+        names: of the images.
         configuration: the model's, for patches and normalisation.
-        shapes: width to height in which each picture is shown.
+        shapes: width to height in which each image is shown.
         note: a line for below.
         display: how pixels become colours; default: as those of photographs.
     """
@@ -110,7 +110,7 @@ def panel(
         pixel_values: (N, C, H, W), normalised.
         reconstruction: (N, C, H, W), as the model predicts it.
         mask: (N, L), 1 where a patch is removed.
-        names: of the pictures.
+        names: of the images.
         configuration: the model's.
     """
     painted = in_pixels(reconstruction, pixel_values, configuration)
@@ -120,7 +120,7 @@ def panel(
 
 
 def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
-    """Return the sheet as a picture, `across` groups beside each other, or what fits well."""
+    """Return the sheet as an image, with `across` groups side by side, or a suitable number."""
     across = across or (1 if len(sheet.rows) <= 4 else 2 if len(sheet.rows) <= 12 else 3)
     across = min(across, len(sheet.rows))
     sizes = [_size(row, shape) for row, shape in zip(sheet.rows, sheet.shapes, strict=True)]
@@ -150,7 +150,7 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
 
 
 def _size(row: Row, shape: float) -> tuple[int, int]:
-    """Return width and height on the sheet: whole multiples of the pixels where shapes agree."""
+    """Return width and height on the sheet: integer multiples of the pixels where possible."""
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))
     if math.isclose(shape, width / height, rel_tol=0.01):
@@ -176,7 +176,7 @@ def _write(
     width: int,
     ink: tuple[int, int, int],
 ) -> None:
-    """Write a line, cut off where it does not fit, in the letters that Pillow's own font has."""
+    """Draw a line of text in Pillow's own font, truncated if it does not fit."""
     font = ImageFont.load_default(13)
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = for_terminal(text).encode("ascii", "replace").decode()
@@ -188,16 +188,16 @@ def _write(
 
 
 def check_name(path: Path, *, overwrite: bool) -> None:
-    """See to it that a picture can be written under a name, before it is made.
+    """Check that an image can be written to a path, before it is computed.
 
     Raises:
-        MaeConvertError: the suffix is not known, or there is a file already.
+        MaeConvertError: the suffix is unknown, or the file already exists.
     """
     check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *FILMS))
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool) -> None:
-    """Write a picture, or several as a film that starts again at its end."""
+    """Write an image, or several as an animation that loops."""
     with replacing_file(path, overwrite=overwrite) as place:
         if len(frames) == 1:
             frames[0].save(place, Image.registered_extensions()[path.suffix.lower()], quality=95)

@@ -1,4 +1,4 @@
-"""How a pre-training went: each checkpoint on the same pictures with the same noise, in float32."""
+"""Evaluate the checkpoints of a pre-training run on the same images and noise, in float32."""
 
 import math
 import re
@@ -34,9 +34,9 @@ class Point:
     Attributes:
         source: its name.
         epoch: as the file says, else the last number in its name, else its place; from 0.
-        loss: mean over the pictures of the model's own objective over removed patches; None where
+        loss: mean over the images of the model's own objective over removed patches; None where
             the checkpoint could not be run.
-        losses: (N,), of each picture.
+        losses: (N,), of each image.
         error: why it could not be run.
     """
 
@@ -49,12 +49,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A training run on some pictures.
+    """A training run on some images.
 
     Attributes:
         points: by epoch.
-        images: names of the pictures.
-        shown: by epoch, what came of the pictures, for a few of the points.
+        images: names of the images.
+        shown: by epoch, what came of the images, for a few of the points.
         configuration: of the models.
         mask_ratio: share of the patches that was removed.
         display: how pixels are shown.
@@ -79,7 +79,7 @@ class Timeline:
 
     @property
     def paid_until(self) -> Point:
-        """The first point that has all but 1 % of the way from the first loss to the lowest."""
+        """The first point that has reached 99 % of the improvement from first to lowest loss."""
         points = [p for p in self.points if p.loss is not None]
         first, lowest = points[0].loss or 0.0, self.best.loss or 0.0
         return next(p for p in points if (p.loss or 0.0) <= lowest + ENOUGH * (first - lowest))
@@ -93,7 +93,7 @@ class View:
         framework: "torch", "tensorflow" or "jax".
         device: "cpu" or "cuda"; None is where the framework puts it.
         seed: of the noise.
-        shown: number of checkpoints whose pictures are kept.
+        shown: number of checkpoints whose images are kept.
         flags: what the user says of the checkpoints.
         state_key: the key of the weights.
         inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
@@ -118,18 +118,18 @@ def timeline(
     view: View,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Timeline:
-    """Run checkpoints of one training on pictures, and return how well each paints them.
+    """Run checkpoints of one training on images, and return how well each paints them.
 
     A checkpoint that cannot be run is a point without a loss.
 
     Args:
         sources: checkpoints, in the order of training where nothing tells their epochs.
-        images: pictures, of which the middle is taken.
+        images: images, of which the middle is taken.
         view: how.
         advance: called with the number of checkpoints that were done.
 
     Raises:
-        MaeConvertError: a picture cannot be used, or no checkpoint can be run.
+        MaeConvertError: an image cannot be used, or no checkpoint can be run.
         MissingRequirementError: the framework or the device is not there.
     """
     run = _Run(images, view)
@@ -163,7 +163,7 @@ def timeline(
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """Return places of a few of many: first, last, and between them denser where it begins."""
+    """Return indices of a few of many points: the first, the last, and more at the beginning."""
     if count <= wanted:
         return list(range(count))
     if wanted < 2:
@@ -180,14 +180,14 @@ def _number_in(source: str) -> int | None:
 
 
 def _in_order(points: Sequence[Point]) -> list[Point]:
-    """Return points by epoch; where two would be at one epoch, by their places."""
+    """Return points by epoch; points with the same epoch keep their order."""
     if len({point.epoch for point in points}) < len(points):
         return [replace(point, epoch=place) for place, point in enumerate(points)]
     return sorted(points, key=lambda point: point.epoch)
 
 
 class _Run:
-    """Checkpoints of one geometry, run on the pixels and the noise that the first one takes."""
+    """Checkpoints of one geometry, evaluated on the pixels and the noise of the first one."""
 
     def __init__(self, images: Sequence[Path], view: View) -> None:
         self._images, self._view = images, view
@@ -231,7 +231,7 @@ class _Run:
             raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Load the pictures for the first checkpoint, and see that others take the same."""
+        """Load the images for the first checkpoint, and check that others take the same inputs."""
         model = checkpoint.configuration.model
         if self.configuration is not None:
             first = self.configuration.model
@@ -255,7 +255,7 @@ class _Run:
 
 
 def objective(done: Reconstruction, configuration: Configuration) -> np.ndarray:
-    """Return (N,), the loss that the model was trained by: of pixels, or of normalised patches."""
+    """Return (N,), the loss that the model was trained with: on pixels or on normalised patches."""
     (predicted,), model = done.predicted.values(), configuration.model
     (rows, columns), (height, width) = model.grid_hw, model.patch_hw
     shape = (len(predicted), model.num_channels, rows, height, columns, width)

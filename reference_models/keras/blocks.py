@@ -17,7 +17,7 @@ from reference_models.keras.numerics import ACTIVATION_FUNCTIONS, mean, widen
 from reference_models.outputs import Taps, Tensor
 
 Initializer = Any
-"""An initializer of Keras for what is otherwise drawn at random, or None."""
+"""A Keras initializer for variables that are otherwise initialised at random, or None."""
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
@@ -28,9 +28,9 @@ def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> ker
 
 
 def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
-    """Return what a dense layer makes of tokens (..., D), from within the call of another layer.
+    """Return what a dense layer computes of tokens (..., D), called from within another layer.
 
-    Without what Keras does around a call, which in eager mode takes longer than a small product.
+    This avoids Keras's overhead of a call, which in eager mode takes longer than a small product.
     """
     if layer.quantization_mode is not None:
         return layer(tokens)
@@ -46,7 +46,7 @@ class LayerNorm(keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make scale and shift."""
+        """Create scale and shift."""
         self.gamma = self.add_weight(name="gamma", shape=input_shape[-1:], initializer="ones")
         self.beta = self.add_weight(name="beta", shape=input_shape[-1:], initializer="zeros")
 
@@ -84,7 +84,7 @@ class Attention(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the four matrices."""
+        """Create the four matrices."""
         with keras.name_scope("attention"):
             for layer in (self.query, self.key, self.value):
                 layer.build(input_shape)
@@ -128,7 +128,7 @@ class Block(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make all variables of the block."""
+        """Create all variables of the block."""
         for layer in (self.norm1, self.attention, self.norm2):
             layer.build(input_shape)
         with keras.name_scope("intermediate"):
@@ -151,9 +151,10 @@ class Block(keras.layers.Layer):
 
 
 class Trunk(keras.layers.Layer):
-    """A layer with a stack of blocks, for encoder and decoder to inherit from.
+    """A layer with a stack of blocks; base class of encoder and decoder.
 
-    The blocks are numbered attributes and not a list, so that files say ``block_0``, ``block_1``.
+    The blocks are numbered attributes and not a list, so that their paths in files are ``block_0``,
+    ``block_1``.
     """
 
     def add_blocks(
@@ -176,12 +177,12 @@ class Trunk(keras.layers.Layer):
             setattr(self, f"block_{index}", block)
 
     def build_blocks(self) -> None:
-        """Make all variables of the blocks."""
+        """Create all variables of the blocks."""
         for block in self._blocks():
             block.build((None, None, self.width))
 
     def run_blocks(self, tokens: Tensor, name: str, taps: Taps | None = None) -> Tensor:
-        """Send tokens (N, T, D) through the blocks; activations are named ``name.blocks.0.q``."""
+        """Apply the blocks to tokens (N, T, D); activations are named ``name.blocks.0.q``."""
         if taps is None:
             for block in self._blocks():
                 tokens = block(tokens)

@@ -54,7 +54,7 @@ class Embeddings(keras.layers.Layer):
         )
 
     def build(self) -> None:
-        """Make tokens, positions and projection."""
+        """Create tokens, positions and projection."""
         config, width = self.config, self.config.hidden_size
         random = self.initializer or keras.initializers.RandomNormal(
             stddev=config.initializer_range
@@ -107,7 +107,7 @@ class Encoder(Trunk):
         )
 
     def build(self) -> None:
-        """Make all variables of the encoder."""
+        """Create all variables of the encoder."""
         self.embeddings.build()
         with keras.name_scope("encoder"):
             self.build_blocks()
@@ -152,7 +152,7 @@ class MaskedModel(ConfiguredModel):
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
 
     def encode_visible(
@@ -233,7 +233,7 @@ class Decoder(Trunk):
         self.prediction = dense(config.patch_dim, initializer, name="decoder_pred", dtype=dtype)
 
     def build(self) -> None:
-        """Make all variables of the decoder."""
+        """Create all variables of the decoder."""
         self.mask_token = self.add_weight(
             name="mask_token",
             shape=(1, 1, self.width),
@@ -274,7 +274,7 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         super().build()
         self.decoder.build()
 
@@ -362,7 +362,7 @@ class TFViTForImageClassification(ConfiguredModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
         if self.fc_norm is not None:
             self.fc_norm.build((None, None, self.config.hidden_size))

@@ -105,7 +105,7 @@ class Encoder(PositionedTrunk):
         )
 
     def build(self) -> None:
-        """Make all variables of the encoder."""
+        """Create all variables of the encoder."""
         self.add_tokens()
         self.projection.build()
         self.build_blocks()
@@ -161,7 +161,7 @@ class MaskedModel(ConfiguredModel):
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
 
     def encode_visible(
@@ -237,7 +237,7 @@ class Decoder(PositionedTrunk):
         self.prediction = dense(outputs, initializer, name="decoder_pred", dtype=dtype)
 
     def build(self) -> None:
-        """Make all variables of the decoder."""
+        """Create all variables of the decoder."""
         self.mask_token = self.add_table("mask_token", 1)
         self.add_tokens("decoder_")
         self.embed.build((None, None, self.config.hidden_size))
@@ -267,7 +267,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         super().build()
         self.decoder.build()
 
@@ -352,7 +352,7 @@ class MAESTForVideoClassification(ConfiguredModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
         self.norm.build((None, None, self.config.hidden_size))
         self.classifier.build((None, self.config.hidden_size))

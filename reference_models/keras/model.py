@@ -1,4 +1,4 @@
-"""What the three models have in common: made of their configuration, and trained by ``fit``."""
+"""Common base class of the models: created from a configuration, and trained by ``fit``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ class ConfiguredModel(keras.Model):
         return ops.cast(x, "float64" if self.variable_dtype == "float64" else "float32")
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make the same model, as plain data."""
+        """Return the arguments with which ``from_config`` creates the same model, as plain data."""
         dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return {"config": self.config.to_dict(), "name": self.name, "dtype": dtype}
 
@@ -50,7 +50,7 @@ class ConfiguredModel(keras.Model):
         return own / _replicas()
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
-        """Return the model's own loss, or None where the loss given to ``compile`` is to be used.
+        """Return the model's own loss, or None if the loss given to ``compile`` is to be used.
 
         Raises:
             ValueError: there is neither.
@@ -59,8 +59,10 @@ class ConfiguredModel(keras.Model):
         if targets is not None:
             return None
         if getattr(outputs, "loss", None) is None:
-            raise ValueError("there is nothing to lower: give the data targets, or train a model"
-                             " that has a loss of its own")  # fmt: skip
+            raise ValueError(
+                "there is no loss: pass targets with the data, or train a model that computes its "
+                "own loss"
+            )  # fmt: skip
         return outputs.loss
 
     def compute_metrics(
@@ -72,7 +74,7 @@ class ConfiguredModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, *arguments: Any) -> Any:
-        """Return what the model computes of a batch, by name and without the loss."""
+        """Return the model's outputs for a batch, by name and without the loss."""
         done = super().predict_step(*arguments)
         if keras.backend.backend() == "jax":  # there the state comes back too
             return self._without_loss(done[0]), done[1]

@@ -67,7 +67,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     logits = widen(logits)
     if None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]:
         raise ValueError(
-            f"{labels.shape[0]} labels for {logits.shape[0]} images; give one for each"
+            f"{labels.shape[0]} labels for {logits.shape[0]} images; pass one label per image"
         )
     if len(labels.shape) == 1:
         known = ops.logical_and(labels >= 0, labels < logits.shape[-1])

@@ -134,7 +134,7 @@ class Encoder(PositionedTrunk):
         self.norm = LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype)
 
     def build(self) -> None:
-        """Make all variables of the encoder."""
+        """Create all variables of the encoder."""
         self.cls_token = self.add_weight(
             name="cls_token",
             shape=(1, 1, self.width),
@@ -188,7 +188,7 @@ class MaskedModel(ConfiguredModel):
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
 
     def encode_visible(
@@ -303,7 +303,7 @@ class Decoder(PositionedTrunk):
         self.prediction = dense(config.patch_dim, initializer, name="decoder_pred", dtype=dtype)
 
     def build(self) -> None:
-        """Make all variables of the decoder."""
+        """Create all variables of the decoder."""
         self.mask_token = self.add_weight(
             name="mask_token",
             shape=(1, 1, self.width),
@@ -346,7 +346,7 @@ class PrithviForPreTraining(PixelPrediction, MaskedModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         super().build()
         self.decoder.build()
 

@@ -51,7 +51,7 @@ class VideoBlock(Block):
         self.layer_scale = config.layer_scale
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make all variables of the block."""
+        """Create all variables of the block."""
         super().build(input_shape)
         if self.layer_scale:
             initial = keras.initializers.Constant(self.layer_scale)
@@ -90,7 +90,7 @@ class Encoder(Trunk):
         )
 
     def build(self) -> None:
-        """Make all variables of the encoder."""
+        """Create all variables of the encoder."""
         self.projection.build()
         self.build_blocks()
         if self.norm is not None:
@@ -152,7 +152,7 @@ class MaskedModel(ConfiguredModel):
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
 
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +234,7 @@ class Decoder(Trunk):
         self.prediction = dense(config.patch_dim, initializer, name="head", dtype=dtype)
 
     def build(self) -> None:
-        """Make all variables of the decoder."""
+        """Create all variables of the decoder."""
         self.mask_token = self.add_weight(
             name="mask_token",
             shape=(1, 1, self.width),
@@ -271,7 +271,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         super().build()
         self.decoder.build()
 
@@ -423,7 +423,7 @@ class VideoMAEForVideoClassification(ConfiguredModel):
         self.build()
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self.encoder.build()
         if self.fc_norm is not None:
             self.fc_norm.build((None, None, self.config.hidden_size))

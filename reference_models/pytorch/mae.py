@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def encode(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Send tokens (N, T, D) through the blocks."""
+        """Apply the blocks to tokens (N, T, D)."""
         return run_blocks(self.blocks, tokens, "encoder", taps)
 
     @torch.no_grad()

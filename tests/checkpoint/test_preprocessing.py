@@ -1,4 +1,4 @@
-"""Pictures become the pixels that transformers' own image processor makes of them, to the bit."""
+"""Images become the pixels that transformers' own image processor makes of them, to the bit."""
 
 import json
 
@@ -91,11 +91,11 @@ def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
 
 BAD = {
     "size": ({"size": {"height": 40, "width": 40}}, "the model takes 32x32"),
-    "two edges": ({"size": {"shortest_edge": 32, "longest_edge": 40}}, "is no size of pictures"),
+    "two edges": ({"size": {"shortest_edge": 32, "longest_edge": 40}}, "is not an image size"),
     "no number": ({"rescale_factor": float("nan")}, "NaN"),
-    "no factor": ({"rescale_factor": 0.0}, "cannot be multiplied"),
-    "no size": ({"size": {"height": -1}}, "is no size of pictures"),
-    "filter": ({"resample": 17}, "Pillow does not know"),
+    "no factor": ({"rescale_factor": 0.0}, "is not a valid factor"),
+    "not an image size": ({"size": {"height": -1}}, "is not an image size"),
+    "filter": ({"resample": 17}, "is not a Pillow filter"),
     "factor": ({"rescale_factor": "big"}, "rescale_factor must be number"),
 }
 
@@ -109,8 +109,8 @@ def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
 
 
 def test_what_is_no_picture_is_refused(model, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(MaeConvertError, match="not an image"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(MaeConvertError, match="cannot be read as an image"):
         load_pictures([tmp_path / "text.png"], open_checkpoint(model))
 
 
@@ -120,6 +120,9 @@ def test_files_are_checked_before_they_are_prepared(tmp_path):
     torn.write_bytes(good.read_bytes()[:-20])
     Image.new("I", (4, 4)).save(vague)
     check_images([good])
-    for path, words in ((torn, "torn.png is not an image"), (vague, "vague.tif: .* mode I does")):
+    for path, words in (
+        (torn, "torn.png cannot be read as an image"),
+        (vague, "vague.tif: .* mode I has"),
+    ):
         with pytest.raises(MaeConvertError, match=words):
             check_images([good, path])

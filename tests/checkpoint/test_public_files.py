@@ -220,7 +220,7 @@ NEEDED = {
     "relative position": at_root("blocks.0.attn.relative_position_bias_table", 9, 4),
     "relative position biases": at_root("rel_pos_bias.relative_position_bias_table", 9, 4),
     "pre_norm": at_root("norm_pre.weight", None),
-    "scale_attn_norm|norm more": at_root("blocks.0.attn.norm.weight", None),
+    "scale_attn_norm|additional layer norm": at_root("blocks.0.attn.norm.weight", None),
     "norm after the patch": at_root("patch_embed.norm.weight", None),
     "LoRA": at_root("blocks.0.attn.qkv.lora_A.weight", 4, None),
     "AdaptFormer": at_root("blocks.0.adaptmlp.down_proj.weight", 4, None),
@@ -439,12 +439,12 @@ def test_a_head_whose_way_is_not_known_is_not_taken_for_a_classifier(opened, cla
     checkpoint = opened(state)
     assert checkpoint.task == "encoder"
     assert "bottleneck.weight" in checkpoint.incomplete["classify"]
-    with pytest.raises(LayoutError, match=r"stand between .*bottleneck\.weight"):
+    with pytest.raises(LayoutError, match=r"belong to a layer between .*bottleneck\.weight"):
         opened(state, task="classify")
 
 
 class TestNoKeyBias:
-    """Biases of query and value and none of the key: a bias of zeros."""
+    """Biases of query and value and no key bias: a bias of zeros."""
 
     def test_it_is_the_model_with_a_key_bias_of_zeros(self, opened, mae):
         checkpoint = opened(without_key_bias(mae))
@@ -462,7 +462,7 @@ class TestNoKeyBias:
         there, back = tmp_path / f"there{suffix}", tmp_path / "back.pth"
         state = without_key_bias(mae)
         report = execute(plan_conversion(opened(state), there, layout))
-        created = [reason for reason in report["created"].values() if "none of the key" in reason]
+        created = [reason for reason in report["created"].values() if "no key bias" in reason]
         assert len(created) == (0 if layout == "facebook" else len(opened(state).created))
         again = open_checkpoint(there)
         assert not again.key_bias

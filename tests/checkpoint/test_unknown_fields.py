@@ -91,7 +91,7 @@ class TestTransformers:
             ("transformers_weights", "other.safetensors", "names other weights"),
             ("dtype", "float16", "to which transformers 5 rounds the weights"),
             ("torch_dtype", "torch.bfloat16", "rounds the weights"),
-            ("dtype", "float8_e4m3fn", "in which no model here is computed"),
+            ("dtype", "float8_e4m3fn", "which is not supported"),
             ("quantization_config", {"quant_method": "gptq"}, "model.dequantize"),
             ("compression_config", {"format": "int"}, "quantized"),
             ("per_layer_config", {"0": {"hidden_act": "relu"}}, "single layers"),
@@ -153,7 +153,7 @@ class TestTransformers:
         part = "shard-00001-model-00001-of-00001.safetensors"
         shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)
         assert is_read_beside(part)
-        with pytest.raises(ConfigurationError, match="loads such parts"):
+        with pytest.raises(ConfigurationError, match="loads such shards"):
             open_checkpoint(tmp_path / "model")
 
     def test_a_field_twice_is_refused(self, command, models, tmp_path):
@@ -205,7 +205,7 @@ class TestTimm:
         ],
     )
     def test_an_architecture_that_implies_more_than_a_size_is_refused(self, edited, name):
-        with pytest.raises(ConfigurationError, match="more than the size of a plain"):
+        with pytest.raises(ConfigurationError, match="more than the sizes of a plain"):
             open_checkpoint(edited("timm", lambda stated: stated.update(architecture=name)))
 
     @pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "vit_base_patch16_224_in21k"])
@@ -216,7 +216,7 @@ class TestTimm:
     @pytest.mark.parametrize("name", ["patch_size", "depth", "embed_dim"])
     def test_what_the_architecture_implies_is_held_against_the_tensors(self, edited, name):
         path = edited("timm", lambda stated: stated["model_args"].pop(name))
-        with pytest.raises(ConfigurationError, match="but the tensors say"):
+        with pytest.raises(ConfigurationError, match="but the tensors have"):
             open_checkpoint(path)
 
     @pytest.mark.parametrize("place", ["model_args", "pretrained_cfg", None])
@@ -461,7 +461,7 @@ class TestVerdict:
         done = Verification(VERDICT, {})
         assert "fusion_config" in answer(VERDICT)[1]
         assert "fusion\\_config" in markdown(done) or "fusion_config" in markdown(done)
-        assert 'name="not read of B" value="config.json: fusion_config"' in verdict_junit(done)
+        assert 'name="not read on B" value="config.json: fusion_config"' in verdict_junit(done)
         assert verdict_json(VERDICT)["unread"] == {"B": ("config.json: fusion_config",)}
 
     def test_a_proof_fails_and_says_so(self):
@@ -478,7 +478,10 @@ class TestVerdict:
         assert result.status == 0, result.err
         words = " ".join(result.out.split())
         assert "PASSED" in words
-        assert "not proven: a library may act on fields that are not known here" in words
+        assert (
+            "not proven: a library may use configuration fields that mae-convert does not know"
+            in words
+        )
         assert "model_args.of_later" in words
         assert "model_args.of_later" in report.read_text()
 
@@ -503,7 +506,7 @@ def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, lay
                   timm_fields.LEGACY, ())]  # fmt: skip
 
     def read(changed):
-        check_document(changed, "config", "config.json", "mend it")
+        check_document(changed, "config", "config.json", "correct it")
         LAYOUTS[layout].read_config(changed)
         if layout == "timm":
             timm_fields.unknown_in_config(changed)
@@ -528,7 +531,7 @@ def test_odd_preprocessing_is_refused_in_a_sentence_or_written_for_timm():
             stated = {"do_center_crop": True, "crop_size": 32, "size": 36, name: value}
 
             def write(stated=stated):
-                check_document(stated, "preprocessor", "it", "mend it")
+                check_document(stated, "preprocessor", "it", "correct it")
                 timm_fields.data_config(stated, (32, 32))
 
             refused_or_read(write)

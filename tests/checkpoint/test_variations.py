@@ -179,7 +179,9 @@ def test_two_prefixes_that_would_both_do_are_not_guessed_between(tmp_path, monke
 
     monkeypatch.setattr("mae_convert.checkpoint.extraction.recognise", recognise)
     tensors = {"module.a": torch.ones(2), "model.b": torch.ones(2)}
-    with pytest.raises(LayoutError, match=r"without module\. or model\., and which is meant"):
+    with pytest.raises(
+        LayoutError, match=r"without module\. or model\., and it is not specified which"
+    ):
         open_checkpoint(saved(tmp_path / "x.pth", tensors))
 
 
@@ -192,9 +194,9 @@ def test_a_prefix_to_write_must_be_one_that_is_read():
 
 
 PACKINGS = [
-    (Packing(prefix="my"), "facebook", "x.pth", "would not be known"),
+    (Packing(prefix="my"), "facebook", "x.pth", "would not be recognised"),
     (Packing(prefix="module."), "transformers", "m", "leave prefix= out"),
-    (Packing(prefix="module."), "keras", "x.keras", "prefixes are of PyTorch's names"),
+    (Packing(prefix="module."), "keras", "x.keras", "can only be added to PyTorch parameter names"),
     (Packing(pickled=True), "facebook", "x.pth", "leave them out"),
     (Packing(max_shard_size=1000), "keras", "x.weights.h5", "leave them out"),
     (Packing(pickled=True), "transformers-tf", "m", "leave bin=True out"),
@@ -341,7 +343,7 @@ def test_on_the_command_line(command, case, state, tmp_path):
     converted = command(
         "convert", path, target, "--to", "transformers", "--max-shard-size", "100KB", *key, *heads
     )
-    assert "--prefix module. puts it back" in converted.out
+    assert "--prefix module. restores it" in converted.out
     assert len(list(target.glob("model-*.safetensors"))) == 3
     result = command("verify", path, target, "--require-proof", "--json", *key, *heads)
     assert (result.status, result.json["proven"]) == (0, True)

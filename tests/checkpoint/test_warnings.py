@@ -46,32 +46,32 @@ def test_values_that_are_no_numbers_are_counted(tmp_path, state):
 def test_what_is_all_zero_is_named(tmp_path, state):
     for name in ("mask_token", "blocks.0.attn.proj.bias", "blocks.2.attn.qkv.bias"):
         state[name].zero_()
-    (line,) = [line for line in odd(tmp_path, state) if line.startswith("all zero")]
-    assert line.startswith("all zero: encoder.blocks.0.attention.output.bias")
+    (line,) = [line for line in odd(tmp_path, state) if line.startswith("all values are zero")]
+    assert line.startswith("all values are zero: encoder.blocks.0.attention.output.bias")
     assert line.endswith("and 1 more")  # of q, k, v, output and the mask token
 
 
 def test_norms_as_before_any_training_are_named(tmp_path, state):
     state["norm.bias"].zero_()
-    assert "as before any training: encoder.norm.bias" in odd(tmp_path, state)
+    assert "values of an untrained model: encoder.norm.bias" in odd(tmp_path, state)
     for name, tensor in state.items():
         if "norm" in name:
             tensor.fill_(float(name.endswith("weight")))
-    assert "every norm has the weight 1 and the bias 0, as before any training" in odd(
+    assert "every layer norm has weight 1 and bias 0, as in an untrained model" in odd(
         tmp_path, state
     )
 
 
 def test_what_float16_cannot_hold_is_named(tmp_path, state):
     state["cls_token"][0, 0, 0] = -1e6
-    assert "larger than float16 can hold: encoder.cls_token" in odd(tmp_path, state)
+    assert "values outside the range of float16: encoder.cls_token" in odd(tmp_path, state)
 
 
 def test_prefixes_dtypes_and_unused_tensors_need_no_values(tmp_path, state, golden):
     mixed = {f"module.{name}": tensor for name, tensor in state.items()}
     mixed["module.norm.bias"] = mixed["module.norm.bias"].double()
     assert odd(tmp_path, mixed, stats=False) == [
-        "the prefix module. was taken off the names",
+        "the prefix module. was removed from the names",
         "tensors are of several dtypes: float32, float64",
     ]
     lightly = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
@@ -91,7 +91,7 @@ POSITIONS = {
     ),
     "other grid": (
         sincos_position_embedding(16, (3, 2)),
-        "is that of 3 x 2 patches, one after the other laid over 2 x 3",
+        "is the embedding of 3 x 2 patches, reshaped in row-major order to 2 x 3",
     ),
     "learned": (FIXED + 0.01, "but up to 0.01 away"),
     "not finite": (FIXED * np.nan, "is not finite"),
@@ -110,7 +110,7 @@ def test_the_screen_ends_with_them(command, case):
     for options in ([], ["--stats"]):
         result = command("inspect", source.checkpoint, *source.heads, *options)
         assert result.status == 0, result.err
-        assert ("worth a look" in result.out) == bool(options)
+        assert ("Warnings" in result.out) == bool(options)
     assert "is exactly the fixed" in result.out.splitlines()[-1]
 
 
@@ -122,7 +122,7 @@ def test_what_a_predicted_patch_needs_to_be_shown_is_told(command, case, normali
     told = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
         "reconstruction"
     ]
-    assert ("deviation of that patch of the original" in told) == normalised
+    assert ("the original patch's standard deviation" in told) == normalised
     assert " ".join(told.split()) in " ".join(printed.out.split())
     encoder = case("encoder_tiny")
     report = command("inspect", encoder.checkpoint, *encoder.heads, "--json").json

@@ -105,7 +105,7 @@ def test_tensors_are_compared_where_fields_are_missing(command, pretrain, tmp_pa
         sides = "A" if pair[0] != pair[1] else "A and B"
         assert result["same"]
         assert result["not_compared"]["num_attention_heads"] == sides
-    assert "which nothing gives for A and B" in command("diff", *pair).out
+    assert "which is not specified for A and B" in command("diff", *pair).out
 
 
 def test_inspect_shows_statistics_only_when_asked(run, pretrain):
@@ -225,7 +225,7 @@ BAD_CALLS = [
     (["--to", "transformers", "--num-heads", "7"], "do not divide"),
     (["--to", "transformers", "--num-heads", "0"], "0 is less than 1"),
     (["--to", "transformers", "--task", "paint"], "unknown task"),
-    (["--to", "transformers", "--layer-norm-eps", "-1"], "impossible"),
+    (["--to", "transformers", "--layer-norm-eps", "-1"], "invalid"),
     (["--to", "keras"], ".weights.h5"),
     (["--to", "transformers=elsewhere"], "--to"),
     (["--to", "transformers", "--source-image-size", "64"], "--source-image-size"),

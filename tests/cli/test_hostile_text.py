@@ -364,7 +364,7 @@ def trained():
     mask = np.zeros((1, rows * columns), np.float32)
     done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)})
     points = (Point("a-1.pth", 1, 0.7, (0.7,)), Point("a-2.pth", 2, 0.5, (0.5,)),
-              Point("a-3.pth", 3, error="it is damaged"))  # fmt: skip
+              Point("a-3.pth", 3, error="it is incomplete"))  # fmt: skip
     shown, display = {1: done, 2: done}, Display(configuration, (0, 1, 2))
     return Timeline(points, ("cat.jpg",), shown, configuration, 0.75, display)
 
@@ -518,7 +518,7 @@ def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part,
     from mae_convert.errors import HubError
     from mae_convert.publish.card import BEGIN, END
 
-    with pytest.raises(HubError, match="mend"):
+    with pytest.raises(HubError, match="correct"):
         card_of(published_part, "word", existing.format(begin=BEGIN, end=END))
 
 

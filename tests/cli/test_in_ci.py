@@ -62,7 +62,11 @@ def test_assert_parity_compares_as_a_task_and_takes_options_by_their_names(pair)
 
 
 NOT_ASKED = {
-    "a typo": ({"gradient": True}, TypeError, "knows no 'gradient'; it takes inputs, dtypes"),
+    "a typo": (
+        {"gradient": True},
+        TypeError,
+        "has no argument 'gradient'; it takes inputs, dtypes",
+    ),
     "a dtype": ({"dtypes": ("int8",)}, MaeConvertError, "'int8'; choose float64, float32, tf32"),
     "one dtype": ({"dtypes": "int8"}, MaeConvertError, "'int8'; choose float64"),
     "a library": (

@@ -112,7 +112,7 @@ def test_an_error_of_the_program_itself_is_no_verdict(command, monkeypatch):
     result = command("layouts")
     assert result.status == 2
     assert "Traceback" in result.err
-    assert "an error of mae-convert itself" in result.err.splitlines()[-1]
+    assert "a bug in mae-convert" in result.err.splitlines()[-1]
 
 
 NUL = "a\0b.html"

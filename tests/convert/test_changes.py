@@ -244,7 +244,7 @@ class TestChannels:
         assert channel_statistics((0.5,), 3) == (0.5, 0.5, 0.5)
 
     def test_a_grey_picture_gives_what_its_copies_gave(self, encoder, tmp_path):
-        """The sum over channels: the same tokens as of a picture with the grey in every channel."""
+        """The sum over channels: the same tokens as of an image with the grey in every channel."""
         grey = converted(encoder, tmp_path / "grey.pth", in_channels=1)
         assert grey.configuration.model.num_channels == 1
         picture = torch.randn(2, 1, 32, 32, dtype=torch.float64)
@@ -276,7 +276,7 @@ class TestChannels:
         with pytest.raises(ConfigurationError, match='task="encoder"'):
             converted(pretrain, tmp_path / "m.pth", in_channels=1)
         six = converted(pretrain, tmp_path / "six.pth", task="encoder", in_channels=6)
-        with pytest.raises(ConfigurationError, match="which of 6 channels"):
+        with pytest.raises(ConfigurationError, match="which of the 6 channels"):
             converted(six, tmp_path / "m.pth", in_channels=4)
         assert not (tmp_path / "m.pth").exists()
 
@@ -497,7 +497,7 @@ class TestWideGrid:
             result = command(*step)
             assert result.status == 0, (step, result.out, result.err)
         refused = command("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
-        assert (refused.status, "not square" in refused.err) == (2, True)
+        assert (refused.status, "non-square images" in refused.err) == (2, True)
 
     def test_is_not_taken_for_a_square_one_where_it_is_said(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]

@@ -272,7 +272,7 @@ class TestAudioMAE:
         options = ["--to", "facebook", "--image-size", "512x128", *HEADS]
         result = command("convert", source, target, *options)
         assert result.status == 2
-        assert "8 x 64 patches over its 64 x 8" in result.err
+        assert "8 x 64 patches for its grid of 64 x 8" in result.err
 
     def test_overlapping_patches_are_refused(self, tmp_path):
         path = saved(tmp_path / "x.pth", audio_mae(144), use_custom_patch=True)
@@ -295,7 +295,7 @@ class TestAudioMAE:
         options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
         result = command("convert", source, tmp_path / "y.pth", *options)
         assert "AudioMAE (probable: by its shapes" in result.out
-        assert "if it is AudioMAE: its pictures are spectrograms" in result.out
+        assert "if it is AudioMAE: its images are one-channel spectrograms" in result.out
 
     def test_by_its_shapes_alone_nothing_is_taken_for_granted(self, tmp_path):
         path = saved(tmp_path / "x.pth", encoder(1, 512))
@@ -419,4 +419,4 @@ def test_the_screen_says_that_shapes_make_it_only_probable(command, golden, tmp_
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
     torch.save(zeros(keys), tmp_path / "x.pth")
     result = command("inspect", tmp_path / "x.pth")
-    assert "MAE L/16 (probable: by its shapes; the same as of RETFound (MAE), any" in result.out
+    assert "MAE L/16 (probable: by its shapes, which RETFound (MAE), any" in result.out

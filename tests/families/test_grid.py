@@ -71,7 +71,10 @@ def test_the_table_of_the_decoder_gives_the_grid_where_the_encoder_s_was_trained
         ({"grid": (2, 8), "decoder_grid": (8, 2)}, r"is that of 2 x 8 .* that of 8 x 2"),
         ({"trained": True, "input_size": 224}, r"input_size is 224, .* hold 16 positions"),
         ({"trained": True, "input_size": 32, "patch_size": 16}, r"patch_size is 16, .* 8 x 8"),
-        ({"grid": (2, 8), "config": {"image_size": 32}}, r"image size is 32, .* that of 2 x 8"),
+        (
+            {"grid": (2, 8), "config": {"image_size": 32}},
+            r"image size of 32, .* the values for 2 x 8",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_both_names_and_an_option_decides(

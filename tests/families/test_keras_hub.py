@@ -78,5 +78,7 @@ def test_a_preset_s_configuration_is_read(work):
 
 
 def test_a_classifier_that_pools_after_its_norm_is_refused(work):
-    with pytest.raises(ConfigurationError, match="pooling 'gap': it normalises before it pools"):
+    with pytest.raises(
+        ConfigurationError, match="pooling 'gap': it applies the layer norm before pooling"
+    ):
         open_checkpoint(work[0] / "pooled.keras")

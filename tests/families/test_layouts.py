@@ -243,7 +243,7 @@ def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, 
     assert stored["global_pool"] == "token"
     stored["model_args"]["global_pool"] = pooling
     config.write_text(json.dumps(stored))
-    with pytest.raises(ConfigurationError, match=f"global_pool is {pooling}, but the tensors say"):
+    with pytest.raises(ConfigurationError, match=f"global_pool as {pooling}, but the tensors have"):
         open_checkpoint(tmp_path / "model")
 
 
@@ -254,7 +254,7 @@ def test_the_width_of_a_timm_architecture_is_held_against_the_tensors(case, tmp_
     stored = json.loads(config.read_text())
     del stored["model_args"]["embed_dim"], stored["model_args"]["num_heads"]
     config.write_text(json.dumps(stored))
-    with pytest.raises(ConfigurationError, match="hidden_size is 768, but the tensors say 32"):
+    with pytest.raises(ConfigurationError, match="hidden_size as 768, but the tensors have 32"):
         open_checkpoint(tmp_path / "model")
 
 
@@ -279,7 +279,7 @@ def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, 
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_mmpretrain_holds_only_what_its_decoder_and_head_take(changes):
-    """Tried with its own classes: ``MAEPretrainHead`` asserts square pictures, for instance."""
+    """Tried with its own classes: ``MAEPretrainHead`` asserts square images, for example."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
     assert "mmpretrain's" in render(LAYOUTS["mmpretrain"].refusal(config, "pretrain"), as_option)
     assert LAYOUTS["mmpretrain"].refusal(config, "encoder") is None

@@ -17,9 +17,9 @@ from reference_models.configuration import ViTMAEConfig
 MODELS = {
     "pretrain": ("pretrain", {}),
     "pretrain, deep": ("pretrain", {"num_hidden_layers": 11}),
-    "pretrain, wide picture": ("pretrain", {"image_size": (8, 24)}),
+    "pretrain, wide image": ("pretrain", {"image_size": (8, 24)}),
     "encoder": ("encoder", {}),
-    "encoder, four channels, wide picture": ("encoder", {"num_channels": 4, "image_size": (8, 24)}),
+    "encoder, four channels, wide image": ("encoder", {"num_channels": 4, "image_size": (8, 24)}),
     "encoder without biases of q, k, v": ("encoder", {"qkv_bias": False}),
     "classifier, class token": ("classify", {"num_labels": 5}),
     "classifier, mean of patches": ("classify", {"global_pool": "avg"}),

@@ -200,7 +200,7 @@ class TestCommandLine:
             (["--image-size", "4"], "choose 8"),
             (["--sincos-positions"], "--image-size"),
             (["--image-size", "48x24"], "not square"),
-            (["--image-size", "0"], "no size"),
+            (["--image-size", "0"], "not an image size"),
         ],
     )
     def test_sizes_that_cannot_be_are_refused(self, command, case, tmp_path, options, words):

@@ -82,9 +82,9 @@ def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     never = failing(AssertionError("a tensor was loaded"))
     for name in ("x", "link"):
-        with pytest.raises(OutputError, match="exists already; choose another name or pass over"):
+        with pytest.raises(OutputError, match="already exists; choose another name or pass over"):
             write_file(tmp_path / name, "pth", never)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_directory(tmp_path / "d", "model.safetensors", "safetensors", never, RECORD)
     assert (tmp_path / "x").read_text() == "old"
 
@@ -95,12 +95,12 @@ def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
     check_target(tmp_path / "new.CSV", suffixes=(".csv",))
     check_target(tmp_path / "x.csv", overwrite=True)
     for name, overwrite, reason in (
-        ("x.csv", False, "exists already; choose another name or pass --overwrite"),
-        ("d.csv", True, "is a directory and not a file; name a file in it"),
-        ("no/x.csv", True, "cannot be written: its directory does not exist; make it first"),
+        ("x.csv", False, "already exists; choose another name or pass overwrite=True"),
+        ("d.csv", True, "is a directory and not a file; specify a file in it"),
+        ("no/x.csv", True, "cannot be written: its directory does not exist; create it first"),
         ("x.csv/y.csv", True, "cannot be written: its directory is a file; write elsewhere"),
         ("x.png", True, "cannot be written: its name must end in .csv or .json; rename it"),
-        ("x\0.csv", True, "holds a NUL character"),
+        ("x\0.csv", True, "contains a NUL character"),
     ):
         with pytest.raises(MaeConvertError, match=reason):
             check_target(tmp_path / name, overwrite=overwrite, suffixes=(".csv", ".json"))
@@ -162,7 +162,7 @@ def test_a_directory_that_is_not_ours_is_not_replaced(tmp_path: Path, change) ->
     directory(tmp_path / "d", 1.0)
     change(tmp_path / "d")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(OutputError, match="which this program did not write"):
+    with pytest.raises(OutputError, match="which mae-convert did not write"):
         directory(tmp_path / "d", 2.0, overwrite=True)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
@@ -183,7 +183,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         return np.zeros(2)
 
     lazy = LazyTensor("a", (2,), np.dtype(np.float64), appear)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_file(tmp_path / "x", "pth", [lazy])
     assert (tmp_path / "x").read_text() == "of another program"
     assert names_in(tmp_path) == ["x"]
@@ -231,9 +231,9 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 def test_a_missing_parent_directory(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="its directory does not exist; make it first"):
+    with pytest.raises(OutputError, match="its directory does not exist; create it first"):
         write_file(tmp_path / "none" / "x", "pth", tensors(1.0))
-    with pytest.raises(OutputError, match="its directory does not exist; make it first"):
+    with pytest.raises(OutputError, match="its directory does not exist; create it first"):
         directory(tmp_path / "none" / "d", 1.0)
 
 
@@ -245,7 +245,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
+    [(errno.ENOSPC, "no space is left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
 )
 def test_what_the_system_refuses_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
@@ -274,7 +274,7 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_write_that_breaks_off(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(OutputError, match="larger than is allowed here"):
+    with pytest.raises(OutputError, match="exceed the allowed file size"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())
 
@@ -293,7 +293,7 @@ def test_a_disk_that_forgets_is_found_out(
         return read(path)
 
     monkeypatch.setattr(draft, "read_file", spoil_and_read)
-    with pytest.raises(OutputError, match="did not read back as it was written"):
+    with pytest.raises(OutputError, match="does not contain what was written to it"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())
 

@@ -123,13 +123,13 @@ def test_a_damaged_part_that_an_image_can_do_without_is_one_warning(tmp_path):
     with pytest.warns(ImageWarning) as caught:
         assert open_image(path).size == (32, 32)
     (text,) = [str(one.message) for one in caught]
-    assert text.startswith(f"{path} was read, but may be damaged (T")
+    assert text.startswith(f"{path} was read, but may be corrupt (T")
 
 
 def test_what_a_decoder_prints_is_the_reason_and_not_printed(tmp_path, capfd):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(compression="tiff_deflate", damage=60))
-    with pytest.raises(MaeConvertError, match=r"x\.tif is not an image that can be read") as caught:
+    with pytest.raises(MaeConvertError, match=r"x\.tif cannot be read as an image") as caught:
         open_image(path)
     assert "ZIPDecode" in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -143,7 +143,7 @@ def test_a_command_prints_one_line_on_a_damaged_image(tmp_path, case):
     done = run([*call, "--framework", "torch", "--num-heads", case.facts["num_heads"]])
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"note: {tmp_path}/images/x.tif was read, but may be damaged (T")
+    assert line.startswith(f"note: {tmp_path}/images/x.tif was read, but may be corrupt (T")
 
 
 def animated(kind):
@@ -174,18 +174,18 @@ def png(width, height, *chunks):
 
 BAD = {
     "claims 4 billion pixels": (png(65535, 65535), "decompression bomb"),
-    "claims no pixels": (png(0, 10), "is not an image that can be read"),
+    "claims no pixels": (png(0, 10), "cannot be read as an image"),
     "text that unpacks to 100 MB": (
         png(10, 10, (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))),
-        "is not an image that can be read",
+        "cannot be read as an image",
     ),
-    "nothing": (b"", "is not an image that can be read: it is not a PNG"),
-    "text": (b"hello", "is not an image that can be read: it is not a PNG"),
+    "nothing": (b"", "cannot be read as an image: it is not a PNG"),
+    "text": (b"hello", "cannot be read as an image: it is not a PNG"),
     "EPS, which another program would be run for": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n",
-        "is not an image that can be read: it is not a PNG",
+        "cannot be read as an image: it is not a PNG",
     ),
-    "of unknown brightness": (None, "does not say how bright its numbers are"),
+    "of unknown brightness": (None, "has no defined range of pixel values"),
 }
 
 
@@ -206,7 +206,9 @@ def test_a_bad_image_is_refused_in_one_sentence(tmp_path, name):
 def test_a_line_of_pixels_is_not_blown_up():
     statistics = (0.5, 0.5, 0.5)
     prepare = Preprocessing(3, None, 224, 3, (224, 224), 1 / 255, statistics, statistics)
-    with pytest.raises(MaeConvertError, match="an image of 1x60000 pixels would have 3010560000"):
+    with pytest.raises(
+        MaeConvertError, match="an image of 1x60000 pixels would have a longer side of 3010560000"
+    ):
         prepare(Image.new("RGB", (60000, 1)))
 
 
@@ -236,9 +238,9 @@ def npz(path, **arrays):
 
 
 INPUTS = {
-    "claims 3 PB": (("<f4", (250_000_000_000, 3, 32, 32), b""), "truncated or damaged"),
-    "more than there are numbers for": (("<f4", (10**30, 3, 32, 32), b""), "damaged"),
-    "a negative size": (("<f4", (-1, 3, 32, 32), b""), "damaged"),
+    "claims 3 PB": (("<f4", (250_000_000_000, 3, 32, 32), b""), "truncated or corrupt"),
+    "more than there are numbers for": (("<f4", (10**30, 3, 32, 32), b""), "truncated or corrupt"),
+    "a negative size": (("<f4", (-1, 3, 32, 32), b""), "truncated or corrupt"),
     "another size": (("<f4", (1, 3, 32, 16), bytes(6144)), r"shape \(1, 3, 32, 16\); this model"),
     "no image": (("<f4", (0, 3, 32, 32), b""), r"shape \(0, 3, 32, 32\)"),
     "another dtype": (("<f8", (1, 3, 32, 32), bytes(24576)), "must be float32, not float64"),
@@ -265,7 +267,7 @@ def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
         assert inputs["noise"].shape == (2, 16)
     path = Path(tmp_path / "in.npz")
     np.savez(path, pixel_values=pixels, noise=np.ones((2, 16), np.float32))
-    with pytest.raises(MaeConvertError, match="noise holds equal values"):
+    with pytest.raises(MaeConvertError, match="noise contains equal values"):
         load_inputs(path, MODEL)
     np.savez(path, pixel_values=pixels, noise=np.ones((2, 15), np.float32))
     with pytest.raises(MaeConvertError, match=r"noise has shape \(2, 15\); \(2, 16\) is needed"):

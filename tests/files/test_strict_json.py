@@ -60,7 +60,7 @@ def test_a_configuration_inside_a_file_must_not_be_ambiguous(tmp_path):
         open_container(path)
     two = '{"num_attention_heads": 3, "num_attention_heads": 4}'
     save_file(tensors, path, metadata={"config": two})
-    with pytest.raises(CheckpointError, match=r"x\.safetensors holds JSON that is ambiguous"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors contains ambiguous JSON"):
         open_container(path)
 
 

@@ -43,20 +43,20 @@ def test_weights_inside_an_object_are_refused_by_its_name(tmp_path: Path) -> Non
         for second in passed_over.AMONG.values()
     ]
     for pickled in (*inside, *among):
-        assert "to load that would run code" in _message(pickled, tmp_path)
+        assert "loading that would run code" in _message(pickled, tmp_path)
 
 
 def test_what_is_handed_the_weights_is_refused_by_its_name(tmp_path: Path) -> None:
     aliased = [passed_over.checkpoint(extra=extra) for extra in passed_over.ALIASED.values()]
     handed = [passed_over.checkpoint(*both) for both in passed_over.HANDED.values()]
     for pickled in (*aliased, *handed):
-        assert "its pickle hands the weights to" in _message(pickled, tmp_path)
+        assert "its pickle passes the weights to" in _message(pickled, tmp_path)
 
 
 def test_published_names_are_refused_by_name_though_no_weight_needs_them(tmp_path: Path) -> None:
     for name in advisories.GLOBALS.values():
         message = _message(passed_over.checkpoint(extra=advisories.call(name)), tmp_path)
-        assert f"its pickle names {name.replace(' ', '.')}, " in message
+        assert f"its pickle refers to {name.replace(' ', '.')}, " in message
 
 
 def test_answers_are_counted_in_a_table() -> None:

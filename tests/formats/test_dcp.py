@@ -139,11 +139,11 @@ def test_flat_parameters_are_refused_and_the_command_gathers_them(two: Path) -> 
 
 
 def test_one_process_s_part_of_a_sharded_model_is_refused(two: Path) -> None:
-    assert "spread over processes" in refused(two / "part0.pth")
+    assert "distributed over processes" in refused(two / "part0.pth")
 
 
 def test_a_part_alone_is_refused_with_the_directory(one: Path) -> None:
-    assert f"name its directory, {one}" in refused(one / "__0_0.distcp")
+    assert f"specify its directory, {one}" in refused(one / "__0_0.distcp")
 
 
 def test_nothing_of_torch_is_imported(one: Path) -> None:
@@ -205,26 +205,26 @@ def two_at_one_path(metadata) -> None:
 
 
 SPOILED = {
-    "a hole": (in_chunks(((0, 0), (2, 4))), "not the whole of it"),
-    "a hole within": (in_chunks(((0, 0), (1, 4)), ((2, 0), (1, 4))), "not the whole of it"),
-    "no chunks": (in_chunks(), "not the whole of it"),
+    "a hole": (in_chunks(((0, 0), (2, 4))), "not cover the whole tensor"),
+    "a hole within": (in_chunks(((0, 0), (1, 4)), ((2, 0), (1, 4))), "not cover the whole tensor"),
+    "no chunks": (in_chunks(), "not cover the whole tensor"),
     "an overlap": (in_chunks(((0, 0), (2, 4)), ((1, 0), (1, 4))), "overlap"),
     "an overlap in a corner": (
         in_chunks(((0, 0), (2, 3)), ((1, 2), (2, 2)), ((0, 3), (2, 1))),
         "overlap",
     ),
-    "beyond the tensor": (in_chunks(((1, 0), (3, 4))), "not the whole of it"),
-    "another shape": (in_chunks(((0, 0), (3, 2)), ((0, 2), (3, 2))), "holds another"),
-    "another rank": (in_chunks(((0,), (12,))), "impossible shape"),
-    "another dtype": (cast, "holds another"),
+    "beyond the tensor": (in_chunks(((1, 0), (3, 4))), "not cover the whole tensor"),
+    "another shape": (in_chunks(((0, 0), (3, 2)), ((0, 2), (3, 2))), "differs from that in"),
+    "another rank": (in_chunks(((0,), (12,))), "invalid shape"),
+    "another dtype": (cast, "differs from that in"),
     "an unknown dtype": (quantised, "names torch.qint8"),
-    "no place": (drop_place, "truncated or damaged"),
-    "beyond the file": (place(length=1 << 40), "truncated or damaged"),
-    "another place": (place(offset=0), "truncated or damaged"),
-    "out of the directory": (place(relative_path="../one/__0_0.distcp"), "impossible place"),
-    "an absolute path": (place(relative_path="/etc/passwd"), "impossible place"),
-    "a missing file": (place(relative_path="__1_0.distcp"), "lacks its file __1_0.distcp"),
-    "packed": (place(transform_descriptors=["zstd"]), "packed by an extension"),
+    "no place": (drop_place, "truncated or corrupt"),
+    "beyond the file": (place(length=1 << 40), "truncated or corrupt"),
+    "another place": (place(offset=0), "truncated or corrupt"),
+    "out of the directory": (place(relative_path="../one/__0_0.distcp"), "invalid offset"),
+    "an absolute path": (place(relative_path="/etc/passwd"), "invalid offset"),
+    "a missing file": (place(relative_path="__1_0.distcp"), "lacks the file __1_0.distcp"),
+    "packed": (place(transform_descriptors=["zstd"]), "encoded by an extension"),
     "two entries at one path": (two_at_one_path, "two entries"),
 }
 

@@ -141,7 +141,7 @@ def test_bfloat16_as_keras_writes_it(tmp_path: Path) -> None:
 def test_chunks_of_the_new_format_are_named_and_not_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
         file.create_dataset("a", data=np.zeros(100), chunks=(10,), compression="gzip")
-    with pytest.raises(CheckpointError, match=r"keeps a in chunks of a new kind.*h5repack"):
+    with pytest.raises(CheckpointError, match=r"keeps a with a chunk index of version 4.*h5repack"):
         open_container(tmp_path / "x.h5")
 
 
@@ -163,5 +163,5 @@ def test_a_chunk_that_was_damaged_is_found_when_it_is_read(tmp_path: Path) -> No
     with (tmp_path / "x.h5").open("r+b") as stream:
         stream.seek(place + 20)
         stream.write(b"\xff" * 20)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
         open_container(tmp_path / "x.h5").tensors["a"].load()

@@ -332,7 +332,9 @@ def test_a_keras_file_takes_the_configuration_beside_if_it_is_alone(
 
 def test_two_files_of_weights_in_a_directory(tmp_path: Path) -> None:
     directory = directory_with(tmp_path, "model.safetensors", "tf_model.h5")
-    with pytest.raises(CheckpointError, match=r"\(model.safetensors, tf_model.h5\); name the file"):
+    with pytest.raises(
+        CheckpointError, match=r"\(model.safetensors, tf_model.h5\); specify the file"
+    ):
         open_container(directory)
 
 

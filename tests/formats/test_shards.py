@@ -121,7 +121,7 @@ def test_our_own_parts_may_be_replaced_and_others_not(tmp_path: Path) -> None:
     written(folder, "safetensors", overwrite=True)
     assert not list(folder.glob("*.bin"))
     (folder / "notes-00001-of-00002.txt").write_text("mine")
-    with pytest.raises(OutputError, match="which this program did not write"):
+    with pytest.raises(OutputError, match="which mae-convert did not write"):
         written(folder, "safetensors", overwrite=True)
 
 
@@ -164,7 +164,7 @@ def outside(folder: Path) -> None:
 SPOILED = {
     "a part is missing": (
         lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(),
-        "1 of 3 parts are missing",
+        "1 of 3 shards are missing",
     ),
     "a part is cut": (
         lambda folder: (folder / "model-00002-of-00003.safetensors").write_bytes(bytes(8)),
@@ -173,11 +173,11 @@ SPOILED = {
     "a tensor is missing": (change_part(lambda arrays: arrays.pop("z")), "lacks z"),
     "a tensor too many": (change_part(lambda arrays: arrays.update(q=np.ones(2))), "holds q too"),
     "in another part": (moved_to("model-00002-of-00003.safetensors"), "do not belong together"),
-    "out of the directory": (outside, "reaches out"),
-    "an absolute path": (moved_to("/etc/passwd"), "reaches out"),
-    "a folder": (moved_to("sub/x.safetensors"), "reaches out"),
-    "a path of Windows": (moved_to("..\\x.safetensors"), "reaches out"),
-    "the directory itself": (moved_to(".."), "reaches out"),
+    "out of the directory": (outside, "outside the directory"),
+    "an absolute path": (moved_to("/etc/passwd"), "outside the directory"),
+    "a folder": (moved_to("sub/x.safetensors"), "outside the directory"),
+    "a path of Windows": (moved_to("..\\x.safetensors"), "outside the directory"),
+    "the directory itself": (moved_to(".."), "outside the directory"),
     "a number": (moved_to(3), "must be string"),
     "no map": (change_index(lambda index: index.pop("weight_map")), "weight_map"),
     "an empty map": (change_index(lambda index: index["weight_map"].clear()), "weight_map"),
@@ -201,12 +201,12 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_part_alone_is_refused_with_the_directory(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "safetensors")
-    with pytest.raises(CheckpointError, match=f"is part 2 of 3; name its directory, {folder}"):
+    with pytest.raises(CheckpointError, match=f"is shard 2 of 3; specify its directory, {folder}"):
         open_container(folder / "model-00002-of-00003.safetensors")
 
 
 def test_a_whole_file_beside_an_index_is_ambiguous(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "safetensors")
     safetensors.numpy.save_file(ARRAYS, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="2 files of weights"):
+    with pytest.raises(CheckpointError, match="2 weight files"):
         open_container(folder)

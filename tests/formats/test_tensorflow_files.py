@@ -49,7 +49,9 @@ def test_both_hold_the_same_model_as_one_file_of_it(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_sharded_model_is_named_as_one() -> None:
-    assert "is part 2 of 7; name its directory" in refused(SHARDED / "tf_model-00002-of-00007.h5")
+    assert "is shard 2 of 7; specify its directory" in refused(
+        SHARDED / "tf_model-00002-of-00007.h5"
+    )
 
 
 def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
             file["vit/a:0"] = np.full(3, part, np.float32)
     named = {f"scope{part}/vit/a:0": f"tf_model-0000{part}-of-00002.h5" for part in (1, 2)}
     (tmp_path / "tf_model.h5.index.json").write_text(json.dumps({"weight_map": named}))
-    assert "a tensor in two parts" in refused(tmp_path)
+    assert "a tensor in two shards" in refused(tmp_path)
 
 
 def saved_model(folder: Path) -> Path:
@@ -88,7 +90,7 @@ def saved_model(folder: Path) -> Path:
 def test_a_saved_model_is_named_with_what_makes_it_readable(tmp_path: Path, inside: str) -> None:
     folder = saved_model(tmp_path / "saved")
     message = refused(folder / inside)
-    assert message.startswith(f"{folder} is a SavedModel of TensorFlow")
+    assert message.startswith(f"{folder} is a TensorFlow SavedModel")
     assert f"tensorflow.saved_model.load({str(folder)!r}).variables" in message
     assert "numpy.savez('model.npz'" in message
 
@@ -100,7 +102,7 @@ def test_a_checkpoint_of_tensorflow_is_named(tmp_path: Path, inside: str) -> Non
             (tmp_path / f"ckpt-{number}.{part}").write_bytes(b"")
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-12"\n')
     message = refused(tmp_path / inside)
-    assert "is a checkpoint of TensorFlow" in message
+    assert "is a TensorFlow checkpoint" in message
     assert f"Checkpoint(model=model).restore({str(tmp_path / 'ckpt-12')!r})" in message
     assert "model.save_weights('tf_model.h5')" in message
 
@@ -113,7 +115,7 @@ def test_weights_that_keras_2_saved_as_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_orbax_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.ocdbt").write_bytes(b"")
-    assert "is a checkpoint of Orbax" in refused(tmp_path)
+    assert "is an Orbax (JAX) checkpoint" in refused(tmp_path)
 
 
 def test_another_file_of_that_suffix_is_not_one(tmp_path: Path) -> None:

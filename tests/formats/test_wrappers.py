@@ -68,7 +68,7 @@ def test_a_wrapper_in_a_wrapper(tmp_path: Path) -> None:
     assert (opened.wrapper, opened.training_args) == ("state.model", {"model": "mae"})
     assert opened.ignored == {"rng": "empty", "state.step": "4"}
     odd = saved(tmp_path / "odd.pth", {"run": {"weights": ONE}})
-    assert 'it has run; name the model\'s with state_key="run.weights"' in refused(odd)
+    assert 'it has run; specify the model\'s key with state_key="run.weights"' in refused(odd)
     assert open_container(odd, "run.weights").tensors["a"].shape == (2,)
 
 
@@ -82,7 +82,9 @@ def test_tensors_at_the_top_are_the_model_unless_a_wrapper_says_otherwise(tmp_pa
 
 def test_a_key_that_is_not_there(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"model": ONE})
-    assert 'it has model; name the model\'s with state_key="model"' in refused(path, "teacher")
+    assert 'it has model; specify the model\'s key with state_key="model"' in refused(
+        path, "teacher"
+    )
     write_file(tmp_path / "x.npz", "npz", [LazyTensor("a", (2,), *from_torch())])
     with pytest.raises(NoSuchKeyError, match="leave state_key= out"):
         open_container(tmp_path / "x.npz", "model")
@@ -149,7 +151,7 @@ def test_deepspeed(tmp_path: Path) -> None:
         assert opened.training_args == {"model": "mae_vit_base_patch16"}
         assert "zero_to_fp32.py" in opened.ignored["*_optim_states.pt"]
     (tmp_path / "run" / "latest").write_text("checkpoint-7")
-    assert "name one, for instance" in refused(tmp_path / "run")
+    assert "specify one, for example" in refused(tmp_path / "run")
 
 
 def test_deepspeed_in_parts_is_refused_with_what_to_do(tmp_path: Path) -> None:

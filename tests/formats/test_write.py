@@ -287,7 +287,7 @@ def test_big_endian_arrays_are_written_natively(tmp_path: Path) -> None:
 
 def test_a_tensor_that_is_not_what_it_promised(tmp_path: Path) -> None:
     false = LazyTensor("a", (3,), np.dtype(np.float32), lambda: np.zeros(3))
-    with pytest.raises(OutputError, match="a was to be float32"):
+    with pytest.raises(OutputError, match="a should be float32"):
         write_file(tmp_path / "x.pth", "pth", [false])
     assert not any(tmp_path.iterdir())
 

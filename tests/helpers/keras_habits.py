@@ -85,7 +85,7 @@ def check_fit_needs_no_loss_in_compile():
         assert np.isclose(history["loss"][0], expected), history
         assert ("accuracy" in history) == (metrics is not None)
     assert np.isclose(model.evaluate(pixels, labels, verbose=0)[0], expected)
-    with pytest.raises(ValueError, match="give compile a loss"):
+    with pytest.raises(ValueError, match="pass a loss to compile"):
         model.fit(pixels, labels, sample_weight=labels, verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss=loss, **eager)

@@ -2,7 +2,7 @@
 
 ``encoder.weights.h5`` and ``classify.weights.h5`` in FOLDER are loaded into ViTBackbone and
 ViTImageClassifier; their outputs for ``images.npy`` (N, C, H, W) go to ``outputs.npz`` and what the
-classes save again to ``again-*.weights.h5`` and ``again-*.keras``. A backbone for other pictures
+classes save again to ``again-*.weights.h5`` and ``again-*.keras``. A backbone for other images
 is saved as ``preset``, and a classifier that pools as ``pooled.keras``.
 """
 

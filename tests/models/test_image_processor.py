@@ -30,7 +30,7 @@ STATED = {
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (37, 53, 3), dtype=np.uint8)
 INPUTS = {
-    "a picture": Image.fromarray(COLOUR),
+    "an image": Image.fromarray(COLOUR),
     "pictures": [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)],
     "an array, channels last": COLOUR,
     "an array, channels first": COLOUR.transpose(2, 0, 1),
@@ -65,7 +65,7 @@ def test_pixels_are_those_of_the_real_class(pair, name):
 def test_what_is_changed_for_a_call_is_changed_as_there():
     changes = {"size": {"height": 20, "width": 30}, "do_normalize": False, "resample": 3}
     ours, theirs = (
-        processor(INPUTS["a picture"], return_tensors="pt", **changes).pixel_values
+        processor(INPUTS["an image"], return_tensors="pt", **changes).pixel_values
         for processor in (ViTImageProcessor(), ViTImageProcessorPil())
     )
     assert torch.equal(ours, theirs)
@@ -183,7 +183,7 @@ def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
 
 
 WRONG = {
-    "axes": (np.zeros((2, 2, 3, 4, 4), np.uint8), {}, ValueError, "not 5"),
+    "axes": (np.zeros((2, 2, 3, 4, 4), np.uint8), {}, ValueError, "this array has 5"),
     "range": (np.full((4, 4, 3), 300), {}, ValueError, "0 to 255"),
     "fractions": (np.full((4, 4, 3), 1.5), {"do_rescale": False}, ValueError, "from 0 to 1"),
     "twice": (np.full((4, 4, 3), 0.5), {}, ValueError, "do_rescale=False"),
@@ -195,23 +195,23 @@ WRONG = {
     ),
     "kind": (COLOUR, {"return_tensors": "jax"}, ValueError, "'np', 'pt', 'tf'"),
     "option": (COLOUR, {"do_flip": True}, TypeError, "do_flip"),
-    "filter": (COLOUR, {"resample": 17}, MaeConvertError, "Pillow does not know"),
-    "filter's name": (COLOUR, {"resample": "sharp"}, MaeConvertError, "Pillow does not know"),
-    "deviation": (COLOUR, {"image_std": [0, 1, 1]}, MaeConvertError, "divided by 0"),
+    "filter": (COLOUR, {"resample": 17}, MaeConvertError, "is not a Pillow filter"),
+    "filter's name": (COLOUR, {"resample": "sharp"}, MaeConvertError, "is not a Pillow filter"),
+    "deviation": (COLOUR, {"image_std": [0, 1, 1]}, MaeConvertError, "must not be 0"),
     "mean": (COLOUR, {"image_mean": "x"}, MaeConvertError, "a number for each channel"),
     "channels": (np.zeros((20, 20, 2), np.uint8), {}, MaeConvertError, "1 or 3 or 4 channels"),
     "grey ones": (np.zeros((2, 20, 20), np.uint8), {}, MaeConvertError, "1 or 3 or 4 channels"),
     "order": (COLOUR, {"input_data_format": "foo"}, MaeConvertError, "'channels_first'"),
     "other order": (COLOUR, {"input_data_format": "channels_first"}, MaeConvertError, "no first"),
     "order of the result": (COLOUR, {"data_format": "foo"}, MaeConvertError, "data_format must"),
-    "none in a list": ([], {}, MaeConvertError, "no picture in an empty list"),
-    "none": (None, {}, MaeConvertError, "None is no picture"),
-    "a number": ([3], {}, MaeConvertError, "of type int is no picture"),
+    "none in a list": ([], {}, MaeConvertError, "list of images is empty"),
+    "none": (None, {}, MaeConvertError, "None is not an image"),
+    "a number": ([3], {}, MaeConvertError, "of type int is not an image"),
     "no pixels": (np.zeros((0, 20, 3), np.uint8), {}, MaeConvertError, "no pixels"),
     "not finite": (np.full((20, 20, 3), np.nan), {}, MaeConvertError, "NaN"),
     "complex": (np.zeros((20, 20, 3), complex), {}, MaeConvertError, "complex128"),
-    "size": (COLOUR, {"size": 0}, MaeConvertError, "no size of pictures"),
-    "factor": (COLOUR, {"rescale_factor": 0}, MaeConvertError, "cannot be multiplied"),
+    "size": (COLOUR, {"size": 0}, MaeConvertError, "not an image size"),
+    "factor": (COLOUR, {"rescale_factor": 0}, MaeConvertError, "is not a valid factor"),
     "switch": (COLOUR, {"do_resize": "no"}, MaeConvertError, "True or False"),
     "file": ("nowhere.png", {}, MaeConvertError, "nowhere.png"),
 }

@@ -306,7 +306,7 @@ def test_a_configuration_that_can_change_has_no_hash_and_is_equal_by_its_values(
     again.hidden_act = "relu"
     assert b.hidden_act == "gelu"
     assert vars(b)["hidden_size"] == 768
-    with pytest.raises(AttributeError, match="num_patches follows from the other fields"):
+    with pytest.raises(AttributeError, match="num_patches is derived from other fields"):
         b.num_patches = 3
     with pytest.raises(AttributeError, match="has no attribute 'num_patch'"):
         _ = b.num_patch
@@ -471,7 +471,11 @@ def test_weights_are_written_in_parts_of_a_size_in_words(tmp_path):
 
 
 UNSAVED = {
-    "a typo": ({"max_shard_sise": 5}, TypeError, "knows no 'max_shard_sise'; it takes is_main"),
+    "a typo": (
+        {"max_shard_sise": 5},
+        TypeError,
+        "has no argument 'max_shard_sise'; it takes is_main",
+    ),
     "a SavedModel": ({"saved_model": True}, MaeConvertError, "model.export"),
     "a variant": ({"variant": "fp16"}, MaeConvertError, "leave it out"),
     "a token": ({"token": "hf_x", "push_to_hub": True}, MaeConvertError, "hf auth login"),
@@ -489,7 +493,7 @@ def test_what_saving_cannot_do_is_refused_before_anything_is_written(name, tmp_p
 def test_a_push_refuses_what_it_cannot_do():
     with pytest.raises(MaeConvertError, match="mae-convert publish"):
         model_of("pretrain").push_to_hub("someone/my-mae", tags=["mae"])
-    with pytest.raises(TypeError, match="push_to_hub knows no 'message'"):
+    with pytest.raises(TypeError, match="push_to_hub has no argument 'message'"):
         model_of("pretrain").push_to_hub("someone/my-mae", message="Train")
 
 
@@ -582,7 +586,7 @@ def test_attributes_of_a_model_that_trainers_use():
     for make in (ViTMAEModel.from_config, ViTMAEModel._from_config):
         new = make(model.config, dtype="bfloat16")
         assert (new.dtype, new.config.hidden_size) == (torch.bfloat16, 32)
-    with pytest.raises(TypeError, match="knows no 'dtipe'"):
+    with pytest.raises(TypeError, match="has no argument 'dtipe'"):
         ViTMAEModel.from_config(model.config, dtipe="bfloat16")
 
 

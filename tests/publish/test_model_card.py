@@ -82,7 +82,7 @@ def test_a_licence_that_is_there_gets_no_name_and_link_of_another():
      f"{OURS}\n{OURS}", f"{END}\n{BEGIN}"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_not_rewritten(card):
-    with pytest.raises(HubError, match="mend"):
+    with pytest.raises(HubError, match="correct"):
         merged_card(card, OURS, METADATA, on_top=False)
 
 
@@ -106,5 +106,5 @@ def test_metadata_over_several_lines_stay():
     ],
 )  # fmt: skip
 def test_hostile_metadata_are_refused_in_a_sentence(block):
-    with pytest.raises(HubError, match="mend"):
+    with pytest.raises(HubError, match="correct"):
         merged_card(f"---\n{block}\n---\n# Theirs\n", OURS, METADATA, on_top=False)

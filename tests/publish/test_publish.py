@@ -37,7 +37,7 @@ def accounts(hub, monkeypatch):
 
 @pytest.fixture
 def model(certified, tmp_path):
-    """A certified directory of this test's own, with a picture, so that none has to be made."""
+    """A certified directory of this test's own, with an image, so that none has to be made."""
     target = tmp_path / "model"
     shutil.copytree(certified, target)
     (target / "reconstruction.png").write_bytes(b"\x89PNG a picture")
@@ -84,7 +84,7 @@ def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, mod
         f"mae-convert verify hf://{REPO}",
         "@article{he2021masked",
         "](reconstruction.png)",
-        "A side was loaded through the conversion's own tables",
+        "One side was loaded through the conversion's own mapping tables",
     ):
         assert said in text, said
 
@@ -243,7 +243,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(hub, command, model, monkeyp
     assert result.status == 0, result.err
     assert "model.safetensors" in result.out
     assert "library_name: transformers" in result.out
-    assert "nothing was sent" in result.out
+    assert "nothing was uploaded" in result.out
     assert {seen.line.split()[0] for seen in hub.seen} <= {"GET", "HEAD"}
     assert REPO not in hub.state.repositories
     hub.fail("GET", "drop", times=100)
@@ -263,7 +263,7 @@ def test_an_existing_card_keeps_its_text(hub, command, model):
     assert metadata["library_name"] == "transformers"
     assert text.startswith("# Theirs\n\nDo not touch.\n")
     assert "correct it" in result.out
-    assert "| licence | mit, as its publisher states |" in text
+    assert "| licence | mit, as stated by its publisher |" in text
     assert hub.state.names(REPO) == FILES | {"LICENSE"}
 
 
@@ -284,7 +284,7 @@ def test_the_licence_is_asked_for_and_never_invented(hub, command, model):
     hub.state.put(REPO, {"README.md": card})
     result = command("publish", model, REPO)
     assert result.status == 0, result.err
-    assert "cc-by-4.0, as the card of the repository states" in card_of(hub)[1]
+    assert "cc-by-4.0, as stated on the card of the repository" in card_of(hub)[1]
 
 
 def with_source(model, **fields):
@@ -314,7 +314,7 @@ def test_the_licence_of_the_source_is_kept_and_cannot_be_changed(hub, command, m
     assert metadata["license"] == "cc-by-nc-4.0"
     assert metadata["base_model"] == ["facebook/vit-mae-base"]
     assert metadata["datasets"] == ["imagenet-1k"]
-    assert "which was made of" in text
+    assert "which was converted from" in text
 
 
 def test_weights_from_the_hub_keep_licence_and_base_model(hub, command, model, tmp_path):
@@ -389,7 +389,7 @@ def test_a_new_repository_can_be_private_and_a_public_one_is_not_taken_for_it(hu
     hub.state.put("someone/public", {"a": b"b"})
     result = command("publish", model, "someone/public", *MIT, "--private")
     assert result.status == 2
-    assert "is public already" in result.err
+    assert "is already public" in result.err
 
 
 def test_an_organisation_is_published_to(hub, command, model):
@@ -506,7 +506,7 @@ def test_layouts_of_other_models_are_not_published_together(
         assert (result.status, word in result.err) == (2 if word else 0, True)
     shutil.copytree(model, tmp_path / "twice")
     result = command("publish", model, REPO, *MIT, "--also", tmp_path / "twice")
-    assert (result.status, "both hold model.safetensors" in result.err) == (2, True)
+    assert (result.status, "both contain model.safetensors" in result.err) == (2, True)
 
 
 def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
@@ -528,7 +528,7 @@ def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
 
 def test_the_picture_is_made_where_the_directory_has_none(hub, command, model, monkeypatch):
     def run(runs, inputs):
-        """What a framework would give, were it to predict the pictures themselves."""
+        """What a framework would give, were it to predict the images themselves."""
         pixels = inputs["pixel_values"]
         mask = (inputs["noise"] > 0.25).astype("float32")
         return [Trace({}, {"float32/reconstruction": pixels, "mask": mask})]

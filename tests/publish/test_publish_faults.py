@@ -155,7 +155,7 @@ def test_a_lost_answer_of_a_hub_that_then_is_away_is_said(hub, send, converted):
     hub.fail("GET .*/commits/", "drop", times=1000)
     result = send()
     assert result.status == 3
-    assert "does not make it twice" in result.err.splitlines()[-1]
+    assert "does not create it twice" in result.err.splitlines()[-1]
     hub.faults.clear()
     assert send().status == 0
     assert_published_once(hub, converted)
@@ -249,7 +249,7 @@ def test_weights_that_change_while_they_are_sent_are_not_published(
     result = send()
     weights.write_bytes(kept)
     assert result.status == 2
-    assert "model.safetensors changed while it was sent" in result.err
+    assert "model.safetensors changed during the upload" in result.err
     assert hub.state.names(REPO) == set()
 
 

@@ -87,7 +87,7 @@ def test_junit_counts_a_cause_once_whatever_number_of_checks_it_makes_fail():
         found = suite.findall(".//failure")
         assert len(found) == int(suite.get("failures")) == failures
         assert found[0].get("message").startswith("DIFFERENT: ")
-        assert "every step between (32): 1.0e+00, limit 1.0e-10" in found[0].text
+        assert "intermediate activations (32): 1.0e+00, limit 1.0e-10" in found[0].text
         assert (f"{weight}: is transposed" in found[0].text) == bool(causes)
 
 

@@ -154,8 +154,9 @@ def test_signals_that_are_ignored_stay_so(hanging, start, case, tmp_path):
 def test_a_child_that_hangs_is_ended_and_it_is_said_what_it_was_doing(hanging, run, case):
     result = run(*verification(case), "--time-limit", "1.5", env=hanging)
     assert (result.status, result.err) == (
-        2, "mae-convert: the torch run was ended after 1.5 seconds, while importing torch; give it"
-        " more time with --time-limit SECONDS (0 is no limit)\n",
+        2,
+        "mae-convert: the torch run was terminated after 1.5 seconds, while importing torch; give "
+        "it more time with --time-limit SECONDS (0 is no limit)\n",
     )  # fmt: skip
     assert left_behind(hanging["TMPDIR"]) == []
 

@@ -90,7 +90,7 @@ def test_what_a_declared_step_starts_from_is_read_by_the_library_too(tmp_path, s
     with pytest.raises(LoadError, match="reads cls_token otherwise"):
         confirm(chosen.confirmed, by_torch=True)
     saved(path, {"model": {n: t for n, t in state.items() if n != "cls_token"}})
-    with pytest.raises(LoadError, match="do not find the same tensors"):
+    with pytest.raises(LoadError, match="do not read the same tensors"):
         confirm(chosen.confirmed, by_torch=True)
 
 
@@ -105,7 +105,7 @@ def test_what_keras_confirms(tmp_path, plain, layout):
     confirm(chosen.confirmed, by_torch=False)
     tensors = dict(chosen.confirmed.tensors)
     tensors[next(iter(tensors))] = ["float32", [1], ""]
-    with pytest.raises(LoadError, match="otherwise than mae-convert"):
+    with pytest.raises(LoadError, match="differently from mae-convert"):
         confirm(replace(chosen.confirmed, tensors=tensors), by_torch=False)
 
 
@@ -168,7 +168,7 @@ def test_pytorch_files_are_not_read_by_pytorch_in_a_process_of_tensorflow(tmp_pa
     assert chosen.loader == "transformers"
     assert (
         chosen.ours
-        == "our own reader, because no library reads pth files in a process of tensorflow"
+        == "mae-convert's own reader, because no library reads pth files in a process of tensorflow"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_key_is_found_though_it_has_dots(tmp_path):
     path = saved(tmp_path / "x.pth", {"a.b": {"c": {"w": torch.ones(1)}}, "a": {"b": 1}})
     assert set(pytorch_state_dict(StoredWeights((str(path),), "pth", "a.b.c"))) == {"w"}
     saved(path, {"a.b": {"c": {"w": torch.ones(1)}}, "a": {"b.c": {"w": torch.ones(1)}}})
-    with pytest.raises(LoadError, match="no one dictionary"):
+    with pytest.raises(LoadError, match="not have a single dictionary"):
         pytorch_state_dict(StoredWeights((str(path),), "pth", "a.b.c"))
 
 
@@ -225,5 +225,7 @@ def test_a_file_that_pytorch_refuses_is_run_and_not_native(tmp_path, state):
     run = Run(checkpoint, Side("torch"), Request(("float64",), taps=False))
     (trace,) = run_together([run], inputs)
     assert not trace.description["native"]
-    assert trace.description["ours"].startswith("our own reader, because torch.load does not read")
+    assert trace.description["ours"].startswith(
+        "mae-convert's own reader, because torch.load does not read"
+    )
     assert "float64/logits" in trace.arrays

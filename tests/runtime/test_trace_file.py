@@ -71,10 +71,10 @@ DAMAGE = {
     "has shape (0, 16, 192)": lambda d, a: a.update(
         {"float64/logits": np.zeros((0, 16, 192))}
     ),
-    "tap/encoder.blocks.9.q is not a result": lambda d, a: a.update(
+    "tap/encoder.blocks.9.q is not an output": lambda d, a: a.update(
         {"float64/tap/encoder.blocks.9.q": np.ones((2, 5, 32))}
     ),
-    "tap/encoder.blocks.0.x is not a result": lambda d, a: a.update(
+    "tap/encoder.blocks.0.x is not an output": lambda d, a: a.update(
         {"float64/tap/encoder.blocks.0.x": np.ones((2, 5, 32))}
     ),
     "float64/tap/encoder.embedding has shape (2, 5)": lambda d, a: a.update(
@@ -83,7 +83,7 @@ DAMAGE = {
     "grad/encoder.norm.weight has shape": lambda d, a: a.update(
         {"float64/grad/encoder.norm.weight": np.ones((1, 32))}
     ),
-    "float16/logits is not of one of its runs": lambda d, a: a.update(
+    "float16/logits does not belong to one of its runs": lambda d, a: a.update(
         {"float16/logits": np.ones((2, 16, 192), np.float16)}
     ),
     "ids_restore has shape": lambda d, a: a.update(ids_restore=a["ids_restore"][:, :4].copy()),

@@ -55,7 +55,7 @@ def test_another_target_of_the_same_kind_is_not_taken_for_ours(stored, tmp_path)
     job = Job(stored, stored, {"to": "transformers"})
     with Results(tmp_path / "results.sqlite") as results:
         results.begin([replace(job, target=f"{ADDRESS}-other")])
-        with pytest.raises(MaeConvertError, match="exists already") as refused:
+        with pytest.raises(MaeConvertError, match="already exists") as refused:
             refuse_targets([job], results.begun())
     assert SECRET not in str(refused.value)
 

@@ -285,7 +285,7 @@ def test_the_noise_of_a_published_result_is_numpys():
 
 @pytest.fixture
 def published_result(hub, stand_in, case, monkeypatch):
-    """A published result for the stand-in, computed by the original model on a picture."""
+    """A published result for the stand-in, computed by the original model on an image."""
     import io
 
     import torch

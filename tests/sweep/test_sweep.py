@@ -64,13 +64,13 @@ def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     result = sweep("--report", "report.html")
     assert result.status == 1, result.err
     *lines, summary = result.out.splitlines()  # a line for each job, as jobs end
-    assert summary == "4 jobs: 3 done, 1 without a result; results in sweep.results.sqlite"
+    assert summary == "4 jobs: 3 done, 1 ended with an error; results in sweep.results.sqlite"
     assert [line.partition("  ")[0] for line in lines] == [f"{n} of 4" for n in (1, 2, 3, 4)]
     told = sorted(re.sub(r"  \d+\.\d s$", "", line.partition("  ")[2]) for line in lines)
     assert told == [
         *(f"done  runs/c-{n}.pth to transformers: converted" for n in (0, 20, 60)),
-        f"no result  runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or damaged"
-        " (File is not a zip file); copy or download it again",
+        f"no result  runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or corrupt "
+        "(File is not a zip file); copy or download it again",
     ]
     expected = {"c-0": "done", "c-20": "done", "c-40": "error", "c-60": "done"}
     assert outcomes(runs) == expected
@@ -136,7 +136,7 @@ def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
     result = sweep()
     assert result.status == 2
     assert "target: " in result.err
-    assert "exists already, and was not made by this sweep" in result.err
+    assert "already exists and was not written by this sweep" in result.err
     assert not (runs / "out/c-0").exists()
 
 
@@ -162,7 +162,7 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
             "nothing/rows.sqlite cannot be written: its directory does not exist",
         ),
         (("--address", "head:6379"), "add --engine ray"),
-        (("--engine", "ray", "--workers", "2"), "--workers is for processes on this machine"),
+        (("--engine", "ray", "--workers", "2"), "--workers limits the processes on this machine"),
     ],
 )
 def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, said):
@@ -212,7 +212,7 @@ def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
 def test_results_that_are_something_else_are_left_as_they_are(sweep, runs):
     (runs / "sweep.results.sqlite").write_text("my notes " * 99)
     result = sweep()
-    assert (result.status, "is not a file of results of this version" in result.err) == (2, True)
+    assert (result.status, "is not a results file of this version" in result.err) == (2, True)
     assert (runs / "sweep.results.sqlite").read_text() == "my notes " * 99
 
 

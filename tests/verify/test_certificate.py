@@ -76,11 +76,11 @@ def test_a_certificate_proves_nothing_without_the_source(command, copy):
     result = command("verify", copy, "--framework-a", "torch", "--require-proof")
     assert result.status == 1
     assert "NOT PROVEN" in result.out
-    assert "verify B with its source" in " ".join(result.out.split())
+    assert "verify B against its source" in " ".join(result.out.split())
     result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     words = " ".join(result.out.split())
-    assert "B still computes what was certified; the source was not at hand" in words
+    assert "B still computes what was certified; the source was not available" in words
 
 
 def changed_weight(folder):
@@ -165,7 +165,7 @@ DAMAGE = {
     "steps[0] must contain": lambda d: d.update(steps=[{"step": "dtype", "to": "float16"}]),
     "tensors": lambda d: d["source_trace"].update(tensors={}),
     "encoder.cls_token": lambda d: d["source_trace"]["tensors"].pop("encoder.cls_token"),
-    "not of one of its runs": lambda d: d["source_trace"].update(dtypes=["float32"]),
+    "not belong to one of its runs": lambda d: d["source_trace"].update(dtypes=["float32"]),
     "own_errors": lambda d: d["source_trace"].update(own_errors={"float32": {"logits": -1}}),
     "ceiling_units": lambda d: d["source_trace"].update(ceiling_units=True),
     "num_hidden_layers": lambda d: d["source_trace"]["config"].update(num_hidden_layers=10**9),
@@ -213,7 +213,7 @@ def changed_arrays(folder, change):
 
 ARRAY_DAMAGE = {
     "lacks logits": lambda a: a.pop("float64/logits"),
-    "holds no noise": lambda a: a.pop("inputs/noise"),
+    "contains no noise": lambda a: a.pop("inputs/noise"),
     "float64/logits has shape (0, ": lambda a: a.update(
         {"float64/logits": a["float64/logits"][:0]}
     ),
@@ -221,7 +221,7 @@ ARRAY_DAMAGE = {
     "float64/logits holds float32": lambda a: a.update(
         {"float64/logits": a["float64/logits"].astype(np.float32)}
     ),
-    "float64/odd is not a result": lambda a: a.update({"float64/odd": a["float64/logits"]}),
+    "float64/odd is not an output": lambda a: a.update({"float64/odd": a["float64/logits"]}),
     "of 1 and 2 images": lambda a: a.update(mask=a["mask"][:1].copy()),
     "mask has shape": lambda a: a.update(mask=a["mask"][..., None].copy()),
     "NaN": lambda a: a["inputs/noise"].fill(np.nan),
@@ -243,7 +243,7 @@ def test_a_ceiling_beyond_ours_does_not_widen_the_limits(copy):
 def test_a_replay_says_what_it_leaves_out(command, copy):
     result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
-    assert "not compared: every step between" in result.out
+    assert "not compared: intermediate activations" in result.out
 
 
 def test_preprocessing_that_appears_after_certification_is_noticed(command, copy):
@@ -292,9 +292,9 @@ def test_a_single_file_has_its_certificate_beside_it(command, case, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--gradients",), "a certificate is replayed on its own inputs"),
-        (("--against", "timm"), "a certificate is replayed on its own inputs"),
-        (("--framework-b", "torch"), "a certificate is replayed on its own inputs"),
+        (("--gradients",), "repeats the runs of the certificate"),
+        (("--against", "timm"), "repeats the runs of the certificate"),
+        (("--framework-b", "torch"), "repeats the runs of the certificate"),
         (("--dtype", "float16"), "the certificate holds no float16 run"),
     ],
 )
@@ -356,7 +356,7 @@ def test_weights_that_are_written_to_while_they_are_verified_are_refused(pair, m
     source, target = pair
     path = target.container.weights_file
     meanwhile(monkeypatch, lambda: path.write_bytes(other_bytes(path)))
-    with pytest.raises(CheckpointError, match="was changed while it was read"):
+    with pytest.raises(CheckpointError, match="was changed while it was being read"):
         run_verification(source, target, Side("torch"), Side("torch"))
 
 
@@ -402,5 +402,5 @@ def test_both_fingerprints_are_in_the_certificate_and_replaying_it_checks_the_ta
     assert "certificate/fingerprint" in [check.name for check in verdict.failed()]
     trace = document["source_trace"] | {"fingerprint": other}
     (copy / "verification.json").write_text(json.dumps(document | {"source_trace": trace}))
-    with pytest.raises(CheckpointError, match="fingerprint is not that of its tensors"):
+    with pytest.raises(CheckpointError, match="fingerprint does not match its tensors"):
         replay(copy, Side("torch"))

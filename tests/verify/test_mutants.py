@@ -265,7 +265,9 @@ class Bench:
                     checkpoint,
                     side,
                     self.inputs,
-                    ours=None if loader_for(checkpoint, side.framework) else "our mapping tables",
+                    ours=None
+                    if loader_for(checkpoint, side.framework)
+                    else "mae-convert's mapping tables",
                 ),
                 "dtypes": ["float64", "float32"],
                 "run_mask_ratio": checkpoint.configuration.model.mask_ratio,

@@ -1,4 +1,4 @@
-"""A training run seen checkpoint by checkpoint, on the same pictures with the same noise."""
+"""A training run seen checkpoint by checkpoint, on the same images with the same noise."""
 
 import csv
 import subprocess
@@ -44,7 +44,7 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, 
         "--framework", "torch", "--shown", "3", "--json", cwd=training,
     )  # fmt: skip
     assert result.status == 1, result.err
-    assert "1 of 4 checkpoints have no loss" in result.err
+    assert "1 of 4 checkpoints could not be evaluated" in result.err
     assert "checkpoint-5.pth" in result.err
     told = result.json
     assert [p["epoch"] for p in told["points"]] == [0, 5, 9, 10]
@@ -87,7 +87,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(command, training):
     result = command("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)
     assert (result.status, result.err) == (
         2,
-        "mae-convert: nothing fits the pattern none*.pth\n",
+        "mae-convert: no file matches the pattern none*.pth\n",
     )
 
 

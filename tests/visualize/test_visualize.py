@@ -113,7 +113,10 @@ def test_what_is_told_beside_a_film_says_what_it_is_of(tmp_path, capsys):
     assert report["mask_ratio"] == 0.5
     assert report["film_ratios"][0] == 0.5
     reconstructions(report)
-    assert "the film's first picture, at 50%; it goes on to 95%" in capsys.readouterr().out
+    assert (
+        "the first frame of the animation, at a mask ratio of 50%; the last frame is at 95%"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -150,9 +153,9 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
     [
         (["nowhere.png", "-o", "x.png"], "nowhere.png does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "end in .png"),
-        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is specified twice"),
         ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes does not exist"),
-        ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "one mask ratio"),
+        ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "fixed mask ratio"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said(command, tmp_path, arguments, sentence):
@@ -183,7 +186,7 @@ def test_features_have_names_and_labels(command, tmp_path):
         done = command(
             "features", MODEL, folder, "-o", output, "--framework", framework, "--batch", 1
         )
-        assert "2 pictures, 160 features each, 2 labels" in done.out
+        assert "2 images, 160 features each, 2 labels" in done.out
     one, other = (np.load(tmp_path / f"{name}.npz") for name in ("torch", "tensorflow"))
     assert one["names"].tolist() == ["cats/chelsea.jpg", "cups/coffee.jpg"]
     assert one["labels"].tolist() == ["cats", "cups"]
@@ -195,8 +198,8 @@ def test_features_have_names_and_labels(command, tmp_path):
     (folder / "cups" / "vague.tif").write_bytes(b"not a picture")
     torn = command("features", MODEL, folder, "-o", tmp_path / "torn.npz")
     assert torn.status == 2
-    assert "torn.jpg is not an image that can be read" in torn.err
+    assert "torn.jpg cannot be read as an image" in torn.err
     assert "(and 1 more like it)" in torn.err
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no images" in command("features", MODEL, empty, "-o", tmp_path / "x.npz").err
+    assert "contains no images" in command("features", MODEL, empty, "-o", tmp_path / "x.npz").err

@@ -137,7 +137,7 @@ def test_features_of_inputs_are_those_of_the_model(run, model, inputs, tmp_path)
 def test_what_is_missing_or_does_not_fit_is_said(run, model, inputs, tmp_path, command):
     output = tmp_path / ("o.npz" if command == "features" else "o.png")
     nothing = run(command, model(5), "-o", output)
-    assert (nothing.status, "there is no picture; give" in nothing.err) == (2, True)
+    assert (nothing.status, "no image is specified; pass" in nothing.err) == (2, True)
     wrong = run(command, model(5), "-o", output, "--inputs", inputs(4), "--framework", "torch")
     assert wrong.status == 2
     assert "pixel_values has shape (2, 4, 32, 32); this model takes (N, 5, 32, 32)" in wrong.err
@@ -157,6 +157,8 @@ def test_each_channel_is_stretched_by_the_original(model):
     constant = np.ones((1, 5, 32, 32), np.float32)
     assert np.isfinite(display_of(constant, configuration)(constant)).all()
     grey = display_of(pixels, configuration, (4,))
-    assert grey.note.startswith("channel 4 in grey, stretched from its 2nd")
-    with pytest.raises(MaeConvertError, match='bands="6" names channels that the model does not'):
+    assert grey.note.startswith("channel 4 in grey, scaled from the 2nd")
+    with pytest.raises(
+        MaeConvertError, match='bands="6" refers to channels that the model does not'
+    ):
         display_of(pixels, configuration, (6,))

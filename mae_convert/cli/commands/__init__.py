@@ -1,1 +1,1 @@
-"""Commands of the command line, by subject; `mae_convert.cli.main` puts them together."""
+"""Commands of the command line, by subject; `mae_convert.cli.main` registers them."""

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @click.argument("src", type=SourceType())
 @click.option("--stats", is_flag=True, help="Read the tensors and show statistics of their values.")
 @click.option(
-    "--hash", "with_hash", is_flag=True, help="Hash file and tensors: is it an official one?"
+    "--hash",
+    "with_hash",
+    is_flag=True,
+    help="Compute hashes of the file and its tensors, and identify official checkpoints.",
 )
 @task_option
 @infer_option
@@ -79,48 +82,57 @@ def inspect(
     required=True,
     metavar="LAYOUT[=DST]",
     shell_complete=complete_layouts,
-    help="Layout to write (see `mae-convert layouts`); more of them as LAYOUT=DST.",
+    help="Layout to write (see `mae-convert layouts`); write further layouts as LAYOUT=DST.",
 )
 @click.option(
     "--task",
-    help="Keep only this (pretrain, encoder, classify): encoder drops a decoder or a head.",
+    help=(
+        "Task of the model to write (pretrain, encoder, classify); `encoder` drops a decoder or a "
+        "head."
+    ),
 )
 @click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
 @click.option(
     "--image-size",
     type=IMAGE_SIZE,
-    help="Resample the position embeddings for pictures of this size; reported as lossy.",
+    help="Resample the position embeddings for images of this size; reported as lossy.",
 )
 @click.option(
     "--sincos-positions",
     is_flag=True,
-    help="With --image-size: make fixed sine-cosine position embeddings anew instead.",
+    help=(
+        "With --image-size: compute new fixed sine-cosine position embeddings instead of "
+        "resampling."
+    ),
 )
 @click.option(
     "--num-labels",
     type=COUNT,
-    help="Put a new classifier head of zeros on the encoder, to fine-tune.",
+    help="Add a new classifier head, initialised with zeros, to the encoder for fine-tuning.",
 )
 @click.option(
     "--in-channels",
     type=COUNT,
-    help="Sum (to 1) or repeat the first layer's channels; reported as lossy.",
+    help=(
+        "Number of input channels: sum (to 1) or repeat the patch embedding's channels; reported "
+        "as lossy."
+    ),
 )
 @click.option(
     "--max-shard-size",
     type=BYTE_SIZE,
-    help="Write a directory's weights in parts of at most this size, with an index.",
+    help="Write the weights of a directory in shards of at most this size, with an index.",
 )
 @click.option(
-    "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin in place of model.safetensors."
+    "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin instead of model.safetensors."
 )
 @click.option(
     "--prefix",
     default="",
     metavar="TEXT",
-    help="Put this before every name in the file, as module. of DistributedDataParallel.",
+    help="Prefix for every tensor name in the file, such as `module.` of DistributedDataParallel.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace DST if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @infer_option
 @images_option
 @json_option

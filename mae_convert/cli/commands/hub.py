@@ -1,4 +1,4 @@
-"""Commands that fetch checkpoints and publish them."""
+"""Commands that download checkpoints and publish them."""
 
 import sys
 from pathlib import Path
@@ -38,9 +38,9 @@ def catalog(as_json: bool) -> None:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Also copy the file here; without it, it stays in the cache alone.",
+    help="Also copy the file to this path. [default: the file is only in the cache]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file at --output if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace the file at --output if it exists.")
 @json_option
 def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
     """Download an official checkpoint and check its hash.
@@ -74,15 +74,39 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     metavar="PATH",
     help="The same model in another layout: a directory with tf_model.h5, or a .weights.h5 file.",
 )
-@click.option("--branch", default="main", show_default=True, help="Made if it is not there.")
+@click.option(
+    "--branch",
+    default="main",
+    show_default=True,
+    help="Branch to commit to; created if it does not exist.",
+)
 @click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
-@click.option("--private", is_flag=True, help="Make a new repository a private one.")
-@click.option("--license", "license_", metavar="ID", help="Where the source does not tell it.")
-@click.option("--license-name", metavar="TEXT", help="With --license other: its name.")
-@click.option("--license-link", metavar="URL", help="With --license other: where its text is.")
-@click.option("--base-model", metavar="REPO_ID", help="Repository that the model derives from.")
-@click.option("--unverified", is_flag=True, help="Go without a certificate; the card says so.")
-@click.option("--dry-run", is_flag=True, help="Show files, sizes and card, and send nothing.")
+@click.option("--private", is_flag=True, help="Create a new repository as private.")
+@click.option(
+    "--license",
+    "license_",
+    metavar="ID",
+    help="Licence identifier, if the source does not specify it.",
+)
+@click.option("--license-name", metavar="TEXT", help="With --license other: name of the licence.")
+@click.option(
+    "--license-link", metavar="URL", help="With --license other: URL of the licence text."
+)
+@click.option(
+    "--base-model",
+    metavar="REPO_ID",
+    help="Repository of the model that this model was derived from.",
+)
+@click.option(
+    "--unverified",
+    is_flag=True,
+    help="Publish without a certificate; the model card states that the weights were not verified.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show the files, their sizes and the model card, without uploading anything.",
+)
 @json_option
 def publish(
     directory: Path,
@@ -119,7 +143,7 @@ def publish(
     target = Target(repo_id, branch, create_pr, private)
     wish = Wish(directory, target, also, unverified, licence, base_model)
     if sys.stderr.isatty():
-        click.echo("reading the model, its proof and the repository ...", err=True)
+        click.echo("reading the model, its certificate and the repository ...", err=True)
     publication = plan_publication(wish, dry_run=dry_run)
     if not as_json:
         show.plan(publication, with_card=dry_run)

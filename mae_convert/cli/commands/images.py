@@ -1,4 +1,4 @@
-"""Commands that look at what a model does with pictures."""
+"""Commands that run a model on images and show the results."""
 
 import sys
 from pathlib import Path
@@ -52,20 +52,23 @@ def installed(framework: str | None) -> str:
     multiple=True,
     required=True,
     metavar="FILE",
-    help="A .png, .jpg or .webp; as .gif a film of mask ratios from 0.5 to 0.95.",
+    help="Output image (.png, .jpg, .webp), or a .gif animation over mask ratios from 0.5 to 0.95.",
 )
 @click.option(
     "--mask",
     default="random",
     show_default=True,
     metavar="random|block|grid|FILE",
-    help="What is removed; FILE is a picture that is white there.",
+    help="How removed patches are chosen; FILE is an image that is white on removed patches.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--framework",
     type=FrameworkType(["torch", "tensorflow", "jax", "both"]),
-    help="Default: the first installed. With both: PyTorch, TensorFlow, and how they differ.",
+    help=(
+        "Framework that runs the model. `both` shows PyTorch, TensorFlow and their difference. "
+        "[default: the first installed]"
+    ),
 )
 @device_option
 @click.option(
@@ -73,12 +76,14 @@ def installed(framework: str | None) -> str:
     type=click.Choice(["crop", "stretch"]),
     default="crop",
     show_default=True,
-    help="Show the model the middle of a picture, or the whole squeezed into its shape.",
+    help="Crop the centre of images to the model's aspect ratio, or resize the whole image.",
 )
 @preprocessed_option
 @bands_option
-@click.option("--across", type=click.IntRange(min=1), help="Groups beside each other on a sheet.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@click.option(
+    "--across", type=click.IntRange(min=1), help="Groups of images per row of the output image."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @json_option
 @checkpoint_options
 def reconstruct(
@@ -107,7 +112,9 @@ def reconstruct(
     from mae_convert.visualize.reconstruct import Look, look_at
 
     if not images and options["inputs"] is None:
-        raise click.UsageError("there is no image; give image files, folders, or --inputs FILE.npz")
+        raise click.UsageError(
+            "no image is specified; pass image files, directories, or --inputs FILE.npz"
+        )
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
     look = Look(**options, framework=installed(framework), stretch=stretch)
     files = images_of(images)
@@ -129,7 +136,7 @@ def reconstruct(
     is_flag=True,
     help="Leave out files that are not images that can be read, and name them.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @json_option
 @checkpoint_options
 def features(
@@ -155,7 +162,7 @@ def features(
 
     Example:
     \b
-        mae-convert features mae_pretrain_vit_base pictures -o features.npz
+        mae-convert features mae_pretrain_vit_base images -o features.npz
     """
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.cli.output.console import as_json as print_json
@@ -168,7 +175,7 @@ def features(
 
     check_target(output, overwrite=overwrite, suffixes=(".npz",))
     if folder is None and inputs is None:
-        raise click.UsageError("there is no image; give a folder, or --inputs FILE.npz")
+        raise click.UsageError("no image is specified; pass a directory, or --inputs FILE.npz")
     chosen = installed(framework)
     paths = images_below(folder) if folder else []
     skipped = unreadable_images(paths) if skip_unreadable else {}
@@ -176,13 +183,13 @@ def features(
         say(f"skipped: {reason}")
     paths = [path for path in paths if path not in skipped]
     if folder and not paths:
-        raise PictureError(folder, " holds no image that can be read")
+        raise PictureError(folder, " contains no readable image")
     checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
     given = batch_from_inputs(inputs, checkpoint) if inputs else None
     count = len(given.names if given else paths)
     with click.progressbar(
-        length=count, label="pictures", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=count, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         found = features_of(
             checkpoint, folder, paths, inputs=given, framework=chosen, device=device, batch=batch,
@@ -199,7 +206,7 @@ def features(
     type=click.Path(path_type=Path),
     default="mae-convert-demo",
     show_default=True,
-    help="Directory for the converted models and the picture.",
+    help="Directory for the converted models and the image.",
 )
 def demo(output: Path) -> int:
     """Convert the embedded checkpoint both ways and verify it.

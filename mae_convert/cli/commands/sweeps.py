@@ -37,18 +37,20 @@ FILE = click.Path(path_type=Path)
     multiple=True,
     metavar="LAYOUT",
     shell_complete=complete_layouts,
-    help="Layout to write, as `to` in a plan.",
+    help="Layout to write, like `to` in a plan.",
 )
-@click.option("--target", metavar="TEXT", help="Where to, as out/{stem}-{to}.")
-@click.option("--verify/--no-verify", default=None, help="Prove each conversion.")
+@click.option("--target", metavar="TEXT", help="Target path, for example out/{stem}-{to}.")
+@click.option("--verify/--no-verify", default=None, help="Verify each conversion.")
 @click.option(
     "--set",
     "assignments",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Any other field of a plan; several values of one field make several jobs.",
+    help="Set any other field of a plan; several values of one field create several jobs.",
 )
-@click.option("--results", type=FILE, help="SQLite file.  [default: PLAN.results.sqlite]")
+@click.option(
+    "--results", type=FILE, help="SQLite file for the results. [default: PLAN.results.sqlite]"
+)
 @click.option(
     "--report",
     "reports",
@@ -62,25 +64,33 @@ FILE = click.Path(path_type=Path)
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Processes on this machine, or tasks on a Ray cluster.",
+    help="Run jobs in processes on this machine, or as tasks on a Ray cluster.",
 )
-@click.option("--address", help="Of the Ray cluster.  [default: RAY_ADDRESS, or on this machine]")
+@click.option(
+    "--address",
+    help="Address of the Ray cluster. [default: RAY_ADDRESS, or a cluster on this machine]",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Jobs at a time on this machine, at most.  [default: as many as cores]",
+    help="Maximum number of concurrent jobs on this machine. [default: number of cores]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="That each framework computes with.  [default: cores / workers; with Ray 1]",
+    help=(
+        "Number of threads that a framework uses in each job. [default: cores / workers; with Ray "
+        "1]"
+    ),
 )
-@click.option("--dry-run", is_flag=True, help="Show jobs and sizes, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the jobs and their sizes without running them.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--retry-failed", is_flag=True, help="Repeat what failed, and nothing else.")
-@click.option("--overwrite", is_flag=True, help="Replace targets that this sweep did not make.")
+@click.option("--retry-failed", is_flag=True, help="Run only the jobs that failed before.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON object on a line for each event."
+    "--overwrite", is_flag=True, help="Replace existing targets that this sweep did not write."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line for each event."
 )
 def sweep(
     plan: tuple[str, ...],
@@ -132,7 +142,7 @@ def sweep(
 def _run(
     todo: "Agenda", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
 ) -> "list[Row]":
-    """Run what is to be done, and return the rows of all jobs, in the order of the plan."""
+    """Run the pending jobs, and return the rows of all jobs in the order of the plan."""
     from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.run import run_sweep
 
@@ -144,12 +154,12 @@ def _run(
 
 
 def _said(options: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the fields that the command line gives, and take them from the options."""
+    """Remove the fields of a plan from the options of the command, and return them."""
     given: dict[str, list[Any]] = {}
     for text in options.pop("assignments"):
         name, equals, value = text.partition("=")
         if not equals:
-            raise click.UsageError(f"--set {text} is no field with a value; write FIELD=VALUE")
+            raise click.UsageError(f"--set {text} is not of the form FIELD=VALUE")
         given.setdefault(name, []).append(value)
     if to := options.pop("to"):
         given["to"] = list(to)
@@ -166,7 +176,7 @@ def _default_results(plan: tuple[str, ...]) -> Path:
 
 
 def _engine(options: dict[str, Any]) -> "Engine":
-    """Return what runs the jobs."""
+    """Return the function that runs the jobs: the local process pool or Ray."""
     if options["engine"] == "ray":
         from mae_convert.sweep.ray_engine import run_on_ray
 
@@ -179,7 +189,7 @@ def _engine(options: dict[str, Any]) -> "Engine":
 
 @click.command(cls=CheckedCommand)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--images", type=FILE, metavar="DIR", help="Folder of pictures.")
+@click.option("--images", type=FILE, metavar="DIR", help="Directory of images.")
 @preprocessed_option
 @bands_option
 @click.option(
@@ -190,18 +200,21 @@ def _engine(options: dict[str, Any]) -> "Engine":
     multiple=True,
     required=True,
     metavar="FILE",
-    help="An .html page; .png: its pictures; .csv or .json: its table.",
+    help=(
+        "Output: an .html page, a .png with the images only, or a .csv or .json with the table "
+        "only."
+    ),
 )
 @click.option("--most", type=click.IntRange(min=1), default=8, show_default=True,
-              help="At most so many of the pictures.")  # fmt: skip
+              help="Maximum number of images.")  # fmt: skip
 @click.option("--shown", type=click.IntRange(min=2), default=5, show_default=True,
-              help="Checkpoints whose pictures are shown.")  # fmt: skip
+              help="Number of checkpoints whose reconstructions are shown.")  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
 )
 @framework_option
 @device_option
-@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @json_option
 @checkpoint_options
 def timeline(
@@ -238,7 +251,7 @@ def timeline(
 
     check_names(outputs, overwrite=overwrite)
     if images is None and options["inputs"] is None:
-        raise click.UsageError("there is no image; give --images DIR, or --inputs FILE.npz")
+        raise click.UsageError("no image is specified; pass --images DIR, or --inputs FILE.npz")
     chosen = installed(framework)
     pictures = images_in(images)[:most] if images else []
     found = [name for text in sources for name in sources_named(text)]

@@ -1,4 +1,4 @@
-"""Commands that run models and judge whether they are the same function."""
+"""Commands that run models and compare their outputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,31 +38,45 @@ if TYPE_CHECKING:
 @click.command(cls=CheckedCommand)
 @click.argument("ckpt", type=SourceType())
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--framework", type=FRAMEWORK, help="Default: the one that reads the names natively.")
+@click.option(
+    "--framework",
+    type=FRAMEWORK,
+    help="Framework that runs the model. [default: the one that loads these tensor names natively]",
+)
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
-@click.option("--python", help="Interpreter of the environment that has the framework.")
+@click.option(
+    "--python", help="Python interpreter of the environment in which the framework is installed."
+)
 @click.option(
     "--mode",
     type=MODE,
     default="eager",
     show_default=True,
-    help="Run the model as it is, compiled, or as in training with dropout 0.",
+    help=(
+        "Run the model eagerly, compiled (torch.compile, tf.function), by XLA, or in training mode "
+        "with dropout 0."
+    ),
 )
 @click.option(
     "--dtype",
     "dtypes",
     type=RUN_DTYPE,
     multiple=True,
-    help="Precision of a run; may be given several times.  [default: float64, float32]",
+    help="Precision of a run; can be repeated. [default: float64, float32]",
 )
-@click.option("--taps", is_flag=True, help="Keep every step between, not only the results.")
+@click.option(
+    "--taps", is_flag=True, help="Also store the intermediate activations, not only the outputs."
+)
 @click.option(
     "--as-converted",
     type=SourceType(),
     metavar="CONVERTED",
-    help="First apply the lossy steps that a checkpoint made of this one declares.",
+    help=(
+        "Conversion record (or the model directory that holds it) whose declared lossy steps are "
+        "applied before the run."
+    ),
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @time_limit_option
 @task_option
 @input_options
@@ -137,7 +151,10 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     "--published",
     metavar="NAME",
     shell_complete=complete_published,
-    help="Compare A, or the checkpoint NAME itself, with results that others published for NAME.",
+    help=(
+        "Compare the outputs of A, or of the checkpoint NAME, with the reference results that "
+        "third parties published for NAME."
+    ),
 )
 @side_options
 @click.option(
@@ -145,27 +162,37 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     multiple=True,
     metavar="FRAMEWORK[=PYTHON]",
     shell_complete=complete_frameworks,
-    help="Have B (or A, if only A has its names) run once more, by another library's own classes.",
+    help=(
+        "Run B (or A, if only A has the library's tensor names) once more with the model classes "
+        "of another library."
+    ),
 )
 @click.option(
     "--dtype",
     "dtypes",
     type=RUN_DTYPE,
     multiple=True,
-    help="Precision to judge besides float64; may be given several times.  [default: float32]",
+    help="Precision to test in addition to float64; can be repeated. [default: float32]",
 )
 @click.option(
     "--at-mask-ratio",
     "mask_ratio_of_run",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Run with this mask ratio instead of the configured one.",
+    help="Mask ratio of the runs, instead of the configured one.",
 )
 @input_options
-@click.option("--require-proof", is_flag=True, help="Fail unless both sides are native witnesses.")
+@click.option(
+    "--require-proof",
+    is_flag=True,
+    help="Fail unless the result is a proof: both sides loaded natively, and no shared assumption.",
+)
 @click.option(
     "--certify",
     is_flag=True,
-    help="If it passes, put a certificate beside B, which `verify B` replays without A.",
+    help=(
+        "If the verification passes, write a certificate beside B; `verify B` then repeats the "
+        "check without A."
+    ),
 )
 @click.option(
     "--report",
@@ -216,7 +243,9 @@ def verify(
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
     if certify and not isinstance(b, Path):
-        raise click.UsageError("--certify puts a certificate beside B, a local path")
+        raise click.UsageError(
+            "--certify writes a certificate beside B, which must be a local path"
+        )
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
     if b is None:
@@ -232,7 +261,7 @@ def verify(
         if certify and done.verdict.passed:
             write_certificate(done, second)
         elif certify and has_certificate(second.path):
-            say(f"note: the certificate beside {b} is of an earlier verification")
+            say(f"note: the certificate beside {b} belongs to an earlier verification")
     done = _diagnosed(done)
     write_reports(done, reports)
     _tell(done.verdict, as_json=as_json)
@@ -240,7 +269,7 @@ def verify(
 
 
 def _diagnosed(done: "Verification") -> "Verification":
-    """Return a verification, with the causes where it failed."""
+    """Return a verification; if it failed, with a diagnosis of its causes."""
     if done.verdict.passed:
         return done
     from mae_convert.diagnose.diagnosis import diagnose
@@ -249,7 +278,10 @@ def _diagnosed(done: "Verification") -> "Verification":
 
 
 def _tell(verdict: "Verdict", *, as_json: bool) -> None:
-    """Print a verdict. What prints is imported when the runs are over, not while they wait."""
+    """Print a verdict.
+
+    The printing modules are imported after the runs, not while the runs wait for them.
+    """
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.verdict import verdict as show
     from mae_convert.reports.verdict_files import verdict_json
@@ -260,7 +292,7 @@ def _tell(verdict: "Verdict", *, as_json: bool) -> None:
 def _replay(
     source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
 ) -> "Verification":
-    """Judge a checkpoint by its certificate, downloaded if need be."""
+    """Verify a checkpoint against its certificate, which is downloaded if needed."""
     from mae_convert.families.mae.official import Official
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import locate
@@ -269,17 +301,17 @@ def _replay(
 
     if isinstance(source, Official):
         raise click.UsageError(
-            f"an official checkpoint has no certificate; `verify --published {source.name}`"
-            " compares it with results that others published"
+            f"an official checkpoint has no certificate; `verify --published {source.name}` "
+            "compares it with reference results that third parties published"
         )
     # What is asked for and not done would be a pass for nothing.
     unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
     if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(
-            "a certificate is replayed on its own inputs and in its own way; of the options it"
-            " takes --dtype, --require-proof, --report and those of side a (--framework-a ...) and"
-            " --time-limit;"
-            " give the source too for the others"
+            "without the source, `verify` repeats the runs of the certificate with the "
+            "certificate's inputs and settings; only --dtype, --require-proof, --report, "
+            "--time-limit and the options of side A (--framework-a ...) can be given; pass the "
+            "source too to use the others"
         )
     path, origin = locate(source, certificate=True)
     say_notes(origin)
@@ -289,7 +321,7 @@ def _replay(
 def _verify_published(
     source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
 ) -> int:
-    """Compare a checkpoint with what others published of it."""
+    """Compare a checkpoint with the reference results that third parties published for it."""
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.reference_results import published as show
     from mae_convert.sources import parse_source

@@ -1,1 +1,1 @@
-"""Print results: for a person as tables, for a program as one JSON object."""
+"""Print results as tables for people, or as one JSON object for programs."""

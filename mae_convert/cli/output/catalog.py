@@ -1,4 +1,4 @@
-"""Print the official checkpoints: which is which, and which to take."""
+"""Print the official checkpoints and what each is suited for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,10 +10,22 @@ from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
 
 DECODERS = {None: "none", False: "plain", True: "normalised"}
 WHICH = (
-    ("to look at reconstructions", "mae_visualize_vit_*: decoders that predict plain pixels"),
+    (
+        "for viewing reconstructions",
+        (
+            "mae_visualize_vit_*: encoder and decoder; predict pixels that are not normalised per "
+            "patch"
+        ),
+    ),
     ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
-    ("to pre-train further", "mae_pretrain_vit_*_full: with decoder, normalised pixels"),
-    ("to classify ImageNet-1k", "mae_finetuned_vit_*: read the mean of the patches"),
+    (
+        "for further pre-training",
+        "mae_pretrain_vit_*_full: encoder and decoder; predict pixels normalised per patch",
+    ),
+    (
+        "for ImageNet-1k classification",
+        "mae_finetuned_vit_*: classifiers with global average pooling",
+    ),
 )
 
 
@@ -21,11 +33,11 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 
 
 def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
-    """Print the table, and what to take for what.
+    """Print the table of official checkpoints, and which one to use for what.
 
     Args:
         officials: the official checkpoints.
-        fingerprints: fingerprint and ``confirmed`` of those that were downloaded, by name.
+        fingerprints: fingerprint and ``confirmed`` of the downloaded ones, by name.
     """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
@@ -42,28 +54,29 @@ def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
         )
     out.print(grid)
     names = ", ".join(official.name for official in officials if official.name in PUBLISHED)
-    out.print(f"\nothers have published results (verify --published) for {names}")
+    out.print(f"\nReference results published by third parties (verify --published): {names}")
     out.print("\n[bold]Which one?[/bold]")
     out.print(pairs((f"  {purpose}", names) for purpose, names in WHICH))
     out.print(
-        "\nThe encoders of visualize and pretrain are not the same: a reconstruction with parts of"
-        " both is wrong.\nThat _full was trained on normalised pixels is reported, not documented."
-        "\nfacebook/vit-mae-* on the Hub are the visualize weights, timm's *.mae the pretrain ones."
+        "\nThe encoders of visualize and pretrain are not the same: combining the encoder of one "
+        "with the decoder of the other gives wrong reconstructions.\nThat _full was trained on "
+        "normalised pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the "
+        "visualize weights, timm's *.mae the pretrain ones."
     )
-    out.print(f"\nlicence of all: {LICENSE}, {LICENSE_URL}")
+    out.print(f"\nLicence of all files: {LICENSE}, {LICENSE_URL}")
     for name, known in fingerprints.items():
         out.print(
-            f"\nfingerprint of {name}, as downloaded here ({markup(known['confirmed'])}):\n"
-            f"  {markup(known['fingerprint'])}",
+            f"\nfingerprint of {name}, computed from a download ({markup(known['confirmed'])}):\n  "
+            f"{markup(known['fingerprint'])}",
             soft_wrap=True,
         )
     out.print(
-        f"address: {BASE_URL}/FOLDER/NAME.pth; md5: the first digits, which the publisher names"
+        f"address: {BASE_URL}/FOLDER/NAME.pth; md5: first digits, as published with the files"
     )
 
 
 def catalog_json(officials: Sequence[Official], fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return the catalog as plain data; ``fingerprint`` is None for what was not downloaded."""
+    """Return the catalog as plain data; ``fingerprint`` is None for files not downloaded."""
     rows = [
         {
             "name": official.name,

@@ -1,4 +1,4 @@
-"""Print on a terminal or into a pipe."""
+"""Print to a terminal or into a pipe."""
 
 import json
 import os
@@ -21,9 +21,9 @@ PIPE_WIDTH = 200
 
 
 class PatientConsole(Console):
-    """A console whose reader may go (`| head`): the rest is not printed, the status stays.
+    """A console that tolerates a closed pipe (`| head`): output stops, the exit status is kept.
 
-    Nothing is cut off at the right: a terminal shows on the next line what does not fit.
+    Lines are never truncated: text that is wider than the terminal continues on the next line.
     """
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
@@ -31,46 +31,46 @@ class PatientConsole(Console):
         super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
-        """Print no more, and let the command go on to its answer."""
+        """Stop printing without ending the command."""
         self.quiet = True
         discard_output()
 
 
 def discard_output() -> None:
-    """Send what is still to be printed nowhere."""
+    """Discard all further output to standard output."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def console() -> Console:
-    """Return a console for standard output; what is piped is not wrapped to a screen's width."""
+    """Return a console for standard output; output into a pipe is not wrapped."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return PatientConsole(highlight=False, emoji=False, width=width)
 
 
 def markup(text: object) -> str:
-    """Return text as it may stand in the markup of a console: no styles, on one line, printable.
+    """Return text for rich's markup: without styles, on one line, printable.
 
-    What the encoding of standard output cannot hold is an escape sequence here already, so that the
-    columns of a table stay in line.
+    Characters that standard output's encoding cannot represent become escape sequences here, so
+    that the columns of a table stay aligned.
     """
     return escape(printable(for_terminal(text)))
 
 
 def printable(text: str) -> str:
-    """Return text with escape sequences for what standard output's encoding does not have."""
+    """Return text in which characters that standard output cannot encode are escape sequences."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return plain data as JSON in printable ASCII; numbers that are not finite become strings."""
+    """Return plain data as JSON in printable ASCII; non-finite numbers become strings."""
     return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def as_json(value: Any) -> None:
-    """Print one JSON object; numbers that are not finite become strings."""
+    """Print one JSON object; non-finite numbers become strings."""
     try:
         print(json_text(value, indent=2), flush=True)
     except BrokenPipeError:
@@ -78,9 +78,9 @@ def as_json(value: Any) -> None:
 
 
 class WordGrid(Grid):
-    """A table without lines in which text is wrapped between words, and no word is ever cut.
+    """A table without lines that wraps text between words and never inside a word.
 
-    Names and digests can so be copied from a narrow terminal, though its lines are then longer.
+    Names and digests can therefore be copied from a narrow terminal, even if lines get longer.
     """
 
     def add_row(self, *cells: Any, **options: Any) -> None:
@@ -91,7 +91,7 @@ class WordGrid(Grid):
             column.min_width = max(column.min_width or 0, *map(cell_len, words), 0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table without the spaces at the end of lines, which would fill a line too."""
+        """Yield the table's lines without trailing spaces."""
         for line in Segment.split_lines(
             part for part in super().__rich_console__(console, options) if isinstance(part, Segment)
         ):
@@ -121,12 +121,12 @@ class Pairs:
 
 
 def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -> Grid:
-    """Return an empty table without lines, in which no word is cut.
+    """Return an empty table without lines that never breaks a word.
 
     Args:
-        heads: of the columns.
-        right: those of columns that are flush right.
-        whole: those of columns that are not folded as long as another can be.
+        heads: headings of the columns.
+        right: headings of right-aligned columns.
+        whole: headings of columns that are wrapped only if no other column can be.
     """
     grid = WordGrid(box=None, pad_edge=False, padding=(0, 2), show_header=any(heads))
     for head in heads:
@@ -141,7 +141,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
 
 
 def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Return the fields that no tensor tells, with value and source."""
+    """Return a table of configuration fields that are not stored in tensors: value and source."""
     grid = WordGrid(
         box=None, padding=(0, 2), collapse_padding=True, show_header=False, show_edge=False,
         pad_edge=False,

@@ -1,4 +1,4 @@
-"""Print what a conversion did, and how two checkpoints differ."""
+"""Print the result of a conversion, and the differences of two checkpoints."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -18,18 +18,18 @@ from mae_convert.text import format_number
 
 
 def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
-    """Print what a conversion did."""
+    """Print the result of a conversion."""
     out, source = console(), plan.source
     rows = [
         ("read", f"{source.name}  ({source.layout.name}, {source.task}, {source.container.kind})"),
         ("wrote", f"{plan.target}  ({plan.layout.name}, {plan.task})"),
-        ("tensors", f"{len(report['tensors'])} written, read back and found equal"),
+        ("tensors", f"{len(report['tensors'])} written; read back and equal"),
     ]
     if source.relative and (source.relative.certain or source.relative.relative.caveat):
         rows += family_rows(report["family"])
     if prefix := source.prefix.said():
-        undone = f"; --prefix {prefix} puts it back" if source.prefix.common else ""
-        rows.append(("prefix", f"{prefix} was taken off the names{undone}"))
+        undone = f"; --prefix {prefix} restores it" if source.prefix.common else ""
+        rows.append(("prefix", f"{prefix} was removed from the names{undone}"))
     for step in report["steps"]:
         undone = "can be undone" if _is_exact(step) else "cannot be undone"
         rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
@@ -44,21 +44,21 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     ]
     rows += [("difference", sentence) for sentence in report.get("differences", ())]
     if unread := report.get("unread"):
-        rows.append(("not known", f"{listed(unread, 8)}: a library may act on it"))
+        rows.append(("not known", f"{listed(unread, 8)}: a library may use it"))
     out.print(pairs(rows))
-    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print("\n[bold]Configuration that is not stored in the tensors, and its source[/bold]")
     out.print(assumptions(report["assumed"]))
 
 
 def _is_exact(step: Mapping[str, Any]) -> bool:
-    """Return whether a step only widened dtypes."""
+    """Return whether a step only converted to wider dtypes."""
     return step["step"] == "dtype" and all(
         np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
     )
 
 
 def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the tensor that rounding moved most, if any was rounded."""
+    """Yield a line about the tensor with the largest rounding error, if any was rounded."""
     rounded = {name: t["rounding"] for name, t in tensors.items() if "rounding" in t}
     if not rounded:
         return
@@ -88,7 +88,7 @@ def difference(result: Difference) -> None:
     """Print which tensors and fields differ."""
     out = console()
     out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
-    grid = table("tensor", "shape and dtype", "values that differ", "relative L2", "largest")
+    grid = table("tensor", "shape and dtype", "different values", "relative L2", "largest")
     for t in result.tensors:
         a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
         kind = a if a == b else f"{a} | {b}"
@@ -99,7 +99,7 @@ def difference(result: Difference) -> None:
     for name, (a, b) in result.configuration.items():
         out.print(f"configuration: {markup(name)} is {markup(a)} in A and {markup(b)} in B")
     for name, sides in result.not_compared.items():
-        what = f"{name}, which nothing gives for {sides}"
+        what = f"{name}, which is not specified for {sides}"
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
     for what in result.not_read:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")

@@ -1,4 +1,4 @@
-"""Print the fingerprint of a checkpoint, and how two checkpoints descend from each other."""
+"""Print the fingerprint of a checkpoint, and the lineage of two checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,9 +28,9 @@ def fingerprint(report: Mapping[str, Any]) -> None:
 
 
 def _value(name: str, report: Mapping[str, Any]) -> str:
-    """Return the value of a field, and what it rests on where the checkpoint does not store it."""
+    """Return the value of a field and, if the checkpoint does not store it, its source."""
     if name in report["missing"]:
-        return "missing: nothing in the file gives it, so there is no digest of the configuration"
+        return "missing: not stored in the checkpoint, so there is no digest of the configuration"
     value = report["fields"][name]
     text = _field(value)
     assumed = report["assumed"].get(name)
@@ -38,7 +38,7 @@ def _value(name: str, report: Mapping[str, Any]) -> str:
 
 
 def lineage(result: Lineage) -> None:
-    """Print how two checkpoints are related, what that rests on, and what differs."""
+    """Print how two checkpoints are related, the evidence, and the differences."""
     out = console()
     out.print(f"[bold]{markup(result.sentence)}[/bold]", soft_wrap=True)
     rows = [
@@ -52,7 +52,9 @@ def lineage(result: Lineage) -> None:
     rows += [("not compared", what) for what in result.not_compared]
     rows += [("rests on", what) for what in result.rests_on]
     if result.equal is not None:
-        rows.append(("tensors", f"{result.equal} are the same bits, {len(result.tensors)} are not"))
+        rows.append(
+            ("tensors", f"{result.equal} are equal bit for bit, {len(result.tensors)} differ")
+        )
     elif result.parts:
         rows.append(("parts", f"{', '.join(result.parts)} not the same"))
     out.print(pairs(rows))

@@ -1,4 +1,4 @@
-"""Print what came of pictures."""
+"""Print the results of commands that process images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,21 +15,27 @@ if TYPE_CHECKING:
 
 
 def reconstructions(report: Mapping[str, Any]) -> None:
-    """Print how much of each picture was removed, the loss, and where the sheet is."""
+    """Print for each image the number of removed patches and the loss; and the output's path."""
     out = console()
     frameworks = list(report["images"][0]["loss"])
-    numbers = ["removed patches", *(f"error on them, {markup(name)}" for name in frameworks)]
-    grid = table("picture", *numbers, right=numbers)
+    numbers = [
+        "removed patches",
+        *(f"error on removed patches, {markup(name)}" for name in frameworks),
+    ]
+    grid = table("image", *numbers, right=numbers)
     for row in report["images"]:
         removed = f"{row['removed']} of {row['patches']}"
         errors = (row["loss"][name] for name in frameworks)
         cells = ("none" if error is None else f"{error:.4f}" for error in errors)
         grid.add_row(markup(row["image"]), removed, *cells)
     out.print(grid)
-    out.print("error: mean square over removed patches, in normalised pixels")
+    out.print("error: mean squared error of the removed patches, in normalised pixel units")
     if "film_ratios" in report:
         first, *_, last = report["film_ratios"]
-        out.print(f"this is the film's first picture, at {first:.0%}; it goes on to {last:.0%}")
+        out.print(
+            f"shown: the first frame of the animation, at a mask ratio of {first:.0%}; the last "
+            f"frame is at {last:.0%}"
+        )
     if "largest_difference" in report:
         out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
     if report["note"]:
@@ -39,7 +45,7 @@ def reconstructions(report: Mapping[str, Any]) -> None:
 
 
 def features_json(found: "Features", path: Path) -> dict[str, Any]:
-    """Return what `features` prints, as data."""
+    """Return the output of ``features --json``."""
     labels = [str(label) for label in np.unique(found.labels) if label]
     return {
         "path": str(path),
@@ -50,17 +56,17 @@ def features_json(found: "Features", path: Path) -> dict[str, Any]:
 
 
 def features(found: "Features", path: Path) -> None:
-    """Print how many pictures have features now, and where they are."""
+    """Print the number of images with features, and the path of the output."""
     told = features_json(found, path)
     count = len(told["labels"])
     labels = f", {plural(count, 'label')}" if count else ""
     out = console()
-    out.print(f"{told['pictures']} pictures, {told['width']} features each{labels}")
+    out.print(f"{told['pictures']} images, {told['width']} features each{labels}")
     out.print(markup(told["path"]), soft_wrap=True)
 
 
 def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
-    """Print the loss of each checkpoint, and where the files are."""
+    """Print the loss of each checkpoint, and the paths of the outputs."""
     out = console()
     grid = table("epoch", "loss", "checkpoint", right=("epoch", "loss"), whole=("epoch", "loss"))
     for point in found.points:
@@ -68,6 +74,9 @@ def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
         name = f"{point.source}: {point.error}" if point.error else point.source
         grid.add_row(str(point.epoch), loss, markup(name))
     out.print(grid)
-    out.print(f"lowest at epoch {found.best.epoch}; 99 % of the gain by {found.paid_until.epoch}")
+    out.print(
+        f"lowest loss at epoch {found.best.epoch}; 99 % of the improvement reached at epoch "
+        f"{found.paid_until.epoch}"
+    )
     for path in outputs:
         out.print(markup(path), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Print what ``inspect`` found."""
+"""Print the result of ``inspect``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ MOST_CANDIDATES = 5
 
 
 def inspection(report: Mapping[str, Any]) -> None:
-    """Print what ``inspect`` found, on one screen."""
+    """Print the result of ``inspect``."""
     config, out = report["config"], console()
     size = config["image_size"]
     rows = [
@@ -47,13 +47,13 @@ def inspection(report: Mapping[str, Any]) -> None:
     if report.get("inferred", {}).get("fields"):
         _inferred(report["inferred"])
     if report["missing"]:
-        out.print("\n[bold]Missing: nothing in the file gives it[/bold]")
+        out.print("\n[bold]Missing: not stored in the checkpoint[/bold]")
         rows = [
             (f"  {field['field']}", f"specify it with {field['option']} ({field['reason']})")
             for field in report["missing"]
         ]
         out.print(pairs(rows))
-    out.print("\n[bold]What no tensor tells, and where it was taken from[/bold]")
+    out.print("\n[bold]Configuration that is not stored in the tensors, and its source[/bold]")
     out.print(assumptions(report["assumed"]))
     out.print("\n[bold]Can be converted to[/bold]")
     out.print(pairs(("  " + name, answer) for name, answer in report["becomes"].items()))
@@ -61,7 +61,7 @@ def inspection(report: Mapping[str, Any]) -> None:
         out.print("\n[bold]Values[/bold]")
         out.print(_statistics(report["stats"]))
     if odd := [*report["differences"], *report["odd"]]:
-        out.print("\n[bold]Odd, or worth a look[/bold]")
+        out.print("\n[bold]Warnings[/bold]")
         out.print(pairs(("  -", what) for what in odd))
 
 
@@ -72,14 +72,14 @@ def _frames(config: Mapping[str, Any], field: str) -> str:
 
 
 def _inferred(inferred: Mapping[str, Any]) -> None:
-    """Print what an experiment found: for each field the decision and the best candidates."""
+    """Print the result of an experiment: for each field the decision and the best candidates."""
     out = console()
     out.print("\n[bold]Found by experiment[/bold]")
     if inferred["images"]:
         out.print(
-            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each with a"
-            f" mask of its own, run by {markup(inferred['framework'])}; the loss on removed patches"
-            " is relative to that of one colour"
+            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each, each "
+            f"crop with its own mask, run by {markup(inferred['framework'])}; the loss on removed "
+            "patches is given relative to the loss of predicting each image's mean colour"
         )
     for name, found in inferred["fields"].items():
         value = markup(plain(found["value"])) if found["decided"] else "[yellow]undecided[/yellow]"
@@ -92,7 +92,7 @@ def _inferred(inferred: Mapping[str, Any]) -> None:
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
-    """Return a table of the best candidates and, where there are more, how many."""
+    """Return a table of the best candidates, and the number of the others."""
     columns = [
         (head, key)
         for head, key in (("loss", "loss"), ("weights", "structure"))
@@ -109,22 +109,25 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the fingerprint of the tensors, part by part, and that of the configuration."""
+    """Return the fingerprint's digests: of each part of the tensors, and of the configuration."""
     version, weights, *_ = report["fingerprint"].split(":")
     rows = [("fingerprint", f"{version}:{weights}")]
     rows += [(f"  {part}", digest) for part, digest in report["parts"].items()]
-    return [*rows, ("  configuration", report["configuration"] or "not known: a field is missing")]
+    return [
+        *rows,
+        ("  configuration", report["configuration"] or "unknown: a configuration field is missing"),
+    ]
 
 
 def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the family, how it is known, and what is to be known about it."""
+    """Return the model family, how it was recognised, and its caveats."""
     if family is None:
         return []
     if family["certainty"] == "known":
         rows = [("family", f"{family['name']}: {family['because']}")]
     else:
-        alike = ", ".join((*family["also"], "any other ViT of its size"))
-        rows = [("family", f"{family['name']} (probable: by its shapes; the same as of {alike})")]
+        alike = ", ".join((*family["also"], "any other ViT of this size"))
+        rows = [("family", f"{family['name']} (probable: by its shapes, which {alike} also has)")]
     if family["caveat"]:
         about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
         rows.append(("caveat", about + family["caveat"]))
@@ -132,7 +135,7 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _container(report: Mapping[str, Any]) -> str:
-    """Return the container, and what stood around the tensors and before their names."""
+    """Return the file format, the key of the weights and the prefix of their names."""
     files = f", {plural(report['files'], 'file')}" if report["files"] > 1 else ""
     wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
     prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
@@ -157,20 +160,21 @@ def _official(
     official: Mapping[str, Any] | None, assumptions: Mapping[str, Mapping[str, Any]]
 ) -> str:
     if official is None:
-        return "none that is known by these names and shapes"
+        return "none with these names and shapes"
     if "md5" not in official:
         names = " or ".join((official["probable"], *official.get("or", ())))
         assumed = [name for name, a in assumptions.items() if a["assumption"] == OFFICIAL]
         if not assumed:
-            return f"same names and shapes as {names} (--hash tells more)"
+            return f"same names and shapes as {names} (--hash identifies it)"
         return (
-            f"same names and shapes as {names}, from which {' and '.join(assumed)}"
-            f" {'is' if len(assumed) == 1 else 'are'} assumed; --hash confirms that it is this file"
+            f"same names and shapes as {names}, from which {' and '.join(assumed)} "
+            f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash checks whether it is this "
+            "file"
         )
     known = {
-        True: "the digits of the MD5 that its publisher names fit",
-        False: "but its MD5 is another: other weights",
-        None: "whose publisher names no hash",
+        True: "the published digits of its MD5 match",
+        False: "but its MD5 differs: other weights",
+        None: "for which no hash is published",
     }[official["confirmed"]]
     return f"{official['probable']}, {known} (md5 {official['md5']})"
 

@@ -1,4 +1,4 @@
-"""How far long work is, on a terminal: bytes, rate, time left."""
+"""Progress of long operations on a terminal: bytes, rate, time left."""
 
 import sys
 from collections.abc import Iterator
@@ -9,10 +9,7 @@ from mae_convert.files.workers import Progress
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Show on standard error how far work is, if that is a terminal; else say nothing.
-
-    What is shown is taken away at the end.
-    """
+    """Show progress on standard error if it is a terminal, and remove the bar at the end."""
     if not sys.stderr.isatty():
         yield Progress()
         return
@@ -41,14 +38,14 @@ class _Bar(Progress):
         self._task = progress.TaskID(0)
 
     def begin(self, total: int) -> None:
-        """Show how many bytes there are to be worked on."""
+        """Set the total number of bytes."""
         self._task = self._bar.add_task(self._what, total=total)
         self._bar.start()
 
     def advance(self, count: int) -> None:
-        """Show that `count` bytes more are done."""
+        """Add `count` bytes to the progress."""
         self._bar.advance(self._task, count)
 
     def end(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""Print what will be published, and what was."""
+"""Print what will be published, and what was published."""
 
 from typing import Any
 
@@ -11,10 +11,12 @@ from mae_convert.text import format_bytes, plural
 
 
 def plan(publication: Publication, *, with_card: bool) -> None:
-    """Print the repository, its files and what becomes of them, the licence, and the card."""
+    """Print the repository, the changes to its files, the licence, and the model card."""
     out, remote, wish = console(), publication.remote, publication.wish
     kind = "there already" if remote.exists else "new"
-    visibility = "private" if remote.private else "public" if remote.exists else "as your default"
+    visibility = (
+        "private" if remote.private else "public" if remote.exists else "by your account's default"
+    )
     where = remote.revision + (" (new branch)" if remote.is_new_branch else "")
     if wish.target.pull_request:
         where = remote.pull_request_url or "a new pull request to main"
@@ -27,7 +29,8 @@ def plan(publication: Publication, *, with_card: bool) -> None:
     out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
     for name in publication.kept:
         out.print(
-            f"[yellow]stays[/yellow]: {markup(name)} in the repository, which this is not about"
+            f"[yellow]unchanged[/yellow]: {markup(name)} is in the repository and not part of this "
+            "upload"
         )
     if publication.added_metadata:
         out.print(f"added to the card's metadata: {markup(', '.join(publication.added_metadata))}")
@@ -37,7 +40,7 @@ def plan(publication: Publication, *, with_card: bool) -> None:
         out.print("\n[bold]README.md[/bold]\n")
         for line in publication.card.split("\n"):
             out.print(markup(line), soft_wrap=True)
-        out.print("\nnothing was sent: --dry-run")
+        out.print("\nnothing was uploaded: --dry-run")
 
 
 def _files(publication: Publication) -> Grid:
@@ -49,7 +52,7 @@ def _files(publication: Publication) -> Grid:
 
 
 def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
-    """Return path, what becomes of it, and size of each file, in the order of a tree."""
+    """Return path, planned change and size of each file, sorted as a tree."""
     there, added = publication.remote.entries, {file.path for file in publication.add}
     rows: list[tuple[str, str, int | None]] = []
     for path, file in publication.staged.items():
@@ -93,11 +96,11 @@ def published_json(done: Published) -> dict[str, Any]:
 
 
 def published(done: Published) -> None:
-    """Print where it is now, and whether the Hub serves what was published."""
+    """Print the URL, and whether the Hub serves the files that were published."""
     out = console()
     committed = done.committed
     if not committed.is_new:
-        out.print("everything was there already: no commit was made")
+        out.print("the repository already has all of these files: no commit was created")
     for path, how in done.wrong.items():
         out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
     files = plural(len(done.publication.staged), "file")
@@ -105,7 +108,7 @@ def published(done: Published) -> None:
         out.print(f"[bold red]DIFFERENT[/bold red]: of {files} that the Hub serves now,"
                   f" {len(done.wrong)} are not those that were published")  # fmt: skip
     else:
-        out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and equal")
+        out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and found equal")
     if committed.pull_request_url:
         out.print(markup(committed.pull_request_url), soft_wrap=True)
     out.print(markup(committed.url), soft_wrap=True)

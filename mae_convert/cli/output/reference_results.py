@@ -1,18 +1,19 @@
-"""Print how a checkpoint compares with what others published of it."""
+"""Print how a checkpoint compares with reference results of third parties."""
 
 from mae_convert.cli.output.console import console, markup, table
 from mae_convert.verify.reference_results import PublishedResult
 
 
 def published(result: PublishedResult) -> None:
-    """Print the values, published and measured, and the answer."""
+    """Print the reference values, the measured values, and the verdict."""
     out, truth = console(), result.truth
     out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
     whose = f"logits [0, :3, :3] as published for {truth.source} by {truth.where}"
     out.print(markup(whose))
     if truth.layer_norm_eps is not None:
         out.print(
-            f"run with a layer norm epsilon of {truth.layer_norm_eps}, as they were made with"
+            f"run with a layer norm epsilon of {truth.layer_norm_eps}, with which the reference "
+            "results were computed"
         )
     heads = ("published", *map(markup, result.corners))
     grid = table(*heads, right=heads)
@@ -21,9 +22,11 @@ def published(result: PublishedResult) -> None:
         grid.add_row(f"{value:.4f}", *(f"{corner[number]:.6f}" for corner in measured))
     out.print(grid)
     for dtype, share in result.share.items():
-        out.print(f"{markup(dtype)}: the farthest is at {share:.2g} of what is allowed")
+        out.print(f"{markup(dtype)}: the largest difference is {share:.2g} of the tolerance")
     if result.passed:
-        out.print("[bold green]AS PUBLISHED[/bold green]: these nine values; everything else is"
-                  " not compared")  # fmt: skip
+        out.print(
+            "[bold green]AS PUBLISHED[/bold green]: these nine values agree; nothing else was "
+            "compared"
+        )  # fmt: skip
     else:
         out.print("[bold red]NOT AS PUBLISHED[/bold red]")

@@ -1,4 +1,4 @@
-"""Print what a sweep will do, how far it is, and what came of it."""
+"""Print the plan, the progress and the result of a sweep."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ def event(kind: str, **fields: Any) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many jobs came out how."""
+    """Number of jobs by outcome."""
 
     done: int = 0
     failed: int = 0
@@ -40,7 +40,7 @@ class Counts:
         """Return the counts in words."""
         words = [f"{self.done} done"]
         words += [f"{self.failed} failed verification"] if self.failed else []
-        words += [f"{self.error} without a result"] if self.error else []
+        words += [f"{self.error} ended with an error"] if self.error else []
         return ", ".join(words)
 
 
@@ -78,7 +78,7 @@ def _target(line: Mapping[str, Any]) -> str:
     if line["target"]:
         return local_name(line["target"])
     name = line["settings"].get("publish")
-    return f"hf://{name}" if name else "(verified, not kept)"
+    return f"hf://{name}" if name else "(verified, not written)"
 
 
 def _sizes(job: Job) -> dict[str, int | None]:
@@ -90,7 +90,7 @@ def _short(value: Any) -> str:
 
 
 def local_name(text: str) -> str:
-    """Return a path as it is seen from here, and any other name as it is."""
+    """Return a local path relative to the current directory, and any other name unchanged."""
     if storage.is_remote(text) or not text.startswith("/"):
         return text
     path = Path(text)
@@ -103,7 +103,7 @@ def _size(count: int | None) -> str:
 
 @contextmanager
 def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell]:
-    """Tell of each row: by a line of JSON, by a bar on a terminal, or by a line in a log."""
+    """Report each row: as a line of JSON, on a progress bar, or as a line of a log."""
     if as_json:
         event("begin", jobs=len(todo.jobs), done=len(todo.done), todo=len(todo.todo))
         for row in todo.done:
@@ -120,7 +120,7 @@ def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell
 
 
 def _print_job(row: Row, which: str) -> None:
-    """Print one line about a job, at once, as a log needs it."""
+    """Print one line about a job immediately, as a log needs it."""
     word = {DONE: "done", FAILED: "failed"}.get(row.outcome, "no result")
     line = f"{which}  {word}  {_result(row)}  {row.seconds:.1f} s"
     print(printable(for_terminal(line)), flush=True)
@@ -153,7 +153,7 @@ def _bar(todo: Agenda) -> Iterator[Tell]:
 
 
 def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> None:
-    """Print what came of a sweep."""
+    """Print the result of a sweep."""
     counts = Counts.of(rows)
     not_run = len(todo.jobs) - len(rows)
     if as_json:
@@ -169,7 +169,7 @@ def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> 
 
 
 def _result(row: Row) -> str:
-    """Return what came of a job, in a line."""
+    """Return the result of a job in one line."""
     job = " to ".join(filter(None, (local_name(row.source), row.layout)))
     if row.outcome not in (DONE, FAILED):
         return f"{job}: {row.error}"

@@ -28,21 +28,23 @@ COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
 
 
 def verdict(result: Verdict) -> None:
-    """Print a verdict: what was compared, how far apart, what the limit was."""
+    """Print a verdict: each check with the measured value and its limit."""
     out = console()
     for witness in result.witnesses:
         out.print(_witness(witness))
         for line in _assumed_by(witness):
             out.print(f"   {markup(line)}")
     for step in result.steps:
-        out.print(f"declared by B and applied to A: {markup(step_in_words(step))}")
+        out.print(
+            f"declared by B, and applied to A before comparing: {markup(step_in_words(step))}"
+        )
     out.print(checks_table(result.checks))
     failed = result.failed()
     for check in failed[:MOST_ROWS]:
         measured = f"{format_number(check.measured)}, limit {format_number(check.limit)}"
         out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
     if len(failed) > MOST_ROWS:
-        out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json has them all")
+        out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json lists all")
     for line in _explanation(result):
         out.print(line)
     out.print(answer_line(result))
@@ -69,7 +71,11 @@ def answer_line(result: Verdict) -> str:
 
 
 def _witness(witness: Mapping[str, Any]) -> str:
-    how = "its own names" if witness["native"] else witness.get("ours") or "our mapping tables"
+    how = (
+        "its own tensor names"
+        if witness["native"]
+        else witness.get("ours") or "mae-convert's mapping tables"
+    )
     versions = witness["versions"] or {}
     version = versions.get(witness["framework"], "")
     place = witness["device"]
@@ -82,7 +88,7 @@ def _witness(witness: Mapping[str, Any]) -> str:
 
 
 def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of what no tensor and no configuration of the file tells."""
+    """Yield a line for each source of fields that neither tensors nor the configuration specify."""
     if witness["side"].startswith("against"):  # one of the two, whose assumptions were told
         return
     by_source: dict[str, list[str]] = {}
@@ -97,8 +103,8 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checks_table(checks: Iterable[Check]) -> Grid:
-    """Return the checks grouped as a person reads them."""
-    grid = table("compared", "how far apart", "limit", "verdict")
+    """Return a table of the checks, grouped for reading."""
+    grid = table("compared", "measured difference", "limit", "verdict")
     for line in summary(checks):
         said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
         grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
@@ -106,9 +112,9 @@ def checks_table(checks: Iterable[Check]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield lines of bars: how far apart the sides are after each block, on a logarithmic scale.
+    """Yield a bar for each block: the relative L2 difference of the sides after it.
 
-    The scale goes from rounding, 1e-16, to 1.
+    The scale is logarithmic, from rounding (1e-16) to 1.
     """
     depths = by_depth(result)
     if len(depths) > MOST_BARS:  # every second block, or third, of a deep model

@@ -105,11 +105,11 @@ class ImageMAE(Family):
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return which model a checkpoint is of those with the same names and shapes, or None."""
+        """Return which of the models with the same names and shapes a checkpoint is, or None."""
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return fields that programs with such stored names of tensors take for granted."""
+        """Return fields that programs with such tensor names always use."""
         return conventions_by_names(list(names))
 
     def unread(
@@ -119,16 +119,16 @@ class ImageMAE(Family):
         return unread(container, layout, task, dtypes)
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and that no tensor gives."""
+        """Return the fields that matter for a task and are not stored in tensors."""
         pooling = ("global_pool",) if task == "classify" else ()
         return (*UNTOLD, *UNTOLD_OF_TASK[task], *pooling, *PREPROCESSING)
 
     def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
-        """Yield values of a field that come after a configuration and before a convention."""
+        """Yield values of a field that rank between a configuration and a convention."""
         return fields.found(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return what is said of a field that nothing gives."""
+        """Return the description of a missing field."""
         return fields.missing(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:

@@ -58,9 +58,12 @@ def found(name: str, evidence: Evidence, official: Iterator[Found]) -> Iterator[
     if name == "image_size":
         yield Found(_square_size(evidence), "square grid", SQUARE)
     if name == "global_pool":
-        source = "names of a class-token classifier, which a pooled one without fc_norm has too"
+        source = (
+            "tensor names of a class-token classifier, which a pooled classifier without fc_norm "
+            "has too"
+        )
         yield Found("token", source, NAMES)
-    source = "convention of solo-learn, whose names the tensors have"
+    source = "convention of solo-learn, whose tensor names these are"
     yield Found(evidence.by_names.get(name), source, NAMES)
 
 
@@ -100,7 +103,7 @@ def grid_of_size(size: Any, patch: Any) -> Grid:
 
 
 def missing(name: str, evidence: Evidence) -> Missing:
-    """Return what is said of the image size or a number of heads that nothing gives."""
+    """Return the description of a missing image size or number of heads."""
     if name != "image_size":
         return missing_heads(name, evidence, arguments(evidence).contradiction(name))
     count = evidence.geometry["num_patches"]
@@ -110,7 +113,7 @@ def missing(name: str, evidence: Evidence) -> Missing:
 
 
 def placeholder(name: str, evidence: Evidence) -> Any:
-    """Return a possible value for a field that is missing; nothing may be computed with it."""
+    """Return a valid value for a missing field; it must not be used for computations."""
     if name != "image_size":
         return 1
     patch = evidence.geometry["patch_size"]
@@ -129,8 +132,8 @@ def check_pooling(task: str, evidence: Evidence) -> None:
     before = pooling == "avg" and evidence.stated.get("fc_norm") is False
     if pooling not in (None, "token") and not before:
         raise ConfigurationError(
-            f"{evidence.stated_where} says global_pool is {pooling}, but the tensors say token, as"
-            " they lack fc_norm; this configuration belongs to other weights"
+            f"{evidence.stated_where} specifies global_pool as {pooling}, but the tensors have no "
+            "fc_norm, which means token; this configuration belongs to other weights"
         )
 
 
@@ -148,9 +151,12 @@ def check_image_size(size: Any, evidence: Evidence) -> None:
     if not fits:
         raise ConfigurationError(
             where,
-            f" says the image size is {size}, but with patches of {patch} the tensors hold {count}"
-            " positions",
-            hint=("say the size that they were made for with ", named("image_size")),
+            f" specifies an image size of {size}, but with patches of {patch} the tensors hold "
+            f"{count} positions",
+            hint=(
+                "specify the image size that the model was trained for with ",
+                named("image_size"),
+            ),
         )
 
 
@@ -165,8 +171,8 @@ def check_position_tables(size: Any, evidence: Evidence) -> None:
     grid = grid_of_size(size, evidence.geometry["patch_size"])
     if table is not None and table.grid != grid:
         raise ConfigurationError(
-            f"{evidence.stated_where} says the image size is {size}, which is {grid[0]} x {grid[1]}"
-            f" patches, but {table.where} is that of {table.words}",
+            f"{evidence.stated_where} specifies an image size of {size}, which is {grid[0]} x "
+            f"{grid[1]} patches, but {table.where} has the values for {table.words}",
             hint=(
                 "specify the image size that the model was trained for with ",
                 named("image_size", placeholder="HxW"),

@@ -1,6 +1,6 @@
-"""The catalog of the published facebookresearch/mae checkpoints: what each is, and what it is for.
+"""The catalog of the official facebookresearch/mae checkpoints and their purposes.
 
-`mae_convert.checkpoint.official` tells which of them a checkpoint may be.
+`mae_convert.checkpoint.official` identifies which of them a checkpoint may be.
 """
 
 import math
@@ -48,7 +48,7 @@ class Official:
 
     @property
     def file(self) -> str:
-        """The file's name at its publisher."""
+        """The publisher's file name."""
         return self.name + SUFFIX
 
     @property
@@ -58,7 +58,7 @@ class Official:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a conversion record says of where such a file is from."""
+        """The origin of such a file for conversion records."""
         return {
             "official": self.name,
             "url": f"{BASE_URL}/{self.path}",
@@ -101,13 +101,14 @@ _HUB = {
 _KINDS = (
     # name, folder, task, normalised, purpose
     ("mae_visualize_vit_{}", "visualize", "pretrain", False,
-     "to look at reconstructions: encoder and decoder, trained on plain pixels"),
+     ("for viewing reconstructions: encoder and decoder, trained on pixels that are not normalised "
+     "per patch")),
     ("mae_pretrain_vit_{}", "pretrain", "encoder", None,
-     "for features and fine-tuning: the encoder of the paper's models"),
+     "for features and fine-tuning: the encoders of the models in the paper"),
     ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
-     "to pre-train further: encoder and decoder, reported to be trained on normalised pixels"),
+     "for further pre-training: encoder and decoder, reported to be trained on normalised pixels"),
     ("mae_finetuned_vit_{}", "finetune", "classify", None,
-     "to classify ImageNet-1k pictures: {accuracy} % top-1 as published"),
+     "for ImageNet-1k classification images: {accuracy} % top-1 as published"),
 )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
 
 
 def _known(model: ViTMAEConfig, task: str, normalised: bool | None) -> dict[str, Any]:
-    """Return what is known of a file that no tensor of it gives."""
+    """Return the known configuration of an official file that is not stored in its tensors."""
     known: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
     if task == "pretrain":
         known["decoder_num_attention_heads"] = model.decoder_num_attention_heads
@@ -161,6 +162,6 @@ def official_named(text: str) -> Official | None:
 
 
 def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
-    """Return the published files whose tensors have the names and shapes of such a model."""
+    """Return the official files whose tensors have the names and shapes of such a model."""
     wanted = schema(model, task)
     return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]

@@ -76,7 +76,7 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
-    """Return the grid of one table, or None where it is not a fixed one. Reads the table."""
+    """Return the grid of one table, or None if it is not fixed. Reads the table."""
     if (
         not 2 <= count <= LARGEST_COUNT
         or table.shape != (1, 1 + count, table.shape[-1])
@@ -98,16 +98,16 @@ def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
 
 
 def _begins_fixed(stored: np.ndarray, tolerance: float) -> bool:
-    """Return whether the first patch has row 0 and column 0, which every fixed table begins with.
+    """Return whether the first patch has row 0 and column 0, as in every fixed table.
 
-    Nearly every trained table is told apart by this alone.
+    This alone excludes nearly every trained table.
     """
     first = sincos_position_embedding(stored.shape[-1], (1, 1))[0, 1:]
     return _equal(stored[:1], first, tolerance)
 
 
 def _last_patch(width: int, grid: Grid) -> np.ndarray:
-    """Return the last row (width,) of a fixed table, without making the rest of it."""
+    """Return the last row (width,) of a fixed table, without computing the other rows."""
     half = 2 * (width // 4)
     column = sincos_position_embedding(width, (1, grid[1]))[0, -1]
     row = sincos_position_embedding(width, (grid[0], 1))[0, -1]
@@ -115,7 +115,7 @@ def _last_patch(width: int, grid: Grid) -> np.ndarray:
 
 
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
-    """Return a table whose first half gives the row, as mmpretrain and MoCo v3 make it."""
+    """Return a table whose first half encodes the row, as mmpretrain and MoCo v3 create it."""
     half = 2 * (table.shape[-1] // 4)
     parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)

@@ -1,7 +1,7 @@
-"""Position embeddings for another image size: resampled on the grid of patches, or made anew.
+"""Position embeddings for another image size: resampled on the grid of patches, or recomputed.
 
-Every embedding is canonical, (1, 1 + rows x columns, width): the class token's, then the patches'
-row by row. The class token has no place on the grid, so that its embedding stays.
+Every embedding is canonical, (1, 1 + rows x columns, width): that of the class token, then those of
+the patches row by row. The class token has no position on the grid, so its embedding is unchanged.
 """
 
 from collections.abc import Callable
@@ -68,12 +68,12 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
 
 
 def regenerated(tensor: LazyTensor, grid: Grid, new_grid: Grid) -> LazyTensor:
-    """Return the fixed sine-cosine embedding of another grid in place of that of this one.
+    """Return the fixed sine-cosine embedding of another grid, to replace that of this grid.
 
     Reads the tensor.
 
     Raises:
-        ConfigurationError: the tensor is not the fixed embedding, so that it would be lost.
+        ConfigurationError: the tensor is not the fixed embedding, so trained values would be lost.
     """
     precision = fixed_precision(tensor, grid)
     if precision is None:

@@ -57,7 +57,7 @@ class TrainingArguments:
         return cls({**stored, **fields_of(stored, geometry)}, geometry)
 
     def value(self, name: str) -> Any:
-        """Return what the arguments give for a field, or None."""
+        """Return the value of a field in the training arguments, or None."""
         if name == "global_pool":
             return self._pooling()
         kinds, names = PLAIN.get(name, ((), ()))
@@ -73,8 +73,8 @@ class TrainingArguments:
         """
         if self.stored.get("global_pool") is True:
             raise ConfigurationError(
-                "the training arguments say global_pool is True, but the tensors lack fc_norm,"
-                " which such a model has",
+                "the training arguments have global_pool=True, but the tensors lack fc_norm, which "
+                "such a model has",
                 hint=("specify what the head reads with ", Option("global_pool")),
             )
         return "token" if self.stored.get("global_pool") is False else None
@@ -140,14 +140,14 @@ class TrainingArguments:
         if table is not None and table.grid != grid:
             raise _contradicted(
                 f"{where}, which is {grid[0]} x {grid[1]} patches",
-                f"{table.where} is that of {table.words}",
+                f"{table.where} has the values for {table.words}",
             )
         return size[0] if size[0] == size[1] else size
 
 
 def _contradicted(arguments: str, other: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the training arguments say {arguments}, but {other}",
+        f"according to the training arguments, {arguments}, but {other}",
         hint=(
             "specify the image size that the model was trained for with ",
             Option("source_image_size", placeholder="HxW"),

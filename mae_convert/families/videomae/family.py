@@ -98,11 +98,11 @@ class VideoMAE(Family):
         return transformers_fields.unknown_in_config(config, CLASSES[task])
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and that no tensor gives."""
+        """Return the fields that matter for a task and are not stored in tensors."""
         return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
-        """Return what the training arguments in a checkpoint give for a field, or None."""
+        """Return the value of a field in the training arguments of a checkpoint, or None."""
         stored = evidence.training_args
         if name == "num_attention_heads":
             match = FACTORY.fullmatch(str(stored.get("model", "")))

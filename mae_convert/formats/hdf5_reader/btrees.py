@@ -1,4 +1,4 @@
-"""B-trees: the old ones of groups and chunks, the new ones of links and attributes."""
+"""B-trees: version 1 of groups and chunks, version 2 of links and attributes."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -38,12 +38,12 @@ def old_tree(
         head = structure.at(address, 24)
         head.expect(b"TREE")
         if head.number(1) != kind:
-            raise ValueError("a tree of another kind")
+            raise ValueError("a B-tree of an unexpected type")
         stated, count = head.number(1), head.number(2)
         if level is not None and stated != level:
-            raise ValueError("a tree with a branch of another height")
+            raise ValueError("a B-tree node of an unexpected level")
         if depth > DEEPEST:
-            raise ValueError("a tree without an end")
+            raise ValueError("a B-tree with a cycle")
         node = structure.at(address + 24, (key_width + 8) * count + key_width)
         keys, children = [node.take(key_width)], []
         for _ in range(count):
@@ -53,7 +53,7 @@ def old_tree(
         if any(a >= b for a, b in itertools.pairwise(places)) or (
             bounds and places and not bounds[0] <= places[0] <= places[-1] <= bounds[1]
         ):
-            raise ValueError("a tree that is not in order")
+            raise ValueError("a B-tree that is not sorted")
         for number, child in enumerate(children):
             if stated:
                 between = (places[number], places[number + 1]) if order else None
@@ -74,12 +74,12 @@ def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iter
     head.expect(b"BTHD")
     head.version(0)
     if head.number(1) not in kinds:
-        raise ValueError("a tree of another kind")
+        raise ValueError("a B-tree of an unexpected type")
     node_size, record_size, depth = head.number(4), head.number(2), head.number(2)
     head.take(2)
     root, count = head.address(), head.number(2)
     if not (record_size and 64 <= node_size <= 1 << 20 and depth <= DEEPEST):
-        raise ValueError("a tree of an absurd shape")
+        raise ValueError("a B-tree of an invalid shape")
     widths = _pointer_widths(node_size, record_size, depth)
     return _records(_NewTree(structure, record_size, widths), root, count, depth)
 
@@ -92,9 +92,9 @@ class _NewTree:
 
 
 def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
-    """Return for each height how wide the counts of a child are: its records, and all below it.
+    """Return for each level the widths of a child's counts: its records, and all below it.
 
-    A node is as full as its size allows, and a count is as wide as the largest that there can be.
+    A node is as full as its size allows, and a count is as wide as its largest possible value.
     """
     most = (node_size - 10) // record_size
     width, total, widths = _width(most), most, [(0, 0)]

@@ -1,4 +1,4 @@
-"""Datasets: where the numbers lie, and how they are packed (sections IV.A.2.i and l, III.A.1)."""
+"""Datasets: where the values are, and how they are encoded (sections IV.A.2.i and l, III.A.1)."""
 
 import itertools
 import math
@@ -34,15 +34,15 @@ CHECKSUM_BYTES = 4
 ONCE = (DATASPACE, DATATYPE, LAYOUT, FILTERS, EXTERNAL)
 OF_GROUPS = frozenset((SYMBOL_TABLE, LINK, LINK_INFO))
 LEAST_ENTRY = 24
-"""Bytes that a chunk takes in the tree of them, besides its own."""
+"""Bytes of a chunk's entry in the B-tree of chunks."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset: its shape, its type, and a way to its numbers.
+    """A dataset: its shape, its type, and a function that reads it.
 
     Attributes:
-        load: returns the array with the dtype of `type`, or as bytes (`V`) where it has none.
+        load: returns the array with the dtype of `type`, or as bytes (`V`) if it has none.
     """
 
     shape: tuple[int, ...]
@@ -51,11 +51,11 @@ class Dataset:
 
 
 def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -> Dataset:
-    """Return what the messages of an object header say about a dataset.
+    """Return the dataset that the messages of an object header describe.
 
     Raises:
-        ValueError: they are damaged.
-        CheckpointError: its numbers are in another file, or packed in a way that is not read.
+        ValueError: they are corrupt.
+        CheckpointError: its values are in another file, or encoded in an unsupported way.
     """
     found = {message.kind: message for message in messages}
     path = structure.file.path
@@ -67,7 +67,7 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
     if EXTERNAL in found:
         raise _elsewhere(structure, name)
     if any(found[kind].shared for kind in (DATASPACE, DATATYPE, LAYOUT, FILTERS) if kind in found):
-        raise not_read(path, name, "with a type that is shared")
+        raise not_read(path, name, "with a committed (shared) datatype")
     kind = read_type(Cursor(found[DATATYPE].data))
     shape = read_shape(Cursor(found[DATASPACE].data))
     if shape is None or not kind.size:
@@ -107,7 +107,7 @@ def _way_to(
             raise ValueError(f"{name} is cut short")
         return lambda: np.frombuffer(data, dtype).reshape(shape)
     if kind != CONTIGUOUS:
-        raise not_read(structure.file.path, name, "in chunks of a new kind")
+        raise not_read(structure.file.path, name, "with a chunk index of version 4")
     address = layout.address()
     if size and not defined(address):
         raise ValueError(f"{name} was never written")
@@ -116,13 +116,13 @@ def _way_to(
 
 def _elsewhere(structure: Structure, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{structure.file.path} keeps {shown(name)} in another file, which is not read",
-        hint="write the file with the weights themselves",
+        f"{structure.file.path} stores {shown(name)} in another file, which is not read",
+        hint="write a file that contains the weights themselves",
     )
 
 
 def _packing(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
-    """Return the filters that each chunk went through: its number, and its first parameter."""
+    """Return the filters of each chunk: number and first parameter."""
     if message is None:
         return []
     cursor = Cursor(message.data)
@@ -139,13 +139,13 @@ def _packing(structure: Structure, name: str, message: Message | None) -> list[t
         cursor.take(4 if version == 1 and parameters % 2 else 0)
         packing.append((number, values[0] if values else 0))
         if number not in (GZIP, SHUFFLE, FLETCHER32):
-            raise not_read(structure.file.path, name, f"packed by the filter {number}")
+            raise not_read(structure.file.path, name, f"compressed with the filter {number}")
     return packing
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """An array in chunks, each packed by itself."""
+    """An array in chunks, each encoded separately."""
 
     structure: Structure
     name: str
@@ -158,7 +158,7 @@ class _Chunks:
     def __post_init__(self) -> None:
         size = math.prod(self.chunk) * self.dtype.itemsize
         if len(self.chunk) != len(self.shape) or not 0 < size <= LARGEST_CHUNK:
-            raise ValueError(f"{self.name} has impossible chunks")
+            raise ValueError(f"{self.name} has invalid chunks")
         if math.prod(self.shape) and not defined(self.address):
             raise ValueError(f"{self.name} was never written")
 
@@ -166,7 +166,7 @@ class _Chunks:
         """Return the array.
 
         Raises:
-            ValueError: chunks are missing, or cannot be unpacked.
+            ValueError: chunks are missing, or cannot be decoded.
         """
         array = np.empty(self.shape, self.dtype)
         if not array.size:
@@ -180,7 +180,9 @@ class _Chunks:
             stored, skipped = cursor.number(4), cursor.number(4)
             corner = tuple(cursor.address() for _ in self.shape)
             if corner not in wanted or cursor.address():
-                raise ValueError(f"{self.name} has a chunk twice, or beyond it")
+                raise ValueError(
+                    f"{self.name} has a duplicate chunk, or a chunk outside the dataset"
+                )
             wanted.remove(corner)
             inside = tuple(
                 slice(at, min(at + step, extent))
@@ -195,12 +197,12 @@ class _Chunks:
         return array
 
     def _place(self, key: bytes) -> tuple[int, ...]:
-        """Return which chunk a key is of, counted along each axis; the last is of bytes."""
+        """Return the chunk index of a key along each axis; the last axis counts bytes."""
         cursor = Cursor(key, 8)
         return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))
 
     def _corners(self) -> set[tuple[int, ...]]:
-        """Return where each chunk begins; ValueError where they are more than the file has."""
+        """Return the offsets of all chunks; ValueError if the file cannot contain so many."""
         sides = [range(0, n, step) for n, step in zip(self.shape, self.chunk, strict=True)]
         if math.prod(map(len, sides)) * LEAST_ENTRY > self.structure.file.size:
             raise ValueError(f"{self.name} lacks most of its chunks")
@@ -215,13 +217,13 @@ class _Chunks:
             if kind == FLETCHER32:
                 data, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
                 if fletcher32(data).to_bytes(4, "little") != checksum:
-                    raise ValueError(f"a chunk of {self.name} has another checksum")
+                    raise ValueError(f"a chunk of {self.name} has a wrong checksum")
             elif kind == GZIP:
                 data = zlib.decompressobj().decompress(data, size + CHECKSUM_BYTES)
             elif parameter > 1:
                 data = _unshuffled(data, parameter)
         if len(data) != size:
-            raise ValueError(f"a chunk of {self.name} has not {size} bytes")
+            raise ValueError(f"a chunk of {self.name} does not have {size} bytes")
         return np.frombuffer(data, self.dtype).reshape(self.chunk)
 
 
@@ -241,7 +243,7 @@ def fletcher32(data: bytes) -> int:
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:
-    """Return elements whose first bytes stood together, then their second ones, and so on."""
+    """Undo the shuffle filter, which stores all first bytes, then all second bytes, ..."""
     whole = len(data) // width * width
     planes = np.frombuffer(data[:whole], np.uint8).reshape(width, -1)
     return planes.T.tobytes() + data[whole:]

@@ -1,4 +1,4 @@
-"""Heaps: where names, texts and links are kept that an object header has no room for."""
+"""Heaps: names, texts and links that do not fit into an object header."""
 
 import itertools
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def global_object(structure: Structure, address: int, index: int) -> bytes:
     """
     objects = structure.remembered(address, _collection)
     if index not in objects:
-        raise ValueError("a text that is missing")
+        raise ValueError("a missing string")
     structure.spend(len(objects[index]))
     return objects[index]
 
@@ -85,15 +85,15 @@ class FractalHeap:
         """
         cursor = Cursor(identity)
         if cursor.number(1) & 0xF0:
-            raise ValueError("an object of a heap that is kept apart")
+            raise ValueError("a heap object that is stored separately")
         offset, length = (cursor.number(width) for width in self.widths)
         address, within = self._block(offset)
         if within + length > self.limit:
-            raise ValueError("an object that is larger than its block")
+            raise ValueError("a heap object that is larger than its block")
         return self.structure.at(address + within, length).data
 
     def _block(self, offset: int) -> tuple[int, int]:
-        """Return the address of the direct block that has an offset, and the offset in it."""
+        """Return the address of the direct block that contains an offset, and the offset in it."""
         address, rows = self.root, self.rows
         if rows == 0:
             return address, offset
@@ -102,23 +102,23 @@ class FractalHeap:
             header = 4 + 1 + 8 + self.widths[0]
             child = self.structure.at(address + header + 8 * index, 8).address()
             if not defined(child):
-                raise ValueError("a block of a heap that is not there")
+                raise ValueError("a missing heap block")
             if size <= self.limit:
                 return child, offset
             address, rows = child, self._rows_of(size)
-        raise ValueError("a heap without an end")
+        raise ValueError("a heap with a cycle")
 
     def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
-        """Return size and index of the block that has an offset, and the offset in that block."""
+        """Return size and index of the block with an offset, and the offset in that block."""
         for row in range(rows):
             size = self.start << max(0, row - 1)
             if offset < size * self.columns:
                 return size, row * self.columns + offset // size, offset % size
             offset -= size * self.columns
-        raise ValueError("an offset beyond its heap")
+        raise ValueError("an offset outside the heap")
 
     def _rows_of(self, size: int) -> int:
-        """Return how many rows an indirect block has that stands for `size` bytes."""
+        """Return the number of rows of an indirect block that covers `size` bytes."""
         total = 0
         for row in itertools.count():
             total += (self.start << max(0, row - 1)) * self.columns
@@ -128,10 +128,10 @@ class FractalHeap:
 
 
 def fractal_heap(structure: Structure, address: int) -> FractalHeap:
-    """Read the head of a fractal heap.
+    """Read the header of a fractal heap.
 
     Raises:
-        ValueError: there is none, or it is packed.
+        ValueError: there is none, or it is compressed.
     """
     cursor = structure.at(address, 142)
     cursor.expect(b"FRHP")
@@ -146,7 +146,7 @@ def fractal_heap(structure: Structure, address: int) -> FractalHeap:
     cursor.take(2)
     root, rows = cursor.address(), cursor.number(2)
     if packed or not (0 < start <= limit <= LARGEST_BLOCK and columns and 0 < bits <= 64):
-        raise ValueError("a heap that is packed, or of an absurd size")
+        raise ValueError("a heap that is compressed, or of an invalid size")
     if not defined(root) or rows > 64:
         raise ValueError("an empty heap")
     width = min((limit.bit_length() + 6) // 8, (largest_object.bit_length() + 7) // 8)

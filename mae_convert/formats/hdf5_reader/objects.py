@@ -1,4 +1,4 @@
-"""Object headers: the messages that say what a group or a dataset is (sections II and IV.A)."""
+"""Object headers: the messages that describe a group or a dataset (sections II and IV.A)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class Message:
 
 
 class Structure:
-    """An HDF5 file as addresses and what stands there.
+    """An HDF5 file, accessed by addresses.
 
-    A short file can describe what takes for ever to read, by parts that lie in each other or are
-    meant many times: so all that is read is counted.
+    A short file can describe structures that take forever to read, by parts that contain each other
+    or are referenced many times. Therefore all bytes that are read are counted.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -42,22 +42,22 @@ class Structure:
         self._remembered: dict[tuple[int, Callable], Any] = {}
 
     def spend(self, count: int) -> None:
-        """Count `count` bytes as read; ValueError where they are more than any model needs."""
+        """Count `count` bytes as read; ValueError if the total exceeds what any model needs."""
         self._left -= count
         if self._left < 0:
-            raise ValueError("more structure than any model has")
+            raise ValueError("more structures than the file of any model has")
 
     def at(self, address: int, count: int) -> Cursor:
-        """Return `count` bytes from an address on; CheckpointError if they are not there."""
+        """Return `count` bytes from an address on; CheckpointError if the file is too short."""
         self.spend(count + COST_OF_A_READ)
         return Cursor(self.file.raw(address, count))
 
     def upto(self, address: int, count: int) -> Cursor:
-        """Return at most `count` bytes from an address on: the file may end before."""
+        """Return at most `count` bytes from an address on: the file may end earlier."""
         return self.at(address, max(0, min(count, self.file.size - address)))
 
     def remembered(self, address: int, read: "Callable[[Structure, int], T]") -> "T":
-        """Return what `read` makes of an address; it is done once."""
+        """Return the result of `read` for an address; it is computed once."""
         if (address, read) not in self._remembered:
             self._remembered[address, read] = read(self, address)
         return self._remembered[address, read]
@@ -72,10 +72,10 @@ class Structure:
 
 
 def root_address(structure: Structure) -> int:
-    """Return where the object header of the root group stands (section II.A).
+    """Return the address of the root group's object header (section II.A).
 
     Raises:
-        ValueError: the superblock is of no kind that is read.
+        ValueError: the superblock has an unsupported type.
     """
     cursor = structure.upto(0, 128)
     cursor.expect(SIGNATURE)
@@ -83,10 +83,10 @@ def root_address(structure: Structure) -> int:
     if version < 2:
         cursor.take(4)
     if cursor.take(2) != b"\x08\x08":
-        raise ValueError("addresses that have not 8 bytes")
+        raise ValueError("addresses that are not of 8 bytes")
     cursor.take({0: 9, 1: 13}.get(version, 1))
     if cursor.address() != 0:
-        raise ValueError("a file that begins elsewhere")
+        raise ValueError("a file whose superblock is not at its beginning")
     cursor.take(24 + 8 if version < 2 else 16)
     return cursor.address()
 
@@ -98,7 +98,7 @@ def _messages(structure: Structure, address: int) -> tuple[Message, ...]:
 
 
 def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
-    """Yield the messages of a header of version 1: continued elsewhere by a message."""
+    """Yield the messages of a version 1 header: continuation blocks are given by messages."""
     start.version(1)
     start.take(1)
     count = start.number(2)
@@ -115,7 +115,7 @@ def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Mess
 
 
 def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
-    """Yield the messages of a header of version 2: each stretch has a checksum at its end."""
+    """Yield the messages of a version 2 header: each block ends in a checksum."""
     start.expect(b"OHDR")
     start.version(2)
     flags = start.number(1)
@@ -138,7 +138,7 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
 
 
 def _stretches(structure: Structure, stretches: list[tuple[int, int]]) -> Iterator[Cursor]:
-    """Yield the bytes of each stretch; more may be appended meanwhile."""
+    """Yield the bytes of each block; blocks may be appended meanwhile."""
     for address, size in stretches:  # one that leads back has an end in what may be read
         yield structure.at(address, size)
 
@@ -149,5 +149,5 @@ def _continuation(data: bytes) -> tuple[int, int]:
 
 
 def defined(address: int) -> bool:
-    """Tell whether an address is one."""
+    """Return whether an address is defined."""
     return address != UNDEFINED

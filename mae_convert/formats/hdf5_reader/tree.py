@@ -47,12 +47,12 @@ class Tree:
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
 
     def text(self, path: str, name: str) -> str | None:
-        """Return an attribute that is one text, or None."""
+        """Return an attribute that is a single text, or None."""
         attribute = self.attributes[path].get(name)
         return None if attribute is None else attribute.text(self.structure)
 
     def texts(self, path: str, name: str) -> list[str]:
-        """Return the elements of an attribute that is a list of texts; none where it is not."""
+        """Return the elements of an attribute that is a list of texts; empty if it is not."""
         attribute = self.attributes[path].get(name)
         return (attribute.texts(self.structure) if attribute else None) or []
 
@@ -65,11 +65,11 @@ class _Link:
 
 
 def read_tree(file: ByteFile) -> Tree:
-    """Read the structure of a file; the numbers stay where they are.
+    """Read the structure of a file; values are not read.
 
     Raises:
-        ValueError, KeyError, UnicodeError: it is damaged.
-        CheckpointError: it is cut short, or leads out of the file.
+        ValueError, KeyError, UnicodeError: it is corrupt.
+        CheckpointError: it is truncated, or refers to another file.
     """
     tree = Tree(Structure(file))
     _enter(tree, "", root_address(tree.structure), set(), 0)
@@ -83,7 +83,7 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
     attributes = list(_attributes(tree.structure, messages))
     tree.attributes[path] = {attribute.name: attribute for attribute in attributes}
     if len(tree.attributes[path]) != len(attributes):
-        raise ValueError(f"an attribute of {path or 'the root'} is there twice")
+        raise ValueError(f"an attribute of {path or 'the root'} is defined twice")
     if LAYOUT in kinds and path:
         tree.datasets[path] = read_dataset(tree.structure, path, messages)
         return
@@ -97,10 +97,10 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
 
 
 def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> list[_Link]:
-    """Return the links of a group: as they were made where that is told, else by name."""
+    """Return the links of a group: in creation order if recorded, else by name."""
     links: list[_Link] = []
     if sum(message.kind in (SYMBOL_TABLE, LINK_INFO) for message in messages) > 1:
-        raise ValueError(f"the group {path} has two lists of what it holds")
+        raise ValueError(f"the group {path} has two lists of members")
     for message in messages:
         if message.kind == SYMBOL_TABLE:
             links += _symbols(structure, path, Cursor(message.data))
@@ -115,7 +115,7 @@ def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> li
 
 
 def _symbols(structure: Structure, path: str, message: Cursor) -> Iterator[_Link]:
-    """Yield the links of a group of the old kind."""
+    """Yield the links of a group of the old type."""
     tree, names = message.address(), message.address()
     heap = local_heap(structure, names)
     for _, address in old_tree(structure, tree, GROUP, key_width=8):
@@ -133,7 +133,7 @@ def _symbols(structure: Structure, path: str, message: Cursor) -> Iterator[_Link
 
 
 def _link(structure: Structure, path: str, data: bytes) -> _Link:
-    """Return a link of the new kind."""
+    """Return a link of the new type."""
     cursor = Cursor(data)
     cursor.version(1)
     flags = cursor.number(1)
@@ -151,12 +151,12 @@ def _checked(
     text = name.decode()
     if not hard:
         raise CheckpointError(
-            f"{structure.file.path} holds {shown(f'{path}/{text}'.lstrip('/'))} as a link to"
-            " elsewhere, which is not followed",
-            hint="write the file with the weights themselves",
+            f"{structure.file.path} holds {shown(f'{path}/{text}'.lstrip('/'))} as an external or "
+            "soft link, which is not followed",
+            hint="write a file that contains the weights themselves",
         )
     if not text or text == "." or "/" in text or "\0" in text:
-        raise ValueError("an impossible name")
+        raise ValueError("an invalid name")
     return _Link(text, address, order)
 
 
@@ -172,7 +172,7 @@ def _attributes(structure: Structure, messages: tuple[Message, ...]) -> Iterator
 def _dense(
     structure: Structure, info: Cursor, kinds: tuple[int, int], order_width: int
 ) -> Iterator[bytes]:
-    """Yield the messages that a large group or object keeps in a heap, found by a tree."""
+    """Yield the messages that a large group or object stores in a heap, indexed by a B-tree."""
     info.version(0)
     flags = info.number(1)
     info.take(order_width if flags & 1 else 0)

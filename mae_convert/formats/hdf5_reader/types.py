@@ -29,12 +29,12 @@ IMPLIED = 2
 
 @dataclass(frozen=True)
 class Type:
-    """What the elements of a dataset or an attribute are.
+    """The type of the elements of a dataset or an attribute.
 
     Attributes:
         kind: the class of the type, as the format numbers them.
         size: bytes of an element.
-        dtype: the NumPy dtype with its byte order, or None where the elements are not numbers.
+        dtype: the NumPy dtype with its byte order, or None if the elements are not numbers.
     """
 
     kind: int
@@ -51,7 +51,7 @@ def read_type(cursor: Cursor) -> Type:
     head = cursor.number(1)
     kind, version, flags, size = head & 15, head >> 4, cursor.number(3), cursor.number(4)
     if version not in VERSIONS:
-        raise ValueError(f"a type of the unknown version {version}")
+        raise ValueError(f"a datatype of the unknown version {version}")
     order: Order = ">" if flags & 1 else "<"
     if kind == INTEGER:
         return Type(kind, size, _integer(cursor, size, flags, order))
@@ -74,7 +74,7 @@ def _integer(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | 
 
 
 def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | None:
-    """Return the dtype of a number as IEEE 754 has it; HDF5 converts all others when it reads."""
+    """Return the dtype of an IEEE 754 number; HDF5 converts all others when reading."""
     offset, precision = cursor.number(2), cursor.number(2)
     exponent_at, exponent, mantissa_at, mantissa = (cursor.number(1) for _ in range(4))
     dtype = FLOATS.get((size, exponent, mantissa, cursor.number(4)))
@@ -89,7 +89,7 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return bool for the enumeration of FALSE and TRUE as which h5py writes it."""
+    """Return bool for the enumeration of FALSE and TRUE as which h5py stores it."""
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
@@ -99,7 +99,7 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype for the pair of `r` and `i` as which h5py writes it."""
+    """Return the complex dtype for the compound of `r` and `i` as which h5py stores it."""
     if count != 2 or size not in (8, 16):
         return None
     parts = []
@@ -125,10 +125,10 @@ def _member_name(cursor: Cursor, version: int) -> bytes:
 
 
 def read_shape(cursor: Cursor) -> tuple[int, ...] | None:
-    """Return the shape that a message describes; None for the one without elements.
+    """Return the shape that a message describes; None for an empty dataspace.
 
     Raises:
-        ValueError: it is damaged, or no array can have it.
+        ValueError: it is corrupt, or no array can have it.
     """
     version, rank, flags = cursor.version(1, 2), cursor.number(1), cursor.number(1)
     if version == 2 and cursor.number(1) == 2:
@@ -137,7 +137,7 @@ def read_shape(cursor: Cursor) -> tuple[int, ...] | None:
     shape = tuple(cursor.address() for _ in range(rank))
     cursor.take(8 * rank * bool(flags & 1))
     if not possible_shape(shape):
-        raise ValueError("an impossible shape")
+        raise ValueError("an invalid shape")
     return shape
 
 
@@ -157,7 +157,7 @@ class Attribute:
     data: bytes
 
     def texts(self, structure: Structure) -> list[str] | None:
-        """Return the elements; None where they are not text.
+        """Return the elements; None if they are not text.
 
         Raises:
             ValueError: a text is missing or is not UTF-8.
@@ -166,11 +166,11 @@ class Attribute:
             return None
         cursor, count = Cursor(self.data), math.prod(self.shape)
         if not self.type.size or count * self.type.size > cursor.left:
-            raise ValueError("an attribute that is cut short")
+            raise ValueError("a truncated attribute")
         return [_text(structure, cursor, self.type) for _ in range(count)]
 
     def text(self, structure: Structure) -> str | None:
-        """Return the one element; None where it is not text, or a list of texts."""
+        """Return the single element; None if it is not text, or a list of texts."""
         texts = self.texts(structure) if self.shape == () else None
         return texts[0] if texts else None
 

@@ -132,7 +132,7 @@ PARSING = {
     "a frame that an opcode crosses (CPython issue 154848)": checkpoint(
         extra=b"N" + framed(b"B\x07\x01\x00\x00\x00\x00" + b"N" * 261, 2) + b"0"
     ),
-    "a frame in a frame": checkpoint(extra=framed(b"N" + framed(b"N0", 2), 30)),
+    "a nested frame": checkpoint(extra=framed(b"N" + framed(b"N0", 2), 30)),
     "a frame that ends after the pickle": checkpoint(extra=framed(b"N", 300)),
     "protocol 6": b"\x80\x06" + checkpoint()[2:],
     "getattr of a module (GHSA-h4rm-mm56-xf63)": checkpoint(

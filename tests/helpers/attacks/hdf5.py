@@ -235,7 +235,10 @@ patched("an object beyond the file", field(b"SNOD", 16, "<Q", 1 << 40))
 patched("an object that is no object", field(b"SNOD", 16, "<Q", 1))
 patched("a root beyond the file", lambda data: struct.pack_into("<Q", data, 64, 1 << 50))
 patched("addresses of 4 bytes", lambda data: struct.pack_into("<B", data, 13, 4))
-patched("a file that begins elsewhere", lambda data: struct.pack_into("<Q", data, 24, 512))
+patched(
+    "a file whose superblock is not at its beginning",
+    lambda data: struct.pack_into("<Q", data, 24, 512),
+)
 patched("a version that nobody knows", lambda data: struct.pack_into("<B", data, 8, 9))
 patched("a shape of 2^62", shape_of((1 << 62, 1)))
 patched("a shape that overflows", shape_of((1 << 32, 1 << 32)))

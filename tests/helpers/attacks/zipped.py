@@ -86,7 +86,7 @@ attacks(
 )
 
 
-@attack("pth", "two records of one name")
+@attack("pth", "two records with the same name")
 def _(folder: Path) -> Path:
     path = folder / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:

@@ -46,7 +46,7 @@ CODE_FAULTS = [
     *faults_of("pretrain", "norm",
                "unbiased variance in norms", "RMS norm", "epsilon outside the root",
                "no last norm of the encoder", "no norm before the MLP"),
-    *faults_of("pretrain", "images", "BGR pictures", "pictures upside down"),
+    *faults_of("pretrain", "images", "BGR images", "images upside down"),
     *faults_of("pretrain", "patch axes", "patches cut as (channel, row, column)",
                "patches cut as (column, row, channel)"),
     *faults_of("learned", "encoder.embedding code, positions, multiplied",

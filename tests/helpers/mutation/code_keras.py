@@ -384,7 +384,7 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "epsilon outside the root": lambda: norms(method(normalised, outside=True)),
     "no last norm of the encoder": lambda: without_norms(lambda name: name == "layernorm"),
     "no norm before the MLP": lambda: without_norms(lambda name: name == "layernorm_after"),
-    "BGR pictures": lambda: flipped(1),
+    "BGR images": lambda: flipped(1),
     "patches cut as (channel, row, column)": cut_channels_first,
     "no position of the class token": lambda: embedding(without_position),
     "positions not picked": lambda: embedding(positions_not_picked),

@@ -386,7 +386,7 @@ def mean_square(errors):
 
 
 def flipped(axis: int) -> list[Patch]:
-    """Turn the pictures over wherever the model looks at them."""
+    """Turn the images over wherever the model looks at them."""
     original = mae.patchify
     turned = lambda pixels, config: original(pixels.flip(axis), config)  # noqa: E731
     return [(mae, "patchify", turned), (patches, "patchify", turned)]
@@ -438,8 +438,8 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "epsilon outside the root": lambda: norms(partial(normalised, outside=True)),
     "no last norm of the encoder": lambda: norms(lambda _, x: x, lambda n: n == "norm"),
     "no norm before the MLP": lambda: norms(lambda _, x: x, lambda n: n.endswith("norm2")),
-    "BGR pictures": lambda: flipped(1),
-    "pictures upside down": lambda: flipped(2),
+    "BGR images": lambda: flipped(1),
+    "images upside down": lambda: flipped(2),
     "patches cut as (channel, row, column)": lambda: cut(
         lambda apart, _: apart.permute(0, 1, 4, 2, 3).flatten(2)
     ),

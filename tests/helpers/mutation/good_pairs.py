@@ -36,9 +36,9 @@ class Design:
         dtype: of the weights.
         sharp: factor on q and k, which makes attention sure of itself.
         positions: factor on the position embeddings.
-        pictures: "normal", "constant" (each patch of one colour), "large" or "zero".
+        images: "normal", "constant" (each patch of one colour), "large" or "zero".
         layout: what the source is converted to.
-        seed: of weights and pictures.
+        seed: of weights and images.
     """
 
     config: ViTMAEConfig
@@ -53,10 +53,10 @@ class Design:
     def __str__(self) -> str:
         c = self.config
         return (
-            f"{self.task} {c.hidden_size}/{c.num_attention_heads}x{c.num_hidden_layers}"
-            f" {c.image_size}/{c.patch_size}x{c.num_channels} {self.dtype} q,k x{self.sharp}"
-            f" positions x{self.positions} {self.pictures} pictures, to {self.layout},"
-            f" seed {self.seed}"
+            f"{self.task} {c.hidden_size}/{c.num_attention_heads}x{c.num_hidden_layers} "
+            f"{c.image_size}/{c.patch_size}x{c.num_channels} {self.dtype} q,k x{self.sharp} "
+            f"positions x{self.positions} {self.pictures} images, to {self.layout}, seed "
+            f"{self.seed}"
         )
 
 
@@ -124,7 +124,7 @@ def tensors_of(design: Design) -> dict[str, np.ndarray]:
 
 
 def pictures_of(design: Design, pixels: np.ndarray) -> np.ndarray:
-    """Return pictures (N, C, H, W) as the design wants them."""
+    """Return images (N, C, H, W) as the design wants them."""
     if design.pictures == "constant":
         height, width = design.config.patch_hw
         corner = pixels[:, :, ::height, ::width]

@@ -58,7 +58,7 @@ def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the tables of one form of a block: with decoder, without, and of linear probes."""
+    """Return the tables of one variant of a block: with decoder, without, and of linear probes."""
     patches_and_blocks = _patches_and_blocks(block)
     return (
         Table(

@@ -1,8 +1,7 @@
 """KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, as ``save_weights`` writes them.
 
-Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration.
-
-The number of heads stands in the shapes here. The first block's name has no number.
+Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration. The number
+of heads is part of the shapes. The first block's name has no number.
 """
 
 from collections.abc import Mapping
@@ -62,8 +61,9 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     if "backbone" in task:
         if task.get("pooling") != "token":
             raise ConfigurationError(
-                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it normalises"
-                " before it pools, as no model here does; only pooling 'token' is read"
+                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it applies the "
+                "layer norm before pooling, which no supported model does; only pooling 'token' "
+                "can be read"
             )
         theirs = task["backbone"]
     backbone = archived(theirs, "config")
@@ -87,11 +87,11 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "KerasHub normalises before it pools, and so cannot hold a globally pooled model"
-            " (fc_norm); convert to keras or timm"
+            "KerasHub applies the layer norm before pooling, so it cannot hold a globally pooled "
+            "model (fc_norm); convert to keras or timm"
         )
     if not config.qkv_bias:
-        return "KerasHub's attention has biases everywhere or nowhere; convert to keras"
+        return "KerasHub's attention has either all biases or none; convert to keras"
     if config.hidden_act != "gelu":
         return "KerasHub's ViT computes the exact GELU only; convert to keras"
     return None

@@ -1,7 +1,7 @@
-"""lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two spellings.
+"""lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two naming variants.
 
-The one up to version 1.5 (``MAEDecoderTIMM``, deprecated but there in 1.6) is written. The backbone
-has a mask token of the encoder's width that MAE does not use.
+The variant up to version 1.5 (``MAEDecoderTIMM``, deprecated in 1.6) is written. The backbone has a
+mask token of the encoder's width that MAE does not use.
 """
 
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS

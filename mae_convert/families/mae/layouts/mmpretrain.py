@@ -59,16 +59,16 @@ DECODER = (
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why mmpretrain's classes cannot hold a model, or None.
 
-    The encoder takes any picture. The decoder's class makes square patches and has biases and GELU
-    always; its head, which cuts pictures into patches, takes square ones of three channels only.
+    The encoder takes any image. The decoder's class makes square patches and has biases and GELU
+    always; its head, which cuts images into patches, takes square ones of three channels only.
     """
     if task != "pretrain":
         return None
     square = config.image_hw[0] == config.image_hw[1] and config.patch_hw[0] == config.patch_hw[1]
     if not square or config.num_channels != 3:
         return (
-            "mmpretrain's MAE pre-trains on square pictures of three channels in square patches;"
-            " convert to facebook or keras, or the encoder with ",
+            "mmpretrain's MAE supports only square images with three channels and square patches; "
+            "convert to facebook or keras, or the encoder with ",
             Option("task", "encoder"),
         )
     if not config.qkv_bias or config.hidden_act != "gelu":

@@ -37,10 +37,10 @@ ARGUMENTS = {
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm's ``config.json`` tells, in our fields.
+    """Return the fields of timm's ``config.json`` as configuration fields.
 
     Raises:
-        ConfigurationError: the architecture or the activation is not one that is computed here.
+        ConfigurationError: the architecture or the activation is not supported.
     """
     if "architecture" not in stored:
         return dict(stored)
@@ -72,7 +72,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` from which ``timm.create_model("local-dir:...")`` makes the model."""
+    """Return ``config.json`` for ``timm.create_model("local-dir:...")``."""
     config = ViTMAEConfig.from_dict(carried)
     height, width = config.image_hw
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)

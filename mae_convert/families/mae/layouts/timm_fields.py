@@ -1,7 +1,7 @@
-"""The fields of timm's ``config.json``, the arguments of its models, and what their names imply.
+"""The fields of timm's ``config.json``, its models' arguments, and what their names imply.
 
-timm makes a model of the arguments that belong to ``architecture``, over which go those in
-``model_args``: an architecture's name implies whatever its function in timm sets.
+timm creates a model with the arguments of its ``architecture``, overridden by ``model_args``: an
+architecture's name implies everything that its function in timm sets.
 """
 
 import math
@@ -36,7 +36,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gel
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """timm's name of a filter, and Pillow's number."""
 
-NO_PLACE = "no layout here can hold such a model; run it with timm"
+NO_PLACE = "no supported layout can hold such a model; run it with timm"
 OFF = Only(NOTHING, NO_PLACE)
 BIAS = Only((None, True, 1), NO_PLACE)
 ARGUMENTS: Mapping[str, Treatment] = {
@@ -86,8 +86,7 @@ ARGUMENTS: Mapping[str, Treatment] = {
     "mlp_layer": OFF,
     "norm_layer": Only(
         NOTHING,
-        "here timm's own layer normalisation with an epsilon of 1e-6 is known only; run the model"
-        " with timm",
+        "only timm's own layer norm with an epsilon of 1e-6 is supported; run the model with timm",
     ),
     "pool_include_prefix": OFF,
     "pos_embed": Only((None, "learn"), NO_PLACE),
@@ -143,8 +142,8 @@ DATA: Mapping[str, Treatment] = {
     ),
     "label_offset": Only(
         NOTHING,
-        "timm leaves out the first classes of the head then; write the model with timm's"
-        " save_for_hf, and name that directory",
+        "timm then drops the first classes of the head; write the model with timm's save_for_hf, "
+        "and use that directory",
     ),
 }
 FIELDS: Mapping[str, Treatment] = {
@@ -157,33 +156,32 @@ FIELDS: Mapping[str, Treatment] = {
     "pretrained_cfg": Fields(DATA),
 }
 LEGACY = {**DATA, **FIELDS, "labels": READ}
-"""Fields where everything stands in one mapping, as timm wrote it before version 0.9."""
+"""Fields in one flat mapping, as timm wrote them before version 0.9."""
 
 
 def unknown_in_config(stated: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of ``config.json`` of which this project does not know what timm does.
+    """Return the fields of ``config.json`` whose effect in timm is unknown.
 
     Raises:
-        ConfigurationError: a field makes the model another one than a layout here can hold.
+        ConfigurationError: a field changes the model in a way that no supported layout can hold.
     """
     table = FIELDS if "pretrained_cfg" in stated else LEGACY
     return unknown_fields(stated, table, "config.json")
 
 
 def sizes_named(architecture: Any) -> dict[str, int]:
-    """Return what the name of an architecture implies, in our fields.
+    """Return the configuration fields that an architecture's name implies.
 
     Raises:
-        ConfigurationError: the name implies more than a size: other layers, another epsilon or
-            activation.
+        ConfigurationError: the name implies more than sizes: other layers, epsilon or activation.
     """
     plain = PLAIN.fullmatch(str(architecture))
     if plain is None:
         raise ConfigurationError(
-            f"config.json says architecture is {shown(architecture)}, for which timm sets more than"
-            " the size of a plain vit_*: layers, an epsilon or an activation that are not known"
-            " here; if the model is a plain ViT, name it so in config.json"
-            " (vit_base_patch16_224 and the like, its sizes in model_args)"
+            f"config.json says architecture is {shown(architecture)}, for which timm sets more "
+            "than the sizes of a plain vit_* model (layers, epsilon or activation), which is not "
+            "supported; if the model is a plain ViT, specify a plain architecture in config.json "
+            "(such as vit_base_patch16_224, with its sizes in model_args)"
         )
     width, depth, heads = SIZES[plain["size"]]
     return {
@@ -195,16 +193,16 @@ def sizes_named(architecture: Any) -> dict[str, int]:
 
 
 def activation(name: Any) -> str:
-    """Return our name of an activation of timm.
+    """Return the canonical name of a timm activation.
 
     Raises:
-        ConfigurationError: it is none that is computed here.
+        ConfigurationError: it is not supported.
     """
     known = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
     if known is None:
         raise ConfigurationError(
-            f"config.json says model_args.act_layer is {shown(name)}, which no model here computes;"
-            f" known are {', '.join(ACTIVATIONS)}"
+            f"config.json says model_args.act_layer is {shown(name)}, which is not supported; "
+            f"supported are {', '.join(ACTIVATIONS)}"
         )
     return known
 
@@ -231,17 +229,18 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     known = type(share) in (int, float) and 0.01 < share <= 4
     if numbered is None or mode not in ("center", "squash") or not known:
         raise ConfigurationError(
-            f"config.json says pretrained_cfg has interpolation {shown(data.get('interpolation'))},"
-            f" crop_mode {shown(mode)} and crop_pct {shown(share)}; known are"
-            f" {', '.join(INTERPOLATIONS)}, crop_mode center and squash"
+            "config.json says pretrained_cfg has interpolation "
+            f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
+            f"{shown(share)}; supported are {', '.join(INTERPOLATIONS)}, crop_mode center and "
+            "squash"
         )
     scaled = math.floor(height / share), math.floor(width / share)
     size = {"height": scaled[0], "width": scaled[1]}
     if mode == "center":
         if height != width:
             raise ConfigurationError(
-                f"config.json says crop_mode is center for images of {height}x{width} pixels,"
-                " which is not known here",
+                f"config.json says crop_mode is center for images of {height}x{width} pixels, "
+                "which is not supported",
                 hint="write crop_mode squash",
             )
         size = {"shortest_edge": scaled[0]}
@@ -272,10 +271,10 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     )
     if not scaled or stated.get("do_normalize") is False:
         raise LayoutError(
-            "cannot write timm: it always divides pixels by 255 and normalises them, and the"
-            " source's preprocessor_config.json says otherwise (do_rescale, rescale_factor,"
-            " do_normalize)",
-            hint="mend it, or convert to transformers or keras",
+            "cannot write timm: it always divides pixels by 255 and normalises them, and the "
+            "source's preprocessor_config.json specifies otherwise (do_rescale, rescale_factor, "
+            "do_normalize)",
+            hint="correct it, or convert to transformers or keras",
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}
     number = stated.get("resample", 2 if stated else 3)
@@ -302,7 +301,7 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
             "cannot write timm: it cannot hold how the source's preprocessor_config.json resizes"
             f" and crops images (size {shown(stated.get('size'))}, crop_size"
             f" {shown(stated.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
-            hint="mend it, or convert to transformers or keras",
+            hint="correct it, or convert to transformers or keras",
         )
     return found
 

@@ -129,7 +129,7 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``config.json`` tells; transformers' ``LABEL_0`` and so on name no class."""
+    """Return the fields of ``config.json``; default labels (``LABEL_0``) are not class names."""
     named = stored.get("id2label")
     unnamed = isinstance(named, Mapping) and all(
         name == f"LABEL_{number}" for number, name in named.items()
@@ -142,21 +142,21 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (
-            f"ViTMAEForPreTraining refuses images that are not square, and this model takes"
-            f" {height}x{width}; convert it to facebook or keras, or its encoder with ",
+            "ViTMAEForPreTraining refuses non-square images, and this model takes "
+            f"{height}x{width}; convert it to facebook or keras, or its encoder with ",
             Option("task", "encoder"),
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
-            "transformers has one layer norm epsilon for encoder and decoder, and those of this"
-            f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook"
-            " or keras, or its encoder with ",
+            "transformers has one layer norm epsilon for encoder and decoder, and this model has "
+            f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook or keras, "
+            "or its encoder with ",
             Option("task", "encoder"),
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "ViTForImageClassification reads the class token and has no place for a globally"
-            " pooled model (fc_norm); convert it to timm, facebook or keras, which have one"
+            "ViTForImageClassification reads the class token and cannot hold a globally pooled "
+            "model (fc_norm); convert it to timm, facebook or keras"
         )
     return None
 

@@ -24,7 +24,7 @@ Rows = tuple[Row | Repeat, ...]
 
 
 def dense(canonical: str, external: str) -> tuple[Row, Row]:
-    """Return the rows of one dense layer: the kernel is the transposed weight."""
+    """Return the rows of a dense layer: the kernel is the transposed weight."""
     return (
         Row(f"{canonical}.weight", f"{external}/kernel:0", TRANSPOSE),
         Row(f"{canonical}.bias", f"{external}/bias:0"),
@@ -32,7 +32,7 @@ def dense(canonical: str, external: str) -> tuple[Row, Row]:
 
 
 def norm(canonical: str, external: str) -> Row:
-    """Return the row of one layer normalisation."""
+    """Return the row of a layer normalisation."""
     return Row(canonical + ".{weight,bias}", external + "/{gamma,beta}:0")
 
 
@@ -116,15 +116,15 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         return reason
     if config.image_hw[0] != config.image_hw[1]:
         return (
-            "transformers' TensorFlow classes take square images only; convert to transformers,"
-            " timm or keras"
+            "transformers' TensorFlow classes support only square images; convert to transformers, "
+            "timm or keras"
         )
     if task == "encoder" and config.patch_hw[0] != config.patch_hw[1]:
-        return "TFViTMAEModel takes square patches only; convert to transformers, timm or keras"
+        return "TFViTMAEModel supports only square patches; convert to transformers, timm or keras"
     if not config.qkv_bias:
         return (
-            "transformers' TensorFlow classes always have biases of query, key and value; convert"
-            " to transformers or keras"
+            "transformers' TensorFlow classes always have query, key and value biases; convert to "
+            "transformers or keras"
         )
     return None
 

@@ -91,7 +91,10 @@ AUDIO_MAE = Relative(
     name="AudioMAE",
     key=r"decoder_blocks\.\d+\.attn\.(tau|meta_mlp\..+)",
     decoder=r"mask_token|decoder_.+",
-    why_dropped="AudioMAE's decoder has Swin blocks, which MAE's has not; its encoder is read",
+    why_dropped=(
+        "AudioMAE's decoder has Swin blocks, which MAE's decoder does not have; only the encoder "
+        "is read"
+    ),
     arguments={"audio_exp": "True"},
     shapes=({"num_channels": 1, "patch_size": 16, "num_patches": 512},),
     by_patches={
@@ -100,15 +103,15 @@ AUDIO_MAE = Relative(
         64: _spectrogram(128, -6.845978, 5.5654526),  # Speech Commands
     },
     preprocessing={"do_resize": False, "do_rescale": False, "do_convert_rgb": False},
-    impossible={"use_custom_patch": "its patches overlap, and those of a ViT do not"},
+    impossible={"use_custom_patch": "its patches overlap, unlike those of a ViT"},
     unresampled=(
-        "AudioMAE lays the positions of 8 x 64 patches over its 64 x 8, one after the other, so"
-        " that neighbours in the table are none in the picture"
+        "AudioMAE uses the position table of 8 x 64 patches for its grid of 64 x 8, in row-major "
+        "order, so rows that are adjacent in the table do not belong to adjacent patches"
     ),
     caveat=(
-        "its pictures are spectrograms of one channel, time x 128 log mel energies, from which the"
-        " mean is taken and which are divided by twice the deviation: preprocessing of photographs"
-        " does not apply"
+        "its images are one-channel spectrograms (time x 128 log mel energies), normalised by "
+        "subtracting the mean and dividing by twice the standard deviation: preprocessing of "
+        "photographs does not apply"
     ),
 )
 
@@ -117,16 +120,15 @@ SCALE_MAE = Relative(
     key=r"mask_token_decoder|fpn\.fpn\d\..+|fcn(_high|_low)?\.(proj|conv_blocks|pred)\..+",
     decoder=r"mask_token(_decoder)?|decoder_.+|fpn\..+|fcn(_high|_low)?\..+|pos_emb_projection\..+",
     why_dropped=(
-        "Scale-MAE's decoder predicts two frequency bands by convolutions, which MAE's does not;"
-        " its encoder is read"
+        "Scale-MAE's decoder predicts two frequency bands by convolutions, which MAE's decoder "
+        "does not; only the encoder is read"
     ),
     arguments={"base_resolution": r".+", "eval_base_resolution": r".+"},
     shapes=({**LARGE, "task": "encoder"}, {**LARGE, "task": "classify"}),
     caveat=(
-        "Scale-MAE computes its position embeddings anew for each picture from the ground sample"
-        " distance, and never reads those in the file: what is converted is the file's table, which"
-        " is that of a distance of 1, so that pictures of other distances are encoded as if they"
-        " had that one"
+        "Scale-MAE computes its position embeddings for each image from the ground sample distance "
+        "and never reads those in the file: the conversion uses the file's table, which is for a "
+        "distance of 1, so images with other distances are encoded as if their distance were 1"
     ),
 )
 
@@ -135,8 +137,8 @@ CROSS_MAE = Relative(
     key=r"(wfm|dec_norms)\..+",
     decoder=r"mask_token|decoder_.+|wfm\..+|dec_norms\..+",
     why_dropped=(
-        "CrossMAE's decoder attends to the encoder's outputs, which MAE's does not; its encoder is"
-        " read"
+        "CrossMAE's decoder attends to the encoder's outputs, which MAE's decoder does not; only "
+        "the encoder is read"
     ),
 )
 
@@ -165,4 +167,4 @@ MAWS = Relative(
 )
 
 KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, CROSS_MAE, RETFOUND, MEDICAL_MAE, MAWS)
-"""In the order in which families that look the same are named."""
+"""Families in order of preference, if several have the same names and shapes."""

@@ -1,4 +1,4 @@
-"""Tell the family that a checkpoint belongs to, as far as it can be told."""
+"""Identify the related model family of a checkpoint, as far as possible."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Membership:
     also: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, for reports and records."""
+        """Return the membership as plain data, for reports and records."""
         return {
             "name": self.relative.name,
             "certainty": "known" if self.certain else "probable",
@@ -39,11 +39,11 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return what the family takes for granted for so many patches; shapes alone imply none."""
+        """Return the family's conventions for this number of patches; shapes alone imply none."""
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
-        """Return, for a message, the image size that this family has with so many patches."""
+        """Return the family's image size for this number of patches, for a message."""
         height, width = self.relative.by_patches.get(patches, {}).get("image_size", (0, 0))
         return f" ({self.relative.name}, which has these shapes, has {height}x{width})" * bool(
             height
@@ -92,8 +92,8 @@ def name_relative(
         for name, why in found.relative.impossible.items():
             if arguments.get(name):
                 raise CheckpointError(
-                    f"this is {found.relative.name} trained with {name}: {why}, so that it is none"
-                    " of the models that this project converts"
+                    f"this is {found.relative.name} trained with {name}: {why}, so it is not a "
+                    "model that this project can convert"
                 )
     return found
 
@@ -112,7 +112,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return what an earlier conversion said; a record is a file that anyone may edit."""
+    """Return the family that an earlier conversion recorded; anyone can edit a record."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)

@@ -45,7 +45,7 @@ MERGE = (
 # Where two fit, the more special one stands first.
 REFUSED = (
     _refused(
-        "a LoRA adapter, or a model with one that is not merged",
+        "a LoRA adapter, or a model with a LoRA adapter that is not merged",
         r".*[._](lora_(A|B|a|b|down|up|E|embedding_[AB]|magnitude_vector)|linear_[ab]_[qkv])(\..*)?"
         r"|.*\.w_[ab]_linear_[qv]\.weight",
         instead=MERGE,
@@ -53,8 +53,10 @@ REFUSED = (
     _refused(
         "AdaptFormer, a ViT with adapters in its blocks",
         r"(.*\.)?adaptmlp\..*",
-        instead="the authors' code, ShoufaChen/AdaptFormer; the MAE that it was made from is in the"
-        " file that its training began with (--finetune)",
+        instead=(
+            "the authors' code, ShoufaChen/AdaptFormer; the MAE that it was trained from is the "
+            "file that was passed to its training program as --finetune"
+        ),
     ),
     _refused(
         "SAM (Segment Anything)",
@@ -62,7 +64,7 @@ REFUSED = (
         instead="segment-anything, or transformers' SamModel",
     ),
     _refused(
-        "a ViT with decomposed relative positions, as ViTDet or the image encoder of SAM",
+        "a ViT with decomposed relative positions, such as ViTDet or the image encoder of SAM",
         r"(.*\.)?rel_pos_[hw]",
         instead="segment-anything, transformers' SamModel or VitDetModel",
     ),
@@ -124,7 +126,7 @@ REFUSED = (
         instead="the authors' code, Alpha-VL/ConvMAE",
     ),
     _refused(
-        "PVT or SegFormer's encoder, whose stages have other widths (UM-MAE pre-trains PVT too)",
+        "PVT or SegFormer's encoder, whose stages differ in width (UM-MAE also pre-trains PVT)",
         r"(.*\.)?patch_embed1\.proj\.weight",
         r"(.*\.)?block1\.\d+\..*",
         instead="timm has pvt_v2_*, transformers has PvtModel and SegformerModel",
@@ -160,12 +162,12 @@ REFUSED = (
         "Prithvi or another model on several frames",
         (PATCH_KERNEL, 5),
         r"(.*\.)?cls_token",
-        instead="its own code: its patches have a third axis, time",
+        instead="its own code: its patches have a third axis (time)",
     ),
     _refused(
         "vit-pytorch (lucidrains)",
         r"(.*\.)?(to_patch_embedding(\.\d+)?\.(weight|bias)|layers\.\d+\.\d+\.(fn\.)?to_qkv\.weight)",
-        instead="the package vit-pytorch; this project does not know its names",
+        instead="the package vit-pytorch; this project cannot read its names",
     ),
     _refused(
         "MONAI's ViT, ViTAutoEnc or MaskedAutoEncoderViT",
@@ -259,11 +261,12 @@ MODEL_TYPES = {
     "vjepa2": "V-JEPA 2",
     "yolos": "YOLOS",
 }
-"""Model types of transformers' ``config.json``, as people call them; others by the type itself."""
+"""Display names of the values of ``model_type`` in transformers' ``config.json``; other types are
+shown unchanged."""
 
 
 def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
-    """Return the model that tensors' names give away, and the first of these names, or None."""
+    """Return the model that tensor names identify, and the first of these names, or None."""
     for family in REFUSED:
         found = [_found(key, shapes) for key in family.keys]
         if None not in found:
@@ -272,7 +275,7 @@ def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
 
 
 def _found(key: Key, shapes: Mapping[str, Shape]) -> str | None:
-    """Return the first name that a key fits, or None."""
+    """Return the first name that matches a key, or None."""
     pattern, rank = (key, None) if isinstance(key, str) else key
     names = (n for n, shape in shapes.items() if rank in (None, len(shape)))
     return next(filter(re.compile(pattern).fullmatch, names), None)
@@ -318,7 +321,7 @@ def explain(
 
 
 def _said_by(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return what a configuration says, the model's name, and what reads it; None if it is ours."""
+    """Return the model that a configuration states, its name, and what reads it; else None."""
     if isinstance(architecture := config.get("architecture"), str):  # timm's
         if not re.match(r"(vit|samvit)_", architecture):
             return f"architecture {architecture}", f"timm's {architecture}", "timm.create_model"

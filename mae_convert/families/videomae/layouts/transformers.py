@@ -140,9 +140,8 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
-            "transformers has one layer norm epsilon for encoder and decoder, and those of this"
-            f" model are {config.layer_norm_eps} and {config.decoder_eps}; convert it to original"
-            " or keras"
+            "transformers has one layer norm epsilon for encoder and decoder, and this model has "
+            f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to original or keras"
         )
     height, width = config.image_hw
     if height != width or config.patch_hw[0] != config.patch_hw[1]:
