@@ -36,7 +36,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--
          vertical-align: top; }
 th { overflow-wrap: normal; }
 td.n { font-variant-numeric: tabular-nums; }
-td.word { overflow-wrap: normal; }
+td.n, td.word { overflow-wrap: normal; }
 tr:target, tr.marked td { background: var(--mark); }
 tr.best td { font-weight: 600; } tr.paid td { background: var(--ok-fill); }
 code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
@@ -53,7 +53,7 @@ figure { margin: 0; } figcaption { color: var(--grey); }
 img { max-width: 100%; } img.pixels { image-rendering: pixelated; }
 table.images { table-layout: fixed; } .images td, .images th { padding: .15rem; border: 0; }
 .images img { width: 100%; display: block; }
-svg { width: 100%; height: auto; font-size: 13px; fill: var(--grey); }
+svg { width: 100%; height: auto; overflow: visible; font-size: 13px; fill: var(--grey); }
 svg .line { stroke: var(--line); } svg .faint { stroke: var(--faint); fill: none; }
 svg .curve { stroke: var(--grey); fill: none; }
 svg .accent { stroke: var(--accent); stroke-width: 2.5; fill: none; }
@@ -82,7 +82,7 @@ class Cell:
 
     Attributes:
         html: what stands in it.
-        kind: its classes: "n" for a number, "word" for what is not broken within words.
+        kind: its class: "n" for a number, "word" for words that are not broken.
         value: what the table is sorted by, where it is not the text.
         title: what is shown under the pointer.
     """

@@ -135,7 +135,7 @@ def _text(value: str | None) -> Cell:
 def _number(value: float | None, show: Callable[[float], str]) -> Cell:
     if value is None:
         return Cell("", "n", "")
-    return Cell(for_html(show(value)), "n word", f"{value:.17g}")
+    return Cell(for_html(show(value)), "n", f"{value:.17g}")
 
 
 def _small(value: float | None) -> Cell:
@@ -158,7 +158,7 @@ def _assuming(row: Row) -> str:
 
 COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
     ("source", "text", lambda r: _text(r.source)),
-    ("to", "text", lambda r: _text(r.layout)),
+    ("to", "text", lambda r: Cell(for_html(r.layout or ""), "word")),
     ("verdict", "text", lambda r: Cell(_mark(r), "word")),
     (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _small(r.function)),
     ("float32 rounding error", "number", lambda r: _small(r.own_error.get("float32"))),

@@ -103,7 +103,7 @@ def _depth(verdict: Verdict) -> Iterator[str]:
 
 def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     """Return an SVG of relative L2 by intermediate activation (logarithmic, 1e-17 to 10)."""
-    chart = Chart("relative L2 by intermediate activation", height=330, left=110, bottom=120)
+    chart = Chart("relative L2 by intermediate activation", height=350, left=130, bottom=140)
     low, high = -17.0, 1.0
 
     def y(error: float) -> float:

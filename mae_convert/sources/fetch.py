@@ -1,7 +1,8 @@
 """Download a file over HTTPS: resumed after a break, checked, and remembered by its hash.
 
-The transfer is `huggingface_hub`'s (it is needed anyway, resumes, retries and shows progress; pooch
-and the like begin again from nothing after a break, which at 1.3 GB is what matters most).
+The transfer is `huggingface_hub`'s: it is needed anyway, resumes, retries and shows progress. pooch
+begins again from nothing after a break, which at 1.3 GB is what matters most, and it needs a whole
+hash, of which the publisher of the official files names six digits.
 
 Where a publisher names no hash, the first download is trusted and its hash recorded: from then on
 the file is what it was, or is refused.

@@ -2,6 +2,12 @@
 
 If a process dies, its job is run once more without other jobs: the system may have killed it
 because memory ran out.
+
+`concurrent.futures.ProcessPoolExecutor` and loky do not do this: when one of their processes dies,
+the pool is broken and every job that is queued or running fails (`BrokenProcessPool`); they start a
+job as soon as a worker is free, whatever memory the others hold; and they give no job a GPU of its
+own before its framework is imported, because a worker runs many jobs. A job that hangs or is
+cancelled cannot be ended alone.
 """
 
 import multiprocessing

@@ -1,7 +1,11 @@
 """A reader of HDF5 files, written for files of weights that nobody vouches for.
 
-The HDF5 library is C, and a file that was made or damaged to that end can crash the program that
-opens it. This reader takes the bytes apart in Python: whatever a file says, the worst is an error.
+It exists because the HDF5 library, which h5py calls, is written in C and has a record of memory
+errors: a file that was made or damaged to that end can crash the program that opens it, and links
+in a file can make it open others. No option of h5py prevents this. This reader takes the bytes
+apart in Python: whatever a file says, the worst is an error. Tensors are read as byte ranges of the
+file that was checked and hashed, by several threads, and no HDF5 library is loaded. Files are
+written by h5py.
 It reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes, contiguous,
 compact and chunked datasets, gzip) and names what it does not read. Section numbers in this package
 are those of the HDF5 File Format Specification, version 3.0.

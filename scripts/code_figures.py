@@ -1,0 +1,176 @@
+"""Prints a table of figures about the code: files, units, imports, what a command enters.
+
+    python scripts/code_figures.py [DIRECTORY]...
+
+Each directory is a checkout of the project, by default this one; commands run with this interpreter
+and the checkout's modules. A unit is a module or a package directly in `mae_convert`, or
+`reference_models`.
+"""
+
+import ast
+import hashlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+PACKAGES = ("mae_convert", "reference_models")
+CHECKPOINT = "mae_convert/data/demo/checkpoint.pth"
+SHORTEST_DUPLICATE = 6  # lines of a function
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+# Prints the files of the project in which a function of the command was entered; what only runs
+# while a module is imported is not counted.
+TRACE = """
+import sys, threading
+root, files = sys.argv.pop(1) + "/", set()
+def entered(frame, event, _argument):
+    name = frame.f_code.co_filename
+    if event != "call" or name in files or not name.startswith(root):
+        return
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename != "<string>":
+            return
+        frame = frame.f_back
+    files.add(name)
+try:
+    from mae_convert.cli.main import main
+except ModuleNotFoundError:  # it was one module once
+    from mae_convert.cli import main
+threading.setprofile(entered)
+sys.setprofile(entered)
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    if end.code: raise
+finally:
+    sys.setprofile(None)
+    names = [name[len(root):] for name in files]
+    print("ENTERED", *sorted(n for n in names if n.startswith(("mae_convert/", "reference_"))))
+"""
+
+
+def unit_of(path: Path, root: Path) -> str:
+    """Return the unit that a file belongs to."""
+    package, *rest = path.relative_to(root).parts
+    return package if package != "mae_convert" else rest[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names of what a module imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str]]:
+    """Return for each unit the other units that it imports."""
+    units = {unit_of(path, root) for path in trees}
+    found: dict[str, set[str]] = {unit: set() for unit in units}
+    for path, tree in trees.items():
+        for name in imported(tree):
+            first, _, rest = name.partition(".")
+            unit = rest.partition(".")[0] if first == "mae_convert" else first
+            if unit in units and first in PACKAGES:
+                found[unit_of(path, root)].add(unit)
+    return {unit: used - {unit} for unit, used in found.items()}
+
+
+def levels(graph: Mapping[str, set[str]]) -> str:
+    """Return the length of the longest chain of imports between units."""
+    depth: dict[str, int] = {}
+    try:
+        for unit in TopologicalSorter(graph).static_order():
+            depth[unit] = 1 + max((depth[used] for used in graph[unit]), default=0)
+    except CycleError as error:
+        return f"cycle: {' > '.join(error.args[1])}"
+    return str(max(depth.values()))
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[FunctionNode, int]]:
+    """Yield functions with their number of lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, FunctionNode):
+            yield node, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def duplicates(trees: Mapping[Path, ast.AST]) -> int:
+    """Return how many functions of some length have the body of another, docstrings aside."""
+    bodies: Counter[str] = Counter()
+    for tree in trees.values():
+        for node, count in functions(tree):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if count >= SHORTEST_DUPLICATE and body:
+                text = "\n".join(ast.dump(statement) for statement in body)
+                bodies[hashlib.sha256(text.encode()).hexdigest()] += 1
+    return sum(count - 1 for count in bodies.values())
+
+
+def entered(root: Path, *arguments: str) -> list[str]:
+    """Return the files in which functions run while a command does, in its own process."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE, root, *arguments],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ENTERED")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
+    return lines[-1].split()[1:]
+
+
+def figures(root: Path) -> dict[str, str]:
+    """Return the figures of a checkout, by name."""
+    paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    trees = {path: ast.parse(text) for path, text in texts.items()}
+    graph = dependencies(trees, root)
+    sizes = [len(text.splitlines()) for text in texts.values()]
+    longest = max(
+        (count, f"{path.relative_to(root)}: {node.name}")
+        for path, tree in trees.items()
+        for node, count in functions(tree)
+    )
+    names = Counter(path.name for path in paths if path.name != "__init__.py")
+    repeated = sorted(name for name, count in names.items() if count > 1)
+    with tempfile.TemporaryDirectory() as folder:
+        made = f"{folder}/made"
+        convert = entered(root, "convert", CHECKPOINT, made, "--to", "transformers", "--json")
+        verify = entered(root, "verify", CHECKPOINT, made, "--json",
+                         "--framework-a", "torch", "--framework-b", "torch")  # fmt: skip
+    return {
+        "files": str(len(paths)),
+        "lines": str(sum(sizes)),
+        "lines of a file, median": f"{statistics.median(sizes):.0f}",
+        "files of fewer than 60 lines": str(sum(size < 60 for size in sizes)),
+        "units": str(len(graph)),
+        "import levels": levels(graph),
+        "dependencies between units": str(sum(map(len, graph.values()))),
+        "files entered by convert": str(len(convert)),
+        "files entered by verify": str(len(verify)),
+        "longest function, lines": f"{longest[0]} ({longest[1]})",
+        "file names used twice or more": str(len(repeated)),
+        "duplicate functions": str(duplicates(trees)),
+    }
+
+
+def main() -> None:
+    """Print a table with a column for each checkout."""
+    roots = [Path(name).resolve() for name in sys.argv[1:]] or [HERE]
+    columns = [figures(root) for root in roots]
+    print(f"| | {' | '.join(root.name for root in roots)} |")
+    print("| --- |" + " --- |" * len(roots))
+    for name in columns[0]:
+        print(f"| {name} | {' | '.join(column[name] for column in columns)} |")
+
+
+if __name__ == "__main__":
+    main()
