@@ -436,8 +436,8 @@ def test_conversions_of_a_sweep_import_no_framework(tmp_path):
         "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
     )
     told = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], cwd=HELPERS, capture_output=True,
-        text=True, check=True,
+        [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent, capture_output=True,
+        text=True, check=True, env={**os.environ, "PYTHONPATH": str(HELPERS)},
     )  # fmt: skip
     assert told.stdout == "set()\n"
 
