@@ -79,6 +79,8 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
     """
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
         return list(_in_statistics(statistics))
+    if checkpoint.family.positions != "stored":
+        return list(_in_statistics(statistics))
     grid = checkpoint.configuration.model.grid_hw
     positions = (checkpoint.tensors.get(name) for name in POSITION_EMBEDDINGS)
     return [

@@ -132,9 +132,9 @@ def plan_conversion(
     if reason := layout.refusal(model, task):
         raise LayoutError(f"cannot write {layout.name}: ", reason)
     key_bias = _stored_key_bias(source, layout, task)
-    table = layout.table_for(task, key_bias=key_bias)
     shapes = source.family.schema(model, task)
     names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
+    table = layout.table_for(task, key_bias=key_bias, names=names)
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
             f"the checkpoint has no {missing[0]}, which a model of task {task} needs: the encoder "

@@ -6,9 +6,9 @@ register an instance of `mae_convert.families.family.Family` by the entry point
 packages have entry points: no checkpoint causes anything to be imported.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mae_convert.errors import LayoutError
@@ -31,9 +31,22 @@ FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layo
 def families() -> Mapping[str, "Family"]:
     """Return all families by name, in the order in which they are tried."""
     from mae_convert.families.mae.family import MAE
+    from mae_convert.families.mae_st.family import MAE_ST
     from mae_convert.families.videomae.family import VIDEOMAE
 
-    return {family.name: family for family in (MAE, VIDEOMAE)}
+    ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST)
+    known = {family.name: family for family in (*ours, *_registered("mae_convert.families"))}
+    for layout in _registered("mae_convert.layouts"):
+        known[layout.family].layouts.setdefault(layout.name, layout)
+    return known
+
+
+def _registered(group: str) -> Iterator[Any]:
+    """Yield what installed packages register by their entry points."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=group):
+        yield point.load()
 
 
 def layout_names() -> list[str]:

@@ -80,7 +80,7 @@ class Family(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     configuration_class: ClassVar[type[Any]]
-    layouts: ClassVar[Mapping[str, Layout]]
+    layouts: ClassVar[dict[str, Layout]]
     layout_synonyms: ClassVar[Mapping[str, str]] = {}
     models: ClassVar[Mapping[str, Mapping[str, str]]]
     model_layouts: ClassVar[Mapping[str, str]]
@@ -302,6 +302,10 @@ class Family(ABC):
         patches = config.num_patches
         ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
         return ((ranks + 0.5) / patches).astype(np.float32)
+
+    def prediction_shapes(self, config: Any) -> tuple[int, tuple[int, ...]]:
+        """Return the numbers in a predicted patch, and the shape of a reconstruction."""
+        return int(config.patch_dim), tuple(config.pixel_shape)
 
     def decoder_tokens(self, config: Any) -> int | None:
         """Return the number of tokens of the decoder, or None where it depends on the mask."""

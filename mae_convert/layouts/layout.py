@@ -1,6 +1,6 @@
 """What a layout is: tables, the containers it lives in, and what it takes for granted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,20 +84,22 @@ class Layout:
     refusal: Refusal = _nothing_to_refuse
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
 
-    def table_for(self, task: str, *, key_bias: bool = True) -> Table:
+    def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.
 
         Args:
             task: the task.
             key_bias: whether the blocks have a bias of the key; where the layout always has a
                 place for one, this makes no difference.
+            names: canonical names that are to be written, where tables differ in what they hold.
 
         Raises:
             LayoutError: the layout cannot hold the task.
         """
         possible = [table for table in self.tables if task in table.tasks]
-        if possible:
-            return next((t for t in possible if t.has_key_bias == key_bias), possible[0])
+        holding = [table for table in possible if table.holds(names)] or possible
+        if holding:
+            return next((t for t in holding if t.has_key_bias == key_bias), holding[0])
         held = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
             (

@@ -145,6 +145,14 @@ class Table:
             raise LayoutError(f"{self.name} needs {listed(partial)} too")
         return rules
 
+    def holds(self, names: Iterable[str]) -> bool:
+        """Return whether the table has a place for a set of canonical names."""
+        try:
+            self.expand(names)
+        except LayoutError:
+            return False
+        return True
+
     def rule_for(self, external: str) -> Rule | None:
         """Return the rule for an external name, with block index and name inserted."""
         for template, index in _templates(external):

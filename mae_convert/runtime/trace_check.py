@@ -130,12 +130,13 @@ def _shape(
         return _tap_shape(result.removeprefix(TAP), family, config)
     classes = description["task"] == "classify"
     predicted = None if family.predicts_removed_only else patches
+    numbers, pixels = family.prediction_shapes(config)
     return {
         "mask": (None, patches),
         "ids_restore": (None, patches),
         "last_hidden_state": (None, None, config.hidden_size),
-        "logits": (None, config.num_labels) if classes else (None, predicted, config.patch_dim),
-        "reconstruction": (None, *config.pixel_shape),
+        "logits": (None, config.num_labels) if classes else (None, predicted, numbers),
+        "reconstruction": (None, *pixels),
         "loss": (),
         "loss_norm_pix": (),
     }.get(result)

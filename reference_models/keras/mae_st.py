@@ -346,7 +346,7 @@ class MAESTForVideoClassification(ConfiguredModel):
         super().__init__(config, **kwargs)
         known, dtype = self.config, self.dtype_policy
         self.encoder = Encoder(known, final_norm=False, initializer=initializer, dtype=dtype)
-        self.norm = LayerNorm(known.layer_norm_eps, name="norm", dtype=dtype)
+        self.fc_norm = LayerNorm(known.layer_norm_eps, name="norm", dtype=dtype)
         self.dropout = keras.layers.Dropout(known.classifier_dropout, dtype=dtype)
         self.classifier = dense(known.num_labels, initializer, name="classifier", dtype=dtype)
         self.build()
@@ -354,7 +354,7 @@ class MAESTForVideoClassification(ConfiguredModel):
     def build(self) -> None:
         """Create all variables."""
         self.encoder.build()
-        self.norm.build((None, None, self.config.hidden_size))
+        self.fc_norm.build((None, None, self.config.hidden_size))
         self.classifier.build((None, self.config.hidden_size))
 
     def call(
@@ -376,7 +376,7 @@ class MAESTForVideoClassification(ConfiguredModel):
         check_pixels(pixel_values, self.config)
         taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
         tokens = self.encoder(self._cast(pixel_values), taps=taps)
-        average = self.norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
+        average = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
         if taps is not None:
             taps.record("head", {"norm": average})
         logits = self.classifier(self.dropout(average[:, 0]))

@@ -37,7 +37,6 @@ def vit(prefix=""):
 PATCH = {"patch_embed.proj.weight": (WIDTH, 3, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
 VIDEO = {"patch_embed.proj.weight": (WIDTH, 3, 2, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
 FAMILIES = {
-    "MAE-ST": {**vit(), **VIDEO, "pos_embed_spatial": (1, 196, WIDTH)},
     "MultiMAE": {"global_tokens": (1, 1, WIDTH), "input_adapters.rgb.pos_emb": (1, WIDTH, 14, 14)},
     "SatMAE": {**vit(), "patch_embed.0.proj.weight": (WIDTH, 4, 8, 8), "channel_embed": (1, 3, 9)},
     "Hiera": {"multi_scale_fusion_heads.0.weight": (WIDTH, 96, 4, 4), "mask_token": (1, 1, 512)},

@@ -100,11 +100,6 @@ REFUSED = (
         instead="the authors' code, pengzhiliang/MAE-pytorch",
     ),
     _refused(
-        "MAE-ST (video)",
-        r"(.*\.)?(decoder_)?pos_embed_(spatial|temporal|class)",
-        instead="the authors' code, facebookresearch/mae_st",
-    ),
-    _refused(
         "MultiMAE",
         r"(.*\.)?((input|output)_adapters\..*|global_tokens)",
         instead="the authors publish a converter to ViT names, which this project reads",
@@ -162,6 +157,7 @@ REFUSED = (
         "Prithvi or another model on several frames",
         (PATCH_KERNEL, 5),
         r"(.*\.)?cls_token",
+        r"(.*\.)?blocks\.0\.attn\.qkv\.weight",
         instead="its own code: its patches have a third axis (time)",
     ),
     _refused(

@@ -1,0 +1,1 @@
+"""MAE-ST: its configuration, canonical schema and layouts."""

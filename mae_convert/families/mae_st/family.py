@@ -1,0 +1,168 @@
+"""MAE-ST (Feichtenhofer et al. 2022, arXiv:2205.09113) as a family of models."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families import keras_fields
+from mae_convert.families.canonical import square_grid
+from mae_convert.families.configuration import Missing, missing_heads
+from mae_convert.families.evidence import PREPROCESSING, SQUARE, Evidence, Found
+from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.mae_st import schema as canonical
+from mae_convert.families.mae_st.layouts import LAYOUTS
+from mae_convert.families.mae_st.layouts.keras import CLASSES
+from mae_convert.families.options import named
+from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
+from mae_convert.layouts.schema import Schema
+from reference_models.configuration import MAESTConfig
+
+MODELS: Mapping[str, Mapping[str, str]] = {
+    "torch": {
+        "pretrain": "reference_models.pytorch.mae_st:MAESTForPreTraining",
+        "encoder": "reference_models.pytorch.mae_st:MAESTModel",
+        "classify": "reference_models.pytorch.mae_st:MAESTForVideoClassification",
+    },
+    "keras": CLASSES,
+}
+MODEL_LAYOUTS = {"torch": "original", "keras": "keras"}
+NATIVE_LOADERS = {
+    **{(table.name, "torch"): "facebook" for table in LAYOUTS["original"].tables},
+    **{(t.name, f): "keras" for t in LAYOUTS["keras"].tables for f in ("tensorflow", "jax")},
+}
+# What the authors' training programs and the published ones store.
+ARGUMENTS: Mapping[str, tuple[str, type]] = {
+    "mask_ratio": ("mask_ratio", float),
+    "norm_pix_loss": ("norm_pix_loss", bool),
+    "num_frames": ("num_frames", int),
+}
+
+
+class MAEST(Family):
+    """Spatio-temporal masked autoencoders of facebookresearch, and classifiers made from them."""
+
+    name = "mae_st"
+    title = "MAE-ST, spatio-temporal masked autoencoders (Feichtenhofer et al. 2022)"
+    configuration_class = MAESTConfig
+    layouts = LAYOUTS
+    models = MODELS
+    model_layouts = MODEL_LAYOUTS
+    native_loaders = NATIVE_LOADERS
+    has_key_bias = False  # either all three have biases or none
+
+    def schema(self, config: MAESTConfig, task: str) -> Schema:
+        """Return the name and shape of every canonical tensor of a model, in canonical order."""
+        return canonical.schema(config, task)
+
+    def geometry(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the configuration fields that shapes give."""
+        return canonical.geometry(shapes)
+
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:  # noqa: ARG002
+        """Return the schema of a geometry."""
+        return canonical.expected(geometry, task)
+
+    def unread(
+        self,
+        container: Container,
+        layout: str,  # noqa: ARG002
+        task: str,  # noqa: ARG002
+        dtypes: Iterable[np.dtype],  # noqa: ARG002
+    ) -> Iterable[str]:
+        """Return fields of Keras's ``config.json`` that are not read here."""
+        config: Mapping[str, Any] = container.config or {}
+        if KERAS in config:
+            return keras_fields.unknown_in_config(config[KERAS], MAESTConfig)
+        return ()
+
+    def untold_fields(self, task: str) -> tuple[str, ...]:
+        """Return the fields that matter for a task and that no tensor gives."""
+        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
+
+    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+        """Yield values of a field that come after a configuration and before a convention."""
+        yield from super().found(name, task, evidence)
+        if name == "image_size" and (grid := square_grid(_places(evidence))):
+            patch = evidence.geometry["patch_size"]
+            height, width = (patch, patch) if isinstance(patch, int) else patch
+            size = (grid[0] * height, grid[1] * width)
+            yield Found(size[0] if size[0] == size[1] else size, "square grid", SQUARE)
+
+    def argument(self, name: str, evidence: Evidence) -> Any:
+        """Return what the training arguments in a checkpoint give for a field, or None."""
+        argument, kind = ARGUMENTS.get(name, ("", int))
+        value = evidence.training_args.get(argument)
+        return value if type(value) is kind else None
+
+    def missing(self, name: str, evidence: Evidence) -> Missing:
+        """Return what is said of a field that nothing gives."""
+        if name != "image_size":
+            return missing_heads(name, evidence)
+        reason = f"{_places(evidence)} places are not a square grid"
+        return Missing(name, "the image size", named(name), reason)
+
+    def placeholder(self, name: str, evidence: Evidence) -> Any:
+        """Return a possible value for a field that is missing."""
+        if name != "image_size":
+            return 1
+        patch = evidence.geometry["patch_size"]
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        return _places(evidence) * height, width
+
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
+        """Return how many frames are predicted, and check the size against the positions.
+
+        Raises:
+            ConfigurationError: size and frames do not have as many patches as there are positions.
+        """
+        known, frames = evidence.geometry, values["num_frames"]
+        size, patch = values["image_size"], known["patch_size"]
+        sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, patch)), strict=True)
+        rows, columns = (side // length for side, length in sides)
+        steps = frames // known["tubelet_size"]
+        patches = known.get("num_patches", known.get("places", 0) * steps)
+        if rows * columns * steps != patches:
+            raise ConfigurationError(
+                f"an image size of {size} with {frames} frames has {rows * columns * steps}"
+                f" patches, but the tensors hold {patches} positions",
+                hint="specify the size and the frames that the model was trained for",
+            )
+        if "predicted_length" not in known:
+            return {}
+        predicted = known["predicted_length"] * frames // known["tubelet_size"]
+        return {"pred_t_dim": None if predicted == frames else predicted}
+
+    def function_fields(self, model: MAESTConfig, task: str) -> dict[str, Any]:
+        """Return the fields that no tensor gives and that change what a model computes."""
+        return {**super().function_fields(model, task), "num_frames": model.num_frames}
+
+    def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
+        """Return the configuration fields that are compared in a verdict, in order."""
+        own = ("num_frames", "tubelet_size", "sep_pos_embed", "cls_embed")
+        more = {"pretrain": ("pred_t_dim",), "classify": ("num_labels",)}
+        task = next(iter(tasks)) if len(tasks) == 1 else ""
+        return (*super().compared_fields(tasks), *own, *more.get(task, ()))
+
+    def prediction_shapes(self, config: MAESTConfig) -> tuple[int, tuple[int, ...]]:
+        """Return the numbers in a predicted patch, and the shape of a reconstruction."""
+        return config.prediction.patch_dim, config.prediction.pixel_shape
+
+    def decoder_tokens(self, config: MAESTConfig) -> int:
+        """Return the number of tokens of the decoder."""
+        return config.class_tokens + int(config.num_patches)
+
+
+def _places(evidence: Evidence) -> int:
+    """Return the number of patches of a time step."""
+    geometry = evidence.geometry
+    if "places" in geometry:
+        return int(geometry["places"])
+    frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
+    frames = frames or evidence.conventions["num_frames"]
+    return int(geometry["num_patches"] // max(frames // geometry["tubelet_size"], 1))
+
+
+MAE_ST = MAEST()

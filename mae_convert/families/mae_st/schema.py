@@ -1,0 +1,139 @@
+"""The canonical schema of MAE-ST, and the configuration fields that shapes give."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mae_convert.errors import LayoutError
+from mae_convert.families.canonical import (
+    block_shapes,
+    depth,
+    dimension,
+    linear_shapes,
+    norm_shapes,
+    task_of,
+)
+from mae_convert.layouts.schema import Schema, Shape
+from reference_models.configuration import MAESTConfig
+
+POSITIONS = ("spatial", "temporal", "class", "joint")
+
+
+def schema(config: MAESTConfig, task: str) -> Schema:
+    """Return the name and shape of every canonical tensor of a model, in canonical order."""
+    width = config.hidden_size
+    shapes = dict(_tokens("encoder", width, config))
+    shapes["encoder.patch_embedding.weight"] = (width, config.num_channels, *config.patch_shape)
+    shapes["encoder.patch_embedding.bias"] = (width,)
+    shapes |= dict(
+        _blocks("encoder", width, config.intermediate_size, config.num_hidden_layers, config)
+    )
+    # A classifier has its norm behind the mean of the tokens.
+    shapes |= dict(norm_shapes("head.norm" if task == "classify" else "encoder.norm", width))
+    if task == "pretrain":
+        shapes |= dict(_decoder(config))
+    if task == "classify":
+        shapes |= dict(linear_shapes("head", width, config.num_labels))
+    return shapes
+
+
+def _tokens(part: str, width: int, config: MAESTConfig) -> Iterator[tuple[str, Shape]]:
+    time, rows, columns = config.grid_shape
+    if config.cls_embed:
+        yield f"{part}.cls_token", (1, 1, width)
+    if not config.sep_pos_embed:
+        length = config.class_tokens + config.num_patches
+        yield f"{part}.joint_position_embedding", (1, length, width)
+        return
+    yield f"{part}.spatial_position_embedding", (1, rows * columns, width)
+    yield f"{part}.temporal_position_embedding", (1, time, width)
+    if config.cls_embed:
+        yield f"{part}.class_position_embedding", (1, 1, width)
+
+
+def _decoder(config: MAESTConfig) -> Iterator[tuple[str, Shape]]:
+    width, hidden = config.decoder_hidden_size, config.decoder_intermediate_size
+    yield from linear_shapes("decoder.embed", config.hidden_size, width)
+    yield "decoder.mask_token", (1, 1, width)
+    yield from _tokens("decoder", width, config)
+    yield from _blocks("decoder", width, hidden, config.decoder_num_hidden_layers, config)
+    yield from norm_shapes("decoder.norm", width)
+    yield from linear_shapes("decoder.prediction", width, config.prediction.patch_dim)
+
+
+def _blocks(
+    part: str, width: int, hidden: int, count: int, config: MAESTConfig
+) -> Iterator[tuple[str, Shape]]:
+    biases = "qkv" if config.qkv_bias else ""
+    for index in range(count):
+        yield from block_shapes(f"{part}.blocks.{index}", width, hidden, biases=biases)
+
+
+def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return the configuration fields that the shapes of canonical tensors give.
+
+    Besides, ``places`` is the number of patches of a time step where positions are separate, and
+    ``num_patches`` that of all where they are joint; ``predicted_length`` is the number of frames
+    that are predicted for a patch.
+
+    Raises:
+        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+    """
+    width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
+    channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
+    with_class = "encoder.cls_token" in shapes
+    separate = "encoder.spatial_position_embedding" in shapes
+    fields: dict[str, Any] = {
+        "hidden_size": width,
+        "num_channels": channels,
+        "tubelet_size": frames,
+        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
+        "num_hidden_layers": depth(shapes, "encoder.blocks."),
+        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
+        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
+        "cls_embed": with_class,
+        "sep_pos_embed": separate,
+    }
+    if separate:
+        fields["places"] = dimension(shapes, "encoder.spatial_position_embedding", 3, axis=1)
+        if fields["places"] == 1 and not with_class:
+            # Keras numbers tensors: these would be a class token and joint positions as well.
+            raise LayoutError("a model of one patch at each time step is not known here")
+        steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
+        fields["num_frames"] = steps * frames
+    else:
+        length = dimension(shapes, "encoder.joint_position_embedding", 3, axis=1)
+        fields["num_patches"] = length - with_class
+    task = task_of(shapes)
+    if task == "pretrain":
+        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
+        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
+        fields["decoder_intermediate_size"] = dimension(
+            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
+        )
+        outputs = dimension(shapes, "decoder.prediction.weight", 2, axis=0)
+        fields["predicted_length"] = outputs // (patch[0] * patch[1] * channels)
+    if task == "classify":
+        fields["num_labels"] = dimension(shapes, "head.weight", 2, axis=0)
+    return fields
+
+
+def expected(known: Mapping[str, Any], task: str) -> Schema:
+    """Return the schema of a geometry; of the grid only the counts of places and times matter."""
+    left_out = ("places", "num_patches", "predicted_length", "num_attention_heads")
+    fields = {name: value for name, value in known.items() if name not in left_out}
+    patch, tubelet = known["patch_size"], known["tubelet_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    frames = known.get("num_frames", tubelet)
+    places = known.get("places") or known["num_patches"]
+    predicted = known.get("predicted_length", tubelet) * frames // tubelet
+    config = MAESTConfig(
+        **{
+            **fields,
+            "num_frames": frames,
+            "image_size": (places * height, width),
+            "pred_t_dim": predicted,
+            "num_attention_heads": 1,
+            "decoder_num_attention_heads": 1,
+        }
+    )
+    return schema(config, task)
