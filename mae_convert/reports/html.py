@@ -16,7 +16,7 @@ from PIL import Image
 from mae_convert.text import for_html
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --ok: #1a7f37; --bad: #c62828;
+:root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --ok: #116329; --bad: #b3211d;
         --line: #d8dee4; --grey: #57606a; --code: #f3f5f7; --faint: #b6c2cf; --accent: #0969da;
         --ok-fill: #dafbe1; --bad-fill: #ffdcd9; --mark: #fff8c5; }
 @media (prefers-color-scheme: dark) {
@@ -47,6 +47,8 @@ th[aria-sort=descending]::after { content: " \\25BC"; }
         text-decoration: none; background: var(--code); color: inherit; }
 .cell.ok { background: var(--ok-fill); color: var(--ok); }
 .cell.bad { background: var(--bad-fill); color: var(--bad); font-weight: 600; }
+summary { cursor: pointer; } dl { margin: .3rem 0; } dt { color: var(--grey); }
+dd { margin: 0 0 .3rem; }
 input { font: inherit; padding: .2rem .5rem; width: 22rem; max-width: 100%; margin: .5rem 0;
         color: inherit; background: var(--page); border: 1px solid var(--faint); }
 figure { margin: 0; } figcaption { color: var(--grey); }
@@ -136,11 +138,14 @@ def table(
         heads: the columns' heads, which are text.
         rows: the cells, as HTML.
         attributes: of each row, as `id="..."` or `class="..."`.
-        sorted_as: "text" or "number" for each column, if a script sorts the table.
+        sorted_as: "text", "number" or "" (not at all) for each column, if a script sorts the table.
         name: its id.
     """
     labels = [for_html(head) for head in heads]
-    kinds = [f' data-sort="{kind}" title="sort"' for kind in sorted_as] or [""] * len(heads)
+    kinds = [
+        f' data-sort="{kind}" title="sort"' if kind else ""
+        for kind in sorted_as or [""] * len(heads)
+    ]
     head = "".join(f"<th{kind}>{label}</th>" for label, kind in zip(labels, kinds, strict=True))
     lines = []
     for number, row in enumerate(rows):

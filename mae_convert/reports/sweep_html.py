@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_convert.reports.html import Cell, document, heading, table
 from mae_convert.sources.patterns import natural
-from mae_convert.sweep.result import DONE, ERROR, FAILED, FUNCTION_LIMIT, Row
+from mae_convert.sweep.result import ERROR, FAILED, FUNCTION_LIMIT, STATUS, Row
 from mae_convert.text import for_html, format_bytes, format_number, plural
 
 TAG = re.compile("<[^>]*>")
@@ -16,7 +16,8 @@ MOST_COLUMNS = 24  # of a matrix that a person can take in
 NOT_VARIANTS = ("publish", "base_model")  # of these each source has its own
 SCRIPT = """
 const table = document.querySelector("#rows"), body = table.tBodies[0];
-table.querySelectorAll("th[data-sort]").forEach((head, column) => head.onclick = () => {
+table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => {
+  const column = head.cellIndex;
   const up = head.getAttribute("aria-sort") !== "ascending";
   table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -40,8 +41,7 @@ document.querySelector("#filter").oninput = event => {
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
     """Return the page about the jobs that were run, with the number of the others."""
     counts = Counter(row.outcome for row in rows)
-    bad = len(rows) - counts[DONE]
-    amiss = [f"{bad} failed"] if bad else []
+    amiss = [f"{counts[o]} {STATUS[o]}" for o in (FAILED, ERROR) if counts[o]]
     amiss += [f"{not_run} not run"] if not_run else []
     title = ", ".join([plural(len(rows) + not_run, "job"), *(amiss or ["all done"])])
     proven = sum(bool(row.proven) and row.is_good for row in rows)
@@ -49,10 +49,9 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
     verified = sum(row.passed is not None for row in rows)
     seconds = sum(row.seconds for row in rows)
     said = [
-        f"{verified} verified: {passed} passed, {proven} of them proven, {counts[FAILED]} failed"
+        f"{verified} verified: {passed} passed, {proven} of them proven"
         if verified
         else "not verified",
-        *([f"{counts[ERROR]} ended with an error"] if counts[ERROR] else []),
         f"{seconds:.0f} s of work",
     ]
     parts = [
@@ -61,6 +60,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
         "<h2>Jobs</h2>",
         '<input id="filter" placeholder="show only rows that contain …" aria-label="filter">',
         _table(rows),
+        f'<p class="grey">{MEANINGS}</p>' if verified else "",
     ]
     return document(f"mae-convert sweep: {title}", parts, script=SCRIPT, wide=True)
 
@@ -69,7 +69,8 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     """Yield the matrix of verdicts: rows are sources, columns are combinations of settings."""
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
-    sources = sorted({row.source for row in rows}, key=natural)
+    bad = {row.source for row in rows if not row.is_good}
+    sources = sorted({row.source for row in rows}, key=lambda s: (s not in bad, natural(s)))
     if not 0 < len(columns) <= MOST_COLUMNS:
         return
     cells: dict[tuple[str, str], list[str]] = {}
@@ -117,15 +118,23 @@ def _short_names(sources: Sequence[str]) -> dict[str, str]:
 
 
 def _mark(row: Row, *, link: bool = False) -> str:
-    word = row.verdict or ("no result" if row.error else "converted")
-    if row.error and row.verdict:
-        word = "no result"
+    word = row.verdict or "converted" if row.is_good else row.status
     tone = "ok" if row.is_good and row.passed else "" if row.is_good else "bad"
     word = {"PASSED and proven": "proven", "PASSED": "passed"}.get(word, word)
     if not link:
         return f'<span class="cell {tone}">{for_html(word)}</span>'
-    why, anchor = for_html(row.error or row.cause or ""), for_html(row.key[:16])
+    why, anchor = for_html(_why(row)), for_html(row.key[:16])
     return f'<a class="cell {tone}" href="#{anchor}" title="{why}">{for_html(word)}</a>'
+
+
+def _why(row: Row) -> str:
+    """Return why a job is not done, or what its verdict rests on that neither side specifies."""
+    if row.is_good:
+        return f"assuming {row.assuming}" if row.assuming else ""
+    if row.error:
+        return row.error
+    where = " at ".join(filter(None, (row.verdict, row.first_divergence)))
+    return ": ".join(filter(None, (where, row.cause)))
 
 
 def _text(value: str | None) -> Cell:
@@ -146,43 +155,47 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
-def _hash(value: str | None, digits: int = 12) -> Cell:
-    short = f"<code>{for_html(value[:digits])}</code>" if value else ""
-    return Cell(short, title=value or "")
-
-
-def _assuming(row: Row) -> str:
-    """Return the assumptions of a verdict that neither side specifies; empty if there are none."""
-    return f"assuming {row.assuming}" if row.assuming else ""
+def _details(row: Row) -> Cell:
+    """Return what is not compared at a glance: folded up, and found by the filter all the same."""
+    facts = {
+        "target": row.published or row.target,
+        "weights": None if row.source_bytes is None else format_bytes(row.source_bytes),
+        "convert": None if row.convert_seconds is None else _seconds(row.convert_seconds),
+        "verify": None if row.verify_seconds is None else _seconds(row.verify_seconds),
+        "source sha256": row.source_sha256,
+        "target sha256": row.target_sha256,
+        "source fingerprint": row.source_fingerprint,
+        "target fingerprint": row.target_fingerprint,
+        **{name: _words(value) for name, value in row.settings.items()},
+    }
+    lines = "".join(
+        f"<dt>{for_html(name)}</dt><dd>{for_html(value)}</dd>"
+        for name, value in facts.items()
+        if value
+    )
+    return Cell(f"<details><summary>details</summary><dl>{lines}</dl></details>" if lines else "")
 
 
 COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
     ("source", "text", lambda r: _text(r.source)),
     ("to", "text", lambda r: Cell(for_html(r.layout or ""), "word")),
-    ("verdict", "text", lambda r: Cell(_mark(r), "word")),
-    (f"float64 (limit {FUNCTION_LIMIT:.0e})", "number", lambda r: _small(r.function)),
-    ("float32 rounding error", "number", lambda r: _small(r.own_error.get("float32"))),
-    ("why", "text", lambda r: _text(r.error or r.cause or _assuming(r))),
-    ("weights", "number", lambda r: _number(r.source_bytes, format_bytes)),
-    ("convert", "number", lambda r: _number(r.convert_seconds, _seconds)),
-    ("verify", "number", lambda r: _number(r.verify_seconds, _seconds)),
-    ("in all", "number", lambda r: _number(r.seconds, _seconds)),
+    ("result", "text", lambda r: Cell(_mark(r), "word")),
+    ("why", "text", lambda r: _text(_why(r))),
+    ("float64", "number", lambda r: _small(r.function)),
+    ("float32", "number", lambda r: _small(r.own_error.get("float32"))),
+    ("time", "number", lambda r: _number(r.seconds, _seconds)),
     ("peak memory", "number", lambda r: _number(r.peak_memory, format_bytes)),
-    ("target", "text", lambda r: _text(r.published or r.target)),
-    ("source sha256", "text", lambda r: _hash(r.source_sha256)),
-    ("target sha256", "text", lambda r: _hash(r.target_sha256)),
-    ("source fingerprint", "text", lambda r: _hash(r.source_fingerprint, 17)),
-    ("target fingerprint", "text", lambda r: _hash(r.target_fingerprint, 17)),
-    ("what else", "text", lambda r: _text(", ".join(_said(r)))),
+    ("details", "", _details),
+)
+MEANINGS = (
+    f"float64: the largest relative L2 between both sides, at most {FUNCTION_LIMIT:.0e}; float32:"
+    " the larger rounding error of the two sides; time and memory of the whole job"
 )
 
 
-def _said(row: Row) -> list[str]:
-    return [f"{name}={_words(value)}" for name, value in row.settings.items()]
-
-
 def _table(rows: Sequence[Row]) -> str:
-    """Return the table of all rows, without empty columns."""
+    """Return the table of all rows, failures first, without empty columns."""
+    rows = sorted(rows, key=lambda row: (row.is_good, row.outcome != FAILED))
     names = _short_names(sorted({row.source for row in rows}))
     shown = [replace(row, source=names[row.source]) for row in rows]
     columns = [(name, kind, list(map(cell, shown))) for name, kind, cell in COLUMNS]

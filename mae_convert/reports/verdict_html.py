@@ -4,11 +4,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.strict_json import plain
-from mae_convert.reports.html import Cell, Chart, document, heading, image, line, point, table, text
+from mae_convert.reports.html import (
+    Cell,
+    Chart,
+    document,
+    heading,
+    image,
+    images,
+    line,
+    point,
+    table,
+    text,
+)
 from mae_convert.runtime.trace import Trace
 from mae_convert.text import for_html, format_number
+from mae_convert.verify.distance import relative_error
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
 from mae_convert.verify.summary import (
     answer,
@@ -18,13 +32,20 @@ from mae_convert.verify.summary import (
     summary,
     suspects_title,
 )
-from mae_convert.visualize.pixels import amplified_difference, as_colours, in_pixels, pasted, tiles
+from mae_convert.visualize.pixels import (
+    amplified_difference,
+    as_colours,
+    eight_bits,
+    in_pixels,
+    pasted,
+)
 from reference_models.configuration import ViTMAEConfig
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
 MOST_PICTURES = 4
+LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have 0.8 and more
 
 
 def page(done: "Verification", environment: Mapping[str, str]) -> str:
@@ -140,32 +161,46 @@ def _pictures(done: "Verification") -> Iterator[str]:
         return
     configuration = _configuration(source)
     pixels = done.inputs["pixel_values"][:MOST_PICTURES]
-    images = [side.arrays[wanted][:MOST_PICTURES] for side in (source, target)]
-    if configuration.model.num_channels != 3 or images[0].shape != images[1].shape:
+    both = [side.arrays[wanted][:MOST_PICTURES] for side in (source, target)]
+    if configuration.model.num_channels != 3 or both[0].shape != both[1].shape:
+        return
+    yield "<h2>Reconstructions</h2>"
+    if is_noise(pixels):
+        yield (
+            '<p class="grey">Not shown: the images that both sides were run on are random. With'
+            " <code>--images DIR</code> they are yours.</p>"
+        )
         return
     mask = source.arrays["mask"][:MOST_PICTURES]
     original = as_colours(pixels, configuration)
-    shown = [as_colours(in_pixels(image, pixels, configuration), configuration) for image in images]
-    both = [pasted(original, image, mask, configuration) for image in shown]
-    difference, factor = amplified_difference(images[0], images[1])
-    sheet = tiles([original, *both, difference])
-    yield "<h2>Reconstructions</h2>"
-    yield (
-        "<figure>"
-        + image(sheet, "original, both reconstructions, difference", least_width=900)
-        + (
-            "<figcaption>original | A | B, with the original visible patches | difference of the "
-            f"reconstructions in every channel, {_times(factor)}</figcaption></figure>"
-        )
+    shown = [as_colours(in_pixels(r, pixels, configuration), configuration) for r in both]
+    columns = {"original": original}
+    for name, colours in zip("AB", shown, strict=True):
+        columns[f"reconstruction of {name}"] = pasted(original, colours, mask, configuration)
+    apart = relative_error(*both)
+    caption = (
+        f"Visible patches are those of the original. The relative L2 between A and B is {apart:.1e}"
     )
+    if apart <= FUNCTION_LIMIT:
+        caption += ", which is rounding."
+    else:
+        columns["B minus A"], factor = amplified_difference(*both)
+        caption += f"; their difference is shown {factor:.1e} times as large, grey where it is 0."
+    rows = zip(*columns.values(), strict=True)
+    yield images(list(columns), ([*map(_image, row, columns)] for row in rows))
+    yield f'<p class="grey">{caption}</p>'
 
 
-def _times(factor: float) -> str:
-    return (
-        "which is exactly zero"
-        if math.isinf(factor)
-        else f"times {factor:.1e} (grey: no difference)"
-    )
+def _image(colours: np.ndarray, name: str) -> str:
+    return image(eight_bits(colours), name, least_width=1)
+
+
+def is_noise(pixel_values: np.ndarray) -> bool:
+    """Return whether pixels (N, C, H, W) are random: neighbours are then independent."""
+    left, right = pixel_values[..., :-1].ravel(), pixel_values[..., 1:].ravel()
+    if left.std() == 0 or right.std() == 0:
+        return False
+    return bool(np.corrcoef(left, right)[0, 1] < LEAST_CORRELATION)
 
 
 def _configuration(trace: Trace) -> Configuration:

@@ -14,6 +14,7 @@ from mae_convert.verify.judge import FUNCTION_LIMIT, UNIT_ROUNDOFF, Check, Verdi
 from mae_convert.verify.summary import answer
 
 DONE, FAILED, ERROR = "done", "failed", "error"
+STATUS = {DONE: "done", FAILED: "failed", ERROR: "no result"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Row:
     def is_good(self) -> bool:
         """Whether everything that was requested was done and passed."""
         return self.outcome == DONE
+
+    @property
+    def status(self) -> str:
+        """Return what became of the job in one or two words, the same in every report."""
+        return STATUS.get(self.outcome, "no result")
 
     def ended(self, started: float, peak_memory: int | None) -> "Row":
         """Return the row of a job that has just ended."""

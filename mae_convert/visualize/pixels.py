@@ -1,7 +1,6 @@
 """Convert normalised pixels to images, and assemble them to panels."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -68,19 +67,6 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
     return np.clip(shown, 0, 1).transpose(0, 2, 3, 1), factor
 
 
-def tiles(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Return columns of colours (N, H, W, 3) side by side, 8-bit, with a row for each N."""
-    rows = [_joined(list(row), axis=1) for row in zip(*columns, strict=True)]
-    return eight_bits(_joined(rows, axis=0))
-
-
 def eight_bits(colours: np.ndarray) -> np.ndarray:
     """Return colours in [0, 1] as 8-bit values; NaN is black."""
     return np.rint(np.nan_to_num(colours, nan=0.0) * 255).astype(np.uint8)
-
-
-def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    shape = list(parts[0].shape)
-    shape[axis] = GAP
-    gap = np.ones(shape)
-    return np.concatenate([x for part in parts for x in (part, gap)][:-1], axis=axis)

@@ -64,7 +64,7 @@ def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     result = sweep("--report", "report.html")
     assert result.status == 1, result.err
     *lines, summary = result.out.splitlines()  # a line for each job, as jobs end
-    assert summary == "4 jobs: 3 done, 1 ended with an error; results in sweep.results.sqlite"
+    assert summary == "4 jobs: 3 done, 1 no result; results in sweep.results.sqlite"
     assert [line.partition("  ")[0] for line in lines] == [f"{n} of 4" for n in (1, 2, 3, 4)]
     told = sorted(re.sub(r"  \d+\.\d s$", "", line.partition("  ")[2]) for line in lines)
     assert told == [
@@ -75,7 +75,7 @@ def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     expected = {"c-0": "done", "c-20": "done", "c-40": "error", "c-60": "done"}
     assert outcomes(runs) == expected
     assert sorted(p.name for p in (runs / "out").iterdir()) == ["c-0", "c-20", "c-60"]
-    assert '<h1 class="bad">4 jobs, 1 failed</h1>' in (runs / "report.html").read_text()
+    assert '<h1 class="bad">4 jobs, 1 no result</h1>' in (runs / "report.html").read_text()
 
 
 def test_a_second_run_does_what_is_new_or_changed_or_failed(sweep, runs):

@@ -10,7 +10,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.output.images import reconstructions
 from mae_convert.errors import MaeConvertError
 from mae_convert.visualize.masks import drawn_mask, noise_of, ratio_that_keeps
-from mae_convert.visualize.pixels import amplified_difference, tiles
+from mae_convert.visualize.pixels import amplified_difference, eight_bits
 from mae_convert.visualize.reconstruct import Look, look_at
 from mae_convert.visualize.reconstruction import cut_to_shape
 from mae_convert.visualize.sheet import Row, Sheet, draw, panel
@@ -129,7 +129,7 @@ def test_what_is_not_finite_is_drawn_without_a_word():
     drawn = panel(np.zeros(shape), painted, mask, ["broken"], config)
     assert drawn.width > 0
     shown, _ = amplified_difference(painted, painted)
-    assert tiles([shown]).dtype == np.uint8
+    assert eight_bits(shown).dtype == np.uint8
 
 
 def test_two_frameworks_paint_the_same(command, tmp_path):

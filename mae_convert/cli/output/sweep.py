@@ -13,7 +13,7 @@ from mae_convert.cli.output.console import console, json_text, markup, printable
 from mae_convert.sources import storage
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
-from mae_convert.sweep.result import DONE, FAILED, Row
+from mae_convert.sweep.result import DONE, ERROR, FAILED, STATUS, Row
 from mae_convert.sweep.run import Agenda, Tell
 from mae_convert.text import for_terminal, format_bytes, plural
 
@@ -39,8 +39,8 @@ class Counts:
     def in_words(self) -> str:
         """Return the counts in words."""
         words = [f"{self.done} done"]
-        words += [f"{self.failed} failed verification"] if self.failed else []
-        words += [f"{self.error} ended with an error"] if self.error else []
+        words += [f"{self.failed} {STATUS[FAILED]}"] if self.failed else []
+        words += [f"{self.error} {STATUS[ERROR]}"] if self.error else []
         return ", ".join(words)
 
 
@@ -121,8 +121,7 @@ def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell
 
 def _print_job(row: Row, which: str) -> None:
     """Print one line about a job immediately, as a log needs it."""
-    word = {DONE: "done", FAILED: "failed"}.get(row.outcome, "no result")
-    line = f"{which}  {word}  {_result(row)}  {row.seconds:.1f} s"
+    line = f"{which}  {row.status}  {_result(row)}  {row.seconds:.1f} s"
     print(printable(for_terminal(line)), flush=True)
 
 
