@@ -36,7 +36,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--
          vertical-align: top; }
 th { overflow-wrap: normal; }
 td.n { font-variant-numeric: tabular-nums; }
-td.n, td.word { overflow-wrap: normal; }
+td.word { overflow-wrap: normal; } td.whole, .cell, summary { white-space: nowrap; }
 tr:target, tr.marked td { background: var(--mark); }
 tr.best td { font-weight: 600; } tr.paid td { background: var(--ok-fill); }
 code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
@@ -84,7 +84,8 @@ class Cell:
 
     Attributes:
         html: what stands in it.
-        kind: its class: "n" for a number, "word" for words that are not broken.
+        kind: its classes: "n" for a number, "word" for what is not broken within words, "whole" for
+            what is short and stays on one line.
         value: what the table is sorted by, where it is not the text.
         title: what is shown under the pointer.
     """

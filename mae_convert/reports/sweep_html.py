@@ -144,7 +144,7 @@ def _text(value: str | None) -> Cell:
 def _number(value: float | None, show: Callable[[float], str]) -> Cell:
     if value is None:
         return Cell("", "n", "")
-    return Cell(for_html(show(value)), "n", f"{value:.17g}")
+    return Cell(for_html(show(value)), "n whole", f"{value:.17g}")
 
 
 def _small(value: float | None) -> Cell:
@@ -178,7 +178,7 @@ def _details(row: Row) -> Cell:
 
 COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
     ("source", "text", lambda r: _text(r.source)),
-    ("to", "text", lambda r: Cell(for_html(r.layout or ""), "word")),
+    ("to", "text", lambda r: Cell(for_html(r.layout or ""), "whole")),
     ("result", "text", lambda r: Cell(_mark(r), "word")),
     ("why", "text", lambda r: _text(_why(r))),
     ("float64", "number", lambda r: _small(r.function)),
