@@ -36,7 +36,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--
          vertical-align: top; }
 th { overflow-wrap: normal; }
 td.n { font-variant-numeric: tabular-nums; }
-td.word { overflow-wrap: normal; } td.whole, .cell, summary { white-space: nowrap; }
+td.n, td.word { overflow-wrap: normal; } td.whole, .cell, summary { white-space: nowrap; }
 tr:target, tr.marked td { background: var(--mark); }
 tr.best td { font-weight: 600; } tr.paid td { background: var(--ok-fill); }
 code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
