@@ -21,7 +21,7 @@ from mae_convert.families.configuration import Configuration, check_flags_taken,
 from mae_convert.families.evidence import Evidence
 from mae_convert.families.family import Family
 from mae_convert.families.options import OF_FIELDS, Flags
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor

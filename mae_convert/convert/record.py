@@ -21,7 +21,7 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.sha256 import open_sha256, sha256_of
+from mae_convert.files.hashes import open_sha256, sha256_of
 from mae_convert.formats.tensor import LazyTensor
 
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers

@@ -1,11 +1,18 @@
-"""Strict JSON parsing, so that all programs read the same, and conversion of values to JSON."""
+"""JSON: strict parsing, so that all programs read the same; schemas; values converted to JSON.
+
+The schemas are in ``data/schemas`` (draft 7). The validator is imported only when a document is
+checked: a file of weights alone does not need it.
+"""
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+
+from mae_convert.errors import CheckpointError
 
 DEEPEST = 200
 LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
@@ -127,3 +134,36 @@ def in_unicode(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [in_unicode(item) for item in value]
     return value
+
+
+def check_document(value: Any, schema: str, where: object, advice: str) -> None:
+    """Require that a document is as its schema says.
+
+    Args:
+        value: the document, as plain data.
+        schema: name of the schema: "certificate", "config", "conversion", "index", "preprocessor"
+            or "trace".
+        where: the file, for the message.
+        advice: what to do if it is not.
+
+    Raises:
+        CheckpointError: it is not; the message names the file and the field.
+    """
+    from fastjsonschema import JsonSchemaValueException
+
+    try:
+        _validator(schema)(value)
+    except JsonSchemaValueException as error:
+        said = error.message.removeprefix("data").removeprefix(".")
+        raise CheckpointError(f"{where}: {said.strip()}", hint=advice) from error
+
+
+@cache
+def _validator(schema: str) -> Callable[[Any], Any]:
+    from importlib import resources
+
+    from fastjsonschema import compile as compile_schema
+
+    text = (resources.files("mae_convert") / "data" / "schemas" / f"{schema}.json").read_bytes()
+    definition: Mapping[str, Any] = parse_json(text)
+    return compile_schema(definition, use_default=False, use_formats=False)

@@ -11,10 +11,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from mae_convert.files.allocation import keep_what_is_freed
+import numpy as np
 
 MOST_WORKERS = 4
 """Each may hold one array whole, which is transposed, and a block of it."""
+
+KEPT_BYTES = 30 << 20
+"""Below 32 MB, the largest freed block for which glibc raises its own mmap threshold."""
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -79,3 +82,13 @@ class Crew:
         if self._stop.is_set():
             raise _StoppedError
         self._progress.advance(count)
+
+
+def keep_what_is_freed() -> None:
+    """Make the allocator keep freed blocks for reuse.
+
+    glibc returns blocks larger than a threshold to the system at once, and allocating them again
+    costs a page fault for every 4 kB. It raises that threshold to the size of freed blocks
+    (mallopt(3), M_MMAP_THRESHOLD). Other allocators are not affected.
+    """
+    np.empty(KEPT_BYTES, np.uint8)

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mae_convert.errors import OutputError
-from mae_convert.files.checksum import joined
+from mae_convert.files.hashes import combined_crc32
 from mae_convert.formats.archive_write import Record, zip_blueprint
 from mae_convert.formats.contents import KERAS
 from mae_convert.formats.file_layout import Blueprint, Stretch
@@ -45,7 +45,7 @@ def keras_archive_blueprint(
     def seal(checksums: Sequence[int]) -> Iterator[Stretch]:
         parts = [(at, zlib.crc32(data), len(data)) for at, data in between]
         parts += zip(weights.places, checksums, sizes, strict=True)
-        whole = joined((checksum, size) for _, checksum, size in sorted(parts))
+        whole = combined_crc32((checksum, size) for _, checksum, size in sorted(parts))
         yield from archive.seal([whole])
         yield from ((begins + at, data) for at, data in between)
 

@@ -14,7 +14,7 @@ from typing import Any
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import is_plain_name, shown
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 from mae_convert.formats.contents import Contents, json_in
 from mae_convert.formats.registry import PTH, SAFETENSORS, TF_H5
 from mae_convert.formats.tensor import LazyTensor

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_convert.files.sha256 import file_sha256
+from mae_convert.files.hashes import file_sha256
 from mae_convert.files.staging import scratch_directory
 from mae_convert.publish.staging import Staged
 from mae_convert.sources.client import patiently

@@ -10,7 +10,7 @@ import numpy as np
 from mae_convert.checkpoint.fingerprint import described_family, described_fingerprint
 from mae_convert.errors import CheckpointError
 from mae_convert.families.family import Family
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 
 BLOCK_STEPS = ("q", "k", "v", "attention", "mlp", "output")
 GRADIENT = "grad/"  # begins the names of gradients among a run's results

@@ -127,7 +127,7 @@ def import_runner(framework: str, loader: str) -> ModuleType:
 
 def run(job_path: Path) -> None:
     """Run the job and write its trace."""
-    from mae_convert.files.allocation import keep_what_is_freed
+    from mae_convert.files.workers import keep_what_is_freed
     from mae_convert.runtime.job import Job
 
     keep_what_is_freed()

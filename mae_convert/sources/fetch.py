@@ -17,8 +17,7 @@ from pathlib import Path
 
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.atomic import write_file
-from mae_convert.files.strict_json import JsonError, parse_json
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import JsonError, check_document, parse_json
 from mae_convert.sources.cache import VARIABLE
 from mae_convert.sources.client import client, patiently, speaking
 

@@ -5,9 +5,9 @@ because memory ran out.
 
 `concurrent.futures.ProcessPoolExecutor` and loky do not do this: when one of their processes dies,
 the pool is broken and every job that is queued or running fails (`BrokenProcessPool`); they start a
-job as soon as a worker is free, whatever memory the others hold; and they give no job a GPU of its
-own before its framework is imported, because a worker runs many jobs. A job that hangs or is
-cancelled cannot be ended alone.
+job as soon as a worker is free, whatever memory the others hold; and their
+initializer is the same for all workers, so that no job can be given a GPU of its own before its
+framework is imported. A single job that runs cannot be ended.
 """
 
 import multiprocessing

@@ -24,11 +24,10 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.hashes import file_sha256, open_sha256
 from mae_convert.files.input_files import kind_of
 from mae_convert.files.messages import is_plain_name
-from mae_convert.files.sha256 import file_sha256, open_sha256
-from mae_convert.files.strict_json import JsonError, parse_json, plain
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.runtime.inputs import check_inputs, inputs_sha256

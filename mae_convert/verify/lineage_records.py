@@ -15,7 +15,7 @@ from mae_convert.checkpoint.fingerprint import (
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.registry import DIRECTORY_SUFFIXES
 from mae_convert.verify.certificate import ARRAYS, DOCUMENT

@@ -25,7 +25,7 @@ from mae_convert.families.mae.layouts import LAYOUTS, timm_fields
 from mae_convert.families.mae.unread import CLASSES
 from mae_convert.families.options import Flags
 from mae_convert.families.transformers_fields import FIELDS
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.models.images import MaeImageProcessor
 from mae_convert.reports.junit import verdict_junit

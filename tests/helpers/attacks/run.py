@@ -19,7 +19,7 @@ from attacks.corpus import GOLDEN, MODEL
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.files.validation import check_document
+from mae_convert.files.strict_json import check_document
 from mae_convert.formats import open_container
 
 LARGEST = 64_000_000

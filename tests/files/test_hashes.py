@@ -5,14 +5,16 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_convert.files.checksum import joined
+from mae_convert.files.hashes import combined_crc32
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
 def test_the_checksum_of_parts_is_that_of_the_whole(parts):
-    assert joined((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(b"".join(parts))
+    assert combined_crc32((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(
+        b"".join(parts)
+    )
 
 
 def test_a_long_part_costs_no_time():
-    whole = joined([(zlib.crc32(b"a"), 1), (zlib.crc32(bytes(10**7)), 10**7)])
+    whole = combined_crc32([(zlib.crc32(b"a"), 1), (zlib.crc32(bytes(10**7)), 10**7)])
     assert whole == zlib.crc32(b"a" + bytes(10**7))
