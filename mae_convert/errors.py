@@ -252,7 +252,7 @@ class ConfigurationError(MaeConvertError):
 
 
 class PictureError(MaeConvertError, ValueError):
-    """What was given as an image is none, or cannot be prepared as it is asked for."""
+    """The argument is not an image, or cannot be preprocessed as requested."""
 
 
 class OutputError(MaeConvertError):

@@ -1,4 +1,4 @@
-"""Find a complete model among the tensors of a larger program, whatever stands before its names.
+"""Find a complete model among the tensors of a larger program, with any prefix in its names.
 
 `recognition` reads names that are a model's and nothing else. Here the model may have any prefix
 (its decoder another one), and other tensors may stand beside it. If the names contain every tensor

@@ -443,7 +443,7 @@ def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option
 
 
 def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
-    """Check that what the user says is said of one of the checkpoints, opened with `fill_only`.
+    """Check that every option applies to one of the checkpoints, opened with `fill_only`.
 
     Raises:
         ConfigurationError: a flag contradicts all of them.

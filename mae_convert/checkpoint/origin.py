@@ -10,7 +10,7 @@ class Origin:
     """A place that a checkpoint was downloaded from.
 
     Attributes:
-        name: the place, exactly: ``hf://owner/name@commit/file``, or the name of an official file.
+        name: the exact location: ``hf://owner/name@commit/file``, or the name of an official file.
         record: what a conversion record says of it: repository and commit, or address; the licence
             that its publisher gives.
         config: configuration fields that are known of it, for where the file states none.

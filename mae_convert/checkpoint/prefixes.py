@@ -1,4 +1,4 @@
-"""Prefixes that wrappers and larger models put before a model's names, and that can be taken off.
+"""Prefixes that wrappers and larger models put before a model's names, and that can be removed.
 
 These are the known ones, which may stand before some of the names only. Of a complete model among
 other tensors, any prefix is taken off: see ``extraction``.
@@ -30,11 +30,11 @@ all."""
 
 @dataclass(frozen=True)
 class Stripped:
-    """Names with prefixes off.
+    """Names without their prefixes.
 
     Attributes:
-        removed: the prefixes, in the order in which they were taken off.
-        stored: name → the name as it is stored.
+        removed: the prefixes, in the order of their removal.
+        stored: name → stored name.
     """
 
     removed: tuple[str, ...]

@@ -162,7 +162,7 @@ def _pair(size: Any) -> Size:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise MaeConvertError(
-            f"{size!r} is no size of images",
+            f"{size!r} is not an image size",
             hint=f"specify height and width, or shortest_edge, {WHERE}",
         )
     return sides[0], sides[1]  # type: ignore[return-value]
@@ -211,7 +211,8 @@ def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
     """Return images as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
 
     Raises:
-        MaeConvertError: a file is no image, or does not come out in the model's size.
+        MaeConvertError: a file is not an image, or does not have the model's size after
+            preprocessing.
     """
     return np.stack([as_pixels(open_image(path), str(path), checkpoint) for path in paths])
 

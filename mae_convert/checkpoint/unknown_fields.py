@@ -75,7 +75,7 @@ PROCESSORS = (
 def unread(
     container: Container, layout: Layout, task: str, dtypes: Iterable[np.dtype]
 ) -> tuple[str, ...]:
-    """Return what of the configuration a library may act on and nobody here reads, for a person.
+    """Return configuration fields that a library may use and that are not read here.
 
     Args:
         container: a checkpoint that is open.

@@ -44,7 +44,7 @@ class ValueType(click.ParamType):
         self.name = metavar or kind.metavar
 
     def get_metavar(self, param: Any, ctx: Any) -> str:  # noqa: ARG002
-        """Return what stands for a value in help texts."""
+        """Return the placeholder for a value in help texts."""
         return self.name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:

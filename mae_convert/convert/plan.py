@@ -52,7 +52,7 @@ FILE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion that can be carried out: nothing was read or written yet.
+    """A conversion that can be carried out: nothing has been read or written yet.
 
     Attributes:
         source: the checkpoint, as a model for the images that the target takes.

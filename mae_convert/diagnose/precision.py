@@ -25,7 +25,7 @@ Measure = Callable[[Hypothesis, str], float]
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A part of the computation that may be done in lower precision.
+    """A part of the computation that may be computed in lower precision.
 
     Attributes:
         name: in words.

@@ -212,7 +212,7 @@ def resolve(
 
 
 def missing_heads(name: str, evidence: Evidence, contradiction: str | None = None) -> Missing:
-    """Return what is said of a number of attention heads that nothing gives.
+    """Return the description of a missing number of attention heads.
 
     Args:
         name: "num_attention_heads" or "decoder_num_attention_heads".
@@ -242,7 +242,8 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
     if sorted(by_number) != list(range(count)):
         raise ConfigurationError(
             f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has "
-            f"{count} outputs outputs outputs outputs; this configuration belongs to other weights"
+            f"{count} outputs outputs outputs outputs outputs outputs; this configuration belongs "
+            "to other weights"
         )
     return tuple(by_number[number] for number in range(count))
 

@@ -55,7 +55,7 @@ class Family(ABC):
 
     Attributes:
         name: in reports and records, and the name of its package.
-        title: one line for a person.
+        title: one line of description.
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
         layouts: by name on the command line.
         layout_synonyms: other names of layouts.

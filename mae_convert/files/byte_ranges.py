@@ -50,7 +50,7 @@ class ByteFile:
         self.start, self.size = 0, found.st_size
 
     def part(self, offset: int, size: int) -> "ByteFile":
-        """Return some of the bytes as a file of their own.
+        """Return a range of the bytes as a separate file.
 
         Raises:
             CheckpointError: they are not all in the file.

@@ -84,7 +84,7 @@ class Archive:
         magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
         name = self.file.raw(begins + LOCAL_HEADER.size, name_length)
         if magic != LOCAL_MAGIC or (flags | entry.flag_bits) & ENCRYPTED:
-            raise ValueError(f"record {shown(entry.filename)} is damaged or encrypted")
+            raise ValueError(f"record {shown(entry.filename)} is corrupt or encrypted")
         twice = entry.filename != entry.orig_filename or name != _stored_name(entry)
         if twice or method != entry.compress_type:
             raise ValueError(f"record {shown(entry.filename)} is described in two ways")
@@ -133,7 +133,7 @@ class Archive:
             return data
 
     def part(self, name: str) -> ByteFile | None:
-        """Return a record as a file of its own; None if it is packed.
+        """Return a record as a separate file; None if it is compressed.
 
         Raises:
             CheckpointError: there is no such record.
@@ -180,7 +180,10 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:
-            raise ValueError("there are there are there are there are bytes before the archive")
+            raise ValueError(
+                "there are there are there are there are there are there are bytes before the "
+                "archive"
+            )
         if begins < position:
             raise ValueError("two records overlap")
         position = record.offset + record.packed

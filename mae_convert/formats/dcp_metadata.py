@@ -98,7 +98,7 @@ def read_metadata(file: ByteFile) -> dict[str, Any]:
     """Return what a checkpoint holds, nested as it was saved: `ShardedTensor` and `Pickled`.
 
     Raises:
-        CheckpointError: the file is damaged, would run code, or describes what is not read.
+        CheckpointError: the file is damaged, would run code, or describes unsupported objects.
     """
     with reading(file.path, *DAMAGE):
         reader = PickleReader(file.path, _no_storage, TYPES, strict=True)

@@ -77,7 +77,7 @@ def _find_in(directory: Path) -> Path:
         raise CheckpointError(
             directory,
             f" holds {len(found)} weight files ({names}{', …' * (len(found) > 8)})",
-            hint=f"name the file itself, for example {found[0]}",
+            hint=f"specify the file itself, for example {found[0]}",
         )
     if found:
         return found[0]
@@ -85,7 +85,7 @@ def _find_in(directory: Path) -> Path:
         raise CheckpointError(
             directory,
             " contains DeepSpeed checkpoints",
-            hint=f"name one, for example {tags[-1].parent}",
+            hint=f"specify one, for example {tags[-1].parent}",
         )
     refuse_tensorflow(directory)
     if any((directory / name).exists() for name in ORBAX):

@@ -25,7 +25,7 @@ LOOKALIKES = (
 
 
 def read_contents(path: Path, state_key: str | None = None) -> Contents:
-    """Read a file of whatever container; tensors stay on the disk.
+    """Read a file of any format; tensors are not loaded.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Reads a pickle as data: a stack machine that imports nothing and calls nothing of the file's.
+"""Read a pickle as data: a stack machine that imports nothing and calls nothing from the file.
 
 Python's own unpickler imports whatever a pickle names and calls it, so that opening a file can run
 any program. Here a name is looked up in one table of inert types
@@ -101,7 +101,7 @@ class PickleReader:
         self.begins = self.made = 0
 
     def load(self, stream: PickleStream) -> object:
-        """Return the next value and leave the stream behind its last byte.
+        """Return the next value; afterwards the stream is at the byte after it.
 
         Lists, dicts and scalars come as themselves; every other type as `inert` makes it, or as an
         `Opaque`.

@@ -79,7 +79,7 @@ def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
 def select_model(
     path: Path, value: object, state_key: str | None, effects: Effects | None = None
 ) -> Selection:
-    """Return the model's tensors and what stands beside them.
+    """Return the model's tensors and the other contents of a checkpoint.
 
     Args:
         path: the file, for messages.

@@ -10,7 +10,7 @@ SAMPLES = 2000
 
 
 def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
-    """Return how surely one candidate has a lower mean loss than every other one.
+    """Return the confidence that one candidate has a lower mean loss than every other one.
 
     Args:
         best: (images, crops), the losses of the candidate.

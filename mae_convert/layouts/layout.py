@@ -20,7 +20,7 @@ def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Difference:
-    """What the programs of a layout compute otherwise than a model, whatever is configured.
+    """A known difference between a layout's own programs and the reference model.
 
     Attributes:
         activation: the first intermediate activation that differs.
@@ -41,7 +41,7 @@ class Layout:
     Attributes:
         name: the name on the command line.
         family: the name of the family of models whose tensors it names.
-        title: one line for a person.
+        title: one line of description.
         tables: the spellings; all are read, the first that can hold a task is written.
         containers: kinds of file that hold this layout; the first is used for a directory.
         weights_name: name of the weights file when the layout is written as a directory, or None

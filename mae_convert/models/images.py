@@ -181,7 +181,7 @@ class MaeImageProcessor:
         prepare = self._preprocessing(changes)
         pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
         if not pixels:
-            raise PictureError("there is no image in an empty list", hint="give one")
+            raise PictureError("the list of images is empty", hint="give one")
         if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
@@ -261,7 +261,10 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         return pixels
     shapes = sorted({array.shape for array in pixels})
     if len(shapes) != 1:
-        raise PictureError(f"images of different sizes {shapes} make no tensor", hint="resize them")
+        raise PictureError(
+            f"images of different sizes {shapes} cannot be stacked into one tensor",
+            hint="resize them",
+        )
     batch = np.stack(pixels)
     if kind == "np":
         return batch

@@ -1,7 +1,7 @@
-"""What the models return: by attribute, by index, as a tuple or as a dictionary.
+"""Outputs of the models, accessible by attribute, by index, as a tuple or as a dictionary.
 
-Each is a named tuple of what there is, so that every compiler and tree utility takes it apart and
-puts it together; what was not asked for is no field, and ``None`` as an attribute.
+Each is a named tuple of the values that are set, so that compilers and tree utilities can flatten
+and rebuild it; a value that was not requested is not a field, and is ``None`` as an attribute.
 """
 
 from collections import namedtuple

@@ -33,7 +33,7 @@ def pictures_of(images: Any) -> list[Any]:
     """Return images one by one: of Pillow, paths, and arrays of two or three axes.
 
     Raises:
-        PictureError: something is no image.
+        PictureError: an object is not an image.
     """
     if isinstance(images, list | tuple):
         return [single for image in images for single in pictures_of(image)]
@@ -46,8 +46,8 @@ def pictures_of(images: Any) -> list[Any]:
 def _as_array(image: Any) -> np.ndarray:
     if not (hasattr(image, "__array__") and hasattr(image, "shape")):
         raise PictureError(
-            f"{_kind(image)} is no image",
-            hint="give images of Pillow, paths, arrays or tensors",
+            f"{_kind(image)} is not an image",
+            hint="pass Pillow images, paths, arrays or tensors",
         )
     if hasattr(image, "detach"):  # PyTorch's, which NumPy cannot read while it has a gradient
         image = image.detach().cpu()
@@ -56,7 +56,7 @@ def _as_array(image: Any) -> np.ndarray:
     array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     if array.dtype.kind not in "buif":
         raise PictureError(
-            f"an array of {array.dtype} is no image", hint="pass numbers from 0 to 255"
+            f"an array of {array.dtype} is not an image", hint="pass numbers from 0 to 255"
         )
     if array.ndim not in (2, 3, 4):
         raise PictureError(
@@ -161,7 +161,7 @@ def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
     """Return pixels that already have the model's size and channels, normalised."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise PictureError(
-            f"images of {prepare.channels} channels cannot be resized here",
+            f"images with {prepare.channels} channels cannot be resized",
             hint="pass them in the model's image size",
         )
     return prepare.normalised(pixels)

@@ -128,7 +128,7 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
 
 
 class PretrainedModel:
-    """A model that is made of a checkpoint and written as one.
+    """A model that can be loaded from a checkpoint and saved as one.
 
     Attributes:
         task: what it is for.
@@ -162,9 +162,9 @@ class PretrainedModel:
     ) -> Any:
         """Return a model with the weights of a checkpoint.
 
-        Every tensor is accounted for, and none is filled at random: an encoder alone is no
-        pre-training model. A classifier's head is made new, of zeros, where ``num_labels`` asks
-        for one.
+        Every tensor is used or reported, and none is initialised at random: an encoder alone cannot
+        be loaded as a pre-training model. A classifier's head is made new, of zeros, where
+        ``num_labels`` asks for one.
 
         Args:
             pretrained_model_name_or_path: a file or directory, ``hf://owner/name[@revision]``, the
@@ -285,7 +285,10 @@ class PretrainedModel:
         del state_dict
         raise ConfigurationError(
             "a Keras model has no state_dict",
-            hint="set its weights, and save it without the argument the argument the argument",
+            hint=(
+                "set its weights, and save it without the argument the argument the argument the "
+                "argument the argument"
+            ),
         )
 
     def _carried(self) -> Carried:

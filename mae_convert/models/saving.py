@@ -35,7 +35,7 @@ REFUSED = {
 
 
 def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[str, Any]:
-    """Return what a caller says of a push, and refuse what cannot be done.
+    """Return the arguments of a push, and refuse unsupported ones.
 
     Args:
         options: what the caller says, by the names of transformers.

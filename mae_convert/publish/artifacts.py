@@ -23,7 +23,7 @@ UNVERIFIED = (
 
 @dataclass(frozen=True)
 class Part:
-    """Weights in one layout, what stands beside them, and the certificate of their verification.
+    """Weights in one layout, the files beside them, and the certificate of their verification.
 
     Attributes:
         target: the model directory, or a single file.
@@ -62,7 +62,7 @@ class Part:
 
 
 def read_part(target: Path, *, unverified: bool = False) -> Part:
-    """Open a model directory or file that is to be published, and check its proof.
+    """Open a model directory or file that is to be published, and check its certificate.
 
     Args:
         target: the directory, or a file that carries its configuration.

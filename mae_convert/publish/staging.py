@@ -125,7 +125,7 @@ def _is_taken(part: Part, there: Mapping[str, Entry]) -> bool:
 
 
 def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
-    """Return whether old weights are replaced by the same weights as shards or as one file."""
+    """Return whether old shards are replaced by a single file, or the reverse."""
     return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
 
 

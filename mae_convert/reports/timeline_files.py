@@ -1,4 +1,4 @@
-"""A timeline as files: a page with plot, images and table; the images or the table alone."""
+"""A timeline as files: a page with plot, images and table, or only the images or the table."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def objective_in_words(found: Timeline) -> str:
 
 
 def sheet(found: Timeline) -> Image.Image:
-    """Return images side by side: the original, what the model saw, and what it made of it."""
+    """Return images side by side: the original, the visible patches, and the reconstructions."""
     columns, configuration = _columns(found), found.configuration
     count = min(len(found.images), MOST_PICTURES)
     rows = tuple(

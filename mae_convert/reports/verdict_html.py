@@ -1,4 +1,4 @@
-"""A verdict as one HTML page that needs no other file: figures, error by depth, images."""
+"""A verdict as one self-contained HTML page: measurements, differences by depth, images."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Run transformers' PyTorch classes for videos, which take frames before channels and a mask."""
+"""Run transformers' PyTorch classes for videos, whose inputs are (N, T, C, H, W) and a mask."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial

@@ -125,7 +125,7 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
     if len(found) > 1 and not _conventional(found[0]):
         raise CheckpointError(
             f"{where} holds {len(found)} weight files ({listed(found, 8)})",
-            hint=f"name one, for example {where}/{found[0]}",
+            hint=f"specify one, for example {where}/{found[0]}",
         )
     return found
 

@@ -68,7 +68,10 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
         is_ours = job.identity()["target"] in begun
         if job.converts and job.target and not is_ours and storage.exists(job.target):
             raise PlanError(
-                f"{job.where}, target: {job.target} already exists, and was not made by this sweep",
+                (
+                    f"{job.where}, target: {job.target} already exists and was not written by this "
+                    "sweep"
+                ),
                 hint=("choose another name, or pass ", Option("overwrite", True)),
                 option="target",
             )

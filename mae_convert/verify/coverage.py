@@ -74,7 +74,7 @@ def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
 
 
 def _alone(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield results of only one side's float64 run that the other side need not have."""
+    """Yield optional results (intermediate activations, gradients) that only one side has."""
     other_task = a.description["task"] != b.description["task"]
     wanting = {name for name, _ in missing_results(a, b)}
     for name, one, other in (("A", a, b), ("B", b, a)):

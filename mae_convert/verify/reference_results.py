@@ -127,7 +127,7 @@ class PublishedResult:
 
     Attributes:
         truth: the published result.
-        checkpoint: what was run, as a person knows it.
+        checkpoint: what was run, as the user knows it.
         framework: what it was run by.
         corners: the values that came out, by dtype.
         share: the largest distance by dtype, as a share of what is allowed; NaN is not within it.

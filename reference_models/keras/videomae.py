@@ -118,7 +118,7 @@ class Encoder(Trunk):
 
 
 def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
-    """Return the positions (1, L, D), which are part of no file: in float32 in every run."""
+    """Return the positions (1, L, D) in float32; checkpoints do not store them."""
     table = interleaved_position_embedding(layer.width, config.num_patches).astype(np.float32)
     return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
 

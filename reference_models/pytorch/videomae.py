@@ -113,7 +113,7 @@ class Encoder(nn.Module):
 
 
 def fixed_positions(config: VideoMAEConfig, width: int) -> Tensor:
-    """Return the positions (1, L, D), which are part of no file: in float32 in every run."""
+    """Return the positions (1, L, D) in float32; checkpoints do not store them."""
     return torch.from_numpy(interleaved_position_embedding(width, config.num_patches)).float()
 
 

@@ -266,11 +266,11 @@ def fingerprint(
 @json_option
 @checkpoint_options
 def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
-    """Tell whether one checkpoint was made from another.
+    """Tell whether one checkpoint was derived from another.
 
-    B may hold A's weights, A's encoder, or A after declared changes.
-    A and B are checkpoints, or certificates and conversion records (.json) of checkpoints whose
-    files are not at hand. Exit status 1 if neither was made of the other.
+    B may hold A's weights, A's encoder, or A after declared changes. A and B are checkpoints, or
+    certificates and conversion records (.json) of checkpoints whose files are not available. Exit
+    status 1 if neither was derived from the other.
 
     Example:
     \b

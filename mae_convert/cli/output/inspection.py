@@ -138,7 +138,7 @@ def _container(report: Mapping[str, Any]) -> str:
     """Return the file format, the key of the weights and the prefix of their names."""
     files = f", {plural(report['files'], 'file')}" if report["files"] > 1 else ""
     wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
-    prefix = f", prefix {report['prefix']} taken off" if report["prefix"] else ""
+    prefix = f", prefix {report['prefix']} removed" if report["prefix"] else ""
     return report["container"] + files + wrapper + prefix
 
 

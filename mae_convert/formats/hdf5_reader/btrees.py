@@ -68,7 +68,7 @@ def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iter
     """Yield the records of a tree of version 2, in order (section III.A.2).
 
     Raises:
-        ValueError: there is no such tree, or it has no end.
+        ValueError: there is no such tree, or it contains a cycle.
     """
     head = structure.at(address, 38)
     head.expect(b"BTHD")

@@ -63,7 +63,7 @@ def not_read(path: Path, name: str, what: str) -> CheckpointError:
         path,
         f" stores {shown(name)} {what}, which is not supported",
         hint=(
-            "write it plainly, for example with `h5repack -f NONE -l CONTI -L` or by h5py, where "
-            "it comes from"
+            "write it uncompressed and contiguous, for example with `h5repack -f NONE -l CONTI -L` "
+            "or with h5py"
         ),
     )

@@ -81,7 +81,7 @@ class FractalHeap:
         """Return an object by its id.
 
         Raises:
-            ValueError: there is no such object, or it is kept in a way that is not read.
+            ValueError: there is no such object, or it is stored in an unsupported way.
         """
         cursor = Cursor(identity)
         if cursor.number(1) & 0xF0:

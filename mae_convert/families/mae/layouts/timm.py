@@ -33,7 +33,7 @@ ARGUMENTS = {
     "num_channels": "in_chans",
     "qkv_bias": "qkv_bias",
 }
-"""The arguments of a model that stand for fields of ours."""
+"""timm's model arguments that correspond to configuration fields."""
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:

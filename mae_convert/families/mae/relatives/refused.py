@@ -1,4 +1,4 @@
-"""Models that are near to MAE or often taken for it: which they are, and what reads them.
+"""Models that are similar to MAE or often mistaken for it, and the libraries that read them.
 
 They are refused by name, with the tensor that tells them: a message that a hundred names do not fit
 helps nobody. One tensor's name is no proof where others have it too, so that some need several
