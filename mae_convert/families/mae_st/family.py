@@ -79,11 +79,11 @@ class MAEST(Family):
         return ()
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and that no tensor gives."""
+        """Return the fields that matter for a task and are not stored in tensors."""
         return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
-        """Yield values of a field that come after a configuration and before a convention."""
+        """Yield values of a field that rank between a configuration and a convention."""
         yield from super().found(name, task, evidence)
         if name == "image_size" and (grid := square_grid(_places(evidence))):
             patch = evidence.geometry["patch_size"]
@@ -92,13 +92,13 @@ class MAEST(Family):
             yield Found(size[0] if size[0] == size[1] else size, "square grid", SQUARE)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
-        """Return what the training arguments in a checkpoint give for a field, or None."""
+        """Return the value of a field in the training arguments of a checkpoint, or None."""
         argument, kind = ARGUMENTS.get(name, ("", int))
         value = evidence.training_args.get(argument)
         return value if type(value) is kind else None
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return what is said of a field that nothing gives."""
+        """Return the description of a missing field."""
         if name != "image_size":
             return missing_heads(name, evidence)
         reason = f"{_places(evidence)} places are not a square grid"

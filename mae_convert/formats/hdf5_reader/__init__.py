@@ -1,7 +1,7 @@
-"""A reader of HDF5 files, written for files of weights that nobody vouches for.
+"""A reader of HDF5 files, written for files from untrusted sources.
 
 It exists because the HDF5 library, which h5py calls, is written in C and has a record of memory
-errors: a file that was made or damaged to that end can crash the program that opens it, and links
+errors: a malicious or corrupt file can crash the program that opens it, and links
 in a file can make it open others. No option of h5py prevents this. This reader takes the bytes
 apart in Python: whatever a file says, the worst is an error. Tensors are read as byte ranges of the
 file that was checked and hashed, by several threads, and no HDF5 library is loaded. Files are
