@@ -297,7 +297,7 @@ class Family(ABC):
 
     # Runs
 
-    def noise(self, config: Any, batch: int, generator: np.random.Generator) -> np.ndarray:
+    def noise(self, config: Any, batch: int, generator: "np.random.Generator") -> np.ndarray:
         """Return noise (batch, L) float32 whose values are all distinct."""
         patches = config.num_patches
         ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from paths import GOLDEN
+from paths import DEMO, GOLDEN
 
 from mae_convert.errors import CheckpointError
 from mae_convert.formats import LazyTensor, open_container, write_file
@@ -481,3 +481,22 @@ def test_nothing_but_numpy_is_imported(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_a_pth_is_written_as_safetensors_without_what_other_formats_and_runs_need(tmp_path):
+    program = (
+        "import sys\n"
+        "from mae_convert.cli.main import main\n"
+        "try:\n"
+        f"    main(['convert', {str(DEMO / 'checkpoint.pth')!r}, {str(tmp_path / 'out')!r}, '--to',"
+        " 'transformers', '--json'])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "formats = {'mae_convert.formats.npz', 'mae_convert.formats.dcp'}\n"
+        "unneeded = {'h5py', 'numpy.random', *formats}\n"
+        "print(unneeded & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "set()\n"

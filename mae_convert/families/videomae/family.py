@@ -140,7 +140,7 @@ class VideoMAE(Family):
             fields += ("num_labels", "use_mean_pooling")
         return (*fields, "final_layer_norm_eps") if tasks != {"encoder"} else fields
 
-    def noise(self, config: VideoMAEConfig, batch: int, generator: np.random.Generator) -> Any:
+    def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
         """Return noise (batch, L) that removes the same places at all times, all values distinct.
 
         Of the places of a time step, those of the lowest ranks are kept at every time step.
