@@ -24,7 +24,6 @@ from reference_models.keras.patches import (
     check_pixels,
     default_noise,
     mask_by_noise,
-    patch_statistics,
     patchify,
     restore_order,
     take_tokens,
@@ -302,30 +301,6 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedModel):
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
         return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
-
-    def forward_loss(
-        self,
-        pixel_values: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        norm_pix_loss: bool | None = None,
-    ) -> Tensor:
-        """Return the mean squared error over the removed patches, a scalar (MAE, section 3).
-
-        Args:
-            pixel_values: (N, C, H, W).
-            logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
-        """
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
-            center, deviation = patch_statistics(target)
-            target = (target - center) / deviation
-        errors = mean(ops.square(self._cast(logits) - target), axis=-1)  # (N, L)
-        removed = self._cast(mask)
-        return ops.sum(errors * removed) / ops.sum(removed)
 
 
 @keras.saving.register_keras_serializable(package="reference_models")

@@ -26,7 +26,6 @@ from reference_models.keras.patches import (
     check_pixels,
     default_noise,
     mask_by_noise,
-    patch_statistics,
     patchify,
     restore_order,
     take_tokens,
@@ -306,30 +305,6 @@ class MAESTForPreTraining(PixelPrediction, MaskedModel):
         check_pixels(pixel_values, self.config)
         frames = ops.convert_to_tensor(self.config.predicted_frames, dtype="int32")
         return patchify(ops.take(self._cast(pixel_values), frames, axis=2), self.predicted)
-
-    def forward_loss(
-        self,
-        pixel_values: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        norm_pix_loss: bool | None = None,
-    ) -> Tensor:
-        """Return the mean squared error over the removed patches, a scalar.
-
-        Args:
-            pixel_values: (N, C, T, H, W).
-            logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
-        """
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
-            center, deviation = patch_statistics(target)
-            target = (target - center) / deviation
-        errors = mean(ops.square(self._cast(logits) - target), axis=-1)  # (N, L)
-        removed = self._cast(mask)
-        return ops.sum(errors * removed) / ops.sum(removed)
 
 
 @keras.saving.register_keras_serializable(package="reference_models")

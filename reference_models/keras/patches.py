@@ -192,6 +192,30 @@ class PixelPrediction:
         """Shapes of the images and patches that are predicted."""
         return self.config
 
+    def forward_loss(
+        self,
+        pixel_values: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        norm_pix_loss: bool | None = None,
+    ) -> Tensor:
+        """Return the mean squared error over the removed patches, a scalar (MAE, section 3).
+
+        Args:
+            pixel_values: (N, C, [T,] H, W).
+            logits: (N, L, P), the predicted patches.
+            mask: (N, L), 1 where a patch is removed; at least one must be.
+            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
+                before it is compared; as configured where it is not given.
+        """
+        target = self.patchify(pixel_values)
+        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
+            center, deviation = patch_statistics(target)
+            target = (target - center) / deviation
+        errors = mean(ops.square(self._cast(logits) - target), axis=-1)  # (N, L)
+        removed = self._cast(mask)
+        return ops.sum(errors * removed) / ops.sum(removed)
+
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
         return patchify(self._cast(pixel_values), self.predicted)

@@ -16,7 +16,6 @@ from keras import ops
 from reference_models.configuration import PrithviConfig
 from reference_models.keras.blocks import Initializer, LayerNorm, Trunk, dense
 from reference_models.keras.model import ConfiguredModel
-from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
     PatchProjection,
     PixelPrediction,
@@ -25,7 +24,6 @@ from reference_models.keras.patches import (
     check_pixels,
     default_noise,
     mask_by_noise,
-    patch_statistics,
     patchify,
     restore_order,
     take_tokens,
@@ -381,27 +379,3 @@ class PrithviForPreTraining(PixelPrediction, MaskedModel):
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""
         return super().patchify(self._with_time(pixel_values))
-
-    def forward_loss(
-        self,
-        pixel_values: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        norm_pix_loss: bool | None = None,
-    ) -> Tensor:
-        """Return the mean squared error over the removed patches, a scalar.
-
-        Args:
-            pixel_values: (N, C, T, H, W).
-            logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
-        """
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
-            center, deviation = patch_statistics(target)
-            target = (target - center) / deviation
-        errors = mean(ops.square(self._cast(logits) - target), axis=-1)  # (N, L)
-        removed = self._cast(mask)
-        return ops.sum(errors * removed) / ops.sum(removed)

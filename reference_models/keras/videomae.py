@@ -306,8 +306,9 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
         logits = self.decoder(latent, ids_keep, ids_decode, taps=decoder_taps)
         if taps is not None and decoder_taps is not None:
             taps.update(decoder_taps)
-        nothing_hidden = self.config.num_kept == self.config.num_patches
-        loss = None if nothing_hidden else self.forward_loss(pixel_values, logits, mask, ids_decode)
+        loss = None
+        if self.config.num_kept < self.config.num_patches:
+            loss = self.forward_loss(pixel_values, logits, mask, ids_decode=ids_decode)
         return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
 
     def forward_loss(
@@ -315,8 +316,8 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
         pixel_values: Tensor,
         logits: Tensor,
         mask: Tensor,
-        ids_decode: Tensor | None = None,
         norm_pix_loss: bool | None = None,
+        ids_decode: Tensor | None = None,
     ) -> Tensor:
         """Return the mean squared error over the predicted patches that were hidden, a scalar.
 
@@ -324,9 +325,9 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
             pixel_values: (N, C, T, H, W).
             logits: (N, M, P), the predicted patches.
             mask: (N, L), 1 where a patch is hidden.
-            ids_decode: (N, M), their places; where not given, all hidden ones in order.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
                 unbiased deviation before it is compared; as configured where it is not given.
+            ids_decode: (N, M), the patches' places; where not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:

@@ -27,7 +27,6 @@ from reference_models.pytorch.patches import (
     check_noise,
     default_noise,
     mask_by_noise,
-    patch_statistics,
     patchify,
     restore_order,
     take_tokens,
@@ -209,29 +208,6 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
-
-    def forward_loss(
-        self,
-        pixel_values: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        norm_pix_loss: bool | None = None,
-    ) -> Tensor:
-        """Return the mean squared error over the removed patches, a scalar (MAE, section 3).
-
-        Args:
-            pixel_values: (N, C, H, W).
-            logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
-        """
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
-            mean, deviation = patch_statistics(target)
-            target = (target - mean) / deviation
-        errors = (logits - target).square().mean(dim=-1)  # (N, L)
-        return (errors * mask).sum() / mask.sum()
 
 
 class ViTForImageClassification(Encoder):

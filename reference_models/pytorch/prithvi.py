@@ -26,7 +26,6 @@ from reference_models.pytorch.patches import (
     check_noise,
     default_noise,
     mask_by_noise,
-    patch_statistics,
     patchify,
     restore_order,
     take_tokens,
@@ -308,26 +307,3 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""
         return super().patchify(with_time(pixel_values, self.config))
-
-    def forward_loss(
-        self,
-        pixel_values: Tensor,
-        logits: Tensor,
-        mask: Tensor,
-        norm_pix_loss: bool | None = None,
-    ) -> Tensor:
-        """Return the mean squared error over the removed patches, a scalar.
-
-        Args:
-            pixel_values: (N, C, T, H, W).
-            logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
-        """
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
-            mean, deviation = patch_statistics(target)
-            target = (target - mean) / deviation
-        errors = (logits - target).square().mean(dim=-1)  # (N, L)
-        return (errors * mask).sum() / mask.sum()

@@ -411,3 +411,34 @@ def test_prithvi_takes_images_of_one_time():
         whole, single = model(pixels, noise), model(pixels[:, :, 0], noise)
     assert torch.equal(whole.logits, single.logits)
     assert torch.equal(whole.loss, model.forward_loss(pixels[:, :, 0], single.logits, single.mask))
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "fields", "names", "numbers"),
+    [
+        ("videomae", "pretrain", {}, 218, 94_210_944),
+        ("videomae", "classify", {}, 162, None),
+        (
+            "mae_st",
+            "pretrain",
+            {
+                "hidden_size": 768,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "intermediate_size": 3072,
+                "pred_t_dim": 8,
+            },
+            275,
+            None,
+        ),
+    ],
+)
+def test_base_models_have_as_many_parameters_as_the_files(family, task, fields, names, numbers):
+    with torch.device("meta"):
+        state = model_of(family, task, fields).state_dict()
+    assert len(state) == names
+    if numbers:
+        assert sum(tensor.numel() for tensor in state.values()) == numbers

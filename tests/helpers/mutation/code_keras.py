@@ -250,20 +250,20 @@ def channels_first(patches):
 
 
 def statistics(correction: int, floor: float) -> list[Patch]:
-    def patch_statistics(patches):
-        count = patches.shape[-1]
-        centre = ops.sum(patches, axis=-1, keepdims=True) / count
-        squares = ops.sum(ops.square(patches - centre), axis=-1, keepdims=True)
+    def patch_statistics(values):
+        count = values.shape[-1]
+        centre = ops.sum(values, axis=-1, keepdims=True) / count
+        squares = ops.sum(ops.square(values - centre), axis=-1, keepdims=True)
         return centre, ops.sqrt(squares / (count - correction) + floor)
 
-    return [(mae, "patch_statistics", patch_statistics)]
+    return [(patches, "patch_statistics", patch_statistics)]
 
 
 def loss(change: Callable) -> list[Patch]:
     def forward_loss(self, pixels, logits, mask, norm_pix_loss=None):
         target = self.patchify(pixels)
         if norm_pix_loss:
-            centre, deviation = mae.patch_statistics(target)
+            centre, deviation = patches.patch_statistics(target)
             target = (target - centre) / deviation
         errors = ops.sum(ops.square(logits - target), axis=-1) / target.shape[-1]
         return change(errors, ops.cast(mask, errors.dtype))

@@ -242,7 +242,7 @@ def loss(change: Callable) -> list[Patch]:
     def forward_loss(self, pixels, logits, mask, norm_pix_loss=None):
         target = self.patchify(pixels)
         if norm_pix_loss:
-            mean, deviation = mae.patch_statistics(target)
+            mean, deviation = patches.patch_statistics(target)
             target = (target - mean) / deviation
         return change(logits - target, mask)
 
@@ -250,11 +250,11 @@ def loss(change: Callable) -> list[Patch]:
 
 
 def statistics(correction: int, floor: float) -> list[Patch]:
-    def patch_statistics(patches):
-        variance, mean = torch.var_mean(patches, -1, correction=correction, keepdim=True)
+    def patch_statistics(values):
+        variance, mean = torch.var_mean(values, -1, correction=correction, keepdim=True)
         return mean, (variance + floor).sqrt()
 
-    return [(mae, "patch_statistics", patch_statistics)]
+    return [(patches, "patch_statistics", patch_statistics)]
 
 
 def pooled(pool: Callable) -> list[Patch]:
