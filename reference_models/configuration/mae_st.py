@@ -1,8 +1,7 @@
 """The configuration of MAE-ST, the spatio-temporal masked autoencoder of facebookresearch."""
 
+import struct
 from dataclasses import dataclass
-
-import numpy as np
 
 from reference_models.configuration import checks
 from reference_models.configuration.base import PatchGeometry, VideoConfiguration
@@ -75,10 +74,16 @@ class MAESTConfig(VideoConfiguration):
         steps, last = self.predicted_length, self.num_frames - 1
         if steps == 1:
             return (0,)
-        step = np.float32(last) / np.float32(steps - 1)
+        step = _float32(last / (steps - 1))
         # From both ends towards the middle, as PyTorch counts.
-        ascending = [step * np.float32(i) for i in range(steps // 2)]
+        ascending = [_float32(step * i) for i in range(steps // 2)]
         descending = [
-            np.float32(last) - step * np.float32(steps - 1 - i) for i in range(steps // 2, steps)
+            _float32(last - _float32(step * (steps - 1 - i))) for i in range(steps // 2, steps)
         ]
         return tuple(int(frame) for frame in (*ascending, *descending))
+
+
+def _float32(value: float) -> float:
+    """Return the float32 that is nearest to a number."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded

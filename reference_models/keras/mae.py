@@ -174,7 +174,9 @@ class MaskedModel(ConfiguredModel):
             noise = default_noise(images, self.config, self.seed_generator)
         check_noise(noise, pixel_values.shape[0], self.config)
         ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
-        tokens = self.encoder(pixel_values, ids_keep, taps=taps, training=training)
+        # None would not stand for the surrounding call's: Keras takes it as False.
+        given = {} if training is None else {"training": training}
+        tokens = self.encoder(pixel_values, ids_keep, taps=taps, **given)
         return tokens, mask, ids_restore
 
 

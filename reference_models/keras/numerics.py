@@ -1,12 +1,14 @@
 """Arithmetic that is exact in float64 on every backend.
 
-Keras's own GELU and attention take constants in float32, and on JAX ``ops.mean``, ``ops.tanh`` and
-``result_type`` make float32 of float64. What is written here uses only operations that do not.
+Keras's own GELU and attention take constants in float32, and on JAX ``ops.mean``, ``ops.tanh``,
+``ops.sin`` and ``result_type`` make float32 of float64. What is written here uses only operations
+that do not.
 """
 
 import math
 from collections.abc import Callable
 
+import keras
 from keras import ops
 
 from reference_models.outputs import Tensor
@@ -43,6 +45,24 @@ def quick_gelu(x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """Return x * sigmoid(x)."""
     return x * ops.sigmoid(x)
+
+
+def sines_and_cosines(angles: Tensor) -> Tensor:
+    """Return the sines and then the cosines along the last axis, in the dtype of the angles."""
+    if keras.backend.backend() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+
+
+def widest_float() -> str:
+    """Return "float64", or "float32" on JAX where float64 is not enabled."""
+    if keras.backend.backend() != "jax":
+        return "float64"
+    import jax
+
+    return "float64" if jax.config.jax_enable_x64 else "float32"
 
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

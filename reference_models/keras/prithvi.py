@@ -16,6 +16,7 @@ from keras import ops
 from reference_models.configuration import PrithviConfig
 from reference_models.keras.blocks import Initializer, LayerNorm, Trunk, dense
 from reference_models.keras.model import ConfiguredModel
+from reference_models.keras.numerics import sines_and_cosines, widest_float
 from reference_models.keras.patches import (
     PatchProjection,
     PixelPrediction,
@@ -62,14 +63,13 @@ class CoordinateEmbedding(keras.layers.Layer):
         Angles are computed in float64 where the backend has it: a year times a frequency loses four
         digits in float32, as which the authors compute it.
         """
-        coordinates = ops.cast(coordinates, "float64")
+        coordinates = ops.cast(coordinates, widest_float())
         parts = []
         for index, width in enumerate(self.widths):
             frequencies = ops.convert_to_tensor(sincos_frequencies(width), coordinates.dtype)
             angles = coordinates[..., index : index + 1] * frequencies
-            parts += [ops.sin(angles), ops.cos(angles)]
-        embedded = ops.cast(ops.concatenate(parts, axis=-1), self.compute_dtype)
-        return ops.cast(self.scale, self.compute_dtype) * embedded
+            parts.append(ops.cast(sines_and_cosines(angles), self.compute_dtype))
+        return ops.cast(self.scale, self.compute_dtype) * ops.concatenate(parts, axis=-1)
 
 
 class PositionedTrunk(Trunk):

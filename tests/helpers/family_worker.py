@@ -122,6 +122,17 @@ def check_without_noise_a_mask_is_sampled():
             assert (tubes == tubes[:, :1]).all()
 
 
+def check_dropout_is_active_in_training_only():
+    for family, tasks in CLASSES.items():
+        for task in tasks:
+            model = random_model(family, task, hidden_dropout_prob=0.4)
+            plain = random_model(family, task)
+            given = arguments(model, task)
+            assert distance(main_result(model(*given)), main_result(plain(*given))) < FLOAT64_LIMIT
+            first, second = (main_result(model(*given, training=True)) for _ in range(2))
+            assert not np.array_equal(first, second), (family, task)
+
+
 def check_any_number_of_videos_when_compiled():
     if keras.backend.backend() != "tensorflow":
         return
