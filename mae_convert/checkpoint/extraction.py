@@ -117,6 +117,7 @@ def recognise_model(
     preferred: str | None = None,
     task: str | None = None,
     under: str | None = None,
+    family: str | None = None,
 ) -> Found:
     """Return how tensors read: all of them, or those of a complete model among them.
 
@@ -125,13 +126,14 @@ def recognise_model(
         preferred: a layout that decides between those that fit equally well.
         task: what to read where several tasks are complete.
         under: the prefix of the model that is meant, as `find_model` takes it.
+        family: the family of models that a configuration in the file names.
 
     Raises:
         LayoutError: no known layout fits, or what is meant is not certain.
     """
     if under is None:
         try:
-            return _recognise_all(shapes, preferred, explain=False)
+            return _recognise_all(shapes, preferred, family, explain=False)
         except UndecidedError:
             raise
         except LayoutError:
@@ -139,7 +141,7 @@ def recognise_model(
     if found := find_model(shapes, preferred, task, under):
         return found
     if under is None:
-        return _recognise_all(shapes, preferred, explain=True)
+        return _recognise_all(shapes, preferred, family, explain=True)
     raise LayoutError(f"the tensors under {under} are not a complete model in any known layout")
 
 
@@ -147,14 +149,18 @@ class UndecidedError(LayoutError):
     """The tensors contain a model, but it is not specified which one to read, or it is missing."""
 
 
-def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explain: bool) -> Found:
+def _recognise_all(
+    shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
+) -> Found:
     """Return how the tensors read if every one of them belongs to the model.
 
     Raises:
         LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
     """
     try:
-        return Found(*recognise(shapes, preferred, explain=explain), as_stored(shapes), {})
+        return Found(
+            *recognise(shapes, preferred, explain=explain, family=family), as_stored(shapes), {}
+        )
     except LayoutError as error:
         misfit: Text = error
     for ways in strippings(shapes):
@@ -162,7 +168,9 @@ def _recognise_all(shapes: Mapping[str, Shape], preferred: str | None, *, explai
         for way in ways:
             stripped = {name: shapes[stored] for name, stored in way.stored.items()}
             try:
-                read = recognise(stripped, preferred, explain=explain and way.foreign)
+                read = recognise(
+                    stripped, preferred, explain=explain and way.foreign, family=family
+                )
                 fitting.append(Found(*read, way, {}))
             except LayoutError as error:
                 if way.foreign:

@@ -197,7 +197,8 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     preferred = _layout_named_by(container.config or {}, container.kind)
     try:
-        return recognise_model(shapes, preferred, task, under)
+        family = (container.config or {}).get("model_family")
+        return recognise_model(shapes, preferred, task, under, family)
     except UndecidedError as error:
         raise LayoutError(container.path, ": ", error) from error
     except LayoutError as error:

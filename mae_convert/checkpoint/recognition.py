@@ -46,7 +46,11 @@ class Reading:
 
 
 def recognise(
-    shapes: Mapping[str, Shape], preferred: str | None = None, *, explain: bool = True
+    shapes: Mapping[str, Shape],
+    preferred: str | None = None,
+    *,
+    explain: bool = True,
+    family: str | None = None,
 ) -> tuple[Reading, tuple[str, ...]]:
     """Return how the tensors read, and the names of layouts that are the same for them.
 
@@ -54,17 +58,20 @@ def recognise(
         shapes: external names and shapes.
         preferred: a layout named by a configuration beside or inside the file; it decides between
             layouts that fit equally well.
+        family: the family of models that such a configuration names; others are not tried.
         explain: find the nearest layout for the message, which reads the names by every table.
 
     Raises:
         LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
             that differ do.
     """
-    fitting = _first_of_each_layout(r for r in _readings(shapes, complete=True) if not r.problems)
+    fitting = _first_of_each_layout(
+        r for r in _readings(shapes, family, complete=True) if not r.problems
+    )
     if not fitting and not explain:
         raise LayoutError("no layout fits")
     if not fitting:
-        raise LayoutError(_explain_misfit(list(_readings(shapes, complete=False)), shapes))
+        raise LayoutError(_explain_misfit(list(_readings(shapes, family, complete=False)), shapes))
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
     for other in fitting:
         if _canonical_names(other) != _canonical_names(chosen):
@@ -76,14 +83,19 @@ def recognise(
     return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
 
 
-def _readings(shapes: Mapping[str, Shape], *, complete: bool) -> Iterator[Reading]:
+def _readings(
+    shapes: Mapping[str, Shape], only: str | None, *, complete: bool
+) -> Iterator[Reading]:
     """Yield the readings of names by the tables of all families.
 
     Args:
         shapes: external names and shapes.
+        only: the name of the one family whose tables are tried, or None.
         complete: by those tables only that know every name.
     """
     for family in families().values():
+        if only in families() and family.name != only:
+            continue
         relative, kept, decoder = family.without_decoder(shapes)
         for layout in family.layouts.values():
             for table in layout.tables:

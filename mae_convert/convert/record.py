@@ -206,6 +206,7 @@ def carried_config(plan: Plan) -> dict[str, Any]:
         **_image_statistics(plan.configuration),
         **({} if plan.source.key_bias else {"key_bias": False}),
         "task": plan.task,
+        "model_family": plan.source.family.name,
         "layout": plan.layout.name,
     }
 

@@ -32,9 +32,10 @@ def families() -> Mapping[str, "Family"]:
     """Return all families by name, in the order in which they are tried."""
     from mae_convert.families.mae.family import MAE
     from mae_convert.families.mae_st.family import MAE_ST
+    from mae_convert.families.prithvi.family import PRITHVI
     from mae_convert.families.videomae.family import VIDEOMAE
 
-    ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST)
+    ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST, PRITHVI)
     known = {family.name: family for family in (*ours, *_registered("mae_convert.families"))}
     for layout in _registered("mae_convert.layouts"):
         known[layout.family].layouts.setdefault(layout.name, layout)

@@ -35,7 +35,6 @@ def vit(prefix=""):
 
 
 PATCH = {"patch_embed.proj.weight": (WIDTH, 3, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
-VIDEO = {"patch_embed.proj.weight": (WIDTH, 3, 2, 16, 16), "patch_embed.proj.bias": (WIDTH,)}
 FAMILIES = {
     "MultiMAE": {"global_tokens": (1, 1, WIDTH), "input_adapters.rgb.pos_emb": (1, WIDTH, 14, 14)},
     "SatMAE": {**vit(), "patch_embed.0.proj.weight": (WIDTH, 4, 8, 8), "channel_embed": (1, 3, 9)},
@@ -46,7 +45,6 @@ FAMILIES = {
     "Swin": {"layers.0.blocks.0.attn.relative_position_bias_table": (169, 4)},
     "BEiT": {**vit(), **PATCH, "blocks.0.attn.relative_position_bias_table": (732, 12),
              "blocks.0.attn.q_bias": (WIDTH,)},
-    "Prithvi": {**vit(), **VIDEO},
     "MAE-pytorch": {**vit("encoder."), "encoder.patch_embed.proj.weight": (WIDTH, 3, 16, 16),
                     "encoder.blocks.0.attn.q_bias": (WIDTH,),
                     "encoder_to_decoder.weight": (384, WIDTH), "mask_token": (1, 1, 384)},

@@ -36,7 +36,6 @@ def _refused(name: str, *keys: Key, instead: str) -> Refused:
     return Refused(name, keys, instead)
 
 
-PATCH_KERNEL = r"(.*\.)?patch_embed\.proj\.weight"
 MERGE = (
     "merge it into its base model first (peft: PeftModel.from_pretrained(base, adapter)"
     ".merge_and_unload().save_pretrained(DIR)) and convert DIR"
@@ -152,13 +151,6 @@ REFUSED = (
         "DeiT with a distillation token, or the Audio Spectrogram Transformer",
         r"(.*\.)?(dist_token|distillation_token)",
         instead="transformers has DeiTModel and ASTModel, timm has deit_*_distilled_*",
-    ),
-    _refused(
-        "Prithvi or another model on several frames",
-        (PATCH_KERNEL, 5),
-        r"(.*\.)?cls_token",
-        r"(.*\.)?blocks\.0\.attn\.qkv\.weight",
-        instead="its own code: its patches have a third axis (time)",
     ),
     _refused(
         "vit-pytorch (lucidrains)",

@@ -1,0 +1,1 @@
+"""Prithvi-EO: its configuration, canonical schema and layouts."""

@@ -1,0 +1,177 @@
+"""Prithvi-EO (Jakubik et al. 2023, arXiv:2310.18660; Szwarcman et al. 2024, arXiv:2412.02732)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_convert.errors import ConfigurationError
+from mae_convert.families import keras_fields
+from mae_convert.families.canonical import square_grid
+from mae_convert.families.configuration import Missing, missing_heads
+from mae_convert.families.evidence import NAMES, PREPROCESSING, SQUARE, Evidence, Found
+from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.options import named
+from mae_convert.families.prithvi import schema as canonical
+from mae_convert.families.prithvi.layouts import LAYOUTS
+from mae_convert.families.prithvi.layouts.keras import CLASSES
+from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
+from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
+from mae_convert.layouts.schema import Schema
+from reference_models.configuration import PrithviConfig
+from reference_models.positions import spacetime_position_embedding
+
+MODELS: Mapping[str, Mapping[str, str]] = {
+    "torch": {
+        "pretrain": "reference_models.pytorch.prithvi:PrithviForPreTraining",
+        "encoder": "reference_models.pytorch.prithvi:PrithviModel",
+    },
+    "keras": CLASSES,
+}
+MODEL_LAYOUTS = {"torch": "original", "keras": "keras"}
+NATIVE_LOADERS = {
+    ("prithvi", "torch"): "facebook",
+    ("prithvi, encoder", "torch"): "facebook",
+    ("prithvi, keras", "tensorflow"): "keras",
+    ("prithvi, keras", "jax"): "keras",
+}
+MOST_FRAMES = 16
+TABLE = "encoder.position_embedding"
+TOLERANCE = 1e-4  # of a fixed table that is stored in float32
+
+
+class Prithvi(Family):
+    """Masked autoencoders of satellite images of several times and six bands."""
+
+    name = "prithvi"
+    title = "Prithvi-EO, masked autoencoders of satellite images (Szwarcman et al. 2024)"
+    configuration_class = PrithviConfig
+    layouts = LAYOUTS
+    models = MODELS
+    model_layouts = MODEL_LAYOUTS
+    native_loaders = NATIVE_LOADERS
+
+    def schema(self, config: PrithviConfig, task: str) -> Schema:
+        """Return the name and shape of every canonical tensor of a model, in canonical order."""
+        return canonical.schema(config, task)
+
+    def geometry(self, shapes: Shapes) -> dict[str, Any]:
+        """Return the configuration fields that shapes give."""
+        return canonical.geometry(shapes)
+
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:  # noqa: ARG002
+        """Return the schema of a geometry."""
+        return canonical.expected(geometry, task)
+
+    def unread(
+        self,
+        container: Container,
+        layout: str,  # noqa: ARG002
+        task: str,  # noqa: ARG002
+        dtypes: Iterable[np.dtype],  # noqa: ARG002
+    ) -> Iterable[str]:
+        """Return fields of Keras's ``config.json`` that are not read here."""
+        config: Mapping[str, Any] = container.config or {}
+        if KERAS in config:
+            return keras_fields.unknown_in_config(config[KERAS], PrithviConfig)
+        return ()
+
+    def conventions_by_names(self, names: Iterable[str]) -> Fields:
+        """Return the statistics of version 1 where names are flat, as in its file."""
+        flat = "decoder_pos_embed" in set(names)
+        return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
+
+    def untold_fields(self, task: str) -> tuple[str, ...]:
+        """Return the fields that matter for a task and that no tensor gives."""
+        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
+
+    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+        """Yield values of a field that come after a configuration and before a convention."""
+        yield from super().found(name, task, evidence)
+        source = "convention of version 1, whose names the tensors have"
+        yield Found(evidence.by_names.get(name), source, NAMES)
+        if name not in ("image_size", "num_frames"):
+            return
+        if grid := _grid_of_table(evidence):
+            words = f"the fixed position table ({' x '.join(map(str, grid))} patches)"
+            yield Found(_fields_of(grid, evidence)[name], words)
+        for grid in _grids(evidence):
+            yield Found(_fields_of(grid, evidence)[name], "square grid", SQUARE)
+
+    def missing(self, name: str, evidence: Evidence) -> Missing:
+        """Return what is said of a field that nothing gives."""
+        if name not in ("image_size", "num_frames"):
+            return missing_heads(name, evidence)
+        what = "the image size" if name == "image_size" else "the number of frames"
+        reason = f"{evidence.geometry['num_patches']} patches in all"
+        return Missing(name, what, named(name), reason)
+
+    def placeholder(self, name: str, evidence: Evidence) -> Any:
+        """Return a possible value for a field that is missing."""
+        grid = (1, evidence.geometry["num_patches"], 1)
+        return _fields_of(grid, evidence).get(name, 1)
+
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
+        """Check size and frames against the number of positions; no field follows from others.
+
+        Raises:
+            ConfigurationError: they do not have as many patches as there are positions.
+        """
+        known, size = evidence.geometry, values["image_size"]
+        sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, known["patch_size"])),
+                    strict=True)  # fmt: skip
+        rows, columns = (side // length for side, length in sides)
+        patches = rows * columns * (values["num_frames"] // known["tubelet_size"])
+        if patches != known["num_patches"]:
+            raise ConfigurationError(
+                f"an image size of {size} with {values['num_frames']} frames has {patches} patches,"
+                f" but the tensors hold {known['num_patches']} positions",
+                hint="specify the size and the frames that the model was trained for",
+            )
+        return {}
+
+    def function_fields(self, model: PrithviConfig, task: str) -> dict[str, Any]:
+        """Return the fields that no tensor gives and that change what a model computes."""
+        return {**super().function_fields(model, task), "num_frames": model.num_frames}
+
+    def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
+        """Return the configuration fields that are compared in a verdict, in order."""
+        own = ("num_frames", "tubelet_size", "coords_encoding")
+        return (*super().compared_fields(tasks), *own)
+
+
+def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
+    """Yield the grids of square images that have as many patches, with fewest frames first."""
+    patches, tubelet = evidence.geometry["num_patches"], evidence.geometry["tubelet_size"]
+    frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
+    counts = (frames // tubelet,) if frames else range(1, MOST_FRAMES + 1)
+    for time in counts:
+        if time and patches % time == 0 and (grid := square_grid(patches // time)):
+            yield (time, *grid)
+
+
+def _grid_of_table(evidence: Evidence) -> tuple[int, int, int] | None:
+    """Return the grid of the stored fixed table, if it is one of a square image. Reads it."""
+    table = evidence.positions.get(TABLE)
+    if table is None:
+        return None
+    stored = table.load().astype(np.float64)
+    for grid in _grids(evidence):
+        exact = spacetime_position_embedding(stored.shape[-1], grid)
+        if exact.shape == stored.shape and np.abs(exact - stored).max() <= TOLERANCE:
+            return grid
+    return None
+
+
+def _fields_of(grid: tuple[int, int, int], evidence: Evidence) -> dict[str, Any]:
+    patch = evidence.geometry["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    size = (grid[1] * height, grid[2] * width)
+    return {
+        "image_size": size[0] if size[0] == size[1] else size,
+        "num_frames": grid[0] * evidence.geometry["tubelet_size"],
+    }
+
+
+PRITHVI = Prithvi()

@@ -1,0 +1,97 @@
+"""The canonical schema of Prithvi-EO, and the configuration fields that shapes give."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mae_convert.families.canonical import (
+    block_shapes,
+    depth,
+    dimension,
+    linear_shapes,
+    norm_shapes,
+    task_of,
+)
+from mae_convert.layouts.schema import Schema, Shape
+from reference_models.configuration import PrithviConfig
+
+
+def schema(config: PrithviConfig, task: str) -> Schema:
+    """Return the name and shape of every canonical tensor of a model, in canonical order."""
+    width = config.hidden_size
+    shapes: Schema = {"encoder.cls_token": (1, 1, width)}
+    shapes |= dict(_positions("encoder", width, config))
+    shapes["encoder.patch_embedding.weight"] = (width, config.num_channels, *config.patch_shape)
+    shapes["encoder.patch_embedding.bias"] = (width,)
+    for index in range(config.num_hidden_layers):
+        name = f"encoder.blocks.{index}"
+        shapes |= dict(block_shapes(name, width, config.intermediate_size, biases=_biases(config)))
+    shapes |= dict(norm_shapes("encoder.norm", width))
+    return shapes | (dict(_decoder(config)) if task == "pretrain" else {})
+
+
+def _biases(config: PrithviConfig) -> str:
+    return "qkv" if config.qkv_bias else ""
+
+
+def _positions(part: str, width: int, config: PrithviConfig) -> Iterator[tuple[str, Shape]]:
+    yield f"{part}.position_embedding", (1, 1 + config.num_patches, width)
+    for name in config.coords_encoding:
+        yield f"{part}.{name}_scale", (1,)
+
+
+def _decoder(config: PrithviConfig) -> Iterator[tuple[str, Shape]]:
+    width, hidden = config.decoder_hidden_size, config.decoder_intermediate_size
+    yield from linear_shapes("decoder.embed", config.hidden_size, width)
+    yield "decoder.mask_token", (1, 1, width)
+    yield from _positions("decoder", width, config)
+    for index in range(config.decoder_num_hidden_layers):
+        yield from block_shapes(f"decoder.blocks.{index}", width, hidden, biases=_biases(config))
+    yield from norm_shapes("decoder.norm", width)
+    yield from linear_shapes("decoder.prediction", width, config.patch_dim)
+
+
+def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return the configuration fields that the shapes of canonical tensors give.
+
+    Of image size and number of frames only ``num_patches`` is known.
+
+    Raises:
+        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+    """
+    width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
+    channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
+    dimension(shapes, "encoder.cls_token", 3, axis=2)
+    fields: dict[str, Any] = {
+        "hidden_size": width,
+        "num_channels": channels,
+        "tubelet_size": frames,
+        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
+        "num_patches": dimension(shapes, "encoder.position_embedding", 3, axis=1) - 1,
+        "num_hidden_layers": depth(shapes, "encoder.blocks."),
+        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
+        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
+        "coords_encoding": tuple(n for n in ("time", "location") if f"encoder.{n}_scale" in shapes),
+    }
+    if task_of(shapes) == "pretrain":
+        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
+        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
+        fields["decoder_intermediate_size"] = dimension(
+            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
+        )
+    return fields
+
+
+def expected(known: Mapping[str, Any], task: str) -> Schema:
+    """Return the schema of a geometry; of the grid only the number of patches matters."""
+    left_out = ("num_patches", "num_attention_heads")
+    fields = {name: value for name, value in known.items() if name not in left_out}
+    patch = known["patch_size"]
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    config = PrithviConfig(
+        **fields,
+        image_size=(known["num_patches"] * height, width),
+        num_frames=known["tubelet_size"],
+        num_attention_heads=1,
+        decoder_num_attention_heads=1,
+    )
+    return schema(config, task)
