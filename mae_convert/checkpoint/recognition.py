@@ -52,7 +52,7 @@ def recognise(
     explain: bool = True,
     family: str | None = None,
 ) -> tuple[Reading, tuple[str, ...]]:
-    """Return how the tensors read, and the names of layouts that are the same for them.
+    """Return the reading of the tensors, and the names of layouts that are equivalent for them.
 
     Args:
         shapes: external names and shapes.

@@ -30,7 +30,7 @@ class Variants:
         self.variants = tuple(reversed(variants))
 
     def get(self, kind: str, path: str) -> Any:
-        """Return the value of a kind for a module, or None where the reference model's applies."""
+        """Return the value of a kind for a module; None means the computation is unchanged."""
         return next(
             (v for k, pattern, v in self.variants if k == kind and fnmatchcase(path, pattern)),
             None,

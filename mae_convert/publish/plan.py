@@ -80,15 +80,15 @@ class Publication:
 
 
 def plan_publication(wish: Wish, *, dry_run: bool = False) -> Publication:
-    """Work out a publication, and refuse what should not be published.
+    """Plan a publication, and refuse what must not be published.
 
     Args:
         wish: what is to be published.
-        dry_run: nothing will be sent: neither a token nor a Hub that answers is needed.
+        dry_run: nothing will be uploaded, so neither a token nor a connection to the Hub is needed.
 
     Raises:
         CheckpointError: there is no model, or no certificate.
-        MaeConvertError: the certificate does not cover it, or nothing tells its licence.
+        MaeConvertError: the certificate does not cover it, or its licence is not specified.
         HubError: nobody is logged in, or the repository may not be written to.
         MissingRequirementError: the Hub cannot be reached.
     """

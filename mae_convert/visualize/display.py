@@ -65,10 +65,11 @@ def display_of(
     *,
     preprocessed: bool = False,
 ) -> Display:
-    """Return how images are shown: photographs as they are, other channels stretched one by one.
+    """Return how to display images: photographs unchanged, other channels each scaled separately.
 
     Args:
-        pixel_values: (N, C, H, W), the originals, by which channels are stretched.
+        pixel_values: (N, C, H, W), the original images, whose percentiles set the scale of each
+            channel.
         configuration: of the model.
         bands: numbers of the channels that are red, green and blue, or of one in grey, from 1;
             default: the first three, or of fewer than three the first.

@@ -1,8 +1,8 @@
-"""Families of models that have MAE's shape, as data: how each is told, and what is to be known.
+"""Model families with MAE's tensor shapes, as data: how each is recognised, and its caveats.
 
-A family is told by a tensor that only it has, by what its training program keeps in its checkpoints
-or, where nothing else tells it, by shapes: then it is probable and never more, because others have
-the same shapes.
+A family is recognised by a tensor that only it has, by what its training program stores in
+checkpoints or, failing these, by shapes: then the result is only probable, because other families
+have the same shapes.
 """
 
 from collections.abc import Mapping
