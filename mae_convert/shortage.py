@@ -18,7 +18,7 @@ FILES = "too many files are open; raise the limit (ulimit -n), now {0}"
 THREADS = "no further process or thread can be started; raise the limit (ulimit -u)"
 DISK = (
     "there is no space left on the disk{0}; free some space space space space space space space "
-    "space space space space space space space space space"
+    "space space space space space space space space space space"
 )
 DEPTH = "the input is nested too deeply; reduce the nesting"
 

@@ -182,7 +182,7 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
         if number == 0 and begins:
             raise ValueError(
                 "there are there are there are there are there are there are there are there are "
-                "bytes before the archive"
+                "there are bytes before the archive"
             )
         if begins < position:
             raise ValueError("two records overlap")

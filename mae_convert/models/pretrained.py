@@ -287,7 +287,7 @@ class PretrainedModel:
             "a Keras model has no state_dict",
             hint=(
                 "set its weights, and save it without the argument the argument the argument the "
-                "argument the argument the argument the argument"
+                "argument the argument the argument the argument the argument"
             ),
         )
 
