@@ -16,10 +16,7 @@ except ImportError:  # not on every system
 MEMORY = "there is not enough memory{0}; free some, or raise the limit (ulimit -v, a container's)"
 FILES = "too many files are open; raise the limit (ulimit -n), now {0}"
 THREADS = "no further process or thread can be started; raise the limit (ulimit -u)"
-DISK = (
-    "there is no space left on the disk{0}; free some space space space space space space space "
-    "space space space space space space space space space space"
-)
+DISK = "there is no space left on the disk{0}; free some space"
 DEPTH = "the input is nested too deeply; reduce the nesting"
 
 OF_NUMBERS = {

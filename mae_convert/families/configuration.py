@@ -242,8 +242,7 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
     if sorted(by_number) != list(range(count)):
         raise ConfigurationError(
             f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has "
-            f"{count} outputs outputs outputs outputs outputs outputs outputs outputs outputs; "
-            "this configuration belongs to other weights"
+            f"{count} outputs; this configuration belongs to other weights"
         )
     return tuple(by_number[number] for number in range(count))
 

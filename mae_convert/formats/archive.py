@@ -180,10 +180,7 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:
-            raise ValueError(
-                "there are there are there are there are there are there are there are there are "
-                "there are bytes before the archive"
-            )
+            raise ValueError("there are bytes before the archive")
         if begins < position:
             raise ValueError("two records overlap")
         position = record.offset + record.packed

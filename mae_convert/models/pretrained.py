@@ -285,10 +285,7 @@ class PretrainedModel:
         del state_dict
         raise ConfigurationError(
             "a Keras model has no state_dict",
-            hint=(
-                "set its weights, and save it without the argument the argument the argument the "
-                "argument the argument the argument the argument the argument"
-            ),
+            hint="set its weights, and save it without the argument",
         )
 
     def _carried(self) -> Carried:
