@@ -217,7 +217,7 @@ SPOILED = {
     "another shape": (in_chunks(((0, 0), (3, 2)), ((0, 2), (3, 2))), "differs from that in"),
     "another rank": (in_chunks(((0,), (12,))), "invalid shape"),
     "another dtype": (cast, "differs from that in"),
-    "an unknown dtype": (quantised, "names torch.qint8"),
+    "an unknown dtype": (quantised, "refers to torch.qint8"),
     "no place": (drop_place, "truncated or corrupt"),
     "beyond the file": (place(length=1 << 40), "truncated or corrupt"),
     "another place": (place(offset=0), "truncated or corrupt"),
