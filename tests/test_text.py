@@ -212,7 +212,8 @@ ONE_PLACE = {
     r"rich\.markup": {"cli/output/console.py"},
     r"\bclick\.echo\(": {"cli/commands/hub.py", "cli/commands/verdicts.py"},
     r"(?<![\w.])print\(": {
-        "cli/streams.py", "cli/output/console.py", "cli/output/sweep.py", "runtime/worker.py",
+        "cli/streams.py", "cli/output/console.py", "cli/output/sweep.py", "cli/reporting.py",
+        "runtime/worker.py",
         "diagnose/candidate_worker.py",
     },
 }  # fmt: skip

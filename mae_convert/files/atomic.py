@@ -22,7 +22,7 @@ from mae_convert.text import listing
 NEW = "new"
 
 REASONS = {
-    errno.ENOSPC: "no space is left on the device; free some space or write elsewhere",
+    errno.ENOSPC: "there is no space left on the device; free some space or write elsewhere",
     errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
     errno.EFBIG: "the file would exceed the allowed file size; write elsewhere",
     errno.EACCES: "permission is denied; write elsewhere or change the permissions",

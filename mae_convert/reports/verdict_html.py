@@ -167,8 +167,8 @@ def _pictures(done: "Verification") -> Iterator[str]:
     yield "<h2>Reconstructions</h2>"
     if is_noise(pixels):
         yield (
-            '<p class="grey">Not shown: the images that both sides were run on are random. With'
-            " <code>--images DIR</code> they are yours.</p>"
+            '<p class="grey">Not shown: both sides were run on random images. Verify with a folder'
+            " of your own images to see their reconstructions.</p>"
         )
         return
     mask = source.arrays["mask"][:MOST_PICTURES]

@@ -100,9 +100,10 @@ def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
     report["ignored"] = {"n" * 300: "v" * 300}
     inspection.inspection(report)
     shown = capsys.readouterr().out
-    assert (shown.count("n" * 40), shown.count("v" * 40)) >= (3, 3)
+    assert "n" * 300 in shown  # a name that may have to be typed stays in one piece
+    assert "v" * 300 in shown
     for line in (out + shown).splitlines():
-        assert len(line) <= 80
+        assert len(line) <= 80 or "n" * 300 in line or "v" * 300 in line
         assert "…" not in line
 
 

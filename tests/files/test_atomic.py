@@ -245,7 +245,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "no space is left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
 )
 def test_what_the_system_refuses_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str

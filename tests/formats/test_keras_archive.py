@@ -244,6 +244,6 @@ def test_a_full_disk_leaves_nothing_behind(case, tmp_path, monkeypatch):
 
     source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
     monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(OutputError, match="no space is left"):
+    with pytest.raises(OutputError, match="no space left"):
         execute(plan_conversion(source, tmp_path / "m.keras", "keras"))
     assert list(tmp_path.iterdir()) == []

@@ -54,9 +54,10 @@ def assert_same_as_torch(path: Path, expected: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("path", PTH, ids=case_name)
 def test_golden_pth_equals_torch_load(path: Path) -> None:
     expected = torch.load(path, weights_only=False)
-    assert_same_as_torch(path, expected["model"])
+    wrapper = next((key for key in ("model", "module", "model_state") if key in expected), None)
+    assert_same_as_torch(path, expected[wrapper] if wrapper else expected)
     opened = open_container(path)
-    assert (opened.kind, opened.wrapper, opened.weights_file) == ("pth", "model", path)
+    assert (opened.kind, opened.wrapper, opened.weights_file) == ("pth", wrapper, path)
     assert opened.config is None
     assert not opened.is_directory
 
