@@ -14,6 +14,7 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families.mae import official as official_catalog
+from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.official import Official
 from mae_convert.families.options import Flags
@@ -57,8 +58,13 @@ def stand_in(case, monkeypatch):
     """A catalog whose only official checkpoint has the shapes of the small golden one."""
     model = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS).configuration.model
     entry = Official("mae_visualize_vit_tiny", "visualize", "pretrain", model, False, "for tests")
-    monkeypatch.setattr(official_catalog, "OFFICIAL", (entry,))
+    with_catalog(monkeypatch, entry)
     return entry
+
+
+def with_catalog(monkeypatch, *entries):
+    monkeypatch.setattr(official_catalog, "OFFICIAL", entries)
+    monkeypatch.setattr(ImageMAE, "official", entries)
 
 
 def converted(source, target, layout="facebook"):
@@ -123,7 +129,7 @@ def test_inspect_tells_that_the_hash_confirms_an_assumption(case, command, stand
 
 def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, stand_in):
     md5 = official.file_md5(case("pretrain_tiny").checkpoint)
-    monkeypatch.setattr(official_catalog, "OFFICIAL", (dataclasses.replace(stand_in, md5=md5[:6]),))
+    with_catalog(monkeypatch, dataclasses.replace(stand_in, md5=md5[:6]))
     source = open_checkpoint(case("pretrain_tiny").checkpoint)
     confirmed = official.confirmed_by_hash(source).configuration
     assert "num_attention_heads" not in confirmed.assumptions
@@ -131,9 +137,7 @@ def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, 
     assert said == "mae_visualize_vit_tiny.pth, confirmed by its MD5"
     target = converted(source, tmp_path / "a", "transformers")
     assert "num_attention_heads" not in target.configuration.assumptions
-    monkeypatch.setattr(
-        official_catalog, "OFFICIAL", (dataclasses.replace(stand_in, md5="000000"),)
-    )
+    with_catalog(monkeypatch, dataclasses.replace(stand_in, md5="000000"))
     assert official.confirmed_by_hash(source) is source
 
 
@@ -175,7 +179,7 @@ def test_pooling_by_names_alone_is_no_proof(case, tmp_path):
     assert not check.passed
     assert not verdict.passed
     assert answer(verdict)[0] == "NOT PROVEN"
-    assert "global_pool token (names of a class-token classifier" in answer(verdict)[1]
+    assert "global_pool token (tensor names of a class-token classifier" in answer(verdict)[1]
     assert "global_pool" in answer(verdict)[1]
 
 

@@ -187,7 +187,7 @@ def test_a_certificate_that_is_damaged_is_refused(command, copy, said):
         (b'{"format": 1, "format": 1}', "twice"),
         (b'{"format": NaN}', "NaN"),
         (b'{"format": 1e999}', "too large"),
-        (b'{"format": ' + b"9" * 5000 + b"}", "integer of 5000 digits"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "integer with 5000 digits"),
         (b'{"format": ' + b"[" * 900 + b"]" * 900 + b"}", "nested"),
         (b"[" * 200_000, "nested"),
         (b'{"format": "\\ud800"}', "surrogate"),
@@ -222,7 +222,7 @@ ARRAY_DAMAGE = {
         {"float64/logits": a["float64/logits"].astype(np.float32)}
     ),
     "float64/odd is not an output": lambda a: a.update({"float64/odd": a["float64/logits"]}),
-    "of 1 and 2 images": lambda a: a.update(mask=a["mask"][:1].copy()),
+    "1 and 2": lambda a: a.update(mask=a["mask"][:1].copy()),
     "mask has shape": lambda a: a.update(mask=a["mask"][..., None].copy()),
     "NaN": lambda a: a["inputs/noise"].fill(np.nan),
 }

@@ -44,7 +44,7 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, 
         "--framework", "torch", "--shown", "3", "--json", cwd=training,
     )  # fmt: skip
     assert result.status == 1, result.err
-    assert "1 of 4 checkpoints could not be evaluated" in result.err
+    assert "1 of 4 checkpoints have no loss" in result.err
     assert "checkpoint-5.pth" in result.err
     told = result.json
     assert [p["epoch"] for p in told["points"]] == [0, 5, 9, 10]

@@ -144,7 +144,7 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
     losses = report["images"][0]["loss"]
     assert losses["torch"] == pytest.approx(losses["tensorflow"], rel=1e-4)
     assert 0 < report["largest_difference"] < 1e-4
-    assert "borrowed" in report["note"]
+    assert "taken from the original" in report["note"]
     assert Image.open(output).size == (16 * 2 + 5 * 294 - 6, 16 * 2 + 20 * 3 + 6 + 96)
 
 
@@ -153,7 +153,7 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
     [
         (["nowhere.png", "-o", "x.png"], "nowhere.png does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "end in .png"),
-        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is specified twice"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
         ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "fixed mask ratio"),
     ],
