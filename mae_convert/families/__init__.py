@@ -6,11 +6,13 @@ register an instance of `mae_convert.families.family.Family` by the entry point
 packages have entry points: no checkpoint causes anything to be imported.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from mae_convert.errors import LayoutError
     from mae_convert.families.family import Family
     from mae_convert.layouts.layout import Layout
@@ -36,18 +38,37 @@ def families() -> Mapping[str, "Family"]:
     from mae_convert.families.videomae.family import VIDEOMAE
 
     ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST, PRITHVI)
-    known = {family.name: family for family in (*ours, *_registered("mae_convert.families"))}
-    for layout in _registered("mae_convert.layouts"):
+    others, layouts = _registered("mae_convert.families", "mae_convert.layouts")
+    known = {family.name: family for family in (*ours, *others)}
+    for layout in layouts:
         known[layout.family].layouts.setdefault(layout.name, layout)
     return known
 
 
-def _registered(group: str) -> Iterator[Any]:
-    """Yield what installed packages register by their entry points."""
+def _registered(*groups: str) -> list[list[Any]]:
+    """Return what installed packages register by their entry points, for each group.
+
+    Raises:
+        MissingRequirementError: what a package registers cannot be imported.
+    """
     from importlib.metadata import entry_points
 
-    for point in entry_points(group=group):
-        yield point.load()
+    installed = entry_points()  # once: it reads the metadata of every installed package
+    return [[_loaded(point) for point in installed.select(group=group)] for group in groups]
+
+
+def _loaded(point: "EntryPoint") -> Any:
+    from mae_convert.errors import MissingRequirementError
+
+    try:
+        return point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist else point.value
+        raise MissingRequirementError(
+            f"the package {package} registers {point.name} for mae-convert and cannot be imported"
+            f" ({type(error).__name__}: {error})",
+            hint="update it or uninstall it",
+        ) from error
 
 
 def layout_names() -> list[str]:
