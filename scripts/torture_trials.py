@@ -144,7 +144,7 @@ def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator
         stage.reset()
         largest = int(stage.size * chance.uniform(0.05, 0.9)) // 1024
         child = start(["bash", "-c", f'ulimit -f {largest}; exec "$@"', "x", *stage.command()])
-        yield refused(stage, child, "larger than is allowed")
+        yield refused(stage, child, "exceed the allowed file size")
 
 
 def read_only(stage: Stage, *_: object) -> Iterator[str]:
@@ -173,7 +173,7 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
             else:
                 stream.seek(place)
                 stream.write(b"\xff" * 64)
-        yield refused(stage, child, "changed while it was read")
+        yield refused(stage, child, "changed while it was being read")
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:

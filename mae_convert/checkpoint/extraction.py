@@ -496,8 +496,10 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 
     If one of the query, key and value biases is missing, it is not a model without biases.
     """
-    known = {old for candidate in every for old in candidate.stored.values()}
-    return all(candidate.unused.needed.keys() <= known for candidate in complete)
+    known: dict[str, set[str]] = {}  # by family: another family's names are not variants
+    for candidate in every:
+        known.setdefault(candidate.reading.layout.family, set()).update(candidate.stored.values())
+    return all(c.unused.needed.keys() <= known[c.reading.layout.family] for c in complete)
 
 
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:

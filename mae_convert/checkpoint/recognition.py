@@ -251,8 +251,9 @@ def unexpected_names(
 def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
     if explanation := explain(shapes):
         return explanation
-    best = max(readings, key=lambda reading: (len(reading.rules), -len(reading.problems)))
-    if len(best.rules) * 2 < len(shapes):
+    # A relative is known by a tensor that no other model has.
+    best = max(readings, key=lambda r: (r.relative is not None, len(r.rules), -len(r.problems)))
+    if best.relative is None and len(best.rules) * 2 < len(shapes):
         return (
             f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with "
             f"{listed(list(shapes), 3)}); `mae-convert layouts` lists the layouts that can be read"

@@ -199,8 +199,8 @@ class TestCommandLine:
             (["--image-size", "32x36"], "choose 32 or 40"),
             (["--image-size", "4"], "choose 8"),
             (["--sincos-positions"], "--image-size"),
-            (["--image-size", "48x24"], "not square"),
-            (["--image-size", "0"], "not an image size"),
+            (["--image-size", "48x24"], "refuses non-square images"),
+            (["--image-size", "0"], "is not a size"),
         ],
     )
     def test_sizes_that_cannot_be_are_refused(self, command, case, tmp_path, options, words):

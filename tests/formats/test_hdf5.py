@@ -141,7 +141,9 @@ def test_bfloat16_as_keras_writes_it(tmp_path: Path) -> None:
 def test_chunks_of_the_new_format_are_named_and_not_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
         file.create_dataset("a", data=np.zeros(100), chunks=(10,), compression="gzip")
-    with pytest.raises(CheckpointError, match=r"keeps a with a chunk index of version 4.*h5repack"):
+    with pytest.raises(
+        CheckpointError, match=r"stores a with a chunk index of version 4.*h5repack"
+    ):
         open_container(tmp_path / "x.h5")
 
 

@@ -411,7 +411,7 @@ REFUSED = {
     "no decoder": (ViTMAEForPreTraining, "encoder_tiny/checkpoint.pth", {}, ConfigurationError,
                    "decoder"),
     "no head": (ViTForImageClassification, "transformers_tf_pretrain_tiny_v4pt", {},
-                ConfigurationError, "say num_labels"),
+                ConfigurationError, "pass num_labels"),
     "another head": (ViTForImageClassification, "transformers_tf_classifier_tiny_v4pt",
                      {"num_labels": 3}, ConfigurationError, "ignore_mismatched_sizes"),
     "width": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"hidden_size": 64},

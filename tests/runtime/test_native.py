@@ -87,7 +87,7 @@ def test_what_a_declared_step_starts_from_is_read_by_the_library_too(tmp_path, s
     assert pytorch_state_dict(chosen.weights)["cls_token"].dtype == torch.float16
     confirm(chosen.confirmed, by_torch=True)
     saved(path, {"model": {**state, "cls_token": state["cls_token"] + 1}})
-    with pytest.raises(LoadError, match="reads cls_token otherwise"):
+    with pytest.raises(LoadError, match="reads cls_token differently"):
         confirm(chosen.confirmed, by_torch=True)
     saved(path, {"model": {n: t for n, t in state.items() if n != "cls_token"}})
     with pytest.raises(LoadError, match="do not read the same tensors"):

@@ -125,7 +125,7 @@ def test_what_is_in_the_cache_is_not_sent_again_and_is_enough_offline(
     before = len(hub.seen)
     result = command("inspect", f"hf://{REPO}", "--json")
     assert result.status == 0, result.err
-    assert "from the cache" in result.err
+    assert "the copy in the cache is used" in result.err
     assert len(hub.seen) == before
     other = command("inspect", "hf://someone/never-seen")
     assert (other.status, other.err.count("\n")) == (3, 1)

@@ -225,7 +225,7 @@ def test_pictures_go_through_the_preprocessing_of_the_source(command, case, work
     assert load_file(out)["mask"].shape[0] == 3
     result = command("verify", work / "pt", work / "pt", "--images", work / "nothing")
     assert result.status == 2
-    assert "not a folder" in result.err
+    assert "does not exist" in result.err
 
 
 def test_traces_that_apply_the_declared_steps_compare_as_verify_does(command, case, work, tmp_path):
