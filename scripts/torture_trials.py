@@ -118,7 +118,7 @@ def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterato
                     fill(filler, chance.uniform(0.3, 1))
             child.wait()
             filler.unlink(missing_ok=True)
-            yield refused(stage, child, "no space left|MB are free")
+            yield refused(stage, child, "no space left|are free")
 
 
 @contextlib.contextmanager
