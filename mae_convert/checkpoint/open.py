@@ -397,6 +397,24 @@ def open_checkpoint(
     )
 
 
+def require_images(checkpoint: Checkpoint, work: str) -> None:
+    """Require that a model's inputs are single images.
+
+    Args:
+        checkpoint: the checkpoint.
+        work: what needs images, as the subject of the message.
+
+    Raises:
+        MaeConvertError: they are videos, or time series of images.
+    """
+    if not checkpoint.family.takes_images:
+        raise MaeConvertError(
+            checkpoint.path,
+            f": {work} supports masked autoencoders of single images only, and this model is of"
+            f" {checkpoint.family.title}",
+        )
+
+
 def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     """Return a checkpoint as a model of a task; what the task does not need is dropped.
 

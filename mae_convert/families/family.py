@@ -72,6 +72,7 @@ class Family(ABC):
             tensors; None where the size cannot be changed.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
+        takes_images: whether an input is one image, as what draws and measures images needs it.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
             of ViT.
@@ -90,6 +91,7 @@ class Family(ABC):
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
     positions: ClassVar[str | None] = None
+    takes_images: ClassVar[bool] = False
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
 

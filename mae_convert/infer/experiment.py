@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.image_files import images_in, open_image
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.evidence import PREPROCESSING
@@ -56,6 +56,7 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
         ConfigurationError: the images are too few.
         MaeConvertError: an image cannot be read, or the model cannot be run.
     """
+    require_images(checkpoint, "the search for missing fields")
     options = options or InferenceOptions()
     images = _images(options)
     wanted = open_fields(checkpoint)

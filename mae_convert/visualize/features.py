@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.image_files import check_images
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
 from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
@@ -71,6 +71,7 @@ def features_of(
         MaeConvertError: an image cannot be read, or does not fit the model.
         MissingRequirementError: the framework or the device is not there.
     """
+    require_images(checkpoint, "features")
     if inputs is None:
         preprocessing_of(checkpoint)
         # Before minutes of work.

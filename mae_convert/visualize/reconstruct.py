@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.image_batch import (
@@ -72,6 +72,7 @@ def look_at(
         MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
         MissingRequirementError: the framework or the device is not there.
     """
+    require_images(checkpoint, "reconstruct")
     _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and look.mask not in KINDS:

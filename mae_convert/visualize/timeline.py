@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint, require_images
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
@@ -204,6 +204,7 @@ class _Run:
                 if checkpoint.container.epoch is not None:
                     epoch = checkpoint.container.epoch
                 epoch = place if epoch is None else epoch
+                require_images(checkpoint, "timeline")
                 self._prepare(checkpoint)
                 run = Reconstructor(checkpoint, self._view.framework, self._view.device)
                 assert self.batch is not None

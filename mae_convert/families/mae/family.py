@@ -67,6 +67,7 @@ class ImageMAE(Family):
     official = OFFICIAL
     positions = "stored"
     may_lack_class_position = True
+    takes_images = True
     has_hypotheses = True
 
     def schema(self, config: ViTMAEConfig, task: str) -> Schema:
