@@ -410,8 +410,8 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
     if not checkpoint.family.takes_images:
         raise MaeConvertError(
             checkpoint.path,
-            f": {work} supports masked autoencoders of single images only, and this model is of"
-            f" {checkpoint.family.title}",
+            f": {work} can be used with masked autoencoders of single images only, and this model"
+            f" is of {checkpoint.family.title}",
         )
 
 

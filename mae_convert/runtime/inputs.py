@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.image_files import images_in
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import load_pictures
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families.family import Family
@@ -54,6 +54,7 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
     if choice.images is None:
         batch = choice.batch or RANDOM_BATCH
         return random_inputs(checkpoint.family, model, batch=batch, seed=choice.seed)
+    require_images(checkpoint, "a folder of images")
     paths = images_in(choice.images)[: choice.batch or MOST_IMAGES]
     pixels = load_pictures(paths, checkpoint)
     made_up = random_inputs(checkpoint.family, model, batch=len(pixels), seed=choice.seed)
