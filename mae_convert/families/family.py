@@ -64,6 +64,8 @@ class Family(ABC):
         model_layouts: framework → the layout whose names its model has; "keras" for both backends.
         native_loaders: name of a table and framework → the loader that reads such names into the
             framework's model without a table (see `mae_convert.runtime.sides`).
+        encoder_prefixes: name of a table of pre-training models → what begins the names of their
+            encoder there and not in the encoder's own model.
         official: published models, each with ``task``, ``model`` and ``model_name``.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
@@ -72,6 +74,8 @@ class Family(ABC):
             tensors; None where the size cannot be changed.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
+        additional_inputs: names of what models take besides pixels and noise, where their
+            configurations ask for it.
         takes_images: whether an input is one image, as what draws and measures images needs it.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
@@ -86,11 +90,13 @@ class Family(ABC):
     models: ClassVar[Mapping[str, Mapping[str, str]]]
     model_layouts: ClassVar[Mapping[str, str]]
     native_loaders: ClassVar[Mapping[tuple[str, str], str]] = {}
+    encoder_prefixes: ClassVar[Mapping[str, str]] = {}
     official: ClassVar[tuple[Any, ...]] = ()
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
     positions: ClassVar[str | None] = None
+    additional_inputs: ClassVar[tuple[str, ...]] = ()
     takes_images: ClassVar[bool] = False
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
@@ -304,6 +310,19 @@ class Family(ABC):
         patches = config.num_patches
         ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
         return ((ranks + 0.5) / patches).astype(np.float32)
+
+    def additional_shapes(self, config: Any) -> Mapping[str, Shape]:  # noqa: ARG002
+        """Return the shape for each sample of every additional input that a model takes."""
+        return {}
+
+    def draw_additional(
+        self,
+        config: Any,  # noqa: ARG002
+        batch: int,  # noqa: ARG002
+        generator: "np.random.Generator",  # noqa: ARG002
+    ) -> dict[str, np.ndarray]:
+        """Return additional inputs (batch, ...) of a model, float32, drawn at random."""
+        return {}
 
     def prediction_shapes(self, config: Any) -> tuple[int, tuple[int, ...]]:
         """Return the numbers in a predicted patch, and the shape of a reconstruction."""

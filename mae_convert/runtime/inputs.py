@@ -26,7 +26,8 @@ class InputChoice:
     """Where the images and the noise come from.
 
     Attributes:
-        file: an .npz with ``pixel_values`` and ``noise``, which then are the inputs.
+        file: an .npz with ``pixel_values``, ``noise`` and additional inputs of the family, which
+            then are the inputs.
         images: a folder of images, which go through the model's own preprocessing.
         seed: of random images, and of the noise.
         batch: number of random images, or at most this many of the folder's where it is given.
@@ -45,12 +46,14 @@ MOST_IMAGES = 16
 def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
 
+    Videos are (N, C, T, H, W). Drawn inputs have the additional ones that the model takes too.
+
     Raises:
         MaeConvertError: the file or the folder cannot be used for this model.
     """
     model = checkpoint.configuration.model
     if choice.file is not None:
-        return load_inputs(choice.file, model)
+        return load_inputs(choice.file, checkpoint.family, model)
     if choice.images is None:
         batch = choice.batch or RANDOM_BATCH
         return random_inputs(checkpoint.family, model, batch=batch, seed=choice.seed)
@@ -67,13 +70,15 @@ def random_inputs(
     """Return normally distributed images and noise whose values are all distinct.
 
     Returns:
-        ``pixel_values`` (batch, channels, [frames,] height, width) and ``noise`` (batch, patches),
-        float32.
+        ``pixel_values`` (batch, channels, [frames,] height, width), ``noise`` (batch, patches) and
+        the additional inputs of the model, float32.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     size = (batch, *config.pixel_shape)
     noise = family.noise(config, batch, generator)
-    return {"pixel_values": generator.standard_normal(size, dtype=np.float32), "noise": noise}
+    pixels = generator.standard_normal(size, dtype=np.float32)
+    additional = family.draw_additional(config, batch, generator)
+    return {"pixel_values": pixels, "noise": noise, **additional}
 
 
 def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
@@ -82,31 +87,32 @@ def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
     return {**inputs, "noise": noise}
 
 
-def load_inputs(path: Path, config: Any) -> dict[str, np.ndarray]:
+def load_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray]:
     """Read ``IN.npz`` and check it against a model's configuration.
 
-    A file without noise gets noise that leaves the patches in order.
+    A file without noise gets noise that leaves the patches in order. Without additional inputs, the
+    model is run without them.
 
     Raises:
         MaeConvertError: the file is not such an npz, or shapes, dtypes or values do not fit.
     """
-    arrays = read_inputs(path, config)
+    arrays = read_inputs(path, family, config)
     if "noise" not in arrays:
         arrays["noise"] = _noise_in_order(len(arrays["pixel_values"]), config)
     return arrays
 
 
-def read_inputs(path: Path, config: Any) -> dict[str, np.ndarray]:
-    """Read ``pixel_values`` and, if the file has it, ``noise``, and check them.
+def read_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray]:
+    """Read ``pixel_values`` and, if the file has them, ``noise`` and additional inputs; check them.
 
     Raises:
         MaeConvertError: as `load_inputs`.
     """
-    tensors = _tensors_in(path)
-    _check_shapes(path, tensors, config)
+    tensors = _tensors_in(path, family)
+    _check_shapes(path, tensors, family, config)
     arrays = {name: _read(path, tensor) for name, tensor in tensors.items()}
     made_up = _noise_in_order(len(arrays["pixel_values"]), config)
-    check_inputs(path, {"noise": made_up, **arrays}, config)
+    check_inputs(path, {"noise": made_up, **arrays}, family, config)
     return arrays
 
 
@@ -116,18 +122,19 @@ def _noise_in_order(count: int, config: Any) -> np.ndarray:
     return np.tile(row.astype(np.float32), (count, 1))
 
 
-def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
-    """Check that arrays are inputs of a model: ``pixel_values`` and ``noise``.
+def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> None:
+    """Check that arrays are inputs of a model: ``pixel_values``, ``noise`` and additional ones.
 
     Args:
         path: the file that holds them, for the message.
         arrays: the arrays.
+        family: of the model.
         config: of the model.
 
     Raises:
         MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
     """
-    _check_shapes(path, arrays, config)
+    _check_shapes(path, arrays, family, config)
     if "noise" not in arrays:
         raise MaeConvertError(path, " contains no noise (N, L)")
     for name, array in arrays.items():
@@ -144,7 +151,7 @@ def check_inputs(path: Path, arrays: Arrays, config: Any) -> None:
         )
 
 
-def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
+def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config: Any) -> None:
     """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
     if "pixel_values" not in arrays:
         raise MaeConvertError(path, " contains no pixel_values (N, C, H, W)")
@@ -160,6 +167,17 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], config: Any) -> None:
         raise MaeConvertError(
             path, f": noise has shape {arrays['noise'].shape}; {patches} is needed"
         )
+    taken = family.additional_shapes(config)
+    for name in family.additional_inputs:
+        if name in arrays and name not in taken:
+            raise MaeConvertError(
+                path, f" contains {name}, which this model does not take", hint="leave it out"
+            )
+        if name in arrays and arrays[name].shape != (shape[0], *taken[name]):
+            needed = (shape[0], *taken[name])
+            raise MaeConvertError(
+                path, f": {name} has shape {arrays[name].shape}; {needed} is needed"
+            )
 
 
 def _check_dtype(path: Path, name: str, array: Any) -> None:
@@ -167,19 +185,20 @@ def _check_dtype(path: Path, name: str, array: Any) -> None:
         raise MaeConvertError(path, f": {name} must be float32, not {array.dtype}")
 
 
-def _tensors_in(path: Path) -> dict[str, LazyTensor]:
+def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
     """Return the arrays of an .npz that are inputs, without reading their values.
 
     Raises:
         MaeConvertError: the file is not an .npz, or they are not arrays of numbers.
     """
     try:
-        return arrays_in(Archive(ByteFile(path)), ("pixel_values", "noise"))
+        names = ("pixel_values", "noise", *family.additional_inputs)
+        return arrays_in(Archive(ByteFile(path)), names)
     except CheckpointError as error:
         raise MaeConvertError(
             error,
             ". An .npz file of inputs must contain pixel_values (N, C, H, W) and may contain noise "
-            "(N, L), both float32",
+            "(N, L), float32",
             hint="write it with numpy.savez",
         ) from error
 

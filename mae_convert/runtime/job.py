@@ -15,6 +15,14 @@ DEVICES = ("cpu", "cuda")
 MODES = ("eager", "compiled", "xla", "train")
 
 
+PIXELS_AND_NOISE = ("pixel_values", "noise")
+
+
+def additional_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs besides pixels and noise, which models take as keyword arguments."""
+    return {name: array for name, array in inputs.items() if name not in PIXELS_AND_NOISE}
+
+
 @dataclass(frozen=True)
 class StoredWeights:
     """Which files hold tensors, and how the names in them become those of the model.
@@ -77,7 +85,8 @@ class Job:
         configuration: the class of its configuration, likewise.
         weights: the files that hold the tensors.
         loader: how the names are those of the reference model (see ``loaders``).
-        inputs: .npz file with pixel_values (N, C, H, W) and, with masking, noise (N, L).
+        inputs: .npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional
+            inputs of the model.
         output: the trace to write.
         taps: whether to keep intermediate activations.
         gradients: whether to keep the gradient of the objective for every trainable parameter.

@@ -10,7 +10,7 @@ from keras import ops
 
 from mae_convert.runtime import keras_backend as backend
 from mae_convert.runtime import objective
-from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.job import Job, StoredWeights, additional_inputs
 from mae_convert.runtime.loaders import (
     LoadError,
     assign_keras,
@@ -68,20 +68,23 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
     pixels = ops.convert_to_tensor(inputs["pixel_values"], dtype=dtype)
-    noise = () if job.task == "classify" else (ops.convert_to_tensor(inputs["noise"]),)
+    others = additional_inputs(inputs)
+    if job.task != "classify":
+        others["noise"] = inputs["noise"]
+    names, tensors = tuple(others), tuple(map(ops.convert_to_tensor, others.values()))
     training = job.mode == "train"
 
-    def run(pixels: Any, *noise: Any) -> dict[str, Any]:
-        return forward(model, training, pixels, *noise)
+    def run(pixels: Any, *tensors: Any) -> dict[str, Any]:
+        return forward(model, training, pixels, **dict(zip(names, tensors, strict=True)))
 
-    def scalar(pixels: Any, *noise: Any) -> Any:
-        return _objective(run(pixels, *noise), job.task)
+    def scalar(pixels: Any, *tensors: Any) -> Any:
+        return _objective(run(pixels, *tensors), job.task)
 
-    found = backend.compiled(run, model, job.mode)(pixels, *noise)
+    found = backend.compiled(run, model, job.mode)(pixels, *tensors)
     results = {n: value for n, value in found.items() if job.taps or not n.startswith("tap/")}
     if job.gradients:
         variables = model.trainable_variables
-        gradients = backend.gradients(scalar, variables, job.mode)(pixels, *noise)
+        gradients = backend.gradients(scalar, variables, job.mode)(pixels, *tensors)
         results |= {
             f"grad/{variable.path.removeprefix(f'{model.name}/')}": gradient
             for variable, gradient in zip(variables, gradients, strict=True)
@@ -132,15 +135,17 @@ def _without_root(model: Any) -> list[Variable]:
     return [Variable(variable, model.name) for variable in model.weights]
 
 
-def forward(model: Any, training: bool, pixels: Any, noise: Any = None) -> dict[str, Any]:
+def forward(
+    model: Any, training: bool, pixels: Any, noise: Any = None, **additional: Any
+) -> dict[str, Any]:
     """Return the model's outputs and the taps."""
     if noise is None:
-        outputs = model(pixels, output_taps=True, training=training)
+        outputs = model(pixels, output_taps=True, training=training, **additional)
         results = {"logits": outputs.logits}
         if "encoder.norm" in outputs.taps:
             results["last_hidden_state"] = outputs.taps["encoder.norm"]
     else:
-        outputs = model(pixels, noise=noise, output_taps=True, training=training)
+        outputs = model(pixels, noise=noise, output_taps=True, training=training, **additional)
         results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
         results["last_hidden_state"] = _last_hidden_state(outputs)
     if hasattr(model, "forward_loss"):

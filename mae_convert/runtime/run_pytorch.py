@@ -38,22 +38,29 @@ def build(job: Job) -> torch.nn.Module:
     return model.eval()
 
 
-def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:
+def forward(
+    model: Any,
+    call: Any,
+    pixels: torch.Tensor,
+    noise: torch.Tensor | None,
+    **additional: torch.Tensor,
+) -> Results:
     """Return the outputs that the model has, and the taps.
 
     Args:
         model: the model.
         call: the model, or what a compiler made of it.
-        pixels: (N, C, H, W).
+        pixels: (N, C, H, W), or videos (N, C, T, H, W).
         noise: (N, L) for a model that masks, else None.
+        additional: further inputs of the model.
     """
     if noise is None:
-        outputs = call(pixels, output_taps=True)
+        outputs = call(pixels, output_taps=True, **additional)
         results = {"logits": outputs.logits}
         if "encoder.norm" in outputs.taps:
             results["last_hidden_state"] = outputs.taps["encoder.norm"]
     else:
-        outputs = call(pixels, noise, output_taps=True)
+        outputs = call(pixels, noise, output_taps=True, **additional)
         results = {"mask": outputs.mask, "ids_restore": outputs.ids_restore}
         results["last_hidden_state"] = _last_hidden_state(outputs)
     if hasattr(model, "forward_loss"):

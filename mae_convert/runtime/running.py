@@ -21,7 +21,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory
 from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
 from mae_convert.runtime.gradients import with_canonical_gradients
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.pinned import pinned
 from mae_convert.runtime.sides import WORKER, Side, classes_of
 from mae_convert.runtime.staging import stage
@@ -188,7 +188,8 @@ def _prepare(
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
     assert side.framework is not None
-    np.savez(work / "inputs.npz", allow_pickle=False, **inputs)
+    given = inputs_of(run.checkpoint, inputs)
+    np.savez(work / "inputs.npz", allow_pickle=False, **given)
     staged = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored, unread=unread)
     staged, held = pinned(staged, run.checkpoint, work)
     config = run.checkpoint.configuration.model
@@ -212,11 +213,19 @@ def _prepare(
             "dtypes": list(request.dtypes),
             "taps": request.taps,
             "run_mask_ratio": config.mask_ratio,
+            "additional_inputs": list(additional_inputs(given)),
         },
         confirmed=staged.confirmed,
     )
     job.save(work / "job.json")
     return work / "job.json", staged.ours, held
+
+
+def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return those of the inputs of a comparison that a checkpoint's model takes."""
+    taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
+    others = additional_inputs(inputs)
+    return {name: a for name, a in inputs.items() if name in taken or name not in others}
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:

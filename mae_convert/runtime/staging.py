@@ -109,8 +109,14 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
         format=container.kind,
         key=container.wrapper or "",
         unused=tuple(name for name in others if name not in used),
-        prefixes=checkpoint.prefix.removed,
+        prefixes=(*checkpoint.prefix.removed, *_encoder_prefix(checkpoint)),
     )
+
+
+def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what begins the names of an encoder that is run out of a pre-training model."""
+    prefix = checkpoint.family.encoder_prefixes.get(checkpoint.table.name)
+    return (prefix,) if prefix and checkpoint.task == "encoder" else ()
 
 
 def _reading(checkpoint: Checkpoint) -> ReadTensors:
@@ -144,7 +150,7 @@ def _under_its_own_names(
     staged = work / f"weights{suffix}"
     tensors: Iterable[LazyTensor] = _used(checkpoint)
     write_file(staged, kind, tensors if framework == "torch" else map(_widened, tensors))
-    return StoredWeights((str(staged),), kind)
+    return StoredWeights((str(staged),), kind, prefixes=_encoder_prefix(checkpoint))
 
 
 def _used(checkpoint: Checkpoint) -> list[LazyTensor]:

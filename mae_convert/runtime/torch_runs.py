@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mae_convert.errors import Option
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.objective import cotangent, labels
 
 Results = dict[str, Tensor]
 Build = Callable[[Job], nn.Module]
-# model, its possibly compiled self, pixels, noise → results by name
-Forward = Callable[[Any, Any, Tensor, Tensor | None], Results]
+# model, its possibly compiled self, pixels, noise, additional inputs by name → results by name
+Forward = Callable[..., Results]
 
 
 def versions() -> dict[str, str]:
@@ -72,7 +72,7 @@ def torch_runs(
 
     Args:
         job: what to run.
-        inputs: ``pixel_values`` and, for masked tasks, ``noise``.
+        inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
         build: makes the model with its weights; called again after a run that rounded them.
         forward: runs it.
 
@@ -127,11 +127,12 @@ def _results(
     kind = next(model.parameters()).dtype
     pixels = torch.from_numpy(inputs["pixel_values"]).to(device=device, dtype=kind)
     noise = torch.from_numpy(inputs["noise"]).to(device) if job.task != "classify" else None
+    additional = {n: torch.from_numpy(a).to(device) for n, a in additional_inputs(inputs).items()}
     if job.mode == "xla":
         raise LoadError("PyTorch has no XLA mode here", hint=("pass ", Option("mode", "compiled")))
     call = torch.compile(model) if job.mode == "compiled" else model
     with torch.set_grad_enabled(job.gradients):
-        results = forward(model, call, pixels, noise)
+        results = forward(model, call, pixels, noise, **additional)
         if job.gradients:
             results |= _gradients(_objective(results, job), parameters)
     kept = (n for n in results if job.taps or not n.startswith("tap/"))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mae_convert import __version__
-from mae_convert.checkpoint.fingerprint import Fingerprint
+from mae_convert.checkpoint.fingerprint import Fingerprint, described_family
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
@@ -42,7 +42,6 @@ from mae_convert.verify.judge import (
     own_errors,
 )
 from mae_convert.verify.verification import Verification
-from reference_models.configuration import ViTMAEConfig
 
 FORMAT = 1
 DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
@@ -311,7 +310,9 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     description = certificate.document["source_trace"]
     check_trace(description, kept, f"{path}, with its description in {DOCUMENT}")
     try:
-        check_inputs(path, inputs, ViTMAEConfig.from_dict(description["config"]))
+        family = described_family(description)
+        config = family.configuration_class.from_dict(description["config"])
+        check_inputs(path, inputs, family, config)
     except MaeConvertError as error:
         raise _damaged(path, error) from error
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:

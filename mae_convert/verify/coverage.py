@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.runtime.sides import THIRD_PARTIES
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT
@@ -41,7 +42,18 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
         for name, task, count, declared in left_out(a, b)
     ]
-    return [*parts, *_alone(a, b), *_precisions(a, b)]
+    return [*parts, *_not_given(a, b), *_alone(a, b), *_precisions(a, b)]
+
+
+def _not_given(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield the additional inputs that a model takes and that the runs were not given."""
+    for name, trace in (("A", a), ("B", b)):
+        family = described_family(trace.description)
+        config = family.configuration_class.from_dict(trace.description["config"])
+        given = trace.description.get("additional_inputs", ())
+        if absent := [n for n in family.additional_shapes(config) if n not in given]:
+            names = " and ".join(absent)
+            yield f"what {name} computes from {names}, which the inputs do not contain"
 
 
 def _precisions(a: Trace, b: Trace) -> Iterator[str]:

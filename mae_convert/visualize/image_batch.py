@@ -64,7 +64,9 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
         MaeConvertError: the file is not such an npz, or does not fit the model.
     """
     model = checkpoint.configuration.model
-    arrays = {name: array[:most] for name, array in read_inputs(path, model).items()}
+    arrays = {
+        name: array[:most] for name, array in read_inputs(path, checkpoint.family, model).items()
+    }
     count, (height, width) = len(arrays["pixel_values"]), model.image_hw
     return ImageBatch(
         tuple(f"{path}[{i}]" for i in range(count)),

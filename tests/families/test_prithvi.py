@@ -13,6 +13,9 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model, save_model
+from mae_convert.runtime.inputs import random_inputs
+from mae_convert.runtime.sides import Side
+from mae_convert.verify.verification import verify
 
 CASES = ("prithvi_v1_tiny", "prithvi_v2_tiny", "prithvi_v2_tl_tiny")
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
@@ -121,3 +124,68 @@ def test_both_frameworks_agree_on_a_conversion(command, tmp_path, name):
     verdict = result.json
     # The reference model has the names of version 2, so that only these are read without tables.
     assert (verdict["passed"], verdict["proven"]) == (True, name != "prithvi_v1_tiny")
+    assert not [part for part in verdict["not_compared"] if "coords" in part]
+
+
+def test_drawn_inputs_have_the_coordinates_that_a_model_embeds():
+    for name, shapes in ((CASES[1], {}), (CASES[2], {"temporal_coords": (3, 4, 2),
+                                                     "location_coords": (3, 2)})):  # fmt: skip
+        source = original(name)
+        model = source.configuration.model
+        inputs = random_inputs(source.family, model, batch=3, seed=5)
+        found = {n: a.shape for n, a in inputs.items() if n.endswith("_coords")}
+        assert found == shapes
+        assert all(array.dtype == np.float32 for array in inputs.values())
+    years, days = inputs["temporal_coords"][..., 0], inputs["temporal_coords"][..., 1]
+    assert (years >= 2015).all()
+    assert (days < 366).all()
+    assert len(np.unique(inputs["location_coords"])) > 4
+
+
+SCALES = [
+    f"{part}.{name}_scale" for part in ("encoder", "decoder") for name in ("time", "location")
+]
+
+
+@pytest.mark.usefixtures("forked_children")
+@pytest.mark.parametrize("name", SCALES)
+def test_a_changed_scale_of_coordinates_changes_what_is_computed(tmp_path, name):
+    source = original(CASES[2])
+    stored = dict(source.container.tensors)
+    external = next(rule.external for rule in source.rules if name in rule.canonicals)
+    tensors = {n: t.load() * (1.001 if n == external else 1) for n, t in stored.items()}
+    save_file(tensors, tmp_path / "b.safetensors")
+    changed = open_checkpoint(tmp_path / "b.safetensors", FLAGS)
+    verdict = verify(source, changed, Side("torch"), Side("torch"))
+    failed = {check.name for check in verdict.failed()}
+    assert "function/logits" in failed
+    assert name in verdict.suspects
+    assert ("function/last_hidden_state" in failed) == name.startswith("encoder.")
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_inputs_without_coordinates_leave_their_embeddings_unproven(command, tmp_path):
+    golden = np.load(GOLDEN / CASES[2] / "golden.npz")
+    pixels = {"pixel_values": golden["videos"], "noise": golden["noise"]}
+    np.savez(tmp_path / "in.npz", **pixels)
+    path = GOLDEN / CASES[2] / "checkpoint.pth"
+    sides = ("--framework-a", "torch", "--framework-b", "torch")
+    result = command(
+        "verify", path, path, *OPTIONS, *sides, "--inputs", tmp_path / "in.npz", "--json"
+    )
+    assert result.status == 0, result.err
+    assert any("temporal_coords and location_coords" in p for p in result.json["not_compared"])
+    for wrong, message in (
+        ({"location_coords": golden["location_coords"][:1]}, r"has shape (1, 2); (2, 2)"),
+        ({"location_coords": np.full((2, 2), np.nan, np.float32)}, "NaN"),
+        ({"location_coords": np.zeros((2, 2))}, "must be float32"),
+    ):
+        np.savez(tmp_path / "in.npz", **pixels, **wrong)
+        result = command("trace", path, tmp_path / "o", *OPTIONS, "--inputs", tmp_path / "in.npz")
+        assert (result.status, message in result.err) == (2, True), result.err
+    plain = np.load(GOLDEN / CASES[1] / "golden.npz")
+    pixels = {"pixel_values": plain["videos"], "location_coords": golden["location_coords"]}
+    np.savez(tmp_path / "in.npz", **pixels)
+    path = GOLDEN / CASES[1] / "checkpoint.pth"
+    result = command("trace", path, tmp_path / "o", *OPTIONS, "--inputs", tmp_path / "in.npz")
+    assert (result.status, "does not take" in result.err) == (2, True), result.err

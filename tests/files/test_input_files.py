@@ -18,6 +18,7 @@ from mae_convert.checkpoint.image_files import ImageWarning, check_images, image
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import Preprocessing
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.mae.family import MAE
 from mae_convert.files.input_files import open_input
 from mae_convert.runtime.inputs import load_inputs
 from mae_convert.sweep.plan_file import read_entries
@@ -49,7 +50,7 @@ READERS = {
     "image": open_image,
     "images to check": lambda path: check_images([path]),
     "plan": read_entries,
-    "inputs": lambda path: load_inputs(path, MODEL),
+    "inputs": lambda path: load_inputs(path, MAE, MODEL),
     "checkpoint": open_checkpoint,
     "any": open_input,
 }
@@ -254,7 +255,7 @@ def test_bad_inputs_are_refused_in_one_sentence(tmp_path, name):
     array, reason = INPUTS[name]
     path = npz(tmp_path / "in.npz", pixel_values=array)
     with pytest.raises(MaeConvertError, match=reason):
-        load_inputs(path, MODEL)
+        load_inputs(path, MAE, MODEL)
 
 
 def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
@@ -262,16 +263,16 @@ def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
     names = np.array([{"an": "object"}], dtype=object)
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "in.npz", pixel_values=pixels, names=names)
-        inputs = load_inputs(tmp_path / "in.npz", MODEL)
+        inputs = load_inputs(tmp_path / "in.npz", MAE, MODEL)
         assert np.array_equal(inputs["pixel_values"], pixels)
         assert inputs["noise"].shape == (2, 16)
     path = Path(tmp_path / "in.npz")
     np.savez(path, pixel_values=pixels, noise=np.ones((2, 16), np.float32))
     with pytest.raises(MaeConvertError, match="noise contains equal values"):
-        load_inputs(path, MODEL)
+        load_inputs(path, MAE, MODEL)
     np.savez(path, pixel_values=pixels, noise=np.ones((2, 15), np.float32))
     with pytest.raises(MaeConvertError, match=r"noise has shape \(2, 15\); \(2, 16\) is needed"):
-        load_inputs(path, MODEL)
+        load_inputs(path, MAE, MODEL)
 
 
 @pytest.mark.parametrize("place", ["trace", "certificate"])

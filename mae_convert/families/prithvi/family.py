@@ -1,7 +1,7 @@
 """Prithvi-EO (Jakubik et al. 2023, arXiv:2310.18660; Szwarcman et al. 2024, arXiv:2412.02732)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mae_convert.families.prithvi.layouts.keras import CLASSES
 from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.schema import Schema, Shape
 from reference_models.configuration import PrithviConfig
 from reference_models.positions import spacetime_position_embedding
 
@@ -51,6 +51,8 @@ class Prithvi(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    encoder_prefixes: ClassVar[Mapping[str, str]] = {"prithvi": "encoder."}
+    additional_inputs = ("temporal_coords", "location_coords")
 
     def schema(self, config: PrithviConfig, task: str) -> Schema:
         """Return the name and shape of every canonical tensor of a model, in canonical order."""
@@ -139,6 +141,34 @@ class Prithvi(Family):
         """Return the configuration fields that are compared in a verdict, in order."""
         own = ("num_frames", "tubelet_size", "coords_encoding")
         return (*super().compared_fields(tasks), *own)
+
+    def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:
+        """Return the shapes for each sample of the coordinates that a model embeds.
+
+        They are ``temporal_coords``, year and day of the year of each frame, and
+        ``location_coords``, latitude and longitude in degrees.
+        """
+        shapes: dict[str, Shape] = {}
+        if config.encodes_time:
+            shapes["temporal_coords"] = (config.num_frames, 2)
+        if config.encodes_location:
+            shapes["location_coords"] = (2,)
+        return shapes
+
+    def draw_additional(
+        self, config: PrithviConfig, batch: int, generator: "np.random.Generator"
+    ) -> dict[str, np.ndarray]:
+        """Return dates of the years 2015 to 2024, and locations anywhere on Earth."""
+        shapes = self.additional_shapes(config)
+        low_high = {
+            "temporal_coords": ((2015, 0), (2025, 366)),
+            "location_coords": ((-90, -180), (90, 180)),
+        }
+        drawn = {}
+        for name, shape in shapes.items():
+            low, high = low_high[name]
+            drawn[name] = np.floor(generator.uniform(low, high, (batch, *shape))).astype(np.float32)
+        return drawn
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class VideoMAE(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    encoder_prefixes: ClassVar[Mapping[str, str]] = {"videomae": "encoder."}
     official = OFFICIAL
     has_key_bias = False
     predicts_removed_only = True
