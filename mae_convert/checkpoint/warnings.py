@@ -9,7 +9,7 @@ from mae_convert.checkpoint.batch_norm import REASON
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import Option, Text
-from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
+from mae_convert.families.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed
 from mae_convert.text import plural
@@ -79,7 +79,7 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
     """
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
         return list(_in_statistics(statistics))
-    if checkpoint.family.positions != "stored":
+    if checkpoint.family.fixed_positions != "rows and columns":
         return list(_in_statistics(statistics))
     grid = checkpoint.configuration.model.grid_hw
     positions = (checkpoint.tensors.get(name) for name in POSITION_EMBEDDINGS)

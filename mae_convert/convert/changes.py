@@ -16,7 +16,8 @@ import numpy as np
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.dtypes import rounded
 from mae_convert.errors import ConfigurationError, Option
-from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, regenerated, resampled
+from mae_convert.families.configuration import Configuration
+from mae_convert.families.positions import RECOMPUTE, PositionTable, regenerated, resampled
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_size
 
@@ -31,6 +32,7 @@ class Geometry:
 
     Attributes:
         image_size: height and width in pixels.
+        num_frames: frames of a video.
         sincos_positions: compute fixed position embeddings for the new grid instead of resampling.
         in_channels: number of channels.
     """
@@ -38,6 +40,7 @@ class Geometry:
     image_size: tuple[int, int] | None = None
     sincos_positions: bool = False
     in_channels: int | None = None
+    num_frames: int | None = None
 
 
 def with_geometry(
@@ -62,8 +65,11 @@ def with_geometry(
             hint=("specify it with ", Option("image_size")),
         )
     steps: tuple[Step, ...] = ()
+    if wanted.num_frames is not None:
+        source, steps = _with_num_frames(source, task, wanted.num_frames)
     if wanted.image_size is not None:
-        source, steps = _with_image_size(source, task, wanted.image_size, wanted.sincos_positions)
+        source, more = _with_image_size(source, task, wanted.image_size, wanted.sincos_positions)
+        steps += more
     if wanted.in_channels is not None:
         source, more = _with_channels(source, task, wanted.in_channels)
         steps += more
@@ -93,32 +99,95 @@ def _with_image_size(
             " resampled",
             hint=f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}",
         )
-    make = regenerated if sincos else resampled
-    changed = {
-        name: make(source.tensors[name], model.grid_hw, wanted.grid_hw)
-        for name in POSITION_EMBEDDINGS
-        if name in source.tensors and (task == "pretrain" or not name.startswith("decoder."))
-    }
+    changed = {}
+    for name, table in _position_tables(source, task).items():
+        tensor = source.tensors[name]
+        if sincos:
+            changed[name] = _regenerated(source, tensor, wanted, RECOMPUTE)
+        else:
+            grids, kind = (model.grid_hw, wanted.grid_hw), source.family.resampling
+            changed[name] = resampled(tensor, *grids, table, kind)
     step = {
         "step": "image_size",
         "from": list(model.image_hw),
         "to": list(wanted.image_hw),
         "positions": _positions(source, sincos=sincos),
     }
-    resized = "option image_size"
-    if "image_size" in source.configuration.assumptions:  # it stays one: what was resampled?
-        before = source.configuration.sources["image_size"]
-        resized += f", from {model.image_hw[0]}x{model.image_hw[1]} ({before})"
-    sources = {**source.configuration.sources, "image_size": resized}
-    configuration = replace(source.configuration, model=wanted, sources=sources)
+    before = f"{model.image_hw[0]}x{model.image_hw[1]}"
+    configuration = _configured(source, wanted, "image_size", before)
     return _changed(source, changed, configuration), (step,)
+
+
+def _with_num_frames(
+    source: Checkpoint, task: str, count: int
+) -> tuple[Checkpoint, tuple[Step, ...]]:
+    """Return a model of videos for another number of frames, whose positions are recomputed.
+
+    The fixed position embeddings of the new frames are computed for the image size of the source.
+    """
+    model, option = source.configuration.model, Option("num_frames", count)
+    before = getattr(model, "num_frames", None)
+    if before is None:
+        raise ConfigurationError(
+            option, f": the family {source.family.name} takes images", hint="leave it out"
+        )
+    if count == before:
+        return source, ()
+    if source.family.positions != "computed" and source.family.fixed_positions is None:
+        raise ConfigurationError(
+            *(option, f": the family {source.family.name} has learned positions in time, which"),
+            " cannot be computed for other frames",
+            hint=f"leave it out: the model takes {before} frames",
+        )
+    if count % model.tubelet_size:
+        below = count - count % model.tubelet_size
+        choices = " or ".join(str(n) for n in (below, below + model.tubelet_size) if n)
+        raise ConfigurationError(
+            option, f": patches are {model.tubelet_size} frames long", hint=f"choose {choices}"
+        )
+    wanted = replace(model, num_frames=count)
+    changed = {
+        name: _regenerated(source, source.tensors[name], wanted, option)
+        for name in _position_tables(source, task)
+    }
+    step = {"step": "num_frames", "from": before, "to": count, "positions": "recomputed"}
+    configuration = _configured(source, wanted, "num_frames", str(before))
+    return _changed(source, changed, configuration), (step,)
+
+
+def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
+    """Return those position embeddings of a checkpoint that a model of a task has."""
+    return {
+        name: table
+        for name, table in source.family.position_tables(source.configuration.model).items()
+        if name in source.tensors and (task == "pretrain" or not name.startswith("decoder."))
+    }
+
+
+def _regenerated(source: Checkpoint, tensor: LazyTensor, wanted: Any, option: Option) -> LazyTensor:
+    axes, model = source.family.fixed_positions, source.configuration.model
+    if axes is None:
+        raise ConfigurationError(
+            *(option, f": the family {source.family.name} has learned positions"),
+            hint="leave it out to resample them",
+        )
+    return regenerated(tensor, model.grid_shape, wanted.grid_shape, axes, option)
+
+
+def _configured(source: Checkpoint, wanted: Any, field: str, before: str) -> Configuration:
+    """Return the configuration with a changed model, and where the changed field comes from."""
+    resized = f"option {field}"
+    if field in source.configuration.assumptions:  # it stays one: what was resampled?
+        resized += f", from {before} ({source.configuration.sources[field]})"
+    sources = {**source.configuration.sources, field: resized}
+    return replace(source.configuration, model=wanted, sources=sources)
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
     """Return what becomes of the positions: where none are stored, a model computes them itself."""
     if source.family.positions == "computed":
         return "recomputed"
-    return "sincos" if sincos else "bicubic"
+    return "sincos" if sincos else source.family.resampling
 
 
 def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
@@ -200,7 +269,7 @@ def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ..
 
 
 def _changed(
-    source: Checkpoint, tensors: Mapping[str, LazyTensor], configuration: Any
+    source: Checkpoint, tensors: Mapping[str, LazyTensor], configuration: Configuration
 ) -> Checkpoint:
     return replace(
         source,

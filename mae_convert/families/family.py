@@ -16,6 +16,7 @@ from mae_convert.errors import LayoutError
 from mae_convert.families import unknown_layout
 from mae_convert.families.configuration import Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.families.positions import BICUBIC, PositionTable
 from mae_convert.formats import Container
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Schema, Shape
@@ -70,8 +71,12 @@ class Family(ABC):
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
         positions: what becomes of position embeddings at another image size: "stored" ones of a
-            grid of patches are resampled, models whose positions are "computed" have no other
-            tensors; None where the size cannot be changed.
+            grid of patches (`position_tables`) are resampled, models whose positions are "computed"
+            have no other tensors; None where the size cannot be changed.
+        resampling: how stored ones are resampled, ``BICUBIC`` or ``CORNERS_ALIGNED`` of
+            `mae_convert.families.positions`.
+        fixed_positions: the axes of the fixed embedding that stored ones are before training, a key
+            of ``FIXED`` there; None where they are learned.
         may_lack_class_position: whether programs exist that give such names to position embeddings
             without a row for the class token.
         additional_inputs: names of what models take besides pixels and noise, where their
@@ -96,6 +101,8 @@ class Family(ABC):
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
     positions: ClassVar[str | None] = None
+    resampling: ClassVar[str] = BICUBIC
+    fixed_positions: ClassVar[str | None] = None
     additional_inputs: ClassVar[tuple[str, ...]] = ()
     takes_images: ClassVar[bool] = False
     has_hypotheses: ClassVar[bool] = False
@@ -129,6 +136,10 @@ class Family(ABC):
         Raises:
             ValueError: the geometry is impossible.
         """
+
+    def position_tables(self, config: Any) -> Mapping[str, PositionTable]:  # noqa: ARG002
+        """Return the position embeddings with a row for each patch of an image, by name."""
+        return {}
 
     def layout(self, name: str) -> Layout:
         """Return a layout by its name on the command line.

@@ -104,12 +104,12 @@ STATE_KEY = CheckpointOption(
 # By the field of `Flags` that each gives.
 OF_FIELDS: Mapping[str, CheckpointOption] = {f.name: f.metadata["option"] for f in fields(Flags)}
 # The names of arguments in Python: those of the options, and those of the fields; without
-# image_size, which there is the size that a model is made for.
+# image_size and num_frames, which there are those that a model is made for.
 ARGUMENTS: Mapping[str, str] = {
     name: option.name
     for field_name, option in OF_FIELDS.items()
     for name in (option.name, field_name)
-    if name != "image_size"
+    if name not in ("image_size", "num_frames")
 }
 CHECKPOINT_OPTIONS: tuple[CheckpointOption, ...] = (STATE_KEY, *OF_FIELDS.values())
 

@@ -32,7 +32,7 @@ NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("j
 MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     source: str | Path | Checkpoint,
     framework: str = "torch",
     task: str | None = None,
@@ -40,6 +40,7 @@ def load_model(
     device: str | None = None,
     *,
     image_size: int | str | tuple[int, int] | None = None,
+    num_frames: int | None = None,
     num_labels: int | None = None,
     state_key: str | None = None,
     **said: Any,
@@ -62,12 +63,13 @@ def load_model(
             CPU in PyTorch, what Keras chooses in Keras.
         image_size: resample the position embeddings for images of this size: one number, or
             (height, width).
+        num_frames: compute the fixed position embeddings for videos of this many frames.
         num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
         state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
         said: what the checkpoint does not say: ``num_heads``, ``decoder_num_heads``,
             ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``, ``norm_pix_loss``,
-            ``mask_ratio``, ``source_image_size``; the fields' names in a configuration, as
-            ``num_attention_heads``, are accepted too.
+            ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the fields' names in a
+            configuration, as ``num_attention_heads``, are accepted too.
 
     Returns:
         The model, in evaluation mode. What the checkpoint tells besides weights and configuration
@@ -91,7 +93,7 @@ def load_model(
         warn_of_no_effect(flags, checkpoint)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
-    return make_model(checkpoint, Wanted(framework, task, dtype, device, size))
+    return make_model(checkpoint, Wanted(framework, task, dtype, device, size, num_frames))
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
@@ -111,6 +113,7 @@ class Wanted:
     dtype: Any = None
     device: str | None = None
     image_size: tuple[int, int] | None = None
+    num_frames: int | None = None
     model_class: type | None = None
 
 
@@ -128,7 +131,7 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     kept = "float32" if wanted.dtype in MIXED else wanted.dtype
     if kept is None and in_keras:
         kept = one_dtype(checkpoint)
-    geometry = Geometry(wanted.image_size)
+    geometry = Geometry(wanted.image_size, num_frames=wanted.num_frames)
     # The reference models have a bias of the key: where a checkpoint has none, it is zeros.
     whole = replace(checkpoint, key_bias=True)
     plan = plan_conversion(whole, target, layout, task=wanted.task, dtype=kept, geometry=geometry)

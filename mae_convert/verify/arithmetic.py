@@ -41,22 +41,39 @@ def settled(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarr
     return np.where(away <= allowed + SLACK * np.abs(exact).max(), theirs, ours)
 
 
-def resampled_positions(embedding: np.ndarray, grid: Grid, new_grid: Grid) -> np.ndarray:
-    """Return a position embedding (1, 1 + h w, width) for another grid of patches, bicubic."""
-    picture = embedding[0, 1:].reshape(*grid, -1)
+def resampled_positions(
+    embedding: np.ndarray, grid: Grid, new_grid: Grid, first: int = 1, *, aligned: bool = False
+) -> np.ndarray:
+    """Return a position embedding (1, first + t h w, width) for another grid of patches, bicubic.
+
+    Args:
+        embedding: the embedding.
+        grid: h and w.
+        new_grid: those that it is resampled for.
+        first: rows that come before those of patches and stay as they are.
+        aligned: whether the patches in the corners of both grids are at the same places.
+    """
+    width = embedding.shape[-1]
+    before = embedding[0, first:].reshape(-1, *grid, width)  # (t, h, w, width)
+    grids = before.transpose(1, 2, 0, 3).reshape(*grid, -1)
     for size in new_grid:
-        picture = _hermite(picture, size).swapaxes(0, 1)
-    return np.concatenate([embedding[:, :1], picture.reshape(1, -1, picture.shape[-1])], axis=1)
+        grids = _hermite(grids, size, aligned=aligned).swapaxes(0, 1)
+    after = grids.reshape(*new_grid, -1, width).transpose(2, 0, 1, 3)
+    return np.concatenate([embedding[:, :first], after.reshape(1, -1, width)], axis=1)
 
 
-def _hermite(samples: np.ndarray, size: int) -> np.ndarray:
+def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
     """Resample the first of three axes with cubic Hermite polynomials between the samples.
 
-    The centre of new sample i is at ((2 i + 1) old / new - 1) / 2; integers keep this exact.
+    The centre of new sample i is at ((2 i + 1) old / new - 1) / 2, or, with aligned corners, at
+    i (old - 1) / (new - 1); integers keep this exact.
     """
-    place = (2 * np.arange(size) + 1) * len(samples) - size
-    index, rest = np.divmod(place, 2 * size)
-    t = (rest / (2 * size))[:, None, None]
+    if aligned:
+        place, unit = np.arange(size) * (len(samples) - 1), max(size - 1, 1)
+    else:
+        place, unit = (2 * np.arange(size) + 1) * len(samples) - size, 2 * size
+    index, rest = np.divmod(place, unit)
+    t = (rest / unit)[:, None, None]
     edged = np.pad(samples, ((2, 2), (0, 0), (0, 0)), mode="edge")
     before, left, right, after = (edged[index + offset] for offset in (1, 2, 3, 4))
     slope_left, slope_right = TANGENT * (right - before), TANGENT * (after - left)
@@ -65,24 +82,44 @@ def _hermite(samples: np.ndarray, size: int) -> np.ndarray:
     return (1 - t) ** 2 * from_left + t**2 * from_right
 
 
-def fixed_positions(embedding: np.ndarray, grid: Grid, new_grid: Grid) -> np.ndarray:
+def fixed_positions(
+    embedding: np.ndarray, grid: tuple[int, ...], new_grid: tuple[int, ...]
+) -> np.ndarray:
     """Return the fixed position embedding of another grid, to replace that of this grid.
 
-    A table that is not fixed is resampled, so that a target in which it was replaced is detected.
+    A table that is not fixed is resampled if it has as many times, so that a target in which it was
+    replaced is detected; otherwise all values of the result are NaN.
+
+    Args:
+        embedding: (1, 1 + L, width).
+        grid: patches along [time,] height and width.
+        new_grid: likewise.
     """
-    if np.abs(_sines_and_cosines(embedding.shape[-1], grid) - embedding).max() > HALF_PRECISION:
-        return resampled_positions(embedding, grid, new_grid)
-    return _sines_and_cosines(embedding.shape[-1], new_grid)
+    if np.abs(_sines_and_cosines(embedding.shape[-1], grid) - embedding).max() <= HALF_PRECISION:
+        return _sines_and_cosines(embedding.shape[-1], new_grid)
+    if grid[:-2] != new_grid[:-2]:
+        return np.full((1, 1 + math.prod(new_grid), embedding.shape[-1]), np.nan)
+    (rows, columns), (new_rows, new_columns) = grid[-2:], new_grid[-2:]
+    return resampled_positions(embedding, (rows, columns), (new_rows, new_columns))
 
 
-def _sines_and_cosines(width: int, grid: Grid) -> np.ndarray:
-    """Return sines and cosines of column and row, (1, 1 + h w, width); zero for the class token."""
-    quarter = width // 4
-    rates = np.exp(-math.log(10000) * np.arange(quarter) / max(quarter, 1))
-    row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    turns = [np.exp(1j * np.outer(place, rates)) for place in (column, row)]
-    table = np.concatenate([part for turn in turns for part in (turn.imag, turn.real)], axis=1)
-    return np.pad(table, ((1, 0), (0, width - 4 * quarter)))[None]
+def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
+    """Return sines and cosines of places, (1, 1 + L, width); zero for the class token.
+
+    Of two axes, each has half of the channels; of three, the column and the row have 6 of 16
+    channels each and the time 4. The column comes first.
+    """
+    unit, shares = (width // 16, (6, 6, 4)) if len(grid) == 3 else (width // 4, (2, 2))
+    places = np.unravel_index(np.arange(math.prod(grid)), grid)
+    parts = []
+    for place, share in zip(places[::-1], shares, strict=True):
+        half = unit * share // 2
+        turn = np.exp(
+            1j * np.outer(place, np.exp(-math.log(10000) * np.arange(half) / max(half, 1)))
+        )
+        parts += [turn.imag, turn.real]
+    table = np.concatenate(parts, axis=1)
+    return np.pad(table, ((1, 0), (0, width - table.shape[1])))[None]
 
 
 def mixed_channels(weight: np.ndarray, count: int) -> np.ndarray:

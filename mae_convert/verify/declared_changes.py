@@ -25,12 +25,11 @@ from mae_convert.verify.arithmetic import (
     round_half_even,
     settled,
 )
-from reference_models.configuration import ViTMAEConfig
 
 Step = Mapping[str, Any]
 
 CHANNELS = "encoder.patch_embedding.weight"
-POSITIONS = ("encoder.position_embedding", "decoder.position_embedding")
+ALIGNED = "bicubic, align_corners=True"
 FLOAT32 = DTYPES["float32"]
 
 
@@ -157,17 +156,43 @@ def _image_size(source: Checkpoint, step: Step) -> Changes:
     if list(model.image_hw) != step["from"]:
         return {}, source.configuration
     after = _model(source, step, image_size=tuple(step["to"]))
-    make = resampled_positions if step["positions"] == "bicubic" else fixed_positions
-    changes = {}
-    for name in POSITIONS:
+    if step["positions"] == "sincos":
+        changes = _fixed(source, after)
+    else:
+        changes = _resampled(source, after, aligned=step["positions"] == ALIGNED)
+    return changes, replace(source.configuration, model=after)
+
+
+def _num_frames(source: Checkpoint, step: Step) -> Changes:
+    if getattr(source.configuration.model, "num_frames", None) != step["from"]:
+        return {}, source.configuration
+    after = _model(source, step, num_frames=step["to"])
+    return _fixed(source, after), replace(source.configuration, model=after)
+
+
+def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Change]:
+    """Return the position embeddings resampled for another grid of rows and columns."""
+    changes, model = {}, source.configuration.model
+    for name, table in source.family.position_tables(model).items():
+        if tensor := source.tensors.get(name):
+            length = table.first + table.times * math.prod(after.grid_hw)
+            grids = {"grid": model.grid_hw, "new_grid": after.grid_hw}
+            values = partial(resampled_positions, first=table.first, aligned=aligned, **grids)
+            changes[name] = Change((1, length, tensor.shape[-1]), (tensor.dtype,), values)
+    return changes
+
+
+def _fixed(source: Checkpoint, after: Any) -> dict[str, Change]:
+    """Return the fixed position embeddings of another grid."""
+    changes, model = {}, source.configuration.model
+    for name in source.family.position_tables(model):
         if tensor := source.tensors.get(name):
             shape = (1, 1 + after.num_patches, tensor.shape[-1])
             # The original rounds the fixed embedding to float32, whatever it is stored as.
-            fixed = step["positions"] == "sincos" and _holds_float32(tensor)
-            dtypes = (FLOAT32, tensor.dtype) if fixed else (tensor.dtype,)
-            values = partial(make, grid=model.grid_hw, new_grid=after.grid_hw)
-            changes[name] = Change(shape, dtypes, values)
-    return changes, replace(source.configuration, model=after)
+            dtypes = (FLOAT32, tensor.dtype) if _holds_float32(tensor) else (tensor.dtype,)
+            grids = {"grid": model.grid_shape, "new_grid": after.grid_shape}
+            changes[name] = Change(shape, dtypes, partial(fixed_positions, **grids))
+    return changes
 
 
 def _holds_float32(tensor: LazyTensor) -> bool:
@@ -175,7 +200,7 @@ def _holds_float32(tensor: LazyTensor) -> bool:
     return bool((array.astype(np.float32) == array).all())
 
 
-def _model(source: Checkpoint, step: Step, **fields: Any) -> ViTMAEConfig:
+def _model(source: Checkpoint, step: Step, **fields: Any) -> Any:
     try:
         return replace(source.configuration.model, **fields)
     except ValueError as error:
@@ -210,6 +235,7 @@ def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
 CHANGES: Mapping[str, Callable[[Checkpoint, Step], Changes]] = {
     "dtype": _dtype,
     "image_size": _image_size,
+    "num_frames": _num_frames,
     "in_channels": _in_channels,
 }
 # A linear probe is folded when it is opened, and a head that is new is no part of the source, so

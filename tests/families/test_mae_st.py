@@ -8,7 +8,6 @@ from safetensors.numpy import load_file, save_file
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import as_task, open_checkpoint
-from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
@@ -125,10 +124,6 @@ def test_what_no_tensor_gives_is_told_asked_for_or_refused(tmp_path):
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3, image_size=40)
     with pytest.raises(ConfigurationError, match="positions"):
         open_checkpoint(GOLDEN / PRETRAIN / "checkpoint.pth", flags)
-    with pytest.raises(ConfigurationError, match="image_size"):
-        plan_conversion(
-            original(PRETRAIN), tmp_path / "a.pth", "original", geometry=Geometry((64, 64))
-        )
     with pytest.raises(LayoutError, match="original, keras"):
         plan_conversion(original(PRETRAIN), tmp_path / "a", "transformers")
 

@@ -12,13 +12,20 @@ from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.dtypes import DTYPES, rounded
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.mae.positions import POSITION_EMBEDDINGS, bicubic, regenerated, resampled
 from mae_convert.families.options import Flags
+from mae_convert.families.positions import (
+    CORNERS_ALIGNED,
+    POSITION_EMBEDDINGS,
+    PositionTable,
+    bicubic,
+    regenerated,
+    resampled,
+)
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.verify.arithmetic import fixed_positions, resampled_positions
-from reference_models.positions import sincos_position_embedding
+from reference_models.positions import sincos_position_embedding, spacetime_position_embedding
 
 GRIDS = [
     ((14, 14), (24, 24)),
@@ -68,6 +75,24 @@ def test_resampling_is_that_of_pytorch(grid, new_grid):
     # The judge has another formulation; it is held against the same.
     assert distance(resampled_positions(embedding, grid, new_grid), expected) < FLOAT64_LIMIT
     assert tensor.load()[:, 0].tobytes() == embedding[:, 0].tobytes()
+
+
+@pytest.mark.parametrize(("grid", "new_grid"), GRIDS)
+def test_resampling_with_aligned_corners_is_that_of_pytorch_at_each_time(grid, new_grid):
+    embedding = random_embedding((3 * grid[0], grid[1]))  # three times
+    images = torch.from_numpy(embedding[0, 1:].astype(np.float64)).reshape(3, *grid, -1)
+    images = torch.nn.functional.interpolate(
+        images.permute(0, 3, 1, 2), size=new_grid, mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1)
+    expected = np.concatenate([embedding[0, :1], images.reshape(-1, embedding.shape[-1])])[None]
+    tensor = LazyTensor.from_array("p", embedding.astype(np.float64))
+    found = resampled(tensor, grid, new_grid, PositionTable(times=3), CORNERS_ALIGNED)
+    assert found.shape == found.load().shape == expected.shape
+    assert distance(found.load(), expected) < FLOAT64_LIMIT
+    independent = resampled_positions(embedding, grid, new_grid, aligned=True)
+    assert distance(independent, expected) < FLOAT64_LIMIT
+    without_class = resampled_positions(embedding[:, 1:], grid, new_grid, 0, aligned=True)
+    assert distance(without_class, expected[:, 1:]) < FLOAT64_LIMIT
 
 
 def test_resampling_to_the_same_grid_changes_no_bit():
@@ -157,6 +182,21 @@ class TestFixedEmbeddings:
         assert made.load().tobytes() == rounded(fixed, DTYPES[dtype]).tobytes()
         exact = fixed_positions(stored.astype(np.float64), (14, 14), (20, 6))
         assert distance(exact, sincos_position_embedding(24, (20, 6))) < FLOAT64_LIMIT
+
+    @pytest.mark.parametrize("width", [32, 40])
+    def test_those_of_times_rows_and_columns_are_made_anew(self, width):
+        stored = spacetime_position_embedding(width, (3, 4, 2)).astype(np.float32)
+        tensor, axes = LazyTensor.from_array("p", stored), "times, rows and columns"
+        made = regenerated(tensor, (3, 4, 2), (5, 2, 7), axes)
+        fixed = spacetime_position_embedding(width, (5, 2, 7))
+        assert made.load().tobytes() == fixed.astype(np.float32).tobytes()
+        exact = fixed_positions(stored.astype(np.float64), (3, 4, 2), (5, 2, 7))
+        assert distance(exact, fixed) < FLOAT64_LIMIT
+        stored[0, 5, 1] += 0.1  # a trained one is not replaced
+        assert np.isnan(fixed_positions(stored, (3, 4, 2), (5, 2, 7))).all()
+        option = Option("num_frames", 5)
+        with pytest.raises(ConfigurationError, match="num_frames=5 would lose what was learned"):
+            regenerated(LazyTensor.from_array("p", stored), (3, 4, 2), (5, 4, 2), axes, option)
 
     def test_one_that_never_was_float32_stays_exact(self):
         tensor = LazyTensor.from_array("p", sincos_position_embedding(24, (4, 4)))

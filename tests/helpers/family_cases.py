@@ -98,6 +98,7 @@ def expectations(case):
         "loss": "loss",
         "loss_norm_pix": "loss_norm_pix",
         "reconstruction": "reconstruction",
+        "target": "target",
     }
     expected = {}
     for stored, value in golden(case).items():

@@ -84,6 +84,7 @@ def results(model, given):
         shown = (given["pixel_values"], output.logits, output.mask)
         for name, flag in (("loss", False), ("loss_norm_pix", True)):
             found[name] = model.forward_loss(*shown, norm_pix_loss=flag)
+        found["target"] = model.patchify(given["pixel_values"])
         whole = output.logits.shape[1] == model.config.num_patches
         found["reconstruction"] = (
             model.unpatchify(output.logits) if whole else model.reconstruct(*shown)

@@ -42,6 +42,7 @@ def run(job, folder):
             for name, flag in (("loss", False), ("loss_norm_pix", True)):
                 value = model.forward_loss(pixels, *shown, norm_pix_loss=flag)
                 arrays[name] = ops.convert_to_numpy(value)
+            arrays["target"] = ops.convert_to_numpy(model.patchify(pixels))
             whole = output.logits.shape[1] == model.config.num_patches
             arrays["reconstruction"] = ops.convert_to_numpy(
                 model.unpatchify(output.logits) if whole else model.reconstruct(pixels, *shown)

@@ -98,6 +98,11 @@ def inspect(
     help="Resample the position embeddings for images of this size; reported as lossy.",
 )
 @click.option(
+    "--num-frames",
+    type=COUNT,
+    help="Compute the fixed position embeddings for videos of this many frames.",
+)
+@click.option(
     "--sincos-positions",
     is_flag=True,
     help=(
@@ -144,6 +149,7 @@ def convert(
     task: str | None,
     dtype: str | None,
     image_size: tuple[int, int] | None,
+    num_frames: int | None,
     sincos_positions: bool,
     in_channels: int | None,
     num_labels: int | None,
@@ -177,7 +183,7 @@ def convert(
     wanted: dict[str, Any] = {
         "task": task,
         "dtype": dtype,
-        "geometry": Geometry(image_size, sincos_positions, in_channels),
+        "geometry": Geometry(image_size, sincos_positions, in_channels, num_frames),
         "packing": Packing(prefix, pickled, max_shard_size),
     }
     part = None if num_labels else task

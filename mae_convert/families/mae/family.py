@@ -16,6 +16,7 @@ from mae_convert.families.mae.official import OFFICIAL
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
 from mae_convert.families.mae.unread import unread
+from mae_convert.families.positions import POSITION_EMBEDDINGS, PositionTable
 from mae_convert.formats import Container
 from mae_convert.layouts.schema import Schema
 from reference_models.configuration import ViTMAEConfig
@@ -66,9 +67,14 @@ class ImageMAE(Family):
     native_loaders = NATIVE_LOADERS
     official = OFFICIAL
     positions = "stored"
+    fixed_positions = "rows and columns"
     may_lack_class_position = True
     takes_images = True
     has_hypotheses = True
+
+    def position_tables(self, config: ViTMAEConfig) -> Mapping[str, PositionTable]:  # noqa: ARG002
+        """Return the position embeddings with a row for each patch of an image, by name."""
+        return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable())
 
     def schema(self, config: ViTMAEConfig, task: str) -> Schema:
         """Return the name and shape of every canonical tensor."""

@@ -15,6 +15,7 @@ from mae_convert.families.mae_st import schema as canonical
 from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
 from mae_convert.families.options import named
+from mae_convert.families.positions import PositionTable
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.schema import Schema
@@ -51,7 +52,20 @@ class MAEST(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    positions = "stored"
     has_key_bias = False  # either all three have biases or none
+
+    def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
+        """Return the position embeddings with a row for each patch, of a time step or of a video.
+
+        The authors' program resamples no separate positions; theirs are resampled as those of an
+        image, and joint ones for each time step.
+        """
+        if config.sep_pos_embed:
+            kind, table = "spatial", PositionTable(first=0)
+        else:
+            kind, table = "joint", PositionTable(config.class_tokens, config.grid_shape[0])
+        return {f"{part}.{kind}_position_embedding": table for part in ("encoder", "decoder")}
 
     def schema(self, config: MAESTConfig, task: str) -> Schema:
         """Return the name and shape of every canonical tensor of a model, in canonical order."""

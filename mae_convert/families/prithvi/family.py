@@ -12,6 +12,7 @@ from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import NAMES, PREPROCESSING, SQUARE, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.options import named
+from mae_convert.families.positions import CORNERS_ALIGNED, POSITION_EMBEDDINGS, PositionTable
 from mae_convert.families.prithvi import schema as canonical
 from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES
@@ -52,6 +53,9 @@ class Prithvi(Family):
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
     encoder_prefixes: ClassVar[Mapping[str, str]] = {"prithvi": "encoder."}
+    positions = "stored"
+    resampling = CORNERS_ALIGNED
+    fixed_positions = "times, rows and columns"
     additional_inputs = ("temporal_coords", "location_coords")
 
     def schema(self, config: PrithviConfig, task: str) -> Schema:
@@ -65,6 +69,10 @@ class Prithvi(Family):
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:  # noqa: ARG002
         """Return the schema of a geometry."""
         return canonical.expected(geometry, task)
+
+    def position_tables(self, config: PrithviConfig) -> Mapping[str, PositionTable]:
+        """Return the position embeddings with a row for each patch of an image, by name."""
+        return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
     def unread(
         self,

@@ -1,0 +1,173 @@
+"""Position embeddings for another image size: resampled on the grid of patches, or recomputed.
+
+Every embedding is canonical, (1, first + times x rows x columns, width): that of the class token,
+if there is one, then those of the patches time by time and row by row. The class token has no
+position on the grid, so its embedding is unchanged.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mae_convert.dtypes import rounded
+from mae_convert.errors import ConfigurationError, Option
+from mae_convert.formats.tensor import LazyTensor
+from reference_models.positions import sincos_position_embedding, spacetime_position_embedding
+
+Grid = tuple[int, int]
+Shape = tuple[int, ...]
+
+POSITION_EMBEDDINGS = ("encoder.position_embedding", "decoder.position_embedding")
+# The fixed embeddings, by the axes of their grids, as `Family.fixed_positions` names them.
+FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
+    "rows and columns": sincos_position_embedding,
+    "times, rows and columns": spacetime_position_embedding,
+}
+RECOMPUTE = Option("sincos_positions", True)
+BICUBIC, CORNERS_ALIGNED = "bicubic", "bicubic, align_corners=True"
+SHARPNESS = -0.75
+"""The free parameter of cubic convolution (Keys 1981, doi:10.1109/TASSP.1981.1163711, there a)."""
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """How a position embedding (1, first + times x rows x columns, width) is laid out.
+
+    Attributes:
+        first: embeddings of tokens that are not patches, which come first.
+        times: grids of rows and columns that follow.
+    """
+
+    first: int = 1
+    times: int = 1
+
+
+def resampled(
+    tensor: LazyTensor,
+    grid: Grid,
+    new_grid: Grid,
+    table: PositionTable | None = None,
+    kind: str = BICUBIC,
+) -> LazyTensor:
+    """Return a position embedding for another grid: bicubic, as fine-tuning the original does it.
+
+    He et al. 2021 fine-tune at other sizes by resampling in two dimensions (as Dosovitskiy et al.
+    2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. Grids of
+    several times are resampled one by one.
+
+    Args:
+        tensor: the embedding.
+        grid: rows and columns of patches.
+        new_grid: those that it is resampled for.
+        table: how the embedding is laid out; default: a class token and the grid of an image.
+        kind: ``BICUBIC``, or ``CORNERS_ALIGNED`` where the outermost patches keep their embeddings.
+    """
+    table = table or PositionTable()
+
+    def load() -> np.ndarray:
+        embedding = tensor.load().astype(np.float64)
+        before = embedding[0, table.first :].reshape(table.times, *grid, -1)
+        aligned = kind == CORNERS_ALIGNED
+        patches = np.stack([bicubic(each, new_grid, aligned=aligned) for each in before])
+        rows = patches.reshape(-1, patches.shape[-1])
+        return rounded(np.concatenate([embedding[0, : table.first], rows])[None], tensor.dtype)
+
+    length = table.first + table.times * new_grid[0] * new_grid[1]
+    return replace(tensor, shape=(1, length, tensor.shape[-1]), load=load)
+
+
+def bicubic(picture: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarray:
+    """Resample (rows, columns, width) to (*size, width), without antialiasing.
+
+    This is ``torch.nn.functional.interpolate(mode="bicubic", align_corners=aligned)``.
+    """
+    vertical, horizontal = (
+        resampling_matrix(old, new, aligned=aligned)
+        for old, new in zip(picture.shape, size, strict=False)
+    )
+    return np.einsum("yr,xc,rcd->yxd", vertical, horizontal, picture, optimize=True)
+
+
+def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarray:
+    """Return the matrix (new, old) that resamples one axis; the border is repeated outwards.
+
+    The places of samples are their centres at halves, or, if aligned, the first and the last
+    samples of both are at the same places.
+    """
+    if aligned:
+        centres = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    else:
+        centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    before = np.floor(centres).astype(int)
+    matrix = np.zeros((new, old))
+    for neighbour in (before - 1, before, before + 1, before + 2):
+        inside = neighbour.clip(0, old - 1)
+        np.add.at(matrix, (np.arange(new), inside), _kernel(np.abs(centres - neighbour)))
+    return matrix
+
+
+def _kernel(distance: np.ndarray) -> np.ndarray:
+    """Return the weight of a sample at a distance of 0 to 2 (Keys 1981, equation 4)."""
+    a, x = SHARPNESS, distance
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, far)
+
+
+def regenerated(
+    tensor: LazyTensor,
+    grid: Shape,
+    new_grid: Shape,
+    axes: str = "rows and columns",
+    option: Option = RECOMPUTE,
+) -> LazyTensor:
+    """Return the fixed sine-cosine embedding of another grid, to replace that of this grid.
+
+    Reads the tensor.
+
+    Args:
+        tensor: the embedding.
+        grid: patches along each axis.
+        new_grid: likewise.
+        axes: the axes of the grid, a key of ``FIXED``.
+        option: the option that asks for it, for the message.
+
+    Raises:
+        ConfigurationError: the tensor is not the fixed embedding, so trained values would be lost.
+    """
+    precision = fixed_precision(tensor, grid, axes)
+    if precision is None:
+        table = FIXED[axes](tensor.shape[-1], grid)
+        away = np.abs(tensor.load().astype(np.float64) - table).max()
+        raise ConfigurationError(
+            f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away),",
+            *(" so ", option, " would lose what was learned"),
+            hint="leave it out" + (" to resample the embedding" if option == RECOMPUTE else ""),
+        )
+
+    def load() -> np.ndarray:
+        return _fixed(tensor, new_grid, axes, precision)
+
+    return replace(tensor, shape=(1, 1 + prod(new_grid), tensor.shape[-1]), load=load)
+
+
+def fixed_precision(
+    tensor: LazyTensor, grid: Shape, axes: str = "rows and columns"
+) -> np.dtype | None:
+    """Return the dtype to which a fixed embedding was rounded before it got that of the tensor.
+
+    The original computes in float64 and stores float32, whatever became of it later. None where the
+    tensor, which is read, is not exactly the fixed embedding of the grid.
+    """
+    stored = tensor.load()
+    for precision in (np.dtype(np.float32), tensor.dtype):
+        if np.array_equal(_fixed(tensor, grid, axes, precision), stored):
+            return precision
+    return None
+
+
+def _fixed(tensor: LazyTensor, grid: Shape, axes: str, precision: np.dtype) -> np.ndarray:
+    return rounded(rounded(FIXED[axes](tensor.shape[-1], grid), precision), tensor.dtype)
