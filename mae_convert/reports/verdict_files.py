@@ -4,7 +4,7 @@ The same verification gives the same bytes: a report contains no time stamp.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,14 @@ from mae_convert.reports.junit import verdict_junit
 from mae_convert.text import code_in_markdown, for_markdown, for_terminal
 from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, effects_in_words, headline, summary, suspects_title
+from mae_convert.verify.summary import (
+    answer,
+    effects_in_words,
+    headline,
+    step_rows,
+    summary,
+    suspects_title,
+)
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -96,6 +103,7 @@ def markdown(done: "Verification") -> str:
         cells = map(for_markdown, (line.title, line.measured, line.limit))
         lines.append(f"| {' | '.join(cells)} | {mark} |")
     lines.append("")
+    lines += _steps_in_markdown(verdict)
     if verdict.first_divergence:
         lines.append(f"First divergence: {code_in_markdown(verdict.first_divergence)}")
     if verdict.suspects and not verdict.passed:
@@ -105,6 +113,19 @@ def markdown(done: "Verification") -> str:
     lines += [f"- not compared: {for_markdown(what)}" for what in verdict.not_compared]
     lines += [f"- {for_markdown(sentence)}" for sentence in effects_in_words(verdict.effects)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
+    """Yield the lines of a table of the steps that were compared by themselves, if any were."""
+    if not verdict.isolated:
+        return
+    columns, rows = step_rows(verdict.isolated)
+    yield f"| {' | '.join(columns)} | |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for cells, word in rows:
+        mark = word if word == "ok" else f"**{word}**"
+        yield f"| {' | '.join(map(for_markdown, cells))} | {mark} |"
+    yield ""
 
 
 def text(verdict: Verdict) -> str:

@@ -29,6 +29,7 @@ from mae_convert.verify.summary import (
     by_depth,
     effects_in_words,
     headline,
+    step_rows,
     summary,
     suspects_title,
 )
@@ -61,6 +62,7 @@ def page(done: "Verification", environment: Mapping[str, str]) -> str:
         table(
             ("compared", "measured difference", "limit", ""), map(_line, summary(verdict.checks))
         ),
+        *_isolated(verdict),
         *_depth(verdict),
         *_pictures(done),
         "<h2>Environment</h2>",
@@ -113,6 +115,26 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
     said += map(for_html, effects_in_words(verdict.effects))
     if said:
         yield "<ul>" + "".join(f"<li>{item}</li>" for item in said) + "</ul>"
+
+
+def _isolated(verdict: Verdict) -> Iterator[str]:
+    """Yield a table of the steps that were compared by themselves, if any were."""
+    if not verdict.isolated:
+        return
+    columns, rows = step_rows(verdict.isolated)
+    yield "<h2>Each step by itself</h2>"
+    marks = {"ok": '<span class="ok">ok</span>'}
+    yield table(
+        (*map(for_html, columns), ""),
+        (
+            (
+                for_html(cells[0]),
+                *(Cell(for_html(cell), "n") for cell in cells[1:]),
+                Cell(marks.get(word, f'<strong class="bad">{word}</strong>'), "word"),
+            )
+            for cells, word in rows
+        ),
+    )
 
 
 def _depth(verdict: Verdict) -> Iterator[str]:

@@ -95,6 +95,8 @@ class Job:
         description: metadata that is copied into the trace.
         confirmed: what the tensors were computed from, where they are not stored so themselves:
             the library has to read the same there.
+        step_outputs: safetensors file with activations by name, float64; each replaces the result
+            of that step as the input of the next one (see ``steps``). "" replaces nothing.
     """
 
     framework: str
@@ -113,6 +115,7 @@ class Job:
     mode: str
     description: Mapping[str, Any]
     confirmed: ReadTensors | None = None
+    step_outputs: str = ""
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""

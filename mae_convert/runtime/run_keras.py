@@ -7,10 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from safetensors.numpy import load_file
 
 from mae_convert.runtime import keras_backend as backend
 from mae_convert.runtime import objective
 from mae_convert.runtime.job import Job, StoredWeights, additional_inputs
+from mae_convert.runtime.keras_steps import replace_steps
 from mae_convert.runtime.loaders import (
     LoadError,
     assign_keras,
@@ -74,8 +76,11 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
     names, tensors = tuple(others), tuple(map(ops.convert_to_tensor, others.values()))
     training = job.mode == "train"
 
+    computed = _isolate_steps(model, job, dtype)
+
     def run(pixels: Any, *tensors: Any) -> dict[str, Any]:
-        return forward(model, training, pixels, **dict(zip(names, tensors, strict=True)))
+        results = forward(model, training, pixels, **dict(zip(names, tensors, strict=True)))
+        return {**results, **{f"tap/{name}": value for name, value in computed.items()}}
 
     def scalar(pixels: Any, *tensors: Any) -> Any:
         return _objective(run(pixels, *tensors), job.task)
@@ -91,6 +96,16 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
             if gradient is not None
         }
     return results
+
+
+def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
+    """Give each step of the model the input that the job says; return what they will compute."""
+    if not job.step_outputs:
+        return {}
+    given = load_file(job.step_outputs)
+    return replace_steps(
+        model, {name: ops.convert_to_tensor(array, dtype) for name, array in given.items()}
+    )
 
 
 def build(job: Job, dtype: str) -> Any:

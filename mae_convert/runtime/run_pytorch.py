@@ -9,6 +9,7 @@ import torch
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, confirm, pytorch_state_dict
 from mae_convert.runtime.model_class import class_named
+from mae_convert.runtime.taps import Point, input_of, output_of
 from mae_convert.runtime.torch_runs import Results, WithoutValues, settings, torch_runs, versions
 
 __all__ = ["runs", "settings", "versions"]
@@ -21,7 +22,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         LoadError: the file's tensors are not exactly the model's.
     """
     confirm(job.confirmed, by_torch=True)
-    return torch_runs(job, inputs, build, forward)
+    return torch_runs(job, inputs, build, forward, points)
 
 
 def build(job: Job) -> torch.nn.Module:
@@ -66,6 +67,25 @@ def forward(
     if hasattr(model, "forward_loss"):
         results |= _pretraining_results(model, pixels, outputs)
     return results | {f"tap/{name}": value for name, value in outputs.taps.items()}
+
+
+def points(model: Any) -> dict[str, Point]:
+    """Return where in a reference model the activations are that end a step."""
+    encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
+    found = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
+    if hasattr(decoder, "decoder_blocks"):
+        found |= _points_of_stack("decoder", decoder.decoder_blocks, decoder.decoder_norm)
+    elif decoder is not model:
+        found |= _points_of_stack("decoder", decoder.blocks, decoder.norm)
+    if hasattr(model, "fc_norm"):
+        found["head.norm"] = output_of(model.fc_norm)
+    return found
+
+
+def _points_of_stack(name: str, blocks: Any, norm: torch.nn.Module | None) -> dict[str, Point]:
+    found = {f"{name}.embedding": input_of(blocks[0])}
+    found |= {f"{name}.blocks.{i}.output": output_of(block) for i, block in enumerate(blocks)}
+    return found if norm is None else {**found, f"{name}.norm": output_of(norm)}
 
 
 def _last_hidden_state(outputs: Any) -> torch.Tensor:

@@ -39,7 +39,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
             raise LoadError("timm cannot remove patches", hint=("pass ", Option("unmasked", True)))
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)
-    return torch_runs(job, inputs, build, forward)
+    return torch_runs(job, inputs, build, forward, _points)
 
 
 def build(job: Job) -> torch.nn.Module:

@@ -50,7 +50,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         )
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)
-    return torch_runs(job, inputs, build, forward)
+    return torch_runs(job, inputs, build, forward, _points)
 
 
 def build(job: Job) -> nn.Module:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow
 import transformers
 
+from mae_convert.errors import Option
 from mae_convert.families.mae.model_classes import TENSORFLOW_CLASSES
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError
@@ -44,6 +45,11 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         ImportError: this version of transformers has no TensorFlow classes.
         LoadError: the class does not take the directory, or the job asks for what it cannot do.
     """
+    if job.step_outputs:
+        raise LoadError(
+            "the TensorFlow classes of transformers cannot be run step by step",
+            hint=("leave out ", Option("isolate", True), ", or run this side with tensorflow"),
+        )
     if not hasattr(transformers, TENSORFLOW_CLASSES[job.task]):
         raise ImportError(
             f"transformers {transformers.__version__} has no TensorFlow classes; specify the "

@@ -31,7 +31,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         LoadError: the class cannot load the directory, or not all of it.
     """
     config = class_named(job.configuration).from_dict(job.config)
-    return torch_runs(job, inputs, build, partial(forward, config))
+    return torch_runs(job, inputs, build, partial(forward, config), _points)
 
 
 def forward(

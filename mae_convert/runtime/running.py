@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, Text, from_json
@@ -58,12 +59,15 @@ class Run:
         side: with what; ``framework`` must be chosen.
         request: what to keep.
         as_stored: the checkpoint's tensors are those of its file; False after declared steps.
+        step_outputs: activations (N, T, D) by name that replace the results of these steps as the
+            inputs of the next ones; empty for an ordinary run.
     """
 
     checkpoint: Checkpoint
     side: Side
     request: Request = field(default_factory=Request)
     as_stored: bool = True
+    step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 class UnreadFileError(MaeConvertError):
@@ -190,6 +194,7 @@ def _prepare(
     assert side.framework is not None
     given = inputs_of(run.checkpoint, inputs)
     np.savez(work / "inputs.npz", allow_pickle=False, **given)
+    step_outputs = _save_arrays(run.step_outputs, work / "step_outputs.safetensors")
     staged = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored, unread=unread)
     staged, held = pinned(staged, run.checkpoint, work)
     config = run.checkpoint.configuration.model
@@ -216,6 +221,7 @@ def _prepare(
             "additional_inputs": list(additional_inputs(given)),
         },
         confirmed=staged.confirmed,
+        step_outputs=step_outputs,
     )
     job.save(work / "job.json")
     return work / "job.json", staged.ours, held
@@ -226,6 +232,14 @@ def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[
     taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
     others = additional_inputs(inputs)
     return {name: a for name, a in inputs.items() if name in taken or name not in others}
+
+
+def _save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> str:
+    """Write arrays to a safetensors file and return its path; without arrays, return ""."""
+    if not arrays:
+        return ""
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    return str(path)
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:

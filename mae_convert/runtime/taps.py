@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,6 +13,7 @@ class Point(NamedTuple):
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
+    of_input: bool = False
 
 
 def output_of(module: nn.Module) -> Point:
@@ -21,7 +23,7 @@ def output_of(module: nn.Module) -> Point:
 
 def input_of(module: nn.Module) -> Point:
     """Return the activation that is a module's first input."""
-    return Point(module, lambda arguments, _: arguments[0])
+    return Point(module, lambda arguments, _: arguments[0], of_input=True)
 
 
 @contextmanager
@@ -44,3 +46,64 @@ def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def replacing(
+    points: Mapping[str, Point], given: Mapping[str, Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """Replace activations while the model runs, so that each step gets the given input.
+
+    Args:
+        points: where in the model each activation is, by name.
+        given: what replaces it, (N, T, D), of any dtype and device.
+
+    Yields:
+        A dictionary that is filled with the activations that the model itself has computed.
+    """
+    computed: dict[str, Tensor] = {}
+
+    def before(name: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, arguments: Any) -> Any:
+            computed[name], tokens = exchanged(arguments[0], given[name])
+            return (tokens, *arguments[1:])
+
+        return hook
+
+    def after(name: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            several = isinstance(output, tuple)
+            computed[name], tokens = exchanged(output[0] if several else output, given[name])
+            return (tokens, *output[1:]) if several else tokens
+
+        return hook
+
+    handles = [
+        point.module.register_forward_pre_hook(before(name))
+        if point.of_input
+        else point.module.register_forward_hook(after(name))
+        for name, point in points.items()
+        if name in given
+    ]
+    try:
+        yield computed
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def exchanged(computed: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a computed activation (N, T, D), and what replaces it in the model.
+
+    Args:
+        computed: what a module has computed, (N, T, D), or (N, D) of pooled tokens. It may begin
+            with tokens that the activation does not have, because they are dropped afterwards.
+        given: the activation that replaces it, (N, T, D).
+    """
+    given = given.to(computed)
+    if computed.ndim == 2:
+        return computed[:, None], given[:, 0]
+    more = computed.shape[1] - given.shape[1]
+    if more <= 0:  # of other shapes the next step fails, and says so
+        return computed, given
+    return computed[:, more:], torch.cat([computed[:, :more], given], dim=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -13,11 +14,13 @@ from mae_convert.errors import Option
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.objective import cotangent, labels
+from mae_convert.runtime.taps import Point, replacing
 
 Results = dict[str, Tensor]
 Build = Callable[[Job], nn.Module]
 # model, its possibly compiled self, pixels, noise, additional inputs by name → results by name
 Forward = Callable[..., Results]
+Points = Callable[[Any], Mapping[str, Point]]
 
 
 def versions() -> dict[str, str]:
@@ -66,7 +69,11 @@ INITIALIZERS = {
 
 
 def torch_runs(
-    job: Job, inputs: Mapping[str, np.ndarray], build: Build, forward: Forward
+    job: Job,
+    inputs: Mapping[str, np.ndarray],
+    build: Build,
+    forward: Forward,
+    points: Points,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield each dtype and its results, NumPy arrays by name.
 
@@ -75,11 +82,15 @@ def torch_runs(
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
         build: makes the model with its weights; called again after a run that rounded them.
         forward: runs it.
+        points: returns where in the model the activations are that end a step: the embeddings,
+            the output of each block, the norms.
 
     Raises:
         LoadError: the weights do not fit, or a result has another dtype than was asked for.
     """
     _be_deterministic(job.mode)
+    if job.step_outputs:
+        forward = _isolated(forward, points, load_file(job.step_outputs))
     model = build(job)
     for number, dtype in enumerate(job.dtypes):
         _set_precision(dtype, job.device)
@@ -97,6 +108,17 @@ def torch_runs(
         # Rounded weights must not become another run's weights.
         if dtype != "float64" and number + 1 < len(job.dtypes):
             model = build(job)
+
+
+def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> Forward:
+    """Return a forward pass in which each step gets a given input, whatever precedes it."""
+
+    def run(model: Any, *inputs: Any, **additional: Any) -> Results:
+        with replacing(points(model), given) as computed:
+            results = forward(model, *inputs, **additional)
+        return {**results, **{f"tap/{name}": value for name, value in computed.items()}}
+
+    return run
 
 
 def _be_deterministic(mode: str) -> None:

@@ -90,6 +90,8 @@ class Verdict:
         inferred: the evidence of an experiment that gave fields of the source, or None.
         unread: fields beside the weights that a library may act on and nobody here reads, by side
             ("A", "B"); where there are any, nothing is proven.
+        isolated: the steps of a comparison in which every step of both sides gets the same input,
+            as `mae_convert.verify.isolation.Step.plain` returns them; empty where it was not made.
     """
 
     passed: bool
@@ -106,6 +108,7 @@ class Verdict:
     assumptions: tuple[Mapping[str, Any], ...] = ()
     inferred: Mapping[str, Any] | None = None
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    isolated: tuple[Mapping[str, Any], ...] = ()
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""

@@ -93,10 +93,20 @@ def _title(name: str) -> str:
         if name.startswith(prefix):
             return title
     kind, _, rest = name.partition("/")
+    if kind == "isolated":
+        return _title_of_isolated(rest)
     if kind == "function":
         return f"float64: {_steps(rest) or rest}"
     side, _, rest = rest.partition("/")
     return f"{kind}: rounding error of {side}, {_steps(rest) or 'results'}"
+
+
+def _title_of_isolated(name: str) -> str:
+    """Return the summary name of a check of a step with A's input, as float64/encoder.blocks.0."""
+    dtype, _, rest = name.partition("/")
+    if dtype == "float64":
+        return "float64: each step of B with A's input"
+    return f"{dtype}: rounding error of {rest.partition('/')[0]}, each step with A's input"
 
 
 def _steps(name: str) -> str | None:
@@ -239,7 +249,33 @@ def _is_nan(measured: Any) -> bool:
 
 def _is_numeric(check: Check) -> bool:
     parts = check.name.split("/")
-    return (parts[1] if check.name.startswith("against ") else parts[0]) in UNIT_ROUNDOFF
+    prefixed = check.name.startswith(("against ", "isolated/"))
+    return (parts[1] if prefixed else parts[0]) in UNIT_ROUNDOFF
+
+
+def step_rows(
+    steps: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[tuple[list[str], str]]]:
+    """Return a table of steps that were compared by themselves, each with A's input.
+
+    Args:
+        steps: of `Verdict.isolated`, at least one.
+
+    Returns:
+        The headings of the columns, and for each step its cells and a verdict: "ok", "DIFFERENT"
+        (in float64), or "IMPRECISE" (the rounding error of a side is too large).
+    """
+    dtypes = list(steps[0]["rounding"])
+    columns = ["each step with A's input", "B, float64"]
+    columns += [f"{side}, {dtype}" for dtype in dtypes for side in "AB"]
+    rows = []
+    for step in steps:
+        errors = [step["rounding"][dtype] for dtype in dtypes]
+        precise = all(e[side] <= e["limit"] for e in errors for side in "AB")
+        cells = [step["step"], format_number(step["difference"])]
+        cells += [format_number(e[side]) for e in errors for side in "AB"]
+        rows.append((cells, "DIFFERENT" if step["at"] else "ok" if precise else "IMPRECISE"))
+    return columns, rows
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:

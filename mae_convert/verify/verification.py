@@ -18,6 +18,7 @@ from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_togeth
 from mae_convert.runtime.sides import UNMASKED, Side, choose_side, loader_for
 from mae_convert.runtime.staging import as_encoder
 from mae_convert.runtime.trace import Trace
+from mae_convert.verify import isolation
 from mae_convert.verify.declared_changes import apply_steps, steps_between
 from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
 
@@ -42,6 +43,7 @@ class Options:
         unmasked: leave no patch out and keep their order, as a classifier does.
         against: libraries whose own classes run a side once more.
         require_proof: fail unless both sides are loaded without our readers and mapping tables.
+        isolate: compare step by step too, each step of both sides with the same input.
     """
 
     inputs: InputChoice = field(default_factory=InputChoice)
@@ -51,6 +53,7 @@ class Options:
     unmasked: bool = False
     against: tuple[Witness, ...] = ()
     require_proof: bool = False
+    isolate: bool = False
 
 
 def parse_options(
@@ -166,6 +169,8 @@ def run_verification(
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     for witness in options.against:
         done = _with_witness(done, _witness_run(witness, *whole), runs[0])
+    if options.isolate:
+        done = replace(done, verdict=_with_isolated_steps(done))
     if options.require_proof:
         checks = proof(done.verdict, *done.traces[:2])
         done = replace(done, verdict=_with_checks(done.verdict, checks))
@@ -273,6 +278,14 @@ def _known_difference(run: Run, verdict: Verdict) -> list[str]:
         for difference in differences
         if difference.activation in places
     ]
+
+
+def _with_isolated_steps(done: Verification) -> Verdict:
+    """Return the verdict with a comparison of each step on the same input."""
+    steps = isolation.run_isolated(done.runs, done.traces[:2], done.inputs)
+    verdict = _with_checks(done.verdict, tuple(isolation.checks(steps)))
+    causes = (*isolation.in_words(steps), *verdict.causes)
+    return replace(verdict, isolated=tuple(step.plain() for step in steps), causes=causes)
 
 
 def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:

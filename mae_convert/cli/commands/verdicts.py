@@ -187,6 +187,14 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     help="Fail unless the result is a proof: both sides loaded natively, and no shared assumption.",
 )
 @click.option(
+    "--isolate",
+    is_flag=True,
+    help=(
+        "Compare each block by itself too: each step of B gets A's input, so that a fault in one "
+        "does not hide one in another and rounding errors do not add up."
+    ),
+)
+@click.option(
     "--certify",
     is_flag=True,
     help=(

@@ -1,7 +1,7 @@
 """Print a verdict."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as Grid
@@ -17,6 +17,7 @@ from mae_convert.verify.summary import (
     by_depth,
     effects_in_words,
     headline,
+    step_rows,
     summary,
     suspects_title,
 )
@@ -45,6 +46,8 @@ def verdict(result: Verdict) -> None:
         out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
     if len(failed) > MOST_ROWS:
         out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json lists all")
+    if result.isolated:
+        out.print(steps_table(result.isolated))
     for line in _explanation(result):
         out.print(line)
     out.print(answer_line(result))
@@ -108,6 +111,20 @@ def checks_table(checks: Iterable[Check]) -> Grid:
     for line in summary(checks):
         said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
         grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
+    return grid
+
+
+def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return a table of steps that were compared by themselves, each with A's input.
+
+    Args:
+        steps: of `Verdict.isolated`.
+    """
+    columns, rows = step_rows(steps)
+    grid = table(*columns, "verdict")
+    for cells, word in rows:
+        colour = "green" if word == "ok" else "red"
+        grid.add_row(*map(markup, cells), f"[{colour}]{word}[/{colour}]")
     return grid
 
 
