@@ -1,14 +1,27 @@
 """What the models return, and the intermediate activations; the same in every framework.
 
-Outputs are named tuples, which every compiler and tree utility understands. What was not asked for
-is ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K labels.
+Outputs are named tuples, which every compiler and tree utility understands. What was not
+requested is ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K labels.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 Tensor = Any  # torch.Tensor or a tensor of the running Keras backend
 Tensors = tuple[Tensor, ...]
+
+
+class OutputOptions(TypedDict, total=False):
+    """Keyword arguments of every model: what to return besides its results, by default nothing."""
+
+    output_hidden_states: bool
+    """Return the embedding output and each block's output, of the encoder."""
+
+    output_attentions: bool
+    """Return each block's attention probabilities, of the encoder; no fused kernel gives them."""
+
+    output_taps: bool
+    """Return intermediate activations by name, those of the encoder and of the decoder."""
 
 
 class Taps(dict[str, Tensor]):
@@ -37,11 +50,25 @@ class Taps(dict[str, Tensor]):
         self.activations = activations
 
     @classmethod
-    def requested(cls, hidden_states: bool, attentions: bool, activations: bool) -> "Taps | None":
+    def requested(
+        cls,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_taps: bool = False,
+    ) -> "Taps | None":
         """Return a dictionary for the requested activations, or None if nothing is requested."""
-        if not (hidden_states or attentions or activations):
+        if not (output_hidden_states or output_attentions or output_taps):
             return None
-        return cls(hidden_states=hidden_states, attentions=attentions, activations=activations)
+        return cls(
+            hidden_states=output_hidden_states,
+            attentions=output_attentions,
+            activations=output_taps,
+        )
+
+    @classmethod
+    def of_decoder(cls, **options: Unpack[OutputOptions]) -> "Taps | None":
+        """Return a dictionary for what is requested of a decoder: its activations, or nothing."""
+        return cls.requested(output_taps=options.get("output_taps", False))
 
     def of_block(self) -> "Taps | None":
         """Return a dictionary for the activations inside a block, or None if none is requested."""
@@ -50,10 +77,10 @@ class Taps(dict[str, Tensor]):
     def record(self, place: str, activations: Mapping[str, Tensor]) -> None:
         """Record a layer's activations under their names, as far as requested."""
         for name, value in activations.items():
-            if self._wants(name):
+            if self._is_requested(name):
                 self[f"{place}.{name}"] = value
 
-    def _wants(self, name: str) -> bool:
+    def _is_requested(self, name: str) -> bool:
         if name == "probabilities":
             return self.attentions
         return self.activations or (self.hidden_states and name in HIDDEN_STATES)
@@ -62,22 +89,29 @@ class Taps(dict[str, Tensor]):
 HIDDEN_STATES = ("embedding", "output")
 
 
-def recorded(taps: Taps | None) -> tuple[Tensors | None, Tensors | None, dict[str, Tensor] | None]:
+def record(taps: Taps | None, place: str, **activations: Tensor) -> None:
+    """Record a layer's activations, as `Taps.record` does; without a dictionary, do nothing."""
+    if taps is not None:
+        taps.record(place, activations)
+
+
+def recorded(
+    taps: Taps | None, of_decoder: Taps | None = None
+) -> tuple[Tensors | None, Tensors | None, dict[str, Tensor] | None]:
     """Return hidden states and attentions of the encoder, and all activations, if requested."""
     if taps is None:
         return None, None, None
-    by_part: dict[str, list[Tensor]] = {"states": [], "probabilities": []}
+    by_kind: dict[str, list[Tensor]] = {"states": [], "probabilities": []}
     for name, value in taps.items():
-        part = name.rpartition(".")[2]
-        kind = "states" if part in HIDDEN_STATES else part
-        if name.startswith("encoder.") and kind in by_part:
-            by_part[kind].append(value)
+        activation = name.rpartition(".")[2]
+        kind = "states" if activation in HIDDEN_STATES else activation
+        if kind in by_kind:
+            by_kind[kind].append(value)
+    activations = {n: v for n, v in taps.items() if not n.endswith(".probabilities")}
     return (
-        tuple(by_part["states"]) if taps.hidden_states else None,
-        tuple(by_part["probabilities"]) if taps.attentions else None,
-        {n: v for n, v in taps.items() if not n.endswith(".probabilities")}
-        if taps.activations
-        else None,
+        tuple(by_kind["states"]) if taps.hidden_states else None,
+        tuple(by_kind["probabilities"]) if taps.attentions else None,
+        {**activations, **(of_decoder or {})} if taps.activations else None,
     )
 
 

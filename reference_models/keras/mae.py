@@ -6,34 +6,33 @@ gets its output and mask tokens in place of the rest and predicts the pixels ("M
 comments N is images, L patches, T tokens (class token first), D the width, P numbers in a patch.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from reference_models.configuration import ViTMAEConfig
-from reference_models.keras.blocks import Initializer, LayerNorm, Trunk, dense
-from reference_models.keras.model import ConfiguredModel
-from reference_models.keras.numerics import cross_entropy, mean
+from reference_models.keras.blocks import Initializer, LayerNorm
+from reference_models.keras.model import ClassifierModel, MaskedModel
+from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
     PatchProjection,
     PixelPrediction,
     add_positions,
-    check_noise,
-    check_pixels,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
+from reference_models.keras.trunk import DecoderTrunk, Trunk
 from reference_models.outputs import (
-    ImageClassifierOutput,
+    OutputOptions,
     Taps,
     Tensor,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import sincos_position_embedding
@@ -75,15 +74,14 @@ class Embeddings(keras.layers.Layer):
         positions = self.position_embeddings[:, 1:]
         if ids_keep is not None:
             patches = take_tokens(patches, ids_keep)
-            positions = ops.take(positions[0], ids_keep, axis=0)  # (N, kept, D)
+            positions = take_tokens(positions, ids_keep)
         tokens = self.projection(patches) + positions
         cls_token = self.cls_token + self.position_embeddings[:, :1]
-        cls_tokens = ops.repeat(cls_token, ops.shape(tokens)[0], axis=0)
-        return ops.concatenate([cls_tokens, tokens], axis=1)
+        return prepend_class_token(cls_token, tokens)
 
 
 class Encoder(Trunk):
-    """A ViT without its head: embeddings, blocks and, where wanted, the final norm."""
+    """A ViT without its head: embeddings, blocks and, if requested, the final norm."""
 
     def __init__(
         self,
@@ -95,12 +93,12 @@ class Encoder(Trunk):
         initializer: Initializer = None,
         dtype: Any,
     ) -> None:
-        super().__init__(name="vit", dtype=dtype)
+        super().__init__(config, initializer=initializer, name="vit", dtype=dtype)
         self.embeddings = Embeddings(
             config, learned_positions=learned_positions, initializer=initializer, dtype=dtype
         )
         self.embedding_dropout = keras.layers.Dropout(embedding_dropout, dtype=dtype)
-        self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer_._", initializer)
+        self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer_._")
         self.norm = (
             LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
         )
@@ -125,34 +123,33 @@ class Encoder(Trunk):
         tokens = self.run_blocks(tokens, "encoder", taps)
         if self.norm is not None:
             tokens = self.norm(tokens)
-            if taps is not None:
-                taps.record("encoder", {"norm": tokens})
+            record(taps, "encoder", norm=tokens)
         return tokens
 
 
-class MaskedModel(ConfiguredModel):
-    """A model whose encoder sees only some patches.
+class Decoder(DecoderTrunk):
+    """The decoder (MAE, section 3): mask tokens take the places of the removed patches."""
 
-    Args:
-        config: its configuration.
-        initializer: for everything that is otherwise drawn at random.
-        kwargs: ``name`` and ``dtype``, as of any Keras model.
-    """
+    def __init__(self, config: ViTMAEConfig, **options: Any) -> None:
+        super().__init__(config, outputs=config.patch_dim, **options)
 
-    def __init__(
-        self,
-        config: ViTMAEConfig | Mapping[str, Any],
-        *,
-        initializer: Initializer = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(config, **kwargs)
-        self.encoder = Encoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.seed_generator = keras.random.SeedGenerator()
+    def build_positions(self) -> None:
+        """Create the fixed positions."""
+        table = sincos_position_embedding(self.width, self.config.grid_hw)
+        self.position_embeddings = add_positions(self, "decoder_pos_embed", table)
 
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
+    def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        visible = self.embed(latent)
+        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
+        tokens = ops.concatenate([visible[:, :1], restored], axis=1) + self.position_embeddings
+        return self.predict(tokens, 1, taps)
+
+
+class MaskedViT(MaskedModel):
+    """An encoder that sees only some patches, with or without the decoder."""
+
+    encoder_class = Encoder
 
     def encode_visible(
         self,
@@ -168,12 +165,9 @@ class MaskedModel(ConfiguredModel):
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
         """
-        check_pixels(pixel_values, self.config)
-        if noise is None:
-            images = ops.shape(pixel_values)[0]
-            noise = default_noise(images, self.config, self.seed_generator)
-        check_noise(noise, pixel_values.shape[0], self.config)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        ids_keep, mask, ids_restore = random_masking(
+            pixel_values, noise, self.config, self.seed_generator
+        )
         # None would not stand for the surrounding call's: Keras takes it as False.
         given = {} if training is None else {"training": training}
         tokens = self.encoder(pixel_values, ids_keep, taps=taps, **given)
@@ -181,21 +175,15 @@ class MaskedModel(ConfiguredModel):
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class TFViTMAEModel(MaskedModel):
+class TFViTMAEModel(MaskedViT):
     """The encoder alone; its variables have the paths of ``transformers.TFViTMAEModel``."""
-
-    def __init__(self, config: ViTMAEConfig | Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.build()
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -203,90 +191,30 @@ class TFViTMAEModel(MaskedModel):
             pixel_values: (N, C, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
                 it is not given it is uniform, or ascending if all patches are kept.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities.
-            output_taps: return intermediate activations by name.
             training: whether dropout is active.
+            options: what else to return, see `OutputOptions`.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         return ViTMAEModelOutput(
             *self.encode_visible(self._cast(pixel_values), noise, taps), *recorded(taps)
         )
 
 
-class Decoder(Trunk):
-    """The decoder (MAE, section 3): mask tokens take the places of the removed patches."""
-
-    def __init__(
-        self, config: ViTMAEConfig, *, initializer: Initializer = None, dtype: Any
-    ) -> None:
-        super().__init__(name="decoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        width = config.decoder_hidden_size
-        self.embed = dense(width, initializer, name="decoder_embed", dtype=dtype)
-        self.add_blocks(
-            config.decoder_block, config.decoder_num_hidden_layers, "decoder_layers.", initializer
-        )
-        self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
-        self.prediction = dense(config.patch_dim, initializer, name="decoder_pred", dtype=dtype)
-
-    def build(self) -> None:
-        """Create all variables of the decoder."""
-        self.mask_token = self.add_weight(
-            name="mask_token",
-            shape=(1, 1, self.width),
-            initializer=self.initializer
-            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
-        )
-        table = sincos_position_embedding(self.width, self.config.grid_hw)
-        self.position_embeddings = add_positions(self, "decoder_pos_embed", table)
-        self.embed.build((None, None, self.config.hidden_size))
-        self.build_blocks()
-        self.norm.build((None, None, self.width))
-        self.prediction.build((None, None, self.width))
-
-    def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
-        visible = self.embed(latent)
-        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
-        tokens = ops.concatenate([visible[:, :1], restored], axis=1) + self.position_embeddings
-        tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
-        return self.prediction(tokens[:, 1:])
-
-
 @keras.saving.register_keras_serializable(package="reference_models")
-class TFViTMAEForPreTraining(PixelPrediction, MaskedModel):
+class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
     """Encoder and decoder; variables have the paths of ``transformers.TFViTMAEForPreTraining``."""
 
-    def __init__(
-        self,
-        config: ViTMAEConfig | Mapping[str, Any],
-        *,
-        initializer: Initializer = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(config, initializer=initializer, **kwargs)
-        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.build()
-
-    def build(self) -> None:
-        """Create all variables."""
-        super().build()
-        self.decoder.build()
+    decoder_class = Decoder
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
@@ -294,19 +222,19 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedModel):
         encoder's, intermediate activations those of encoder and decoder.
         """
         pixel_values = self._cast(pixel_values)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decoder(latent, ids_restore, taps=decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class TFViTForImageClassification(ConfiguredModel):
+class TFViTForImageClassification(ClassifierModel):
     """A ViT with a head; variables have the paths of ``transformers.TFViTForImageClassification``.
 
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
@@ -315,58 +243,21 @@ class TFViTForImageClassification(ConfiguredModel):
     of the patch tokens after the encoder's final norm. Arguments are those of ``TFViTMAEModel``.
     """
 
-    def __init__(
-        self,
-        config: ViTMAEConfig | Mapping[str, Any],
-        *,
-        initializer: Initializer = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(config, **kwargs)
-        pooled, dtype = self.config.normalises_mean, self.dtype_policy
-        self.encoder = Encoder(
-            self.config,
-            learned_positions=True,
-            embedding_dropout=self.config.hidden_dropout_prob,
-            final_norm=not pooled,
-            initializer=initializer,
-            dtype=dtype,
-        )
-        self.fc_norm = (
-            LayerNorm(self.config.layer_norm_eps, name="fc_norm", dtype=dtype) if pooled else None
-        )
-        self.classifier = dense(self.config.num_labels, initializer, name="classifier", dtype=dtype)
-        self.build()
+    encoder_class = Encoder
 
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
-        if self.fc_norm is not None:
-            self.fc_norm.build((None, None, self.config.hidden_size))
-        self.classifier.build((None, self.config.hidden_size))
+    def encoder_options(self) -> dict[str, Any]:
+        """Return arguments of the encoder besides the configuration."""
+        return {
+            "learned_positions": True,
+            "embedding_dropout": self.config.hidden_dropout_prob,
+            "final_norm": not self.config.normalises_mean,
+        }
 
-    def call(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
-    ) -> ImageClassifierOutput:
-        """Classify images (N, C, H, W); further arguments are those of `TFViTMAEModel`.
-
-        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
-
-        Raises:
-            ValueError: pixels have the wrong shape.
-        """
-        check_pixels(pixel_values, self.config)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
-        tokens = self.encoder(self._cast(pixel_values), taps=taps)
-        logits = self.classifier(self.pool(tokens, taps))
-        loss = None if labels is None else cross_entropy(logits, labels)
-        return ImageClassifierOutput(loss, logits, *recorded(taps))
+    def add_pooling(self) -> None:
+        """Add the norm of the mean of the patch tokens, if it is normalized."""
+        if self.config.normalises_mean:
+            eps, dtype = self.config.layer_norm_eps, self.dtype_policy
+            self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Return what the classifier reads, (N, D), of tokens (N, 1 + L, D)."""
@@ -375,6 +266,5 @@ class TFViTForImageClassification(ConfiguredModel):
         average = mean(tokens[:, 1:], axis=1, keepdims=True)  # (N, 1, D)
         if self.fc_norm is not None:
             average = self.fc_norm(average)
-            if taps is not None:
-                taps.record("head", {"norm": average})
+            record(taps, "head", norm=average)
         return average[:, 0]

@@ -8,66 +8,55 @@ row), D the width, P numbers in a predicted patch (frame, row, column, channel);
 class token, which a model may lack.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from reference_models.configuration import MAESTConfig
-from reference_models.keras.blocks import Initializer, LayerNorm, Trunk, dense
-from reference_models.keras.model import ConfiguredModel
-from reference_models.keras.numerics import cross_entropy, mean
+from reference_models.keras.blocks import LayerNorm
+from reference_models.keras.model import ClassifierModel, MaskedModel
+from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
     Patches,
-    PatchProjection,
     PixelPrediction,
-    check_noise,
     check_pixels,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
+from reference_models.keras.trunk import DecoderTrunk, Trunk, VideoEncoder
 from reference_models.outputs import (
-    ImageClassifierOutput,
+    OutputOptions,
     Taps,
     Tensor,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
-
-Config = MAESTConfig | Mapping[str, Any]
 
 
 class PositionedTrunk(Trunk):
     """Blocks with learned positions and, where the model has one, a class token before them."""
 
-    config: MAESTConfig
-    initializer: Initializer
+    prefix = ""  # of the variables' names
 
-    def add_tokens(self, prefix: str = "") -> None:
+    def build_positions(self) -> None:
         """Make the class token, and tables of places and times and of the class, or one for all."""
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.cls_embed:
-            self.cls_token = self.add_table(f"{prefix}cls_token", 1)
-        name = f"{prefix}pos_embed"
+            self.cls_token = self.add_table(f"{self.prefix}cls_token")
+        name = f"{self.prefix}pos_embed"
         if not config.sep_pos_embed:
             self.pos_embed = self.add_table(name, config.class_tokens + config.num_patches)
             return
         self.pos_embed_spatial = self.add_table(f"{name}_spatial", rows * columns)
         self.pos_embed_temporal = self.add_table(f"{name}_temporal", time)
         if config.cls_embed:
-            self.pos_embed_class = self.add_table(f"{name}_class", 1)
-
-    def add_table(self, name: str, length: int) -> Any:
-        """Add a variable (1, length, D), normal with ``initializer_range`` at first."""
-        random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
-        return self.add_weight(
-            name=name, shape=(1, length, self.width), initializer=self.initializer or random
-        )
+            self.pos_embed_class = self.add_table(f"{name}_class")
 
     def positions(self) -> Tensor:
         """Return the positions (1, [1 +] L, D) of class token and patches."""
@@ -82,34 +71,8 @@ class PositionedTrunk(Trunk):
         return table
 
 
-class Encoder(PositionedTrunk):
-    """Embedding, blocks and, where wanted, the final norm."""
-
-    def __init__(
-        self,
-        config: MAESTConfig,
-        *,
-        final_norm: bool = True,
-        initializer: Initializer = None,
-        dtype: Any,
-    ) -> None:
-        super().__init__(name="encoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        self.projection = PatchProjection(
-            config, config.hidden_size, initializer=initializer, name="projection", dtype=dtype
-        )
-        self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer.", initializer)
-        self.norm = (
-            LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
-        )
-
-    def build(self) -> None:
-        """Create all variables of the encoder."""
-        self.add_tokens()
-        self.projection.build()
-        self.build_blocks()
-        if self.norm is not None:
-            self.norm.build((None, None, self.width))
+class Encoder(PositionedTrunk, VideoEncoder):
+    """Embedding, blocks and, if requested, the final norm."""
 
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
@@ -124,8 +87,7 @@ class Encoder(PositionedTrunk):
         if self.norm is None:
             return tokens
         latent = self.norm(tokens)[:, self.config.class_tokens :]
-        if taps is not None:
-            taps.record("encoder", {"norm": latent})
+        record(taps, "encoder", norm=latent)
         return latent
 
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
@@ -135,33 +97,34 @@ class Encoder(PositionedTrunk):
         first, positions = table[:, :class_tokens], table[:, class_tokens:]
         if ids_keep is not None:
             patches = take_tokens(patches, ids_keep)
-            positions = ops.take(positions[0], ids_keep, axis=0)  # (N, kept, D)
+            positions = take_tokens(positions, ids_keep)
         tokens = self.projection(patches) + positions
         if not self.config.cls_embed:
             return tokens
-        cls_tokens = ops.repeat(self.cls_token + first, ops.shape(tokens)[0], axis=0)
-        return ops.concatenate([cls_tokens, tokens], axis=1)
+        return prepend_class_token(self.cls_token + first, tokens)
 
 
-class MaskedModel(ConfiguredModel):
-    """A model whose encoder sees only some patches.
+class Decoder(PositionedTrunk, DecoderTrunk):
+    """The decoder, with a class token of its own."""
 
-    Args:
-        config: its configuration.
-        initializer: for everything that is otherwise drawn at random.
-        kwargs: ``name`` and ``dtype``, as of any Keras model.
-    """
+    prefix = "decoder_"
+
+    def __init__(self, config: MAESTConfig, **options: Any) -> None:
+        super().__init__(config, outputs=config.prediction.patch_dim, **options)
+
+    def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
+        tokens = restore_order(self.embed(latent), self.mask_token, ids_restore)
+        if self.config.cls_embed:
+            tokens = prepend_class_token(self.cls_token, tokens)
+        return self.predict(tokens + self.positions(), self.config.class_tokens, taps)
+
+
+class MaskedMAEST(MaskedModel):
+    """An encoder that sees only some patches, with or without the decoder."""
 
     configuration_class = MAESTConfig
-
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.encoder = Encoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
+    encoder_class = Encoder
 
     def encode_visible(
         self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
@@ -172,31 +135,22 @@ class MaskedModel(ConfiguredModel):
             The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
             ``ids_restore`` (N, L).
         """
-        check_pixels(pixel_values, self.config)
-        if noise is None:
-            videos = ops.shape(pixel_values)[0]
-            noise = default_noise(videos, self.config, self.seed_generator)
-        check_noise(noise, pixel_values.shape[0], self.config)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        ids_keep, mask, ids_restore = random_masking(
+            pixel_values, noise, self.config, self.seed_generator
+        )
         return self.encoder(pixel_values, ids_keep, taps=taps), mask, ids_restore
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class MAESTModel(MaskedModel):
+class MAESTModel(MaskedMAEST):
     """The encoder alone."""
-
-    def __init__(self, config: Config, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.build()
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -204,10 +158,8 @@ class MAESTModel(MaskedModel):
             pixel_values: (N, C, T, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
                 it is not given it is uniform, or ascending if all patches are kept.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities.
-            output_taps: return intermediate activations by name.
             training: whether dropout is active.
+            options: what else to return, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D), without the class token.
@@ -215,69 +167,24 @@ class MAESTModel(MaskedModel):
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         return ViTMAEModelOutput(
             *self.encode_visible(self._cast(pixel_values), noise, taps), *recorded(taps)
         )
 
 
-class Decoder(PositionedTrunk):
-    """The decoder, with a class token of its own."""
-
-    def __init__(self, config: MAESTConfig, *, initializer: Initializer = None, dtype: Any) -> None:
-        super().__init__(name="decoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        width = config.decoder_hidden_size
-        self.embed = dense(width, initializer, name="decoder_embed", dtype=dtype)
-        depth = config.decoder_num_hidden_layers
-        self.add_blocks(config.decoder_block, depth, "decoder_layers.", initializer)
-        self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
-        outputs = config.prediction.patch_dim
-        self.prediction = dense(outputs, initializer, name="decoder_pred", dtype=dtype)
-
-    def build(self) -> None:
-        """Create all variables of the decoder."""
-        self.mask_token = self.add_table("mask_token", 1)
-        self.add_tokens("decoder_")
-        self.embed.build((None, None, self.config.hidden_size))
-        self.build_blocks()
-        self.norm.build((None, None, self.width))
-        self.prediction.build((None, None, self.width))
-
-    def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
-        tokens = restore_order(self.embed(latent), self.mask_token, ids_restore)
-        if self.config.cls_embed:
-            cls_tokens = ops.repeat(self.cls_token, ops.shape(tokens)[0], axis=0)
-            tokens = ops.concatenate([cls_tokens, tokens], axis=1)
-        tokens = self.norm(self.run_blocks(tokens + self.positions(), "decoder", taps))
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
-        return self.prediction(tokens[:, self.config.class_tokens :])
-
-
 @keras.saving.register_keras_serializable(package="reference_models")
-class MAESTForPreTraining(PixelPrediction, MaskedModel):
+class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
     """Encoder and decoder."""
 
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, initializer=initializer, **kwargs)
-        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.build()
-
-    def build(self) -> None:
-        """Create all variables."""
-        super().build()
-        self.decoder.build()
+    decoder_class = Decoder
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
@@ -285,15 +192,15 @@ class MAESTForPreTraining(PixelPrediction, MaskedModel):
         encoder's, intermediate activations those of encoder and decoder.
         """
         pixel_values = self._cast(pixel_values)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decoder(latent, ids_restore, taps=decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     @property
     def predicted(self) -> Patches:
@@ -308,7 +215,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedModel):
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class MAESTForVideoClassification(ConfiguredModel):
+class MAESTForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
     The head reads the mean of all tokens but the first after ``norm``: the class token is left out
@@ -317,43 +224,20 @@ class MAESTForVideoClassification(ConfiguredModel):
 
     configuration_class = MAESTConfig
 
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        known, dtype = self.config, self.dtype_policy
-        self.encoder = Encoder(known, final_norm=False, initializer=initializer, dtype=dtype)
-        self.fc_norm = LayerNorm(known.layer_norm_eps, name="norm", dtype=dtype)
-        self.dropout = keras.layers.Dropout(known.classifier_dropout, dtype=dtype)
-        self.classifier = dense(known.num_labels, initializer, name="classifier", dtype=dtype)
-        self.build()
+    encoder_class = Encoder
 
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
-        self.fc_norm.build((None, None, self.config.hidden_size))
-        self.classifier.build((None, self.config.hidden_size))
+    def encoder_options(self) -> dict[str, Any]:
+        """Return arguments of the encoder besides the configuration."""
+        return {"final_norm": False}
 
-    def call(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
-    ) -> ImageClassifierOutput:
-        """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
+    def add_pooling(self) -> None:
+        """Add norm and dropout of the mean of the tokens."""
+        dtype = self.dtype_policy
+        self.fc_norm = LayerNorm(self.config.layer_norm_eps, name="norm", dtype=dtype)
+        self.dropout = keras.layers.Dropout(self.config.classifier_dropout, dtype=dtype)
 
-        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
-
-        Raises:
-            ValueError: pixels have the wrong shape.
-        """
-        check_pixels(pixel_values, self.config)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
-        tokens = self.encoder(self._cast(pixel_values), taps=taps)
+    def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Return what the head reads, (N, D), of tokens (N, [1 +] L, D)."""
         average = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
-        if taps is not None:
-            taps.record("head", {"norm": average})
-        logits = self.classifier(self.dropout(average[:, 0]))
-        loss = None if labels is None else cross_entropy(logits, labels)
-        return ImageClassifierOutput(loss, logits, *recorded(taps))
+        record(taps, "head", norm=average)
+        return self.dropout(average[:, 0])

@@ -1,19 +1,28 @@
-"""Common base class of the models: created from a configuration, and trained by ``fit``."""
+"""Common base classes of the models: created from a configuration, and trained by ``fit``."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from reference_models.configuration import Configuration, ViTMAEConfig
-from reference_models.outputs import Tensor
+from reference_models.keras.blocks import Initializer, dense
+from reference_models.keras.numerics import cross_entropy
+from reference_models.keras.patches import check_pixels
+from reference_models.outputs import (
+    ImageClassifierOutput,
+    OutputOptions,
+    Taps,
+    Tensor,
+    recorded,
+)
 
 
 class ConfiguredModel(keras.Model):
     """A model that is a function of its configuration; all its weights exist once it is made.
 
-    A subclass for another family sets ``configuration_class``.
+    A family other than the image MAE sets ``configuration_class``.
 
     Inputs are not cast when they come in: noise must keep the precision that it is sorted by.
     """
@@ -75,14 +84,122 @@ class ConfiguredModel(keras.Model):
 
     def predict_step(self, *arguments: Any) -> Any:
         """Return the model's outputs for a batch, by name and without the loss."""
-        done = super().predict_step(*arguments)
+        result = super().predict_step(*arguments)
         if keras.backend.backend() == "jax":  # there the state comes back too
-            return self._without_loss(done[0]), done[1]
-        return self._without_loss(done)
+            return self._without_loss(result[0]), result[1]
+        return self._without_loss(result)
 
     def _without_loss(self, outputs: Any) -> Any:
-        found = outputs._asdict().items()
-        return {name: value for name, value in found if value is not None and name != "loss"}
+        fields = outputs._asdict().items()
+        return {name: value for name, value in fields if value is not None and name != "loss"}
+
+
+class EncoderModel(ConfiguredModel):
+    """A model with an encoder, and with what a subclass adds to it.
+
+    A family sets ``encoder_class``.
+
+    Args:
+        config: its configuration, or the fields of one.
+        initializer: for everything that is otherwise drawn at random.
+        kwargs: ``name`` and ``dtype``, as of any Keras model.
+    """
+
+    encoder_class: Any
+
+    def __init__(
+        self,
+        config: Configuration | Mapping[str, Any],
+        *,
+        initializer: Initializer = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config, **kwargs)
+        options = {"initializer": initializer, "dtype": self.dtype_policy}
+        self.encoder = self.encoder_class(self.config, **self.encoder_options(), **options)
+        self.add_layers(**options)
+        self.build()
+
+    def encoder_options(self) -> dict[str, Any]:
+        """Return arguments of the encoder besides the configuration."""
+        return {}
+
+    def add_layers(self, **options: Any) -> None:
+        """Add the layers after the encoder, with the options ``initializer`` and ``dtype``."""
+        raise NotImplementedError
+
+
+class MaskedModel(EncoderModel):
+    """A model whose encoder sees only some patches; for pre-training it has a decoder.
+
+    For pre-training a family sets ``decoder_class``. Arguments are those of `EncoderModel`.
+    """
+
+    decoder_class: Any = None
+
+    def add_layers(self, **options: Any) -> None:
+        """Add a random number generator for the noise, and the decoder."""
+        self.seed_generator = keras.random.SeedGenerator()
+        if self.decoder_class is not None:
+            self.decoder = self.decoder_class(self.config, **options)
+
+    def build(self) -> None:
+        """Create all variables."""
+        self.encoder.build()
+        if self.decoder_class is not None:
+            self.decoder.build()
+
+
+class ClassifierModel(EncoderModel):
+    """An encoder of all patches, and a linear head.
+
+    A family defines `add_pooling` and `pool`. Arguments are those of `EncoderModel`.
+    """
+
+    def add_layers(self, **options: Any) -> None:
+        """Add the layers of pooling, and the head."""
+        self.fc_norm: Any = None
+        self.add_pooling()
+        self.classifier = dense(self.config.num_labels, name="classifier", **options)
+
+    def add_pooling(self) -> None:
+        """Add the layers between encoder and head, such as ``fc_norm``; there may be none."""
+
+    def build(self) -> None:
+        """Create all variables."""
+        self.encoder.build()
+        if self.fc_norm is not None:
+            self.fc_norm.build((None, None, self.config.hidden_size))
+        self.classifier.build((None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
+    ) -> ImageClassifierOutput:
+        """Classify images (N, C, H, W) or videos (N, C, T, H, W).
+
+        Args:
+            pixel_values: of the configured size.
+            labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+            training: whether dropout is active.
+            options: what else to return, see `OutputOptions`.
+
+        Raises:
+            ValueError: pixels have the wrong shape.
+        """
+        check_pixels(pixel_values, self.config)
+        taps = Taps.requested(**options)
+        tokens = self.encoder(self._cast(pixel_values), taps=taps)
+        logits = self.classifier(self.pool(tokens, taps))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss, logits, *recorded(taps))
+
+    def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
+        """Return what the head reads, (N, D), of the encoder's output (N, T, D)."""
+        raise NotImplementedError
 
 
 def _replicas() -> int:

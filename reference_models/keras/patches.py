@@ -149,13 +149,53 @@ def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return mask, ids, ops.argsort(ids, axis=1)
 
 
+def random_masking(
+    pixel_values: Tensor,
+    noise: Tensor | None,
+    config: Patches,
+    seed: keras.random.SeedGenerator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the patches of images (N, C, [T,] H, W) that stay, as `mask_by_noise` does.
+
+    Args:
+        pixel_values: (N, C, [T,] H, W).
+        noise: (N, L). Where it is not given it is uniform, or ascending if all patches are kept.
+        config: a configuration with the number of patches that are kept, ``num_kept``.
+        seed: for noise that is not given.
+
+    Raises:
+        ValueError: pixels or noise have the wrong shape.
+    """
+    check_pixels(pixel_values, config)
+    if noise is None:
+        noise = default_noise(ops.shape(pixel_values)[0], config, seed)
+    check_noise(noise, pixel_values.shape[0], config)
+    return mask_by_noise(noise, config.num_kept)
+
+
+def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
+    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+    patches = config.num_patches
+    if config.num_kept == patches:
+        return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
+    return keras.random.uniform((images, patches), dtype="float32", seed=seed)
+
+
+def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
+    """Put a class token (1, 1, D) before the tokens (N, T, D) of each image: (N, 1 + T, D)."""
+    repeated = ops.repeat(token, ops.shape(tokens)[0], axis=0)
+    return ops.concatenate([repeated, tokens], axis=1)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (N, T, D) by their places (N, K), giving (N, K, D).
+    """Pick tokens (N, T, D), or (1, T, D) for all images, by their places (N, K): (N, K, D).
 
     The images are laid end to end and whole tokens are picked; ``ops.take_along_axis`` would need
     an index for every number.
     """
-    _, count, width = tokens.shape
+    images, count, width = tokens.shape
+    if images == 1:
+        return ops.take(tokens[0], ids, axis=0)
     first = ops.arange(ops.shape(tokens)[0], dtype=ids.dtype) * count  # (N,), of each image
     return ops.take(ops.reshape(tokens, (-1, width)), ids + ops.expand_dims(first, -1), axis=0)
 
@@ -171,14 +211,6 @@ def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> T
     removed = ids_restore.shape[1] - visible.shape[1]
     mask_tokens = ops.tile(mask_token, (ops.shape(visible)[0], removed, 1))
     return take_tokens(ops.concatenate([visible, mask_tokens], axis=1), ids_restore)  # of shuffled
-
-
-def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
-    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
-    patches = config.num_patches
-    if config.num_kept == patches:
-        return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
-    return keras.random.uniform((images, patches), dtype="float32", seed=seed)
 
 
 class PixelPrediction:

@@ -7,38 +7,34 @@ paper). In shape comments N is samples, L patches (time by time, row by row), D 
 in a patch (frame, row, column, channel).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from reference_models.configuration import PrithviConfig
-from reference_models.keras.blocks import Initializer, LayerNorm, Trunk, dense
-from reference_models.keras.model import ConfiguredModel
+from reference_models.keras.model import MaskedModel
 from reference_models.keras.numerics import sines_and_cosines, widest_float
 from reference_models.keras.patches import (
-    PatchProjection,
     PixelPrediction,
     add_positions,
-    check_noise,
-    check_pixels,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
+from reference_models.keras.trunk import DecoderTrunk, Trunk, VideoEncoder
 from reference_models.outputs import (
+    OutputOptions,
     Taps,
     Tensor,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import sincos_frequencies, spacetime_position_embedding
-
-Config = PrithviConfig | Mapping[str, Any]
 
 
 class CoordinateEmbedding(keras.layers.Layer):
@@ -75,20 +71,20 @@ class CoordinateEmbedding(keras.layers.Layer):
 class PositionedTrunk(Trunk):
     """Blocks with fixed positions, and embeddings of times and locations where configured."""
 
-    config: PrithviConfig
+    suffix: str  # of the embeddings' names
 
-    def add_coordinates(self, suffix: str) -> None:
+    def add_position_layers(self) -> None:
         """Add the embeddings that the configuration asks for."""
         self.embeds_time = self.embeds_location = None
         options = {"config": self.config, "width": self.width, "dtype": self.dtype_policy}
         if self.config.encodes_time:
-            name = f"temporal_embed_{suffix}"
+            name = f"temporal_embed_{self.suffix}"
             self.embeds_time = CoordinateEmbedding(name=name, **options)
         if self.config.encodes_location:
-            name = f"location_embed_{suffix}"
+            name = f"location_embed_{self.suffix}"
             self.embeds_location = CoordinateEmbedding(name=name, **options)
 
-    def build_positions(self, name: str) -> None:
+    def build_table(self, name: str) -> None:
         """Make the positions (1, 1 + L, D) and the coordinates' factors."""
         time, rows, columns = self.config.grid_shape
         table = spacetime_position_embedding(self.width, (time, rows, columns))
@@ -116,33 +112,15 @@ class PositionedTrunk(Trunk):
         return positions
 
 
-class Encoder(PositionedTrunk):
+class Encoder(PositionedTrunk, VideoEncoder):
     """Embedding, blocks and final norm."""
 
-    def __init__(
-        self, config: PrithviConfig, *, initializer: Initializer = None, dtype: Any
-    ) -> None:
-        super().__init__(name="encoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        self.projection = PatchProjection(
-            config, config.hidden_size, initializer=initializer, name="projection", dtype=dtype
-        )
-        self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer.", initializer)
-        self.add_coordinates("enc")
-        self.norm = LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype)
+    suffix = "enc"
 
-    def build(self) -> None:
-        """Create all variables of the encoder."""
-        self.cls_token = self.add_weight(
-            name="cls_token",
-            shape=(1, 1, self.width),
-            initializer=self.initializer
-            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
-        )
-        self.build_positions("pos_embed")
-        self.projection.build()
-        self.build_blocks()
-        self.norm.build((None, None, self.width))
+    def build_positions(self) -> None:
+        """Create class token and positions."""
+        self.cls_token = self.add_table("cls_token")
+        self.build_table("pos_embed")
 
     def call(
         self,
@@ -155,39 +133,47 @@ class Encoder(PositionedTrunk):
         """Encode the patches ``ids_keep`` (N, kept) of samples (N, C, T, H, W)."""
         patches = take_tokens(patchify(pixel_values, self.config), ids_keep)
         positions = self.patch_positions(temporal_coords, location_coords)
-        videos = ops.shape(patches)[0]
-        if temporal_coords is None and location_coords is None:
-            positions = ops.take(positions[0], ids_keep, axis=0)  # (N, kept, D)
-        else:
-            positions = take_tokens(positions, ids_keep)
-        tokens = self.projection(patches) + positions
-        cls_token = self.cls_token + self.position_embeddings[:, :1]
-        tokens = ops.concatenate([ops.repeat(cls_token, videos, axis=0), tokens], axis=1)
+        tokens = self.projection(patches) + take_tokens(positions, ids_keep)
+        tokens = prepend_class_token(self.cls_token + self.position_embeddings[:, :1], tokens)
         tokens = self.norm(self.run_blocks(tokens, "encoder", taps))
-        if taps is not None:
-            taps.record("encoder", {"norm": tokens})
+        record(taps, "encoder", norm=tokens)
         return tokens
 
 
-class MaskedModel(ConfiguredModel):
-    """A model whose encoder sees only some patches.
+class Decoder(PositionedTrunk, DecoderTrunk):
+    """Mask tokens in place of the removed patches, blocks, norm and prediction."""
 
-    Args:
-        config: its configuration.
-        initializer: for everything that is otherwise drawn at random.
-        kwargs: ``name`` and ``dtype``, as of any Keras model.
-    """
+    suffix = "dec"
+
+    def __init__(self, config: PrithviConfig, **options: Any) -> None:
+        super().__init__(config, outputs=config.patch_dim, **options)
+
+    def build_positions(self) -> None:
+        """Create the positions."""
+        self.build_table("decoder_pos_embed")
+
+    def call(
+        self,
+        latent: Tensor,
+        ids_restore: Tensor,
+        temporal_coords: Tensor | None = None,
+        location_coords: Tensor | None = None,
+        taps: Taps | None = None,
+    ) -> Tensor:
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        visible = self.embed(latent)
+        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
+        restored = restored + self.patch_positions(temporal_coords, location_coords)
+        cls_tokens = visible[:, :1] + self.position_embeddings[:, :1]
+        tokens = ops.concatenate([cls_tokens, restored], axis=1)  # (N, 1 + L, D)
+        return self.predict(tokens, 1, taps)
+
+
+class MaskedPrithvi(MaskedModel):
+    """An encoder that sees only some patches, with or without the decoder."""
 
     configuration_class = PrithviConfig
-
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.encoder = Encoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
+    encoder_class = Encoder
 
     def encode_visible(
         self,
@@ -202,13 +188,10 @@ class MaskedModel(ConfiguredModel):
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
         """
-        check_pixels(pixel_values, self.config)
-        if noise is None:
-            videos = ops.shape(pixel_values)[0]
-            noise = default_noise(videos, self.config, self.seed_generator)
-        check_noise(noise, pixel_values.shape[0], self.config)
+        ids_keep, mask, ids_restore = random_masking(
+            pixel_values, noise, self.config, self.seed_generator
+        )
         check_coordinates(pixel_values.shape[0], self.config, temporal_coords, location_coords)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
         latent = self.encoder(pixel_values, ids_keep, temporal_coords, location_coords, taps=taps)
         return latent, mask, ids_restore
 
@@ -242,12 +225,8 @@ def check_coordinates(
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class PrithviModel(MaskedModel):
+class PrithviModel(MaskedPrithvi):
     """The encoder alone."""
-
-    def __init__(self, config: Config, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.build()
 
     def call(
         self,
@@ -255,10 +234,8 @@ class PrithviModel(MaskedModel):
         noise: Tensor | None = None,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -269,84 +246,24 @@ class PrithviModel(MaskedModel):
             temporal_coords: (N, T, 2), year and day of the year of each frame. They and
                 ``location_coords`` may be left out of a model that embeds them.
             location_coords: (N, 2), latitude and longitude in degrees.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities.
-            output_taps: return intermediate activations by name.
             training: whether dropout is active.
+            options: what else to return, see `OutputOptions`.
 
         Raises:
             ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
                 such coordinates.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         pixel_values = self._with_time(pixel_values)
         encoded = self.encode_visible(pixel_values, noise, temporal_coords, location_coords, taps)
         return ViTMAEModelOutput(*encoded, *recorded(taps))
 
 
-class Decoder(PositionedTrunk):
-    """Mask tokens in place of the removed patches, blocks, norm and prediction."""
-
-    def __init__(
-        self, config: PrithviConfig, *, initializer: Initializer = None, dtype: Any
-    ) -> None:
-        super().__init__(name="decoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        width = config.decoder_hidden_size
-        self.embed = dense(width, initializer, name="decoder_embed", dtype=dtype)
-        depth = config.decoder_num_hidden_layers
-        self.add_blocks(config.decoder_block, depth, "decoder_layers.", initializer)
-        self.add_coordinates("dec")
-        self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
-        self.prediction = dense(config.patch_dim, initializer, name="decoder_pred", dtype=dtype)
-
-    def build(self) -> None:
-        """Create all variables of the decoder."""
-        self.mask_token = self.add_weight(
-            name="mask_token",
-            shape=(1, 1, self.width),
-            initializer=self.initializer
-            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
-        )
-        self.build_positions("decoder_pos_embed")
-        self.embed.build((None, None, self.config.hidden_size))
-        self.build_blocks()
-        self.norm.build((None, None, self.width))
-        self.prediction.build((None, None, self.width))
-
-    def call(
-        self,
-        latent: Tensor,
-        ids_restore: Tensor,
-        temporal_coords: Tensor | None = None,
-        location_coords: Tensor | None = None,
-        taps: Taps | None = None,
-    ) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
-        visible = self.embed(latent)
-        restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
-        restored = restored + self.patch_positions(temporal_coords, location_coords)
-        cls_tokens = visible[:, :1] + self.position_embeddings[:, :1]
-        tokens = ops.concatenate([cls_tokens, restored], axis=1)  # (N, 1 + L, D)
-        tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
-        return self.prediction(tokens[:, 1:])
-
-
 @keras.saving.register_keras_serializable(package="reference_models")
-class PrithviForPreTraining(PixelPrediction, MaskedModel):
+class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
     """Encoder and decoder."""
 
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, initializer=initializer, **kwargs)
-        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.build()
-
-    def build(self) -> None:
-        """Create all variables."""
-        super().build()
-        self.decoder.build()
+    decoder_class = Decoder
 
     def call(
         self,
@@ -354,27 +271,25 @@ class PrithviForPreTraining(PixelPrediction, MaskedModel):
         noise: Tensor | None = None,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
         Arguments and errors are those of `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         pixel_values = self._with_time(pixel_values)
         coordinates = (temporal_coords, location_coords)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, *coordinates, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decoder(latent, ids_restore, *coordinates, taps=decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""

@@ -7,19 +7,17 @@ comments N is videos, L patches (time step by time step, row by row), D the widt
 patch (frame, row, column, channel).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
 from reference_models.configuration import BlockConfig, VideoMAEConfig
-from reference_models.keras.blocks import Block, Initializer, LayerNorm, Trunk, dense
-from reference_models.keras.model import ConfiguredModel
-from reference_models.keras.numerics import cross_entropy, mean
+from reference_models.keras.blocks import Block, Initializer, LayerNorm, dense
+from reference_models.keras.model import ClassifierModel, MaskedModel
+from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
-    PatchProjection,
     PixelPrediction,
     check_noise,
     check_pixels,
@@ -27,17 +25,17 @@ from reference_models.keras.patches import (
     patchify,
     take_tokens,
 )
+from reference_models.keras.trunk import Trunk, VideoEncoder
 from reference_models.outputs import (
-    ImageClassifierOutput,
+    OutputOptions,
     Taps,
     Tensor,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import interleaved_position_embedding
-
-Config = VideoMAEConfig | Mapping[str, Any]
 
 # Keeps the deviation of a patch of one color from being zero; added to it and not to the variance.
 _DEVIATION_FLOOR = 1e-6
@@ -67,34 +65,10 @@ class VideoBlock(Block):
         return tokens + self.gamma_2 * self.mlp(self.norm2(tokens), taps)
 
 
-class Encoder(Trunk):
-    """Tubelet embedding with fixed positions, blocks and, where wanted, the final norm."""
+class Encoder(VideoEncoder):
+    """Tubelet embedding with fixed positions, blocks and, if requested, the final norm."""
 
-    def __init__(
-        self,
-        config: VideoMAEConfig,
-        *,
-        final_norm: bool = True,
-        initializer: Initializer = None,
-        dtype: Any,
-    ) -> None:
-        super().__init__(name="encoder", dtype=dtype)
-        self.config = config
-        self.projection = PatchProjection(
-            config, config.hidden_size, initializer=initializer, name="projection", dtype=dtype
-        )
-        depth = config.num_hidden_layers
-        self.add_blocks(config.encoder_block, depth, "layer.", initializer, VideoBlock)
-        self.norm = (
-            LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
-        )
-
-    def build(self) -> None:
-        """Create all variables of the encoder."""
-        self.projection.build()
-        self.build_blocks()
-        if self.norm is not None:
-            self.norm.build((None, None, self.width))
+    block_class = VideoBlock
 
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
@@ -108,12 +82,11 @@ class Encoder(Trunk):
         positions = fixed_positions(self, self.config)
         if ids_keep is not None:
             patches = take_tokens(patches, ids_keep)
-            positions = ops.take(positions[0], ids_keep, axis=0)  # (N, kept, D)
+            positions = take_tokens(positions, ids_keep)
         tokens = self.run_blocks(self.projection(patches) + positions, "encoder", taps)
         if self.norm is not None:
             tokens = self.norm(tokens)
-            if taps is not None:
-                taps.record("encoder", {"norm": tokens})
+            record(taps, "encoder", norm=tokens)
         return tokens
 
 
@@ -123,37 +96,53 @@ def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
     return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
 
 
-class MaskedModel(ConfiguredModel):
-    """A model whose encoder sees only some patches.
+class Decoder(Trunk):
+    """Blocks, norm and prediction of the patches that mask tokens stand for."""
 
-    Args:
-        config: its configuration.
-        final_norm: whether the encoder ends in a norm; where not given, as configured.
-        initializer: for everything that is otherwise drawn at random.
-        kwargs: ``name`` and ``dtype``, as of any Keras model.
-    """
-
-    configuration_class = VideoMAEConfig
+    block_class = VideoBlock
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        final_norm: bool | None = None,
-        initializer: Initializer = None,
-        **kwargs: Any,
+        self, config: VideoMAEConfig, *, initializer: Initializer = None, dtype: Any
     ) -> None:
-        super().__init__(config, **kwargs)
-        if final_norm is None:
-            final_norm = not self.config.use_mean_pooling
-        self.encoder = Encoder(
-            self.config, final_norm=final_norm, initializer=initializer, dtype=self.dtype_policy
+        super().__init__(config, initializer=initializer, name="decoder", dtype=dtype)
+        self.embed = keras.layers.Dense(
+            config.decoder_hidden_size,
+            use_bias=False,
+            kernel_initializer=initializer or "glorot_uniform",
+            name="encoder_to_decoder",
+            dtype=dtype,
         )
-        self.seed_generator = keras.random.SeedGenerator()
+        self.add_blocks(config.decoder_block, config.decoder_num_hidden_layers, "decoder_layers.")
+        self.norm = LayerNorm(config.decoder_norm_eps, name="norm", dtype=dtype)
+        self.prediction = dense(config.patch_dim, initializer, name="head", dtype=dtype)
 
     def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
+        """Create all variables of the decoder."""
+        self.mask_token = self.add_table("mask_token")
+        self.embed.build((None, None, self.config.hidden_size))
+        self.build_blocks()
+        self.norm.build((None, None, self.width))
+        self.prediction.build((None, None, self.width))
+
+    def call(
+        self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
+    ) -> Tensor:
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
+        positions = fixed_positions(self, self.config)[0]
+        visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
+        mask_tokens = self.mask_token + ops.take(positions, ids_decode, axis=0)  # (N, M, D)
+        tokens = ops.concatenate([visible, mask_tokens], axis=1)
+        tokens = self.run_blocks(tokens, "decoder", taps)
+        tokens = self.norm(tokens[:, ids_keep.shape[1] :])
+        record(taps, "decoder", norm=tokens)
+        return self.prediction(tokens)
+
+
+class MaskedVideoMAE(MaskedModel):
+    """An encoder that sees only some patches, with or without the decoder."""
+
+    configuration_class = VideoMAEConfig
+    encoder_class = Encoder
 
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order`; all are (N, L).
@@ -171,21 +160,19 @@ class MaskedModel(ConfiguredModel):
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class VideoMAEModel(MaskedModel):
-    """The encoder alone; its final norm is there where ``use_mean_pooling`` is false."""
+class VideoMAEModel(MaskedVideoMAE):
+    """The encoder alone; it has a final norm if ``use_mean_pooling`` is false."""
 
-    def __init__(self, config: Config, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.build()
+    def encoder_options(self) -> dict[str, Any]:
+        """Return arguments of the encoder besides the configuration."""
+        return {"final_norm": not self.config.use_mean_pooling}
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -194,10 +181,8 @@ class VideoMAEModel(MaskedModel):
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
                 it is not given it is uniform over the places of a time step, the same at all times.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities.
-            output_taps: return intermediate activations by name.
             training: whether dropout is active.
+            options: what else to return, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
@@ -206,84 +191,26 @@ class VideoMAEModel(MaskedModel):
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         mask, ids, ids_restore = self.masked(pixel_values, noise)
         ids_keep = ids[:, : self.config.num_kept]
         latent = self.encoder(self._cast(pixel_values), ids_keep, taps=taps)
         return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
 
 
-class Decoder(Trunk):
-    """Blocks, norm and prediction of the patches that mask tokens stand for."""
-
-    def __init__(
-        self, config: VideoMAEConfig, *, initializer: Initializer = None, dtype: Any
-    ) -> None:
-        super().__init__(name="decoder", dtype=dtype)
-        self.config, self.initializer = config, initializer
-        self.embed = keras.layers.Dense(
-            config.decoder_hidden_size,
-            use_bias=False,
-            kernel_initializer=initializer or "glorot_uniform",
-            name="encoder_to_decoder",
-            dtype=dtype,
-        )
-        depth = config.decoder_num_hidden_layers
-        self.add_blocks(config.decoder_block, depth, "decoder_layers.", initializer, VideoBlock)
-        self.norm = LayerNorm(config.decoder_norm_eps, name="norm", dtype=dtype)
-        self.prediction = dense(config.patch_dim, initializer, name="head", dtype=dtype)
-
-    def build(self) -> None:
-        """Create all variables of the decoder."""
-        self.mask_token = self.add_weight(
-            name="mask_token",
-            shape=(1, 1, self.width),
-            initializer=self.initializer
-            or keras.initializers.RandomNormal(stddev=self.config.initializer_range),
-        )
-        self.embed.build((None, None, self.config.hidden_size))
-        self.build_blocks()
-        self.norm.build((None, None, self.width))
-        self.prediction.build((None, None, self.width))
-
-    def call(
-        self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
-    ) -> Tensor:
-        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
-        positions = fixed_positions(self, self.config)[0]
-        visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
-        mask_tokens = self.mask_token + ops.take(positions, ids_decode, axis=0)  # (N, M, D)
-        tokens = ops.concatenate([visible, mask_tokens], axis=1)
-        tokens = self.run_blocks(tokens, "decoder", taps)
-        tokens = self.norm(tokens[:, ids_keep.shape[1] :])
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
-        return self.prediction(tokens)
-
-
 @keras.saving.register_keras_serializable(package="reference_models")
-class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
+class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     """Encoder and decoder."""
 
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, final_norm=True, initializer=initializer, **kwargs)
-        self.decoder = Decoder(self.config, initializer=initializer, dtype=self.dtype_policy)
-        self.build()
-
-    def build(self) -> None:
-        """Create all variables."""
-        super().build()
-        self.decoder.build()
+    decoder_class = Decoder
 
     def call(
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
         ids_decode: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict the hidden patches from the others, and the loss on them.
 
@@ -296,20 +223,20 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
             ``logits`` (N, M, P) of the patches to predict.
         """
         pixel_values = self._cast(pixel_values)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         mask, ids, ids_restore = self.masked(pixel_values, noise)
         ids_keep = ids[:, : self.config.num_kept]
         if ids_decode is None:
             ids_decode = ids[:, self.config.num_kept :]
         latent = self.encoder(pixel_values, ids_keep, taps=taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decoder(latent, ids_keep, ids_decode, taps=decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         loss = None
         if self.config.num_kept < self.config.num_patches:
             loss = self.forward_loss(pixel_values, logits, mask, ids_decode=ids_decode)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def forward_loss(
         self,
@@ -402,7 +329,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedModel):
 
 
 @keras.saving.register_keras_serializable(package="reference_models")
-class VideoMAEForVideoClassification(ConfiguredModel):
+class VideoMAEForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
     The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
@@ -411,53 +338,22 @@ class VideoMAEForVideoClassification(ConfiguredModel):
 
     configuration_class = VideoMAEConfig
 
-    def __init__(self, config: Config, *, initializer: Initializer = None, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        pooled, dtype = self.config.use_mean_pooling, self.dtype_policy
-        self.encoder = Encoder(
-            self.config, final_norm=not pooled, initializer=initializer, dtype=dtype
-        )
-        self.fc_norm = (
-            LayerNorm(self.config.fc_norm_eps, name="fc_norm", dtype=dtype) if pooled else None
-        )
-        self.classifier = dense(self.config.num_labels, initializer, name="classifier", dtype=dtype)
-        self.build()
+    encoder_class = Encoder
 
-    def build(self) -> None:
-        """Create all variables."""
-        self.encoder.build()
-        if self.fc_norm is not None:
-            self.fc_norm.build((None, None, self.config.hidden_size))
-        self.classifier.build((None, self.config.hidden_size))
+    def encoder_options(self) -> dict[str, Any]:
+        """Return arguments of the encoder besides the configuration."""
+        return {"final_norm": not self.config.use_mean_pooling}
 
-    def call(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
-    ) -> ImageClassifierOutput:
-        """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
-
-        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
-
-        Raises:
-            ValueError: pixels have the wrong shape.
-        """
-        check_pixels(pixel_values, self.config)
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
-        tokens = self.encoder(self._cast(pixel_values), taps=taps)
-        logits = self.classifier(self.pool(tokens, taps))
-        loss = None if labels is None else cross_entropy(logits, labels)
-        return ImageClassifierOutput(loss, logits, *recorded(taps))
+    def add_pooling(self) -> None:
+        """Add the norm of the mean of the tokens, with ``use_mean_pooling``."""
+        if self.config.use_mean_pooling:
+            eps, dtype = self.config.fc_norm_eps, self.dtype_policy
+            self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Return what the classifier reads, (N, D), of tokens (N, L, D)."""
         if self.fc_norm is None:
             return tokens[:, 0]
         average = self.fc_norm(mean(tokens, axis=1, keepdims=True))  # (N, 1, D)
-        if taps is not None:
-            taps.record("head", {"norm": average})
+        record(taps, "head", norm=average)
         return average[:, 0]

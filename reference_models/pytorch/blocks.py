@@ -121,6 +121,13 @@ def initialize_linear_layers(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def stack_blocks(
+    config: BlockConfig, depth: int, attention: type[Attention] = Attention
+) -> nn.ModuleList:
+    """Return blocks of one configuration, to be applied one after the other."""
+    return nn.ModuleList(Block(config, attention) for _ in range(depth))
+
+
 def run_blocks(
     blocks: Iterable[nn.Module], tokens: Tensor, name: str, taps: Taps | None = None
 ) -> Tensor:

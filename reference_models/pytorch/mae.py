@@ -7,6 +7,8 @@ gets its output and mask tokens in place of the rest and predicts the pixels ("M
 tokens (class token first), D the width, P numbers in a patch.
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
@@ -14,20 +16,21 @@ from torch import Tensor, nn
 from reference_models.configuration import ViTMAEConfig
 from reference_models.outputs import (
     ImageClassifierOutput,
+    OutputOptions,
     Taps,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import sincos_position_embedding
-from reference_models.pytorch.blocks import Block, initialize_linear_layers, run_blocks
+from reference_models.pytorch.blocks import initialize_linear_layers, run_blocks, stack_blocks
 from reference_models.pytorch.patches import (
     PatchEmbedding,
     PixelPrediction,
-    check_noise,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
@@ -48,9 +51,7 @@ class Encoder(nn.Module):
             torch.zeros(1, 1 + config.num_patches, width), requires_grad=learned_positions
         )
         self.patch_embed = PatchEmbedding(config, width)
-        self.blocks = nn.ModuleList(
-            Block(config.encoder_block) for _ in range(config.num_hidden_layers)
-        )
+        self.blocks = stack_blocks(config.encoder_block, config.num_hidden_layers)
 
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
             positions = take_tokens(positions, ids_keep)
         tokens = self.patch_embed(patches) + positions
         cls_token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return prepend_class_token(cls_token, tokens)
 
     def encode(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Apply the blocks to tokens (N, T, D)."""
@@ -101,14 +102,9 @@ class MaskedEncoder(Encoder):
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
         """
-        images = pixel_values.shape[0]
-        if noise is None:
-            noise = default_noise(images, self.config, pixel_values.device)
-        check_noise(noise, images, self.config)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
         latent = self.norm(self.encode(self.embed(pixel_values, ids_keep), taps))
-        if taps is not None:
-            taps.record("encoder", {"norm": latent})
+        record(taps, "encoder", norm=latent)
         return latent, mask, ids_restore
 
 
@@ -123,10 +119,7 @@ class ViTMAEModel(MaskedEncoder):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -134,14 +127,12 @@ class ViTMAEModel(MaskedEncoder):
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
                 it is not given it is uniform, or ascending if all patches are kept.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
         return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
 
@@ -157,9 +148,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
             torch.zeros(1, 1 + config.num_patches, width), requires_grad=False
         )
         self.decoder_embed = nn.Linear(config.hidden_size, width)
-        self.decoder_blocks = nn.ModuleList(
-            Block(config.decoder_block) for _ in range(config.decoder_num_hidden_layers)
-        )
+        self.decoder_blocks = stack_blocks(config.decoder_block, config.decoder_num_hidden_layers)
         self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.decoder_pred = nn.Linear(width, config.patch_dim)
         self.initialize()
@@ -174,33 +163,29 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
         Arguments and errors are those of `ViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decode(latent, ids_restore, decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
         """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
         tokens = self.decoder_tokens(latent, ids_restore)
         tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
         tokens = self.decoder_norm(tokens)
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
+        record(taps, "decoder", norm=tokens)
         return self.decoder_pred(tokens[:, 1:])
 
     def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
@@ -233,24 +218,19 @@ class ViTForImageClassification(Encoder):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
         """Classify images; further arguments are those of `ViTMAEModel`.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
             labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Raises:
             ValueError: pixels have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         tokens = self.encode(self.dropout(self.embed(pixel_values)), taps)
         logits = self.head(self.pool(tokens, taps))
         loss = None if labels is None else F.cross_entropy(logits, labels)
@@ -260,12 +240,10 @@ class ViTForImageClassification(Encoder):
         """Return what the head reads, (N, D), of tokens (N, 1 + L, D)."""
         if self.config.normalises_mean:
             mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
-            if taps is not None:
-                taps.record("head", {"norm": mean})
+            record(taps, "head", norm=mean)
             return mean[:, 0]
         tokens = self.norm(tokens)
-        if taps is not None:
-            taps.record("encoder", {"norm": tokens})
+        record(taps, "encoder", norm=tokens)
         return tokens[:, 1:].mean(dim=1) if self.config.global_pool == "avg" else tokens[:, 0]
 
 

@@ -8,6 +8,8 @@ videos, L patches (time step by time step, row by row), D the width, P numbers i
 (frame, row, column, channel); "[1 +]" is the class token, which a model may lack.
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
@@ -15,26 +17,27 @@ from torch import Tensor, nn
 from reference_models.configuration import BlockConfig, MAESTConfig
 from reference_models.outputs import (
     ImageClassifierOutput,
+    OutputOptions,
     Taps,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.pytorch.blocks import (
     Attention,
-    Block,
     initialize_linear_layers,
     run_blocks,
+    stack_blocks,
 )
 from reference_models.pytorch.patches import (
     PatchEmbedding,
     Patches,
     PixelPrediction,
-    check_noise,
     check_pixels,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
@@ -102,24 +105,21 @@ class Encoder(Positions):
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.add_positions("", config.hidden_size)
         self.patch_embed = PatchEmbedding(config, config.hidden_size)
-        self.blocks = nn.ModuleList(
-            Block(config.encoder_block, SeparateAttention) for _ in range(config.num_hidden_layers)
+        self.blocks = stack_blocks(
+            config.encoder_block, config.num_hidden_layers, SeparateAttention
         )
 
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first."""
         patches = patchify(pixel_values, self.config)
-        table = self.positions("")
-        first, positions = (
-            table[:, : self.config.class_tokens],
-            table[:, self.config.class_tokens :],
-        )
+        table, class_tokens = self.positions(""), self.config.class_tokens
+        first, positions = table[:, :class_tokens], table[:, class_tokens:]
         if ids_keep is not None:
             patches, positions = take_tokens(patches, ids_keep), take_tokens(positions, ids_keep)
         tokens = self.patch_embed(patches) + positions
         if not self.config.cls_embed:
             return tokens
-        return torch.cat([(self.cls_token + first).expand(len(tokens), -1, -1), tokens], dim=1)
+        return prepend_class_token(self.cls_token + first, tokens)
 
 
 class MaskedEncoder(Encoder):
@@ -138,15 +138,10 @@ class MaskedEncoder(Encoder):
             The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
             ``ids_restore`` (N, L).
         """
-        videos = pixel_values.shape[0]
-        if noise is None:
-            noise = default_noise(videos, self.config, pixel_values.device)
-        check_noise(noise, videos, self.config)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
         tokens = run_blocks(self.blocks, self.embed(pixel_values, ids_keep), "encoder", taps)
         latent = self.norm(tokens)[:, self.config.class_tokens :]
-        if taps is not None:
-            taps.record("encoder", {"norm": latent})
+        record(taps, "encoder", norm=latent)
         return latent, mask, ids_restore
 
 
@@ -161,10 +156,7 @@ class MAESTModel(MaskedEncoder):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -172,9 +164,7 @@ class MAESTModel(MaskedEncoder):
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
                 it is not given it is uniform, or ascending if all patches are kept.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D), without the class token.
@@ -182,7 +172,7 @@ class MAESTModel(MaskedEncoder):
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
         return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
 
@@ -198,9 +188,8 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.add_positions("decoder_", width)
         self.decoder_embed = nn.Linear(config.hidden_size, width)
-        self.decoder_blocks = nn.ModuleList(
-            Block(config.decoder_block, SeparateAttention)
-            for _ in range(config.decoder_num_hidden_layers)
+        self.decoder_blocks = stack_blocks(
+            config.decoder_block, config.decoder_num_hidden_layers, SeparateAttention
         )
         self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.decoder_pred = nn.Linear(width, config.prediction.patch_dim)
@@ -210,37 +199,32 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
         Arguments and errors are those of `MAESTModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decode(latent, ids_restore, decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
         """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
         tokens = restore_order(self.decoder_embed(latent), self.mask_token, ids_restore)
         if self.config.cls_embed:  # the decoder's own, not the encoder's
-            cls_token = self.decoder_cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
-            tokens = torch.cat([cls_token, tokens], dim=1)
+            tokens = prepend_class_token(self.decoder_cls_token, tokens)
         tokens = tokens + self.positions("decoder_")
         tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
         tokens = self.decoder_norm(tokens)
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
+        record(taps, "decoder", norm=tokens)
         return self.decoder_pred(tokens[:, self.config.class_tokens :])
 
     @property
@@ -274,10 +258,7 @@ class MAESTForVideoClassification(Encoder):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
 
@@ -286,11 +267,10 @@ class MAESTForVideoClassification(Encoder):
         Raises:
             ValueError: pixels have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         tokens = run_blocks(self.blocks, self.embed(pixel_values), "encoder", taps)
         mean = self.norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
-        if taps is not None:
-            taps.record("head", {"norm": mean})
+        record(taps, "head", norm=mean)
         logits = self.head(self.dropout(mean[:, 0]))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss, logits, *recorded(taps))

@@ -137,6 +137,39 @@ def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return mask, ids, ids.argsort(dim=1)
 
 
+def random_masking(
+    pixel_values: Tensor, noise: Tensor | None, config: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the patches of images (N, C, [T,] H, W) that stay, as `mask_by_noise` does.
+
+    Args:
+        pixel_values: (N, C, [T,] H, W).
+        noise: (N, L). Where it is not given it is uniform, or ascending if all patches are kept.
+        config: a configuration with the number of patches that are kept, ``num_kept``.
+
+    Raises:
+        ValueError: the noise has the wrong shape.
+    """
+    images = pixel_values.shape[0]
+    if noise is None:
+        noise = default_noise(images, config, pixel_values.device)
+    check_noise(noise, images, config)
+    return mask_by_noise(noise, config.num_kept)
+
+
+def default_noise(images: int, config: Any, device: torch.device) -> Tensor:
+    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+    patches = config.num_patches
+    if config.num_kept == patches:
+        return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
+    return torch.rand(images, patches, device=device)
+
+
+def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
+    """Put a class token (1, 1, D) before the tokens (N, T, D) of each image: (N, 1 + T, D)."""
+    return torch.cat([token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens (N, T, D), or (1, T, D) for all images, by their places (N, K): (N, K, D)."""
     images, width = ids.shape[0], tokens.shape[-1]
@@ -155,14 +188,6 @@ def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> T
     images, kept, width = visible.shape
     mask_tokens = mask_token.to(visible.dtype).expand(images, ids_restore.shape[1] - kept, width)
     return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)  # of the shuffled
-
-
-def default_noise(images: int, config: Any, device: torch.device) -> Tensor:
-    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
-    patches = config.num_patches
-    if config.num_kept == patches:
-        return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
-    return torch.rand(images, patches, device=device)
 
 
 class PixelPrediction:

@@ -8,25 +8,28 @@ paper). Parameters are named as version 2 names them; version 1's files have no 
 numbers in a patch (frame, row, column, channel).
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
 from reference_models.configuration import PrithviConfig
 from reference_models.outputs import (
+    OutputOptions,
     Taps,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import sincos_frequencies, spacetime_position_embedding
-from reference_models.pytorch.blocks import Block, initialize_linear_layers, run_blocks
+from reference_models.pytorch.blocks import initialize_linear_layers, run_blocks, stack_blocks
 from reference_models.pytorch.patches import (
     PatchEmbedding,
     PixelPrediction,
-    check_noise,
-    default_noise,
-    mask_by_noise,
     patchify,
+    prepend_class_token,
+    random_masking,
     restore_order,
     take_tokens,
 )
@@ -119,9 +122,7 @@ class Encoder(Coordinates):
         self.pos_embed = fixed_positions(config, width)
         self.patch_embed = PatchEmbedding(config, width)
         self.add_coordinates("enc", width)
-        self.blocks = nn.ModuleList(
-            Block(config.encoder_block) for _ in range(config.num_hidden_layers)
-        )
+        self.blocks = stack_blocks(config.encoder_block, config.num_hidden_layers)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def embed(
@@ -136,7 +137,7 @@ class Encoder(Coordinates):
         positions = self.add_to(self.pos_embed[:, 1:], temporal_coords, location_coords)
         tokens = self.patch_embed(patches) + take_tokens(positions, ids_keep)
         cls_token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return prepend_class_token(cls_token, tokens)
 
     def encode_visible(
         self,
@@ -151,16 +152,11 @@ class Encoder(Coordinates):
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
         """
-        videos = pixel_values.shape[0]
-        if noise is None:
-            noise = default_noise(videos, self.config, pixel_values.device)
-        check_noise(noise, videos, self.config)
-        check_coordinates(videos, self.config, temporal_coords, location_coords)
-        ids_keep, mask, ids_restore = mask_by_noise(noise, self.config.num_kept)
+        check_coordinates(len(pixel_values), self.config, temporal_coords, location_coords)
+        ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
         tokens = self.embed(pixel_values, ids_keep, temporal_coords, location_coords)
         latent = self.norm(run_blocks(self.blocks, tokens, "encoder", taps))
-        if taps is not None:
-            taps.record("encoder", {"norm": latent})
+        record(taps, "encoder", norm=latent)
         return latent, mask, ids_restore
 
     def initialize(self) -> None:
@@ -196,9 +192,7 @@ class PrithviModel(Encoder):
         *,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -210,15 +204,13 @@ class PrithviModel(Encoder):
             temporal_coords: (N, T, 2), year and day of the year of each frame. They and
                 ``location_coords`` may be left out of a model that embeds them.
             location_coords: (N, 2), latitude and longitude in degrees.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Raises:
             ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
                 such coordinates.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         pixel_values = with_time(pixel_values, self.config)
         latent, mask, ids_restore = self.encode_visible(
             pixel_values, noise, temporal_coords, location_coords, taps
@@ -237,9 +229,7 @@ class Decoder(Coordinates):
         self.decoder_pos_embed = fixed_positions(config, width)
         self.decoder_embed = nn.Linear(config.hidden_size, width)
         self.add_coordinates("dec", width)
-        self.decoder_blocks = nn.ModuleList(
-            Block(config.decoder_block) for _ in range(config.decoder_num_hidden_layers)
-        )
+        self.decoder_blocks = stack_blocks(config.decoder_block, config.decoder_num_hidden_layers)
         self.decoder_norm = nn.LayerNorm(width, eps=config.decoder_eps)
         self.decoder_pred = nn.Linear(width, config.patch_dim)
 
@@ -258,8 +248,7 @@ class Decoder(Coordinates):
         restored = restored + self.add_to(positions, temporal_coords, location_coords)
         tokens = torch.cat([visible[:, :1] + first, restored], dim=1)  # (N, 1 + L, D)
         tokens = self.decoder_norm(run_blocks(self.decoder_blocks, tokens, "decoder", taps))
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
+        record(taps, "decoder", norm=tokens)
         return self.decoder_pred(tokens[:, 1:])
 
 
@@ -282,27 +271,25 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
         *,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
         Arguments and errors are those of `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         pixel_values = with_time(pixel_values, self.config)
         latent, mask, ids_restore = self.encoder.encode_visible(
             pixel_values, noise, temporal_coords, location_coords, taps
         )
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decoder(latent, ids_restore, temporal_coords, location_coords, decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         nothing_removed = self.config.num_kept == self.config.num_patches
         loss = None if nothing_removed else self.forward_loss(pixel_values, logits, mask)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""

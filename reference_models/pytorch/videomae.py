@@ -7,6 +7,8 @@ named as the authors name them. In shape comments N is videos, L patches (time s
 row by row), D the width, P numbers in a patch (frame, row, column, channel).
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 from reference_models.configuration import BlockConfig, VideoMAEConfig
 from reference_models.outputs import (
     ImageClassifierOutput,
+    OutputOptions,
     Taps,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
+    record,
     recorded,
 )
 from reference_models.positions import interleaved_position_embedding
@@ -77,7 +81,7 @@ class VideoBlock(Block):
 
 
 class Encoder(nn.Module):
-    """Tubelet embedding with fixed positions, blocks and, where wanted, the final norm."""
+    """Tubelet embedding with fixed positions, blocks and, if requested, the final norm."""
 
     positions: Tensor
 
@@ -107,8 +111,7 @@ class Encoder(nn.Module):
         tokens = run_blocks(self.blocks, tokens, "encoder", taps)
         if hasattr(self, "norm"):
             tokens = self.norm(tokens)
-            if taps is not None:
-                taps.record("encoder", {"norm": tokens})
+            record(taps, "encoder", norm=tokens)
         return tokens
 
 
@@ -143,10 +146,7 @@ class VideoMAEModel(Encoder):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Encode the patches that masking leaves.
 
@@ -155,9 +155,7 @@ class VideoMAEModel(Encoder):
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
                 it is not given it is uniform over the places of a time step, the same at all times.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
@@ -166,7 +164,7 @@ class VideoMAEModel(Encoder):
         Raises:
             ValueError: pixels or noise have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         mask, ids, ids_restore = masked(pixel_values, noise, self.config)
         latent = self.encode(pixel_values, ids[:, : self.config.num_kept], taps)
         return ViTMAEModelOutput(latent, mask, ids_restore, *recorded(taps))
@@ -187,8 +185,7 @@ class Decoder(nn.Module):
         """Predict the patches (N, predicted, P) of the last of the tokens (N, T, D)."""
         tokens = run_blocks(self.blocks, tokens, "decoder", taps)
         tokens = self.norm(tokens[:, tokens.shape[1] - predicted :])
-        if taps is not None:
-            taps.record("decoder", {"norm": tokens})
+        record(taps, "decoder", norm=tokens)
         return self.head(tokens)
 
 
@@ -215,9 +212,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         noise: Tensor | None = None,
         *,
         ids_decode: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
         """Predict the hidden patches from the others, and the loss on them.
 
@@ -229,27 +224,25 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             noise: (N, L).
             ids_decode: (N, M), the patches to predict, ascending, as version 2's decoder masking
                 chooses them (section 3.2 there); where not given, all hidden patches.
-            output_hidden_states: return the embedding output and each block's output.
-            output_attentions: return each block's attention probabilities; costs the fused kernel.
-            output_taps: return intermediate activations by name.
+            options: what else to return, see `OutputOptions`.
 
         Returns:
             ``logits`` (N, M, P) of the patches to predict.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         mask, ids, ids_restore = masked(pixel_values, noise, self.config)
         ids_keep = ids[:, : self.config.num_kept]
         if ids_decode is None:
             ids_decode = ids[:, self.config.num_kept :]
         latent = self.encoder.encode(pixel_values, ids_keep, taps)
-        decoder_taps = Taps() if output_taps else None
+        decoder_taps = Taps.of_decoder(**options)
         logits = self.decode(latent, ids_keep, ids_decode, decoder_taps)
-        if taps is not None and decoder_taps is not None:
-            taps.update(decoder_taps)
         loss = None
         if self.config.num_kept < self.config.num_patches:
             loss = self.forward_loss(pixel_values, logits, mask, ids_decode=ids_decode)
-        return ViTMAEForPreTrainingOutput(loss, logits, mask, ids_restore, *recorded(taps))
+        return ViTMAEForPreTrainingOutput(
+            loss, logits, mask, ids_restore, *recorded(taps, decoder_taps)
+        )
 
     def decode(
         self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
@@ -359,10 +352,7 @@ class VideoMAEForVideoClassification(Encoder):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        output_taps: bool = False,
+        **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
 
@@ -371,7 +361,7 @@ class VideoMAEForVideoClassification(Encoder):
         Raises:
             ValueError: pixels have the wrong shape.
         """
-        taps = Taps.requested(output_hidden_states, output_attentions, output_taps)
+        taps = Taps.requested(**options)
         tokens = self.encode(pixel_values, taps=taps)
         logits = self.head(self.pool(tokens, taps))
         loss = None if labels is None else F.cross_entropy(logits, labels)
@@ -382,6 +372,5 @@ class VideoMAEForVideoClassification(Encoder):
         if not self.config.use_mean_pooling:
             return tokens[:, 0]
         mean = self.fc_norm(tokens.mean(dim=1, keepdim=True))  # (N, 1, D)
-        if taps is not None:
-            taps.record("head", {"norm": mean})
+        record(taps, "head", norm=mean)
         return mean[:, 0]

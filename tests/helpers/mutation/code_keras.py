@@ -11,7 +11,7 @@ from keras import ops
 
 from mae_convert.runtime import run_keras
 from reference_models.keras import blocks as layers
-from reference_models.keras import mae, patches
+from reference_models.keras import mae, patches, trunk
 from reference_models.keras.numerics import ACTIVATION_FUNCTIONS
 
 Patch = tuple[object, str, object]
@@ -208,8 +208,8 @@ def positions_not_picked(self, tokens, ids):
 
 
 def masking(change: Callable) -> list[Patch]:
-    original = mae.mask_by_noise
-    return [(mae, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
+    original = patches.mask_by_noise
+    return [(patches, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
 
 
 def mask_inverted(original, noise, kept):
@@ -280,12 +280,12 @@ def without_bias(chosen: Callable) -> list[Patch]:
 
 
 def reversed_blocks() -> list[Patch]:
-    original = layers.Trunk._blocks
+    original = trunk.Trunk._blocks
 
     def blocks(self):
         return original(self)[::-1] if self.name == "vit" else original(self)
 
-    return [(layers.Trunk, "_blocks", blocks)]
+    return [(trunk.Trunk, "_blocks", blocks)]
 
 
 def dropout(chosen: Callable) -> list[Patch]:

@@ -170,8 +170,8 @@ def column_by_column(apart, config):
 
 
 def masking(change: Callable) -> list[Patch]:
-    original = mae.mask_by_noise
-    return [(mae, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
+    original = patches.mask_by_noise
+    return [(patches, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
 
 
 def mask_inverted(original, noise, kept):

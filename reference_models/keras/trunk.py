@@ -1,0 +1,150 @@
+"""Stacks of blocks, and what the encoders and decoders of several families are made of.
+
+Layers are created, and their variables built, in the order that saved files and optimizers number
+them by. In shape comments N is images, L patches, T tokens, D the width.
+"""
+
+from typing import Any
+
+import keras
+
+from reference_models.configuration import BlockConfig
+from reference_models.keras.blocks import Block, Initializer, LayerNorm, dense
+from reference_models.keras.patches import PatchProjection
+from reference_models.outputs import Taps, Tensor, record
+
+
+class Trunk(keras.layers.Layer):
+    """A layer with a stack of blocks; base class of encoder and decoder.
+
+    The blocks are numbered attributes and not a list, so that their paths in files are ``block_0``,
+    ``block_1``.
+
+    Args:
+        config: the configuration of the model.
+        initializer: for everything that is otherwise drawn at random.
+        name: the layer's name.
+        dtype: its dtype policy.
+    """
+
+    block_class: type[Block] = Block
+
+    def __init__(
+        self, config: Any, *, initializer: Initializer = None, name: str, dtype: Any
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.config, self.initializer = config, initializer
+
+    def add_blocks(self, config: BlockConfig, depth: int, prefix: str) -> None:
+        """Add blocks, named by prefix and index."""
+        self.width, self.depth = config.width, depth
+        for index in range(depth):
+            block = self.block_class(
+                config,
+                initializer=self.initializer,
+                name=f"{prefix}{index}",
+                dtype=self.dtype_policy,
+            )
+            setattr(self, f"block_{index}", block)
+
+    def add_position_layers(self) -> None:
+        """Add the layers that compute positions; most families have none."""
+
+    def build_positions(self) -> None:
+        """Create the variables of tokens and positions; a family may have none."""
+
+    def add_table(self, name: str, length: int = 1) -> Any:
+        """Add a variable (1, length, D), drawn with ``initializer_range`` at first."""
+        random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
+        return self.add_weight(
+            name=name, shape=(1, length, self.width), initializer=self.initializer or random
+        )
+
+    def build_blocks(self) -> None:
+        """Create all variables of the blocks."""
+        for block in self._blocks():
+            block.build((None, None, self.width))
+
+    def run_blocks(self, tokens: Tensor, name: str, taps: Taps | None = None) -> Tensor:
+        """Apply the blocks to tokens (N, T, D); activations are named ``name.blocks.0.q``."""
+        if taps is None:
+            for block in self._blocks():
+                tokens = block(tokens)
+            return tokens
+        taps.record(name, {"embedding": tokens})
+        for index, block in enumerate(self._blocks()):
+            inside = taps.of_block()
+            tokens = block(tokens, taps=inside)
+            taps.record(f"{name}.blocks.{index}", {**(inside or {}), "output": tokens})
+        return tokens
+
+    def _blocks(self) -> list[Block]:
+        return [getattr(self, f"block_{index}") for index in range(self.depth)]
+
+
+class VideoEncoder(Trunk):
+    """Patch projection, blocks and, if requested, the final norm of a family of videos.
+
+    A subclass adds positions and defines ``call``. Arguments are those of `Trunk`, and whether
+    there is a final norm.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        final_norm: bool = True,
+        initializer: Initializer = None,
+        dtype: Any,
+    ) -> None:
+        super().__init__(config, initializer=initializer, name="encoder", dtype=dtype)
+        self.projection = PatchProjection(
+            config, config.hidden_size, initializer=initializer, name="projection", dtype=dtype
+        )
+        self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer.")
+        self.add_position_layers()
+        self.norm: Any = (
+            LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None
+        )
+
+    def build(self) -> None:
+        """Create all variables of the encoder."""
+        self.build_positions()
+        self.projection.build()
+        self.build_blocks()
+        if self.norm is not None:
+            self.norm.build((None, None, self.width))
+
+
+class DecoderTrunk(Trunk):
+    """What decoders of patches are made of: mask token, linear layer, blocks, norm, prediction.
+
+    A subclass defines ``call``. Arguments are those of `Trunk`, and ``outputs``, the numbers of a
+    predicted patch, P.
+    """
+
+    def __init__(
+        self, config: Any, *, outputs: int, initializer: Initializer = None, dtype: Any
+    ) -> None:
+        super().__init__(config, initializer=initializer, name="decoder", dtype=dtype)
+        width = config.decoder_hidden_size
+        self.embed = dense(width, initializer, name="decoder_embed", dtype=dtype)
+        self.add_blocks(config.decoder_block, config.decoder_num_hidden_layers, "decoder_layers.")
+        self.add_position_layers()
+        self.norm = LayerNorm(config.decoder_eps, name="decoder_norm", dtype=dtype)
+        self.prediction = dense(outputs, initializer, name="decoder_pred", dtype=dtype)
+
+    def build(self) -> None:
+        """Create all variables of the decoder."""
+        self.mask_token = self.add_table("mask_token")
+        self.build_positions()
+        self.embed.build((None, None, self.config.hidden_size))
+        self.build_blocks()
+        self.norm.build((None, None, self.width))
+        self.prediction.build((None, None, self.width))
+
+    def predict(self, tokens: Tensor, class_tokens: int, taps: Taps | None) -> Tensor:
+        """Predict patches (N, L, P) from tokens (N, class_tokens + L, D): blocks, norm, linear."""
+        tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
+        record(taps, "decoder", norm=tokens)
+        return self.prediction(tokens[:, class_tokens:])
