@@ -92,7 +92,7 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
 def _in_statistics(statistics: Mapping[str, Statistics]) -> Iterator[str]:
     for name, s in statistics.items():
         if s["not_finite"]:
-            yield f"{name} holds {s['not_finite']} values that are NaN or infinite"
+            yield f"{name} holds NaN or infinity in {plural(int(s['not_finite']), 'value')}"
     norms = [name for name in statistics if "norm" in name.split(".")[-2]]
     untouched = [n for n in norms if _is_all(statistics[n], 1.0 if n.endswith("weight") else 0.0)]
     if norms and untouched == norms:

@@ -23,31 +23,12 @@ from mae_convert.errors import (
 )
 from mae_convert.families.canonical import TASKS, check_task
 from mae_convert.families.configuration import Configuration
-from mae_convert.formats.registry import SUFFIX_FORMATS
+from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import KEY_BIAS, Schema
 from mae_convert.layouts.table import Rule, Table, write_tensors
-
-# Suffixes of other files of weights, in lower case: a directory of such a name would be taken for
-# a file of that kind.
-FILE_SUFFIXES = (
-    *SUFFIX_FORMATS,
-    *(
-        ".h5",
-        ".hdf5",
-        ".ckpt",
-        ".tar",
-        ".tgz",
-        ".gz",
-        ".zip",
-        ".pkl",
-        ".pickle",
-        ".npy",
-        ".msgpack",
-    ),
-    *(".onnx", ".tflite", ".pb", ".gguf", ".distcp", ".index", ".json"),
-)
+from mae_convert.text import plural
 
 
 @dataclass(frozen=True)
@@ -128,12 +109,48 @@ def plan_conversion(
     check_task(task, source.task)
     source = replace(source, configuration=source.configuration.for_task(task))
     source, changes = with_geometry(source, task, geometry or Geometry())
+    table, names = _table_and_names(source, layout, task)
+    packing.check(layout, is_directory=is_directory(layout, target))
+    container_kind(layout, target)
+    heads = source.configuration.model.num_attention_heads
+    rules = [
+        replace(rule, external=packing.prefix + rule.external).bound(heads)
+        for rule in table.expand(names)
+    ]
+    read = _read({name: source.tensors[name] for name in names}, rules, dtype)
+    created = _created(table, read.tensors, packing.prefix)
+    return Plan(
+        source=source,
+        target=target,
+        layout=layout,
+        table=table,
+        task=task,
+        configuration=source.configuration,
+        tensors=[_finite(tensor) for tensor in write_tensors(read.tensors, rules)] + list(created),
+        rules=rules,
+        steps=_steps(source, names, task, changes, dtype),
+        dropped=_dropped(source, set(names), task),
+        created={tensor.name: reason for tensor, reason in created.items()},
+        roundings=read.roundings,
+        packing=packing,
+        hashed=read.hashed,
+        hashed_rounded=read.hashed_rounded,
+    )
+
+
+def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Table, list[str]]:
+    """Return the table to write by, and the canonical tensors that are written.
+
+    Raises:
+        LayoutError: the layout cannot hold the model, or the checkpoint lacks one of its tensors.
+    """
     model = source.configuration.model
     if reason := layout.refusal(model, task):
         raise LayoutError(f"cannot write {layout.name}: ", reason)
     key_bias = _stored_key_bias(source, layout, task)
-    shapes = source.family.schema(model, task)
-    names = [name for name in shapes if key_bias or not KEY_BIAS.search(name)]
+    names = [
+        name for name in source.family.schema(model, task) if key_bias or not KEY_BIAS.search(name)
+    ]
     table = layout.table_for(task, key_bias=key_bias, names=names)
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
@@ -142,38 +159,32 @@ def plan_conversion(
             "without the head",
             hint="convert the whole model to timm, facebook or keras",
         )
-    packing.check(layout, is_directory=is_directory(layout, target))
-    rules = [
-        replace(rule, external=packing.prefix + rule.external).bound(model.num_attention_heads)
-        for rule in table.expand(names)
-    ]
-    container_kind(layout, target)
-    kept = {name: source.tensors[name] for name in names}
-    roundings = _roundings(kept, dtype)
+    return table, names
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Canonical tensors as the target is made of them, and what measures them while they are read.
+
+    Attributes are those of `Plan` of the same names.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    roundings: Mapping[str, MeasuredRounding]
+    hashed: Mapping[str, PassingDigest]
+    hashed_rounded: Mapping[str, PassingDigest]
+
+
+def _read(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None) -> _Read:
+    """Return tensors that are rounded to the dtype, and hashed where the target has other bytes."""
+    roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals}
-    hashed = {name: PassingDigest(kept[name]) for name in {*moved, *roundings}}
-    kept = watched(kept, hashed)
-    kept |= {name: kept[name].mapped(each, each.dtype) for name, each in roundings.items()}
-    hashed_rounded = {name: PassingDigest(kept[name]) for name in moved & roundings.keys()}
-    kept = watched(kept, hashed_rounded)
-    created = _created(table, kept, packing.prefix)
-    return Plan(
-        source=source,
-        target=target,
-        layout=layout,
-        table=table,
-        task=task,
-        configuration=source.configuration,
-        tensors=[_finite(tensor) for tensor in write_tensors(kept, rules)] + list(created),
-        rules=rules,
-        steps=_steps(source, names, task, changes, dtype),
-        dropped=_dropped(source, set(names), task),
-        created={tensor.name: reason for tensor, reason in created.items()},
-        roundings=roundings,
-        packing=packing,
-        hashed=hashed,
-        hashed_rounded=hashed_rounded,
-    )
+    hashed = {name: PassingDigest(tensors[name]) for name in {*moved, *roundings}}
+    tensors = watched(tensors, hashed)
+    rounded = {name: tensors[name].mapped(each, each.dtype) for name, each in roundings.items()}
+    tensors = {**tensors, **rounded}
+    hashed_rounded = {name: PassingDigest(tensors[name]) for name in moved & roundings.keys()}
+    return _Read(watched(tensors, hashed_rounded), roundings, hashed, hashed_rounded)
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
@@ -273,8 +284,7 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
         if array.dtype.kind in "fV" and not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise MaeConvertError(
-                f"{tensor.name} would hold at least {count} value{'s'[: count > 1]} that are NaN or"
-                " infinite",
+                f"{tensor.name} would hold NaN or infinity in at least {plural(count, 'value')}",
                 hint=(
                     "the checkpoint is broken, or ",
                     Option("dtype"),

@@ -1,6 +1,6 @@
 """Families of models, one package each: what is special to a family is here and nowhere else.
 
-The families of this project and those of other packages are told by `families`; other packages
+`families` returns the families of this project and those of other packages. Other packages
 register an instance of `mae_convert.families.family.Family` by the entry point
 ``mae_convert.families``, and further layouts of a family by ``mae_convert.layouts``. Only installed
 packages have entry points: no checkpoint causes anything to be imported.
@@ -32,6 +32,7 @@ FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layo
 @cache
 def families() -> Mapping[str, "Family"]:
     """Return all families by name, in the order in which they are tried."""
+    from mae_convert.errors import MissingRequirementError
     from mae_convert.families.mae.family import MAE
     from mae_convert.families.mae_st.family import MAE_ST
     from mae_convert.families.prithvi.family import PRITHVI
@@ -41,8 +42,16 @@ def families() -> Mapping[str, "Family"]:
     others, layouts = _registered("mae_convert.families", "mae_convert.layouts")
     known = {family.name: family for family in (*ours, *others)}
     for layout in layouts:
-        known[layout.family].layouts.setdefault(layout.name, layout)
-    return known
+        if layout.family not in known:
+            raise MissingRequirementError(
+                f"an installed package registers the layout {layout.name} for the family"
+                f" {layout.family}, which is not installed",
+                hint="install the package of that family",
+            )
+    return {
+        name: family.with_layouts(layout for layout in layouts if layout.family == name)
+        for name, family in known.items()
+    }
 
 
 def _registered(*groups: str) -> list[list[Any]]:

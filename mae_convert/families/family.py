@@ -8,7 +8,8 @@ checkpoint and knows none by name. A family is a subclass of `Family` with one i
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class Family(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     configuration_class: ClassVar[type[Any]]
-    layouts: ClassVar[dict[str, Layout]]
+    layouts: Mapping[str, Layout]
     layout_synonyms: ClassVar[Mapping[str, str]] = {}
     models: ClassVar[Mapping[str, Mapping[str, str]]]
     model_layouts: ClassVar[Mapping[str, str]]
@@ -107,6 +108,13 @@ class Family(ABC):
     takes_images: ClassVar[bool] = False
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
+
+    def with_layouts(self, layouts: Iterable[Layout]) -> Self:
+        """Return the family with further layouts, as far as it has none of their names."""
+        family = copy(self)
+        further = {row.name: row for row in layouts if row.name not in self.layouts}
+        family.layouts = {**self.layouts, **further}
+        return family
 
     # Names and shapes
 

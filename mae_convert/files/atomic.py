@@ -83,7 +83,7 @@ class Place:
                 target, " is not a directory", hint="remove it or choose another name"
             )
         if exists and not self.overwrite:
-            raise _exists(target)
+            raise already_exists(target)
         if exists and self.is_directory:
             self.may_replace(target)
 
@@ -108,7 +108,7 @@ class Staged:
         if self._old is not None and self.place.is_directory and target.is_dir():
             self.place.may_replace(target)  # again: it may have changed meanwhile
         if _identity(target) != self._old:
-            raise _overtaken(target) if self.place.overwrite else _exists(target)
+            raise _overtaken(target) if self.place.overwrite else already_exists(target)
         if self._old is None:
             self._appear()
         else:
@@ -124,8 +124,8 @@ class Staged:
         try:
             renaming.rename_to_new(self.path, self.place.target)
         except FileExistsError:
-            found = _overtaken if self.place.overwrite else _exists
-            raise found(self.place.target) from None
+            error = _overtaken if self.place.overwrite else already_exists
+            raise error(self.place.target) from None
         self._undo = lambda: renaming.rename_to_new(self.place.target, self.path)
 
     def _replace(self, old: Identity) -> None:
@@ -281,9 +281,10 @@ def _identity(path: Path) -> Identity | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _exists(target: Path) -> OutputError:
+def already_exists(target: Path | str, detail: str = "") -> OutputError:
+    """Return the error for an output that would be replaced without permission."""
     return OutputError(
-        f"{target} already exists",
+        f"{target} already exists{detail}",
         hint=("choose another name or pass ", Option("overwrite", True)),
         path=target,
     )

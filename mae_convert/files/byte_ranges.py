@@ -22,7 +22,7 @@ from mae_convert.files.messages import damaged
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.shortage import shortage
 
-NAMED = "specify a .pth, .safetensors, .h5, .weights.h5, .keras or .npz file, or a model directory"
+SPECIFY = "specify the file of a checkpoint, or a model directory"
 
 
 class ByteFile:
@@ -44,7 +44,7 @@ class ByteFile:
         found = os.fstat(self._descriptor)
         self._stamp = _stamp(found)
         if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(path, " is not a regular file", hint=NAMED)
+            raise CheckpointError(path, " is not a regular file", hint=SPECIFY)
         if not found.st_size:
             raise CheckpointError(path, " is empty", hint="copy or download it again")
         self.start, self.size = 0, found.st_size
@@ -144,7 +144,7 @@ def _stamp(found: os.stat_result) -> tuple[int, int]:
 
 def _open(path: Path) -> int:
     if (kind := kind_of(path)) is not None:
-        raise CheckpointError(path, f" is {kind} and not a regular file", hint=NAMED)
+        raise CheckpointError(path, f" is {kind} and not a regular file", hint=SPECIFY)
     try:
         # A pipe would otherwise be waited for.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -157,7 +157,7 @@ def _open(path: Path) -> int:
     except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
         if reason := shortage(error):
             raise CheckpointError(path, f" cannot be opened: {reason}") from error
-        raise CheckpointError(path, f" cannot be opened ({error})", hint=NAMED) from None
+        raise CheckpointError(path, f" cannot be opened ({error})", hint=SPECIFY) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,17 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError
 from mae_convert.formats.contents import reading
 from mae_convert.formats.dcp_metadata import METADATA
-from mae_convert.formats.registry import DIRECTORY_SUFFIXES, FORMATS, KERAS_H5
-from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX, SHARD
+from mae_convert.formats.registry import (
+    DIRECTORY_SUFFIXES,
+    FORMATS,
+    INDEX_NAMES,
+    INDEX_SUFFIX,
+    KERAS_H5,
+    WEIGHTS_NAMES,
+)
+from mae_convert.formats.shards import SHARD
 from mae_convert.formats.tensorflow_files import refuse_tensorflow
 
-WEIGHTS_NAMES = ("model.safetensors", "tf_model.h5", "pytorch_model.bin", "model.weights.h5")
 (KERAS_SUFFIX,) = FORMATS[KERAS_H5].suffixes
 # What libraries read beside the weights of a model directory and act on: a file of such a name
 # that comes later can change what the model computes.

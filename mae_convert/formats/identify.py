@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import NAMED, ByteFile
+from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.dcp_metadata import METADATA
-from mae_convert.formats.registry import FORMATS, ZIP, Signature
-from mae_convert.formats.shards import INDEX_SUFFIX, read_sharded
+from mae_convert.formats.registry import FORMATS, INDEX_SUFFIX, SPECIFY, ZIP, Signature
+from mae_convert.formats.shards import read_sharded
 
 HEAD_BYTES = 512
 LOOKALIKES = (
@@ -17,7 +17,7 @@ LOOKALIKES = (
      "a git-lfs pointer and not the file itself; download the file with `git lfs pull`"),
     (re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE),
      "a web page and not a checkpoint; download the file again from its direct URL"),
-    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), f"a JSON file and not weights; {NAMED}"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), f"a JSON file and not weights; {SPECIFY}"),
     (re.compile(rb"\x1f\x8b"), "compressed with gzip; unpack it with gunzip"),
     (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf"), "a compressed file; unpack it"),
     (re.compile(rb"(?s).{257}ustar"), "a tar archive; unpack it and specify the checkpoint in it"),
@@ -66,7 +66,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
     for pattern, what in LOOKALIKES:
         if pattern.match(head):
             raise CheckpointError(path, f" is {what}")
-    raise CheckpointError(path, f" is not a checkpoint: it begins with {head[:8]!r}", hint=NAMED)
+    raise CheckpointError(path, f" is not a checkpoint: it begins with {head[:8]!r}", hint=SPECIFY)
 
 
 def _is_archived(signature: Signature, archive: Archive | None) -> bool:

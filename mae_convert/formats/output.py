@@ -8,12 +8,9 @@ from pathlib import Path
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.files.input_files import open_input
 from mae_convert.formats.container import JSON_NAMES
-from mae_convert.formats.directory import WEIGHTS_NAMES
 from mae_convert.formats.output_file import Weights
-from mae_convert.formats.registry import BIN, FORMATS
+from mae_convert.formats.registry import BIN, FORMATS, INDEX_NAMES, INDEX_SUFFIX, WEIGHTS_NAMES
 from mae_convert.formats.shards import (
-    INDEX_NAMES,
-    INDEX_SUFFIX,
     SHARD,
     index_of,
     shard_names,

@@ -9,6 +9,7 @@ from mae_convert.formats.opaque_objects import in_words
 from mae_convert.formats.pickle_types import NumpyArray, NumpyDtype, Opaque
 from mae_convert.formats.settings_objects import UNKNOWN, settings_in
 from mae_convert.formats.torch_types import TensorPlace
+from mae_convert.text import plural
 
 LARGEST_COUNT = 100_000
 LONGEST_TEXT = 60
@@ -100,8 +101,8 @@ def describe(value: object) -> str:
 def _describe_collection(value: Any) -> str:
     tensors, others = _count(value)
     if not tensors:
-        return "empty" if not others else f"{others} setting{'s'[: others > 1]}"
-    counted = f"{tensors} tensor{'s'[: tensors > 1]}"
+        return plural(others, "setting") if others else "empty"
+    counted = plural(tensors, "tensor")
     return f"{counted} and settings" if others else counted
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from mae_convert.text import listing
+
 PTH, BIN, SAFETENSORS, NPZ, DCP = "pth", "bin", "safetensors", "npz", "dcp"
 TF_H5, KERAS_H5, KERAS_ARCHIVE = "tf_h5", "keras_h5", "keras_archive"
 
@@ -62,6 +64,9 @@ class Format:
         reserved: names that no tensor in it can have.
         has_keys: the tensors may stand under a key, as in a training checkpoint.
         has_groups: names are paths of groups and datasets, and only each group has an order.
+        weights_name: what the file of a model directory is called; empty if no library has a name
+            for it.
+        has_index: several files of it can be read as one checkpoint, by an index of that name.
         sharded: it can be written in several files with an index.
         pickled: it is, or may hold, a pickle.
         in_directories: a directory with one file of it is taken as a checkpoint.
@@ -76,6 +81,8 @@ class Format:
     reserved: tuple[str, ...] = ()
     has_keys: bool = False
     has_groups: bool = False
+    weights_name: str = ""
+    has_index: bool = False
     sharded: bool = False
     pickled: bool = False
     in_directories: bool = True
@@ -116,6 +123,7 @@ FORMATS: Mapping[str, Format] = {
             written=(".weights.h5",),
             writer="hdf5_write:keras_h5_blueprint",
             has_groups=True,
+            weights_name="model.weights.h5",
         ),
         Format(
             KERAS_ARCHIVE,
@@ -133,6 +141,8 @@ FORMATS: Mapping[str, Format] = {
             writer="safetensors_file:safetensors_blueprint",
             dtypes=tuple(name for name in TORCH_DTYPES if name != "complex128"),
             reserved=("__metadata__",),
+            weights_name="model.safetensors",
+            has_index=True,
             sharded=True,
         ),
         Format(
@@ -163,11 +173,15 @@ FORMATS: Mapping[str, Format] = {
             signatures=(Signature(HDF5, "hdf5:read_hdf5"),),
             writer="hdf5_write:tf_h5_blueprint",
             has_groups=True,
+            weights_name="tf_model.h5",
+            has_index=True,
         ),
         Format(
             BIN,  # torch.save of a state dict alone, as pytorch_model.bin; read as PTH
             writer="pth_write:bin_blueprint",
             dtypes=TORCH_DTYPES,
+            weights_name="pytorch_model.bin",
+            has_index=True,
             sharded=True,
             pickled=True,
         ),
@@ -181,6 +195,31 @@ DIRECTORY_SUFFIXES = tuple(
     suffix for row in FORMATS.values() if row.in_directories for suffix in row.suffixes
 )
 """What the name of a file ends in that is taken as the weights of a directory."""
+
+# Most libraries prefer the first of these where a directory has weights in several formats.
+_OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
+INDEX_SUFFIX = ".index.json"
+WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
+"""What libraries call the weights of a model directory, the preferred one first."""
+
+INDEX_NAMES = tuple(f"{row.weights_name}{INDEX_SUFFIX}" for row in _OF_DIRECTORIES if row.has_index)
+"""What they call the index of weights in several files."""
+
+FILE_SUFFIXES = tuple(
+    dict.fromkeys(
+        (
+            *(suffix for row in FORMATS.values() for suffix in row.suffixes),
+            *(".hdf5", ".tar", ".tgz", ".gz", ".zip", ".pkl", ".pickle", ".npy", ".msgpack"),
+            *(".onnx", ".tflite", ".pb", ".gguf", ".distcp", ".index", ".json"),
+        )
+    )
+)
+"""Suffixes of files of weights in lower case, those of formats that are not read among them: a
+directory of such a name would be taken for a file."""
+
+SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)
+SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"
+"""What to do about a path that is not a checkpoint."""
 
 
 def with_groups() -> tuple[str, ...]:

@@ -19,10 +19,6 @@ from mae_convert.formats.contents import Contents, json_in
 from mae_convert.formats.registry import PTH, SAFETENSORS, TF_H5
 from mae_convert.formats.tensor import LazyTensor
 
-INDEX_SUFFIX = ".index.json"
-INDEX_NAMES = tuple(
-    f"{name}{INDEX_SUFFIX}" for name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
-)
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin|h5)")
 KINDS = (SAFETENSORS, PTH, TF_H5)
 

@@ -16,7 +16,7 @@ from mae_convert.formats.contents import json_in
 from mae_convert.formats.identify import read_contents
 from mae_convert.formats.output import JsonFile, Output, directory_output, file_output, require_ours
 from mae_convert.formats.output_file import Draft, Weights
-from mae_convert.formats.shards import INDEX_SUFFIX
+from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_bytes
 

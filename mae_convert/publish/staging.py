@@ -8,7 +8,8 @@ from pathlib import Path
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.hashes import open_sha256
-from mae_convert.formats.shards import INDEX_SUFFIX, SHARD
+from mae_convert.formats.registry import INDEX_SUFFIX
+from mae_convert.formats.shards import SHARD
 from mae_convert.publish.artifacts import Part, beside
 from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid

@@ -9,8 +9,15 @@ from typing import Any
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.formats.registry import KERAS_ARCHIVE, KERAS_H5, NPZ, PTH, SAFETENSORS, TF_H5
-from mae_convert.formats.shards import INDEX_NAMES
+from mae_convert.formats.registry import (
+    INDEX_NAMES,
+    KERAS_ARCHIVE,
+    KERAS_H5,
+    NPZ,
+    PTH,
+    SAFETENSORS,
+    TF_H5,
+)
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
 from mae_convert.runtime.job import FRAMEWORKS

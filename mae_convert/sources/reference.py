@@ -7,11 +7,11 @@ from pathlib import Path
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.official import OFFICIAL, SUFFIX, Official, official_named
 from mae_convert.files.messages import refuse_nul
+from mae_convert.formats.registry import FILE_SUFFIXES
 from mae_convert.text import did_you_mean
 
 PROTOCOL = "hf://"
 OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".h5", ".keras", ".npz", ".json")
 PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser
 
 

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 from mae_convert.errors import CheckpointError, HubError
 from mae_convert.formats.container import JSON_NAMES
 from mae_convert.formats.directory import KERAS_SUFFIX, is_read_beside
-from mae_convert.formats.registry import DIRECTORY_SUFFIXES, FORMATS, KERAS_ARCHIVE, NPZ
-from mae_convert.formats.shards import INDEX_NAMES, INDEX_SUFFIX
+from mae_convert.formats.registry import (
+    DIRECTORY_SUFFIXES,
+    FORMATS,
+    INDEX_NAMES,
+    INDEX_SUFFIX,
+    KERAS_ARCHIVE,
+    NPZ,
+    WEIGHTS_NAMES,
+)
 from mae_convert.layouts.table import listed
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.snapshot import Entry, Snapshot
 
 # A repository often has the same weights for several frameworks: the first of these is taken.
-PREFERENCE = (
-    "model.safetensors",
-    INDEX_NAMES[0],
-    "pytorch_model.bin",
-    INDEX_NAMES[1],
-    "tf_model.h5",
-    "model.weights.h5",
+PREFERENCE = tuple(
+    preferred
+    for name in WEIGHTS_NAMES
+    for preferred in (name, f"{name}{INDEX_SUFFIX}")
+    if preferred in (*WEIGHTS_NAMES, *INDEX_NAMES)
 )
 CERTIFICATE = ("verification.json", "verification.safetensors")
 KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from mae_convert.errors import Option
+from mae_convert.files.atomic import already_exists
 from mae_convert.sources import storage
 from mae_convert.sweep.freshness import is_unchanged
 from mae_convert.sweep.job import Job
@@ -67,14 +67,8 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
     for job in todo:
         is_ours = job.identity()["target"] in begun
         if job.converts and job.target and not is_ours and storage.exists(job.target):
-            raise PlanError(
-                (
-                    f"{job.where}, target: {job.target} already exists and was not written by this "
-                    "sweep"
-                ),
-                hint=("choose another name, or pass ", Option("overwrite", True)),
-                option="target",
-            )
+            error = already_exists(job.target, " and was not written by this sweep")
+            raise PlanError(f"{job.where}, target: ", error, option="target")
 
 
 def run_sweep(

@@ -39,8 +39,8 @@ def test_values_that_are_no_numbers_are_counted(tmp_path, state):
     state["blocks.1.mlp.fc1.bias"][3] = float("nan")
     state["decoder_pred.weight"][:2, 0] = float("-inf")
     found = odd(tmp_path, state)
-    assert "encoder.blocks.1.mlp.fc1.bias holds 1 values that are NaN or infinite" in found
-    assert "decoder.prediction.weight holds 2 values that are NaN or infinite" in found
+    assert "encoder.blocks.1.mlp.fc1.bias holds NaN or infinity in 1 value" in found
+    assert "decoder.prediction.weight holds NaN or infinity in 2 values" in found
 
 
 def test_what_is_all_zero_is_named(tmp_path, state):

@@ -17,7 +17,7 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.convert.execute import execute
-from mae_convert.convert.plan import FILE_SUFFIXES, container_kind, plan_conversion
+from mae_convert.convert.plan import container_kind, plan_conversion
 from mae_convert.errors import (
     CheckpointError,
     ConfigurationError,
@@ -28,7 +28,7 @@ from mae_convert.errors import (
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
-from mae_convert.formats.registry import SUFFIX_FORMATS
+from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from reference_models.configuration import ViTMAEConfig
 
 CASES = ["pretrain_tiny", "encoder_tiny", "finetune_cls_tiny", "finetune_gap_tiny"]

@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from paths import ROOT
+
+from mae_convert.families import families
 
 PAGE = ROOT / "docs" / "adding_a_family.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -77,3 +80,12 @@ def test_another_package_adds_a_family(tmp_path, toy):
 def test_without_the_package_its_files_are_unknown(run, tmp_path, command):
     write_toy(tmp_path / "toy.safetensors")
     assert command("inspect", tmp_path / "toy.safetensors", "--num-heads", 2).status == 2
+
+
+def test_a_further_layout_leaves_the_family_itself_as_it_is():
+    family = families()["mae"]
+    own = family.layouts["timm"]
+    extended = family.with_layouts([replace(own, name="new"), replace(own, title="another timm")])
+    assert extended.layouts["new"].title == own.title
+    assert extended.layouts["timm"] is own
+    assert "new" not in family.layouts

@@ -340,7 +340,7 @@ def test_two_files_of_weights_in_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"looked for model.safetensors, tf_model.h5, "):
+    with pytest.raises(CheckpointError, match=r"looked for model.safetensors, pytorch_model.bin, "):
         open_container(directory_with(tmp_path))
 
 
