@@ -8,7 +8,7 @@ independent code.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -264,7 +264,7 @@ def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ..
     A copied channel keeps those of its original; a single channel gets the average.
     """
     if count == 1:
-        return (fmean(values),)
+        return (fsum(values) / len(values),)
     return tuple(values[index % len(values)] for index in range(count))
 
 

@@ -6,8 +6,10 @@ register an instance of `mae_convert.families.family.Family` by the entry point
 packages have entry points: no checkpoint causes anything to be imported.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layo
 }
 
 
+GROUPS = ("mae_convert.families", "mae_convert.layouts")
+"""The groups of entry points that packages register families and layouts in."""
+
+
 @cache
 def families() -> Mapping[str, "Family"]:
     """Return all families by name, in the order in which they are tried."""
@@ -39,7 +45,7 @@ def families() -> Mapping[str, "Family"]:
     from mae_convert.families.videomae.family import VIDEOMAE
 
     ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST, PRITHVI)
-    others, layouts = _registered("mae_convert.families", "mae_convert.layouts")
+    others, layouts = _registered(*GROUPS) if _is_anything_registered() else ([], [])
     known = {family.name: family for family in (*ours, *others)}
     for layout in layouts:
         if layout.family not in known:
@@ -52,6 +58,24 @@ def families() -> Mapping[str, "Family"]:
         name: family.with_layouts(layout for layout in layouts if layout.family == name)
         for name, family in known.items()
     }
+
+
+def _is_anything_registered() -> bool:
+    """Return whether an installed package may have entry points of ours.
+
+    Most often none has. Then `importlib.metadata` is not imported, which takes as long as reading
+    a small checkpoint.
+    """
+    sections = [f"[{group}]".encode() for group in GROUPS]
+    for folder in map(Path, sys.path):
+        if folder.is_file():  # an archive, which `importlib.metadata` can look into
+            return True
+        for kind in ("dist-info", "egg-info"):
+            for path in folder.glob(f"*.{kind}/entry_points.txt"):
+                text = path.read_bytes()
+                if any(section in text for section in sections):
+                    return True
+    return False
 
 
 def _registered(*groups: str) -> list[list[Any]]:
