@@ -52,6 +52,7 @@ EXPECTED = {
     "docs/guide/publish.md": ["facebook", "PASSED and proven", "PUBLISHED: 8 files"],
     "docs/guide/reconstructions.md": ["both.png", "160 features each, 10 labels", "correctly"],
     "docs/guide/saved_model.md": ["(1, 145, 160)"],
+    "docs/guide/videos.md": ["frames.png", "1 video, 32 features each"],
     "docs/guide/tensorflow.md": ["(1, 144, 192)", "PASSED"],
     "docs/index.md": ["PASSED and proven"],
     "docs/migration.md": [],

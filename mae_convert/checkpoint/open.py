@@ -398,20 +398,20 @@ def open_checkpoint(
 
 
 def require_images(checkpoint: Checkpoint, work: str) -> None:
-    """Require that a model's inputs are single images.
+    """Require that a model's family tells how inputs are made of images or videos.
 
     Args:
         checkpoint: the checkpoint.
         work: what needs images, as the subject of the message.
 
     Raises:
-        MaeConvertError: they are videos, or time series of images.
+        MaeConvertError: it does not.
     """
-    if not checkpoint.family.takes_images:
+    if not checkpoint.family.takes_images and checkpoint.family.clips is None:
         raise MaeConvertError(
             checkpoint.path,
-            f": {work} can be used with masked autoencoders of single images only, and this model"
-            f" is of {checkpoint.family.title}",
+            f": {work} needs images or videos, and the family of this model"
+            f" ({checkpoint.family.title}) does not tell how inputs are made of them",
         )
 
 

@@ -217,16 +217,26 @@ def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
     return np.stack([as_pixels(open_image(path), str(path), checkpoint) for path in paths])
 
 
-def as_pixels(picture: Image.Image, name: str, checkpoint: Checkpoint) -> np.ndarray:
+def as_pixels(
+    picture: Image.Image,
+    name: str,
+    checkpoint: Checkpoint,
+    prepare: Preprocessing | None = None,
+) -> np.ndarray:
     """Return an image as a checkpoint's model takes it, (C, H, W), float32.
+
+    Args:
+        picture: the image.
+        name: of the image, for a message.
+        checkpoint: of the model.
+        prepare: what is done to it; default: the checkpoint's preprocessing of images.
 
     Raises:
         MaeConvertError: it does not come out in the model's size; the sentence has the name.
     """
     wanted = checkpoint.configuration.model.image_hw
-    prepare = preprocessing_of(checkpoint)
     try:
-        pixels = prepare(picture)
+        pixels = (prepare or preprocessing_of(checkpoint))(picture)
     except MaeConvertError as error:
         raise MaeConvertError(f"{name}: ", error) from error
     if pixels.shape[1:] != wanted:

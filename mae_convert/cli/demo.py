@@ -67,7 +67,7 @@ def run_demo(output: Path) -> bool:
     passed = tell(verdicts, round_trips)
     panel(
         pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
-        [path.name for path in pictures], source.configuration,
+        [path.name for path in pictures], source,
     ).save(output / PICTURE)  # fmt: skip
     out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
     out.print(f"  {markup((output / PICTURE).resolve())}")

@@ -148,16 +148,25 @@ preprocessed_option = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help=(
-        "Instead of image files: an .npz file with preprocessed pixel_values (N, C, H, W), with "
-        "any number of channels, and optionally noise (N, L)."
+        "Instead of files: an .npz file with preprocessed pixel_values (N, C, H, W), of videos (N, "
+        "C, T, H, W), with any number of channels, and optionally noise (N, L)."
+    ),
+)
+frame_stride_option = click.option(
+    "--frame-stride",
+    type=COUNT,
+    metavar="N",
+    help=(
+        "Of a video, use one frame in N. [default: as models of the family are trained, which the "
+        "output says]"
     ),
 )
 bands_option = click.option(
     "--bands",
     type=Bands(),
     help=(
-        "Channels of --inputs to show as red, green and blue, or one channel to show in grey. "
-        "[default: 1,2,3]"
+        "Channels to show as red, green and blue, or one channel to show in grey. [default: 1,2,3;"
+        " of satellite images their red, green and blue bands]"
     ),
 )
 device_option = click.option(
@@ -217,7 +226,10 @@ def input_options(command: Command) -> Command:
                 "--images",
                 type=path,
                 metavar="DIR",
-                help="Directory of images to use as input, after the model's own preprocessing.",
+                help=(
+                    "Directory of images, or for models of videos of videos, to use as input, after"
+                    " the model's own preprocessing."
+                ),
             ),
             click.option(
                 "--seed",

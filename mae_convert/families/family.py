@@ -15,8 +15,10 @@ import numpy as np
 
 from mae_convert.errors import LayoutError
 from mae_convert.families import unknown_layout
+from mae_convert.families.clips import Clips
 from mae_convert.families.configuration import Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
 from mae_convert.families.positions import BICUBIC, PositionTable
 from mae_convert.formats import Container
 from mae_convert.layouts.layout import Layout
@@ -83,6 +85,7 @@ class Family(ABC):
         additional_inputs: names of what models take besides pixels and noise, where their
             configurations ask for it.
         takes_images: whether an input is one image, as what draws and measures images needs it.
+        clips: how inputs are made of videos or series of images; None where they are not.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
             of ViT.
@@ -106,6 +109,7 @@ class Family(ABC):
     fixed_positions: ClassVar[str | None] = None
     additional_inputs: ClassVar[tuple[str, ...]] = ()
     takes_images: ClassVar[bool] = False
+    clips: ClassVar[Clips | None] = None
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
 
@@ -350,3 +354,55 @@ class Family(ABC):
     def decoder_tokens(self, config: Any) -> int | None:
         """Return the number of tokens of the decoder, or None where it depends on the mask."""
         return 1 + int(config.num_patches)
+
+    # Pixels
+
+    @property
+    def colours(self) -> tuple[int, int, int]:
+        """Which channels of an input are red, green and blue, from 0."""
+        return self.clips.colours if self.clips is not None else (0, 1, 2)
+
+    def prediction(self, config: Any) -> Any:
+        """Return what has the shapes of the images or videos that a decoder predicts.
+
+        Its attributes are those of `reference_models.configuration.base.PatchGeometry`.
+        """
+        return config
+
+    def predicted_pixels(self, pixel_values: np.ndarray, config: Any) -> np.ndarray:  # noqa: ARG002
+        """Return the part of inputs (N, C, [T,] H, W) that a decoder predicts."""
+        return pixel_values
+
+    def predicted_frames(self, config: Any) -> tuple[int, ...]:
+        """Return which frames of a clip are predicted, from 0."""
+        return tuple(range(config.num_frames))
+
+    def target_statistics(self, pixels: np.ndarray, config: Any) -> Statistics:
+        """Return what a prediction is multiplied by and what is added to make pixels of it.
+
+        Args:
+            pixels: (N, C, [T,] H, W), as `predicted_pixels` returns them.
+            config: of the model.
+
+        Returns:
+            Mean and deviation, float64, that go with what `mae_convert.families.pixel_patches.cut`
+            returns: pixels, normalized as inputs are, are prediction x deviation + mean.
+        """
+        if not config.norm_pix_loss:
+            return np.float64(0), np.float64(1)  # type: ignore[return-value]
+        shapes = self.prediction(config)
+        mean, variance = statistics_of_patches(pixels, shapes, per_channel=False)
+        return mean, np.sqrt(variance + VARIANCE_FLOOR)
+
+    def ratio_that_keeps(self, kept: int, config: Any) -> float:
+        """Return a mask ratio with which a model keeps this many patches."""
+        return 0.0 if kept == config.num_patches else 1 - (kept + 0.5) / config.num_patches
+
+    def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Return the parts of an encoder's output (N, tokens, D).
+
+        Returns:
+            ``tokens`` (N, L, D) of the patches, and ``cls`` (N, D) where the output has a class
+            token.
+        """
+        return {"cls": hidden[:, 0], "tokens": hidden[:, 1:]}

@@ -44,7 +44,7 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         return None
     drawn = panel(
         pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"],
-        [path.name for path in pictures], configuration,
+        [path.name for path in pictures], checkpoint,
     )  # fmt: skip
     stream = io.BytesIO()
     drawn.save(stream, "PNG")

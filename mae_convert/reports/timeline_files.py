@@ -58,28 +58,29 @@ def objective_in_words(found: Timeline) -> str:
 
 def sheet(found: Timeline) -> Image.Image:
     """Return images side by side: the original, the visible patches, and the reconstructions."""
-    columns, configuration = _columns(found), found.configuration
+    columns = _columns(found)
     count = min(len(found.images), MOST_PICTURES)
     rows = tuple(
         Row(found.images[i], tuple(column[i] for column in columns.values())) for i in range(count)
     )
-    height, width = configuration.model.image_hw
+    height, width = found.configuration.model.image_hw
     return draw(Sheet(tuple(columns), rows, found.display.note, (width / height,) * count))
 
 
 def _columns(found: Timeline) -> dict[str, np.ndarray]:
-    """Return columns of colours (N, H, W, 3) and their headings."""
-    configuration = found.configuration
+    """Return columns of colours (N, H, W, 3) and their headings; of clips, of one frame each."""
     first = next(iter(found.shown.values()))
     original = found.display(first.pixel_values)
     columns = {
         "original": original,
-        "seen": pasted(original, np.full_like(original, GREY), first.mask, configuration),
+        "seen": pasted(original, np.full_like(original, GREY), first.mask, first.shapes),
     }
     for epoch, done in sorted(found.shown.items()):
         (predicted,) = done.predicted.values()
         painted = found.display(predicted)
-        columns[f"epoch {epoch}"] = pasted(original, painted, done.mask, configuration)
+        columns[f"epoch {epoch}"] = pasted(original, painted, done.mask, done.shapes)
+    if original.ndim == 5:  # (N, T, H, W, 3): the middle frame
+        columns = {head: colours[:, colours.shape[1] // 2] for head, colours in columns.items()}
     return columns
 
 

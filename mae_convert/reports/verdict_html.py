@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mae_convert.families import families
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.strict_json import plain
 from mae_convert.reports.html import (
@@ -33,14 +34,8 @@ from mae_convert.verify.summary import (
     summary,
     suspects_title,
 )
-from mae_convert.visualize.pixels import (
-    amplified_difference,
-    as_colours,
-    eight_bits,
-    in_pixels,
-    pasted,
-)
-from reference_models.configuration import ViTMAEConfig
+from mae_convert.visualize.display import display_of
+from mae_convert.visualize.pixels import amplified_difference, eight_bits, in_pixels, pasted
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -181,10 +176,12 @@ def _pictures(done: "Verification") -> Iterator[str]:
     wanted = "float64/reconstruction"
     if wanted not in source.arrays or wanted not in target.arrays:
         return
-    configuration = _configuration(source)
-    pixels = done.inputs["pixel_values"][:MOST_PICTURES]
+    family, configuration = families()[source.description["family"]], _configuration(source)
+    model = configuration.model
+    pixels = family.predicted_pixels(done.inputs["pixel_values"][:MOST_PICTURES], model)
     both = [side.arrays[wanted][:MOST_PICTURES] for side in (source, target)]
-    if configuration.model.num_channels != 3 or both[0].shape != both[1].shape:
+    shown_channels = model.num_channels == 3 or family.clips is not None
+    if not shown_channels or both[0].shape != both[1].shape:
         return
     yield "<h2>Reconstructions</h2>"
     if is_noise(pixels):
@@ -194,11 +191,13 @@ def _pictures(done: "Verification") -> Iterator[str]:
         )
         return
     mask = source.arrays["mask"][:MOST_PICTURES]
-    original = as_colours(pixels, configuration)
-    shown = [as_colours(in_pixels(r, pixels, configuration), configuration) for r in both]
+    shapes = family.prediction(model)
+    display = display_of(pixels, configuration, colours=family.colours)
+    original = display(pixels)
+    shown = [display(in_pixels(r, pixels, family, model)) for r in both]
     columns = {"original": original}
     for name, colours in zip("AB", shown, strict=True):
-        columns[f"reconstruction of {name}"] = pasted(original, colours, mask, configuration)
+        columns[f"reconstruction of {name}"] = pasted(original, colours, mask, shapes)
     apart = relative_error(*both)
     caption = (
         f"Visible patches are those of the original. The relative L2 between A and B is {apart:.1e}"
@@ -206,8 +205,15 @@ def _pictures(done: "Verification") -> Iterator[str]:
     if apart <= FUNCTION_LIMIT:
         caption += ", which is rounding."
     else:
-        columns["B minus A"], factor = amplified_difference(*both)
+        apart_in_colours, factor = amplified_difference(*both)
+        columns["B minus A"] = display.chosen(apart_in_colours)
         caption += f"; their difference is shown {factor:.1e} times as large, grey where it is 0."
+    if display.note:
+        caption += f" {display.note[0].upper()}{display.note[1:]}."
+    if original.ndim == 5:  # (N, T, H, W, 3)
+        place = original.shape[1] // 2
+        caption += f" Of each clip, frame {family.predicted_frames(model)[place] + 1} is shown."
+        columns = {head: colours[:, place] for head, colours in columns.items()}
     rows = zip(*columns.values(), strict=True)
     yield images(list(columns), ([*map(_image, row, columns)] for row in rows))
     yield f'<p class="grey">{caption}</p>'
@@ -227,8 +233,9 @@ def is_noise(pixel_values: np.ndarray) -> bool:
 
 def _configuration(trace: Trace) -> Configuration:
     description = trace.description
+    family = families()[description["family"]]
     return Configuration(
-        model=ViTMAEConfig.from_dict(description["config"]),
+        model=family.configuration_class.from_dict(description["config"]),
         image_mean=tuple(description["image_mean"]),
         image_std=tuple(description["image_std"]),
         sources={},

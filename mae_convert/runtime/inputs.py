@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.clips import clips_below, load_clips
 from mae_convert.checkpoint.image_files import images_in
 from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import load_pictures
@@ -58,8 +59,11 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
         batch = choice.batch or RANDOM_BATCH
         return random_inputs(checkpoint.family, model, batch=batch, seed=choice.seed)
     require_images(checkpoint, "a folder of images")
-    paths = images_in(choice.images)[: choice.batch or MOST_IMAGES]
-    pixels = load_pictures(paths, checkpoint)
+    most = choice.batch or MOST_IMAGES
+    if checkpoint.family.clips is not None:
+        pixels = load_clips(clips_below(choice.images, checkpoint)[:most], checkpoint).pixel_values
+    else:
+        pixels = load_pictures(images_in(choice.images)[:most], checkpoint)
     made_up = random_inputs(checkpoint.family, model, batch=len(pixels), seed=choice.seed)
     return {"pixel_values": pixels, "noise": made_up["noise"]}
 

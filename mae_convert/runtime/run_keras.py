@@ -177,7 +177,7 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
     """Return logits, reconstruction and both losses (without losses if no patch is removed)."""
     results = {
         "logits": outputs.logits,
-        "reconstruction": model.unpatchify(_all_patches(outputs.logits, outputs.mask)),
+        "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),
     }
     if model.config.num_kept < model.config.num_patches:
         for name, normalised in (("loss", False), ("loss_norm_pix", True)):
@@ -187,7 +187,7 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
     return results
 
 
-def _all_patches(logits: Any, mask: Any) -> Any:
+def all_patches(logits: Any, mask: Any) -> Any:
     """Return predictions (N, L, P) of all patches.
 
     A model that predicts removed patches only, in the order of the image, has zeros for the others.

@@ -14,12 +14,12 @@ LOW, HIGH = 2, 98  # percentiles of a channel that become black and full brightn
 
 @dataclass(frozen=True)
 class Display:
-    """How pixel values (N, C, H, W) become colours.
+    """How pixel values (N, C, [T,] H, W) become colours.
 
     Attributes:
         configuration: of the model.
         channels: which channels are red, green and blue, or which one is grey; from 0.
-        low: (N, B, 1, 1), what becomes black in each of them; None: mean and deviation of the
+        low: (N, B, [1,] 1, 1), what becomes black in each of them; None: mean and deviation of the
             model's preprocessing are undone, as for photographs.
         high: what becomes full brightness.
     """
@@ -30,19 +30,19 @@ class Display:
     high: np.ndarray | None = None
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Return colours (N, H, W, 3) in [0, 1]."""
+        """Return colours (N, [T,] H, W, 3) in [0, 1]."""
         if self.low is None or self.high is None:
             colours = as_colours(pixel_values, self.configuration)
         else:
             span = np.where(self.high > self.low, self.high - self.low, 1.0)
             shown = (pixel_values[:, list(self.channels)].astype(np.float64) - self.low) / span
-            colours = np.clip(shown, 0, 1).transpose(0, 2, 3, 1)
-        return np.broadcast_to(colours, (*colours.shape[:3], 3))
+            colours = np.clip(np.moveaxis(shown, 1, -1), 0, 1)
+        return np.broadcast_to(colours, (*colours.shape[:-1], 3))
 
     def chosen(self, difference: np.ndarray) -> np.ndarray:
-        """Return the selected channels of (N, H, W, C) as (N, H, W, 3)."""
+        """Return the selected channels of (N, [T,] H, W, C) as (N, [T,] H, W, 3)."""
         shown = difference[..., list(self.channels)]
-        return np.broadcast_to(shown, (*shown.shape[:3], 3))
+        return np.broadcast_to(shown, (*shown.shape[:-1], 3))
 
     @property
     def note(self) -> str:
@@ -54,7 +54,7 @@ class Display:
         what = "s {} as red, green and blue, each" if several else " {} in grey,"
         return (
             f"channel{what.format(numbers)} scaled from the {LOW}nd to the {HIGH}th percentile of "
-            "the original"
+            f"the original{', all frames together' if self.low.ndim == 5 else ''}"
         )
 
 
@@ -64,16 +64,18 @@ def display_of(
     bands: Sequence[int] | None = None,
     *,
     preprocessed: bool = False,
+    colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
     """Return how to display images: photographs unchanged, other channels each scaled separately.
 
     Args:
-        pixel_values: (N, C, H, W), the original images, whose percentiles set the scale of each
-            channel.
+        pixel_values: (N, C, [T,] H, W), the original images, whose percentiles set the scale of
+            each channel.
         configuration: of the model.
         bands: numbers of the channels that are red, green and blue, or of one in grey, from 1;
-            default: the first three, or of fewer than three the first.
+            default: those of `colours`, or of fewer than three the first.
         preprocessed: the images are no image files, so that 1 channel need not be a grey level.
+        colours: the channels that are red, green and blue where there are three or more, from 0.
 
     Raises:
         MaeConvertError: the images do not have such channels.
@@ -85,10 +87,11 @@ def display_of(
             " refers to channels that the model does not have",
             hint=f"it has {count} channels, numbered from 1",
         )
-    default = range(3) if count >= 3 else range(1)
+    default = colours if count >= 3 else range(1)
     channels = tuple(default) if bands is None else tuple(band - 1 for band in bands)
-    if bands is None and (count == 3 or (count == 1 and not preprocessed)):
+    as_photograph = count == 3 and channels == (0, 1, 2)
+    if bands is None and (as_photograph or (count == 1 and not preprocessed)):
         return Display(configuration, channels)
     shown = pixel_values[:, list(channels)]
-    low, high = np.percentile(shown, (LOW, HIGH), axis=(2, 3), keepdims=True)
+    low, high = np.percentile(shown, (LOW, HIGH), axis=tuple(range(2, shown.ndim)), keepdims=True)
     return Display(configuration, channels, low, high)

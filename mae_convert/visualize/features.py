@@ -1,4 +1,4 @@
-"""Encoder features of images: one vector each, for retrieval, probing and clustering."""
+"""Encoder features of images and videos, for retrieval, probing and clustering."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.clips import load_clips
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
@@ -21,50 +22,69 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images, with D the width of the encoder.
+    """Features of N images or videos, with D the width of the encoder and L patches.
 
     Attributes:
-        names: (N,), paths of the images within their folder.
+        names: (N,), paths of the images or videos within their folder.
         labels: (N,), the folder that each lies in, within that folder; empty where there is none.
-        cls: (N, D), float32, the class token after the final norm.
         mean: (N, D), float32, the mean of the patches after the final norm.
+        cls: (N, D), float32, the class token after the final norm; None for an encoder without.
+        tokens: (N, L, D), float32, the patches after the final norm; None where they were not asked
+            for.
+        sampling: how the frames of videos were chosen, in words, or nothing.
     """
 
     names: np.ndarray
     labels: np.ndarray
-    cls: np.ndarray
     mean: np.ndarray
+    cls: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    sampling: str = ""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write an ``.npz`` file with these arrays."""
+        names = ("names", "labels", "cls", "mean", "tokens")
+        arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         with replacing_file(path, overwrite=overwrite) as place, place.open("wb") as file:
-            np.savez(
-                file, names=self.names, labels=self.labels, cls=self.cls, mean=self.mean,
-                allow_pickle=False,
-            )  # fmt: skip
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed.
+
+    Attributes:
+        framework: "torch", "tensorflow" or "jax".
+        device: "cpu" or "cuda"; None is where the framework puts it.
+        batch: images that go through the encoder together.
+        stride: how far apart the frames of a clip are; None is as models of the family are trained.
+        tokens: also return the patches' own features.
+    """
+
+    framework: str = "torch"
+    device: str | None = None
+    batch: int = 32
+    stride: int | None = None
+    tokens: bool = False
 
 
 def features_of(
     checkpoint: Checkpoint,
     folder: Path | None,
     paths: Sequence[Path],
+    options: Extraction = Extraction(),
     *,
     inputs: ImageBatch | None = None,
-    framework: str = "torch",
-    device: str | None = None,
-    batch: int = 32,
     advance: Progress | None = None,
 ) -> Features:
-    """Run a checkpoint's encoder on images, none of whose patches is left out, in float32.
+    """Run a checkpoint's encoder on images or videos, without leaving out patches, in float32.
 
     Args:
         checkpoint: any with an encoder.
         folder: what names and labels are told from.
-        paths: images in it.
+        paths: images in it, or for models that take them videos.
+        options: how.
         inputs: preprocessed images, in place of a folder's; their noise is not used.
-        framework: "torch", "tensorflow" or "jax".
-        device: "cpu" or "cuda"; None is where the framework puts it.
-        batch: images that go through the encoder together.
         advance: called with the number of images that were done.
 
     Raises:
@@ -72,39 +92,54 @@ def features_of(
         MissingRequirementError: the framework or the device is not there.
     """
     require_images(checkpoint, "features")
-    if inputs is None:
+    if inputs is None and checkpoint.family.takes_images:
         preprocessing_of(checkpoint)
         # Before minutes of work.
         skip = Option("skip_unreadable", True)
         check_images(paths, ("correct or remove it, or leave such files out with ", skip))
+    framework, device = options.framework, options.device
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for pixels in _batches(checkpoint, paths, inputs, batch):
+    found: list[dict[str, np.ndarray]] = []
+    sampling = ""
+    for pixels, sampling in _batches(checkpoint, paths, inputs, options):  # noqa: B007
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
         hidden = run(model, pixels, np.tile(in_order, (len(pixels), 1)), device)
-        found.append((hidden[:, 0], hidden[:, 1:].mean(axis=1, dtype=np.float64)))
+        parts = checkpoint.family.features(hidden, model.config)
+        parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)
+        found.append({name: part for name, part in parts.items()
+                      if options.tokens or name != "tokens"})  # fmt: skip
         if advance is not None:
             advance(len(pixels))
-    cls, mean = (np.concatenate(part).astype(np.float32) for part in zip(*found, strict=True))
+    arrays: dict[str, Any] = {
+        n: np.concatenate([p[n] for p in found]).astype(np.float32) for n in found[0]
+    }
     if inputs is not None:
-        return Features(np.array(inputs.labels), np.array([""] * len(cls)), cls, mean)
+        return Features(np.array(inputs.labels), np.array([""] * len(inputs.labels)), **arrays)
     names = [path.relative_to(folder) for path in paths] if folder else list(paths)
     labels = [str(name.parent) if name.parent != Path() else "" for name in names]
-    return Features(np.array([str(name) for name in names]), np.array(labels), cls, mean)
+    return Features(
+        np.array([str(name) for name in names]), np.array(labels), sampling=sampling, **arrays
+    )
 
 
 def _batches(
-    checkpoint: Checkpoint, paths: Sequence[Path], inputs: ImageBatch | None, size: int
-) -> Iterator[np.ndarray]:
-    """Yield batches of pixels."""
-    if inputs is not None:
-        for start in range(0, len(inputs.names), size):
-            yield inputs.pixel_values[start : start + size]
-        return
-    for start in range(0, len(paths), size):
-        yield load_pictures(paths[start : start + size], checkpoint)
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    inputs: ImageBatch | None,
+    options: Extraction,
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield pixels of batches of images or clips, and how frames were chosen."""
+    for start in range(0, len(inputs.names if inputs else paths), options.batch):
+        part = slice(start, start + options.batch)
+        if inputs is not None:
+            yield inputs.pixel_values[part], ""
+        elif checkpoint.family.clips is not None:
+            clips = load_clips(paths[part], checkpoint, stride=options.stride)
+            yield clips.pixel_values, clips.sampling
+        else:
+            yield load_pictures(paths[part], checkpoint), ""
 
 
 def _run_torch(model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None) -> np.ndarray:

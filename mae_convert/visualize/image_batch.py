@@ -1,4 +1,4 @@
-"""Batches of images for visualisation: image files, or preprocessed arrays in an .npz file."""
+"""Batches for visualisation: image files, videos, or preprocessed arrays in an .npz file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.image_files import open_image
+from mae_convert.checkpoint.clips import load_clips, paths_of_clips
+from mae_convert.checkpoint.image_files import images_of, open_image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.inputs import read_inputs
@@ -15,14 +16,17 @@ from mae_convert.visualize.reconstruction import load_cut
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """N images.
+    """N images or clips.
 
     Attributes:
         names: of the images, as a report has them.
         labels: short names, as they stand below an image.
-        pixel_values: (N, C, H, W), float32, as the model takes them.
+        pixel_values: (N, C, [T,] H, W), float32, as the model takes them.
         shapes: width to height in which each image is shown.
         noise: (N, L), float32, by which patches are removed; None where nothing gives it.
+        indices: (N, T), which frames of its file each clip has, from 0; None where they are no
+            videos, or preprocessed.
+        sampling: how these frames were chosen, in words, or nothing.
     """
 
     names: tuple[str, ...]
@@ -30,16 +34,37 @@ class ImageBatch:
     pixel_values: np.ndarray
     shapes: tuple[float, ...]
     noise: np.ndarray | None = None
+    indices: tuple[tuple[int, ...], ...] | None = None
+    sampling: str = ""
 
 
 def batch_from_files(
-    paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool = False
+    paths: Sequence[Path],
+    checkpoint: Checkpoint,
+    *,
+    stretch: bool = False,
+    stride: int | None = None,
 ) -> ImageBatch:
-    """Return image files, cropped or resized to the model's shape.
+    """Return files, or the files in folders, cropped or resized to the model's shape.
+
+    Args:
+        paths: images, or for a model that takes them videos or series of images.
+        checkpoint: of the model.
+        stretch: resize whole images, in place of cropping them to the model's aspect ratio.
+        stride: how far apart the frames of a clip are; None is as models of the family are trained.
 
     Raises:
-        MaeConvertError: a file is not an image, or does not fit the model.
+        MaeConvertError: a file is not an image or video, or does not fit the model.
+        MissingRequirementError: the package that reads it is not installed.
     """
+    if checkpoint.family.clips is not None:
+        return _clips_from_files(paths, checkpoint, stretch=stretch, stride=stride)
+    if stride is not None:
+        raise MaeConvertError(
+            *(Option("frame_stride", stride), " has no meaning for a model of single images"),
+            hint="leave it out",
+        )
+    paths = images_of(paths)
     height, width = checkpoint.configuration.model.image_hw
     shapes = [width / height] * len(paths)
     if stretch:
@@ -49,6 +74,22 @@ def batch_from_files(
         tuple(path.name for path in paths),
         load_cut(paths, checkpoint, stretch=stretch),
         tuple(shapes),
+    )
+
+
+def _clips_from_files(
+    paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool, stride: int | None
+) -> ImageBatch:
+    paths = paths_of_clips(paths, checkpoint)
+    clips = load_clips(paths, checkpoint, stride=stride, stretch=stretch)
+    height, width = checkpoint.configuration.model.image_hw
+    return ImageBatch(
+        tuple(map(str, paths)),
+        tuple(path.name for path in paths),
+        clips.pixel_values,
+        (width / height,) * len(paths),
+        indices=clips.indices,
+        sampling=clips.sampling,
     )
 
 

@@ -7,13 +7,14 @@ values.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.image_files import open_image
 from mae_convert.errors import MaeConvertError
-from reference_models.configuration import ViTMAEConfig
+from mae_convert.families.family import Family
 
 KINDS = ("random", "block", "grid")
 SMALLEST_BLOCK = 16 / 196  # of the image, as BEiT (Bao et al. 2021, algorithm 1) takes it
@@ -22,31 +23,34 @@ MOST_ELONGATED = 1 / 0.3  # width to height of a block, or height to width
 REMOVED_FROM = 128  # grey level of a drawn mask from which on a patch is removed
 
 
-def noise_of(kind: str, config: ViTMAEConfig, *, count: int, seed: int = 0) -> np.ndarray:
+def noise_of(kind: str, family: Family, config: Any, *, count: int, seed: int = 0) -> np.ndarray:
     """Return noise (count, L), float32, that makes a model remove patches in some manner.
 
     Args:
-        kind: ``random``, for each image anew; ``block``, rectangles, for each image anew;
-            ``grid``, which at a ratio of 0.75 keeps one patch of every four.
+        kind: ``random``, as models of the family are trained, for each image anew; ``block``,
+            rectangles, for each image anew; ``grid``, which at a ratio of 0.75 keeps one patch of
+            every four. Of a video, the last two are the same at all times.
+        family: of the model.
         config: of the model.
         count: number of images.
         seed: of ``random`` and ``block``.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     rows, columns = config.grid_hw
+    if kind == "random":
+        return family.noise(config, count, generator)
     if kind == "grid":
         ranks = np.tile(_grid_ranks(rows, columns), (count, 1))
-    elif kind == "block":
-        ranks = np.stack([_block_ranks(rows, columns, generator) for _ in range(count)])
     else:
-        ranks = generator.permuted(np.tile(np.arange(rows * columns), (count, 1)), axis=1)
-    return _as_noise(ranks)
+        ranks = np.stack([_block_ranks(rows, columns, generator) for _ in range(count)])
+    return _as_noise(ranks, config)
 
 
-def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndarray, float]:
+def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[np.ndarray, float]:
     """Return noise (count, L) and the mask ratio of a mask that is drawn as an image.
 
-    Where the image is white, patches are removed; it is scaled to the model's patches.
+    Where the image is white, patches are removed, of a video at all times; it is scaled to the
+    model's patches.
 
     Raises:
         MaeConvertError: the file is no image, or it leaves no patch.
@@ -62,17 +66,17 @@ def drawn_mask(path: Path, config: ViTMAEConfig, *, count: int) -> tuple[np.ndar
         )
     ranks = np.empty(removed.size, np.int64)
     ranks[np.argsort(removed, kind="stable")] = np.arange(removed.size)
-    return _as_noise(np.tile(ranks, (count, 1))), ratio_that_keeps(int((~removed).sum()), config)
+    kept = int((~removed).sum()) * (config.num_patches // removed.size)
+    noise = _as_noise(np.tile(ranks, (count, 1)), config)
+    return noise, family.ratio_that_keeps(kept, config)
 
 
-def ratio_that_keeps(kept: int, config: ViTMAEConfig) -> float:
-    """Return a mask ratio with which a model keeps this many patches."""
-    return 0.0 if kept == config.num_patches else 1 - (kept + 0.5) / config.num_patches
-
-
-def _as_noise(ranks: np.ndarray) -> np.ndarray:
-    noise: np.ndarray = ((ranks + 0.5) / ranks.shape[1]).astype(np.float32)
-    return noise
+def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
+    """Return ranks of the patches (N, rows x columns) as noise (N, L), the same at all times."""
+    times = config.num_patches // ranks.shape[1]
+    at_times = ranks[:, None, :] * times + np.arange(times)[:, None]  # (N, times, places)
+    noise = (at_times.reshape(len(ranks), -1) + 0.5) / config.num_patches
+    return noise.astype(np.float32)
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:

@@ -1,59 +1,62 @@
-"""Convert normalised pixels to images, and assemble them to panels."""
+"""Convert normalised pixels to colours, and paste predicted patches into images and videos."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from mae_convert.families.configuration import Configuration
+from mae_convert.families.family import Family
+from mae_convert.families.pixel_patches import cut
 
-GAP = 4  # white pixels between the images of a panel
 GREY = 0.5  # shows removed patches, and no difference
-VARIANCE_FLOOR = 1e-6  # the original's, where a patch is normalised
 
 
 def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.ndarray:
-    """Return normalised pixels (N, 3, H, W) as colours (N, H, W, 3) in [0, 1]."""
+    """Return normalised pixels (N, 3, [T,] H, W) as colours (N, [T,] H, W, 3) in [0, 1]."""
     mean, std = (np.float64(configuration.value(name)) for name in ("image_mean", "image_std"))
-    return np.clip(pixel_values.transpose(0, 2, 3, 1) * std + mean, 0, 1)
+    return np.clip(np.moveaxis(pixel_values, 1, -1) * std + mean, 0, 1)
 
 
 def in_pixels(
-    reconstruction: np.ndarray, pixel_values: np.ndarray, configuration: Configuration
+    reconstruction: np.ndarray, pixel_values: np.ndarray, family: Family, config: Any
 ) -> np.ndarray:
-    """Return a reconstruction (N, C, H, W) in the scale of the original's pixels.
+    """Return a reconstruction (N, C, [T,] H, W) in the scale of the original's pixels.
 
-    A model with ``norm_pix_loss`` predicts normalised patches; the mean and standard deviation of
-    each patch are taken from the original.
+    Of a model that predicts normalised patches, mean and deviation of each patch are taken from the
+    original.
+
+    Args:
+        reconstruction: as the model predicts it.
+        pixel_values: what the model was given, of the frames that it predicts.
+        family: of the model.
+        config: of the model.
     """
-    if not configuration.model.norm_pix_loss:
-        return reconstruction
-    (rows, columns), (height, width) = configuration.model.grid_hw, configuration.model.patch_hw
-    images, channels = pixel_values.shape[:2]
-    shape = (images, channels, rows, height, columns, width)
-    patches = pixel_values.astype(np.float64).reshape(shape)
-    axes = (1, 3, 5)
-    mean = patches.mean(axis=axes, keepdims=True)
-    deviation = np.sqrt(patches.var(axis=axes, ddof=1, keepdims=True) + VARIANCE_FLOOR)
-    return (reconstruction.reshape(shape) * deviation + mean).reshape(pixel_values.shape)
+    mean, deviation = family.target_statistics(pixel_values, config)
+    patches = cut(reconstruction.astype(np.float64), family.prediction(config))
+    return (patches * deviation + mean).reshape(pixel_values.shape)
 
 
-def mask_of_pixels(mask: np.ndarray, configuration: Configuration) -> np.ndarray:
-    """Return a mask of patches (N, L) as a mask of pixels (N, H, W, 1)."""
-    rows, columns = configuration.model.grid_hw
-    height, width = configuration.model.patch_hw
-    grid = mask.reshape(len(mask), rows, columns)
-    return grid.repeat(height, axis=1).repeat(width, axis=2)[..., None]
+def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
+    """Return a mask of patches (N, L) as a mask of pixels (N, [T,] H, W, 1).
+
+    Args:
+        mask: the mask.
+        shapes: has the ``grid_shape`` and ``patch_shape`` of the patches.
+    """
+    pixels = mask.reshape(len(mask), *shapes.grid_shape)
+    for axis, length in enumerate(shapes.patch_shape, 1):
+        pixels = pixels.repeat(length, axis=axis)
+    return pixels[..., None]
 
 
-def pasted(
-    original: np.ndarray, painted: np.ndarray, mask: np.ndarray, configuration: Configuration
-) -> np.ndarray:
-    """Return colours (N, H, W, 3): the original with predicted pixels in removed patches."""
-    return np.where(mask_of_pixels(mask, configuration) > 0, painted, original)
+def pasted(original: np.ndarray, painted: np.ndarray, mask: np.ndarray, shapes: Any) -> np.ndarray:
+    """Return colours (N, [T,] H, W, 3): the original with predicted pixels in removed patches."""
+    return np.where(mask_of_pixels(mask, shapes) > 0, painted, original)
 
 
 def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return b - a as colours (N, H, W, C) around grey, and the amplification factor.
+    """Return b - a as colours (N, [T,] H, W, C) around grey, and the amplification factor.
 
     The factor is infinite if there is no difference; NaN is shown as the largest difference.
     """
@@ -64,7 +67,7 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
     factor = GREY / largest if largest else math.inf
     with np.errstate(invalid="ignore"):
         shown = GREY + (away * factor if largest else np.where(np.isfinite(away), 0.0, away))
-    return np.clip(shown, 0, 1).transpose(0, 2, 3, 1), factor
+    return np.clip(np.moveaxis(shown, 1, -1), 0, 1), factor
 
 
 def eight_bits(colours: np.ndarray) -> np.ndarray:

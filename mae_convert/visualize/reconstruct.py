@@ -1,4 +1,4 @@
-"""Reconstruct images with a checkpoint and write sheets, or animations over mask ratios."""
+"""Reconstruct images or videos with a checkpoint and write sheets and animations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,24 @@ from mae_convert.visualize.image_batch import (
     batch_from_inputs,
     noise_in,
 )
-from mae_convert.visualize.masks import KINDS, drawn_mask, noise_of, ratio_that_keeps
+from mae_convert.visualize.masks import KINDS, drawn_mask, noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
-from mae_convert.visualize.sheet import FILMS, check_name, draw, save, sheet_of
+from mae_convert.visualize.sheet import (
+    FILMS,
+    check_name,
+    columns_of,
+    draw,
+    save,
+    sheet_of,
+    sheet_of_clips,
+)
 
 FILM_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 BORROWED = (
     "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
-    "each patch are taken from the original image"
+    "each patch are taken from the original"
 )
+ONLY_REMOVED = "the model predicts removed patches only, and the others are shown as they are"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Look:
         seed: of the mask.
         framework: "torch", "tensorflow", "jax" or "both".
         device: "cpu" or "cuda"; None is where the framework puts it.
+        frame_stride: how far apart the frames of a clip are; None is as models of the family are
+            trained.
         stretch: squeeze whole images into the model's shape, in place of taking their middle.
         across: groups of rows beside each other; None is what fits well.
         inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
@@ -47,6 +58,7 @@ class Look:
     seed: int = 0
     framework: str = "torch"
     device: str | None = None
+    frame_stride: int | None = None
     stretch: bool = False
     across: int | None = None
     inputs: Path | None = None
@@ -63,19 +75,30 @@ def look_at(
 ) -> dict[str, Any]:
     """Write sheets, and films for names that end in ``.gif``, and return what was measured.
 
+    Films of images are over mask ratios, films of videos show their frames.
+
+    Args:
+        images: files, or folders of them.
+        checkpoint: with a decoder.
+        outputs: the files to write.
+        look: how.
+        overwrite: replace existing files.
+
     Returns:
-        ``mask_ratio``, ``images`` (name, removed patches, and the loss by framework), ``note``,
-        ``outputs``; ``film_ratios`` where films are all that is written, of which the rest then
-        tells the first; of two frameworks also ``largest_difference``, in normalised pixels.
+        ``mask_ratio``, ``images`` (name, removed patches, the loss by framework, and of videos
+        ``frames``), ``note``, ``outputs``; ``film_ratios`` where films over mask ratios are all
+        that is written, of which the rest then tells the first; ``sampling`` of videos; of two
+        frameworks also ``largest_difference``, in normalised pixels.
 
     Raises:
         MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
         MissingRequirementError: the framework or the device is not there.
     """
     require_images(checkpoint, "reconstruct")
+    is_clip = checkpoint.family.clips is not None
     _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
-    if films and look.mask not in KINDS:
+    if films and not is_clip and look.mask not in KINDS:
         raise MaeConvertError(
             f"{look.mask} has a fixed mask ratio, and an animation shows several",
             hint=("give a film ", Option("mask", "random"), ", block or grid"),
@@ -83,26 +106,46 @@ def look_at(
     if look.inputs is not None:
         batch = batch_from_inputs(look.inputs, checkpoint)
     else:
-        batch = batch_from_files(images, checkpoint, stretch=look.stretch)
+        batch = batch_from_files(images, checkpoint, stretch=look.stretch, stride=look.frame_stride)
     noise, ratio = _masked(checkpoint, batch, look)
     display = display_of(
         batch.pixel_values, checkpoint.configuration, look.bands,
-        preprocessed=look.inputs is not None,
+        preprocessed=look.inputs is not None, colours=checkpoint.family.colours,
     )  # fmt: skip
     run = Reconstructor(checkpoint, look.framework, look.device)
+    notes = "; ".join(filter(None, (note_on(checkpoint), display.note)))
+    drawing = _Drawing(batch, checkpoint, display, notes, look.across)
+    if is_clip:
+        done = run(batch.pixel_values, noise, ratio)
+        for path in outputs:
+            frames = drawing.frames(done) if path in films else [drawing.sheet(done)]
+            save(frames, path, overwrite=overwrite, clip=True)
+        report = _measured(done, batch)
+    else:
+        report = _images(run, drawing, films, outputs_but(films, outputs), noise, ratio, overwrite)
+    return {**report, "note": notes or None, "outputs": [str(path) for path in outputs]}
+
+
+def _images(
+    run: Reconstructor,
+    drawing: "_Drawing",
+    films: Sequence[Path],
+    sheets: Sequence[Path],
+    noise: np.ndarray,
+    ratio: float,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Write sheets of images, and films over mask ratios, and return what was measured."""
     report: dict[str, Any] = {}
-    for kind, ratios in ((outputs_but(films, outputs), (ratio,)), (films, FILM_RATIOS)):
-        if not kind:
+    for paths, ratios in ((sheets, (ratio,)), (films, FILM_RATIOS)):
+        if not paths:
             continue
-        found = [run(batch.pixel_values, noise, each) for each in ratios]
-        frames = [_drawn(done, batch, checkpoint, display, look) for done in found]
-        for path in kind:
+        found = [run(drawing.batch.pixel_values, noise, each) for each in ratios]
+        frames = [drawing.sheet(done) for done in found]
+        for path in paths:
             save(frames, path, overwrite=overwrite)
-        report = report or _measured(found[0], batch)
-    if len(films) == len(outputs):
-        report["film_ratios"] = list(FILM_RATIOS)
-    notes = "; ".join(filter(None, (note_on(checkpoint), display.note))) or None
-    return {**report, "note": notes, "outputs": [str(path) for path in outputs]}
+        report = report or _measured(found[0], drawing.batch)
+    return report if sheets else {**report, "film_ratios": list(FILM_RATIOS)}
 
 
 def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
@@ -123,43 +166,65 @@ def outputs_but(films: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note about the colours of the reconstructions."""
-    return BORROWED if checkpoint.configuration.model.norm_pix_loss else None
+    """Return a note about what is shown of reconstructions, and their colours."""
+    borrowed = checkpoint.configuration.model.norm_pix_loss
+    notes = (ONLY_REMOVED * checkpoint.family.predicts_removed_only, BORROWED * borrowed)
+    return "; ".join(filter(None, notes)) or None
 
 
 def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.ndarray, float]:
     """Return noise (N, L), and the mask ratio to use with it."""
-    model, count = checkpoint.configuration.model, len(batch.names)
+    family, model, count = checkpoint.family, checkpoint.configuration.model, len(batch.names)
+    ratio = family.ratio_that_keeps(model.num_kept, model)
     if (given := noise_in(batch, look.mask, KINDS[0])) is not None:
-        return given, ratio_that_keeps(model.num_kept, model)
+        return given, ratio
     if look.mask in KINDS:
-        noise = noise_of(look.mask, model, count=count, seed=look.seed)
-        return noise, ratio_that_keeps(model.num_kept, model)
+        return noise_of(look.mask, family, model, count=count, seed=look.seed), ratio
     path = Path(look.mask)
     if not path.exists():
         raise MaeConvertError(
             *(Option("mask", look.mask), " does not exist"),
             hint=f"write {', '.join(KINDS)}, or name an image that is white where patches go",
         )
-    return drawn_mask(path, model, count=count)
+    return drawn_mask(path, family, model, count=count)
 
 
-def _drawn(
-    done: Reconstruction,
-    batch: ImageBatch,
-    checkpoint: Checkpoint,
-    display: Display,
-    look: Look,
-) -> Image.Image:
-    names = [
-        f"{label}, {mask.mean():.0%} removed"
-        for label, mask in zip(batch.labels, done.mask, strict=True)
-    ]
-    sheet = sheet_of(
-        done, names, checkpoint.configuration, shapes=batch.shapes,
-        note=note_on(checkpoint) or "", display=display,
-    )  # fmt: skip
-    return draw(sheet, across=look.across)
+@dataclass(frozen=True)
+class _Drawing:
+    """What is needed to draw reconstructions of a batch."""
+
+    batch: ImageBatch
+    checkpoint: Checkpoint
+    display: Display
+    note: str
+    across: int | None
+
+    def sheet(self, done: Reconstruction) -> Image.Image:
+        """Return a sheet: of images a row each, of clips a row for everything that is shown."""
+        columns, labels = columns_of(done, self.display), self._labels(done)
+        shapes, family = self.batch.shapes, self.checkpoint.family
+        if family.clips is None:
+            sheet = sheet_of(columns, labels, shapes=shapes, note=self.note)
+            return draw(sheet, across=self.across)
+        frames = family.predicted_frames(self.checkpoint.configuration.model)
+        sheet = sheet_of_clips(columns, labels, frames, shapes=shapes, note=self.note)
+        return draw(sheet, across=self.across or 1)
+
+    def frames(self, done: Reconstruction) -> list[Image.Image]:
+        """Return a sheet for each frame of clips, with a row for each clip."""
+        columns, labels = columns_of(done, self.display), self._labels(done)
+        images = []
+        for place in range(done.pixel_values.shape[2]):
+            of_frame = {head: colours[:, place] for head, colours in columns.items()}
+            sheet = sheet_of(of_frame, labels, shapes=self.batch.shapes, note=self.note)
+            images.append(draw(sheet, across=self.across))
+        return images
+
+    def _labels(self, done: Reconstruction) -> list[str]:
+        return [
+            f"{label}, {mask.mean():.0%} removed"
+            for label, mask in zip(self.batch.labels, done.mask, strict=True)
+        ]
 
 
 def _measured(done: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
@@ -175,7 +240,11 @@ def _measured(done: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
         }
         for i, name in enumerate(batch.names)
     ]
+    if batch.indices is not None:
+        rows = [{**row, "frames": list(f)} for row, f in zip(rows, batch.indices, strict=True)]
     report: dict[str, Any] = {"mask_ratio": float(done.mask.mean(dtype=np.float64)), "images": rows}
+    if batch.sampling:
+        report["sampling"] = batch.sampling
     if len(done.predicted) > 1:
         a, b = done.predicted.values()
         with np.errstate(invalid="ignore"):  # of infinity and infinity

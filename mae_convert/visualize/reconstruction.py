@@ -1,4 +1,4 @@
-"""A model's reconstructions of masked images."""
+"""A model's reconstructions of masked images and videos."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +13,7 @@ from mae_convert.checkpoint.image_files import open_image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import as_pixels
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.runtime import load_model
 from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side
@@ -24,19 +25,25 @@ BOTH = ("torch", "tensorflow")
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What came of some images.
+    """What came of some images or clips.
 
     Attributes:
-        pixel_values: (N, C, H, W), what the model was given, of which it saw a part.
+        pixel_values: (N, C, [T,] H, W), what the model was given, of which it saw a part; of a
+            clip, the frames that it predicts.
         mask: (N, L), 1 where a patch was removed.
-        predicted: by framework, (N, C, H, W), every patch as predicted, in the scale of the pixels.
+        predicted: by framework, (N, C, [T,] H, W), every patch as predicted, in the scale of the
+            pixels.
         loss: by framework, (N,), mean squared error over removed patches in that scale.
+        shapes: has the ``grid_shape`` and ``patch_shape`` of the patches.
+        only_removed: the model predicts removed patches only; others are not to be looked at.
     """
 
     pixel_values: np.ndarray
     mask: np.ndarray
     predicted: dict[str, np.ndarray]
     loss: dict[str, np.ndarray]
+    shapes: Any
+    only_removed: bool = False
 
 
 def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
@@ -86,22 +93,22 @@ class Reconstructor:
             self._model = load_model(checkpoint, framework, dtype="float32", device=device)
 
     def __call__(self, pixels: np.ndarray, noise: np.ndarray, ratio: float) -> Reconstruction:
-        """Return the reconstructions of images (N, C, H, W) for noise (N, L) and a mask ratio."""
+        """Return reconstructions of pixels (N, C, [T,] H, W) for noise (N, L) and a mask ratio."""
         parts = [
             self._some(pixels[start : start + AT_ONCE], noise[start : start + AT_ONCE], ratio)
             for start in range(0, len(pixels), AT_ONCE)
         ]
-        mask = np.concatenate([mask for mask, _ in parts])
+        family, model = self._checkpoint.family, self._checkpoint.configuration.model
+        mask, shapes = np.concatenate([mask for mask, _ in parts]), family.prediction(model)
+        wanted = family.predicted_pixels(pixels, model)
         predicted = {
-            name: in_pixels(
-                np.concatenate([images[name] for _, images in parts]).astype(np.float64),
-                pixels,
-                self._checkpoint.configuration,
-            )
+            name: in_pixels(np.concatenate([p[name] for _, p in parts]), wanted, family, model)
             for name in parts[0][1]
         }
-        loss = {name: self._errors(image, pixels, mask) for name, image in predicted.items()}
-        return Reconstruction(pixels, mask, predicted, loss)
+        loss = {name: removed_error(p, wanted, mask, shapes) for name, p in predicted.items()}
+        return Reconstruction(
+            wanted, mask, predicted, loss, shapes, only_removed=family.predicts_removed_only
+        )
 
     def _some(
         self, pixels: np.ndarray, noise: np.ndarray, ratio: float
@@ -110,7 +117,7 @@ class Reconstructor:
         if self._framework == "both":
             return self._both(pixels, noise, ratio)
         run = _run_torch if self._framework == "torch" else _run_keras
-        self._model.config = replace(self._model.config, mask_ratio=ratio)
+        _set_ratio(self._model, ratio)
         mask, images = run(self._model, pixels, noise, self._device)
         return mask, {self._framework: images}
 
@@ -126,15 +133,23 @@ class Reconstructor:
             for name, trace in zip(BOTH, traces, strict=True)
         }
 
-    def _errors(self, image: np.ndarray, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        model = self._checkpoint.configuration.model
-        (rows, columns), (height, width) = model.grid_hw, model.patch_hw
-        squares = np.square(image - pixels).mean(axis=1)  # (N, H, W)
-        patches = squares.reshape(len(pixels), rows, height, columns, width).mean(axis=(2, 4))
-        removed = mask.reshape(patches.shape)
-        with np.errstate(invalid="ignore"):
-            errors: np.ndarray = (patches * removed).sum((1, 2)) / removed.sum((1, 2))
-        return errors
+
+def removed_error(
+    predicted: np.ndarray, pixels: np.ndarray, mask: np.ndarray, shapes: Any
+) -> np.ndarray:
+    """Return (N,), the mean squared error over removed patches."""
+    errors = over_patches(np.square(cut(predicted - pixels, shapes)), shapes)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = (errors * mask).sum(1) / mask.sum(1)
+    return mean
+
+
+def _set_ratio(model: Any, ratio: float) -> None:
+    """Set the mask ratio of a model, and of the encoder that masks in its place."""
+    config = model.config
+    for part in (model, getattr(model, "encoder", None)):
+        if part is not None and getattr(part, "config", None) == config:
+            part.config = replace(config, mask_ratio=ratio)
 
 
 def _run_torch(
@@ -142,10 +157,13 @@ def _run_torch(
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
+    from mae_convert.runtime.run_pytorch import all_patches
+
     given = (torch.from_numpy(array).to(device or "cpu") for array in (pixels, noise))
     with torch.inference_mode():
         outputs = model(*given)
-        return outputs.mask.cpu().numpy(), model.unpatchify(outputs.logits).cpu().numpy()
+        images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
+        return outputs.mask.cpu().numpy(), images.cpu().numpy()
 
 
 def _run_keras(
@@ -154,8 +172,9 @@ def _run_keras(
     from keras import ops
 
     from mae_convert.runtime.keras_backend import device as on_device
+    from mae_convert.runtime.run_keras import all_patches
 
     with on_device(device) if device else nullcontext():
         outputs = model(ops.convert_to_tensor(pixels), noise=ops.convert_to_tensor(noise))
-        images = model.unpatchify(outputs.logits)
+        images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
         return ops.convert_to_numpy(outputs.mask), ops.convert_to_numpy(images)

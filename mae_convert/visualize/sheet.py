@@ -2,14 +2,14 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_convert.families.configuration import Configuration
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.text import for_terminal
 from mae_convert.visualize.display import Display, display_of
@@ -17,11 +17,13 @@ from mae_convert.visualize.pixels import GREY, amplified_difference, eight_bits,
 from mae_convert.visualize.reconstruction import Reconstruction
 
 TILE = 224  # pixels on the sheet of an image's longer side, at least
-MARGIN, GAP, LINE = 16, 6, 20
+MARGIN, GAP, LINE, FONT_SIZE = 16, 6, 20, 13
 INK, FAINT, PAPER = (32, 32, 36), (110, 110, 118), (255, 255, 255)
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 FILMS = (".gif",)
 FRAME_MS, LAST_FRAME_MS = 900, 1800
+CLIP_MS, SHORTEST_MS = 3200, 150  # of a whole clip, and of a frame at least
+MOST_FRAMES = 8  # on a sheet
 NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
 
@@ -50,51 +52,80 @@ class Sheet:
     shapes: tuple[float, ...]
 
 
-def sheet_of(
-    done: Reconstruction,
-    names: Sequence[str],
-    configuration: Configuration,
-    *,
-    shapes: Sequence[float],
-    note: str = "",
-    display: Display | None = None,
-) -> Sheet:
-    """Return a sheet with a row for each image.
+def columns_of(done: Reconstruction, display: Display) -> dict[str, np.ndarray]:
+    """Return what is shown of reconstructions, colours (N, [T,] H, W, 3) by heading.
 
-    Of one framework it shows original, masked image, reconstruction, and the reconstruction with
-    the original visible patches; of two the last of each, and their difference, amplified.
+    Of one framework it is original, masked image, reconstruction, and the reconstruction with the
+    original visible patches, which is the only one of a model that predicts removed patches only;
+    of two frameworks the last of each, and their difference, amplified.
 
     Args:
         done: what the models made.
-        names: of the images.
-        configuration: the model's, for patches and normalisation.
-        shapes: width to height in which each image is shown.
-        note: a line for below.
-        display: how pixels become colours; default: as those of photographs.
+        display: how pixels become colours.
     """
-    display = display or display_of(done.pixel_values, configuration)
     original = display(done.pixel_values)
-    masked = pasted(original, np.full_like(original, GREY), done.mask, configuration)
+    masked = pasted(original, np.full_like(original, GREY), done.mask, done.shapes)
     painted = {name: display(image) for name, image in done.predicted.items()}
-    whole = {
-        name: pasted(original, image, done.mask, configuration) for name, image in painted.items()
-    }
+    whole = {n: pasted(original, image, done.mask, done.shapes) for n, image in painted.items()}
     columns = {"original": original, "masked": masked}
+    if len(painted) == 1 and done.only_removed:
+        return columns | {"reconstruction": next(iter(whole.values()))}
     if len(painted) == 1:
         columns |= {"reconstruction": next(iter(painted.values()))}
-        columns |= {"with visible patches": next(iter(whole.values()))}
-    else:
-        columns |= {NAMES[name]: image for name, image in whole.items()}
-        difference, factor = amplified_difference(*done.predicted.values())
-        scale = f"difference (white: +{GREY / factor:.0e})"
-        head = scale if math.isfinite(factor) else "no difference at all"
-        columns[head] = display.chosen(difference)
-    rows = (
-        Row(label, tiles)
-        for label, tiles in zip(names, zip(*columns.values(), strict=True), strict=True)
-    )
-    notes = "; ".join(text for text in (note, display.note) if text)
-    return Sheet(tuple(columns), tuple(rows), notes, tuple(shapes))
+        return columns | {"with visible patches": next(iter(whole.values()))}
+    columns |= {NAMES[name]: image for name, image in whole.items()}
+    difference, factor = amplified_difference(*done.predicted.values())
+    scale = f"difference (white: +{GREY / factor:.0e})"
+    head = scale if math.isfinite(factor) else "no difference at all"
+    return columns | {head: display.chosen(difference)}
+
+
+def sheet_of(
+    columns: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    *,
+    shapes: Sequence[float],
+    note: str = "",
+) -> Sheet:
+    """Return a sheet with a row for each image, and what is shown of it in columns.
+
+    Args:
+        columns: colours (N, H, W, 3) by heading.
+        labels: of the images.
+        shapes: width to height in which each image is shown.
+        note: a line for below.
+    """
+    rows = zip(labels, zip(*columns.values(), strict=True), strict=True)
+    return Sheet(tuple(columns), tuple(Row(*row) for row in rows), note, tuple(shapes))
+
+
+def sheet_of_clips(
+    columns: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    frames: Sequence[int],
+    *,
+    shapes: Sequence[float],
+    note: str = "",
+) -> Sheet:
+    """Return a sheet with a column for each frame, and rows for what is shown of each clip.
+
+    Of more than `MOST_FRAMES` frames evenly spaced ones are shown.
+
+    Args:
+        columns: colours (N, T, H, W, 3) by heading.
+        labels: of the clips.
+        frames: (T,), which frames of a clip these are, from 0.
+        shapes: width to height in which each clip is shown.
+        note: a line for below.
+    """
+    shown = np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES)).round().astype(int)
+    rows = [
+        Row(f"{label}: {head}", tuple(colours[i][shown]))
+        for i, label in enumerate(labels)
+        for head, colours in columns.items()
+    ]
+    heads = tuple(f"frame {frames[place] + 1}" for place in shown)
+    return Sheet(heads, tuple(rows), note, tuple(shape for shape in shapes for _ in columns))
 
 
 def panel(
@@ -102,21 +133,32 @@ def panel(
     reconstruction: np.ndarray,
     mask: np.ndarray,
     names: Sequence[str],
-    configuration: Configuration,
+    checkpoint: Checkpoint,
 ) -> Image.Image:
     """Return a drawn sheet of one model's reconstructions.
 
     Args:
-        pixel_values: (N, C, H, W), normalised.
-        reconstruction: (N, C, H, W), as the model predicts it.
+        pixel_values: (N, C, [T,] H, W), normalised.
+        reconstruction: (N, C, [T,] H, W), as the model predicts it.
         mask: (N, L), 1 where a patch is removed.
         names: of the images.
-        configuration: the model's.
+        checkpoint: of the model.
     """
-    painted = in_pixels(reconstruction, pixel_values, configuration)
-    done = Reconstruction(pixel_values, mask, {"": painted}, {})
-    height, width = configuration.model.image_hw
-    return draw(sheet_of(done, names, configuration, shapes=[width / height] * len(names)))
+    family, configuration = checkpoint.family, checkpoint.configuration
+    model = configuration.model
+    wanted = family.predicted_pixels(pixel_values, model)
+    painted = in_pixels(reconstruction, wanted, family, model)
+    done = Reconstruction(
+        wanted, mask, {"": painted}, {}, family.prediction(model),
+        only_removed=family.predicts_removed_only,
+    )  # fmt: skip
+    display = display_of(pixel_values, configuration, colours=family.colours)
+    columns = columns_of(done, display)
+    shapes = [model.image_hw[1] / model.image_hw[0]] * len(names)
+    if family.clips is None:
+        return draw(sheet_of(columns, names, shapes=shapes))
+    frames = family.predicted_frames(model)
+    return draw(sheet_of_clips(columns, names, frames, shapes=shapes), across=1)
 
 
 def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
@@ -130,7 +172,8 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
     groups = [range(i, min(i + per_group, len(sizes))) for i in range(0, len(sizes), per_group)]
     tallest = max(sum(sizes[i][1] + LINE + GAP for i in rows) for rows in groups)
     width = len(groups) * (group + 2 * MARGIN)
-    height = MARGIN + LINE + tallest + (LINE if sheet.note else 0) + MARGIN
+    notes = _wrapped(sheet.note, width - 2 * MARGIN)
+    height = MARGIN + LINE + tallest + LINE * len(notes) + MARGIN
     paper = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(paper)
     for number, rows in enumerate(groups):
@@ -144,9 +187,21 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
             top += sizes[i][1]
             _write(pen, (left, top + 2), sheet.rows[i].label, group, FAINT)
             top += LINE + GAP
-    if sheet.note:
-        _write(pen, (MARGIN, height - MARGIN - LINE), sheet.note, width - 2 * MARGIN, FAINT)
+    for number, line in enumerate(reversed(notes), 1):
+        _write(pen, (MARGIN, height - MARGIN - number * LINE), line, width - 2 * MARGIN, FAINT)
     return paper
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return lines of words that fit into so many pixels."""
+    font, lines = ImageFont.load_default(FONT_SIZE), list[str]()
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _size(row: Row, shape: float) -> tuple[int, int]:
@@ -177,7 +232,7 @@ def _write(
     ink: tuple[int, int, int],
 ) -> None:
     """Draw a line of text in Pillow's own font, truncated if it does not fit."""
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(FONT_SIZE)
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = for_terminal(text).encode("ascii", "replace").decode()
     if pen.textlength(text, font=font) > width:
@@ -196,16 +251,35 @@ def check_name(path: Path, *, overwrite: bool) -> None:
     check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *FILMS))
 
 
-def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool) -> None:
-    """Write an image, or several as an animation that loops."""
+def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bool = False) -> None:
+    """Write an image, or several as an animation that loops.
+
+    Args:
+        frames: the images.
+        path: the file.
+        overwrite: replace it if it exists.
+        clip: the images are the frames of a video, each shown equally long.
+    """
     with replacing_file(path, overwrite=overwrite) as place:
-        if len(frames) == 1:
+        if path.suffix.lower() not in FILMS:
             frames[0].save(place, Image.registered_extensions()[path.suffix.lower()], quality=95)
             return
         # One palette for all frames, or colours flicker.
-        palette = frames[-1].quantize(256)
+        palette = _side_by_side(frames).quantize(256)
         first, *rest = (
             frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames
         )
         times = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
+        if clip:
+            times = [max(CLIP_MS // len(frames), SHORTEST_MS)] * len(frames)
         first.save(place, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
+
+
+def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
+    """Return first, middle and last frame as one image."""
+    few = [frames[0], frames[len(frames) // 2], frames[-1]]
+    width, height = few[0].size
+    together = Image.new("RGB", (width * len(few), height))
+    for place, frame in enumerate(few):
+        together.paste(frame, (place * width, 0))
+    return together

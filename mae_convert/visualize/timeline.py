@@ -13,17 +13,19 @@ from mae_convert.checkpoint.open import Checkpoint, open_checkpoint, require_ima
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
+from mae_convert.families.family import Family
 from mae_convert.families.options import Flags
+from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.files.staging import scratch_directory
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batch_from_inputs
-from mae_convert.visualize.masks import noise_of, ratio_that_keeps
-from mae_convert.visualize.pixels import VARIANCE_FLOOR
+from mae_convert.visualize.masks import noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 
 LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a date with its time
+COMPARED = ("num_channels", "norm_pix_loss", "num_frames", "tubelet_size", "predicted_length")
 ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left where it has paid
 
 
@@ -153,9 +155,10 @@ def timeline(
     pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
     points = [replace(p, source=without_credentials(p.source)) for p in points]
     assert run.batch is not None
+    assert run.family is not None
     display = display_of(
         run.batch.pixel_values, run.configuration, view.bands,
-        preprocessed=view.inputs is not None,
+        preprocessed=view.inputs is not None, colours=run.family.colours,
     )  # fmt: skip
     return Timeline(
         tuple(points), run.batch.labels, pictures, run.configuration, run.mask_ratio, display
@@ -194,6 +197,7 @@ class _Run:
         self.batch: ImageBatch | None = None
         self._noise: Any = None
         self.configuration: Configuration | None = None
+        self.family: Family | None = None
         self.mask_ratio = 0.0
 
     def __call__(self, source: str, place: int) -> tuple[Point, Reconstruction | None]:
@@ -213,7 +217,7 @@ class _Run:
             if getattr(error, "exit_status", 2) == 3:
                 raise
             return Point(source, place if epoch is None else epoch, error=str(error)), None
-        losses = objective(done, checkpoint.configuration)
+        losses = objective(done, checkpoint.family, checkpoint.configuration.model)
         mean = float(losses.mean())
         if not math.isfinite(mean):
             return Point(source, epoch, error=f"its loss is {mean}"), None
@@ -236,8 +240,12 @@ class _Run:
         model = checkpoint.configuration.model
         if self.configuration is not None:
             first = self.configuration.model
-            for name in ("image_hw", "patch_hw", "num_channels", "norm_pix_loss"):
-                if getattr(model, name) != getattr(first, name):
+            if checkpoint.family is not self.family:
+                raise MaeConvertError(
+                    f"it is of {checkpoint.family.title}, and the first checkpoint is not"
+                )
+            for name in ("image_hw", "patch_hw", *COMPARED):
+                if getattr(model, name, None) != getattr(first, name, None):
                     raise MaeConvertError(
                         f"its {name} is {getattr(model, name)} and that of the first checkpoint"
                         f" {getattr(first, name)}: their losses cannot be compared"
@@ -248,23 +256,21 @@ class _Run:
             self.batch = batch_from_inputs(inputs, checkpoint, view.most)
         else:
             self.batch = batch_from_files(self._images, checkpoint)
+        family = checkpoint.family
         self._noise = self.batch.noise
         if self._noise is None:
-            self._noise = noise_of("random", model, count=len(self.batch.names), seed=view.seed)
-        self.mask_ratio = ratio_that_keeps(model.num_kept, model)
-        self.configuration = checkpoint.configuration
+            self._noise = noise_of(
+                "random", family, model, count=len(self.batch.names), seed=view.seed
+            )
+        self.mask_ratio = family.ratio_that_keeps(model.num_kept, model)
+        self.configuration, self.family = checkpoint.configuration, family
 
 
-def objective(done: Reconstruction, configuration: Configuration) -> np.ndarray:
+def objective(done: Reconstruction, family: Family, config: Any) -> np.ndarray:
     """Return (N,), the loss that the model was trained with: on pixels or on normalised patches."""
-    (predicted,), model = done.predicted.values(), configuration.model
-    (rows, columns), (height, width) = model.grid_hw, model.patch_hw
-    shape = (len(predicted), model.num_channels, rows, height, columns, width)
-    axes = (1, 3, 5)
-    pixels = done.pixel_values.astype(np.float64).reshape(shape)
-    errors = np.square(predicted.reshape(shape) - pixels)
-    if model.norm_pix_loss:
-        errors = errors / (pixels.var(axis=axes, ddof=1, keepdims=True) + VARIANCE_FLOOR)
-    patches = errors.mean(axis=axes).reshape(len(predicted), -1)  # (N, L)
-    losses: np.ndarray = (patches * done.mask).sum(axis=1) / done.mask.sum(axis=1)
+    (predicted,) = done.predicted.values()
+    pixels = done.pixel_values.astype(np.float64)
+    _, deviation = family.target_statistics(pixels, config)
+    errors = over_patches(np.square(cut(predicted - pixels, done.shapes) / deviation), done.shapes)
+    losses: np.ndarray = (errors * done.mask).sum(axis=1) / done.mask.sum(axis=1)
     return losses

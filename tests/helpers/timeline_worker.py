@@ -22,7 +22,9 @@ for norm in (False, True):
     model = load_model(checkpoint, "torch", dtype="float32")
     assert model.config.norm_pix_loss == norm
     pixels = load_cut(images, checkpoint, stretch=False)
-    noise = noise_of("random", checkpoint.configuration.model, count=len(images), seed=3)
+    noise = noise_of(
+        "random", checkpoint.family, checkpoint.configuration.model, count=len(images), seed=3
+    )
     for i, ours in enumerate(point.losses):
         given = (torch.from_numpy(array[i : i + 1]) for array in (pixels, noise))
         with torch.inference_mode():

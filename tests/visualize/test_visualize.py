@@ -9,7 +9,8 @@ from PIL import Image, ImageSequence
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.output.images import reconstructions
 from mae_convert.errors import MaeConvertError
-from mae_convert.visualize.masks import drawn_mask, noise_of, ratio_that_keeps
+from mae_convert.families.mae.family import MAE
+from mae_convert.visualize.masks import drawn_mask, noise_of
 from mae_convert.visualize.pixels import amplified_difference, eight_bits
 from mae_convert.visualize.reconstruct import Look, look_at
 from mae_convert.visualize.reconstruction import cut_to_shape
@@ -31,21 +32,21 @@ def kept(noise, count):
 @pytest.mark.parametrize("config", [CONFIG, WIDE])
 @pytest.mark.parametrize("kind", ["random", "block", "grid"])
 def test_a_mask_is_an_order_of_patches(kind, config):
-    noise = noise_of(kind, config, count=3, seed=4)
+    noise = noise_of(kind, MAE, config, count=3, seed=4)
     assert noise.shape == (3, config.num_patches)
     assert all(len(np.unique(row)) == config.num_patches for row in noise)
-    assert np.array_equal(noise, noise_of(kind, config, count=3, seed=4))
+    assert np.array_equal(noise, noise_of(kind, MAE, config, count=3, seed=4))
     assert np.array_equal(noise[0], noise[1]) == (kind == "grid")
 
 
 def test_a_grid_keeps_one_of_four():
-    seen = kept(noise_of("grid", CONFIG, count=1), 49).reshape(14, 14)
+    seen = kept(noise_of("grid", MAE, CONFIG, count=1), 49).reshape(14, 14)
     assert np.array_equal(seen, (np.indices((14, 14)) % 2 == 0).all(axis=0))
 
 
 def test_a_block_mask_is_less_scattered_than_a_random_one():
     def borders(kind):
-        seen = kept(noise_of(kind, CONFIG, count=20), 49).reshape(20, 14, 14)
+        seen = kept(noise_of(kind, MAE, CONFIG, count=20), 49).reshape(20, 14, 14)
         return (seen[:, 1:] != seen[:, :-1]).sum() + (seen[:, :, 1:] != seen[:, :, :-1]).sum()
 
     assert borders("block") < 0.5 * borders("random")
@@ -55,17 +56,17 @@ def test_a_mask_is_drawn(tmp_path):
     drawn = np.zeros((60, 60), np.uint8)
     drawn[:30] = 255
     Image.fromarray(drawn).save(tmp_path / "mask.png")
-    noise, ratio = drawn_mask(tmp_path / "mask.png", CONFIG, count=2)
+    noise, ratio = drawn_mask(tmp_path / "mask.png", MAE, CONFIG, count=2)
     assert int(CONFIG.num_patches * (1 - ratio)) == 98
     assert np.array_equal(kept(noise, 98)[1].reshape(14, 14), np.indices((14, 14))[0] >= 7)
     Image.new("L", (9, 9), 255).save(tmp_path / "white.png")
     with pytest.raises(MaeConvertError, match="removes every patch"):
-        drawn_mask(tmp_path / "white.png", CONFIG, count=1)
+        drawn_mask(tmp_path / "white.png", MAE, CONFIG, count=1)
 
 
 @pytest.mark.parametrize("count", [1, 49, 195, 196])
 def test_a_ratio_keeps_just_so_many(count):
-    config = ViTMAEConfig(mask_ratio=ratio_that_keeps(count, CONFIG))
+    config = ViTMAEConfig(mask_ratio=MAE.ratio_that_keeps(count, CONFIG))
     assert config.num_kept == count
 
 
@@ -121,12 +122,13 @@ def test_what_is_told_beside_a_film_says_what_it_is_of(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error")
 def test_what_is_not_finite_is_drawn_without_a_word():
-    config = open_checkpoint(MODEL).configuration
-    shape = (1, 3, *config.model.image_hw)
-    mask = np.ones((1, config.model.num_patches), np.float32)
+    checkpoint = open_checkpoint(MODEL)
+    model = checkpoint.configuration.model
+    shape = (1, 3, *model.image_hw)
+    mask = np.ones((1, model.num_patches), np.float32)
     painted = np.full(shape, np.nan)
     painted[:, :, ::2] = np.inf
-    drawn = panel(np.zeros(shape), painted, mask, ["broken"], config)
+    drawn = panel(np.zeros(shape), painted, mask, ["broken"], checkpoint)
     assert drawn.width > 0
     shown, _ = amplified_difference(painted, painted)
     assert eight_bits(shown).dtype == np.uint8

@@ -14,6 +14,7 @@ from mae_convert.cli.options import (
     bands_option,
     checkpoint_options,
     device_option,
+    frame_stride_option,
     framework_option,
     json_option,
     preprocessed_option,
@@ -21,6 +22,7 @@ from mae_convert.cli.options import (
 from mae_convert.cli.streams import say
 
 if TYPE_CHECKING:
+    from mae_convert.checkpoint.open import Checkpoint
     from mae_convert.families.options import Flags
     from mae_convert.sources import Source
 
@@ -52,7 +54,10 @@ def installed(framework: str | None) -> str:
     multiple=True,
     required=True,
     metavar="FILE",
-    help="Output image (.png, .jpg, .webp), or a .gif animation over mask ratios from 0.5 to 0.95.",
+    help=(
+        "Output image (.png, .jpg, .webp), or a .gif animation: over mask ratios from 0.5 to 0.95, "
+        "or for models of videos over the frames."
+    ),
 )
 @click.option(
     "--mask",
@@ -79,6 +84,7 @@ def installed(framework: str | None) -> str:
     help="Crop the centre of images to the model's aspect ratio, or resize the whole image.",
 )
 @preprocessed_option
+@frame_stride_option
 @bands_option
 @click.option(
     "--across", type=click.IntRange(min=1), help="Groups of images per row of the output image."
@@ -96,30 +102,29 @@ def reconstruct(
     flags: "Flags",
     **options: Any,
 ) -> None:
-    """Mask images and draw what the model reconstructs.
+    """Mask images or videos and draw what the model reconstructs.
 
-    Each image is shown as it is, masked, and reconstructed. Images are files or folders of files,
-    or come preprocessed by --inputs. The ratio is --mask-ratio, else what the checkpoint says, else
-    0.75.
+    Each is shown as it is, masked, and reconstructed. Images are files or folders of files, or come
+    preprocessed by --inputs. Videos are files (.mp4, .gif ..., or .npz with frames (T, H, W, C)),
+    folders of frames, or folders of such. The ratio is --mask-ratio, else what the checkpoint says,
+    else that of the model's kind.
 
     Example:
     \b
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
-    from mae_convert.checkpoint.image_files import images_of
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import reconstructions as show
     from mae_convert.visualize.reconstruct import Look, look_at
 
     if not images and options["inputs"] is None:
         raise click.UsageError(
-            "no image is specified; pass image files, directories, or --inputs FILE.npz"
+            "no image is specified; pass image files, videos, directories, or --inputs FILE.npz"
         )
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
     look = Look(**options, framework=installed(framework), stretch=stretch)
-    files = images_of(images)
     checkpoint = open_and_tell(src, flags, state_key=state_key)
-    report = look_at(files, checkpoint, outputs, look, overwrite=overwrite)
+    report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
     print_json(report) if as_json else show(report)
 
 
@@ -129,6 +134,10 @@ def reconstruct(
 @click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @preprocessed_option
+@frame_stride_option
+@click.option(
+    "--tokens", is_flag=True, help="Also save tokens, the features of every patch (N, L, D)."
+)
 @framework_option
 @device_option
 @click.option(
@@ -145,6 +154,8 @@ def features(
     output: Path,
     batch: int,
     inputs: Path | None,
+    frame_stride: int | None,
+    tokens: bool,
     framework: str | None,
     device: str | None,
     skip_unreadable: bool,
@@ -153,51 +164,66 @@ def features(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Save the encoder's features of all images in a folder.
+    """Save the encoder's features of images or videos in a folder.
 
-    The names of subfolders are the labels.
+    The names of subfolders are the labels. For models of videos, a folder of images is a video.
 
-    The file holds names, labels, cls (the class token) and mean (of the patches), after the final
-    norm, with no patch left out.
+    The file holds names, labels, cls (the class token, if the encoder has one) and mean (of the
+    patches), after the final norm, with no patch left out.
 
     Example:
     \b
         mae-convert features mae_pretrain_vit_base images -o features.npz
     """
-    from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import features as show
     from mae_convert.cli.output.images import features_json
-    from mae_convert.errors import PictureError
     from mae_convert.files.atomic import check_target
-    from mae_convert.visualize.features import features_of
+    from mae_convert.visualize.features import Extraction, features_of
     from mae_convert.visualize.image_batch import batch_from_inputs
 
     check_target(output, overwrite=overwrite, suffixes=(".npz",))
     if folder is None and inputs is None:
         raise click.UsageError("no image is specified; pass a directory, or --inputs FILE.npz")
     chosen = installed(framework)
-    paths = images_below(folder) if folder else []
-    skipped = unreadable_images(paths) if skip_unreadable else {}
-    for reason in skipped.values():
-        say(f"skipped: {reason}")
-    paths = [path for path in paths if path not in skipped]
-    if folder and not paths:
-        raise PictureError(folder, " contains no readable image")
     checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
+    paths, skipped = _files_below(folder, checkpoint, skip=skip_unreadable)
     given = batch_from_inputs(inputs, checkpoint) if inputs else None
     count = len(given.names if given else paths)
     with click.progressbar(
         length=count, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         found = features_of(
-            checkpoint, folder, paths, inputs=given, framework=chosen, device=device, batch=batch,
-            advance=bar.update,
+            checkpoint, folder, paths, Extraction(chosen, device, batch, frame_stride, tokens),
+            inputs=given, advance=bar.update,
         )  # fmt: skip
     found.save(output, overwrite=overwrite)
     told = features_json(found, output) | {"skipped": [str(path) for path in skipped]}
     print_json(told) if as_json else show(found, output)
+
+
+def _files_below(
+    folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
+) -> tuple[list[Path], dict[Path, str]]:
+    """Return the images or videos in a folder, and those that are skipped, with the reasons."""
+    from mae_convert.checkpoint.clips import clips_below, unreadable_clips
+    from mae_convert.checkpoint.image_files import images_below, unreadable_images
+    from mae_convert.errors import PictureError
+
+    if folder is None:
+        return [], {}
+    clips = checkpoint.family.clips is not None
+    paths = clips_below(folder, checkpoint) if clips else images_below(folder)
+    skipped: dict[Path, str] = {}
+    if skip:
+        skipped = unreadable_clips(paths, checkpoint) if clips else unreadable_images(paths)
+    for reason in skipped.values():
+        say(f"skipped: {reason}")
+    paths = [path for path in paths if path not in skipped]
+    if not paths:
+        raise PictureError(folder, f" contains no readable {'video' if clips else 'image'}")
+    return paths, skipped
 
 
 @click.command(cls=CheckedCommand)

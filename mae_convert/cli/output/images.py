@@ -38,6 +38,11 @@ def reconstructions(report: Mapping[str, Any]) -> None:
         )
     if "largest_difference" in report:
         out.print(f"largest difference between the frameworks: {report['largest_difference']:.1e}")
+    if report.get("sampling"):
+        out.print(f"sampling: {markup(report['sampling'])}")
+        for clip in report["images"]:
+            places = ", ".join(str(number + 1) for number in clip["frames"])
+            out.print(f"frames of {markup(clip['image'])}: {places}")
     if report["note"]:
         out.print(f"note: {markup(report['note'])}")
     for path in report["outputs"]:
@@ -50,8 +55,9 @@ def features_json(found: "Features", path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "pictures": len(found.names),
-        "width": found.cls.shape[1],
+        "width": found.mean.shape[1],
         "labels": labels,
+        **({"sampling": found.sampling} if found.sampling else {}),
     }
 
 
@@ -61,7 +67,10 @@ def features(found: "Features", path: Path) -> None:
     count = len(told["labels"])
     labels = f", {plural(count, 'label')}" if count else ""
     out = console()
-    out.print(f"{told['pictures']} images, {told['width']} features each{labels}")
+    what = plural(told["pictures"], "video" if found.sampling else "image")
+    out.print(f"{what}, {told['width']} features each{labels}")
+    if found.sampling:
+        out.print(f"sampling: {markup(found.sampling)}")
     out.print(markup(told["path"]), soft_wrap=True)
 
 

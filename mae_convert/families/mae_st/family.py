@@ -8,6 +8,7 @@ import numpy as np
 from mae_convert.errors import ConfigurationError
 from mae_convert.families import keras_fields
 from mae_convert.families.canonical import square_grid
+from mae_convert.families.clips import SPREAD, Clips
 from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import PREPROCESSING, SQUARE, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
@@ -40,6 +41,7 @@ ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "norm_pix_loss": ("norm_pix_loss", bool),
     "num_frames": ("num_frames", int),
 }
+LIKE = "as in the authors' pre-training on Kinetics"
 
 
 class MAEST(Family):
@@ -53,6 +55,7 @@ class MAEST(Family):
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
     positions = "stored"
+    clips = Clips(SPREAD, LIKE, stride=4, frame_rate=30)
     has_key_bias = False  # either all three have biases or none
 
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
@@ -163,6 +166,22 @@ class MAEST(Family):
     def prediction_shapes(self, config: MAESTConfig) -> tuple[int, tuple[int, ...]]:
         """Return the numbers in a predicted patch, and the shape of a reconstruction."""
         return config.prediction.patch_dim, config.prediction.pixel_shape
+
+    def prediction(self, config: MAESTConfig) -> Any:
+        """Return the shapes of the videos that are predicted, which may have fewer frames."""
+        return config.prediction
+
+    def predicted_frames(self, config: MAESTConfig) -> tuple[int, ...]:
+        """Return which frames of a clip are predicted, from 0."""
+        return config.predicted_frames
+
+    def predicted_pixels(self, pixel_values: np.ndarray, config: MAESTConfig) -> np.ndarray:
+        """Return the frames that are predicted, (N, C, frames, H, W)."""
+        return pixel_values[:, :, list(config.predicted_frames)]
+
+    def features(self, hidden: np.ndarray, config: MAESTConfig) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Return the patches' tokens; the class token is removed by the encoder."""
+        return {"tokens": hidden}
 
     def decoder_tokens(self, config: MAESTConfig) -> int:
         """Return the number of tokens of the decoder."""

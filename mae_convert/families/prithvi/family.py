@@ -8,6 +8,7 @@ import numpy as np
 from mae_convert.errors import ConfigurationError
 from mae_convert.families import keras_fields
 from mae_convert.families.canonical import square_grid
+from mae_convert.families.clips import ALL, Clips
 from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import NAMES, PREPROCESSING, SQUARE, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
@@ -40,6 +41,7 @@ NATIVE_LOADERS = {
 MOST_FRAMES = 16
 TABLE = "encoder.position_embedding"
 TOLERANCE = 1e-4  # of a fixed table that is stored in float32
+LIKE = "in order, as the authors' inference script does"
 
 
 class Prithvi(Family):
@@ -57,6 +59,7 @@ class Prithvi(Family):
     resampling = CORNERS_ALIGNED
     fixed_positions = "times, rows and columns"
     additional_inputs = ("temporal_coords", "location_coords")
+    clips = Clips(ALL, LIKE, measured=True, missing_value=(-9999, 0.0001), colours=(2, 1, 0))
 
     def schema(self, config: PrithviConfig, task: str) -> Schema:
         """Return the name and shape of every canonical tensor of a model, in canonical order."""

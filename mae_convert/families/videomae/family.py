@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mae_convert.families import keras_fields, transformers_fields
+from mae_convert.families.clips import EVEN, Clips
 from mae_convert.families.evidence import PREPROCESSING, Evidence
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.pixel_patches import Statistics, of_channels, statistics_of_patches
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.families.videomae import schema as canonical
 from mae_convert.families.videomae.layouts import LAYOUTS
@@ -55,6 +57,8 @@ ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "mask_ratio": ("mask_ratio", float),
     "norm_pix_loss": ("normlize_target", bool),
 }
+LIKE = "as in the authors' pre-training on Kinetics-400 (one in 2 on Something-Something V2)"
+DEVIATION_FLOOR = 1e-6
 
 
 class VideoMAE(Family):
@@ -72,6 +76,7 @@ class VideoMAE(Family):
     has_key_bias = False
     predicts_removed_only = True
     positions = "computed"
+    clips = Clips(EVEN, LIKE, stride=4)
     image_processors = ("VideoMAEImageProcessor", "VideoMAEFeatureExtractor")
 
     def schema(self, config: VideoMAEConfig, task: str) -> Schema:
@@ -151,6 +156,29 @@ class VideoMAE(Family):
         ranks = generator.permuted(np.tile(np.arange(places), (batch, 1)), axis=1)
         by_time = ranks[:, None, :] * time + np.arange(time)[:, None]  # (N, time, places)
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
+
+    def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
+        """Return mean and deviation that make normalized pixels of a prediction.
+
+        What is predicted are pixels from 0 to 1 or, with ``norm_pix_loss``, these normalized for
+        each channel of a patch.
+        """
+        center, scale = (of_channels(v, config) for v in (config.pixel_mean, config.pixel_std))
+        if not config.norm_pix_loss:
+            return -center / scale, 1 / scale
+        mean, variance = statistics_of_patches(pixels, config, per_channel=True)
+        # The variance of pixels from 0 to 1; mean x scale + center is their mean.
+        return mean, np.sqrt(variance) + DEVIATION_FLOOR / scale
+
+    def ratio_that_keeps(self, kept: int, config: VideoMAEConfig) -> float:
+        """Return a mask ratio with which a model keeps this many patches."""
+        time, rows, columns = config.grid_shape
+        places, of_time = rows * columns, kept // time
+        return 0.0 if of_time == places else (places - of_time + 0.5) / places
+
+    def features(self, hidden: np.ndarray, config: VideoMAEConfig) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Return the patches' tokens; there is no class token."""
+        return {"tokens": hidden}
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:  # noqa: ARG002
         """Return None: the decoder's norm has the hidden patches only."""

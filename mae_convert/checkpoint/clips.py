@@ -1,0 +1,222 @@
+"""Videos and series of images as the inputs of a checkpoint's model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mae_convert.checkpoint.image_files import SUFFIXES
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.preprocessing import (
+    BILINEAR,
+    Preprocessing,
+    as_pixels,
+    preprocessing_as_stated,
+)
+from mae_convert.checkpoint.video_files import FILES, Frames, natural_order, read_frames
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
+from mae_convert.families.clips import ALL, Clips
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """N clips.
+
+    Attributes:
+        pixel_values: (N, C, T, H, W), float32, as the model takes them.
+        indices: (N, T), which frames of its file each has, from 0.
+        sampling: how frames were chosen, in words.
+    """
+
+    pixel_values: np.ndarray
+    indices: tuple[tuple[int, ...], ...]
+    sampling: str
+
+
+def clips_of(checkpoint: Checkpoint) -> Clips:
+    """Return how clips are made for the models of a checkpoint's family.
+
+    Raises:
+        MaeConvertError: the family does not take videos.
+    """
+    if checkpoint.family.clips is None:
+        raise MaeConvertError(
+            checkpoint.path, f" is of {checkpoint.family.title}, which takes no videos"
+        )
+    return checkpoint.family.clips
+
+
+def load_clips(
+    paths: Sequence[Path],
+    checkpoint: Checkpoint,
+    *,
+    stride: int | None = None,
+    stretch: bool = False,
+) -> ClipBatch:
+    """Return clips as a checkpoint's model takes them.
+
+    Args:
+        paths: files, or folders of frames.
+        checkpoint: of the model.
+        stride: how far apart frames are; default: as the authors of the family sample them.
+        stretch: resize whole frames to the model's shape, in place of cropping them.
+
+    Raises:
+        MaeConvertError: one cannot be read, or does not fit the model.
+        MissingRequirementError: the package that reads it is not installed.
+    """
+    clips = clips_of(checkpoint)
+    if stride is not None and clips.frames == ALL:
+        raise MaeConvertError(
+            *(Option("frame_stride", stride), " has no meaning for this model, whose samples are"),
+            " series of images that are all used",
+            hint="leave it out",
+        )
+    stride = stride or clips.stride
+    model, read = checkpoint.configuration.model, []
+    for path in paths:  # one at a time: videos are large
+        found = read_frames(path, lambda count, rate: _indices(clips, count, rate, model, stride))
+        read.append((found.indices, _prepared(found, checkpoint, stretch=stretch)))
+    pixels = np.stack([pixels for _, pixels in read])
+    return ClipBatch(pixels, tuple(indices for indices, _ in read), clips.in_words(stride))
+
+
+def _indices(
+    clips: Clips, count: int, rate: float | None, model: object, stride: int
+) -> Sequence[int]:
+    length: int = getattr(model, "num_frames", 1)
+    if clips.frames == ALL and count != length:
+        raise MaeConvertError(
+            f"has {count} frames, and this model takes {length}",
+            hint=f"put {length} images into one folder" if length > 1 else "",
+        )
+    return clips.indices(count, length, rate, stride)
+
+
+def _prepared(found: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
+    """Return frames as (C, T, H, W), float32."""
+    clips, channels = clips_of(checkpoint), checkpoint.configuration.model.num_channels
+    pixels = found.pixels
+    if pixels.shape[3] != channels:
+        raise MaeConvertError(
+            f"{found.path} has {pixels.shape[3]} channels, and this model takes {channels}",
+            hint=(f"give the bands as TIFF images or as an .npz file with frames (T, H, W, "
+                  f"{channels})" if clips.measured else ""),
+        )  # fmt: skip
+    if clips.measured:
+        return _measured(found, checkpoint, clips)
+    if pixels.dtype != np.uint8:
+        raise MaeConvertError(
+            f"{found.path}: frames are {pixels.dtype}, and must be uint8, colours from 0 to 255"
+        )
+    prepare = clip_preprocessing(checkpoint, stretch=stretch)
+    frames = []
+    for frame in pixels:
+        image = Image.fromarray(frame[..., 0] if channels == 1 else frame)
+        frames.append(as_pixels(image, str(found.path), checkpoint, prepare))
+    return np.stack(frames, axis=1)
+
+
+def clip_preprocessing(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
+    """Return what is done to a frame: as configured, else as VideoMAEImageProcessor does it.
+
+    The shorter side is resized to the model's, bilinear, and the centre is cropped. For a model
+    whose frames are not square, the largest centre crop of its aspect ratio is resized.
+
+    Raises:
+        MaeConvertError: the settings are invalid.
+    """
+    configuration = checkpoint.configuration
+    height, width = configuration.model.image_hw
+    stated = checkpoint.preprocessor
+    if stretch:
+        stated = {**stated, "size": {"height": height, "width": width}, "do_center_crop": False}
+    elif not stated and height == width:
+        stated = {
+            "size": {"shortest_edge": height},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
+    statistics = configuration.image_mean, configuration.image_std
+    made = preprocessing_as_stated(stated, (height, width), statistics)
+    return made if checkpoint.preprocessor else replace(made, resample=BILINEAR)
+
+
+def _measured(found: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
+    """Return measured values normalized, the centre of each frame."""
+    configuration, pixels = checkpoint.configuration, found.pixels
+    if pixels.dtype.kind not in "iuf":
+        raise MaeConvertError(f"{found.path}: frames are {pixels.dtype}, and must be numbers")
+    (height, width), (rows, columns) = configuration.model.image_hw, pixels.shape[1:3]
+    if rows < height or columns < width:
+        raise MaeConvertError(
+            f"{found.path} has {rows}x{columns} pixels, and the model takes {height}x{width}",
+            hint="measured values are not resampled; give a larger area",
+        )
+    top, left = (rows - height) // 2, (columns - width) // 2
+    values = pixels[:, top : top + height, left : left + width].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise MaeConvertError(f"{found.path} contains NaN or infinite values", hint="replace them")
+    if clips.missing_value is not None:
+        missing, substitute = clips.missing_value
+        values = np.where(values == np.float32(missing), np.float32(substitute), values)
+    mean, std = np.array((configuration.image_mean, configuration.image_std), np.float32)
+    return np.ascontiguousarray(((values - mean) / std).transpose(3, 0, 1, 2))
+
+
+def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path, str]:
+    """Return the files that cannot be read as clips of a model, with the reasons.
+
+    Raises:
+        MissingRequirementError: the package that reads one is not installed.
+    """
+    reasons = {}
+    for path in paths:
+        try:
+            load_clips([path], checkpoint)
+        except MissingRequirementError:
+            raise
+        except MaeConvertError as error:
+            reasons[path] = str(error)
+    return reasons
+
+
+def paths_of_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
+    """Return clips: files and folders of frames; other folders are replaced by the clips in them.
+
+    Raises:
+        MaeConvertError: a folder contains none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        found += clips_below(path, checkpoint) if path.is_dir() else [path]
+    return found
+
+
+def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
+    """Return the clips in a folder and its subfolders: video files, and folders of frames.
+
+    Images are the frames of the folder that they lie in. Those for a model that takes one frame are
+    clips of their own.
+
+    Raises:
+        MaeConvertError: the folder does not exist, or contains none.
+    """
+    if not folder.is_dir():
+        what = "is a file and not a folder" if folder.exists() else "does not exist"
+        raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains videos")
+    single = checkpoint.configuration.model.num_frames == 1
+    found = set[Path]()
+    for path in folder.rglob("*"):
+        suffix = path.suffix.lower()
+        if suffix in FILES and not path.is_dir():
+            found.add(path)
+        elif suffix in SUFFIXES and not path.is_dir():
+            found.add(path if single else path.parent)
+    if not found:
+        raise MaeConvertError(
+            folder, f" contains no videos ({', '.join(FILES)}) and no folders of frames"
+        )
+    return sorted(found, key=lambda path: natural_order(str(path)))

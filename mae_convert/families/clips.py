@@ -1,0 +1,67 @@
+"""How a family makes the clip that its models take of a video, or of a series of images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EVEN, SPREAD, ALL = "even", "spread", "all"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How frames become the input of a model, as the authors' programs do it.
+
+    Attributes:
+        frames: what is done with the frames of a file: "even" takes every ``stride``-th of them
+            and repeats the last one that it reaches where a video is too short; "spread" takes
+            evenly spaced frames from the time that ``stride`` frames each would last at
+            ``frame_rate`` frames per second; "all" takes all, of which there must be as many as
+            the model takes. Clips are taken from the middle of a video.
+        stride: how far apart frames are.
+        frame_rate: frames per second that ``stride`` counts; None: those of the file.
+        like: whose sampling this is, in words.
+        measured: whether pixels are measured values, which are normalized as they are and never
+            resampled; else they are colours from 0 to 255, which are resized and rescaled.
+        missing_value: the measured value that says that there is none, and what stands for it.
+        colours: the channels that are red, green and blue, from 0.
+    """
+
+    frames: str
+    like: str
+    stride: int = 1
+    frame_rate: float | None = None
+    measured: bool = False
+    missing_value: tuple[float, float] | None = None
+    colours: tuple[int, int, int] = (0, 1, 2)
+
+    def indices(self, count: int, length: int, rate: float | None, stride: int) -> list[int]:
+        """Return which frames make a clip, from 0.
+
+        Args:
+            count: frames of the file, at least 1; as many as ``length`` where all are taken.
+            length: frames of a clip.
+            rate: frames per second of the file, or None if it is unknown.
+            stride: how far apart frames are.
+        """
+        if self.frames == ALL:
+            return list(range(count))
+        if self.frames == SPREAD:
+            scale = rate / self.frame_rate if rate and self.frame_rate else 1.0
+            size = stride * length * scale  # frames of the file that a clip lasts
+            start = max(count - size, 0) / 2
+            places = np.linspace(start, start + size - 1, length)
+            return [int(place) for place in np.clip(places, 0, count - 1)]
+        start = max(count - 1 - (length - 1) * stride, 0) // 2
+        last = (count - 1 - start) // stride  # steps that stay within the file
+        return [start + min(step, last) * stride for step in range(length)]
+
+    def in_words(self, stride: int) -> str:
+        """Return how frames are chosen."""
+        if self.frames == ALL:
+            return f"all frames of each sample are used, {self.like}"
+        every = "every frame" if stride == 1 else f"one frame in {stride}"
+        rate = ""
+        if self.frame_rate:
+            rate = f" at {self.frame_rate:g} frames per second (where a file tells its rate)"
+        same = f", {self.like}" if stride == self.stride else ""
+        return f"clips are {every}{rate} from the middle of each video{same}"
