@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.image_files import images_in, open_image
-from mae_convert.checkpoint.open import Checkpoint, require_images
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import MODES
-from mae_convert.errors import ConfigurationError
+from mae_convert.errors import ConfigurationError, MaeConvertError
 from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.infer.decision import Decision, Inference
 from mae_convert.infer.grid import grid_decision
@@ -56,7 +56,12 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
         ConfigurationError: the images are too few.
         MaeConvertError: an image cannot be read, or the model cannot be run.
     """
-    require_images(checkpoint, "the search for missing fields")
+    if not checkpoint.family.takes_images:
+        raise MaeConvertError(
+            checkpoint.path,
+            ": the search for missing fields can be used with masked autoencoders of single images"
+            f" only, and this model is of {checkpoint.family.title}",
+        )
     options = options or InferenceOptions()
     images = _images(options)
     wanted = open_fields(checkpoint)

@@ -64,7 +64,14 @@ def sheet(found: Timeline) -> Image.Image:
         Row(found.images[i], tuple(column[i] for column in columns.values())) for i in range(count)
     )
     height, width = found.configuration.model.image_hw
-    return draw(Sheet(tuple(columns), rows, found.display.note, (width / height,) * count))
+    return draw(Sheet(tuple(columns), rows, _note(found), (width / height,) * count))
+
+
+def _note(found: Timeline) -> str:
+    """Return a note about colours, and about which frame of clips is shown."""
+    shape = next(iter(found.shown.values())).pixel_values.shape
+    frame = "the middle frame of each clip is shown" if len(shape) == 5 else ""
+    return "; ".join(filter(None, (frame, found.display.note)))
 
 
 def _columns(found: Timeline) -> dict[str, np.ndarray]:
@@ -136,7 +143,7 @@ def _pictures(found: Timeline) -> str:
         [_picture(column[i], name) for name, column in columns.items()]
         for i in range(min(len(found.images), MOST_PICTURES))
     )
-    note = f'<p class="grey">Visible patches are taken from the original. {found.display.note}</p>'
+    note = f'<p class="grey">Visible patches are taken from the original. {_note(found)}</p>'
     return images(list(columns), rows) + note
 
 

@@ -44,6 +44,7 @@ def batch_from_files(
     *,
     stretch: bool = False,
     stride: int | None = None,
+    most: int | None = None,
 ) -> ImageBatch:
     """Return files, or the files in folders, cropped or resized to the model's shape.
 
@@ -52,19 +53,21 @@ def batch_from_files(
         checkpoint: of the model.
         stretch: resize whole images, in place of cropping them to the model's aspect ratio.
         stride: how far apart the frames of a clip are; None is as models of the family are trained.
+        most: at most so many of the files.
 
     Raises:
         MaeConvertError: a file is not an image or video, or does not fit the model.
         MissingRequirementError: the package that reads it is not installed.
     """
     if checkpoint.family.clips is not None:
-        return _clips_from_files(paths, checkpoint, stretch=stretch, stride=stride)
+        clips = paths_of_clips(paths, checkpoint)[:most]
+        return _clips_from_files(clips, checkpoint, stretch=stretch, stride=stride)
     if stride is not None:
         raise MaeConvertError(
             *(Option("frame_stride", stride), " has no meaning for a model of single images"),
             hint="leave it out",
         )
-    paths = images_of(paths)
+    paths = images_of(paths)[:most]
     height, width = checkpoint.configuration.model.image_hw
     shapes = [width / height] * len(paths)
     if stretch:
@@ -80,7 +83,6 @@ def batch_from_files(
 def _clips_from_files(
     paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool, stride: int | None
 ) -> ImageBatch:
-    paths = paths_of_clips(paths, checkpoint)
     clips = load_clips(paths, checkpoint, stride=stride, stretch=stretch)
     height, width = checkpoint.configuration.model.image_hw
     return ImageBatch(

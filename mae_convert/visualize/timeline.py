@@ -99,7 +99,7 @@ class View:
         flags: what the user says of the checkpoints.
         state_key: the key of the weights.
         inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
-        most: at most so many of its images.
+        most: at most so many images, of files or of `inputs`.
         bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
     """
 
@@ -126,7 +126,7 @@ def timeline(
 
     Args:
         sources: checkpoints, in the order of training where nothing tells their epochs.
-        images: images, of which the middle is taken.
+        images: images, of which the middle is taken, or clips; or folders of them.
         view: how.
         advance: called with the number of checkpoints that were done.
 
@@ -255,7 +255,7 @@ class _Run:
         if inputs is not None:
             self.batch = batch_from_inputs(inputs, checkpoint, view.most)
         else:
-            self.batch = batch_from_files(self._images, checkpoint)
+            self.batch = batch_from_files(self._images, checkpoint, most=view.most)
         family = checkpoint.family
         self._noise = self.batch.noise
         if self._noise is None:

@@ -471,3 +471,25 @@ def test_clips_are_inputs_of_a_verification(command, clip, tmp_path, family):
     assert ("channels 3, 2, 1 as red" in page.replace("Channels", "channels")) == (
         family == "prithvi"
     )
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_timeline_of_models_of_videos(command, clip, tmp_path, family):
+    folder, page = clip(family).parent, tmp_path.parent / f"{tmp_path.name}.html"
+    sheet = page.with_suffix(".png")
+    other = tmp_path.parent / f"{tmp_path.name}-7.safetensors"
+    assert command("convert", path_of(family), other, "--to", "original", *HEADS, *SIZE).status == 0
+    arguments = ("timeline", path_of(family), other, "--images", folder, *HEADS, *SIZE)
+    done = command(*arguments, "-o", page, "-o", sheet, "--json")
+    assert done.status == 0, done.err
+    one, two = done.json["points"]
+    checkpoint = opened(family)
+    pixels = load_clips([clip(family)], checkpoint).pixel_values
+    config = checkpoint.configuration.model
+    noise = noise_of("random", checkpoint.family, config, count=1)
+    with torch.inference_mode():
+        outputs = load_model(checkpoint)(torch.from_numpy(pixels), torch.from_numpy(noise))
+    assert one["loss"] == two["loss"] == pytest.approx(float(outputs.loss), rel=1e-5)
+    with Image.open(sheet) as image:
+        assert image.height > 224
+    assert "the middle frame of each clip is shown" in page.read_text()

@@ -253,8 +253,10 @@ def timeline(
     if images is None and options["inputs"] is None:
         raise click.UsageError("no image is specified; pass --images DIR, or --inputs FILE.npz")
     chosen = installed(framework)
-    pictures = images_in(images)[:most] if images else []
+    if images and not images.is_dir():
+        images_in(images)  # says what it is
     found = [name for text in sources for name in sources_named(text)]
+    pictures = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}
     view = View(chosen, **options)
     with click.progressbar(
