@@ -414,6 +414,10 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
 def patches_of(name: str) -> list[Patch]:
     if name in FAULTS:
         return FAULTS[name]()
+    if ": " in name:  # of a family of video models
+        from mutation.code_families_keras import faults_of_family
+
+        return faults_of_family(name)
     part, _, dtype = name.removesuffix(", but not in the proof").rpartition(" in ")
     return with_precision(part, dtype, proof="not in the proof" not in name)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
-from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.mae.schema import schema
+from mae_convert.families.family import Family
+from mae_convert.families.mae.family import MAE
 from mae_convert.formats import LazyTensor, write_file
 from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
@@ -42,7 +42,7 @@ def random_tensors(
     """Return canonical tensors; positions are fixed sines and cosines unless they are learned."""
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in schema(config, task).items():
+    for name, shape in MAE.schema(config, task).items():
         values = rng.standard_normal(shape)
         if name.endswith("position_embedding") and not learned:
             values = sincos_position_embedding(shape[-1], config.grid_hw)
@@ -57,12 +57,17 @@ def random_tensors(
 
 
 def write_original(
-    path: Path, config: ViTMAEConfig, task: str, tensors: dict[str, np.ndarray]
+    path: Path,
+    config: ViTMAEConfig,
+    task: str,
+    tensors: dict[str, np.ndarray],
+    family: Family = MAE,
 ) -> Checkpoint:
     """Write canonical tensors in the original's layout, and open the file."""
     lazy = {name: LazyTensor.from_array(name, array) for name, array in tensors.items()}
-    rules = LAYOUTS["facebook"].table_for(task).expand(lazy)
-    carried = {**config.to_dict(), "task": task, "layout": "facebook"}
+    layout = family.layout("original")
+    rules = layout.table_for(task).expand(lazy)
+    carried = {**config.to_dict(), "task": task, "layout": layout.name}
     write_file(path, "safetensors", write_tensors(lazy, rules), config=carried, overwrite=True)
     return open_checkpoint(path)
 

@@ -13,9 +13,8 @@ from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.family import NATIVE_LOADERS
-from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.mae.schema import schema
+from mae_convert.families.family import Family
+from mae_convert.families.mae.family import MAE
 from mae_convert.formats import LazyTensor
 from mae_convert.layouts.table import Table, read_tensors, write_tensors
 from mae_convert.verify.verification import Options, common_request
@@ -26,8 +25,9 @@ from mutation.settings import SettingFault, contradictions, setting_faults
 from mutation.tables import table_faults
 from mutation.weights import WeightFault, compensating, exchanges, single_faults
 
-SUFFIX = {"transformers": "", "transformers-tf": "", "timm": "", "keras": ".weights.h5",
-          "keras-hub": ".weights.h5", "facebook": ".safetensors"}  # fmt: skip
+SUFFIX = {"transformers": "", "transformers-tf": "", "timm": "",
+          "keras": ".weights.h5", "keras-hub": ".weights.h5",
+          "facebook": ".safetensors", "original": ".safetensors"}  # fmt: skip
 BY_TENSORFLOW = ("transformers", "transformers-tf", "keras")
 
 
@@ -65,6 +65,8 @@ class Population:
     folder: Path
     seed: int = 0
     numbers: Iterator[int] = field(default_factory=count)
+    family: Family = MAE
+    own_layout: str = "facebook"  # whose names the PyTorch reference has
 
     @cached_property
     def models(self) -> Mapping[str, Checkpoint]:
@@ -116,9 +118,10 @@ class Population:
     ) -> Mutant:
         source, changed = self.models[model], fault.change(tensors)
         guilty = tuple(n for n in fault.guilty if not np.array_equal(changed[n], tensors[n]))
-        if layout == "facebook":
+        if layout == self.own_layout:
             config, path = source.configuration.model, self.target(layout)
-            b = self.run(write_original(path, config, source.task, changed), "torch")
+            written = write_original(path, config, source.task, changed, self.family)
+            b = self.run(written, "torch")
         else:
             lazy = {name: LazyTensor.from_array(name, a) for name, a in changed.items()}
             b = self.run(self.converted(source, layout, tensors=lazy), "tensorflow")
@@ -153,14 +156,14 @@ class Population:
 
     def tables(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
         """Yield faults in rows of the tables, as a real conversion shows them."""
-        for layout in LAYOUTS.values():
+        for layout in self.family.layouts.values():
             for table in layout.tables:
                 if table.name.endswith("linear probe") or "*" in repr(table.rows):
                     continue  # rows of another table, with three, or any scope, for reading only
                 for index, fault in enumerate(self.some(table_faults(table), number)):
                     tensorflow = index < by_tensorflow
                     way = self._way(layout.name, table, tensorflow=tensorflow, odd=index % 2 == 1)
-                    models = [{"classify": "token"}.get(task, task) for task in table.tasks]
+                    models = [self.model_of(task) for task in table.tasks]
                     mutants = (
                         self._guarded(way, fault.name, model, layout.name, table, fault.table)
                         for model in models
@@ -169,10 +172,14 @@ class Population:
                     yield from islice((m for m in mutants if m.refused or m.guilty), 1)
         yield from self._unwitnessed(number)
 
+    def model_of(self, task: str) -> str:
+        """Return the name of the model that shows faults in a table of a task."""
+        return {"classify": "token"}.get(task, task)
+
     def _unwitnessed(self, number: int | None) -> Iterator[Mutant]:
         """Yield faults that a layout's one reader, our table, undoes: written and read by it."""
         for layout in ("torchvision", "keras-hub", "mmpretrain", "lightly"):
-            table = LAYOUTS[layout].tables[0]
+            table = self.family.layouts[layout].tables[0]
             model = table.tasks[0]
             faults = self.some(table_faults(table), number)
             made = (
@@ -190,10 +197,11 @@ class Population:
 
     def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
         """Return how a faulty table is used such that the forward pass can tell."""
-        written = LAYOUTS[layout].table_for(table.tasks[0]) is table
-        if (table.name, "tensorflow") in NATIVE_LOADERS and written and tensorflow:
+        written = self.family.layouts[layout].table_for(table.tasks[0]) is table
+        native = self.family.native_loaders
+        if (table.name, "tensorflow") in native and written and tensorflow:
             return self._read_natively if odd else self._written
-        if (table.name, "torch") in NATIVE_LOADERS and tensorflow:
+        if (table.name, "torch") in native and tensorflow:
             return self._read_into_keras
         return self._read
 
@@ -215,14 +223,14 @@ class Population:
     def _read_natively(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """The source is read by the faulty table; it runs without it, and what it became too."""
         source = reread(self.converted(self.models[model], layout), wrong)
-        target = self.converted(source, "facebook")
+        target = self.converted(source, self.own_layout)
         return Mutant("", "", self.run(source, "tensorflow"), self.run(target, "torch"),
                       self._guilty(source, right))  # fmt: skip
 
     def _read_into_keras(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """The source is read by the faulty table; PyTorch runs it without it, Keras the result."""
         original = self.models[model]
-        source = original if layout == "facebook" else self.converted(original, layout)
+        source = original if layout == self.own_layout else self.converted(original, layout)
         source = reread(source, wrong)
         target = self.converted(source, "keras")
         return Mutant("", "", self.run(source, "torch"), self.run(target, "tensorflow"),
@@ -231,7 +239,7 @@ class Population:
     def _read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """A file of the layout is right, and is read by the faulty table."""
         source = self.models[model]
-        if LAYOUTS[layout].table_for(source.task) is right:
+        if self.family.layouts[layout].table_for(source.task) is right:
             target = self.converted(source, layout)
         else:
             target = self._spelled(source, layout, right)
@@ -257,17 +265,23 @@ class Population:
     # Configurations
 
     def configurations(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
-        faults = self.some(setting_faults(), number)
+        yield from self._settings(list(setting_faults()), number, by_tensorflow)
+        for fault in contradictions():
+            yield self._setting_or_refusal(fault, "torch")
+
+    def _settings(
+        self, faults: list[SettingFault], number: int | None, by_tensorflow: int
+    ) -> Iterator[Mutant]:
+        faults = self.some(faults, number)
         chosen = set(self.rng.choice(len(faults), min(by_tensorflow, len(faults)), replace=False))
         for index, fault in enumerate(faults):
-            yield self._setting_mutant(fault, "tensorflow" if index in chosen else "torch")
-        for fault in contradictions():
-            try:
-                self._with_fields(fault, "torch")
-            except MaeConvertError as error:
-                yield Mutant(fault.name, "configurations", refused=f"opening: {error}")
-            else:
-                yield self._setting_mutant(fault, "torch")
+            yield self._setting_or_refusal(fault, "tensorflow" if index in chosen else "torch")
+
+    def _setting_or_refusal(self, fault: SettingFault, framework: str) -> Mutant:
+        try:
+            return self._setting_mutant(fault, framework)
+        except MaeConvertError as error:
+            return Mutant(fault.name, "configurations", refused=f"opening: {error}")
 
     def _setting_mutant(self, fault: SettingFault, framework: str) -> Mutant:
         name, field_ = f"{framework}, {fault.name}", next(iter(fault.fields))
@@ -282,7 +296,7 @@ class Population:
         from mae_convert.formats import write_file
 
         source = self.models[fault.model]
-        layout = LAYOUTS["facebook" if framework == "torch" else "keras"]
+        layout = self.family.layouts[self.own_layout if framework == "torch" else "keras"]
         rules = layout.table_for(source.task).expand(source.tensors)
         kind = layout.containers[0] if framework != "torch" else "safetensors"
         path = self.target(layout.name)
@@ -322,6 +336,14 @@ KERAS_PARTS = ("attention", "linear layers", "norms", "everything")
 
 def in_keras(fault: CodeFault) -> bool:
     """Return whether ``code_keras``, which needs TensorFlow, has a fault."""
+    family, _, name = fault.name.rpartition(": ")
+    if family:
+        text = Path(__file__).with_name("code_families_keras.py").read_text()
+        own = text[text.index("OWN") :].partition(f'    "{family}": ')[2]
+        return (
+            f'    "{name}"' in own.partition("\n    },")[0]
+            or f' "{name}"' in text.partition("def statistics")[0]
+        )
     text = Path(__file__).with_name("code_keras.py").read_text()
     part = fault.name.removesuffix(", but not in the proof").rpartition(" in ")[0]
     return f'    "{fault.name}": ' in text or (fault in PRECISIONS and part in KERAS_PARTS)
@@ -343,7 +365,7 @@ def reread(checkpoint: Checkpoint, table: Table) -> Checkpoint:
     if missing := [rule.external for rule in rules if rule.external not in stored]:
         raise ValueError(f"the file would have to hold {missing[0]}")
     tensors = read_tensors(stored, rules)
-    shapes = schema(checkpoint.configuration.model, checkpoint.task)
+    shapes = checkpoint.family.schema(checkpoint.configuration.model, checkpoint.task)
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise ValueError(f"{name} would have shape {tensor.shape}, not {shapes[name]}")

@@ -92,8 +92,13 @@ def share(part: int, whole: int) -> str:
     return f"{part} of {whole}, {part / whole:.1%}" if whole else "0 of 0"
 
 
-def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield what the table does not tell: what no forward pass sees, and what went wrong."""
+def remarks(outcomes: Sequence[Outcome], *, causes: bool = True) -> Iterator[str]:
+    """Yield what the table does not tell: what no forward pass sees, and what went wrong.
+
+    Args:
+        outcomes: all outcomes.
+        causes: whether to list the faults whose cause is not named.
+    """
     refused = [o for o in outcomes if o.caught == {"refused"}]
     yield f"refused before anything runs: {len(refused)}"
     blind = [o for o in outcomes if o.mutant.blind]
@@ -108,6 +113,8 @@ def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
         examples = "; ".join(outcome.mutant.name for outcome in alike[:EXAMPLES])
         yield f"  {len(alike)} {kind}, {why}: seen by {seen} ({examples})"
     for what, failed in failures(outcomes).items():
+        if what == "cause not named" and not causes:
+            continue
         yield f"{what}: {len(failed)}"
         for outcome in failed:
             said = outcome.causes[0] if outcome.causes else "nothing"

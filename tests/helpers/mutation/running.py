@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, additional_inputs
+from mae_convert.runtime.running import inputs_of
 from mae_convert.runtime.sides import Side, classes_of
 from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace, describe
@@ -46,7 +47,8 @@ class Run:
 def prepare(run: Run, folder: Path) -> Path:
     """Write the job of a run and return its file."""
     folder.mkdir(parents=True)
-    np.savez(folder / "inputs.npz", **run.inputs)
+    given = inputs_of(run.checkpoint, run.inputs)
+    np.savez(folder / "inputs.npz", **given)
     staged = stage(run.checkpoint, run.framework, folder)
     model = replace(run.checkpoint.configuration.model, mask_ratio=run.mask_ratio)
     description = describe(run.checkpoint, Side(run.framework), run.inputs, ours=staged.ours)
@@ -69,6 +71,7 @@ def prepare(run: Run, folder: Path) -> Path:
             "dtypes": list(DTYPES),
             "taps": True,
             "run_mask_ratio": run.mask_ratio,
+            "additional_inputs": list(additional_inputs(given)),
         },
     )
     job.save(folder / "job.json")

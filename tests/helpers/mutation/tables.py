@@ -124,6 +124,13 @@ def _faulty(row: Row) -> Iterator[tuple[str, Rows]]:
         if len(transform.axes) == 4:
             other = tuple(transform.axes[i] for i in (1, 0, 2, 3))
             yield "height and width exchanged", (replace(row, transform=Permute(other)),)
+        if len(transform.axes) == 5:
+            for places, what in (
+                ((0, 2, 1, 3, 4), "height and width"),
+                ((1, 0, 2, 3, 4), "time and height"),
+            ):
+                other = tuple(transform.axes[i] for i in places)
+                yield f"{what} exchanged", (replace(row, transform=Permute(other)),)
     if isinstance(transform, Fuse):
         for heads, what in ((3, "by encoder heads"), (2, "by decoder heads")):
             yield f"fused {what}", (replace(row, transform=FuseByHead(transform.parts, heads)),)
