@@ -42,22 +42,35 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
 def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
     """Return the canonical tensors behind the first differing result, most likely first."""
     known = {**a.description["tensors"], **b.description["tensors"]}
-    names = _weights_and_biases(_modules(first, diverging, a, b))
+    names = _weights_and_biases(_modules(first, diverging, a, b), list(known))
     if _same_for_every_token(first, a, b):
         # A bias adds the same vector to all tokens; the effect of a weight depends on the token.
         names.sort(key=lambda name: not name.endswith(".bias"))
     return [name for name in names if name in known]
 
 
-def _weights_and_biases(modules: list[str]) -> list[str]:
-    leaves = ("cls_token", "position_embedding", "mask_token", ".bias")
-    return [
-        name
-        for module in modules
-        for name in (
-            [module] if module.endswith(leaves) else [f"{module}.weight", f"{module}.bias"]
-        )
-    ]
+def _weights_and_biases(modules: list[str], known: list[str]) -> list[str]:
+    """Return the names of the tensors of modules; positions may be more than one table."""
+    names: list[str] = []
+    for module in modules:
+        if module.endswith("position_embedding"):
+            names += _position_tables(module.partition(".")[0], known)
+        elif module.endswith(("cls_token", "mask_token", ".bias")):
+            names.append(module)
+        else:
+            names += [f"{module}.weight", f"{module}.bias"]
+    return names
+
+
+def _position_tables(part: str, known: list[str]) -> list[str]:
+    """Return what is added to the tokens of encoder or decoder: tables and factors of positions.
+
+    A decoder's own class token comes last.
+    """
+    tokens = (f"{part}.cls_token", f"{part}.mask_token")
+    tables = [n for n in known if n.startswith(f"{part}.") and n.count(".") == 1]
+    own = [n for n in tokens if n in known and n == "decoder.cls_token"]
+    return [*(n for n in tables if n not in tokens), *own]
 
 
 def _modules(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
