@@ -330,11 +330,14 @@ def _fitting_epsilons(
     before = _before(first, a)
     if before is None:
         return []
-    variance = a[before].var(axis=-1, keepdims=True)
+    f, g = a[first], b[first]
+    if not (f.ndim == a[before].ndim == 3 and f.shape == g.shape):
+        return []
+    # The class token may be left out after the norm, and the kept patches before it: they come
+    # first.
+    variance = a[before][:, a[before].shape[1] - f.shape[1] :].var(axis=-1, keepdims=True)
     spreads = {
-        eps: _spread(variance, a[first], b[first], configured, eps)
-        for eps in EPSILONS
-        if eps != configured
+        eps: _spread(variance, f, g, configured, eps) for eps in EPSILONS if eps != configured
     }
     best = sorted(spreads, key=lambda eps: spreads[eps])
     return [eps for eps in best if spreads[eps] < min(AGREEMENT, TIED * spreads[best[0]])]

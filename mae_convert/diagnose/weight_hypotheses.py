@@ -44,7 +44,7 @@ def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
     if part == "attention.output.weight":
         yield from _heads(model, name, axis=1)
     if name == "encoder.patch_embedding.weight":
-        yield from _kernel(shape)
+        yield from _kernel(shape) if len(shape) == 4 else _kernel_of_frames(shape)
     if name.endswith("position_embedding"):
         yield from _positions(model, shape)
     if name.startswith("decoder.prediction."):
@@ -98,6 +98,25 @@ def _kernel(shape: Shape) -> Iterator[SelfEdit]:
     for axis, size, what in ((2, rows, "upside down"), (3, columns, "mirrored")):
         flipped = {"axis": axis, "order": list(range(size))[::-1]}
         yield SelfEdit("patch axes", f"has its pixels {what}", "reordered", flipped)
+
+
+def _kernel_of_frames(shape: Shape) -> Iterator[SelfEdit]:
+    """Yield changes of a kernel of videos, (width, channels, frames, rows, columns)."""
+    if shape[1] > 1:
+        backwards = {"axis": 1, "order": list(range(shape[1]))[::-1]}
+        yield SelfEdit("patch channels", "has its channels reversed", "reordered", backwards)
+        stored = (
+            "is stored as (frame, row, column, channel) and read as (channel, frame, row, column)"
+        )
+        yield SelfEdit("patch axes", stored, "permuted", {"axes": (0, 2, 3, 4, 1)})
+    exchanged = "has the height and width of the patch exchanged"
+    yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 2, 4, 3)})
+    reshaped = "is reshaped where its axes have to be permuted"
+    yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 4, 1, 0)})
+    for axis, what in ((2, "frames in reverse order"), (3, "pixels upside down"),
+                       (4, "pixels mirrored")):  # fmt: skip
+        flipped = {"axis": axis, "order": list(range(shape[axis]))[::-1]}
+        yield SelfEdit("patch axes", f"has its {what}", "reordered", flipped)
 
 
 def _positions(model: Model, shape: Shape) -> Iterator[SelfEdit]:
