@@ -15,6 +15,26 @@ from paths import GOLDEN
 # doubles the CPU time of small models. It is read when PyTorch is imported, here and in children.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Files that take long. Begun last, one of them would keep a single process busy at the end.
+LONG = {
+    "test_children.py",
+    "test_models_keras.py",
+    "test_mutants.py",
+    "test_pretrain.py",
+    "test_prithvi.py",
+    "test_reference_families_keras.py",
+    "test_reference_keras.py",
+    "test_runners.py",
+    "test_sweep.py",
+    "test_visualize.py",
+}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take long; within both groups the order stays as it was drawn."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """Say how to run the tests again in the order in which they failed; each run has another."""

@@ -19,9 +19,11 @@ def pretrain(case):
 
 
 @pytest.fixture
-def converted(run, pretrain, tmp_path):
+def converted(command, pretrain, tmp_path):
     target = tmp_path / "model"
-    result = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    result = command(
+        "convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads
+    )
     assert result.status == 0, result.err
     return target
 
@@ -62,8 +64,8 @@ assert not loaded, loaded
         assert done.returncode == 0, (arguments, done.stderr)
 
 
-def test_inspect_tells_what_was_assumed_and_from_where(run, pretrain):
-    report = run("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
+def test_inspect_tells_what_was_assumed_and_from_where(command, pretrain):
+    report = command("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
     assert (report["layout"], report["task"], report["container"]) == (
         "facebook",
         "pretrain",
@@ -108,25 +110,25 @@ def test_tensors_are_compared_where_fields_are_missing(command, pretrain, tmp_pa
     assert "which is not specified for A and B" in command("diff", *pair).out
 
 
-def test_inspect_shows_statistics_only_when_asked(run, pretrain):
-    plain = run("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
-    full = run("inspect", pretrain.checkpoint, "--stats", "--json", *pretrain.heads).json
+def test_inspect_shows_statistics_only_when_asked(command, pretrain):
+    plain = command("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
+    full = command("inspect", pretrain.checkpoint, "--stats", "--json", *pretrain.heads).json
     assert "stats" not in plain
     assert full["stats"]["encoder.norm.weight"]["not_finite"] == 0
 
 
-def test_several_targets_are_written_from_one_reading(run, pretrain, tmp_path):
+def test_several_targets_are_written_from_one_reading(command, pretrain, tmp_path):
     other = f"transformers-tf={tmp_path / 'b'}"
-    result = run(
+    result = command(
         "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers", "--to", other,
         *pretrain.heads, "--json",
     )  # fmt: skip
     assert [r["layout"] for r in result.json["conversions"]] == ["transformers", "transformers-tf"]
-    assert run("diff", tmp_path / "a", tmp_path / "b").status == 0
+    assert command("diff", tmp_path / "a", tmp_path / "b").status == 0
 
 
-def test_when_one_of_several_targets_fails_nothing_is_left(run, pretrain, tmp_path):
-    result = run(
+def test_when_one_of_several_targets_fails_nothing_is_left(command, pretrain, tmp_path):
+    result = command(
         "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers",
         "--to", f"transformers-tf={tmp_path / 'no' / 'such'}", *pretrain.heads,
     )  # fmt: skip
@@ -134,46 +136,46 @@ def test_when_one_of_several_targets_fails_nothing_is_left(run, pretrain, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_target_needs_overwrite(run, pretrain, converted):
+def test_an_existing_target_needs_overwrite(command, pretrain, converted):
     again = ["convert", pretrain.checkpoint, converted, "--to", "transformers", *pretrain.heads]
     before = (converted / "model.safetensors").stat().st_mtime_ns
-    result = run(*again)
+    result = command(*again)
     assert result.status == 2
     assert "--overwrite" in result.err
     assert (converted / "model.safetensors").stat().st_mtime_ns == before
-    assert run(*again, "--overwrite").status == 0
+    assert command(*again, "--overwrite").status == 0
 
 
-def test_diff_says_which_tensor_and_which_field_differ(run, pretrain, converted, tmp_path):
+def test_diff_says_which_tensor_and_which_field_differ(command, pretrain, converted, tmp_path):
     import safetensors.numpy
 
-    assert run("diff", pretrain.checkpoint, converted, *pretrain.heads).status == 0
+    assert command("diff", pretrain.checkpoint, converted, *pretrain.heads).status == 0
     path = converted / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     tensors["vit.layernorm.bias"][3] += 1
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((converted / "config.json").read_text())
     (converted / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
-    result = run("diff", pretrain.checkpoint, converted, *pretrain.heads, "--json")
+    result = command("diff", pretrain.checkpoint, converted, *pretrain.heads, "--json")
     assert result.status == 1
     assert [t["name"] for t in result.json["tensors"]] == ["encoder.norm.bias"]
     assert result.json["tensors"][0]["elements"] == 1
     assert result.json["configuration"] == {"layer_norm_eps": {"a": 1e-06, "b": 1e-12}}
 
 
-def test_a_contradicting_flag_is_an_error_in_diff(run, converted):
-    result = run("diff", converted, converted, "--num-heads", 8)
+def test_a_contradicting_flag_is_an_error_in_diff(command, converted):
+    result = command("diff", converted, converted, "--num-heads", 8)
     assert result.status == 2
     assert "contradicts" in result.err
 
 
-def test_layouts_shows_the_tables(run):
-    listing = run("layouts").out
+def test_layouts_shows_the_tables(command):
+    listing = command("layouts").out
     assert all(name in listing for name in LAYOUTS)
-    table = run("layouts", "transformers-tf").out
+    table = command("layouts", "transformers-tf").out
     assert "encoder.blocks.#.attention.q.weight" in table
     assert "transpose" in table
-    assert run("layouts", "onnx").status == 2
+    assert command("layouts", "onnx").status == 2
 
 
 class Evil:
@@ -208,11 +210,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_gets_one_sentence_and_leaves_nothing(run, pretrain, tmp_path, name):
+def test_a_bad_file_gets_one_sentence_and_leaves_nothing(command, pretrain, tmp_path, name):
     make, word = BAD_FILES[name]
     path = tmp_path / "bad.pth"
     make(path, pretrain.checkpoint.read_bytes())
-    result = run("convert", path, tmp_path / "out", "--to", "transformers", cwd=tmp_path)
+    result = command("convert", path, tmp_path / "out", "--to", "transformers", cwd=tmp_path)
     assert result.status == 2
     assert word.lower() in result.err.lower()
     assert result.err.count("\n") == 1
@@ -233,16 +235,18 @@ BAD_CALLS = [
 
 
 @pytest.mark.parametrize(("arguments", "word"), BAD_CALLS)
-def test_a_bad_call_gets_one_sentence(run, pretrain, tmp_path, arguments, word):
+def test_a_bad_call_gets_one_sentence(command, pretrain, tmp_path, arguments, word):
     heads = [] if "--num-heads" in arguments else pretrain.heads
-    result = run("convert", pretrain.checkpoint, tmp_path / "out", *arguments, *heads, cwd=tmp_path)
+    result = command(
+        "convert", pretrain.checkpoint, tmp_path / "out", *arguments, *heads, cwd=tmp_path
+    )
     assert result.status == 2
     assert word in result.err
     assert "Traceback" not in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_sentence(run, pretrain, tmp_path):
+def test_a_full_disk_is_one_sentence(command, pretrain, tmp_path):
     """A limit on the size of files stands in for the disk's."""
     import resource
 
@@ -263,11 +267,15 @@ def test_a_full_disk_is_one_sentence(run, pretrain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_framework_is_named_with_the_way_to_get_it(run, pretrain, converted, tmp_path):
+def test_a_missing_framework_is_named_with_the_way_to_get_it(
+    command, pretrain, converted, tmp_path
+):
     environment = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
-    result = run("verify", pretrain.checkpoint, converted, *pretrain.heads, "--python-b", python)
+    result = command(
+        "verify", pretrain.checkpoint, converted, *pretrain.heads, "--python-b", python
+    )
     assert result.status == 3
     assert "pip install" in result.err
     assert "tensorflow" in result.err
@@ -283,12 +291,12 @@ def test_a_reader_that_goes_is_no_failure(pretrain):
 
 
 def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
-    run, pretrain, converted, tmp_path
+    command, pretrain, converted, tmp_path
 ):
     before = (converted / "model.safetensors").read_bytes()
     for more in (["--dtype", "bfloat16"], []):
         target = tmp_path / ("k.weights.h5" if more else "no/k.weights.h5")
-        result = run(
+        result = command(
             "convert", pretrain.checkpoint, converted, "--to", "transformers",
             "--to", f"keras={target}", "--overwrite", *more, *pretrain.heads,
         )  # fmt: skip
