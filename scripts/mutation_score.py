@@ -4,6 +4,7 @@
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200
+.venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
 
 Exit status 1 if a fault is not caught, if too few are explained, or if a good pair fails.
 """
@@ -12,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
@@ -19,6 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 from mutation.families import FAMILIES, FamilyPopulation
 from mutation.good_pairs import judge_pairs
 from mutation.population import Mutant, Population
+from mutation.repair import KINDS as REPAIRABLE
+from mutation.repair import remarks as repair_remarks
+from mutation.repair import repairs
+from mutation.repair import table as repair_table
 from mutation.report import KINDS, failures, markdown, remarks, score
 from mutation.score import Outcome, outcomes
 
@@ -37,9 +43,12 @@ def main() -> int:
     parser.add_argument("--family", choices=FAMILIES, action="append", help=helped)
     parser.add_argument("--good-pairs", type=int, default=0, help="judge good pairs instead")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repair", action="store_true", help="repair the faults, and count")
     options = parser.parse_args()
     if options.good_pairs:
         return good_pairs(options.good_pairs, options.seed)
+    if options.repair:
+        return score_repairs(options.kind or REPAIRABLE, options.sample, options.seed)
     good = [scored(family, options) for family in options.family or [None]]
     return 0 if all(good) else 1
 
@@ -61,6 +70,19 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
     print(f"\n{family or 'mae'}\n\n{markdown(found)}\n")
     print("\n".join(remarks(found, causes=family is None)))
     return is_good(found, names_causes=family is None)
+
+
+def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
+    """Repair faults without running any model, and print how many are the source bit for bit."""
+    start, found = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="repair-score-") as folder:
+        population = Population(Path(folder), seed)
+        for kind in kinds:
+            found += repairs(faults(population, kind, sample), Path(folder) / f"{kind}-repaired")
+            print(f"{kind}: {time.monotonic() - start:.0f} s", flush=True)
+    print("\n" + repair_table(found) + "\n")
+    print("\n".join(repair_remarks(found)))
+    return 0
 
 
 def faults(population: Population, kind: str, sample: int | None) -> list[Mutant]:

@@ -57,6 +57,7 @@ EXPECTED = {
     "docs/index.md": ["PASSED and proven"],
     "docs/migration.md": [],
     "docs/publishing.md": ["PUBLISHED"],
+    "docs/repair.md": ["PASSED and proven", "decoder.position_embedding: is zero"],
     "docs/verification.md": ["PASSED and proven", "PASSED"],
 }
 DATASET = """
@@ -69,11 +70,26 @@ BARE = """
 import torch
 torch.save({"model": torch.load("mae.pth", weights_only=True)["model"]}, "bare.pth")
 """
+DAMAGED = """
+import json, subprocess
+from pathlib import Path
+from safetensors.numpy import load_file, save_file
+subprocess.run(["mae-convert", "convert", "mae.pth", "damaged", "--to", "transformers"], check=True)
+weights, config = Path("damaged/model.safetensors"), Path("damaged/config.json")
+tensors = load_file(weights)
+block = "vit.encoder.layer.0.attention.attention"
+query, key = f"{block}.query.weight", f"{block}.key.weight"
+tensors[query], tensors[key] = tensors[key], tensors[query]
+tensors["decoder.decoder_pos_embed"] *= 0
+save_file(tensors, weights, {"format": "pt"})
+config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-12}))
+"""
 # What must be there before a block with ``<!-- setup: NAME -->``: a program in its language.
 SETUP = {
     "bare.pth": ("python", BARE),
     "cat.jpg": ("sh", "cp photos/chelsea.jpg cat.jpg"),
     "certified": ("sh", "mae-convert verify mae.pth my-mae --certify"),
+    "damaged": ("python", DAMAGED),
     "half-precision": (
         "sh",
         "mae-convert convert mae.pth half-precision --to transformers --task encoder"

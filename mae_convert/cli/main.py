@@ -30,6 +30,7 @@ COMMANDS = (
     verdicts.trace,
     verdicts.compare,
     verdicts.verify,
+    verdicts.repair,
     pictures.reconstruct,
     pictures.features,
     sweeps.sweep,

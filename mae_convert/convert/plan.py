@@ -47,6 +47,7 @@ class Plan:
         hashed: canonical tensors whose bytes are hashed while they are read: their digests are not
             those of tensors of the target.
         hashed_rounded: likewise after the rounding.
+        repaired: for the record of a repair, the files that were repaired and what was changed.
     """
 
     source: Checkpoint
@@ -64,6 +65,7 @@ class Plan:
     packing: Packing = field(default_factory=Packing)
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
+    repaired: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_directory(self) -> bool:

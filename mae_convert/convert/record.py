@@ -68,6 +68,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
         "dropped": dict(plan.dropped),
         **({"unread": list(source.unread)} if source.unread else {}),
         **_differences(plan),
+        **({"repaired": dict(plan.repaired)} if plan.repaired else {}),
         "created": {
             **{
                 rule.external: source.created[rule.canonicals[0]]
@@ -189,7 +190,7 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a record that is stored in a single file; shapes are left out."""
-    names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred")
+    names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred", "repaired")
     kept = {name: record[name] for name in names if name in record}
     family = record["family"]
     return {**kept, "family": family} if family and family["certainty"] == "known" else kept

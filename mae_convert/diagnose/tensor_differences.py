@@ -34,7 +34,7 @@ def describe_tensor_differences(
     model, prints = model_of(a), Fingerprints(a)
     names_by_cause: dict[str, list[str]] = {}
     for name in differing[:MOST_TENSORS]:
-        cause = _in_every_block(name, _explain_one(model, prints, b, name))
+        cause = without_block(name, _explain_one(model, prints, b, name))
         names_by_cause.setdefault(cause, []).append(name)
     described = list(names_by_cause.items())[:MOST_SENTENCES]
     sentences = [_sentence(names, cause) for cause, names in described]
@@ -43,8 +43,12 @@ def describe_tensor_differences(
 
 
 def _sentence(names: Sequence[str], cause: str) -> str:
-    block = _block_prefix(names[0]) if len(names) == 1 else ""
-    return f"{_join_names(names)}: {cause.replace(BLOCK, block)}"
+    return f"{grouped_names(names)}: {in_block_of(names, cause)}"
+
+
+def in_block_of(names: Sequence[str], cause: str) -> str:
+    """Return a cause of `without_block` for these tensors: one has a block, several have not."""
+    return cause.replace(BLOCK, _block_prefix(names[0]) if len(names) == 1 else "")
 
 
 BLOCK = "{block}"
@@ -56,12 +60,12 @@ def _block_prefix(name: str) -> str:
     return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
 
 
-def _in_every_block(name: str, cause: str) -> str:
+def without_block(name: str, cause: str) -> str:
     """Return a cause without the block, so that it is the same for that tensor in every block."""
     return cause.replace(_block_prefix(name), BLOCK) if _block_prefix(name) else cause
 
 
-def _join_names(names: Sequence[str]) -> str:
+def grouped_names(names: Sequence[str]) -> str:
     """Return names for a sentence; those that differ only in the block's number are merged."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
@@ -112,25 +116,28 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
         return f"has dtype {x.dtype} in A and {y.dtype} in B"
     if others := [other for other in prints.same_as(y) if other != name]:
         return f"B holds A's {others[0]} here"
-    found = [*_exact_change(model, name, x, y), *_measured(x, y)]
+    found = [*exact_change(model, name, x, y), *measured_difference(x, y)]
     return found[0]
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
     """Return which values of a tensor are NaN or infinite, on either side."""
-    sentences = []
-    for side, array in (("A", x), ("B", y)):
-        broken = ~np.isfinite(array.astype(np.float64))
-        if broken.any():
-            first = tuple(map(int, np.argwhere(broken)[0]))
-            sentences.append(
-                f"holds {broken.sum()} values in {side} that are NaN or infinite (the first at"
-                f" index {first})"
-            )
-    return " and ".join(sentences)
+    found = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
+    return " and ".join(filter(None, found))
 
 
-def _exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+def not_finite_values(array: np.ndarray, where: str = "") -> str:
+    """Return which values of an array are NaN or infinite, in words; "" where none is."""
+    broken = ~np.isfinite(array.astype(np.float64))
+    if not broken.any():
+        return ""
+    first = tuple(map(int, np.argwhere(broken)[0]))
+    return (
+        f"holds {broken.sum()} values{where} that are NaN or infinite (the first at index {first})"
+    )
+
+
+def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     """Yield the change, and perhaps rounding, that turns A's tensor into B's bit for bit."""
     for self_edit in self_edits(model, name):
         try:
@@ -162,7 +169,7 @@ def _alike(made: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.allclose(some, others, rtol=2.0**-7, atol=1e-6 * np.abs(others).max()))
 
 
-def _measured(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+def measured_difference(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     """Yield a measure of the difference, where no change turns one tensor into the other."""
     exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
     difference, indices = exact_y - exact_x, np.argwhere(x != y)

@@ -8,6 +8,8 @@ import importlib.util
 import pytest
 from mutation.good_pairs import designs, failed_pairs, judge_pairs, runs_of_pairs
 from mutation.population import Population
+from mutation.repair import KNOWN, NOT, repairs
+from mutation.repair import remarks as not_repaired
 from mutation.report import KINDS, failures, markdown, remarks, score
 from mutation.running import run_all
 from mutation.score import judged, runs_of
@@ -70,6 +72,16 @@ def test_what_no_forward_pass_sees_is_listed_with_the_check_that_does(sample):
 def test_good_pairs_pass(judgements):
     assert len({str(design) for design in designs(200, 0)}) == 200
     assert judgements[1] == {}
+
+
+def test_faults_are_repaired_bit_for_bit(tmp_path):
+    population = Population(tmp_path, seed=2)
+    mutants = [*population.weights(5, by_tensorflow=1),
+               *population.configurations(5, by_tensorflow=1)]  # fmt: skip
+    found = repairs(mutants, tmp_path / "repaired")
+    assert len(found) > 15
+    assert not [r for r in found if r.result == NOT], not_repaired(found)
+    assert [r for r in found if r.result == KNOWN]
 
 
 @pytest.mark.slow

@@ -276,6 +276,61 @@ def verify(
     return 0 if done.verdict.passed else 1
 
 
+@click.command(cls=CheckedCommand)
+@click.argument("a", type=SourceType())
+@click.argument("b", type=SourceType())
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--restore",
+    is_flag=True,
+    help="Also take tensors from A whose difference no known fault explains.",
+)
+@side_options
+@input_options
+@task_option
+@json_option
+@checkpoint_options
+def repair(
+    a: "Source",
+    b: "Source",
+    out: Path,
+    restore: bool,
+    sides: "tuple[Side, Side]",
+    task: str | None,
+    as_json: bool,
+    state_key: str | None,
+    flags: "Flags",
+    **options: Any,
+) -> int:
+    """Write B to OUT without its faults, verified against A.
+
+    Repaired are weights (transposed, exchanged, shifted, in another order, zero, rounded ...), the
+    configuration and the conversion record. B is not changed. OUT has B's layout and a
+    certificate, and is written only if it passes the verification. Exit status 1 if it does not.
+
+    Example:
+    \b
+        mae-convert repair checkpoint.pth my-mae my-mae-repaired
+    """
+    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.repair import repaired as show
+    from mae_convert.diagnose.repair import repair as run_repair
+    from mae_convert.reports.verdict_files import verdict_json
+    from mae_convert.verify.verification import parse_options
+
+    keys: dict[str, Any] = {"state_key": state_key, "task": task, "incomplete": True}
+    first, second = open_pair_and_tell((a, b), flags, **keys)
+    done, verification = run_repair(
+        first, second, out, sides, parse_options(**options), restore=restore
+    )
+    verdict = verification.verdict
+    if as_json:
+        print_json({"out": str(out), "changes": done.changes, "verdict": verdict_json(verdict)})
+    else:
+        show(out, done.changes, verdict)
+    return 0
+
+
 def _diagnosed(done: "Verification") -> "Verification":
     """Return a verification; if it failed, with a diagnosis of its causes."""
     if done.verdict.passed:

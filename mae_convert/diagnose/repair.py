@@ -1,0 +1,320 @@
+"""Undo what is wrong with a target, and verify the result against the source.
+
+Faults of weights, of the configuration and of the conversion record are repaired: those that the
+diagnosis of a failed verification names. The repaired checkpoint is written in the layout of the
+target, which is never changed itself, and gets its name only after a verification has passed.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.preprocessing import described
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.record import files_sha256
+from mae_convert.diagnose.tensor_cures import Cure, differing, tensor_cures
+from mae_convert.diagnose.tensor_differences import grouped_names, in_block_of, without_block
+from mae_convert.errors import MaeConvertError, Option, OutputError
+from mae_convert.families.family import ACTIVATION_SYNONYMS
+from mae_convert.files.rename import rename_to_new
+from mae_convert.files.staging import staging_beside
+from mae_convert.files.strict_json import plain
+from mae_convert.runtime.sides import Side
+from mae_convert.text import listing
+from mae_convert.verify.certificate import write_certificate
+from mae_convert.verify.declared_changes import apply_steps, steps_between
+from mae_convert.verify.judge import OPTIONAL
+from mae_convert.verify.verification import Options, Verification, run_verification
+
+Step = Mapping[str, Any]
+
+PREPROCESSING = ("image_mean", "image_std")
+DECODER_EPS = "decoder_layer_norm_eps"
+MOST_NAMED = 4  # unexplained tensors in a message
+
+
+class NotRepairedError(MaeConvertError):
+    """The target cannot be repaired, or the repaired checkpoint does not pass a verification."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is wrong with a target, and how it is undone.
+
+    Attributes:
+        source: the source, after the declared steps: what the repaired checkpoint is to be.
+        target: the target as it is.
+        cures: tensors to replace.
+        configuration: sentences about fields that are set to those of the source.
+        record: sentences about the conversion record and the names of tensors.
+    """
+
+    source: Checkpoint = field(repr=False)
+    target: Checkpoint = field(repr=False)
+    cures: tuple[Cure, ...]
+    configuration: tuple[str, ...] = ()
+    record: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> list[str]:
+        """Every change in a sentence; tensors with the same fault are one."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for cure in self.cures:
+            key = without_block(cure.name, cure.fault), without_block(cure.name, cure.how)
+            groups.setdefault(key, []).append(cure.name)
+        unexplained = "differs, and no known fault explains it"
+        tensors = [
+            f"{grouped_names(names)}: {in_block_of(names, f'{fault or unexplained}; {how}')}"
+            for (fault, how), names in groups.items()
+        ]
+        return [*tensors, *self.configuration, *self.record]
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Tensors that differ and that no known fault explains."""
+        return [cure.name for cure in self.cures if not cure.fault]
+
+    def repaired(self) -> Checkpoint:
+        """Return the source with the tensors of the target after all changes."""
+        cured = {cure.name: cure.tensor for cure in self.cures}
+        tensors = {**self.source.tensors, **self.target.tensors, **cured}
+        kept = {name: tensors[name] for name in self.source.tensors}
+        ours, theirs = self.source, self.target
+        container, configuration = ours.container, ours.configuration
+        if theirs.preprocessor and not ours.preprocessor:
+            container = replace(container, preprocessor=theirs.preprocessor)
+        if not configuration.labels:
+            configuration = replace(configuration, labels=theirs.configuration.labels)
+        return replace(ours, tensors=kept, container=container, configuration=configuration)
+
+
+def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
+    """Find what is wrong with a target, and how it can be undone; nothing is run or written.
+
+    Args:
+        a: the source.
+        b: the target; fields that it does not store may be missing.
+
+    Raises:
+        NotRepairedError: the two are models of different kinds or shapes.
+        ConfigurationError: a field of the source is missing.
+    """
+    _require_repairable(a, b)
+    source, names, record = _with_true_steps(a, b)
+    for name, tensor in b.tensors.items():
+        if name in source.tensors and source.tensors[name].shape != tensor.shape:
+            shapes = f"{source.tensors[name].shape} in A and {tensor.shape} in B"
+            raise NotRepairedError(
+                f"{name} has shape {shapes}, which cannot be repaired",
+                hint="convert A again, with the options that B was converted with",
+            )
+    standard = b.layout.table_for(b.task, key_bias=b.key_bias)
+    if b.table.name not in (standard.name, b.layout.table_for(b.task).name):
+        record.append(
+            f"tensor names: {b.table.name}, which not every version of the library loads; "
+            f"{standard.name} instead"
+        )
+    return Repair(
+        source,
+        b,
+        tuple(tensor_cures(source, b, names)),
+        tuple(_configuration_changes(source, b)),
+        tuple(record),
+    )
+
+
+def repair(
+    a: Checkpoint,
+    b: Checkpoint,
+    out: Path,
+    sides: tuple[Side, Side] = (Side(), Side()),
+    options: Options | None = None,
+    *,
+    restore: bool = False,
+) -> tuple[Repair, Verification]:
+    """Write the target without its faults, verified against the source, with a certificate.
+
+    Args:
+        a: the source.
+        b: the target; it is not changed.
+        out: what to write, in the layout of the target.
+        sides: how to run the source and the repaired checkpoint.
+        options: of the verification.
+        restore: also take tensors from the source whose difference nothing known explains.
+
+    Raises:
+        NotRepairedError: there is nothing to repair, a difference is unexplained, or the repaired
+            checkpoint does not pass the verification. Nothing is written then.
+        OutputError: ``out`` exists, or cannot be written.
+    """
+    if os.path.lexists(out):
+        raise OutputError(out, " exists; a repair replaces nothing", hint="choose another name")
+    planned = plan_repair(a, b)
+    _require_explained(planned, restore=restore)
+    with staging_beside(out) as folder:
+        target = folder / out.name
+        write_repaired(planned, target)
+        repaired = open_checkpoint(target)
+        done = run_verification(a, repaired, *sides, options)
+        if not done.verdict.passed:
+            raise _not_passed(done, planned)
+        write_certificate(done, repaired)
+        _put_in_place(folder, out)
+    return planned, done
+
+
+def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
+    a.require_complete()
+    if a.family.name != b.family.name:
+        raise NotRepairedError(f"A is a model of {a.family.title}, and B of {b.family.title}")
+    if b.task not in (a.task, "encoder"):
+        raise NotRepairedError(
+            f"A is a {a.task} model and B is a {b.task} model: B has parts that A lacks",
+            hint="name the source that B was converted from",
+        )
+
+
+def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str], list[str]]:
+    """Return the source after the steps that were applied, and what is wrong with the record.
+
+    The record may declare a step that was not applied, or not declare that tensors were rounded.
+
+    Returns:
+        The source after the steps, the tensors of B that still differ, and sentences.
+    """
+    declared = [step for step in steps_between(a, b) if step["step"] != "task"]
+    source = _after(a, declared, b)
+    names = differing(source, b)
+    if not names:
+        return source, names, []
+    if declared and len(fewer := differing(a, b)) < len(names):
+        kinds = listing(str(step["step"]) for step in declared)
+        return a, fewer, [f"the record declares steps that were not applied ({kinds}): left out"]
+    if rounded := _rounding(source, b):
+        after = _after(a, [*declared, rounded], b)
+        if len(fewer := differing(after, b)) < len(names):
+            said = f"the record does not declare that tensors were rounded to {rounded['to']}"
+            return after, fewer, [f"{said}: declared"]
+    return source, names, []
+
+
+def _rounding(a: Checkpoint, b: Checkpoint) -> Step | None:
+    """Return a step that rounds all tensors of A to the one dtype of B, if that is narrower."""
+    dtypes = {str(tensor.dtype) for tensor in b.tensors.values()}
+    before = {str(tensor.dtype) for name, tensor in a.tensors.items() if name in b.tensors}
+    if len(dtypes) != 1 or before == dtypes:
+        return None
+    return {"step": "dtype", "from": sorted(before - dtypes), "to": dtypes.pop()}
+
+
+def _after(a: Checkpoint, steps: Sequence[Step], b: Checkpoint) -> Checkpoint:
+    after = apply_steps(a, steps, b)
+    return after if after is a else replace(after, before_steps=a.as_opened)
+
+
+def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
+    """Yield a sentence for each field of B that is not as in A."""
+    ours, theirs = a.configuration, b.configuration
+    missing = {each.field for each in theirs.missing}
+    model_fields = a.family.compared_fields({a.task, b.task})
+    models = ours.model.to_dict(), theirs.model.to_dict()
+    if all(model.get(DECODER_EPS) is None for model in models):  # it is then the encoder's
+        model_fields = tuple(name for name in model_fields if name != DECODER_EPS)
+    for name in dict.fromkeys((*model_fields, *PREPROCESSING)):
+        right = _value(a, name)
+        if name in missing:
+            yield f"{name} is not stored in B: {plain(right)}, as in A"
+        elif not _same_value(name, _value(b, name), right):
+            yield f"{name} is {plain(_value(b, name))} in B: {plain(right)}, as in A"
+    if ours.labels and theirs.labels and ours.labels != theirs.labels:
+        yield "the names of classes are others than A's: those of A"
+    left, right = described(a), described(b)
+    if left and right and left.get("stated") and right.get("stated"):
+        other = [n for n, v in left.items() if right.get(n) != v and n not in ("mean", "std")]
+        if other and not _resized(a):
+            yield f"preprocessing differs ({', '.join(other)}): that of A"
+
+
+def _resized(checkpoint: Checkpoint) -> bool:
+    steps = (checkpoint.container.conversion or {}).get("steps", [])
+    return any(step["step"] == "image_size" for step in steps)
+
+
+def _value(checkpoint: Checkpoint, name: str) -> Any:
+    configuration = checkpoint.configuration
+    if name in PREPROCESSING:
+        return tuple(getattr(configuration, name))
+    value = configuration.model.to_dict().get(name)
+    if name == DECODER_EPS and value is None:
+        return configuration.model.layer_norm_eps
+    return ACTIVATION_SYNONYMS.get(value, value) if name == "hidden_act" else value
+
+
+def _same_value(name: str, left: Any, right: Any) -> bool:
+    """Return whether two values of a field mean the same, as those that a model need not have."""
+    return bool(left == right) or {left, right} <= set(OPTIONAL.get(name, ()))
+
+
+def _require_explained(planned: Repair, *, restore: bool) -> None:
+    if not planned.changes:
+        raise NotRepairedError(
+            "weights, configuration and record of B are those of A: there is nothing to repair",
+            hint="if `verify A B` fails all the same, the program that runs B is at fault",
+        )
+    if planned.unexplained and not restore:
+        names = listing(planned.unexplained[:MOST_NAMED])
+        more = len(planned.unexplained) - MOST_NAMED
+        names += f" and {more} more" if more > 0 else ""
+        raise NotRepairedError(
+            f"no known fault explains how {names} of B differ from A, so they are not repaired",
+            hint=("pass ", Option("restore", True), " to take them from A"),
+        )
+
+
+def write_repaired(planned: Repair, target: Path) -> None:
+    """Write the repaired checkpoint in the layout of the target, unverified.
+
+    Raises:
+        MaeConvertError: as of a conversion.
+    """
+    plan = plan_conversion(
+        planned.repaired(), target, planned.target.layout.name, task=planned.target.task
+    )
+    about = files_sha256(planned.target.container.opened)
+    execute(replace(plan, repaired={"from": about, "changes": planned.changes}))
+
+
+def _not_passed(done: Verification, planned: Repair) -> NotRepairedError:
+    failed = done.verdict.failed()[0].name
+    first = done.verdict.first_divergence
+    where = f"the first result that differs is {first}" if first else f"{failed} fails"
+    what = "; ".join(planned.changes[:MOST_NAMED])
+    return NotRepairedError(
+        f"the repaired checkpoint does not pass the verification: {where}; nothing was written "
+        f"(tried: {what})"
+    )
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Give a verified checkpoint and the certificate beside it their names, the checkpoint last."""
+    others = sorted(path for path in folder.iterdir() if path.name != out.name)
+    placed: list[Path] = []
+    try:
+        for path in (*others, folder / out.name):
+            rename_to_new(path, out.parent / path.name)
+            placed.append(out.parent / path.name)
+    except OSError as error:
+        for path in placed:
+            with suppress(OSError):
+                path.unlink()
+        where = error.filename2 or error.filename or out
+        raise OutputError(
+            Path(where), f" cannot be written: {error.strerror}", hint="choose another name"
+        ) from error

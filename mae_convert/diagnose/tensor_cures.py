@@ -1,0 +1,157 @@
+"""What turns the differing tensors of a target into those of its source, and which fault that is.
+
+A fault that only moved values (transposed, exchanged, other order of heads) is undone in the
+target's own values. One that lost values (zero, rounded, overwritten) is not: what the source has
+is put in their place. Each cure is tested bit for bit before it is named.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.diagnose.hypotheses import Model, model_of
+from mae_convert.diagnose.tensor_differences import (
+    Fingerprints,
+    exact_change,
+    measured_difference,
+    not_finite_values,
+)
+from mae_convert.diagnose.weight_edits import fused_as_groups, split_as_groups
+from mae_convert.diagnose.weight_hypotheses import PARTS, self_edits
+from mae_convert.formats.tensor import LazyTensor, sha256
+
+UNDONE = "undone in B's own values"
+FROM_A = "taken from A"
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A tensor of B that is to be replaced, so that it is that of A bit for bit.
+
+    Attributes:
+        name: canonical name.
+        fault: what is wrong with it in B, in words, or "" where nothing known explains it.
+        how: `UNDONE`, `FROM_A`, or "B's NAME" where another tensor of B has the values.
+        tensor: what replaces it.
+    """
+
+    name: str
+    fault: str
+    how: str
+    tensor: LazyTensor
+
+    @property
+    def sentence(self) -> str:
+        """What is changed, in a sentence."""
+        return f"{self.name}: {self.fault or 'differs, and nothing known explains it'}; {self.how}"
+
+
+def differing(a: Checkpoint, b: Checkpoint) -> list[str]:
+    """Return the canonical tensors that both have and that are not the same bit for bit."""
+    return [
+        name
+        for name, tensor in b.tensors.items()
+        if name in a.tensors and not same_tensor(a.tensors[name], tensor)
+    ]
+
+
+def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
+    """Return whether two tensors have the same shape, dtype and bits."""
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and sha256(a) == sha256(b)
+
+
+def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cure]:
+    """Return a cure for each differing tensor; that without a ``fault`` is a guess.
+
+    Args:
+        a: the source, after the steps that the target declares.
+        b: the target.
+        names: canonical tensors that differ.
+    """
+    model, of_a, of_b = model_of(a), Fingerprints(a), Fingerprints(b)
+    return [_cure(model, of_a, of_b, name) for name in names]
+
+
+def _cure(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> Cure:
+    a, b = of_a.checkpoint.tensors[name], of_b.checkpoint.tensors[name]
+    if (a.shape, a.dtype) == (b.shape, b.dtype):
+        x, y = a.load(), b.load()
+        for how, made in _undone(model, of_b, name, x, y):
+            if _same_bits(made(), x):
+                fault = next(_faults(model, of_a, name, x, y), "")
+                fault = fault or "has its values in another order"
+                return Cure(name, fault, how, replace(b, name=name, load=made))
+        return Cure(name, next(_faults(model, of_a, name, x, y), ""), FROM_A, a)
+    fault = f"has shape {b.shape} and dtype {b.dtype} instead of {a.shape} and {a.dtype}"
+    if a.shape == b.shape:
+        fault = f"has dtype {b.dtype} instead of {a.dtype}"
+    return Cure(name, fault, FROM_A, a)
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays of one shape have the same bytes; zeros differ by their sign."""
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+Made = Callable[[], np.ndarray]
+
+
+def _undone(
+    model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
+) -> Iterator[tuple[str, Made]]:
+    """Yield how B's own tensors may give A's tensor ``x`` in place of ``y``, to be tested."""
+    for other in of_b.same_as(x):
+        yield f"B's {other} has the values", of_b.checkpoint.tensors[other].load
+    if np.array_equal(np.sort(y, axis=None), np.sort(x, axis=None)):
+        for edit in self_edits(model, name):
+            if edit.operation in ("permuted", "reordered"):
+                yield UNDONE, lambda edit=edit: _contiguous(edit.on(name).apply([y]))  # type: ignore[misc]
+    elif np.array_equal(-y, x):
+        yield UNDONE, lambda: -y
+    block, _, part = name.partition(".attention.")
+    if part[:2] in ("q.", "k.", "v."):
+        yield from _regrouped(model, of_b.checkpoint.tensors, block, part)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array)
+
+
+def _regrouped(
+    model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
+) -> Iterator[tuple[str, Made]]:
+    """Yield q, k or v of a fused matrix that was joined or split in another order."""
+    stack, leaf = model.stack(block.partition(".")[0]), part[2:]
+    names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]
+    if not all(name in tensors for name in names):
+        return
+
+    for operation in (fused_as_groups, split_as_groups):
+        for groups in (stack.heads, stack.width):
+
+            def made(
+                operation: Callable[..., np.ndarray] = operation, groups: int = groups
+            ) -> np.ndarray:
+                arrays = [tensors[name].load() for name in names]
+                return _contiguous(operation(*arrays, part=PARTS.index(part[0]), groups=groups))
+
+            yield UNDONE, made
+
+
+def _faults(
+    model: Model, of_a: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
+) -> Iterator[str]:
+    """Yield what turned A's tensor ``x`` into B's ``y``, as far as it is known."""
+    if broken := not_finite_values(y):
+        kept = np.isfinite(y)
+        if np.array_equal(x[kept], y[kept]):
+            yield broken
+        return
+    if y.any():
+        yield from (f"B holds A's {other} here" for other in of_a.same_as(y) if other != name)
+    yield from exact_change(model, name, x, y)
+    for measure in measured_difference(x, y):
+        if measure.startswith("is zero from value"):
+            yield measure

@@ -1,0 +1,261 @@
+"""``repair``: faults of weights, configuration and record are undone, and it is verified."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mutation.models import random_tensors, write_model, write_original
+from paths import GOLDEN
+
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.diagnose import repair as repairing
+from mae_convert.diagnose.repair import NotRepairedError, plan_repair, repair, write_repaired
+from mae_convert.diagnose.tensor_cures import FROM_A, UNDONE
+from mae_convert.errors import OutputError
+from mae_convert.families.options import Flags
+from mae_convert.files.hashes import file_sha256
+from mae_convert.runtime.sides import Side
+from mae_convert.verify.certificate import read_certificate
+
+pytestmark = pytest.mark.usefixtures("forked_children")
+
+SIDES = (Side("torch"), Side("torch"))
+ATTENTION = "encoder.blocks.1.attention"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_model("pretrain", tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def target(source, tmp_path):
+    """Return a function that writes the model with changed tensors in a layout."""
+
+    def target(change=lambda tensors: {}, layout="facebook", **fields):
+        config = source.configuration.model
+        tensors = random_tensors(config, "pretrain", 0, learned=False)
+        tensors |= {n: np.ascontiguousarray(a) for n, a in change(tensors).items()}
+        checkpoint = write_original(
+            tmp_path / "b.safetensors", replace(config, **fields), "pretrain", tensors
+        )
+        if layout == "facebook":
+            return checkpoint
+        execute(plan_conversion(checkpoint, tmp_path / "b", layout))
+        return open_checkpoint(tmp_path / "b")
+
+    return target
+
+
+def swapped(first, second):
+    return lambda t: {first: t[second], second: t[first]}
+
+
+def fused_by_heads(t):
+    fused = np.stack([t[f"{ATTENTION}.{p}.weight"].reshape(3, 8, 24) for p in "qkv"], axis=1)
+    return {f"{ATTENTION}.{p}.weight": fused.reshape(3, 24, 24)[i] for i, p in enumerate("qkv")}
+
+
+def block_shifted(t):
+    return {
+        n: t[n.replace("blocks.1.", "blocks.2.") if "blocks.1." in n else
+             n.replace("blocks.2.", "blocks.1.")]
+        for n in t if n.startswith(("encoder.blocks.1.", "encoder.blocks.2."))
+    }  # fmt: skip
+
+
+def alone(name, edit):
+    return lambda t: {name: edit(t[name].copy())}
+
+
+def with_nan(array):
+    array.flat[7] = np.nan
+    return array
+
+
+def half(array):
+    array.reshape(-1)[array.size // 2 :] = 0
+    return array
+
+
+POSITIONS, KERNEL = "decoder.position_embedding", "encoder.patch_embedding.weight"
+FAULTS = {
+    "transposed": (alone(f"{ATTENTION}.q.weight", np.transpose), "is transposed", UNDONE),
+    "swapped": (
+        swapped(f"{ATTENTION}.q.bias", f"{ATTENTION}.k.bias"),
+        f"B holds A's {ATTENTION}.k.bias here",
+        f"B's {ATTENTION}.k.bias has the values",
+    ),
+    "fused by heads": (fused_by_heads, "has its values in another order", UNDONE),
+    "heads reversed": (
+        alone(f"{ATTENTION}.v.bias", lambda a: a.reshape(3, 8)[::-1].reshape(24)),
+        "has its channels with the heads in reverse order",
+        UNDONE,
+    ),
+    "blocks shifted": (block_shifted, "B holds A's encoder.blocks.2.norm1.weight here",
+                       "B's encoder.blocks.2.norm1.weight has the values"),
+    "class slot": (alone(POSITIONS, lambda a: np.roll(a, 1, axis=1)),
+                   "is shifted by the class token's position", UNDONE),
+    "BGR": (alone(KERNEL, lambda a: a[:, ::-1]),
+            "has its channels reversed (RGB and BGR)", UNDONE),
+    "sign": (alone("encoder.cls_token", np.negative), "has its sign reversed", UNDONE),
+    "zero": (alone(f"{ATTENTION}.k.bias", np.zeros_like), "is zero", FROM_A),
+    "float16": (alone("encoder.norm.bias", lambda a: a.astype(np.float16).astype(np.float32)),
+                "is rounded to float16", FROM_A),
+    "half loaded": (alone("decoder.prediction.bias", half),
+                    "is zero from value 96 of 192 on", FROM_A),
+    "NaN": (alone("decoder.mask_token", with_nan),
+            "holds 1 values that are NaN or infinite (the first at index (0, 0, 7))", FROM_A),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_weights_is_named_and_undone_bit_for_bit(source, target, tmp_path, name):
+    change, fault, how = FAULTS[name]
+    broken = target(change)
+    planned = plan_repair(source, broken)
+    assert not planned.unexplained
+    assert (fault, how) in {(cure.fault, cure.how) for cure in planned.cures}
+    assert {cure.name for cure in planned.cures} == {
+        name for name, tensor in broken.tensors.items()
+        if tensor.load().tobytes() != source.tensors[name].load().tobytes()
+    }  # fmt: skip
+    write_repaired(planned, tmp_path / "out.safetensors")
+    repaired = open_checkpoint(tmp_path / "out.safetensors")
+    assert checkpoint_fingerprint(repaired) == checkpoint_fingerprint(source)
+
+
+def test_a_repair_is_verified_and_says_what_it_changed(source, target, tmp_path, command):
+    """Weights and configuration of a model directory at once, by the command line."""
+    broken = target(
+        lambda t: {**fused_by_heads(t), "encoder.cls_token": 0 * t["encoder.cls_token"]},
+        "transformers",
+        layer_norm_eps=1e-12,
+    )
+    before = {path.name: file_sha256(path) for path in broken.path.iterdir()}
+    out = tmp_path / "out"
+    call = ["repair", source.path, broken.path, out, "--framework-b", "torch"]
+    result = command(*call)
+    assert result.status == 0, result.err
+    assert "encoder.cls_token: is zero; taken from A" in result.out
+    assert "layer_norm_eps is 1e-12 in B: 1e-06, as in A" in result.out
+    assert before == {path.name: file_sha256(path) for path in broken.path.iterdir()}
+    assert read_certificate(out).document["passed"]
+    assert json.loads((out / "config.json").read_text())["layer_norm_eps"] == 1e-6
+    record = json.loads((out / "conversion.json").read_text())
+    assert len(record["repaired"]["changes"]) == 3  # q, k and v; the class token; epsilon
+    assert record["repaired"]["from"]["sha256"] == before["model.safetensors"]
+    assert command("lineage", source.path, out).status == 0
+    assert command("verify", out).status == 0
+    again = command(*call)
+    assert again.status == 2
+    assert "a repair replaces nothing" in again.err
+
+
+def test_what_nothing_known_explains_is_repaired_only_if_asked_for(
+    source, target, tmp_path, command
+):
+    broken = target(lambda t: {"encoder.norm.bias": t["encoder.norm.bias"] + np.float32(1e-3)})
+    out = tmp_path / "out.safetensors"
+    call = ["repair", source.path, broken.path, out]
+    result = command(*call)
+    assert result.status == 1
+    assert "no known fault explains how encoder.norm.bias" in result.err
+    assert "--restore" in result.err
+    assert not list(tmp_path.glob("out*"))
+    result = command(*call, "--restore", "--json")
+    assert result.status == 0, result.err
+    assert result.json["changes"] == [
+        "encoder.norm.bias: differs, and no known fault explains it; taken from A"
+    ]
+    assert result.json["verdict"]["passed"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [
+        "out.safetensors",
+        "out.safetensors.verification.json",
+        "out.safetensors.verification.safetensors",
+    ]
+
+
+def test_where_nothing_is_wrong_nothing_is_written(source, target, tmp_path):
+    with pytest.raises(NotRepairedError, match="there is nothing to repair"):
+        repair(source, target(), tmp_path / "out.safetensors", SIDES)
+    with pytest.raises(OutputError, match="exists"):
+        repair(source, target(), tmp_path / "b.safetensors", SIDES)
+
+
+def test_what_does_not_pass_is_not_written(source, target, tmp_path, monkeypatch):
+    broken = target(alone("encoder.cls_token", np.zeros_like))
+    wrong = broken.tensors["encoder.cls_token"]
+
+    def cures(a, b, names):
+        return [replace(cure, tensor=wrong) for cure in original(a, b, names)]
+
+    original = repairing.tensor_cures
+    monkeypatch.setattr(repairing, "tensor_cures", cures)
+    with pytest.raises(NotRepairedError, match=r"does not pass the verification.*is zero"):
+        repair(source, broken, tmp_path / "out.safetensors", SIDES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors"]
+
+
+def test_a_rounding_that_the_record_does_not_declare_is_declared(source, tmp_path):
+    execute(plan_conversion(source, tmp_path / "half", "transformers", dtype="float16"))
+    path = tmp_path / "half" / "conversion.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "steps": []}))
+    planned, done = repair(source, open_checkpoint(tmp_path / "half"), tmp_path / "out", SIDES)
+    assert planned.changes == [
+        "the record does not declare that tensors were rounded to float16: declared"
+    ]
+    assert [step["step"] for step in done.verdict.steps] == ["dtype"]
+    assert open_checkpoint(tmp_path / "out").tensors["encoder.cls_token"].dtype == np.float16
+
+
+def test_a_step_that_was_not_applied_is_left_out_of_the_record(source, tmp_path):
+    execute(plan_conversion(source, tmp_path / "b", "transformers"))
+    path = tmp_path / "b" / "conversion.json"
+    step = {"step": "dtype", "from": ["float32"], "to": "float16"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": [step]}))
+    planned = plan_repair(source, open_checkpoint(tmp_path / "b"))
+    assert planned.changes == ["the record declares steps that were not applied (dtype): left out"]
+    write_repaired(planned, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["steps"] == []
+
+
+def test_fields_that_the_target_does_not_store_are_those_of_the_source(case, tmp_path):
+    pretrain = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
+    a = open_checkpoint(pretrain, Flags(num_attention_heads=4, decoder_num_attention_heads=3))
+    b = open_checkpoint(pretrain, incomplete=True)
+    changes = plan_repair(a, b).changes
+    assert "num_attention_heads is not stored in B: 4, as in A" in changes
+    write_repaired(plan_repair(a, b), tmp_path / "out.pth")
+    assert open_checkpoint(tmp_path / "out.pth").configuration.model.num_attention_heads == 4
+
+
+def test_names_that_not_every_version_loads_are_written_anew(tmp_path):
+    """An MAE as transformers 5.23 saves it, whose decoder version 4 loads at random."""
+    folder = GOLDEN / "transformers_v5_pretrain"
+    shutil.copytree(folder, tmp_path / "b")
+    b = open_checkpoint(tmp_path / "b")
+    execute(plan_conversion(b, tmp_path / "a.pth", "facebook"))
+    planned = plan_repair(open_checkpoint(tmp_path / "a.pth"), b)
+    assert len(planned.changes) == 1
+    assert planned.changes[0].startswith("tensor names: transformers, names saved by version 5,")
+    write_repaired(planned, tmp_path / "out")
+    names = open_checkpoint(tmp_path / "out").container.tensors
+    assert "decoder.decoder_layers.0.attention.attention.query.weight" in names
+
+
+def test_models_of_other_shapes_and_tasks_are_refused(source, tmp_path):
+    other = write_model("encoder", tmp_path)
+    with pytest.raises(NotRepairedError, match="B has parts that A lacks"):
+        plan_repair(other, source)
+    config = replace(source.configuration.model, num_labels=7, image_size=24)
+    tensors = random_tensors(config, "pretrain", 0, learned=False)
+    smaller = write_original(tmp_path / "s.safetensors", config, "pretrain", tensors)
+    with pytest.raises(NotRepairedError, match=r"shape .* cannot be repaired"):
+        plan_repair(source, smaller)
