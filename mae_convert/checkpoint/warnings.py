@@ -50,6 +50,7 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
         yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"
     if not checkpoint.configuration.model.qkv_bias:
         yield "query, key and value projections have no biases"
+    yield from checkpoint.family.warnings(checkpoint.configuration, checkpoint.layout.name)
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
@@ -77,14 +78,15 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
         statistics: of each canonical tensor, as `statistics` of `mae_convert.checkpoint.inspect`
             gives them.
     """
+    found = [*_in_statistics(statistics), *checkpoint.family.warnings_of_values(statistics)]
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
-        return list(_in_statistics(statistics))
+        return found
     if checkpoint.family.fixed_positions != "rows and columns":
-        return list(_in_statistics(statistics))
+        return found
     grid = checkpoint.configuration.model.grid_hw
     positions = (checkpoint.tensors.get(name) for name in POSITION_EMBEDDINGS)
     return [
-        *_in_statistics(statistics),
+        *found,
         *(f"{tensor.name} {position_in_words(tensor, grid)}" for tensor in positions if tensor),
     ]
 

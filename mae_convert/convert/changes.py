@@ -239,7 +239,7 @@ def _with_channels(
 
 
 def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
-    """Return a patch embedding (width, channels, h, w) for another number of channels.
+    """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
     By timm's convention (``adapt_input_conv``): to one channel the sum over all, so that a grey
     image gives what its copies in every channel gave; else the channels in turn, scaled by old /
@@ -252,7 +252,8 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
             new = old.sum(axis=1, keepdims=True)
         else:
             turns = math.ceil(count / old.shape[1])
-            new = np.tile(old, (1, turns, 1, 1))[:, :count] * (old.shape[1] / count)
+            repeated = np.concatenate([old] * turns, axis=1)
+            new = repeated[:, :count] * (old.shape[1] / count)
         return rounded(new, weight.dtype)
 
     return replace(weight, shape=(weight.shape[0], count, *weight.shape[2:]), load=load)

@@ -16,7 +16,7 @@ import numpy as np
 from mae_convert.errors import LayoutError
 from mae_convert.families import unknown_layout
 from mae_convert.families.clips import Clips
-from mae_convert.families.configuration import Missing, check_stated, missing_heads
+from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
 from mae_convert.families.positions import BICUBIC, PositionTable
@@ -325,6 +325,27 @@ class Family(ABC):
             "one, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
             f"+ 1e-6), and add its mean, neither of which the model predicts; then {pixels}"
         )
+
+    def warnings(
+        self,
+        configuration: Configuration,  # noqa: ARG002
+        layout: str,  # noqa: ARG002
+    ) -> Iterable[str]:
+        """Return what is odd about a configuration, in sentences.
+
+        Args:
+            configuration: the configuration and where its fields come from.
+            layout: the layout of the file.
+        """
+        return ()
+
+    def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterable[str]:  # noqa: ARG002
+        """Return what is odd about the values of tensors, in sentences.
+
+        Args:
+            statistics: of each canonical tensor, as ``min`` and ``max``.
+        """
+        return ()
 
     # Runs
 

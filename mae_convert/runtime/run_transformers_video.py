@@ -1,13 +1,18 @@
 """Run transformers' PyTorch classes for videos, whose inputs are (N, T, C, H, W) and a mask."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from safetensors import safe_open
 
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.run_pytorch import all_patches
 from mae_convert.runtime.run_transformers import build, points_of_blocks, versions
@@ -31,7 +36,41 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         LoadError: the class cannot load the directory, or not all of it.
     """
     config = class_named(job.configuration).from_dict(job.config)
-    return torch_runs(job, inputs, build, partial(forward, config), _points)
+    return torch_runs(job, inputs, _build, partial(forward, config), _points)
+
+
+def _build(job: Job) -> torch.nn.Module:
+    """Return the library's model.
+
+    Raises:
+        LoadError: it has lost the biases of queries and values, or as `build`.
+    """
+    model = build(job)
+    require_biases(model, job.weights)
+    return model
+
+
+def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
+    """Require that biases of queries and values that are stored are in the model.
+
+    Versions of transformers from 5.0 until pull request 48675 loaded them as zeros.
+
+    Raises:
+        LoadError: all of them are zero in the model, and those in the file are not.
+    """
+    names = re.compile(r"(query|value)\.bias|[qv]_bias|(q|v)_proj\.bias")
+    loaded = [p for name, p in model.named_parameters() if names.search(name)]
+    if not loaded or any(bool(parameter.any()) for parameter in loaded):
+        return
+    files = [file for path in weights.files for file in Path(path).glob("*.safetensors")]
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            if any(bool(stored.get_tensor(n).any()) for n in stored.keys() if names.search(n)):  # noqa: SIM118
+                raise LoadError(
+                    f"transformers {transformers.__version__} loads the biases of queries and"
+                    " values as zeros, as versions from 5.0 did until its pull request 48675",
+                    hint="use another version for this comparison",
+                )
 
 
 def forward(

@@ -123,7 +123,7 @@ def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def mixed_channels(weight: np.ndarray, count: int) -> np.ndarray:
-    """Return a patch embedding (width, channels, h, w) for another number of channels."""
+    """Return a patch embedding (width, channels, [t,] h, w) for another number of channels."""
     old = weight.shape[1]
     copies = np.eye(old)[np.arange(count) % old] * (old / count)
-    return np.einsum("nc,ochw->onhw", np.ones((1, old)) if count == 1 else copies, weight)
+    return np.einsum("nc,oc...->on...", np.ones((1, old)) if count == 1 else copies, weight)

@@ -9,7 +9,7 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.families import keras_fields
 from mae_convert.families.canonical import square_grid
 from mae_convert.families.clips import ALL, Clips
-from mae_convert.families.configuration import Missing, missing_heads
+from mae_convert.families.configuration import Configuration, Missing, missing_heads
 from mae_convert.families.evidence import NAMES, PREPROCESSING, SQUARE, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.options import named
@@ -39,6 +39,7 @@ NATIVE_LOADERS = {
     ("prithvi, keras", "jax"): "keras",
 }
 MOST_FRAMES = 16
+BANDS = 6
 TABLE = "encoder.position_embedding"
 TOLERANCE = 1e-4  # of a fixed table that is stored in float32
 LIKE = "in order, as the authors' inference script does"
@@ -152,6 +153,22 @@ class Prithvi(Family):
         """Return the configuration fields that are compared in a verdict, in order."""
         own = ("num_frames", "tubelet_size", "coords_encoding")
         return (*super().compared_fields(tasks), *own)
+
+    def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:  # noqa: ARG002
+        """Return what is odd about a configuration, in sentences."""
+        model = configuration.model
+        if "layer_norm_eps" in configuration.assumptions:
+            yield (
+                f"layer_norm_eps {model.layer_norm_eps:g} is assumed, with which the published"
+                " models were trained; TerraTorch has 1e-5 since December 2024 and computes"
+                " another function from the same file"
+            )
+        if model.num_channels != BANDS:
+            yield (
+                f"it takes {model.num_channels} bands and not the {BANDS} of the published models;"
+                " TerraTorch fills the weights of bands that a file lacks at random, which is never"
+                " done here"
+            )
 
     def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:
         """Return the shapes for each sample of the coordinates that a model embeds.

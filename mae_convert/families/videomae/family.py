@@ -1,13 +1,14 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; Wang et al. 2023, arXiv:2303.16727) as a family."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mae_convert.families import keras_fields, transformers_fields
 from mae_convert.families.clips import EVEN, Clips
+from mae_convert.families.configuration import Configuration
 from mae_convert.families.evidence import PREPROCESSING, Evidence
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.pixel_patches import Statistics, of_channels, statistics_of_patches
@@ -145,6 +146,26 @@ class VideoMAE(Family):
         if tasks == {"classify"}:
             fields += ("num_labels", "use_mean_pooling")
         return (*fields, "final_layer_norm_eps") if tasks != {"encoder"} else fields
+
+    def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:
+        """Return what is odd about a configuration, in sentences."""
+        model = configuration.model
+        if (model.hidden_size, model.num_attention_heads) == (384, 16):
+            yield (
+                "16 attention heads are those of the small models that transformers' conversion"
+                " script made; the authors' small model has 6, so that the two are not the same"
+                f" function{'' if layout == 'transformers' else ': use 6 for the authors files'}"
+            )
+
+    def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+        """Return what is odd about the values of tensors, in sentences."""
+        biases = [s for n, s in statistics.items() if n.endswith((".q.bias", ".v.bias"))]
+        if biases and all(s["min"] == s["max"] == 0 for s in biases):
+            yield (
+                "the biases of queries and values are zero in every block: transformers 5.0 and"
+                " later, until its pull request 48675, loaded them as zeros, and a model that it"
+                " saved has lost them; use the file that it was loaded from"
+            )
 
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
         """Return noise (batch, L) that removes the same places at all times, all values distinct.

@@ -166,5 +166,24 @@ MAWS = Relative(
     shapes=tuple({**size, "task": "encoder"} for size in (BASE, LARGE, HUGE, _size(2560, 24, 14))),
 )
 
-KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, CROSS_MAE, RETFOUND, MEDICAL_MAE, MAWS)
+# Bands of Sentinel-2 and Sentinel-1.
+_BANDS = tuple(
+    {**size, "num_channels": bands} for size in (SMALL, BASE, LARGE, HUGE) for bands in (13, 2)
+)
+_OF_SENTINEL = (
+    "its images have the 13 bands of Sentinel-2 or the 2 of Sentinel-1: preprocessing of"
+    " photographs does not apply"
+)
+SSL4EO = Relative(
+    name="SSL4EO-S12 (MAE)",
+    shapes=tuple({**bands, **PUBLISHED_DECODER} for bands in _BANDS),
+    caveat=_OF_SENTINEL,
+)
+FG_MAE = Relative(
+    name="FG-MAE",
+    shapes=tuple({**bands, "task": "encoder"} for bands in _BANDS),
+    caveat=_OF_SENTINEL,
+)
+
+KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, CROSS_MAE, RETFOUND, MEDICAL_MAE, MAWS, SSL4EO, FG_MAE)
 """Families in order of preference, if several have the same names and shapes."""
