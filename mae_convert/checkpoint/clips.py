@@ -1,7 +1,7 @@
 """Videos and series of images as the inputs of a checkpoint's model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.image_files import SUFFIXES
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.checkpoint.preprocessing import (
-    BILINEAR,
-    Preprocessing,
-    as_pixels,
-    preprocessing_as_stated,
-)
+from mae_convert.checkpoint.preprocessing import as_pixels, preprocessing_of
 from mae_convert.checkpoint.video_files import FILES, Frames, natural_order, read_frames
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
 from mae_convert.families.clips import ALL, Clips
@@ -111,37 +106,12 @@ def _prepared(found: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.nda
         raise MaeConvertError(
             f"{found.path}: frames are {pixels.dtype}, and must be uint8, colours from 0 to 255"
         )
-    prepare = clip_preprocessing(checkpoint, stretch=stretch)
+    prepare = preprocessing_of(checkpoint, stretch=stretch)
     frames = []
     for frame in pixels:
         image = Image.fromarray(frame[..., 0] if channels == 1 else frame)
         frames.append(as_pixels(image, str(found.path), checkpoint, prepare))
     return np.stack(frames, axis=1)
-
-
-def clip_preprocessing(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
-    """Return what is done to a frame: as configured, else as VideoMAEImageProcessor does it.
-
-    The shorter side is resized to the model's, bilinear, and the centre is cropped. For a model
-    whose frames are not square, the largest centre crop of its aspect ratio is resized.
-
-    Raises:
-        MaeConvertError: the settings are invalid.
-    """
-    configuration = checkpoint.configuration
-    height, width = configuration.model.image_hw
-    stated = checkpoint.preprocessor
-    if stretch:
-        stated = {**stated, "size": {"height": height, "width": width}, "do_center_crop": False}
-    elif not stated and height == width:
-        stated = {
-            "size": {"shortest_edge": height},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
-        }
-    statistics = configuration.image_mean, configuration.image_std
-    made = preprocessing_as_stated(stated, (height, width), statistics)
-    return made if checkpoint.preprocessor else replace(made, resample=BILINEAR)
 
 
 def _measured(found: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:

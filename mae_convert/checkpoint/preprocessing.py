@@ -80,8 +80,15 @@ class Preprocessing:
         return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
 
 
-def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
-    """Return a checkpoint's preprocessing: as configured, else resizing to its size, bicubic.
+def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
+    """Return a checkpoint's preprocessing: as configured, else as its family does it.
+
+    That is resizing to the model's size, bicubic, for images; for frames see
+    `mae_convert.families.clips`.
+
+    Args:
+        checkpoint: of the model.
+        stretch: resize whole frames to the model's shape in any case.
 
     Raises:
         MaeConvertError: the settings are invalid, or result in another image size.
@@ -96,6 +103,12 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
             ),
             hint=("give the pixels as an .npz file with ", Option("inputs")),
         )
+    clips = checkpoint.family.clips
+    if clips is not None and not stated:
+        stated = clips.preprocessing(model.image_hw)
+    if stretch:
+        height, width = model.image_hw
+        stated = {**stated, "size": {"height": height, "width": width}, "do_center_crop": False}
     statistics = configuration.image_mean, configuration.image_std
     return preprocessing_as_stated(stated, model.image_hw, statistics)
 

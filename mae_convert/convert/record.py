@@ -24,7 +24,6 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.hashes import open_sha256, sha256_of
 from mae_convert.formats.tensor import LazyTensor
 
-BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 NOT_YET = "0" * 64
 """Placeholder of the same length for a SHA-256 that is not yet computed."""
 
@@ -223,22 +222,14 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 
 
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
-    """Return ``preprocessor_config.json`` for transformers' ViTImageProcessor.
+    """Return ``preprocessor_config.json``.
 
-    The source's preprocessing is kept, except for a changed image size. If it crops, which version
-    4 of that class does not support, BitImageProcessor is used.
+    The source's preprocessing is kept, except for a changed image size; where it has none, it is
+    that of the family.
     """
-    height, width = plan.configuration.model.image_hw
-    theirs = _preprocessor(plan)
-    crops = theirs.get("do_center_crop") or "shortest_edge" in (theirs.get("size") or ())
+    theirs, family = _preprocessor(plan), plan.source.family
     return {
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
-        "resample": BILINEAR if theirs else BICUBIC,  # as it is read where nothing says it
-        "rescale_factor": 1 / 255,
-        "size": {"height": height, "width": width},
+        **family.preprocessing(plan.configuration.model, theirs),
         **theirs,
         **_image_statistics(plan.configuration),
     }

@@ -1,9 +1,11 @@
 """How a family makes the clip that its models take of a video, or of a series of images."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+BILINEAR = 2  # Pillow's number, as in preprocessor_config.json
 EVEN, SPREAD, ALL = "even", "spread", "all"
 
 
@@ -54,6 +56,30 @@ class Clips:
         start = max(count - 1 - (length - 1) * stride, 0) // 2
         last = (count - 1 - start) // stride  # steps that stay within the file
         return [start + min(step, last) * stride for step in range(length)]
+
+    def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
+        """Return what is done to frames, as ``preprocessor_config.json`` has it.
+
+        Colours are prepared as by transformers' VideoMAEImageProcessor: the shorter side is
+        resized, and the centre is cropped. Frames of models that are not square are resized.
+        """
+        if self.measured:
+            return {"do_normalize": True, "do_rescale": False, "do_resize": False}
+        height, width = image_hw
+        crop: dict[str, Any] = {
+            "crop_size": {"height": height, "width": width},
+            "do_center_crop": True,
+            "size": {"shortest_edge": height},
+        }
+        return {
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_processor_type": "VideoMAEImageProcessor",
+            "resample": BILINEAR,
+            "rescale_factor": 1 / 255,
+            **(crop if height == width else {"size": {"height": height, "width": width}}),
+        }
 
     def in_words(self, stride: int) -> str:
         """Return how frames are chosen."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from mae_convert.errors import LayoutError
 from mae_convert.families import unknown_layout
-from mae_convert.families.clips import Clips
+from mae_convert.families.card import Card
+from mae_convert.families.clips import BILINEAR, Clips
 from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
@@ -50,6 +51,7 @@ DECODER_FIELDS = (
     "norm_pix_loss",
     "decoder_layer_norm_eps",
 )
+BICUBIC_FILTER = 3  # Pillow's number, as in preprocessor_config.json
 # One function under two names.
 ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
@@ -85,6 +87,7 @@ class Family(ABC):
         additional_inputs: names of what models take besides pixels and noise, where their
             configurations ask for it.
         takes_images: whether an input is one image, as what draws and measures images needs it.
+        card: what a model card says of it; None where `title` is all.
         clips: how inputs are made of videos or series of images; None where they are not.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
         image_processors: transformers' classes that prepare inputs as is done here, besides those
@@ -109,6 +112,7 @@ class Family(ABC):
     fixed_positions: ClassVar[str | None] = None
     additional_inputs: ClassVar[tuple[str, ...]] = ()
     takes_images: ClassVar[bool] = False
+    card: ClassVar[Card | None] = None
     clips: ClassVar[Clips | None] = None
     has_hypotheses: ClassVar[bool] = False
     image_processors: ClassVar[tuple[str, ...]] = ()
@@ -376,7 +380,49 @@ class Family(ABC):
         """Return the number of tokens of the decoder, or None where it depends on the mask."""
         return 1 + int(config.num_patches)
 
+    # Model cards
+
+    def about(self) -> Card:
+        """Return what a model card says of the family."""
+        return self.card or Card(self.title[:1].upper() + self.title[1:], "", (self.name,))
+
+    def inputs_in_words(self, model: Any) -> str:
+        """Return what a model takes, as a sentence begins."""
+        (height, width), patch = model.image_hw, " x ".join(map(str, model.patch_shape))
+        frames = "" if self.clips is None else f"{model.num_frames} frames of "
+        return (
+            f"{'Images' if self.clips is None else 'Clips'} of {frames}{height} x {width} pixels"
+            f" with {model.num_channels} channels, patches of {patch}"
+        )
+
+    def official_like(self, model: Any, task: str) -> tuple[str, str] | None:  # noqa: ARG002
+        """Return what a model may have been converted from, and the licence of that, or None."""
+        licences = self.about().licences
+        return next(iter(licences.items()), None)
+
     # Pixels
+
+    def preprocessing(self, model: Any, stated: Fields) -> dict[str, Any]:
+        """Return what ``preprocessor_config.json`` has besides what a checkpoint states.
+
+        Args:
+            model: the configuration.
+            stated: what the checkpoint states; if it crops, which version 4 of transformers'
+                ViTImageProcessor does not support, BitImageProcessor is used.
+        """
+        if self.clips is not None:
+            return self.clips.preprocessing(model.image_hw)
+        crops = stated.get("do_center_crop") or "shortest_edge" in (stated.get("size") or ())
+        height, width = model.image_hw
+        return {
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
+            "resample": BILINEAR if stated else BICUBIC_FILTER,  # as read where nothing states it
+            "rescale_factor": 1 / 255,
+            "size": {"height": height, "width": width},
+        }
 
     @property
     def colours(self) -> tuple[int, int, int]:

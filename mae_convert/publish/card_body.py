@@ -11,7 +11,6 @@ from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import step_in_words
 from mae_convert.families.configuration import PREPROCESSING
-from mae_convert.families.mae.official import BASE_URL
 from mae_convert.files.strict_json import plain
 from mae_convert.publish.artifacts import Part
 from mae_convert.publish.card_parity import folded, in_short, verification
@@ -31,15 +30,6 @@ WARNING = (
     "> **Not verified:** it was not shown that these weights compute the same function as their "
     "source."
 )
-CITATION = """```bibtex
-@article{he2021masked,
-  title   = {Masked Autoencoders Are Scalable Vision Learners},
-  author  = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr
-             and Girshick, Ross},
-  journal = {arXiv:2111.06377},
-  year    = {2021}
-}
-```"""
 
 
 @dataclass(frozen=True)
@@ -81,23 +71,25 @@ def section(facts: Facts) -> str:
         checking(facts),
         "## Files",
         filestable(facts),
-        "## Citation",
-        CITATION,
+        *_citation(facts.parts[0]),
     ]
     return "\n\n".join(blocks)
+
+
+def _citation(part: Part) -> Iterator[str]:
+    if citation := part.checkpoint.family.about().citation:
+        yield "## Citation"
+        yield f"```bibtex\n{citation}\n```"
 
 
 def introduction(facts: Facts) -> str:
     """Return a paragraph about the model, and the image."""
     checkpoint = facts.parts[0].checkpoint
-    model = checkpoint.configuration.model
-    height, width = model.image_hw
-    patch = " x ".join(map(str, model.patch_hw))
+    model, family = checkpoint.configuration.model, checkpoint.family
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     text = (
-        "Masked Autoencoder (MAE, [He et al. 2021](https://arxiv.org/abs/2111.06377)): "
-        f"{TASKS[checkpoint.task]}. Images of {height} x {width} pixels with {model.num_channels} "
-        f"channels, patches of {patch}; encoder of {model.num_hidden_layers} blocks of width "
+        f"{family.about().introduction}: {TASKS[checkpoint.task]}. "
+        f"{family.inputs_in_words(model)}; encoder of {model.num_hidden_layers} blocks of width "
         f"{model.hidden_size} with {model.num_attention_heads} heads{_on_top(checkpoint)}. "
         f"{count:,} parameters."
     )
@@ -122,8 +114,8 @@ def _on_top(checkpoint: Checkpoint) -> str:
             f" {model.decoder_hidden_size} that predicts {pixels} pixels"
         )
     if checkpoint.task == "classify":
-        read = "class token" if model.global_pool == "token" else "mean of the patches"
-        return f"; head for {model.num_labels} classes that reads the {read}"
+        read = checkpoint.family.pooling_in_words(model)
+        return f"; head for {model.num_labels} classes that reads {read}"
     return ""
 
 
@@ -133,7 +125,7 @@ def provenance(facts: Facts) -> str:
     rows = []
     for number_, source in enumerate(sources_of(part)):
         title = "which was converted from" if number_ else "converted from"
-        rows.append((title, _source(source)))
+        rows.append((title, _source(source, part.checkpoint.family.about().addresses)))
         rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
         if stated := source.get("fingerprint"):
             rows.append(("fingerprint", code_in_markdown(stated)))
@@ -157,14 +149,14 @@ def provenance(facts: Facts) -> str:
     return table(("", ""), rows)
 
 
-def _source(source: Mapping[str, Any]) -> str:
-    """Return the origin of a checkpoint, linked if it is a known location.
+def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
+    """Return the origin of a checkpoint, linked if its address is one of the authors'.
 
     The record is a file that anyone can write: other locations in it are shown without a link.
     """
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")
-    if url.startswith(f"{BASE_URL}/"):
+    if url.startswith(tuple(addresses)):
         place = link_in_markdown(code_in_markdown(name), url)
     elif url:
         place = f"{code_in_markdown(name)} from {code_in_markdown(url)}"
@@ -191,15 +183,15 @@ def _repository(name: object, revision: str) -> str:
 def _changes(part: Part) -> Iterator[str]:
     """Yield the changes that the conversion made to the tensors."""
     record = part.record
-    if not record:
-        return
-    lines = [f"- mapped, bit for bit: {len(record.get('tensors', {}))} tensors"]
-    steps = record.get("steps", [])
-    if any(step.get("step") != "task" for step in steps):
-        lines = [f"- mapped: {len(record.get('tensors', {}))} tensors"]
+    lines, steps = list[str](), record.get("steps", [])
+    if "tensors" in record:  # a single file has a short record
+        exact = "" if any(step.get("step") != "task" for step in steps) else ", bit for bit"
+        lines.append(f"- mapped{exact}: {len(record['tensors'])} tensors")
     lines += [f"- declared change: {for_markdown(step_in_words(step))}" for step in steps]
     for title in ("dropped", "created"):
-        tensors: Mapping[str, str] = record.get(title, {})
+        tensors: Mapping[str, str] | None = record.get(title)
+        if tensors is None:
+            continue
         for reason in dict.fromkeys(tensors.values()):
             names = [code_in_markdown(n) for n, why in tensors.items() if why == reason]
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -207,7 +199,8 @@ def _changes(part: Part) -> Iterator[str]:
             lines.append(f"- {title}: {shown}: {for_markdown(reason)}")
         if not tensors:
             lines.append(f"- {title}: nothing")
-    yield "\n".join(lines)
+    if lines:
+        yield "\n".join(lines)
 
 
 def configurationtable(part: Part) -> str:

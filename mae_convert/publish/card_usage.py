@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.formats.directory import KERAS_SUFFIX
 from mae_convert.publish.artifacts import Part
 
@@ -33,13 +33,23 @@ def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool
     )
 
 
+def _class(checkpoint: Checkpoint, library: str) -> str | None:
+    """Return the name of a library's class for a model, or None if it has none."""
+    place = checkpoint.family.models.get(library, {}).get(checkpoint.task)
+    return place and place.partition(":")[2]
+
+
 def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
-    name = PYTORCH_CLASSES[parts[0].checkpoint.task]
+    checkpoint = parts[0].checkpoint
+    name = _class(checkpoint, "transformers")
+    if name is None:
+        return _code("PyTorch", "python", _reference_model(repo_id, checkpoint))
     if _first(parts, "transformers"):
+        order = "  # takes pixel_values (N, T, C, H, W)" if checkpoint.family.clips else ""
         lines = [
             f"from transformers import {name}",
             "",
-            f'model = {name}.from_pretrained("{repo_id}")',
+            f'model = {name}.from_pretrained("{repo_id}"){order}',
         ]
         return _code("PyTorch", "python", lines)
     if not _can_be(parts, "transformers"):
@@ -51,8 +61,23 @@ def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
     return _code("PyTorch", "sh", lines)
 
 
+def _reference_model(repo_id: str, checkpoint: Checkpoint) -> list[str]:
+    """Return code that loads and runs this project's model, for families without another."""
+    shape = ", ".join(map(str, checkpoint.configuration.model.pixel_shape))
+    axes = "(N, C, T, H, W)" if checkpoint.family.clips else "(N, C, H, W)"
+    result = "last_hidden_state" if checkpoint.task == "encoder" else "logits"
+    return [
+        "import torch",
+        "from mae_convert import load_model",
+        "",
+        f'model = load_model("hf://{repo_id}")',
+        f"pixel_values = torch.zeros(1, {shape})  # {axes}, normalized",
+        f"print(model(pixel_values).{result}.shape)",
+    ]
+
+
 def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
-    name = TENSORFLOW_CLASSES[parts[0].checkpoint.task]
+    name = _class(parts[0].checkpoint, "keras")
     if _first(parts, "transformers-tf"):
         lines = [
             "# transformers up to 4.57; newer versions have no TensorFlow classes",

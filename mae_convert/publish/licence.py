@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, Option, Text
-from mae_convert.families.mae.official import LICENSE, candidates
 from mae_convert.publish.artifacts import Part
 from mae_convert.sources.licence import FIELDS
 
@@ -100,12 +99,9 @@ def _question(part: Part) -> Text:
         ),
         f", as its source has it (identifiers: {MORE})",
     )
-    model = part.checkpoint.configuration.model
-    if found := candidates(model, part.checkpoint.task):
-        return (
-            *asked,
-            f"; if it was converted from {' or '.join(o.file for o in found)}, whose names and "
-            "shapes it has, that is ",
-            Option("license", LICENSE),
-        )
-    return asked
+    checkpoint = part.checkpoint
+    like = checkpoint.family.official_like(checkpoint.configuration.model, checkpoint.task)
+    if like is None:
+        return asked
+    weights, licence = like
+    return (*asked, f"; if it was converted from {weights}, that is ", Option("license", licence))

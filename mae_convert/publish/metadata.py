@@ -14,7 +14,7 @@ LIBRARIES = {
     "keras": "keras",
     "keras-hub": "keras-hub",
 }
-TAGS = ("vit_mae", "masked-autoencoder", "mae-convert")
+TAGS = ("masked-autoencoder", "mae-convert")
 
 
 def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None)
         base_model: a repository that the model derives from, where the user says one.
     """
     checkpoint = part.checkpoint
-    task = "image-classification" if checkpoint.task == "classify" else "image-feature-extraction"
+    about = checkpoint.family.about()
+    pipeline = about.pipeline_tags.get(checkpoint.task)
     sources = list(sources_of(part))
     base = [base_model] if base_model else []
     for field in ("repository", "on_the_hub"):
@@ -38,9 +39,9 @@ def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None)
     fields = {
         **licence.fields,
         **({"library_name": library} if library else {}),
-        "pipeline_tag": task,
+        **({"pipeline_tag": pipeline} if pipeline else {}),
         **({"base_model": base[:1]} if base and base[0] != repo_id else {}),
         **({"datasets": datasets} if datasets else {}),
-        "tags": list(TAGS),
+        "tags": [*about.tags, *TAGS],
     }
     return dict(for_yaml(fields))

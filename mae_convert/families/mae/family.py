@@ -10,9 +10,10 @@ from mae_convert.families.configuration import Missing, check_stated
 from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae import fields, relatives
+from mae_convert.families.mae.card import CARD
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
-from mae_convert.families.mae.official import OFFICIAL
+from mae_convert.families.mae.official import LICENSE, OFFICIAL, candidates
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
 from mae_convert.families.mae.unread import unread
@@ -69,6 +70,7 @@ class ImageMAE(Family):
     positions = "stored"
     fixed_positions = "rows and columns"
     may_lack_class_position = True
+    card = CARD
     takes_images = True
     has_hypotheses = True
 
@@ -161,6 +163,11 @@ class ImageMAE(Family):
         """Return the fields that no tensor gives and that change what a model computes."""
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
+
+    def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
+        """Return what a model may have been converted from, and the licence of that, or None."""
+        found = " or ".join(official.file for official in candidates(model, task))
+        return (f"{found}, whose names and shapes it has", LICENSE) if found else None
 
     def pooling_in_words(self, model: ViTMAEConfig) -> str:
         """Return what the head of a classifier reads."""

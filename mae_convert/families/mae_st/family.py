@@ -13,6 +13,7 @@ from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import PREPROCESSING, SQUARE, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae_st import schema as canonical
+from mae_convert.families.mae_st.card import CARD
 from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
 from mae_convert.families.options import named
@@ -55,6 +56,7 @@ class MAEST(Family):
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
     positions = "stored"
+    card = CARD
     clips = Clips(SPREAD, LIKE, stride=4, frame_rate=30)
     has_key_bias = False  # either all three have biases or none
 

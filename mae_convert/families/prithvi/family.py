@@ -15,6 +15,7 @@ from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, 
 from mae_convert.families.options import named
 from mae_convert.families.positions import CORNERS_ALIGNED, POSITION_EMBEDDINGS, PositionTable
 from mae_convert.families.prithvi import schema as canonical
+from mae_convert.families.prithvi.card import CARD
 from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES
 from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
@@ -60,6 +61,7 @@ class Prithvi(Family):
     resampling = CORNERS_ALIGNED
     fixed_positions = "times, rows and columns"
     additional_inputs = ("temporal_coords", "location_coords")
+    card = CARD
     clips = Clips(ALL, LIKE, measured=True, missing_value=(-9999, 0.0001), colours=(2, 1, 0))
 
     def schema(self, config: PrithviConfig, task: str) -> Schema:

@@ -14,6 +14,7 @@ from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, 
 from mae_convert.families.pixel_patches import Statistics, of_channels, statistics_of_patches
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.families.videomae import schema as canonical
+from mae_convert.families.videomae.card import CARD
 from mae_convert.families.videomae.layouts import LAYOUTS
 from mae_convert.families.videomae.layouts.keras import CLASSES as KERAS_CLASSES
 from mae_convert.families.videomae.layouts.transformers import ARCHITECTURES
@@ -77,6 +78,7 @@ class VideoMAE(Family):
     has_key_bias = False
     predicts_removed_only = True
     positions = "computed"
+    card = CARD
     clips = Clips(EVEN, LIKE, stride=4)
     image_processors = ("VideoMAEImageProcessor", "VideoMAEFeatureExtractor")
 

@@ -1,0 +1,113 @@
+"""Models of videos and of satellite images are published with cards of their own families."""
+
+import contextlib
+import io
+import json
+import re
+
+import pytest
+import yaml
+from hub_state import Account
+from paths import GOLDEN
+
+pytestmark = pytest.mark.usefixtures("forked_children")
+
+REPO, TOKEN = "someone/my-model", "hf_theTokenOfSomeone"
+HEADS = ("--num-heads", 4, "--decoder-num-heads", 3, "--source-image-size", "32x32")
+# case, layout, file or directory, licence
+CASES = {
+    "videomae": ("videomae_pretrain_tiny", "transformers", "model", "cc-by-nc-4.0"),
+    "mae_st": ("mae_st_pretrain_tiny", "original", "model/model.safetensors", "cc-by-nc-4.0"),
+    "prithvi": ("prithvi_v2_tiny", "keras", "model/model.weights.h5", "apache-2.0"),
+}
+SAID = {
+    "videomae": ("VideoMAE, a masked autoencoder of videos", "@article{tong2022videomae",
+                 "Clips of 16 frames of 32 x 32 pixels with 3 channels, patches of 2 x 8 x 8",
+                 "from transformers import VideoMAEForPreTraining",
+                 "# takes pixel_values (N, T, C, H, W)"),
+    "mae_st": ("MAE-ST, a spatio-temporal masked", "@article{feichtenhofer2022masked",
+               "Clips of 8 frames of 32 x 32 pixels with 3 channels, patches of 2 x 8 x 8",
+               "torch.zeros(1, 3, 8, 32, 32)", "import reference_models.keras"),
+    "prithvi": ("Prithvi-EO, a masked autoencoder of satellite", "@article{szwarcman2024prithvi",
+                "Clips of 3 frames of 32 x 32 pixels with 6 channels, patches of 1 x 8 x 8",
+                "torch.zeros(1, 6, 3, 32, 32)",
+                "from reference_models.keras import PrithviForPreTraining"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def account(hub, monkeypatch):
+    hub.state.accounts[TOKEN] = Account("someone")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def model(command, tmp_path):
+    """Return the directory of a converted model of a family, and its source."""
+
+    def make(family):
+        case, layout, place, _ = CASES[family]
+        source = GOLDEN / case / "checkpoint.pth"
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        done = command("convert", source, tmp_path / place, "--to", layout, *HEADS)
+        assert done.status == 0, done.err
+        return tmp_path / "model", source
+
+    return make
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_card_is_that_of_the_family(hub, command, model, family):
+    folder, source = model(family)
+    verified = ()
+    if family == "mae_st":
+        torch = ("--framework-a", "torch", "--framework-b", "torch")
+        done = command("verify", source, folder, "--certify", *HEADS, *torch)
+        assert done.status == 0, done.err
+    else:
+        verified = ("--unverified",)
+    asked = command("publish", folder, REPO, *verified)
+    licence = CASES[family][3]
+    assert (asked.status, f"that is --license {licence}" in asked.err) == (2, True)
+    done = command("publish", folder, REPO, *verified, "--license", licence)
+    assert done.status == 0, done.err
+    card = hub.state.file(REPO, "README.md", "main").decode()
+    metadata, text = yaml.safe_load(card.split("---\n")[1]), card.split("---\n", 2)[2]
+    assert "pipeline_tag" not in metadata  # a widget of images would be wrong
+    assert "vit_mae" not in metadata["tags"]
+    assert metadata["license"] == licence
+    for said in SAID[family]:
+        assert said in text, said
+    for wrong in ("he2021masked", "reconstruction.png", "ViTMAE", "timm", "mapped, bit for bit: 0"):
+        assert wrong not in text, wrong
+    if family == "videomae":
+        return
+    # The example runs as it stands.
+    (code,) = re.findall(r"### PyTorch\n\n```python\n(.*?)```", text, re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    shapes = {"mae_st": "torch.Size([1, 64, 192])", "prithvi": "torch.Size([1, 48, 384])"}
+    assert printed.getvalue().strip() == shapes[family]
+
+
+def test_frames_are_prepared_by_transformers_as_before_the_conversion(model):
+    folder, _ = model("videomae")
+    stated = json.loads((folder / "preprocessor_config.json").read_text())
+    assert stated["image_processor_type"] == "VideoMAEImageProcessor"
+    assert (stated["size"], stated["do_center_crop"]) == ({"shortest_edge": 32}, True)
+
+
+@pytest.mark.parametrize("task", ["encoder", "classify"])
+def test_classifiers_have_the_widget_of_videos_and_encoders_none(command, tmp_path, task):
+    case = "videomae_finetune_tiny" if task == "classify" else "videomae_pretrain_tiny"
+    source = GOLDEN / case / "checkpoint.pth"
+    done = command("convert", source, tmp_path / "m", "--to", "transformers", "--task", task,
+                   *(HEADS[:2] + HEADS[4:]))  # fmt: skip
+    assert done.status == 0, done.err
+    shown = command(
+        "publish", tmp_path / "m", REPO, "--unverified", "--license", "mit", "--dry-run"
+    )
+    assert shown.status == 0, shown.err
+    assert ("pipeline_tag: video-classification" in shown.out) == (task == "classify")
+    assert "image-" not in shown.out.split("---")[1]
