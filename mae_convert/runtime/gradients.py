@@ -1,24 +1,23 @@
 """Gradients under canonical names: a gradient has the layout of its parameter.
 
-A child names gradients by its own parameter names, because it has no mapping tables. Transforms of
-a table only move values, so they apply to gradients exactly.
+A child names gradients by its own parameter names, because it has no mapping tables: PyTorch by the
+names of the state dict, Keras by those of the ``keras`` layout. Transforms of a table only move
+values, so they apply to gradients exactly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.errors import LayoutError
-from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.mae.layouts.transformers_tf import norm
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.layouts.table import Rule, Table, read_tensors
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.table import Rule, read_tensors
+from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.runtime.trace import Trace
-
-# What transformers' TensorFlow classes do not have: the norm of a pooled classifier.
-POOLED = Table("keras variables", ("classify",), (norm("head.norm", "fc_norm/model/fc_norm"),))
-LAYOUT_OF = {"torch": "facebook", "transformers": "transformers", "timm": "timm"}
 
 
 def with_canonical_gradients(trace: Trace) -> Trace:
@@ -28,27 +27,35 @@ def with_canonical_gradients(trace: Trace) -> Trace:
         LayoutError: a parameter's name is in no table.
     """
     arrays: dict[str, np.ndarray] = {}
+    rules: Mapping[str, Rule] | None = None
+    layout = None
     for key, array in trace.arrays.items():
         dtype, _, name = key.partition("/grad/")
         if not name:
             arrays[key] = array
             continue
-        rule = _rule_for(trace.description["framework"], name)
+        if layout is None or rules is None:
+            layout, rules = _tables(trace.description)
+        rule = rules.get(name) or _in_memory(layout, name)
         tensor = LazyTensor.from_array(rule.external, array)
         canonical = read_tensors({rule.external: tensor}, [rule])
         arrays |= {f"{dtype}/grad/{part}": t.load() for part, t in canonical.items()}
     return replace(trace, arrays=arrays)
 
 
-def _rule_for(framework: str, name: str) -> Rule:
-    if framework in LAYOUT_OF and "/" not in name:
-        tables: Iterable[Table] = LAYOUTS[LAYOUT_OF[framework]].tables
-        external = name
-    else:
-        # A variable's path becomes a dataset's: its layer and any scope before it.
-        tables = (*LAYOUTS["transformers-tf"].tables, POOLED)
-        external = f"{name.split('/', maxsplit=1)[0]}/model/{name}:0"
-    for table in tables:
-        if rule := table.rule_for(external):
+def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
+    """Return the layout of the names of a framework's model, and its rules by these names."""
+    family, framework = described_family(description), description["framework"]
+    layout = family.layout(family.model_layout(MODELS_OF.get(framework, framework)))
+    config = family.configuration_class.from_dict(description["config"])
+    shapes = family.schema(config, description["task"])
+    table = layout.table_for(description["task"], names=shapes)
+    return layout, {rule.external: rule for rule in table.expand(shapes)}
+
+
+def _in_memory(layout: Layout, name: str) -> Rule:
+    """Return the rule for a name that a library's model has in memory and not in files."""
+    for table in layout.tables:
+        if rule := table.rule_for(name):
             return rule
-    raise LayoutError(f"the parameter {name} of {framework} has no canonical name")
+    raise LayoutError(f"the parameter {name} has no canonical name in the layout {layout.name}")

@@ -88,10 +88,10 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
     found = backend.compiled(run, model, job.mode)(pixels, *tensors)
     results = {n: value for n, value in found.items() if job.taps or not n.startswith("tap/")}
     if job.gradients:
-        variables = model.trainable_variables
+        variables, names_of_variables = model.trainable_variables, layout_names(model)
         gradients = backend.gradients(scalar, variables, job.mode)(pixels, *tensors)
         results |= {
-            f"grad/{variable.path.removeprefix(f'{model.name}/')}": gradient
+            f"grad/{names_of_variables[id(variable)]}": gradient
             for variable, gradient in zip(variables, gradients, strict=True)
             if gradient is not None
         }
@@ -106,6 +106,25 @@ def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
     return replace_steps(
         model, {name: ops.convert_to_tensor(array, dtype) for name, array in given.items()}
     )
+
+
+def layout_names(model: Any) -> dict[int, str]:
+    """Return the name of each variable in the ``keras`` layout, by its ``id``.
+
+    A name is the attributes that lead to a layer, and the index of the variable in that layer.
+    """
+    names: dict[int, str] = {}
+
+    def walk(layer: Any, path: str) -> None:
+        inner = {n: v for n, v in vars(layer).items() if isinstance(v, keras.layers.Layer)}
+        below = {id(weight) for value in inner.values() for weight in value.weights}
+        own = [weight for weight in layer.weights if id(weight) not in below]
+        names.update({id(weight): f"{path}vars/{at}" for at, weight in enumerate(own)})
+        for name, value in inner.items():
+            walk(value, f"{path}{name}/")
+
+    walk(model, "")
+    return names
 
 
 def build(job: Job, dtype: str) -> Any:
