@@ -251,7 +251,7 @@ class ConfigurationError(MaeConvertError):
     """A field of the model configuration is missing, impossible or contradicted."""
 
 
-class PictureError(MaeConvertError, ValueError):
+class ImageError(MaeConvertError, ValueError):
     """The argument is not an image, or cannot be preprocessed as requested."""
 
 

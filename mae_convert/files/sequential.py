@@ -36,7 +36,7 @@ class SequentialArray(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Part(SequentialArray):
+class ArrayRange(SequentialArray):
     """A contiguous range of the elements of another array, from `first` on."""
 
     of: SequentialArray
@@ -81,4 +81,6 @@ class Mapped(SequentialArray):
 def split(array: SequentialArray, shapes: Sequence[tuple[int, ...]]) -> list[SequentialArray]:
     """Return arrays of these shapes that are consecutive ranges of another array."""
     first = itertools.accumulate(map(math.prod, shapes), initial=0)
-    return [Part(shape, array.dtype, array, at) for shape, at in zip(shapes, first, strict=False)]
+    return [
+        ArrayRange(shape, array.dtype, array, at) for shape, at in zip(shapes, first, strict=False)
+    ]

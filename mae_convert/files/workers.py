@@ -14,10 +14,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 MOST_WORKERS = 4
-"""Each may hold one array whole, which is transposed, and a block of it."""
+"""Each thread may hold one whole array, which is being transposed, and a block of it."""
 
-KEPT_BYTES = 30 << 20
-"""Below 32 MB, the largest freed block for which glibc raises its own mmap threshold."""
+REUSED_BYTES = 30 << 20
+"""Less than 32 MB, up to which glibc raises its mmap threshold to the size of a freed block."""
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -37,11 +37,11 @@ class _StoppedError(Exception):
     """Another thread has failed, or the user has interrupted the work."""
 
 
-class Crew:
+class WorkerThreads:
     """Worker threads for independent tasks; the first error stops all of them."""
 
     def __init__(self, progress: Progress) -> None:
-        keep_what_is_freed()
+        reuse_freed_memory()
         self._progress = progress
         self._stop = threading.Event()
         # One more than there are processors: some wait for the disk.
@@ -73,9 +73,9 @@ class Crew:
         """
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         errors = [future.exception() for future in futures if future in done]
-        told = [error for error in errors if error and not isinstance(error, _StoppedError)]
-        if told:
-            raise told[0]
+        raised = [error for error in errors if error and not isinstance(error, _StoppedError)]
+        if raised:
+            raise raised[0]
         return [future.result() for future in futures]
 
     def _advance(self, count: int) -> None:
@@ -84,11 +84,11 @@ class Crew:
         self._progress.advance(count)
 
 
-def keep_what_is_freed() -> None:
+def reuse_freed_memory() -> None:
     """Make the allocator keep freed blocks for reuse.
 
     glibc returns blocks larger than a threshold to the system at once, and allocating them again
     costs a page fault for every 4 kB. It raises that threshold to the size of freed blocks
     (mallopt(3), M_MMAP_THRESHOLD). Other allocators are not affected.
     """
-    np.empty(KEPT_BYTES, np.uint8)
+    np.empty(REUSED_BYTES, np.uint8)

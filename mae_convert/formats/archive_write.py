@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mae_convert.formats.file_layout import Blueprint, Stretch
+from mae_convert.formats.file_layout import BytesAt, FileLayout
 
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
@@ -61,27 +61,27 @@ class _Placed:
         return self.begins + LOCAL.size + len(self.record.name.encode()) + len(self.extra)
 
 
-def zip_blueprint(records: Iterable[Record]) -> Blueprint:
+def zip_layout(records: Iterable[Record]) -> FileLayout:
     """Return the layout of an archive; its tensors are those of the records, in their order."""
     placed = list(_place(records))
     with_tensors = [item for item in placed if item.record.tensor_bytes is not None]
     directory = placed[-1].data + placed[-1].record.size if placed else 0
 
-    def seal(checksums: Sequence[int]) -> list[Stretch]:
+    def finalize(checksums: Sequence[int]) -> list[BytesAt]:
         sums = iter(checksums)
-        stretches, entries = [], []
+        pieces, entries = [], []
         for item in placed:
             head = item.record.head
             checksum = next(sums) if item.record.tensor_bytes is not None else zlib.crc32(head)
-            stretches.append((item.begins, _local(item, checksum) + head))
+            pieces.append((item.begins, _local(item, checksum) + head))
             entries.append(_central(item, checksum))
-        return [*stretches, (directory, _end(directory, entries))]
+        return [*pieces, (directory, _end(directory, entries))]
 
     empty = _end(directory, [_central(item, 0) for item in placed])
-    return Blueprint(
+    return FileLayout(
         size=directory + len(empty),
         places=[item.data + len(item.record.head) for item in with_tensors],
-        seal=seal,
+        finalize=finalize,
         checksums=[zlib.crc32(item.record.head) for item in with_tensors],
     )
 

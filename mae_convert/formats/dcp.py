@@ -18,10 +18,10 @@ from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.dcp_metadata import (
     METADATA,
+    ByteRange,
     Chunk,
     Pickled,
     ShardedTensor,
-    Stretch,
     check_tiling,
     read_metadata,
 )
@@ -52,7 +52,7 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
     for name, tensor in selection.tensors.items():
         check_tiling(path, name, tensor)
         for chunk in tensor.chunks:
-            files.check(chunk.stretch)
+            files.check(chunk.byte_range)
     keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
     settings = {name: files.settings(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
@@ -82,25 +82,25 @@ class _Files:
         self._directory = directory
         self.used: dict[str, ByteFile] = {}
 
-    def check(self, stretch: Stretch) -> ByteFile:
+    def check(self, byte_range: ByteRange) -> ByteFile:
         """Return a byte range as a file.
 
         Raises:
             CheckpointError: the file is missing or too short.
         """
-        if stretch.file not in self.used:
-            path = self._directory / stretch.file
+        if byte_range.file not in self.used:
+            path = self._directory / byte_range.file
             if not path.is_file():
                 raise CheckpointError(
-                    f"{self._directory} lacks the file {shown(stretch.file)}",
+                    f"{self._directory} lacks the file {shown(byte_range.file)}",
                     hint="copy the whole directory",
                 )
-            self.used[stretch.file] = ByteFile(path)
-        return self.used[stretch.file].part(stretch.offset, stretch.length)
+            self.used[byte_range.file] = ByteFile(path)
+        return self.used[byte_range.file].part(byte_range.offset, byte_range.length)
 
-    def value(self, stretch: Stretch) -> tuple[Any, Any]:
+    def value(self, byte_range: ByteRange) -> tuple[Any, Any]:
         """Return the value in a byte range, and a function that reads its storages."""
-        archive = Archive(self.check(stretch))
+        archive = Archive(self.check(byte_range))
         folder = folder_of(archive)
         if folder is None:
             raise damaged(archive.path, "a chunk was not written by torch.save")
@@ -112,8 +112,8 @@ class _Files:
         Raises:
             CheckpointError: they do not match `.metadata`.
         """
-        value, read = self.value(chunk.stretch)
-        path = self._directory / chunk.stretch.file
+        value, read = self.value(chunk.byte_range)
+        path = self._directory / chunk.byte_range.file
         fits = isinstance(value, StoredTensor) and value.shape == chunk.sizes
         if not fits or value.dtype != dtype:
             raise damaged(path, f"its {shown(name)} differs from that in {METADATA}")
@@ -129,7 +129,7 @@ class _Files:
     def _resolved(self, value: object) -> object:
         if isinstance(value, dict):
             return {name: self._resolved(item) for name, item in value.items()}
-        return self.value(value.stretch)[0] if isinstance(value, Pickled) else value
+        return self.value(value.byte_range)[0] if isinstance(value, Pickled) else value
 
 
 def _join(files: _Files, name: str, tensor: ShardedTensor) -> LazyTensor:

@@ -60,7 +60,7 @@ TYPES: Mapping[str, object] = {
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ByteRange:
     """A byte range of a file, which contains a `torch.save` file."""
 
     file: str
@@ -74,7 +74,7 @@ class Chunk:
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    stretch: Stretch
+    byte_range: ByteRange
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ShardedTensor(TensorPlace):
 class Pickled:
     """A value that is not a tensor; it is read when it is needed."""
 
-    stretch: Stretch
+    byte_range: ByteRange
 
     def __str__(self) -> str:
         return "a pickled value"
@@ -119,10 +119,12 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
 
 def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Yield every name in the checkpoint with its entry."""
-    places: dict[tuple, Stretch] = {}
+    places: dict[tuple, ByteRange] = {}
     for index, info in metadata["storage_data"].items():
         fields = _fields(index, "MetadataIndex")
-        places[fields["fqn"], fields.get("offset")] = _stretch(path, _fields(info, "_StorageInfo"))
+        places[fields["fqn"], fields.get("offset")] = _byte_range(
+            path, _fields(info, "_StorageInfo")
+        )
     if len(places) != len(metadata["storage_data"]):
         raise ValueError("a chunk is stored twice")
     for name, entry in metadata["state_dict_metadata"].items():
@@ -132,7 +134,7 @@ def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, obj
             yield name, _sharded(name, _fields(entry, "TensorStorageMetadata"), places)
 
 
-def _stretch(path: Path, info: Mapping[str, Any]) -> Stretch:
+def _byte_range(path: Path, info: Mapping[str, Any]) -> ByteRange:
     file, offset, length = info["relative_path"], info["offset"], info["length"]
     if not is_plain_name(file) or not natural(offset) or not natural(length):
         raise ValueError("an invalid offset")
@@ -141,10 +143,12 @@ def _stretch(path: Path, info: Mapping[str, Any]) -> Stretch:
             f"{path.parent} is encoded by an extension ({shown(info['transform_descriptors'])})",
             hint="write it without the extension, in the program that created it",
         )
-    return Stretch(file, offset, length)
+    return ByteRange(file, offset, length)
 
 
-def _sharded(name: str, entry: Mapping[str, Any], places: Mapping[tuple, Stretch]) -> ShardedTensor:
+def _sharded(
+    name: str, entry: Mapping[str, Any], places: Mapping[tuple, ByteRange]
+) -> ShardedTensor:
     properties = entry["properties"]
     if type(properties) is not Record or properties.kind != "TensorProperties":
         raise TypeError("a tensor without properties")

@@ -1,28 +1,28 @@
-"""Where everything of a file will stand, known before any tensor is read.
+"""The layout of a file: the offset of everything in it, known before any tensor is read.
 
-So the tensors can be written in any order, by several threads at once.
+Tensors can therefore be written in any order, by several threads at once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-Stretch = tuple[int, bytes]
-"""Bytes of a file and their offset."""
+BytesAt = tuple[int, bytes]
+"""An offset in a file, and the bytes there."""
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """The layout of a file.
-
-    Attributes:
-        size: its bytes.
-        places: where the bytes of each tensor begin, in the order of the tensors.
-        seal: returns everything else that is in the file, given the CRC-32 of each tensor's bytes.
-        checksums: where `seal` needs these: what each CRC-32 goes on from, because other bytes
-            stand before the tensor's in what is summed; else None.
-    """
+class FileLayout:
+    """The layout of a file."""
 
     size: int
+    """The size of the file in bytes."""
+
     places: Sequence[int]
-    seal: Callable[[Sequence[int]], Iterable[Stretch]]
+    """The offset of each tensor's first byte, in the order of the tensors."""
+
+    finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
+    """Returns everything else in the file, given the CRC-32 of each tensor's bytes."""
+
     checksums: Sequence[int] | None = None
+    """If `finalize` needs them: the CRC-32 of the bytes before each tensor, to be continued with
+    the bytes of the tensor; otherwise None."""

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from mae_convert.errors import OutputError
-from mae_convert.formats.file_layout import Blueprint, Stretch
+from mae_convert.formats.file_layout import BytesAt, FileLayout
 from mae_convert.formats.hdf5 import LAYERS, WEIGHTS
 from mae_convert.formats.tensor import LazyTensor
 
@@ -21,9 +21,9 @@ KERAS_VERSION = "2.15.0"
 PAGE = 1 << 12
 
 
-def tf_h5_blueprint(
+def tf_h5_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> Blueprint:
+) -> FileLayout:
     """Lay out the legacy Keras form: a group per layer, with the list of its weights in order.
 
     The first part of a tensor's name is its layer.
@@ -42,22 +42,22 @@ def tf_h5_blueprint(
         _write_names(_create_group(file, "top_level_model_weights", False), WEIGHTS, [])
 
     settings = {"config": config, "conversion": conversion}
-    return _blueprint(tensors, settings, describe, track_order=False)
+    return _file_layout(tensors, settings, describe, track_order=False)
 
 
-def keras_h5_blueprint(
+def keras_h5_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> Blueprint:
+) -> FileLayout:
     """Lay out the form of Keras 3: groups, and a dataset for each tensor."""
     settings = {"config": config, "conversion": conversion}
-    return _blueprint(tensors, settings, lambda _: None, track_order=True)
+    return _file_layout(tensors, settings, lambda _: None, track_order=True)
 
 
 class _Written(io.RawIOBase):
     """A file object for HDF5 that stores only written pages: no space for the data is allocated."""
 
     def __init__(self) -> None:
-        self.stretches: list[Stretch] = []
+        self.pieces: list[BytesAt] = []
         self._pages: dict[int, bytearray] = {}
         self._position = self._size = 0
 
@@ -75,7 +75,7 @@ class _Written(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Store bytes at the position."""
         written = bytes(data)
-        self.stretches.append((self._position, written))
+        self.pieces.append((self._position, written))
         for at, byte_range in self._pages_of(len(written)):
             page, inside = byte_range
             page[inside] = written[at : at + inside.stop - inside.start]
@@ -101,13 +101,13 @@ class _Written(io.RawIOBase):
             at += stop - start
 
 
-def _blueprint(
+def _file_layout(
     tensors: Sequence[LazyTensor],
     settings: Mapping[str, Mapping | None],
     describe: Callable[[h5py.File], None],
     *,
     track_order: bool,
-) -> Blueprint:
+) -> FileLayout:
     """Let HDF5 create the file in memory without the data.
 
     The data is then written without the library, which reports a full disk only when it closes the
@@ -120,7 +120,7 @@ def _blueprint(
             if value is not None:
                 file.attrs[name] = json.dumps(value)
         describe(file)
-    return Blueprint(written.seek(0, io.SEEK_END), places, lambda _: written.stretches)
+    return FileLayout(written.seek(0, io.SEEK_END), places, lambda _: written.pieces)
 
 
 def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:

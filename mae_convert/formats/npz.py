@@ -13,9 +13,9 @@ import numpy as np
 from mae_convert.errors import CheckpointError
 from mae_convert.files.messages import damaged, shown
 from mae_convert.formats.archive import DAMAGE, Archive
-from mae_convert.formats.archive_write import Record, zip_blueprint
+from mae_convert.formats.archive_write import Record, zip_layout
 from mae_convert.formats.contents import Contents, embedded_json, reading
-from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.file_layout import FileLayout
 from mae_convert.formats.registry import NPZ
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import NUMPY_DTYPES
@@ -87,13 +87,13 @@ def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
     return {n: _lazy(archive, n) for n in names if f"{n}{SUFFIX}" in archive.records}
 
 
-def npz_blueprint(
+def npz_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> Blueprint:
+) -> FileLayout:
     """Lay out an uncompressed archive, with the settings as JSON text in arrays of their own."""
     settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
     texts = {n: np.array(json.dumps(value)) for n, value in settings.items() if value is not None}
-    return zip_blueprint(
+    return zip_layout(
         [
             *(Record(f"{t.name}{SUFFIX}", _head(t.shape, t.dtype), t.nbytes) for t in tensors),
             *(Record(f"{n}{SUFFIX}", _head((), t.dtype) + t.tobytes()) for n, t in texts.items()),

@@ -1,4 +1,4 @@
-"""Write a file of weights: compute its layout, fill it by several threads, flush, re-read."""
+"""Write a file of weights: compute its layout, write it with several threads, flush, re-read."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from mae_convert.files.byte_ranges import FileArray
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance
 from mae_convert.formats.contents import Contents
-from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.file_layout import FileLayout
 from mae_convert.formats.identify import read_file
 from mae_convert.formats.registry import FORMATS, TF_H5
 from mae_convert.formats.tensor import LazyTensor, as_bytes
@@ -27,21 +27,22 @@ LONGEST_NAME = 1000
 
 @dataclass(frozen=True)
 class Weights:
-    """What is to be in a file of weights.
-
-    Attributes:
-        kind: the format, a key of `registry.FORMATS`.
-        tensors: in the order in which they are to stand in the file.
-        config: the model configuration, kept inside the file; what JSON can hold.
-        conversion: the record of the conversion, likewise.
-        state_key: the key of the tensors in a "pth"; None makes it a plain state dict.
-    """
+    """The content of a file of weights."""
 
     kind: str
+    """The format, a key of `registry.FORMATS`."""
+
     tensors: Sequence[LazyTensor]
+    """The tensors, in the order of the file."""
+
     config: Mapping | None = None
+    """The model configuration, stored in the file as JSON or like values."""
+
     conversion: Mapping | None = None
+    """The conversion record, stored like the configuration."""
+
     state_key: str | None = "model"
+    """The key of the tensors in a "pth"; None for a plain state dict."""
 
     @property
     def nbytes(self) -> int:
@@ -53,53 +54,55 @@ class Weights:
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
-    def blueprint(self) -> Blueprint:
+    def layout(self) -> FileLayout:
         """Return the layout of the file."""
         form = FORMATS[self.kind]
         keys = (self.state_key,) if form.has_keys else ()
-        blueprint: Blueprint = form.lay_out(self.tensors, self.config, self.conversion, *keys)
-        return blueprint
+        layout: FileLayout = form.lay_out(self.tensors, self.config, self.conversion, *keys)
+        return layout
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A file on its way.
-
-    Attributes:
-        path: where it is made.
-        target: what it is a part of, for messages.
-        weights: what is to be in it.
-        blueprint: its layout.
-        descriptor: of the open file.
-        checksums: the CRC-32 of each tensor that was written.
-    """
+class OutputFile:
+    """A file that is being written."""
 
     path: Path
+    """Its temporary path."""
+
     target: Path
+    """The output that it belongs to, for messages."""
+
     weights: Weights
-    blueprint: Blueprint
+    """What it is to contain."""
+
+    layout: FileLayout
+    """The offsets of everything in it."""
+
     descriptor: int
+    """The descriptor of the open file."""
+
     checksums: list[int] = field(default_factory=list)
+    """The CRC-32 of each tensor that was written."""
 
     @classmethod
-    def begin(cls, path: Path, target: Path, weights: Weights) -> "Draft":
-        """Lay out a file and make it, of its whole size and empty.
+    def begin(cls, path: Path, target: Path, weights: Weights) -> "OutputFile":
+        """Compute the layout of a file, and create it with its final size.
 
         Raises:
             OutputError: the container cannot hold the tensors, or the system refuses.
         """
         check_limits(target, weights.kind, weights.tensors)
         weights = weights.through_json()
-        blueprint = weights.blueprint()
+        layout = weights.layout()
         with saying(target):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
             try:
-                os.ftruncate(descriptor, blueprint.size)
+                os.ftruncate(descriptor, layout.size)
             except BaseException:
                 os.close(descriptor)
                 raise
-        return cls(path, target, weights, blueprint, descriptor, list(blueprint.checksums or ()))
+        return cls(path, target, weights, layout, descriptor, list(layout.checksums or ()))
 
     def writer(self, number: int) -> Callable[[Advance], None]:
         """Return the function that writes a tensor."""
@@ -116,7 +119,7 @@ class Draft:
             OutputError: the operating system refuses, or the tensor has unexpected bytes.
         """
         tensor = self.weights.tensors[number]
-        at = self.blueprint.places[number]
+        at = self.layout.places[number]
         end = at + tensor.nbytes
         for piece in tensor.pieces():
             data = as_bytes(piece)
@@ -128,30 +131,30 @@ class Draft:
         if at != end:
             raise OutputError(f"{tensor.name} is {end - at} bytes too short")
 
-    def seal(self, amend: Callable[[Mapping], Mapping]) -> "Draft":
+    def finalize(self, amend: Callable[[Mapping], Mapping]) -> "OutputFile":
         """Write everything but the tensors.
 
         Args:
-            amend: returns the record of the conversion as it is known now; as long as before.
+            amend: returns the conversion record with the values known by now; as long as before.
 
         Raises:
             OutputError: the system refuses.
         """
-        sealed = self
+        finalized = self
         if self.weights.conversion is not None:
             conversion = amend(self.weights.conversion)
             weights = replace(self.weights, conversion=conversion).through_json()
-            sealed = replace(self, weights=weights, blueprint=weights.blueprint())
-            if (sealed.blueprint.size, sealed.blueprint.places) != (
-                self.blueprint.size,
-                self.blueprint.places,
+            finalized = replace(self, weights=weights, layout=weights.layout())
+            if (finalized.layout.size, finalized.layout.places) != (
+                self.layout.size,
+                self.layout.places,
             ):
                 raise OutputError(
                     self.target, ": its conversion record does not have the reserved length"
                 )
-        for at, data in sealed.blueprint.seal(self.checksums):
+        for at, data in finalized.layout.finalize(self.checksums):
             self._put(memoryview(data), at)
-        return sealed
+        return finalized
 
     def flush(self, _advance: Advance) -> None:
         """Wait until all data is on the disk.

@@ -146,9 +146,9 @@ def _way_to(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], 
         return lambda: np.empty(shape, dtype)
     if tensor.strides == _contiguous_strides(shape):
         return read(tensor.storage, dtype, first, shape)
-    stretch = read(tensor.storage, dtype, first, (last - first + 1,))
+    read_range = read(tensor.storage, dtype, first, (last - first + 1,))
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    return lambda: np.lib.stride_tricks.as_strided(stretch(), shape, strides, writeable=False)
+    return lambda: np.lib.stride_tricks.as_strided(read_range(), shape, strides, writeable=False)
 
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

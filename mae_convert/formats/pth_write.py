@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import OutputError
-from mae_convert.formats.archive_write import Record, zip_blueprint
-from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.archive_write import Record, zip_layout
+from mae_convert.formats.file_layout import FileLayout
 from mae_convert.formats.pth import ATTRIBUTE
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import STORAGES, TORCH_DTYPES
@@ -21,12 +21,12 @@ _STORAGE_NAMES: Mapping[np.dtype, str] = {TORCH_DTYPES[of]: name for name, of in
 _DTYPE_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def pth_blueprint(
+def pth_layout(
     tensors: Sequence[LazyTensor],
     config: Mapping | None,
     conversion: Mapping | None,
     state_key: str | None = "model",
-) -> Blueprint:
+) -> FileLayout:
     """Lay out a checkpoint with the tensors under a key, and the settings beside them.
 
     Without a key it is a plain state dict: an OrderedDict, as `state_dict()` returns one, that
@@ -41,9 +41,9 @@ def pth_blueprint(
     return _checkpoint(_state_dict(tensors, {ATTRIBUTE: settings} if settings else {}), tensors)
 
 
-def bin_blueprint(
+def bin_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> Blueprint:
+) -> FileLayout:
     """File layout with the tensors only, as transformers reads `pytorch_model.bin`.
 
     Raises:
@@ -56,9 +56,9 @@ def bin_blueprint(
     return _checkpoint(_model(tensors), tensors)
 
 
-def _checkpoint(value: bytes, tensors: Sequence[LazyTensor]) -> Blueprint:
+def _checkpoint(value: bytes, tensors: Sequence[LazyTensor]) -> FileLayout:
     """Return the file layout of a pickle and its storages."""
-    return zip_blueprint(
+    return zip_layout(
         [
             Record(f"{FOLDER}data.pkl", b"".join((pickle.PROTO, b"\x02", value, pickle.STOP))),
             Record(f"{FOLDER}byteorder", b"little"),

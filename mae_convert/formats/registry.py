@@ -121,7 +121,7 @@ FORMATS: Mapping[str, Format] = {
             KERAS_H5,  # Keras 3
             suffixes=(".weights.h5",),
             written=(".weights.h5",),
-            writer="hdf5_write:keras_h5_blueprint",
+            writer="hdf5_write:keras_h5_layout",
             has_groups=True,
             weights_name="model.weights.h5",
         ),
@@ -130,7 +130,7 @@ FORMATS: Mapping[str, Format] = {
             suffixes=(".keras",),
             written=(".keras",),
             signatures=(Signature(ZIP, "keras_archive:read_keras_archive", _is_of_keras),),
-            writer="keras_archive_write:keras_archive_blueprint",
+            writer="keras_archive_write:keras_archive_layout",
             has_groups=True,
         ),
         Format(
@@ -138,7 +138,7 @@ FORMATS: Mapping[str, Format] = {
             suffixes=(".safetensors",),
             written=(".safetensors",),
             signatures=(Signature(SAFETENSORS_HEADER, "safetensors_file:read_safetensors"),),
-            writer="safetensors_file:safetensors_blueprint",
+            writer="safetensors_file:safetensors_layout",
             dtypes=tuple(name for name in TORCH_DTYPES if name != "complex128"),
             reserved=("__metadata__",),
             weights_name="model.safetensors",
@@ -153,7 +153,7 @@ FORMATS: Mapping[str, Format] = {
                 Signature(ZIP, "pth_read:read_pth", _has_pickle),
                 Signature(PICKLE, "pth_read:read_legacy_pth"),
             ),
-            writer="pth_write:pth_blueprint",
+            writer="pth_write:pth_layout",
             dtypes=TORCH_DTYPES,
             has_keys=True,
             pickled=True,
@@ -163,7 +163,7 @@ FORMATS: Mapping[str, Format] = {
             suffixes=(".npz",),
             written=(".npz",),
             signatures=(Signature(ZIP, "npz:read_npz", _is_other_archive),),
-            writer="npz:npz_blueprint",
+            writer="npz:npz_layout",
             reserved=("__config__", "__conversion__"),
             in_directories=False,  # as likely something else than weights
         ),
@@ -171,14 +171,14 @@ FORMATS: Mapping[str, Format] = {
             TF_H5,  # the legacy form of Keras, as transformers 4 wrote it
             suffixes=(".h5",),
             signatures=(Signature(HDF5, "hdf5:read_hdf5"),),
-            writer="hdf5_write:tf_h5_blueprint",
+            writer="hdf5_write:tf_h5_layout",
             has_groups=True,
             weights_name="tf_model.h5",
             has_index=True,
         ),
         Format(
             BIN,  # torch.save of a state dict alone, as pytorch_model.bin; read as PTH
-            writer="pth_write:bin_blueprint",
+            writer="pth_write:bin_layout",
             dtypes=TORCH_DTYPES,
             weights_name="pytorch_model.bin",
             has_index=True,

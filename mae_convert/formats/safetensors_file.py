@@ -14,7 +14,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import damaged, shown
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.contents import Contents, embedded_json
-from mae_convert.formats.file_layout import Blueprint
+from mae_convert.formats.file_layout import FileLayout
 from mae_convert.formats.plain_values import describe
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor, possible_shape
@@ -81,9 +81,9 @@ def read_safetensors(file: ByteFile) -> Contents:
     )
 
 
-def safetensors_blueprint(
+def safetensors_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
-) -> Blueprint:
+) -> FileLayout:
     """File layout of a safetensors file; header and data are in the order of the tensors."""
     settings = {"config": config, "conversion": conversion}
     texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
@@ -99,10 +99,10 @@ def safetensors_blueprint(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data are aligned
     head = struct.pack("<Q", len(text)) + text
-    return Blueprint(
+    return FileLayout(
         size=len(head) + position,
         places=[len(head) + header[tensor.name]["data_offsets"][0] for tensor in tensors],
-        seal=lambda _: [(0, head)],
+        finalize=lambda _: [(0, head)],
     )
 
 

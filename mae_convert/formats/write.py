@@ -11,29 +11,29 @@ from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import Place, Staged, flush, saying, staged
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.strict_json import in_unicode
-from mae_convert.files.workers import Advance, Crew, Progress
+from mae_convert.files.workers import Advance, Progress, WorkerThreads
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.identify import read_contents
 from mae_convert.formats.output import JsonFile, Output, directory_output, file_output, require_ours
-from mae_convert.formats.output_file import Draft, Weights
+from mae_convert.formats.output_file import OutputFile, Weights
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_bytes
 
 
 class Source(Protocol):
-    """The source that tensors are read from, and work on it during the conversion (hashing)."""
+    """The source that tensors are read from, and which is hashed during the conversion."""
 
     nbytes: int
 
     def work(self, advance: Advance) -> None:
-        """Do the work, and report the number of bytes done."""
+        """Hash the source, and report the number of bytes that were hashed."""
 
     def require_unchanged(self) -> None:
         """Raise CheckpointError if the source has changed since the beginning."""
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the conversion record with the values that are now known, in as many bytes."""
+        """Return the conversion record with the values known by now; its length is unchanged."""
 
 
 def write_file(
@@ -46,16 +46,16 @@ def write_file(
     overwrite: bool = False,
     state_key: str | None = "model",
 ) -> dict[str, str]:
-    """Write tensors to one file, and read it again before it gets its name.
+    """Write tensors to one file, and re-read it before it is renamed to its final name.
 
     Args:
-        path: where the file is to stand.
-        kind: as in `Weights`.
-        tensors: as there.
-        config: as there.
-        conversion: as there.
+        path: the path of the file.
+        kind: as in `Weights`, like the following arguments but ``overwrite``.
+        tensors: the tensors.
+        config: the model configuration.
+        conversion: the conversion record.
         overwrite: replace an existing file.
-        state_key: as there.
+        state_key: the key of the tensors in a "pth".
 
     Returns:
         The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
@@ -111,27 +111,28 @@ def write_all(
     progress: Progress | None = None,
     on_commit: Callable[[], None] = lambda: None,
 ) -> list[dict[str, str]]:
-    """Write several outputs at once; all get their names at the end, or none does.
+    """Write several outputs; at the end all are renamed to their final names, or none is.
 
     Args:
         outputs: what to write.
         overwrite: replace what exists.
         source: what the tensors are read from.
-        progress: is told how far the work is.
-        on_commit: is called once all have their names, before any signal can be delivered.
+        progress: receives the progress.
+        on_commit: called once all outputs have their names, before any signal is delivered.
 
     Returns:
         For each output the SHA-256 of each tensor's bytes, by name.
 
     Raises:
-        OutputError: as `write_file` and `write_directory`; or another run was faster.
+        OutputError: as `write_file` and `write_directory`; or another program has
+            written it in the meantime.
         CheckpointError: the source cannot be read, or was changed meanwhile.
     """
     progress = progress or Progress()
     places = [Place(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
     with staged(*places, on_commit=on_commit) as stagings:
-        with _drafts(outputs, stagings) as drafts:
-            hashes = _fill(drafts, source, progress)
+        with _output_files(outputs, stagings) as files:
+            hashes = _fill(files, source, progress)
         for output, staging, found in zip(outputs, stagings, hashes, strict=True):
             if output.is_directory:
                 with saying(output.target):
@@ -142,68 +143,70 @@ def write_all(
 
 
 @contextmanager
-def _drafts(outputs: Sequence[Output], stagings: Sequence[Staged]) -> Iterator[list[list[Draft]]]:
+def _output_files(
+    outputs: Sequence[Output], stagings: Sequence[Staged]
+) -> Iterator[list[list[OutputFile]]]:
     """Create the weight files of each output, and close them at the end."""
     with ExitStack() as stack:
-        drafts: list[list[Draft]] = []
+        files: list[list[OutputFile]] = []
         for output, staging in zip(outputs, stagings, strict=True):
             if output.is_directory:
                 staging.path.mkdir()
-            drafts.append([])
+            files.append([])
             for name, weights in output.weights.items():
                 path = staging.path / name if output.is_directory else staging.path
-                drafts[-1].append(Draft.begin(path, output.target, weights))
-                stack.callback(drafts[-1][-1].close)
-        _require_space([draft for group in drafts for draft in group])
-        yield drafts
+                files[-1].append(OutputFile.begin(path, output.target, weights))
+                stack.callback(files[-1][-1].close)
+        _require_space([file for group in files for file in group])
+        yield files
 
 
-def _require_space(drafts: Iterable[Draft]) -> None:
+def _require_space(files: Iterable[OutputFile]) -> None:
     """Refuse outputs for which the disk has no space, before any work."""
     needed: dict[int, int] = {}
-    for draft in drafts:
-        disk, found = os.fstat(draft.descriptor).st_dev, os.fstatvfs(draft.descriptor)
-        needed[disk] = needed.get(disk, 0) + draft.blueprint.size
-        free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
-        if found.f_blocks and needed[disk] > free:  # some file systems tell nothing
+    for file in files:
+        disk, space = os.fstat(file.descriptor).st_dev, os.fstatvfs(file.descriptor)
+        needed[disk] = needed.get(disk, 0) + file.layout.size
+        free = (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
+        if space.f_blocks and needed[disk] > free:  # some file systems report no sizes
             raise OutputError(
-                f"{draft.target} cannot be written: it needs {format_bytes(needed[disk])} and"
+                f"{file.target} cannot be written: it needs {format_bytes(needed[disk])} and"
                 f" {format_bytes(free)} are free",
                 hint="free some space or write elsewhere",
             )
 
 
 def _fill(
-    drafts: Sequence[Sequence[Draft]], source: Source | None, progress: Progress
+    groups: Sequence[Sequence[OutputFile]], source: Source | None, progress: Progress
 ) -> list[dict[str, str]]:
-    """Write the tensors while the source is worked on, flush them, and compare what was written.
+    """Write the tensors while the source is hashed, flush them, and compare what was written.
 
     Returns:
         For each group of files the SHA-256 of each tensor's bytes, by name.
     """
-    files = [draft for group in drafts for draft in group]
+    files = [file for group in groups for file in group]
     progress.begin(
         sum(2 * file.weights.nbytes for file in files) + (source.nbytes if source else 0)
     )
     try:
-        with Crew(progress) as crew:
-            aside = [crew.start(source.work)] if source else []
-            writing = [crew.start(file.writer(n)) for file, n in _interleaved(files)]
-            crew.finish(*aside, *writing)
+        with WorkerThreads(progress) as threads:
+            hashing = [threads.start(source.work)] if source else []
+            writing = [threads.start(file.writer(n)) for file, n in _interleaved(files)]
+            threads.finish(*hashing, *writing)
             amend = source.amend if source else dict
-            sealed = [[draft.seal(amend) for draft in group] for group in drafts]
+            finalized = [[file.finalize(amend) for file in group] for group in groups]
             # The disk writes while the processor compares.
-            flushing = [crew.start(file.flush) for group in sealed for file in group]
-            hashes = [_compare(crew, group) for group in sealed]
-            crew.finish(*flushing)
+            flushing = [threads.start(file.flush) for group in finalized for file in group]
+            hashes = [_compare(threads, group) for group in finalized]
+            threads.finish(*flushing)
             return hashes
     except MaeConvertError:
-        if source is not None:  # what looks like a fault of the disk or of the weights may be this
+        if source is not None:  # if it has changed, weights and disk are not to blame
             source.require_unchanged()
         raise
 
 
-def _interleaved(files: Sequence[Draft]) -> list[tuple[Draft, int]]:
+def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
     """Return file and number of each tensor such that all files progress at the same rate.
 
     Files that are converted from one source then read the same part of it at the same time, and the
@@ -218,13 +221,13 @@ def _interleaved(files: Sequence[Draft]) -> list[tuple[Draft, int]]:
     return [(file, number) for _, file, number in sorted(order, key=lambda item: item[0])]
 
 
-def _compare(crew: Crew, files: Sequence[Draft]) -> dict[str, str]:
+def _compare(threads: WorkerThreads, files: Sequence[OutputFile]) -> dict[str, str]:
     """Re-read files and compare everything in them; return the SHA-256 of each tensor."""
     opened = [(file, file.reopen()) for file in files]
     pieces = [(file, read, n) for file, read in opened for n in range(len(file.weights.tensors))]
-    work = [crew.start(file.comparer(read, number)) for file, read, number in pieces]
+    work = [threads.start(file.comparer(read, number)) for file, read, number in pieces]
     names = [file.weights.tensors[number].name for file, _, number in pieces]
-    return dict(zip(names, crew.finish(*work), strict=True))
+    return dict(zip(names, threads.finish(*work), strict=True))
 
 
 def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:

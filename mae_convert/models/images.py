@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_as_stated
-from mae_convert.errors import ConfigurationError, PictureError
+from mae_convert.errors import ConfigurationError, ImageError
 from mae_convert.files.atomic import write_file
 from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import read_json, source_named
@@ -169,7 +169,7 @@ class MaeImageProcessor:
 
         Raises:
             ConfigurationError: what is to be otherwise is impossible.
-            PictureError: the images are none, or of no one size; a ValueError.
+            ImageError: the images are none, or of no one size; a ValueError.
             TypeError: something is to be otherwise that is not known.
         """
         order, result = (
@@ -181,7 +181,7 @@ class MaeImageProcessor:
         prepare = self._preprocessing(changes)
         pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
         if not pixels:
-            raise PictureError("the list of images is empty", hint="give one")
+            raise ImageError("the list of images is empty", hint="give one")
         if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
@@ -261,7 +261,7 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         return pixels
     shapes = sorted({array.shape for array in pixels})
     if len(shapes) != 1:
-        raise PictureError(
+        raise ImageError(
             f"images of different sizes {shapes} cannot be stacked into one tensor",
             hint="resize them",
         )
@@ -276,7 +276,7 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         import tensorflow as tf
 
         return tf.constant(batch)
-    raise PictureError(f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}")
+    raise ImageError(f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}")
 
 
 ViTImageProcessor = AutoImageProcessor = MaeImageProcessor

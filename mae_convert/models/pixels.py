@@ -9,7 +9,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.image_files import open_image
 from mae_convert.checkpoint.preprocessing import MODES, Preprocessing
-from mae_convert.errors import PictureError
+from mae_convert.errors import ImageError
 
 AXES = {"channels_first": "first", "channels_last": "last"}
 CHANNELS = (1, 3, 4)  # how many an image has, whatever the model takes
@@ -19,13 +19,13 @@ def axes_named(name: Any, argument: str) -> str | None:
     """Return "first" or "last", where an argument says that channels are; None if it is None.
 
     Raises:
-        PictureError: it says neither.
+        ImageError: it says neither.
     """
     if name is None:
         return None
     text = str(getattr(name, "value", name))
     if text not in AXES:
-        raise PictureError(f"{argument} must be {' or '.join(map(repr, AXES))}, not {text!r}")
+        raise ImageError(f"{argument} must be {' or '.join(map(repr, AXES))}, not {text!r}")
     return AXES[text]
 
 
@@ -33,7 +33,7 @@ def pictures_of(images: Any) -> list[Any]:
     """Return images one by one: of Pillow, paths, and arrays of two or three axes.
 
     Raises:
-        PictureError: an object is not an image.
+        ImageError: an object is not an image.
     """
     if isinstance(images, list | tuple):
         return [single for image in images for single in pictures_of(image)]
@@ -45,7 +45,7 @@ def pictures_of(images: Any) -> list[Any]:
 
 def _as_array(image: Any) -> np.ndarray:
     if not (hasattr(image, "__array__") and hasattr(image, "shape")):
-        raise PictureError(
+        raise ImageError(
             f"{_kind(image)} is not an image",
             hint="pass Pillow images, paths, arrays or tensors",
         )
@@ -55,17 +55,17 @@ def _as_array(image: Any) -> np.ndarray:
     array = np.asarray(image)
     array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     if array.dtype.kind not in "buif":
-        raise PictureError(
+        raise ImageError(
             f"an array of {array.dtype} is not an image", hint="pass numbers from 0 to 255"
         )
     if array.ndim not in (2, 3, 4):
-        raise PictureError(
+        raise ImageError(
             f"an image has 2 or 3 axes and a batch has 4, but this array has {array.ndim}"
         )
     if not array.size:
-        raise PictureError(f"an array of shape {array.shape} contains no pixels")
+        raise ImageError(f"an array of shape {array.shape} contains no pixels")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise PictureError("the pixels contain NaN or infinity", hint="correct them first")
+        raise ImageError("the pixels contain NaN or infinity", hint="correct them first")
     return array
 
 
@@ -83,7 +83,7 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
         axes: whether channels are "first" or "last" in an array; None where its shape tells it.
 
     Raises:
-        PictureError: the array is none that can be prepared in this way.
+        ImageError: the array is none that can be prepared in this way.
         MaeConvertError: the file cannot be read.
     """
     if isinstance(image, str | Path):
@@ -99,7 +99,7 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
         pixels = _eight_bits(pixels)
         prepare = replace(prepare, rescale=1 / 255)
     elif pixels.min() < 0 or pixels.max() > 255:
-        raise PictureError("pixels must be from 0 to 255 to be resized or converted")
+        raise ImageError("pixels must be from 0 to 255 to be resized or converted")
     pixels = pixels.astype(np.uint8)
     return prepare(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
@@ -126,7 +126,7 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
     if not likely:
         which = "first or last axis" if axes is None else f"{axes} axis"
         wanted = sorted({*CHANNELS, channels}) if channels in MODES else [channels]
-        raise PictureError(
+        raise ImageError(
             f"an array of shape {pixels.shape} has no {which} of"
             f" {' or '.join(map(str, wanted))} channels"
         )
@@ -142,7 +142,7 @@ def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
     """Raise an error for pixels in [0, 1], which a second rescaling would reduce to almost zero."""
     scaled = not _is_whole(pixels) and pixels.min() >= 0 and pixels.max() <= 1
     if scaled and prepare.rescale != 1.0:
-        raise PictureError(
+        raise ImageError(
             "these pixels are already in the range from 0 to 1", hint="pass do_rescale=False"
         )
 
@@ -150,7 +150,7 @@ def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Return pixels in [0, 1] as 8-bit values, for resizing."""
     if pixels.min() < 0 or pixels.max() > 1:
-        raise PictureError(
+        raise ImageError(
             "floating-point pixels must be in the range from 0 to 1 to be resized",
             hint="give 8-bit values",
         )
@@ -160,7 +160,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
 def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
     """Return pixels that already have the model's size and channels, normalised."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
-        raise PictureError(
+        raise ImageError(
             f"images with {prepare.channels} channels cannot be resized",
             hint="pass them in the model's image size",
         )

@@ -127,10 +127,10 @@ def import_runner(framework: str, loader: str) -> ModuleType:
 
 def run(job_path: Path) -> None:
     """Run the job and write its trace."""
-    from mae_convert.files.workers import keep_what_is_freed
+    from mae_convert.files.workers import reuse_freed_memory
     from mae_convert.runtime.job import Job
 
-    keep_what_is_freed()
+    reuse_freed_memory()
     job = Job.load(job_path)
     note_stage(job_path, f"importing {job.framework}")
     if job.framework == "torch" and hasattr(os, "nice"):

@@ -1,4 +1,4 @@
-"""A sweep: what of it is done already, what is to be done, and doing it."""
+"""Select the jobs of a sweep that are still to be run, and run them."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,58 +13,60 @@ from mae_convert.sweep.result import Row
 from mae_convert.sweep.results import Results
 
 Engine = Callable[[Sequence[Job]], Iterator[Row]]
-Tell = Callable[[Row], None]
+OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
-class Agenda:
-    """What is to be done of a plan, in its order.
-
-    Attributes:
-        jobs: all jobs of the plan.
-        done: rows of those that are done, with source and target unchanged.
-        todo: the jobs to run.
-        left: the jobs that are not asked for now.
-    """
+class SelectedJobs:
+    """The jobs of a plan by whether they are still to be run, in the order of the plan."""
 
     jobs: tuple[Job, ...]
+    """All jobs."""
+
     done: tuple[Row, ...]
-    todo: tuple[Job, ...]
-    left: tuple[Job, ...] = ()
+    """Rows of the jobs that have succeeded, with source and target unchanged since."""
+
+    pending: tuple[Job, ...]
+    """The jobs to run."""
+
+    skipped: tuple[Job, ...] = ()
+    """The jobs that are not to be run now, although they have not succeeded."""
 
 
-def agenda(jobs: Sequence[Job], rows: Mapping[str, Row], *, only_failed: bool = False) -> Agenda:
-    """Return what is to be done: what is new, what failed, and what has changed since.
+def select_jobs(
+    jobs: Sequence[Job], rows: Mapping[str, Row], *, only_failed: bool = False
+) -> SelectedJobs:
+    """Select the jobs to run: new ones, failed ones, and those whose files have changed since.
 
     Args:
-        jobs: of the plan.
-        rows: of earlier runs, by key.
-        only_failed: leave what has not been run yet, or has changed.
+        jobs: the jobs of the plan.
+        rows: the rows of earlier runs, by key.
+        only_failed: skip the jobs that have not been run yet, or whose files have changed.
     """
-    done, todo, left = list[Row](), list[Job](), list[Job]()
+    done, pending, skipped = list[Row](), list[Job](), list[Job]()
     for job in jobs:
         row = rows.get(job.key)
         failed = row is not None and not row.is_good
         if row is not None and not failed and is_unchanged(row, job):
             done.append(row)
         elif only_failed and not failed:
-            left.append(job)
+            skipped.append(job)
         else:
-            todo.append(job)
-    return Agenda(tuple(jobs), tuple(done), tuple(todo), tuple(left))
+            pending.append(job)
+    return SelectedJobs(tuple(jobs), tuple(done), tuple(pending), tuple(skipped))
 
 
-def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
-    """Refuse, before any work, to replace what this sweep did not make.
+def refuse_targets(pending: Sequence[Job], begun: Container[str]) -> None:
+    """Refuse to replace files that this sweep did not write, before any job runs.
 
     Args:
-        todo: the jobs to run.
-        begun: targets of the jobs that were begun earlier.
+        pending: the jobs to run.
+        begun: the targets of jobs that were started by earlier runs of this sweep.
 
     Raises:
-        PlanError: a target is there, and no job of these results has written it.
+        PlanError: a target exists, and no job of this sweep has written it.
     """
-    for job in todo:
+    for job in pending:
         is_ours = job.identity()["target"] in begun
         if job.converts and job.target and not is_ours and storage.exists(job.target):
             error = already_exists(job.target, " and was not written by this sweep")
@@ -72,24 +74,24 @@ def refuse_targets(todo: Sequence[Job], begun: Container[str]) -> None:
 
 
 def run_sweep(
-    todo: Sequence[Job], results: Results, engine: Engine, *, fail_fast: bool, tell: Tell
+    pending: Sequence[Job], results: Results, engine: Engine, *, fail_fast: bool, on_row: OnRow
 ) -> list[Row]:
     """Run jobs, write each row as its job ends, and return the rows.
 
     Args:
-        todo: what to run.
-        results: where the rows go.
-        engine: what runs jobs.
-        fail_fast: stop at the first row that is not good; what runs then is ended.
-        tell: is given each row once it is written.
+        pending: the jobs to run.
+        results: the file that the rows are written to.
+        engine: runs the jobs and yields a row for each.
+        fail_fast: stop at the first job that fails; jobs that are running then are stopped.
+        on_row: called with each row after it is written.
     """
     rows = []
-    with closing(engine(todo)) as ended:  # type: ignore[type-var]
-        results.begin(todo)
-        for row in ended:
+    with closing(engine(pending)) as rows_of_jobs:  # type: ignore[type-var]
+        results.begin(pending)
+        for row in rows_of_jobs:
             results.write(row)
             rows.append(row)
-            tell(row)
+            on_row(row)
             if fail_fast and not row.is_good:
                 break
     return rows

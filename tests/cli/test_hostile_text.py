@@ -329,14 +329,14 @@ def test_the_page_of_a_sweep(rows, hostile):
 def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json, monkeypatch):
     from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.job import Job
-    from mae_convert.sweep.run import Agenda
+    from mae_convert.sweep.run import SelectedJobs
 
     def tell(text):
         new = hostile_rows(rows, text)
         jobs = [
             Job(r.source, r.target, {"to": r.layout, **r.settings}, f"plan {text}") for r in new
         ]
-        todo = Agenda(tuple(jobs), (new[0],), tuple(jobs[1:]))
+        todo = SelectedJobs(tuple(jobs), (new[0],), tuple(jobs[1:]))
         with show.progress(todo, as_json=as_json, on_terminal=not as_json) as told:
             for row in new:
                 told(row)

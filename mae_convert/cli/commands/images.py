@@ -209,7 +209,7 @@ def _files_below(
     """Return the images or videos in a folder, and those that are skipped, with the reasons."""
     from mae_convert.checkpoint.clips import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
-    from mae_convert.errors import PictureError
+    from mae_convert.errors import ImageError
 
     if folder is None:
         return [], {}
@@ -222,7 +222,7 @@ def _files_below(
         say(f"skipped: {reason}")
     paths = [path for path in paths if path not in skipped]
     if not paths:
-        raise PictureError(folder, f" contains no readable {'video' if clips else 'image'}")
+        raise ImageError(folder, f" contains no readable {'video' if clips else 'image'}")
     return paths, skipped
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mae_convert.families.options import Flags
     from mae_convert.sweep.result import Row
     from mae_convert.sweep.results import Results
-    from mae_convert.sweep.run import Agenda, Engine
+    from mae_convert.sweep.run import Engine, SelectedJobs
 
 FILE = click.Path(path_type=Path)
 
@@ -118,7 +118,7 @@ def sweep(
     from mae_convert.reports.sweep_files import check_names, write_reports
     from mae_convert.sweep.plan import read_plan
     from mae_convert.sweep.results import Results
-    from mae_convert.sweep.run import agenda, refuse_targets
+    from mae_convert.sweep.run import refuse_targets, select_jobs
 
     check_names(reports)
     jobs = read_plan(plan, _said(options))
@@ -126,31 +126,31 @@ def sweep(
     nothing = dry_run and not path.exists()
     with nullcontext() if nothing else Results(path) as file:
         rows, begun = (file.rows(), file.begun()) if file else ({}, set[str]())
-        todo = agenda(jobs, rows, only_failed=retry_failed)
+        selected = select_jobs(jobs, rows, only_failed=retry_failed)
         if not overwrite:
-            refuse_targets(todo.todo, begun)
+            refuse_targets(selected.pending, begun)
         if dry_run or file is None:
-            show.dry_run(todo, rows, as_json=as_json)
+            show.dry_run(selected, rows, as_json=as_json)
             return 0
-        found = _run(todo, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
-    show.summary(todo, found, path, as_json=as_json)
+        found = _run(selected, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
+    show.summary(selected, found, path, as_json=as_json)
     not_run = len(jobs) - len(found)
     write_reports(found, reports, not_run)
     return 0 if not not_run and all(row.is_good for row in found) else 1
 
 
 def _run(
-    todo: "Agenda", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
+    selected: "SelectedJobs", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
 ) -> "list[Row]":
     """Run the pending jobs, and return the rows of all jobs in the order of the plan."""
     from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.run import run_sweep
 
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
-    with show.progress(todo, as_json=as_json, on_terminal=on_terminal) as told:
-        fresh = run_sweep(todo.todo, file, engine, fail_fast=fail_fast, tell=told)
-    rows = {row.key: row for row in (*todo.done, *fresh)}
-    return [rows[job.key] for job in todo.jobs if job.key in rows]
+    with show.progress(selected, as_json=as_json, on_terminal=on_terminal) as on_row:
+        fresh = run_sweep(selected.pending, file, engine, fail_fast=fail_fast, on_row=on_row)
+    rows = {row.key: row for row in (*selected.done, *fresh)}
+    return [rows[job.key] for job in selected.jobs if job.key in rows]
 
 
 def _said(options: dict[str, Any]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from mae_convert.sources import storage
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
 from mae_convert.sweep.result import DONE, ERROR, FAILED, STATUS, Row
-from mae_convert.sweep.run import Agenda, Tell
+from mae_convert.sweep.run import OnRow, SelectedJobs
 from mae_convert.text import for_terminal, format_bytes, plural
 
 
@@ -44,19 +44,21 @@ class Counts:
         return ", ".join(words)
 
 
-def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
+def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -> None:
     """Print all jobs and their sizes."""
-    states = {row.key: "done already" for row in todo.done} | {job.key: "left" for job in todo.left}
+    states = {row.key: "done already" for row in selected.done} | {
+        job.key: "left" for job in selected.skipped
+    }
     lines = [
         {
             "state": states.get(job.key) or ("again" if job.key in rows else "new"),
             **job.identity(),
             **_sizes(job),
         }
-        for job in todo.jobs
+        for job in selected.jobs
     ]
     if as_json:
-        print_json({"jobs": lines, "todo": len(todo.todo)})
+        print_json({"jobs": lines, "todo": len(selected.pending)})
         return
     sizes = ("model", "memory")
     heads = ("", "source", "to", "target", "what else", *sizes)
@@ -70,7 +72,8 @@ def dry_run(todo: Agenda, rows: Mapping[str, Row], *, as_json: bool) -> None:
     out.print(grid)
     total = sum(line["bytes"] or 0 for line in lines if line["state"] in ("new", "again"))
     out.print(
-        f"\n{plural(len(todo.jobs), 'job')}, {len(todo.todo)} to be run, {_size(total)} of weights"
+        f"\n{plural(len(selected.jobs), 'job')}, {len(selected.pending)} to be run,"
+        f" {_size(total)} of weights"
     )
 
 
@@ -102,21 +105,21 @@ def _size(count: int | None) -> str:
 
 
 @contextmanager
-def progress(todo: Agenda, *, as_json: bool, on_terminal: bool) -> Iterator[Tell]:
+def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Iterator[OnRow]:
     """Report each row: as a line of JSON, on a progress bar, or as a line of a log."""
     if as_json:
-        event("begin", jobs=len(todo.jobs), done=len(todo.done), todo=len(todo.todo))
-        for row in todo.done:
+        event("begin", jobs=len(selected.jobs), done=len(selected.done), todo=len(selected.pending))
+        for row in selected.done:
             event("row", fresh=False, **row.to_dict())
         yield lambda row: event("row", fresh=True, **row.to_dict())
     elif on_terminal:
-        with _bar(todo) as tell:
-            yield tell
+        with _bar(selected) as on_row:
+            yield on_row
     else:
-        for row in todo.done:
-            _print_job(row, f"earlier of {len(todo.jobs)}")
-        done = count(len(todo.done) + 1)
-        yield lambda row: _print_job(row, f"{next(done)} of {len(todo.jobs)}")
+        for row in selected.done:
+            _print_job(row, f"earlier of {len(selected.jobs)}")
+        done = count(len(selected.done) + 1)
+        yield lambda row: _print_job(row, f"{next(done)} of {len(selected.jobs)}")
 
 
 def _print_job(row: Row, which: str) -> None:
@@ -126,7 +129,7 @@ def _print_job(row: Row, which: str) -> None:
 
 
 @contextmanager
-def _bar(todo: Agenda) -> Iterator[Tell]:
+def _bar(selected: SelectedJobs) -> Iterator[OnRow]:
     from rich import progress as shown
     from rich.console import Console
 
@@ -139,30 +142,30 @@ def _bar(todo: Agenda) -> Iterator[Tell]:
     )
     out = Console(stderr=True, highlight=False, emoji=False)
     with shown.Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task("jobs", total=len(todo.todo), said="")
+        task = bar.add_task("jobs", total=len(selected.pending), said="")
         rows: list[Row] = []
 
-        def tell(row: Row) -> None:
+        def on_row(row: Row) -> None:
             rows.append(row)
             if not row.is_good:
                 bar.console.print(markup(_result(row)))
             bar.update(task, advance=1, said=Counts.of(rows).in_words())
 
-        yield tell
+        yield on_row
 
 
-def summary(todo: Agenda, rows: Sequence[Row], path: Path, *, as_json: bool) -> None:
+def summary(selected: SelectedJobs, rows: Sequence[Row], path: Path, *, as_json: bool) -> None:
     """Print the result of a sweep."""
     counts = Counts.of(rows)
-    not_run = len(todo.jobs) - len(rows)
+    not_run = len(selected.jobs) - len(rows)
     if as_json:
         event("end", **vars(counts), not_run=not_run, results=str(path))
         return
     out = console()
-    earlier = f" ({len(todo.done)} of them earlier)" if todo.done else ""
+    earlier = f" ({len(selected.done)} of them earlier)" if selected.done else ""
     left = f", {not_run} not run" if not_run else ""
     out.print(
-        f"{plural(len(todo.jobs), 'job')}: {counts.in_words()}{earlier}{left};"
+        f"{plural(len(selected.jobs), 'job')}: {counts.in_words()}{earlier}{left};"
         f" results in {markup(path)}"
     )
 

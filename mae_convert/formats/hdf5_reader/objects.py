@@ -103,14 +103,14 @@ def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Mess
     start.take(1)
     count = start.number(2)
     start.take(4)
-    stretches = [(address + 16, start.number(4))]
-    for cursor in _stretches(structure, stretches):
+    ranges = [(address + 16, start.number(4))]
+    for cursor in _ranges(structure, ranges):
         while cursor.left >= 8 and count > 0:
             kind, size, flags = cursor.number(2), cursor.number(2), cursor.number(1)
             cursor.take(3)
             data, count = cursor.take(size), count - 1
             if kind == CONTINUATION:
-                stretches.append(_continuation(data))
+                ranges.append(_continuation(data))
             yield Message(kind, data, bool(flags & SHARED))
 
 
@@ -121,8 +121,8 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
     flags = start.number(1)
     start.take(16 * bool(flags & 0x20) + 4 * bool(flags & 0x10))
     size = start.number(1 << (flags & 3))
-    stretches = [(address + start.at, size)]
-    for number, cursor in enumerate(_stretches(structure, stretches)):
+    ranges = [(address + start.at, size)]
+    for number, cursor in enumerate(_ranges(structure, ranges)):
         end = 0
         if number:
             cursor.expect(b"OCHK")
@@ -133,13 +133,13 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
             cursor.take(order)
             data = cursor.take(size)
             if kind == CONTINUATION:
-                stretches.append(_continuation(data))
+                ranges.append(_continuation(data))
             yield Message(kind, data, bool(of_message & SHARED))
 
 
-def _stretches(structure: Structure, stretches: list[tuple[int, int]]) -> Iterator[Cursor]:
+def _ranges(structure: Structure, ranges: list[tuple[int, int]]) -> Iterator[Cursor]:
     """Yield the bytes of each block; blocks may be appended meanwhile."""
-    for address, size in stretches:  # one that leads back has an end in what may be read
+    for address, size in ranges:  # one that leads back has an end in what may be read
         yield structure.at(address, size)
 
 
