@@ -20,11 +20,11 @@ DTYPES: Mapping[str, np.dtype] = {
 def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return an array in another dtype, each value rounded once: to nearest, ties to even.
 
-    Values that are too large become infinite; callers that write the array have to check for them.
+    Values that are too large become infinite; whoever writes the array must check for them.
     """
     with np.errstate(over="ignore"):
         if array.dtype == np.float64 and dtype == BFLOAT16:
-            # ml_dtypes goes by way of float32, where what lies just above a tie becomes the tie.
+            # ml_dtypes converts by way of float32, where a value just above a tie becomes the tie.
             array = _float32_rounded_to_odd(array)
         return array.astype(dtype, copy=False)
 
@@ -43,12 +43,13 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
 
 
 class MeasuredRounding:
-    """Rounds a tensor to a dtype, and can measure by how much values are moved.
+    """Rounds a tensor to a dtype, and can measure the rounding errors.
 
-    A conversion reads a tensor once to write it and again to compare; only the first is measured.
+    A conversion reads a tensor to write it and again to compare it; only the first time is
+    measured.
 
     Args:
-        dtype: what is rounded to.
+        dtype: the dtype to round to.
         size: the number of elements of the tensor.
     """
 
@@ -58,7 +59,7 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Start measuring; applies to as many elements as the tensor has."""
+        """Start measuring, for as many elements as the tensor has."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
@@ -77,14 +78,14 @@ class MeasuredRounding:
 
 
 def rounding_error(array: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    """Return the largest distance by which rounding has moved a value of an array.
+    """Return the largest rounding errors of an array.
 
     Args:
-        array: the values before.
-        made: the values after.
+        array: the values before rounding.
+        made: the values after rounding.
 
     Returns:
-        ``absolute``, and ``relative`` to the value that was moved; values need not be the same.
+        ``absolute``, and ``relative`` to the rounded value; the two may occur at different values.
     """
     absolute = relative = 0.0
     for before, after in zip(blocks(array), blocks(made), strict=True):

@@ -1,8 +1,8 @@
-"""The exceptions of mae-convert: each is one sentence that says what is wrong and what to do.
+"""The exceptions of mae-convert; each message states what is wrong and what to do, in a sentence.
 
-A message names an option of the user's by its neutral name, ``Option("num_heads")``. Whoever shows
-the message chooses how the option is written: the command line as ``--num-heads``, Python as
-``num_heads=``, the plan of a sweep as ``num_heads``.
+A message refers to an option by its neutral name, ``Option("num_heads")``, which is rendered where
+the message is shown: as ``--num-heads`` by the command line, as ``num_heads=`` in Python, and as
+``num_heads`` for the plan of a sweep.
 """
 
 import json
@@ -35,19 +35,19 @@ class Option:
     placeholder: str = ""
 
 
-# What a message is made of. A part may be another error, whose sentence then stands there.
+# The parts of a message. A part may be another error, which stands for its message.
 Text = Union[str, Option, Path, "MaeConvertError", Sequence["Text"]]
 OptionStyle = Callable[[Option], str]
 
-# Options whose names are not the same everywhere: a run has a dtype and a mask ratio of its own,
-# and so has the conversion or the configuration beside it.
+# Options whose names differ: the dtype and the mask ratio of a run are not those of a conversion or
+# a configuration.
 ON_COMMAND_LINE = {"run_dtype": "dtype", "run_mask_ratio": "mask_ratio"}
 IN_PYTHON = {"run_dtype": "dtypes", "run_mask_ratio": "mask_ratio"}
 IN_PLAN = {"run_mask_ratio": "at_mask_ratio"}
 
 
 def as_option(option: Option) -> str:
-    """Return an option as the command line has it: ``--num-heads 12``, ``--no-norm-pix-loss``."""
+    """Return an option as on the command line: ``--num-heads 12``, ``--no-norm-pix-loss``."""
     name = ON_COMMAND_LINE.get(option.name, option.name).replace("_", "-")
     if isinstance(option.value, bool):
         return f"--{name}" if option.value else f"--no-{name}"
@@ -74,7 +74,7 @@ def as_field(option: Option) -> str:
 
 
 def render(text: Text, style: OptionStyle) -> str:
-    """Return a text as a string, with the options in it written in a style."""
+    """Return a text as a string, with its options rendered by ``style``."""
     if isinstance(text, str):
         return text
     if isinstance(text, Option):
@@ -95,7 +95,7 @@ def join(texts: Iterable[Text], separator: str) -> Text:
 
 
 def to_json(text: Text) -> str:
-    """Return a text as JSON, for another process that will show it."""
+    """Return a text as JSON, to be shown by another process."""
 
     def plain(part: Text) -> Any:
         if isinstance(part, str | Path):
@@ -128,7 +128,7 @@ def from_json(line: str) -> Text:
 
 
 def one_line(sentence: str) -> str:
-    """Return a message that may hold other people's text: printable, not long, no credentials."""
+    """Return a message that may contain external text: printable, not long, without credentials."""
     plain = for_terminal(without_secrets(sentence))
     if len(plain) > LONGEST:
         return f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
@@ -138,17 +138,17 @@ def one_line(sentence: str) -> str:
 class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints it and exits with status 2.
 
-    What a file or a server says may stand in the sentence, but it cannot flood or command a
-    terminal there, and credentials of the user are not repeated. ``str(error)`` names options as
-    arguments of Python; `render` names them in another way.
+    Text from files and servers in the message is shortened, made printable and freed of
+    credentials. ``str(error)`` shows options as arguments of Python; `render` shows them in another
+    style.
 
     Args:
-        message: what is wrong: strings, options and paths, which are put together.
+        message: what is wrong: strings, options and paths, which are concatenated.
         hint: what to do about it; it follows the message after a semicolon.
-        path: the file or directory that the error is about. Default: the first one that the
-            sentence names as a `Path`, or None.
-        option: the neutral name of the option that the error is about. Default: the first one that
-            the sentence names, or None.
+        path: the file or directory that the error is about. Default: the first `Path` in the
+            message, or None.
+        option: the neutral name of the option that the error is about. Default: the first `Option`
+            in the message, or None.
     """
 
     exit_status = 2
@@ -166,7 +166,7 @@ class MaeConvertError(Exception):
     ) -> None:
         inner = message[-1] if message else ""
         path = path or (inner.path if isinstance(inner, MaeConvertError) else None)
-        if isinstance(inner, MaeConvertError) and not hint:  # whose advice is this error's too
+        if isinstance(inner, MaeConvertError) and not hint:  # its hint applies to this error too
             message, hint = (*message[:-1], inner._message), inner._hint
         self._message, self._hint = message, hint
         named = list(_leaves(self.parts))
@@ -176,7 +176,7 @@ class MaeConvertError(Exception):
 
     @property
     def parts(self) -> Sequence[Text]:
-        """The whole sentence, with the options in it as parts of their own."""
+        """Message and hint, with options and paths as separate parts."""
         return (*self._message, "; ", self._hint) if self._hint else self._message
 
     @property
@@ -186,18 +186,15 @@ class MaeConvertError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do about it; empty where the message says it or nothing can be done."""
+        """What to do about it; empty if the message states it or nothing can be done."""
         return one_line(render(self._hint, as_argument))
 
     def render(self, style: OptionStyle) -> str:
-        """Return the sentence with its options in a style, as `as_option`."""
+        """Return message and hint with options rendered by a style such as `as_option`."""
         return one_line(render(self.parts, style))
 
     def renamed(self, path: Path, name: str) -> "MaeConvertError":
-        """Return the error with another name for a path and for what is below it.
-
-        For a file whose user knows where it is from, and not where it is kept.
-        """
+        """Return the error with another name for a path and for the paths below it."""
 
         def shown(part: Text) -> Text:
             if isinstance(part, str | Option):
@@ -216,7 +213,7 @@ class MaeConvertError(Exception):
         return error
 
     def __reduce__(self) -> Any:
-        """Pickle the fields too: a job's error comes from another process."""
+        """Pickle the fields too: errors of jobs come from other processes."""
         return _restored, (type(self), self.args, dict(self.__dict__))
 
 
@@ -244,7 +241,7 @@ class CheckpointError(MaeConvertError):
 
 
 class LayoutError(MaeConvertError):
-    """Tensors do not fit the layout that they were read as or are to be written in."""
+    """Tensors do not fit the layout as which they are read or written."""
 
 
 class ConfigurationError(MaeConvertError):
@@ -260,10 +257,10 @@ class OutputError(MaeConvertError):
 
 
 class HubError(MaeConvertError):
-    """The Hugging Face Hub refused what was asked, or gave something else than it promised."""
+    """The Hugging Face Hub refused a request, or its response is not as announced."""
 
 
 class MissingRequirementError(MaeConvertError):
-    """A framework, package or network that is needed is not there; exit status 3."""
+    """A framework, package or network connection that is needed is missing; exit status 3."""
 
     exit_status = 3

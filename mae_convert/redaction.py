@@ -1,4 +1,4 @@
-"""Remove credentials from messages: a server may repeat in an error what it was sent.
+"""Remove credentials from messages: error messages of servers may repeat them.
 
 The credentials of this process are known by their values: those in environment variables, and the
 token that ``hf auth login`` has stored. Others are recognised by their position (in a URL, after
@@ -17,8 +17,8 @@ from urllib.parse import quote
 from mae_convert.text import for_terminal
 
 HIDDEN = "<redacted>"
-SHORTEST = 8  # characters; shorter values stand in ordinary words
-LONGEST_FILE = 1 << 16  # characters that are read of a file of credentials
+SHORTEST = 8  # characters; shorter values occur in ordinary words
+LONGEST_FILE = 1 << 16  # characters of a file of credentials that are read
 # Names of environment variables whose values are credentials: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
 # AZURE_STORAGE_ACCOUNT_KEY, FSSPEC_S3_SECRET and the like.
 NAME_OF_SECRET = re.compile(
@@ -26,7 +26,7 @@ NAME_OF_SECRET = re.compile(
     r"|CONNECTION_STRING)$|^FSSPEC_\w+_KEY$",
     re.IGNORECASE,
 )
-# Values in settings of fsspec that are JSON, and in the file of AWS's command line.
+# Values in JSON settings of fsspec, and in the file of AWS's command line.
 STORED_SECRET = re.compile(
     r"""(?:key|secret|token|password)["']?\s*[:=]\s*["']?([^\s"',}]+)""", re.IGNORECASE
 )
@@ -48,7 +48,7 @@ PATTERNS = (
         ),
         rf"\1\2{HIDDEN}",
     ),
-    # With a colon only in quotes, as in JSON: a sentence may go on after "the token:".
+    # With a colon only in quotes, as in JSON: a sentence may continue after "the token:".
     (
         re.compile(
             rf"""(?<![\w.-])({PARAMETERS})(\s?=\s?["']?|["']\s*[:=]\s*["']?){VALUE}""",
@@ -59,7 +59,8 @@ PATTERNS = (
     (re.compile(r"\b(bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}(?!\w)"), HIDDEN),
 )
-# name:password@ of an address. A secret may hold slashes; a port before a path is none.
+# name:password@ of an address. A password may contain slashes; a port before a path is not a
+# password.
 USER_OF_ADDRESS = re.compile(r"(\w://)(?:[^\s/@:]*:(?!\d+/)[^\s@]+|[^\s/@]+)@")
 
 
@@ -107,7 +108,7 @@ def redact_logs() -> None:
         record = before(*arguments, **named)
         try:
             message = record.getMessage()
-        except Exception:  # the logger tells of an error of its caller in its own way
+        except Exception:  # the logger reports an error of its caller itself
             return record
         lines = without_secrets(message).splitlines()
         record.msg, record.args = "\n".join(map(for_terminal, lines)), ()

@@ -1,4 +1,4 @@
-"""Errors that mean that memory, file descriptors, processes or disk space have run out.
+"""Errors that are caused by a lack of memory, file descriptors, processes or disk space.
 
 This uses only the standard library (and `text`): it is needed when other imports fail.
 """
@@ -27,7 +27,7 @@ OF_NUMBERS = {
     errno.ENOSPC: DISK,
     errno.EDQUOT: DISK,
 }
-# What the loader of shared libraries, and libraries that catch their rounding errors, say.
+# Messages of the dynamic linker, and of libraries that raise errors of their own.
 OF_WORDS = (
     ("failed to map segment", MEMORY),
     ("cannot allocate memory", MEMORY),
@@ -38,14 +38,14 @@ OF_WORDS = (
     ("no space left on device", DISK),
 )
 LOADED_BY_WORDS = (ImportError, RuntimeError, SystemError, ValueError)
-# OpenBLAS, which NumPy loads, ends the process itself when it gets no memory, with the status that
-# means "different". Address space that NumPy took when it was imported: 98 MB with one thread, and
-# 41 MB more with each further one; a little is added.
+# Without enough memory, OpenBLAS, which NumPy loads, ends the process with status 1, which means
+# "different". Importing NumPy needs 98 MB of address space with one thread and 41 MB for each
+# further one (measured); a little is added.
 NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return a sentence about what has run out if an error, or a cause of it, means that."""
+    """Return a sentence about what is exhausted if that is what an error or its cause means."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

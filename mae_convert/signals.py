@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: deferred signals, and the exit status of the command line.
+"""Signals that end a process: handling, deferring, and the exit status of the command line.
 
 A handler raises an exception, so that every ``finally`` runs: children are stopped, temporary
 directories removed, half-written outputs deleted. Python drops an exception that is raised where it
@@ -21,7 +21,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALR
          "SIGPROF", "SIGXCPU")  # fmt: skip
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 RESEND_SECONDS = 0.02
-QUIET_SECONDS = 5.0  # in which further signals do not interrupt what is cleaning up
+QUIET_SECONDS = 5.0  # during which further signals do not interrupt the clean-up
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,11 +29,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Ended(SystemExit):
-    """Raised by other signals that ask the process to end; its code is 128 + the signal number."""
+    """Raised by other signals that end the process; its code is 128 + the signal number."""
 
 
 class Endings:
-    """The signals that have asked this process to end, and whether that could be raised.
+    """The signals that this process received, and whether an exception could be raised.
 
     Attributes:
         received: their numbers, in order.
@@ -45,7 +45,7 @@ class Endings:
         self._dropped = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise `Interrupted` or `Ended`, unless that was done a moment ago.
+        """Raise `Interrupted` or `Ended`, unless one was raised a moment ago.
 
         Raises:
             Interrupted: Ctrl-C came first.
@@ -53,10 +53,10 @@ class Endings:
         """
         self.received.append(number)
         if _is_inside(frame, Endings.note_dropped):
-            return  # raised here it would be dropped too; it is sent again
+            return  # an exception would be dropped here too; the signal is sent again
         now = time.monotonic()
         if now < self._quiet_until and not self._dropped:
-            return  # what has begun to clean up is not interrupted again
+            return  # a clean-up that has begun is not interrupted again
         self._quiet_until, self._dropped = now + QUIET_SECONDS, False
         first = self.received[0]
         raise Interrupted if first == signal.SIGINT else Ended(128 + first)
@@ -71,7 +71,7 @@ class Endings:
 
     def _send_again(self) -> None:
         while self._dropped:
-            time.sleep(RESEND_SECONDS)  # until the finalizer, or what it was, is done
+            time.sleep(RESEND_SECONDS)  # until the finalizer is done
             if self._dropped:
                 os.kill(os.getpid(), self.received[0])
 
@@ -88,11 +88,11 @@ def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
 def raise_signals() -> list[int]:
     """Let signals that would end the process raise `Interrupted` or `Ended` instead.
 
-    For a process that is ours alone, from its main thread. Signals that are ignored stay so (as by
-    ``nohup``), and so do other handlers, but for that of Ctrl-C.
+    Only for a process of mae-convert itself, from its main thread. Ignored signals stay ignored (as
+    with ``nohup``), and other handlers are kept, except that of Ctrl-C.
 
     Returns:
-        The signals that have come, a list that grows.
+        The list of received signals, which grows.
     """
     endings = Endings()
     for number in SIGNALS:
@@ -110,7 +110,7 @@ def ignore_signals() -> None:
 
 
 def ended_by(number: int) -> tuple[int, str]:
-    """Return exit status and reason for a process that was ended by a signal."""
+    """Return the exit status and the reason for a process that was ended by a signal."""
     name = signal.Signals(number).name
     return 128 + number, "interrupted" if number == signal.SIGINT else f"ended by {name}"
 
@@ -144,10 +144,10 @@ class Signals:
 
 @contextmanager
 def undisturbed() -> Iterator[Signals]:
-    """Defer signals that ask to end until the block is done."""
+    """Defer signals that end the process until the block is done."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield signals  # the main thread alone is disturbed
+        yield signals  # only the main thread receives signals
         return
     before: dict[int, Any] = {}
     try:
@@ -158,6 +158,6 @@ def undisturbed() -> Iterator[Signals]:
         yield signals
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) == signals.catch:  # the body may have ignored it
+            if signal.getsignal(number) == signals.catch:  # the block may have ignored it
                 signal.signal(number, handler)
         signals.deliver(before)

@@ -1,8 +1,8 @@
-"""Text that is shown: text from outside made safe, and numbers, sizes and counts in words.
+"""Text for output: external text made safe, and numbers, sizes and counts as text.
 
-File names, tensor names, configurations and what a server answers come from outside. There is one
-function for each kind of output; whatever prints or writes a string that this program did not make
-passes it through one of them, at the place where the output is put together.
+File names, tensor names, configurations and responses of servers are external text, which may be
+malicious. There is one function for each kind of output; external text is passed through it where
+the output is created.
 """
 
 import html
@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-CODE_SPAN_ENDS = frozenset("`|<")  # of a table's cell, or of the marks in a model card, too
+CODE_SPAN_ENDS = frozenset("`|<")  # or the cell of a table, or a marker in a model card
 MARKDOWN_ENTITIES = {
     "&": "&amp;",
     "<": "&lt;",
@@ -23,9 +23,9 @@ MARKDOWN_ENTITIES = {
 }
 # A URL becomes a link without any brackets on most sites that render Markdown.
 BARE_LINK = re.compile(r"://|www\.", re.IGNORECASE)
-# An underscore within a word is no emphasis.
+# An underscore within a word does not mark emphasis.
 EMPHASIS = re.compile(r"[\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])")
-# What begins a heading, an item of a list, or a line that makes the one above it a heading.
+# The beginning of a heading, of a list item, or of a line that underlines a heading.
 BLOCK_START = re.compile(r"^(\d{0,9})(?=(?:#{1,6}|[+.)-])(?:\s|$)|[=-]+\s*$)")
 URL_CHARACTERS = ":/?#@!$&*+,;=%~-._"
 BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
@@ -45,7 +45,7 @@ def for_terminal(text: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the known name that is nearest, or "" if none is near."""
+    """Return "; did you mean 'x'?" with the most similar known name, or "" if none is similar."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -81,11 +81,11 @@ def code_in_markdown(text: object) -> str:
 
 
 def link_in_markdown(label: str, address: object) -> str:
-    """Return a link in Markdown; the label alone where the address is not one of a web page.
+    """Return a link in Markdown; only the label if the address is not that of a web page.
 
     Args:
-        label: Markdown, made safe already.
-        address: where it leads; only http and https become links.
+        label: Markdown that is already safe.
+        address: the URL; only http and https become links.
     """
     url = for_terminal(address).strip()
     try:
@@ -98,7 +98,7 @@ def link_in_markdown(label: str, address: object) -> str:
 
 
 def for_yaml(value: Any) -> Any:
-    """Return a value for a YAML writer, with every text in it on one line and printable."""
+    """Return a value for a YAML writer; every string in it is on one line and printable."""
     if isinstance(value, dict):
         return {for_terminal(name): for_yaml(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

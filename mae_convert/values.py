@@ -1,7 +1,7 @@
-"""The kinds of values that options and fields have, and how each is read from text.
+"""The types of values of options and fields, and how they are parsed.
 
-The command line and the plan of a sweep read the same option by the same kind, and Python checks
-its arguments by it.
+The command line, the plans of sweeps and the Python functions use the same type for the same
+option.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mae_convert.errors import ConfigurationError
 
-LARGEST_COUNT = 1_000_000  # a larger number is a typing error, for which there is no memory
+LARGEST_COUNT = 1_000_000  # a larger number is a typing error, and would exhaust the memory
 SIDE = re.compile("0*[1-9][0-9]{0,5}")
 BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
 TRUE = ("true", "t", "yes", "y", "on", "1")
@@ -24,17 +24,17 @@ class Kind(Protocol):
 
     @property
     def metavar(self) -> str:
-        """What stands for a value in help texts."""
+        """The placeholder for a value in help texts."""
 
     @property
     def wanted(self) -> str:
-        """What to write, for a message."""
+        """What is accepted, for messages."""
 
     def read(self, text: str) -> Any:
-        """Return the value that a text is.
+        """Return the value of a text.
 
         Raises:
-            ValueError: it is not a value of this kind; the message says so in a sentence.
+            ValueError: the text is not a value of this type; the message states why.
         """
 
 
@@ -58,7 +58,7 @@ class Switch:
     wanted: str = "true or false"
 
     def read(self, text: str) -> bool:
-        """Return what a text says, as "true", "yes" or "1"."""
+        """Return the value of a text such as "true", "yes" or "1"."""
         word = text.strip().lower()
         if word not in (*TRUE, *FALSE):
             raise ValueError(f"{text!r} is not {self.wanted}")
@@ -168,10 +168,10 @@ class ByteSize:
 
 
 def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None:
-    """Return height and width: of one number for a square, a pair, or a text as 224 or 224x192.
+    """Return height and width of a size: a number for a square, a pair, or a text such as 224x192.
 
     Args:
-        size: as a Python program gives it; None stays.
+        size: the size, or None, which is returned.
         name: the argument's name, for a message.
 
     Raises:
@@ -192,7 +192,7 @@ def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None
 
 
 def _pixels(side: Any) -> int:
-    """Return a number of pixels, or 0 for what is not one."""
+    """Return a number of pixels, or 0 if the value is not one."""
     if isinstance(side, str):
         return int(side) if SIDE.fullmatch(side.strip()) else 0
     try:
@@ -203,10 +203,10 @@ def _pixels(side: Any) -> int:
 
 
 def name_of_dtype(dtype: Any, known: tuple[str, ...]) -> str | None:
-    """Return the name of a dtype that is given by name, or as PyTorch's, NumPy's or TensorFlow's.
+    """Return the name of a dtype: of its name, or of a dtype of PyTorch, NumPy or TensorFlow.
 
     Raises:
-        ConfigurationError: it is not one of those that are known.
+        ConfigurationError: the dtype is unknown.
     """
     if dtype is None:
         return None

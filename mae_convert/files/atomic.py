@@ -1,8 +1,8 @@
-"""Outputs that appear whole or not at all.
+"""Atomic outputs: each appears completely or not at all.
 
-An output is made in a hidden directory beside its target and takes its name by one rename, so that
-a run that is killed leaves the old output or the new one, and at worst a hidden directory beside
-it, which the next run removes. Of two runs at one target the first to finish wins.
+An output is written in a hidden directory beside its target and then renamed, so that a process
+that is killed leaves the old output or the new one, and possibly a hidden directory, which the next
+run removes. Of two processes with the same target, the first to finish succeeds.
 """
 
 import errno
@@ -55,10 +55,11 @@ class Place:
     may_replace: Callable[[Path], None] = lambda _: None
 
     def check(self) -> None:
-        """Refuse, before any work, a target that may not be replaced.
+        """Refuse a target that may not be replaced, before any work is done.
 
         Raises:
-            OutputError: there is something else, or something, or something that is not ours.
+            OutputError: the target exists and may not be replaced, is of another type, or was not
+                written by mae-convert.
         """
         target = self.target
         refuse_nul(target)
@@ -89,7 +90,7 @@ class Place:
 
 
 class Staged:
-    """An output in progress: it is written at `path`, and renamed by `commit`."""
+    """An output that is written at `path` and renamed to its target by `commit`."""
 
     def __init__(self, place: Place, folder: Path) -> None:
         self.place = place
@@ -101,12 +102,12 @@ class Staged:
         """Rename the output to its target.
 
         Raises:
-            OutputError: another run has written the target in the meantime.
+            OutputError: another process has written the target in the meantime.
             OSError: the operating system refuses.
         """
         target = self.place.target
         if self._old is not None and self.place.is_directory and target.is_dir():
-            self.place.may_replace(target)  # again: it may have changed meanwhile
+            self.place.may_replace(target)  # checked again: it may have changed meanwhile
         if _identity(target) != self._old:
             raise _overtaken(target) if self.place.overwrite else already_exists(target)
         if self._old is None:
@@ -142,7 +143,7 @@ class Staged:
             self.path.replace(target)
             return
         found = _identity(self.path)
-        if found is None or found[:2] != old[:2]:  # another run came between look and rename
+        if found is None or found[:2] != old[:2]:  # written by another process since the check
             renaming.exchange(self.path, target)
             raise _overtaken(target)
         self._undo = lambda: renaming.exchange(self.path, target)
@@ -150,22 +151,22 @@ class Staged:
 
 @contextmanager
 def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iterator[list[Staged]]:
-    """Give places at which to make outputs; at the end all get their names, or none does.
+    """Yield temporary outputs; at the end all are renamed to their targets, or none is.
 
-    What is made must have been flushed.
+    The block must flush what it writes.
 
     Args:
-        places: where the outputs shall be.
-        on_commit: is called once all have their names, before any signal can be delivered.
+        places: the targets.
+        on_commit: called once all have been renamed, before any signal is delivered.
 
     Raises:
-        OutputError: a target may not be replaced, another run has put something there meanwhile,
-            or the system refuses to write.
+        OutputError: a target may not be replaced, was written by another process meanwhile, or the
+            operating system refuses to write.
     """
     for place in places:
         place.check()
     with ExitStack() as stack:
-        with undisturbed():  # else what is made might not be known to anyone who removes it
+        with undisturbed():  # otherwise an output could be created that nothing removes
             outputs = [stack.enter_context(_one(place)) for place in places]
         yield outputs
         with undisturbed() as signals:
@@ -178,7 +179,7 @@ def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iter
             if undone:
                 _undo(outputs)
             stack.close()
-            if not undone:  # what comes while the old outputs are removed comes too late
+            if not undone:  # a signal during the removal of the old outputs is too late
                 signals.forget()
                 on_commit()
         if undone:
@@ -200,16 +201,16 @@ def _undo(outputs: Sequence[Staged]) -> None:
 
 
 def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:
-    """Refuse, before any work, a file that could not be written by `replacing_file`.
+    """Refuse a file that `replacing_file` could not write, before any work is done.
 
     Args:
-        target: its name.
+        target: the path of the file.
         overwrite: whether it may replace a file.
-        suffixes: those that the name may end in, in lower case; empty if any will do.
+        suffixes: the suffixes that the name may have, in lower case; empty if any is allowed.
 
     Raises:
-        OutputError: it ends in something else, already exists, is a directory, or has none to be
-            in.
+        OutputError: the suffix is not allowed, the target exists or is a directory, or its parent
+            does not exist.
     """
     if suffixes and target.suffix.lower() not in suffixes:
         raise OutputError(
@@ -221,7 +222,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
 
 
 def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -> None:
-    """Write one UTF-8 text file, which appears under its name when it is complete.
+    """Write a UTF-8 text file atomically.
 
     Raises:
         OutputError: as `staged`.
@@ -250,7 +251,7 @@ def _one(place: Place) -> Iterator[Staged]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or the entries of a directory are on the disk."""
+    """Flush a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -260,7 +261,7 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def saying(target: Path) -> Iterator[None]:
-    """Convert errors of the operating system to one clear error.
+    """Convert errors of the operating system to an `OutputError`.
 
     Raises:
         OutputError: the body raised an error of the operating system.

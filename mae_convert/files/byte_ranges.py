@@ -1,7 +1,7 @@
-"""A file that is open for reading: only what lies inside can be taken, and it must stay as it is.
+"""A file that is open for reading, with checked byte ranges; changes of the file are detected.
 
-Bytes are read when they are asked for and are not mapped into memory: a map of a file that shrinks
-kills the program that looks at it, and counts against its address space.
+Bytes are read on request and not mapped into memory: reading a mapping of a file that has become
+shorter ends the process, and mappings count against its address space.
 """
 
 import copy
@@ -26,21 +26,21 @@ SPECIFY = "specify the file of a checkpoint, or a model directory"
 
 
 class ByteFile:
-    """The bytes of a file, or of a stretch of one; the name may go while it is open.
+    """The bytes of a file, or of a range of it; the open file may be renamed or removed.
 
     Args:
         path: the file.
 
     Raises:
-        CheckpointError: there is no such file, it may not be read, is empty, or is something else
-            than a file.
+        CheckpointError: the file does not exist, may not be read, is empty, or is not a regular
+            file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = _open(path)
         weakref.finalize(self, os.close, self._descriptor)
-        self._whole: ByteFile = self  # keeps the descriptor open as long as there is a part
+        self._whole: ByteFile = self  # keeps the descriptor open as long as a part exists
         found = os.fstat(self._descriptor)
         self._stamp = _stamp(found)
         if not stat.S_ISREG(found.st_mode):
@@ -98,7 +98,7 @@ class ByteFile:
             done += count
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> "FileArray":
-        """Return a way to the array whose data begin at `offset`, in C order and native bytes.
+        """Return a lazy array whose data begin at `offset`, in C order and native byte order.
 
         Raises:
             CheckpointError: the data are not all in the file.
@@ -107,25 +107,25 @@ class ByteFile:
         return FileArray(shape, dtype, self, offset)
 
     def require_unchanged(self) -> None:
-        """Require that the file is as it was when it was opened.
+        """Require that the file has not changed since it was opened.
 
         Raises:
-            CheckpointError: it has another size, or was written to.
+            CheckpointError: the size or the modification time has changed.
         """
         if not self.is_unchanged:
             raise self._changed()
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether it has the size and the time of writing that it had when it was opened."""
+        """Whether size and modification time are those of when it was opened."""
         return _stamp(os.fstat(self._descriptor)) == self._stamp
 
     @property
     def pinned(self) -> Path:
         """A path to the open file, for programs that open files by path.
 
-        Where the system has ``/proc`` it leads to this very file, whatever its own path names by
-        then; elsewhere it is the path.
+        With ``/proc`` it refers to the open file, even if another file has its path by then;
+        otherwise it is the path of the file.
         """
         pinned = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
         return pinned if os.path.lexists(pinned) else self.path
@@ -146,7 +146,7 @@ def _open(path: Path) -> int:
     if (kind := kind_of(path)) is not None:
         raise CheckpointError(path, f" is {kind} and not a regular file", hint=SPECIFY)
     try:
-        # A pipe would otherwise be waited for.
+        # Otherwise opening a pipe would wait.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(path, " does not exist", hint="check the path") from None
@@ -154,7 +154,7 @@ def _open(path: Path) -> int:
         raise CheckpointError(
             path, " cannot be read: permission denied; change its permissions"
         ) from None
-    except (OSError, ValueError) as error:  # a link to itself, a name with a zero in it
+    except (OSError, ValueError) as error:  # a link to itself, a name with a NUL character
         if reason := shortage(error):
             raise CheckpointError(path, f" cannot be opened: {reason}") from error
         raise CheckpointError(path, f" cannot be opened ({error})", hint=SPECIFY) from None
@@ -168,7 +168,7 @@ class FileArray(SequentialArray):
     offset: int
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements that are read from the file; they are not to be written to."""
+        """Return elements that are read from the file; they must not be modified."""
         array = np.empty(stop - start, self.dtype)
         if array.size:
             data = array.view(np.uint8).data
@@ -185,11 +185,11 @@ class Window(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Return that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return that it can be read from any position."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
@@ -213,7 +213,7 @@ class Window(io.RawIOBase):
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with the bytes that are left."""
+        """Fill a buffer with the following bytes."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

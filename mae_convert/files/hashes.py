@@ -1,4 +1,4 @@
-"""The SHA-256 of files, and the CRC-32 of bytes that follow each other, made of those of the parts.
+"""The SHA-256 of files, and the CRC-32 of concatenated bytes, computed from those of the parts.
 
 A CRC-32 is a polynomial over GF(2) modulo `POLYNOMIAL`, its bits reversed: the highest bit of a
 number is the coefficient of x^0. To append n zero bits is to multiply it by x^n.
@@ -32,7 +32,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sha256_of(file: ByteFile, advance: Callable[[int], None]) -> str:
-    """Return the SHA-256 of an open file, and tell ``advance`` how many bytes were read."""
+    """Return the SHA-256 of an open file; ``advance`` is called with the number of bytes read."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
     for start in range(0, file.size, PIECE_BYTES):
         piece = buffer[: min(PIECE_BYTES, file.size - start)]

@@ -24,16 +24,16 @@ def open_input(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        MaeConvertError: there is no such file, it may not be read, or it is something else.
+        MaeConvertError: the file does not exist, may not be read, or is not a regular file.
     """
     if (kind := kind_of(path)) is not None:
         raise MaeConvertError(path, f" is {kind} and not a regular file", hint="name a file")
     try:
-        # A pipe that has come into its place would be waited for.
+        # Otherwise opening a pipe that has replaced it would wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise MaeConvertError(path, " does not exist", hint="check the path") from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL character
         reason = getattr(error, "strerror", None) or error
         raise MaeConvertError(path, f" cannot be opened: {reason}") from error
     file = os.fdopen(descriptor, "rb")

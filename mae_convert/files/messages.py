@@ -32,7 +32,7 @@ def damaged(path: Path, what: str) -> CheckpointError:
 
 
 def shown(name: object) -> str:
-    """Return a name from a file for a message: short, and on one line."""
+    """Return a name that was read from a file, for a message: short, and on one line."""
     text = str(name)[:LONGEST_SHOWN]
     return text if text.isprintable() else ascii(text)
 

@@ -1,4 +1,4 @@
-"""Atomic renames that Python does not offer: without replacing, or by an exchange."""
+"""Atomic renames that Python does not offer: without replacing, or exchanging two names."""
 
 import ctypes
 import errno
@@ -10,7 +10,7 @@ AT_WORKING_DIRECTORY = -100
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename without replacing: if the target exists, it stays.
+    """Rename without replacing an existing target.
 
     Raises:
         FileExistsError: the target exists.

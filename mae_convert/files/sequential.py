@@ -1,8 +1,8 @@
-"""Arrays whose elements can be had a few at a time, in C order, so that none is in memory whole.
+"""Arrays whose elements are read in ranges, in C order, so that no array is entirely in memory.
 
-Tensors that are copied, rounded, split or joined along their first axis are read, written and
-compared in this way. What needs another order of the elements, a transpose, loads the whole array:
-at most 26 MB in float32 for the largest official model, a ViT-H.
+Tensors that are copied, rounded, split or concatenated along their first axis are read, written and
+compared in this way. A transpose needs another order of the elements and loads the whole array: at
+most 26 MB in float32 for the largest official model, a ViT-H.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class SequentialArray(ABC):
-    """An array of a shape and a dtype; calling it returns the whole."""
+    """An array of a shape and a dtype; calling it returns the whole array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -1,8 +1,8 @@
-"""Hidden directories that are removed at the end of the run: beside a target, and for other files.
+"""Hidden temporary directories, beside a target or where the system has temporary files.
 
-The name is random and the directory has permissions for the user only, so nobody can predict it and
-place files there. The run that uses it holds a lock on it: a directory without a lock was left by a
-run that was killed, and the next run removes it.
+The name is random and the directory is accessible to the user only, so nobody can predict it and
+place files there. The process that uses it holds a lock on it: a directory without a lock was left
+by a process that was killed, and the next run removes it.
 """
 
 import os
@@ -28,10 +28,10 @@ NAME = re.compile(r"\.mae-convert-[0-9a-f]{16}")
 
 @contextmanager
 def staging_beside(target: Path) -> Iterator[Path]:
-    """Make a directory beside a target and remove it, with whatever is in it, at the end.
+    """Create a directory beside a target, and remove it with its content at the end.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     with _staging_in(target.parent) as folder:
         yield folder
@@ -39,12 +39,13 @@ def staging_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Make a directory for temporary files, where the system has them, and remove it at the end.
+    """Create a directory for temporary files, and remove it at the end.
 
-    Unlike those of `tempfile`, one that a killed run has left is removed by the next run.
+    Unlike those of `tempfile`, a directory that a killed process has left is removed by the next
+    run.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     with _staging_in(Path(tempfile.gettempdir())) as folder:
         yield folder
@@ -55,7 +56,7 @@ def _staging_in(directory: Path) -> Iterator[Path]:
     sweep(directory)
     made: list[tuple[Path, int]] = []
     try:
-        with undisturbed():  # what was put off is raised when this ends, and the directory removed
+        with undisturbed():  # a deferred signal is raised at its end
             made.append(_make(directory))
         yield made[0][0]
     finally:
@@ -66,7 +67,7 @@ def _staging_in(directory: Path) -> Iterator[Path]:
 
 
 def sweep(directory: Path) -> list[Path]:
-    """Remove directories that killed runs of this user have left; return which."""
+    """Remove directories that killed processes of this user have left, and return them."""
     swept: list[Path] = []
     with suppress(OSError), os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries if NAME.fullmatch(entry.name))
@@ -75,7 +76,7 @@ def sweep(directory: Path) -> list[Path]:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a directory of ours that no run uses; return whether it was one."""
+    """Remove a temporary directory that no process uses; return whether it was one."""
     lock = _lock(path, or_none=True) if _is_ours(path) else None
     if lock is None:
         return False
@@ -94,21 +95,21 @@ def remove(path: Path) -> None:
 
 
 def _make(directory: Path) -> tuple[Path, int]:
-    """Return a new directory with our own permissions, and the lock on it."""
+    """Return a new directory that only this user can access, and the lock on it."""
     while True:
         folder = directory / f".mae-convert-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)
         lock = _lock(folder)
         if lock is not None:
             return folder, lock
-        # Another run has taken it for a stray, in the moment before it was locked.
+        # Another process has removed it as unused, before it was locked.
 
 
 def _lock(folder: Path, *, or_none: bool = False) -> int | None:
     """Return a descriptor that holds the lock on a directory; None if another has it.
 
-    A file system that has no locks gives one that holds none, or None with `or_none`: then strays
-    are not removed, and nothing else is lost.
+    On a file system without locks, the descriptor holds none, or None is returned with `or_none`:
+    then unused directories are not removed.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -130,7 +131,7 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
 
 
 def _is_ours(path: Path) -> bool:
-    with suppress(OSError):  # its own run may just have removed it
+    with suppress(OSError):  # its own process may just have removed it
         found = path.lstat()
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     return False

@@ -1,4 +1,4 @@
-"""JSON: strict parsing, so that all programs read the same; schemas; values converted to JSON.
+"""Strict JSON, which all parsers read alike; schemas; conversion of values to JSON.
 
 The schemas are in ``data/schemas`` (draft 7). The validator is imported only when a document is
 checked: a file of weights alone does not need it.
@@ -23,14 +23,13 @@ class JsonError(ValueError):
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
-    Refused are, besides what is not JSON in UTF-8: a key that an object has twice, NaN and
-    Infinity, which JSON does not have, numbers beyond 64 bits, half of a surrogate pair, and lists
-    and objects within each other more than 200 deep.
+    Besides what is not JSON in UTF-8, it refuses duplicate keys, NaN and Infinity, which JSON does
+    not have, numbers beyond 64 bits, unpaired surrogates, and more than 200 levels of nesting.
 
     Raises:
-        JsonError: it is refused; the message says why and does not name the file.
+        JsonError: the text is refused; the message states why, without the name of the file.
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
@@ -137,17 +136,17 @@ def in_unicode(value: Any) -> Any:
 
 
 def check_document(value: Any, schema: str, where: object, advice: str) -> None:
-    """Require that a document is as its schema says.
+    """Require that a document conforms to its schema.
 
     Args:
         value: the document, as plain data.
         schema: name of the schema: "certificate", "config", "conversion", "index", "preprocessor"
             or "trace".
-        where: the file, for the message.
-        advice: what to do if it is not.
+        where: the name of the file, for the message.
+        advice: what to do if it does not conform.
 
     Raises:
-        CheckpointError: it is not; the message names the file and the field.
+        CheckpointError: it does not conform; the message names the file and the field.
     """
     from fastjsonschema import JsonSchemaValueException
 
