@@ -21,18 +21,17 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Option:
-    """An option as a part of a message.
-
-    Attributes:
-        name: the neutral name, in lower case with underscores, as ``num_heads``.
-        value: the value that the message proposes or refuses; True or False for a switch, None
-            where the message names the option alone.
-        placeholder: in place of a value, what stands for one, as ``HxW``.
-    """
+    """An option as a part of a message."""
 
     name: str
+    """The neutral name, in lower case with underscores, as ``num_heads``."""
+
     value: Value = None
+    """The value that the message proposes or refuses; True or False for a switch, None where the
+    message names the option alone."""
+
     placeholder: str = ""
+    """In place of a value, what stands for one, as ``HxW``."""
 
 
 # The parts of a message. A part may be another error, which stands for its message.

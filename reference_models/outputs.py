@@ -116,60 +116,66 @@ def recorded(
 
 
 class ViTMAEModelOutput(NamedTuple):
-    """What the encoder returns.
-
-    Attributes:
-        last_hidden_state: (N, 1 + kept, D), after the final norm.
-        mask: (N, L), 0 where a patch is kept and 1 where it is removed.
-        ids_restore: (N, L), the place of each patch in the shuffled order.
-        hidden_states: embedding output and each block's output, each (N, 1 + kept, D).
-        attentions: probabilities of each block, each (N, heads, 1 + kept, 1 + kept).
-        taps: intermediate activations by name.
-    """
+    """What the encoder returns."""
 
     last_hidden_state: Tensor
+    """(N, 1 + kept, D), after the final norm."""
+
     mask: Tensor
+    """(N, L), 0 where a patch is kept and 1 where it is removed."""
+
     ids_restore: Tensor
+    """(N, L), the place of each patch in the shuffled order."""
+
     hidden_states: Tensors | None = None
+    """Embedding output and each block's output, each (N, 1 + kept, D)."""
+
     attentions: Tensors | None = None
+    """Probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+
     taps: dict[str, Tensor] | None = None
+    """Intermediate activations by name."""
 
 
 class ViTMAEForPreTrainingOutput(NamedTuple):
-    """What the pre-training model returns; hidden states and attentions are the encoder's.
-
-    Attributes:
-        loss: scalar, the mean squared error over removed patches; None if none is removed.
-        logits: (N, L, patch height x patch width x channels), the predicted patches.
-        mask: (N, L), 0 where a patch is kept and 1 where it is removed.
-        ids_restore: (N, L), the place of each patch in the shuffled order.
-        hidden_states: embedding output and each block's output, each (N, 1 + kept, D).
-        attentions: probabilities of each block, each (N, heads, 1 + kept, 1 + kept).
-        taps: intermediate activations of encoder and decoder by name.
-    """
+    """What the pre-training model returns; hidden states and attentions are the encoder's."""
 
     loss: Tensor | None
+    """Scalar, the mean squared error over removed patches; None if none is removed."""
+
     logits: Tensor
+    """(N, L, patch height x patch width x channels), the predicted patches."""
+
     mask: Tensor
+    """(N, L), 0 where a patch is kept and 1 where it is removed."""
+
     ids_restore: Tensor
+    """(N, L), the place of each patch in the shuffled order."""
+
     hidden_states: Tensors | None = None
+    """Embedding output and each block's output, each (N, 1 + kept, D)."""
+
     attentions: Tensors | None = None
+    """Probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+
     taps: dict[str, Tensor] | None = None
+    """Intermediate activations of encoder and decoder by name."""
 
 
 class ImageClassifierOutput(NamedTuple):
-    """What the classifier returns.
-
-    Attributes:
-        loss: scalar cross-entropy; None without labels.
-        logits: (N, K).
-        hidden_states: embedding output and each block's output, each (N, 1 + L, D).
-        attentions: probabilities of each block, each (N, heads, 1 + L, 1 + L).
-        taps: intermediate activations by name.
-    """
+    """What the classifier returns."""
 
     loss: Tensor | None
+    """Scalar cross-entropy; None without labels."""
+
     logits: Tensor
+    """(N, K)."""
+
     hidden_states: Tensors | None = None
+    """Embedding output and each block's output, each (N, 1 + L, D)."""
+
     attentions: Tensors | None = None
+    """Probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
+
     taps: dict[str, Tensor] | None = None
+    """Intermediate activations by name."""

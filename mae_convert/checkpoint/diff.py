@@ -27,21 +27,22 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two checkpoints.
-
-    Attributes:
-        equal: number of tensors that are the same bits.
-        tensors: those that are not.
-        configuration: fields that differ, with their values in A and B.
-        not_compared: fields that nothing gives for a checkpoint, with "A", "B" or "A and B".
-        not_read: in words, tensors of the files that are not part of the models that were read.
-    """
+    """All that differs between two checkpoints."""
 
     equal: int
+    """Number of tensors that are the same bits."""
+
     tensors: tuple[TensorDifference, ...]
+    """Those that are not."""
+
     configuration: dict[str, tuple[Any, Any]]
+    """Fields that differ, with their values in A and B."""
+
     not_compared: dict[str, str] = field(default_factory=dict)
+    """Fields that nothing gives for a checkpoint, with "A", "B" or "A and B"."""
+
     not_read: tuple[str, ...] = ()
+    """In words, tensors of the files that are not part of the models that were read."""
 
     @property
     def same(self) -> bool:

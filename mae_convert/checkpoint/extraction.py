@@ -48,44 +48,48 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Found:
-    """A model among other tensors.
-
-    Attributes:
-        reading: how its tensors read, by their names without prefixes.
-        synonyms: other layouts that are the same for these tensors.
-        stripped: what was removed from the names of its tensors.
-        dropped: every other tensor, by its stored name, with the reason.
-        also: other tasks for which everything is there, and which are not contained in this one.
-        incomplete: task → why the tensors cannot be read as it.
-        whole: the task that would be read if none were asked for.
-    """
+    """A model among other tensors."""
 
     reading: Reading
+    """How its tensors read, by their names without prefixes."""
+
     synonyms: tuple[str, ...]
+    """Other layouts that are the same for these tensors."""
+
     stripped: Stripped
+    """What was removed from the names of its tensors."""
+
     dropped: Mapping[str, str]
+    """Every other tensor, by its stored name, with the reason."""
+
     also: tuple[str, ...] = ()
+    """Other tasks for which everything is there, and which are not contained in this one."""
+
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    """Task → why the tensors cannot be read as it."""
+
     whole: str | None = None
+    """The task that would be read if none were asked for."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subset of the tensors, read for one task with one table.
-
-    Attributes:
-        prefixes: those of the encoder's and head's names, and of the decoder's.
-        stored: name without the prefix → stored name, of tensors in the table and the task.
-        left: stored name → part, of tensors in the table but not in the task.
-        encoder: stored names of the encoder.
-    """
+    """A subset of the tensors, read for one task with one table."""
 
     reading: Reading
     task: str
     prefixes: tuple[str, str]
+    """Those of the encoder's and head's names, and of the decoder's."""
+
     stored: Mapping[str, str]
+    """Name without the prefix → stored name, of tensors in the table and the task."""
+
     left: Mapping[str, str]
+    """Stored name → part, of tensors in the table but not in the task."""
+
     encoder: frozenset[str]
+    """Stored names of the encoder."""
+
     unused: Unused
 
     @property

@@ -24,17 +24,16 @@ PARTS = ("encoder", "decoder", "head")
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """What is hashed of one canonical tensor.
-
-    Attributes:
-        shape: its shape.
-        dtype: its dtype, as "float32" or "bfloat16".
-        sha256: of its bytes, little-endian and in C order, in hexadecimal digits.
-    """
+    """What is hashed of one canonical tensor."""
 
     shape: tuple[int, ...]
+    """Its shape."""
+
     dtype: str
+    """Its dtype, as "float32" or "bfloat16"."""
+
     sha256: str
+    """Of its bytes, little-endian and in C order, in hexadecimal digits."""
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
@@ -48,17 +47,16 @@ class TensorDigest:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A digest of the tensors, and one of the configuration where that is known.
-
-    Attributes:
-        parts: digest of each part that the checkpoint has: "encoder", "decoder", "head".
-        configuration: digest of the configuration fields, or None where one is missing.
-        tensors: what is hashed of each canonical tensor; empty where only the digests are known.
-    """
+    """A digest of the tensors, and one of the configuration where that is known."""
 
     parts: Mapping[str, str]
+    """Digest of each part that the checkpoint has: "encoder", "decoder", "head"."""
+
     configuration: str | None
+    """Digest of the configuration fields, or None where one is missing."""
+
     tensors: Mapping[str, TensorDigest]
+    """What is hashed of each canonical tensor; empty where only the digests are known."""
 
     @property
     def weights(self) -> str:

@@ -39,43 +39,53 @@ class Checkpoint:
     """A checkpoint whose layout was recognised.
 
     Its configuration is complete, unless it was opened with ``incomplete``.
-
-    Attributes:
-        tensors: canonical name → lazy tensor, in canonical order.
-        rules: how each external tensor was read.
-        dropped: external tensors that MAE does not use, by stored name, with the reason.
-        synonyms: other layouts that are the same for these tensors.
-        prefix: what was removed from the names; `container.tensors` and `rules` are without it.
-        relative: the model that it is, of those with the same names and shapes, or None where
-            nothing gives it.
-        origin: where it was downloaded from, or None.
-        created: canonical tensors that no stored one holds, with the reason: zeros.
-        key_bias: whether the model has biases of the key; where it has none they are created.
-        also: other tasks for which every tensor is there too.
-        incomplete: task → why the tensors cannot be read as it, where that was tried.
-        unread: configuration fields that a library may use and that mae-convert does not read, each
-            with its file.
-        before_steps: the checkpoint as it was opened, where a conversion has changed it since.
     """
 
     container: Container
     layout: Layout
     table: Table
     synonyms: tuple[str, ...]
+    """Other layouts that are the same for these tensors."""
+
     task: str
     configuration: Configuration
     tensors: Mapping[str, LazyTensor] = field(repr=False)
+    """Canonical name → lazy tensor, in canonical order."""
+
     rules: tuple[Rule, ...] = field(repr=False)
+    """How each external tensor was read."""
+
     dropped: Mapping[str, str]
+    """External tensors that MAE does not use, by stored name, with the reason."""
+
     prefix: Stripped
+    """What was removed from the names; `container.tensors` and `rules` are without it."""
+
     relative: Any = None
+    """The model that it is, of those with the same names and shapes, or None where nothing gives
+    it."""
+
     origin: Origin | None = None
+    """Where it was downloaded from, or None."""
+
     created: Mapping[str, str] = field(default_factory=dict)
+    """Canonical tensors that no stored one holds, with the reason: zeros."""
+
     key_bias: bool = True
+    """Whether the model has biases of the key; where it has none they are created."""
+
     also: tuple[str, ...] = ()
+    """Other tasks for which every tensor is there too."""
+
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    """Task → why the tensors cannot be read as it, where that was tried."""
+
     unread: tuple[str, ...] = ()
+    """Configuration fields that a library may use and that mae-convert does not read, each with its
+    file."""
+
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
+    """The checkpoint as it was opened, where a conversion has changed it since."""
 
     @property
     def family(self) -> Family:

@@ -30,15 +30,13 @@ all."""
 
 @dataclass(frozen=True)
 class Stripped:
-    """Names without their prefixes.
-
-    Attributes:
-        removed: the prefixes, in the order of their removal.
-        stored: name → stored name.
-    """
+    """Names without their prefixes."""
 
     removed: tuple[str, ...]
+    """The prefixes, in the order of their removal."""
+
     stored: Mapping[str, str]
+    """Name → stored name."""
 
     @property
     def foreign(self) -> bool:

@@ -26,27 +26,31 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image, in this order.
-
-    Attributes:
-        channels: channels of the model; images are converted to so many.
-        resize: height and width, or None to leave it.
-        shortest_edge: resize so that the shorter side has this many pixels, or None.
-        resample: Pillow's number of the filter.
-        crop: height and width of the middle that is kept, or None.
-        rescale: what pixels from 0 to 255 are multiplied with, or 1.
-        mean: taken off each channel.
-        std: what each channel is then divided by.
-    """
+    """What is done to an image, in this order."""
 
     channels: int
+    """Channels of the model; images are converted to so many."""
+
     resize: Size | None
+    """Height and width, or None to leave it."""
+
     shortest_edge: int | None
+    """Resize so that the shorter side has this many pixels, or None."""
+
     resample: int
+    """Pillow's number of the filter."""
+
     crop: Size | None
+    """Height and width of the middle that is kept, or None."""
+
     rescale: float
+    """What pixels from 0 to 255 are multiplied with, or 1."""
+
     mean: tuple[float, ...]
+    """Taken off each channel."""
+
     std: tuple[float, ...]
+    """What each channel is then divided by."""
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """Return an image as pixels (C, H, W), float32."""

@@ -21,28 +21,31 @@ from mae_convert.layouts.transforms import SplitHeads
 
 @dataclass(frozen=True)
 class Reading:
-    """A set of external tensors, read through one table.
-
-    Attributes:
-        rules: the rules that apply, one for each external tensor that was understood.
-        task: the task of the canonical tensors.
-        geometry: configuration fields that the shapes tell.
-        dropped: external names that the table declares unused, with the reason.
-        problems: what does not fit, in sentences; empty when the table fits.
-        created: biases of the key that are not stored where query and value have theirs: they are
-            zero, which is the same function.
-        relative: a model of which only the encoder is read, and the tensor that gave it away.
-    """
+    """A set of external tensors, read through one table."""
 
     layout: Layout
     table: Table
     rules: tuple[Rule, ...]
+    """The rules that apply, one for each external tensor that was understood."""
+
     task: str
+    """The task of the canonical tensors."""
+
     geometry: Mapping[str, Any]
+    """Configuration fields that the shapes tell."""
+
     dropped: Mapping[str, str]
+    """External names that the table declares unused, with the reason."""
+
     problems: tuple[str, ...]
+    """What does not fit, in sentences; empty when the table fits."""
+
     created: Mapping[str, Shape] = field(default_factory=dict)
+    """Biases of the key that are not stored where query and value have theirs: they are zero, which
+    is the same function."""
+
     relative: tuple[Any, str] | None = None
+    """A model of which only the encoder is read, and the tensor that gave it away."""
 
 
 def recognise(

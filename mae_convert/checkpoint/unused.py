@@ -105,15 +105,13 @@ NORM = re.compile(r"(?i)(\w*_)?(norm|ln|layernorm)(\w*_\w*|\d*)$")
 
 @dataclass(frozen=True)
 class Unused:
-    """What was found of tensors that a model does not take.
-
-    Attributes:
-        dropped: tensor → why it can be left out.
-        needed: tensor → what it is, for those without which the model is another function.
-    """
+    """What was found of tensors that a model does not take."""
 
     dropped: Mapping[str, str] = field(default_factory=dict)
+    """Tensor → why it can be left out."""
+
     needed: Mapping[str, str] = field(default_factory=dict)
+    """Tensor → what it is, for those without which the model is another function."""
 
 
 def sort_unused(

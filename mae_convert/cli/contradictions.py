@@ -18,19 +18,19 @@ MASKS = ("random", "block", "grid")
 
 @dataclass(frozen=True)
 class Conflict:
-    """Parameters of a command that cannot be given together.
-
-    Attributes:
-        one: a parameter, as the function of the command names it.
-        other: another; None if the first has no effect in this command, or lacks what it needs.
-        why: the reason, and what to do.
-        when: whether the values that were given conflict.
-    """
+    """Parameters of a command that cannot be given together."""
 
     one: str
+    """A parameter, as the function of the command names it."""
+
     other: str | None
+    """Another; None if the first has no effect in this command, or lacks what it needs."""
+
     why: str
+    """The reason, and what to do."""
+
     when: Callable[[Values], bool] = lambda _: True
+    """Whether the values that were given conflict."""
 
 
 def _only_films(values: Values) -> bool:

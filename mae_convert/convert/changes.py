@@ -28,19 +28,19 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The images that the converted model will take; None where unchanged.
-
-    Attributes:
-        image_size: height and width in pixels.
-        num_frames: frames of a video.
-        sincos_positions: compute fixed position embeddings for the new grid instead of resampling.
-        in_channels: number of channels.
-    """
+    """The images that the converted model will take; None where unchanged."""
 
     image_size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+
     sincos_positions: bool = False
+    """Compute fixed position embeddings for the new grid instead of resampling."""
+
     in_channels: int | None = None
+    """Number of channels."""
+
     num_frames: int | None = None
+    """Frames of a video."""
 
 
 def with_geometry(

@@ -33,39 +33,45 @@ from mae_convert.text import plural
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion that can be carried out: nothing has been read or written yet.
-
-    Attributes:
-        source: the checkpoint, as a model for the images that the target takes.
-        tensors: lazy external tensors of the target, in its native order.
-        rules: how each target tensor is made of canonical ones.
-        steps: what the conversion changes on purpose, each with ``step`` and its parameters.
-        dropped: source tensors that the target does not hold, with the reason.
-        roundings: what rounds each canonical tensor that does not keep its dtype, and measures it
-            when the conversion is carried out.
-        packing: how the tensors are put into files.
-        hashed: canonical tensors whose bytes are hashed while they are read: their digests are not
-            those of tensors of the target.
-        hashed_rounded: likewise after the rounding.
-        repaired: for the record of a repair, the files that were repaired and what was changed.
-    """
+    """A conversion that can be carried out: nothing has been read or written yet."""
 
     source: Checkpoint
+    """The checkpoint, as a model for the images that the target takes."""
+
     target: Path
     layout: Layout
     table: Table
     task: str
     configuration: Configuration
     tensors: Sequence[LazyTensor]
+    """Lazy external tensors of the target, in its native order."""
+
     rules: Sequence[Rule]
+    """How each target tensor is made of canonical ones."""
+
     steps: Sequence[Mapping[str, Any]]
+    """What the conversion changes on purpose, each with ``step`` and its parameters."""
+
     dropped: Mapping[str, str]
+    """Source tensors that the target does not hold, with the reason."""
+
     created: Mapping[str, str] = field(default_factory=dict)
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
+    """What rounds each canonical tensor that does not keep its dtype, and measures it when the
+    conversion is carried out."""
+
     packing: Packing = field(default_factory=Packing)
+    """How the tensors are put into files."""
+
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
+    """Canonical tensors whose bytes are hashed while they are read: their digests are not those of
+    tensors of the target."""
+
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
+    """Likewise after the rounding."""
+
     repaired: Mapping[str, Any] = field(default_factory=dict)
+    """For the record of a repair: the files that were repaired, and what was changed."""
 
     @property
     def is_directory(self) -> bool:

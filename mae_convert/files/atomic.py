@@ -40,19 +40,19 @@ Identity = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """The target of an output.
-
-    Attributes:
-        target: its path.
-        is_directory: whether it is a directory.
-        overwrite: whether an existing target may be replaced.
-        may_replace: raises OutputError for a directory that must not be replaced.
-    """
+    """The target of an output."""
 
     target: Path
+    """Its path."""
+
     is_directory: bool = False
+    """Whether it is a directory."""
+
     overwrite: bool = False
+    """Whether an existing target may be replaced."""
+
     may_replace: Callable[[Path], None] = lambda _: None
+    """Raises OutputError for a directory that must not be replaced."""
 
     def check(self) -> None:
         """Refuse a target that may not be replaced, before any work is done.

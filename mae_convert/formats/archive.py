@@ -24,7 +24,7 @@ END64 = struct.Struct("<4sQHHIIQQQQ")
 LOCATOR64 = struct.Struct("<4sIQI")
 END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
-"""Value in the short end record that means that the number is in the long one (ZIP64)."""
+"""Value in the end record for a number that is in the ZIP64 end record."""
 ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
@@ -55,11 +55,10 @@ class Archive:
     """A zip archive opened for reading: a file, or a part of one.
 
     Raises:
-        CheckpointError: the directory at its end is missing or does not fit the file, or no
-            program that writes weights makes such an archive: records that overlap, are
-            encrypted, or have names that reach out of it. Archives that zip readers understand
-            differently are refused too: names that differ in case only, bytes before or after
-            the archive, two descriptions of where its directory is.
+        CheckpointError: the central directory is missing or does not fit the file, or records
+            overlap, are encrypted, or have paths outside the archive. Archives that zip readers
+            interpret differently are refused too: names that differ only in case, bytes before or
+            after the archive, two positions of the central directory.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -67,7 +66,7 @@ class Archive:
         self.file = file
         with reading(self.path, *DAMAGE), zipfile.ZipFile(Window(file)) as archive:
             entries = archive.infolist()
-            # PyTorch looks names up without regard to case.
+            # PyTorch ignores case when it looks up a name.
             if len({entry.filename.lower() for entry in entries}) != len(entries):
                 raise ValueError("two records with the same name")
             _check_end(file, len(entries))
@@ -187,7 +186,7 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
 
 
 def _check_end(file: ByteFile, count: int) -> None:
-    """Require that the end records agree, and that the directory stands right before them.
+    """Require that the end records agree, and that the central directory is directly before them.
 
     Python's zipfile and the reader of PyTorch may otherwise find two different directories.
 

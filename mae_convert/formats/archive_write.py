@@ -12,12 +12,12 @@ from mae_convert.formats.file_layout import BytesAt, FileLayout
 
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
-"""Value of a 32-bit field whose real value is in an extra field (ZIP64)."""
+"""Value of a 32-bit field for a number that is in an extra field (ZIP64)."""
 
 MANY_RECORDS = (1 << 16) - 1
 VERSION, VERSION_64 = 20, 45
 UTF8 = 0x800
-FIRST_OF_1980 = 0x21  # no time, so that the same tensors make the same file
+FIRST_OF_1980 = 0x21  # no time, so that the same tensors result in the same file
 ZIP64_ID = 0x0001
 PADDING_ID = 0x4246  # the id with which PyTorch marks the padding of its records
 
@@ -30,17 +30,16 @@ END = struct.Struct("<4s4H2IH")  # 4.3.16
 
 @dataclass(frozen=True)
 class Record:
-    """A record: bytes, and behind them those of a tensor, if it has one.
-
-    Attributes:
-        name: its name in the archive.
-        head: the bytes.
-        tensor_bytes: how many the tensor's are, or None for none.
-    """
+    """A record: bytes, followed by those of a tensor if it has one."""
 
     name: str
+    """Its name in the archive."""
+
     head: bytes
+    """The bytes."""
+
     tensor_bytes: int | None = None
+    """The number of bytes of the tensor, or None without a tensor."""
 
     @property
     def size(self) -> int:
@@ -62,7 +61,7 @@ class _Placed:
 
 
 def zip_layout(records: Iterable[Record]) -> FileLayout:
-    """Return the layout of an archive; its tensors are those of the records, in their order."""
+    """Return the layout of an archive, with the tensors in the order of the records."""
     placed = list(_place(records))
     with_tensors = [item for item in placed if item.record.tensor_bytes is not None]
     directory = placed[-1].data + placed[-1].record.size if placed else 0

@@ -1,4 +1,4 @@
-"""Names in a pickle with which malicious files run code, and which no configuration needs.
+"""Names in pickles that malicious files use to run code, and that no configuration needs.
 
 A file that contains one is refused as a whole. Reading files with this package is safe without this
 table, because nothing in a file is imported or called: the table identifies files that should not
@@ -57,9 +57,9 @@ MODULES = frozenset(_ATTRIBUTES.split())
 
 
 def runs_code(module: str, name: str) -> bool:
-    """Return whether a pickle's name of a type or function is one by which code is run.
+    """Return whether the name of a type or function in a pickle can be used to run code.
 
-    It is where it is one of `RUNS_CODE` or inside one of its modules, and where it leads through
+    That is so for the names in `RUNS_CODE` and what is inside its modules, and for paths through
     one of `MODULES` or through an attribute such as `__globals__`.
     """
     parts = f"{module}.{name}".replace("__builtin__.", "builtins.").split(".")

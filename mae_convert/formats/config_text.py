@@ -15,7 +15,7 @@ def read_config_text(text: str) -> dict[str, Any] | None:
     """Return the values that a text assigns, by name.
 
     Returns:
-        The values as plain data, or None where the text is not Python or assigns nothing.
+        The values as plain data, or None if the text is not Python or assigns nothing.
     """
     if len(text) > LONGEST:
         return None
@@ -33,7 +33,7 @@ def read_config_text(text: str) -> dict[str, Any] | None:
                     values.pop(name, None)
             case ast.Expr(value=ast.Constant()):  # a comment
                 pass
-            case _:  # whatever it does to the names above, it is not known
+            case _:  # it may change the names above in unknown ways
                 return None
     return values or None
 

@@ -25,58 +25,75 @@ IMAGE_STATISTICS = ("image_mean", "image_std")
 
 @dataclass(frozen=True)
 class Container:
-    """A checkpoint that is open: its tensors are read when they are asked for.
-
-    Attributes:
-        path: what the user named.
-        kind: the format, a key of `registry.FORMATS`: "pth", "safetensors", "tf_h5" (legacy Keras,
-            as `tf_model.h5`), "keras_h5" (Keras 3's `.weights.h5`), "keras_archive" (its `.keras`),
-            "npz", or "dcp" (PyTorch's distributed checkpoints).
-        weights_file: the file that holds the tensors, or says which others do.
-        opened: all files that it takes to read the tensors, open for reading.
-        tensors: by name, in stored order.
-        config: `config.json` beside, or the configuration inside the file, as found; else None.
-        config_source: where it was found, for a person.
-        preprocessor: how images are prepared: what `processor_config.json` beside says of its
-            image processor, else `preprocessor_config.json`, or `image_mean` and `image_std` of the
-            configuration; else None.
-        training_args: arguments of the training run that made the file, or None.
-        conversion: the record of the conversion that made it, or None.
-        ignored: what the file holds besides, by name, each with a short description.
-        passed_over: dotted names in a pickle that were neither imported nor called, because no
-            weight needs what they make; PyTorch's own reader refuses such a file.
-        wrapper: the key under which the tensors stand ("model", dotted where it is deeper), or None
-            where nothing stands around them.
-        state_key: the key that the user said, or None.
-        is_directory: the user named a directory.
-        epoch: of the training run that made the file, where it states it.
-        beside: the JSON files beside the weights that were read, open for reading.
-        adapter: `adapter_config.json` beside the weights, or None.
-        preprocessor_source: the file that ``preprocessor`` was found in, or None.
-        other_preprocessor: there is a `preprocessor_config.json` beside that says something else
-            than `processor_config.json`; version 4 of transformers reads it.
-    """
+    """An open checkpoint, whose tensors are read on demand."""
 
     path: Path
+    """The path that the user specified."""
+
     kind: str
+    """The format, a key of `registry.FORMATS`: "pth", "safetensors", "tf_h5" (legacy Keras, as
+    `tf_model.h5`), "keras_h5" (Keras 3's `.weights.h5`), "keras_archive" (its `.keras`), "npz", or
+    "dcp" (PyTorch's distributed checkpoints)."""
+
     weights_file: Path
+    """The file that contains the tensors, or the index of the files that do."""
+
     opened: tuple[ByteFile, ...]
+    """All files that are needed to read the tensors, open for reading."""
+
     tensors: Mapping[str, LazyTensor]
+    """By name, in stored order."""
+
     config: Mapping | None
+    """The content of `config.json` in the same directory, or the configuration inside the file;
+    else None."""
+
     config_source: str | None
+    """Where ``config`` was found, for messages."""
+
     preprocessor: Mapping | None
+    """The settings of the image processor: from `processor_config.json` in the same directory, else
+    `preprocessor_config.json`, else `image_mean` and `image_std` of the configuration; else
+    None."""
+
     training_args: Mapping | None
+    """Arguments of the training run that created the file, or None."""
+
     conversion: Mapping | None
+    """The record of the conversion that created it, or None."""
+
     ignored: Mapping[str, str]
+    """Other contents of the file: name and short description."""
+
     wrapper: str | None
+    """The key that contains the tensors ("model", or a dotted path of keys), or None if they are at
+    the top level."""
+
     state_key: str | None
+    """The key that the user specified, or None."""
+
     is_directory: bool
+    """Whether the user specified a directory."""
+
     passed_over: tuple[str, ...] = ()
+    """Dotted names in a pickle that were neither imported nor called, because no weight needs them;
+    PyTorch's own reader refuses such a file."""
+
     epoch: int | None = None
+    """The epoch of the training run that created the file, if it is stored."""
+
     beside: tuple[ByteFile, ...] = ()
+    """The JSON files in the same directory that were read, open for reading."""
+
     adapter: Mapping | None = None
+    """The content of `adapter_config.json` in the same directory, or None."""
+
     preprocessor_source: str | None = None
+    """The file in which ``preprocessor`` was found, or None."""
+
     other_preprocessor: bool = False
+    """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;
+    version 4 of transformers reads the former."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -85,16 +102,16 @@ class Container:
 
 
 def open_container(path: Path | str, state_key: str | None = None) -> Container:
-    """Open a file or a model directory; its content and not its suffix decides what it is.
+    """Open a file or a model directory; the format is recognised by content, not by suffix.
 
     Args:
-        path: a checkpoint file, an index of several, or a directory.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        path: a checkpoint file, an index of several files, or a directory.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
 
     Raises:
         NoSuchKeyError: there are no tensors at `state_key`.
-        CheckpointError: it does not exist, is not a checkpoint, is damaged, would run code, or
-            is a directory in which no file, or more than one, holds weights.
+        CheckpointError: the path does not exist, is not a checkpoint, is damaged, would run code,
+            or is a directory in which no file, or more than one, contains weights.
     """
     path = Path(path)
     is_directory = path.is_dir()
@@ -152,9 +169,9 @@ def _read_json(file: ByteFile) -> dict:
 
 
 def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
-    """Return the image processor in `processor_config.json`, which version 5 of transformers takes.
+    """Return the image processor in `processor_config.json`, which version 5 of transformers reads.
 
-    Older files have none there, and then `preprocessor_config.json` has it.
+    Older files have it in `preprocessor_config.json`.
     """
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):

@@ -28,42 +28,49 @@ UNASKED_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of one file and the plain data beside them.
-
-    Attributes:
-        kind: the container, one of those in `mae_convert.formats.container.Container`.
-        tensors: by name, in stored order.
-        files: the files that hold the tensors, open for reading.
-        config: the model configuration that the file carries, or None.
-        config_place: in which part of the file it stands.
-        conversion: the record of the conversion that made the file, or None.
-        training_args: arguments of the training run that made the file, or None.
-        ignored: what else the file holds: name and a short description.
-        passed_over: dotted names in a pickle that were neither imported nor called, because no
-            weight needs what they make; PyTorch's own reader refuses such a file.
-        wrapper: key under which the tensors stand, or None.
-        epoch: of the training run, where a PyTorch checkpoint states it.
-    """
+    """The tensors of one file and its plain data."""
 
     kind: str
+    """The format, as in `mae_convert.formats.container.Container`."""
+
     tensors: Mapping[str, LazyTensor]
+    """By name, in stored order."""
+
     files: tuple[ByteFile, ...]
+    """The files that hold the tensors, open for reading."""
+
     config: Mapping | None = None
+    """The model configuration in the file, or None."""
+
     config_place: str = "config"
+    """The part of the file that contains it."""
+
     conversion: Mapping | None = None
+    """The record of the conversion that created the file, or None."""
+
     training_args: Mapping | None = None
+    """Arguments of the training run that created the file, or None."""
+
     ignored: Mapping[str, str] = field(default_factory=dict)
+    """Other contents of the file: name and short description."""
+
     passed_over: tuple[str, ...] = ()
+    """Dotted names in a pickle that were neither imported nor called, because no weight needs them;
+    PyTorch's own reader refuses such a file."""
+
     wrapper: str | None = None
+    """The key that contains the tensors, or None."""
+
     epoch: int | None = None
+    """The epoch of the training run, if a PyTorch checkpoint contains it."""
 
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Convert the errors that a parser raises for a corrupt file to one clear error.
+    """Convert the errors that a parser raises for a corrupt file to a `CheckpointError`.
 
     Raises:
-        CheckpointError: the body raised one of `damage`, or an error of the operating system.
+        CheckpointError: the block raised one of `damage`, or an error of the operating system.
     """
     damages: tuple[type[Exception], ...] = (OSError, OverflowError, *damage)
     try:
@@ -98,14 +105,14 @@ def loading(
 
 
 def json_in(file: ByteFile, advice: str) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
         file: the file.
-        advice: what to do where it is damaged.
+        advice: what to do if it is damaged.
 
     Raises:
-        CheckpointError: it is not JSON, or larger than any that belongs to a model.
+        CheckpointError: it is not JSON, or larger than any JSON file of a model.
     """
     if file.size > LARGEST_JSON:
         raise CheckpointError(
@@ -123,11 +130,11 @@ def check_plausible(path: Path, contents: Contents) -> None:
     """Require that a file does not claim to contain far more data than it can.
 
     Compressed values, elements that are stored once and referenced many times, and space that was
-    never written make a large tensor out of a few bytes. Trained weights cannot be compressed to
-    less than half.
+    never written can describe a large tensor in a few bytes. Trained weights cannot be compressed
+    to less than half.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: it claims to.
     """
     if not contents.tensors:
         raise CheckpointError(
@@ -157,10 +164,10 @@ def check_plausible(path: Path, contents: Contents) -> None:
 
 
 def embedded_json(text: object, path: Path) -> dict | None:
-    """Return the JSON object in a text that stands in a file, or None if it is something else.
+    """Return the JSON object in a text of a file, or None if the text is not a JSON object.
 
     Raises:
-        CheckpointError: it is JSON that two programs could read differently.
+        CheckpointError: it is JSON that programs may read differently.
     """
     if not isinstance(text, str):
         return None

@@ -35,15 +35,15 @@ from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model
 
 
 def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
-    """Read a distributed checkpoint; the chunks of a tensor are joined when it is asked for.
+    """Read a distributed checkpoint; the chunks of a tensor are assembled when it is read.
 
     Args:
-        directory: what holds `.metadata`.
-        state_key: the key of the weights, where it is not plain.
+        directory: the directory that contains `.metadata`.
+        state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it is damaged or incomplete, would run code, or holds no weights that are
-            recognised.
+        CheckpointError: it is damaged or incomplete, would run code, or contains no weights that
+            are recognised.
     """
     path = directory / METADATA
     metadata = ByteFile(path)

@@ -40,7 +40,7 @@ _METADATA_TYPES = (
 _RECORDS = {
     **{f"torch.distributed.checkpoint.metadata.{name}": name for name in _METADATA_TYPES},
     "torch.distributed.checkpoint.filesystem._StorageInfo": "_StorageInfo",
-    # Where these two stood in earlier versions of PyTorch.
+    # The modules of these two in earlier versions of PyTorch.
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": "TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": "_MEM_FORMAT_ENCODING",
 }
@@ -95,7 +95,7 @@ class Pickled:
 
 
 def read_metadata(file: ByteFile) -> dict[str, Any]:
-    """Return what a checkpoint holds, nested as it was saved: `ShardedTensor` and `Pickled`.
+    """Return the entries of a checkpoint, nested as saved: `ShardedTensor` and `Pickled`.
 
     Raises:
         CheckpointError: the file is damaged, would run code, or describes unsupported objects.
@@ -185,7 +185,7 @@ def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
     """Require that the chunks are inside the tensor, do not overlap, and cover all of it.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: one of these is not so.
     """
     shape = (len(tensor.chunks), len(tensor.shape))
     begins = np.array([chunk.offsets for chunk in tensor.chunks], np.int64).reshape(shape)

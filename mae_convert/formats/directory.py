@@ -1,4 +1,4 @@
-"""Find the file to read for a directory, or for one file of several."""
+"""Determine the file to read for a directory, or for one file of several."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ from mae_convert.formats.shards import SHARD
 from mae_convert.formats.tensorflow_files import refuse_tensorflow
 
 (KERAS_SUFFIX,) = FORMATS[KERAS_H5].suffixes
-# What libraries read beside the weights of a model directory and act on: a file of such a name
-# that comes later can change what the model computes.
+# Files of a model directory that libraries read in addition to the weights: a file of such a name
+# that is added later can change what the model computes.
 READ_BESIDE = (
     "config.json",
     "preprocessor_config.json",
@@ -42,11 +42,11 @@ DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the file to open for what the user named: itself, or the one that a directory means.
+    """Return the file to open for a path: the file itself, or the file of weights in a directory.
 
     Raises:
-        CheckpointError: a directory in which no file, or more than one, holds weights; or a file
-            that is only a part of the weights.
+        CheckpointError: the path is a directory in which no file, or more than one, contains
+            weights; or a file with only a part of the weights.
     """
     if path.is_dir():
         return _find_in(path)
@@ -69,7 +69,7 @@ def find_weights(path: Path) -> Path:
 
 
 def _find_in(directory: Path) -> Path:
-    """Return the one file with weights: one with a conventional name, else any checkpoint."""
+    """Return the file with weights: one with a conventional name, else any checkpoint."""
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
     if directory / METADATA in files:

@@ -25,14 +25,14 @@ READABLE = frozenset(TORCH_DTYPES.values())
 
 
 def read_hdf5(file: ByteFile) -> Contents:
-    """Read the weights of an HDF5 file, or of one in an archive; no link out of it is followed.
+    """Read the weights of an HDF5 file, which may be in an archive; links are not followed.
 
-    A file whose root says `layer_names` is of the legacy form, and its tensors come in the order
-    that the file states. Otherwise each dataset is a tensor. Names are the paths of the datasets.
+    A file whose root has `layer_names` is in the legacy format, which contains the order of the
+    tensors. Otherwise each dataset is a tensor. Names are the paths of the datasets.
 
     Raises:
-        CheckpointError: it is damaged, a tensor lies in another file or is not of numbers, or it is
-            a whole model of Keras.
+        CheckpointError: it is damaged, a tensor is in another file or not numeric, or the file is a
+            complete Keras model.
     """
     with reading(file.path, *DAMAGE):
         tree = read_tree(file)
@@ -80,7 +80,7 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 
 
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; in shards each weight is listed like a layer."""
+    """Return the paths of a layer's weights; shards list each weight as if it were a layer."""
     if layer in tree.datasets:
         return [layer]
     return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]
@@ -120,5 +120,5 @@ def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return numbers in native byte order; they may have been read as bytes."""
+    """Return numbers in native byte order, which may have been read as bytes."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

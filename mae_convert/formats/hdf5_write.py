@@ -24,9 +24,9 @@ PAGE = 1 << 12
 def tf_h5_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Lay out the legacy Keras form: a group per layer, with the list of its weights in order.
+    """Return the layout of a legacy Keras file: a group per layer, with a list of its weights.
 
-    The first part of a tensor's name is its layer.
+    The first component of a tensor's name is its layer.
     """
     layers: dict[str, list[str]] = {}
     for tensor in tensors:
@@ -48,13 +48,13 @@ def tf_h5_layout(
 def keras_h5_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Lay out the form of Keras 3: groups, and a dataset for each tensor."""
+    """Return the layout of a Keras 3 file: groups, and a dataset for each tensor."""
     settings = {"config": config, "conversion": conversion}
     return _file_layout(tensors, settings, lambda _: None, track_order=True)
 
 
 class _Written(io.RawIOBase):
-    """A file object for HDF5 that stores only written pages: no space for the data is allocated."""
+    """A file object for the HDF5 library that stores only the pages that are written."""
 
     def __init__(self) -> None:
         self.pieces: list[BytesAt] = []
@@ -108,10 +108,10 @@ def _file_layout(
     *,
     track_order: bool,
 ) -> FileLayout:
-    """Let HDF5 create the file in memory without the data.
+    """Create the file in memory with the HDF5 library, without the data.
 
-    The data is then written without the library, which reports a full disk only when it closes the
-    file, and then cannot close it.
+    The data is then written without the library, which would report a full disk only when it closes
+    the file, and then fail to close it.
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:
@@ -160,13 +160,13 @@ def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)
-    # The library's lower level: the upper one drops the properties of a scalar.
+    # The low-level API: the high-level one ignores the creation properties of a scalar.
     kind = h5py.h5t.py_create(tensor.dtype, logical=True)
     scalar = tensor.shape == ()
     space = h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape)
     dataset = h5py.h5d.create(group.id, None, kind, space, properties)
     group[leaf] = h5py.Dataset(dataset)
-    return dataset.get_offset() or 0  # an empty dataset has no place, and needs none
+    return dataset.get_offset() or 0  # an empty dataset has no offset
 
 
 def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
     while any(part.nbytes > LARGEST_ATTRIBUTE for part in np.array_split(encoded, count)):
         count += 1
     if not names:
-        group.attrs[name] = encoded  # an empty array of float64: so does Keras
+        group.attrs[name] = encoded  # an empty array of float64, as Keras writes it
         return
     kind = h5py.string_dtype("ascii" if all(map(str.isascii, names)) else "utf-8")
     for number, part in enumerate(np.array_split(np.array(names, dtype=object), count)):
@@ -185,7 +185,7 @@ def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Convert errors of the HDF5 library to one clear error.
+    """Convert errors of the HDF5 library to an `OutputError`.
 
     Raises:
         OutputError: the library raised an error.

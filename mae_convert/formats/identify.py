@@ -1,4 +1,4 @@
-"""Recognises the format of a file by its first bytes, and reads it."""
+"""Recognise the format of a file by its first bytes, and read it."""
 
 import re
 from pathlib import Path
@@ -29,11 +29,11 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
 
     Args:
         path: the file.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
 
     Raises:
-        CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or its
-            pickle would run code.
+        CheckpointError: the file does not exist, is not a checkpoint, is damaged, or contains a
+            pickle that would run code.
     """
     if path.name.endswith(INDEX_SUFFIX) and path.is_file():
         return read_sharded(path, read_file)
@@ -45,11 +45,11 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
 
 
 def read_file(path: Path, state_key: str | None = None) -> Contents:
-    """Read a file that holds its tensors itself.
+    """Read a file that contains its tensors itself, which an index does not.
 
     Args:
         path: the file.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
 
     Raises:
         CheckpointError: as `read_contents`.
@@ -70,7 +70,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
 
 
 def _is_archived(signature: Signature, archive: Archive | None) -> bool:
-    """Whether a signature is of a zip archive with such members, or of no archive like the file."""
+    """Return whether a signature fits the members of an archive, or a file without an archive."""
     if archive is None or signature.members is None:
         return archive is None and signature.members is None
     return signature.members(archive.path.name, archive.records.keys())

@@ -1,8 +1,8 @@
 """Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
 
-Keras creates a model from such a file by importing what `config.json` names. Here no model is
-created: the configuration is read as JSON, the weights as tensors, and only files of this project's
-models and KerasHub's are accepted, whose configuration is understood.
+Keras creates a model from such a file by importing the classes that `config.json` names. Here no
+model is created: the configuration is read as JSON, the weights as tensors. Only files of this
+project's and KerasHub's models are accepted.
 """
 
 import json
@@ -29,12 +29,12 @@ PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 def read_keras_archive(archive: Archive) -> Contents:
     """Read a `.keras` file of one of this project's models, or of KerasHub's.
 
-    The configuration is the one that we keep in the weights, if we wrote them, and under "keras"
-    what Keras's `config.json` says.
+    The configuration is the one that mae-convert stores with the weights, if there is one, and
+    under "keras" the content of Keras's `config.json`.
 
     Raises:
-        CheckpointError: a member is missing, too large, or of a name or form that Keras does not
-            write; or it is another's model.
+        CheckpointError: a member is missing, too large, or not as Keras writes it; or the model is
+            of another project.
     """
     _check_members(archive)
     stated = _read_config(archive)

@@ -21,10 +21,10 @@ KERAS_VERSION = "3.15.1"
 def keras_archive_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Lay out a `.keras` file; the configuration has Keras's own under "keras".
+    """Return the layout of a `.keras` file; the configuration has Keras's own under "keras".
 
     Raises:
-        OutputError: it is not told what Keras is to make of the weights.
+        OutputError: the configuration of the Keras model is missing.
     """
     if config is None or KERAS not in config:
         raise OutputError("a .keras file needs the configuration of a Keras model")

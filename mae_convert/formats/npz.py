@@ -46,7 +46,7 @@ def read_npz(archive: Archive) -> Contents:
     """Read a NumPy archive; arrays of Python objects, which are pickles, are refused.
 
     Raises:
-        CheckpointError: it is damaged, or holds what is not an array of numbers.
+        CheckpointError: it is damaged, or contains something other than arrays of numbers.
     """
     names = [record.removesuffix(SUFFIX) for record in archive.records if record.endswith(SUFFIX)]
     if not names:
@@ -90,7 +90,7 @@ def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
 def npz_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Lay out an uncompressed archive, with the settings as JSON text in arrays of their own."""
+    """Return the layout of an uncompressed archive, with settings as JSON in further arrays."""
     settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
     texts = {n: np.array(json.dumps(value)) for n, value in settings.items() if value is not None}
     return zip_layout(
@@ -163,7 +163,7 @@ def _text(archive: Archive, name: str) -> str | None:
     count = head.dtype.itemsize
     raw = archive.array(f"{name}{SUFFIX}", head.begins, (count,), np.dtype(np.uint8))()
     order = "be" if head.dtype.byteorder == ">" else "le"
-    try:  # decoded by Python, which checks it: NumPy takes any number for a character
+    try:  # decoded by Python, which checks it; NumPy accepts any number as a character
         return raw.tobytes().decode(f"utf-32-{order}").rstrip("\0")
     except UnicodeDecodeError:
         return None

@@ -21,43 +21,43 @@ NAMES_SHOWN = 8
 
 @dataclass
 class Effects:
-    """What a pickle did that could change values which it had made before.
-
-    Attributes:
-        calls: the objects that were made by what is not in the table of inert types; each keeps
-            the arguments of the call, and the states and items that it was handed later.
-        mentioned: the dotted names that are not in that table.
-        storages: names of types of storages that are not known.
-        replaced: by the id of a mapping or an object, that itself and what was overwritten in it.
-    """
+    """Operations of a pickle that could change values which it had created before."""
 
     calls: list[Opaque] = field(default_factory=list)
+    """The objects that were created by unsupported types or functions; each keeps the arguments of
+    the call, and the states and items that it received later."""
+
     mentioned: list[str] = field(default_factory=list)
+    """The dotted names that are not in the table of supported types."""
+
     storages: list[str] = field(default_factory=list)
+    """Names of unknown types of storages."""
+
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
+    """By the id of a mapping or an object, the mapping or object and the values that were
+    overwritten in it."""
 
     def names(self) -> tuple[str, ...]:
         """Return the dotted names of all types and functions that were not imported."""
         return tuple(dict.fromkeys(self.mentioned))
 
     def replace(self, target: object, old: object) -> None:
-        """Record that a pickle has overwritten a value of a mapping, or the state of an object."""
+        """Record that a pickle has overwritten a value of a mapping or the state of an object."""
         self.replaced.setdefault(id(target), (target, []))[1].append(old)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What objects of unsupported types were handed, directly or inside other values.
-
-    Attributes:
-        containers: by the id of a list, mapping or other value, the name of such an object.
-        storages: by its key, the name of an object that was handed a tensor of the storage.
-        rebuilders: names of objects that were handed PyTorch's functions that make tensors.
-    """
+    """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
+    """By the id of a list, mapping or other value, the name of such an object."""
+
     storages: Mapping[str, str]
+    """By its key, the name of an object that received a tensor of the storage."""
+
     rebuilders: Iterable[str] = ()
+    """Names of objects that received PyTorch's functions that create tensors."""
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
@@ -111,7 +111,7 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
 
 
 def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
-    """Return the name of an object that was given a tensor; None if none was."""
+    """Return the name of an object that received a tensor; None if none did."""
     return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
 
 

@@ -28,20 +28,20 @@ RECORD = "conversion.json"
 
 @dataclass(frozen=True)
 class Output:
-    """A file, or a directory of files.
-
-    Attributes:
-        target: its name.
-        weights: the weights of a file under "", those of a directory under the files' names.
-        json_files: the files beside them; one may be given as a function of the SHA-256 of each
-            tensor's bytes, little-endian and in C order, by the tensor's name.
-        is_directory: whether it is a directory.
-    """
+    """A file, or a directory of files."""
 
     target: Path
+    """Its name."""
+
     weights: Mapping[str, Weights]
+    """The weights of a file under "", those of a directory under the files' names."""
+
     json_files: Mapping[str, JsonFile] = field(default_factory=dict)
+    """JSON files in the same directory; one may be a function of the SHA-256 of each tensor's bytes
+    (little-endian, in C order), by the tensor's name."""
+
     is_directory: bool = False
+    """Whether it is a directory."""
 
     def tensors(self) -> list[LazyTensor]:
         """Return the tensors of all files."""
@@ -61,19 +61,19 @@ def directory_output(
     *,
     max_shard_size: int | None = None,
 ) -> Output:
-    """Return a model directory as it is to be written.
+    """Return a model directory to be written.
 
     Args:
-        path: its name.
+        path: the path of the directory.
         weights_name: the name of the file of weights.
-        weights: what is in that file. `config` is kept there too, where it has a place for it, so
-            that the file keeps its function when it is taken out of the directory.
+        weights: the content of that file. `config` is stored in it too if the format allows, so
+            that the file can be used without the directory.
         json_files: as in `Output`.
-        max_shard_size: weights of more bytes are written in parts of at most so many, with an
+        max_shard_size: larger weights are written in shards of at most so many bytes, with an
             index.
 
     Raises:
-        OutputError: the weights are to be in parts and cannot.
+        OutputError: the weights cannot be sharded.
     """
     kind, config = weights.kind, None if weights.kind == BIN else weights.config
     parts = [weights.tensors] if max_shard_size is None else split(weights.tensors, max_shard_size)
@@ -90,7 +90,7 @@ def directory_output(
 
 
 def require_ours(directory: Path) -> None:
-    """Raise OutputError if a directory contains anything that this program did not write."""
+    """Raise OutputError if a directory contains anything that mae-convert did not write."""
     names = sorted(path.name for path in directory.iterdir())
     try:
         with open_input(directory / RECORD) as file:

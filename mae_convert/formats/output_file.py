@@ -50,7 +50,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return the weights with settings as every format returns them: tuples as lists."""
+        """Return the weights with settings as they are read from the file: tuples as lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
@@ -89,7 +89,7 @@ class OutputFile:
         """Compute the layout of a file, and create it with its final size.
 
         Raises:
-            OutputError: the container cannot hold the tensors, or the system refuses.
+            OutputError: the format cannot store the tensors, or the operating system refuses.
         """
         check_limits(target, weights.kind, weights.tensors)
         weights = weights.through_json()
@@ -138,7 +138,7 @@ class OutputFile:
             amend: returns the conversion record with the values known by now; as long as before.
 
         Raises:
-            OutputError: the system refuses.
+            OutputError: the operating system refuses.
         """
         finalized = self
         if self.weights.conversion is not None:
@@ -173,7 +173,7 @@ class OutputFile:
         """
         read, weights = read_file(self.path), self.weights
         names = [tensor.name for tensor in weights.tensors]
-        # HDF5 keeps the order within each group only.
+        # HDF5 keeps the order only within each group.
         ordered = not FORMATS[read.kind].has_groups
         same = (
             (list(read.tensors) == names if ordered else set(read.tensors) == set(names))
@@ -228,7 +228,7 @@ class OutputFile:
 
 
 def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
-    """Return whether bytes are those of an array; in words of 8 bytes, which is much faster."""
+    """Return whether bytes equal those of an array; comparing words of 8 bytes is faster."""
     expected = piece.view(np.uint8)
     words = len(data) // 8 * 8
     return bool(
@@ -242,10 +242,10 @@ def _through_json(value: Mapping | None) -> Any:
 
 
 def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None:
-    """Require that a container can hold all tensors.
+    """Require that a format can store all tensors.
 
     Raises:
-        OutputError: it cannot hold a name, a dtype, or two names together.
+        OutputError: it cannot store a name, a dtype, or two names together.
     """
     form, names = FORMATS[kind], [tensor.name for tensor in tensors]
     for name in names:

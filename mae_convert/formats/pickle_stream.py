@@ -20,9 +20,9 @@ class PickleStream:
     def __init__(self, raw: Callable[[int, int], bytes], size: int) -> None:
         self._raw = raw
         self._size = min(size, LARGEST_PICKLE)
-        self._start = 0  # where the buffer begins
+        self._start = 0  # the position of the buffer's first byte
         self._buffer = b""
-        self._at = 0  # how much of the buffer was given out
+        self._at = 0  # the number of bytes of the buffer that were read
 
     @classmethod
     def of_file(cls, file: ByteFile) -> "PickleStream":
@@ -47,7 +47,7 @@ class PickleStream:
         return data
 
     def readline(self) -> bytes:
-        """Return the bytes up to the next line end; without one if it is too far away."""
+        """Return the bytes up to and including the next line end, which a too long line lacks."""
         wanted = STEP
         while (end := self._buffer.find(b"\n", self._at)) < 0:
             if wanted > LONGEST_LINE or not self._fill(wanted):

@@ -1,8 +1,8 @@
-"""The types that a checkpoint's pickle may name, and the plain data that each becomes.
+"""The types that a checkpoint's pickle may use, and the plain data that each is replaced by.
 
-Everything here is written out: no name of a file is ever imported. What a type makes is data: a
-path becomes a string, an `argparse.Namespace` a dict, a tensor a description of where it lies. What
-is short in the file and endless in memory, `set(range(10**12))` or `bytes(10**12)`, is refused.
+All names are listed here: no name in a file is ever imported. A path becomes a string, an
+`argparse.Namespace` a dict, a tensor a description of its location. What is short in the file but
+huge in memory, such as `set(range(10**12))` or `bytes(10**12)`, is refused.
 """
 
 import pathlib
@@ -42,18 +42,18 @@ class Maker:
 
 
 class WouldRunCodeError(Exception):
-    """A call that runs code, whatever its arguments are."""
+    """A call that runs code with any arguments."""
 
 
 class Opaque:
-    """An object, or the name of a type or function, that is not in the table of inert types.
+    """An unsupported type or function, or an object that it creates.
 
-    It is neither imported nor called. Each equals itself alone.
+    It is neither imported nor called. Each equals only itself.
 
     Attributes:
-        name: the dotted name in the pickle: of the type, or of the function that makes the object.
-        arguments: what the call was handed; None where this is the name itself and not an object.
-        received: the states and items that the pickle has handed to the object.
+        name: the dotted name in the pickle, of the type or of the function that creates the object.
+        arguments: the arguments of the call; None if this is the type or function itself.
+        received: the states and items that the pickle has set on the object.
     """
 
     __slots__ = ("arguments", "name", "received")
@@ -120,8 +120,8 @@ class NumpyArray:
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0)
-        self.unread: str | None = None  # the name of its dtype, where that is not read
-        self.elements: Any = None  # then what the pickle states as its elements
+        self.unread: str | None = None  # the name of its dtype, if that is not read
+        self.elements: Any = None  # its elements in the pickle, in that case
 
     def set_state(self, state: Any) -> None:
         """Set version, shape, dtype, order and bytes."""
@@ -157,7 +157,7 @@ def _attributes(state: Any) -> dict:
 def check_hashable(key: Any) -> Any:
     """Return a value that may be a key: a scalar, a record, or a tuple of these.
 
-    Deeper tuples are refused: a short pickle can describe one whose hash takes forever.
+    Nested tuples are refused: the hash of one that a short pickle describes may never end.
     """
     parts = key if type(key) is tuple else (key,)
     if not all(isinstance(part, (*SCALARS, Record, Opaque)) for part in parts):

@@ -1,15 +1,13 @@
-"""Read a pickle as data: a stack machine that imports nothing and calls nothing from the file.
+"""Read a pickle as data: a stack machine that neither imports nor calls what the file names.
 
-Python's own unpickler imports whatever a pickle names and calls it, so that opening a file can run
-any program. Here a name is looked up in one table of inert types
-(`mae_convert.formats.pickle_types`). What is made by a name that is not there is an `Opaque`
-object: it is noted what it is handed, and whoever needs it refuses the file. `pickletools` takes
-the bytes apart.
-
-A subclass of `pickle.Unpickler` with `find_class` over the same table would be shorter, but it has
-no limits on resources: a pickle of 9 bytes, whose `LONG_BINPUT` names a high place, makes it
-allocate 1.06 GB (Python 3.11; 16 times that for the highest place), and nothing bounds the number
-of opcodes or the digits of an integer. And whatever `find_class` returns is called.
+Python's own unpickler imports and calls what a pickle names, so opening a file can run any program.
+Here a name is looked up in the table of supported types (`mae_convert.formats.pickle_types`). Other
+names create `Opaque` objects, which record the values that they receive; a file whose weights
+depend on one is refused. `pickletools` parses the bytes. A subclass of `pickle.Unpickler` with
+`find_class` over the same table would be shorter, but it has no limits on resources: a pickle of 9
+bytes, whose `LONG_BINPUT` has a large index, makes it allocate 1.06 GB (Python 3.11; 16 times that
+for the largest index), and nothing limits the number of opcodes or the digits of an integer. And
+whatever `find_class` returns is called.
 """
 
 import itertools
@@ -71,12 +69,12 @@ class PickleReader:
 
     Args:
         path: the file, for messages.
-        persistent: makes a value of a persistent id, which is how PyTorch names a storage.
-        inert: what each name means that the pickles may use.
-        strict: refuse a pickle with any other name, and not only one whose values are needed.
+        persistent: returns the value of a persistent id, by which PyTorch refers to a storage.
+        inert: the supported names and what each is replaced by.
+        strict: refuse a pickle with any other name, even if no weight needs it.
 
     Attributes:
-        names: the dotted names that were met so far.
+        names: the dotted names that were read so far.
         effects: what the last pickle did with objects of unsupported types.
     """
 
@@ -103,11 +101,11 @@ class PickleReader:
     def load(self, stream: PickleStream) -> object:
         """Return the next value; afterwards the stream is at the byte after it.
 
-        Lists, dicts and scalars come as themselves; every other type as `inert` makes it, or as an
+        Lists, dicts and scalars are returned as such, other types as `inert` defines, or as an
         `Opaque`.
 
         Raises:
-            CheckpointError: the pickle is damaged, or names something by which code is run.
+            CheckpointError: the pickle is damaged, or contains a name that is used to run code.
         """
         self.stack, self.marks, self.memo, self.effects = [], [], {}, Effects()
         self.stream, self.begins, self.made = stream, stream.tell(), 0
@@ -147,10 +145,10 @@ class PickleReader:
         return items
 
     def push_global(self, module: object, name: object) -> None:
-        """Push the meaning of a name: a value of the table of inert types, or an `Opaque`.
+        """Push what a name is replaced by: a value of the table of supported types, or an `Opaque`.
 
         Raises:
-            CheckpointError: it is a name with which code is run.
+            CheckpointError: the name is used to run code.
         """
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is not text")
@@ -179,7 +177,7 @@ class PickleReader:
                 raise WouldRunCodeError
             value = self._made(maker, arguments, holds_unread=opaque is not None)
         except WouldRunCodeError:
-            if maker.name == SUBCLASS:  # which calls the function that makes the tensor itself
+            if maker.name == SUBCLASS:  # which calls the function that creates the tensor itself
                 arguments = arguments[1:]
             self._push_opaque(opaque.name if opaque else maker.name, (*arguments, keywords))
             return
@@ -200,10 +198,10 @@ class PickleReader:
             raise
 
     def push_persistent(self, identity: object) -> None:
-        """Push the meaning of a persistent id: a storage, or an `Opaque` if its type is unknown."""
+        """Push the value of a persistent id: a storage, or an `Opaque` if its type is unknown."""
         parts = identity if isinstance(identity, tuple) else ()
         if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
-            if parts[0] == "storage":  # and not the source of a class, as old files keep it
+            if parts[0] == "storage":  # and not the source code of a class, which old files contain
                 self.effects.storages.append(unknown.name)
             self._push_opaque(unknown.name, parts)
             return
@@ -228,9 +226,10 @@ class PickleReader:
         target.received.append(items)
 
     def charge(self, value: object) -> None:
-        """Count the elements that calls create, which may not exceed what the file contains.
+        """Count the elements that calls create, of which there may not be more than in the file.
 
-        Referring to a memoised value costs the file a few bytes, and memory for its whole size.
+        A reference to a memoised value takes a few bytes in the file, but memory for the whole
+        value.
 
         Raises:
             ValueError: there are more.
@@ -244,17 +243,17 @@ class PickleReader:
 
 
 def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
-    """Return where the frame ends that an opcode is in; readers differ where frames do not fit.
+    """Return the end of the frame that contains an opcode; inconsistent frames are refused.
 
     Args:
         name: the opcode.
         argument: its argument, which is the length of the frame that FRAME begins.
-        position: where it stands.
-        ends: where the frame ends that was begun last, or None.
+        position: its position.
+        ends: the end of the frame that began last, or None.
 
     Raises:
-        ValueError: an opcode crosses the end of a frame, or a frame is in another, or in the
-            pickle's end.
+        ValueError: an opcode crosses the end of a frame, frames are nested, or one exceeds the
+            pickle.
     """
     if ends is not None and position >= ends:
         if position > ends:

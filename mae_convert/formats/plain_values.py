@@ -17,7 +17,7 @@ DEEPEST = 32
 
 
 class _Budget:
-    """Limits the copying of a value that is small in the file and endless when it is expanded."""
+    """Limits the copying of a value that is small in the file but huge when it is expanded."""
 
     def __init__(self) -> None:
         self.left = LARGEST_COUNT
@@ -29,11 +29,11 @@ class _Budget:
 
 
 def plain_mapping(value: object) -> dict[str, Any] | None:
-    """Return a mapping as JSON could hold it, or None if it is not a mapping of settings.
+    """Return a mapping as JSON values, or None if it is not a mapping of settings.
 
-    Tuples, sets and arrays become lists, keys become text, and what JSON has no word for becomes
-    its description. Objects of types that are not read are left out, but for the settings in those
-    of configuration libraries.
+    Tuples, sets and arrays become lists, keys become text, and values without a JSON type become
+    descriptions. Objects of unsupported types are left out, except the settings of configuration
+    libraries.
     """
     value = _opened(value)
     if not isinstance(value, Mapping):

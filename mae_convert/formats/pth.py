@@ -46,17 +46,17 @@ def pth_contents(
     state_key: str | None = None,
     effects: Effects | None = None,
 ) -> Contents:
-    """Return the weights and the rest of what a pickle described.
+    """Return the weights and the other contents of a checkpoint's pickle.
 
     Args:
-        file: the file in which it stands.
-        value: what the pickle holds.
-        read: a way to the file's storages.
-        state_key: the key of the weights, where it is not plain.
-        effects: what the pickle did with objects of unsupported types.
+        file: the file.
+        value: the value of the pickle.
+        read: returns a function that reads from one of the file's storages.
+        state_key: the key of the weights, if they cannot be recognised.
+        effects: the operations of the pickle on objects of unsupported types.
 
     Raises:
-        CheckpointError: it holds no weights that are recognised, or a tensor lies outside its
+        CheckpointError: it contains no weights that are recognised, or a tensor outside its
             storage.
     """
     path, effects = file.path, effects or Effects()
@@ -88,16 +88,15 @@ def pth_contents(
 
 
 def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | None:
-    """Return what a checkpoint tells of the training that made it; None where that is nothing.
+    """Return the training arguments in a checkpoint, or None if there are none.
 
     Args:
         settings: the plain mappings under the keys `ARGUMENTS` and `META`.
 
     Returns:
-        The arguments by name, those of Lightning's `hyper_parameters` and of `args` in one mapping,
-        with those one level down under "config" or "cfg" where they are not given themselves;
-        and under "meta" what mmengine tells, in which "cfg" is its configuration as nested
-        mappings.
+        The arguments by name: those of Lightning's `hyper_parameters` and of `args` in one mapping,
+            to which those under "config" or "cfg" are added; and mmengine's metadata under "meta",
+            in which "cfg" is its configuration as nested mappings.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
     nested = [
@@ -113,7 +112,7 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
 
 
 def _carried(selection: Selection) -> dict[str, dict | None]:
-    """Return the settings that a state dict has as an attribute."""
+    """Return the settings that are stored in an attribute of a state dict."""
     carried = selection.attributes.get(ATTRIBUTE)
     if not isinstance(carried, Mapping):
         return {}
@@ -124,7 +123,7 @@ def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> Lazy
     """Return a tensor that is read from its storage on demand.
 
     Raises:
-        CheckpointError: it is outside its storage.
+        CheckpointError: the tensor exceeds its storage.
     """
     storage, itemsize = tensor.storage, tensor.dtype.itemsize
     if storage.dtype not in (None, tensor.dtype):

@@ -29,7 +29,7 @@ VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
 STORAGES = "data/"
 MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
            ".storage_alignment", "", ".data/", STORAGES)  # fmt: skip
-"""What `torch.save` writes beside the storages; the last three are folders, by other programs."""
+"""What `torch.save` writes besides the storages; the last three are folders of other programs."""
 
 TORCHSCRIPT = ("constants.pkl", "code/")
 """Members that only a TorchScript archive has. PyTorch before 2.6 runs its code even with
@@ -37,14 +37,13 @@ TORCHSCRIPT = ("constants.pkl", "code/")
 
 
 def folder_of(archive: Archive) -> str | None:
-    """Return the folder in which `torch.save` has put everything, with its slash.
+    """Return the folder of the archive that `torch.save` wrote to, with a slash at the end.
 
-    `torch.load` takes the folder of the first member and looks names up without regard to case. So
-    that it finds what is found here, there must be one folder, and nothing in it that `torch.save`
-    does not write.
+    `torch.load` uses the folder of the first member and ignores case. To ensure that both read the
+    same, there must be one folder, and only members that `torch.save` writes.
 
     Returns:
-        The folder, or None where no member is a pickle of `torch.save`.
+        The folder, or None if no member is a pickle of `torch.save`.
 
     Raises:
         CheckpointError: it is a TorchScript program, or has members that no checkpoint has.
@@ -77,14 +76,14 @@ def folder_of(archive: Archive) -> str | None:
 def read_value(
     archive: Archive, folder: str, *, strict: bool = False
 ) -> tuple[object, ReadStorage, Effects]:
-    """Return what `torch.save` wrote into a zip archive, and a way to the storages.
+    """Return the value that `torch.save` wrote into a zip archive, and a function for its storages.
 
-    The third value is what the pickle did with objects of unsupported types.
+    The third value is the operations of the pickle on objects of unsupported types.
 
     Args:
         archive: the file.
-        folder: the folder in it in which everything stands, with its slash.
-        strict: refuse any object of a type that is not read, and not only one that is needed.
+        folder: its folder that contains all members, with a slash at the end.
+        strict: refuse any object of an unsupported type, even if no weight needs it.
 
     Raises:
         CheckpointError: it is damaged, or would run code.
@@ -97,7 +96,7 @@ def read_value(
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id, strict=strict)
     stored = archive.part(f"{folder}{PICKLE}")
-    if stored is None:  # torch.save does not pack it, but somebody may have packed the archive
+    if stored is None:  # torch.save does not compress it, but another program may have
         stream = PickleStream.of_bytes(archive.raw(f"{folder}{PICKLE}", LARGEST_UNPACKED_PICKLE))
     else:
         stream = PickleStream.of_file(stored)
@@ -109,27 +108,27 @@ def read_pth(archive: Archive, state_key: str | None = None) -> Contents:
 
     Args:
         archive: the file.
-        state_key: the key of the weights, where it is not plain.
+        state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it is damaged, would run code, is a TorchScript program, or holds no
+        CheckpointError: it is damaged, would run code, is a TorchScript program, or contains no
             weights that are recognised.
     """
     folder = folder_of(archive)
-    assert folder is not None  # how the format was recognised
+    assert folder is not None  # the format was recognised by it
     value, read, effects = read_value(archive, folder)
     return pth_contents(archive.file, value, read, state_key, effects)
 
 
 def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
-    """Read the format from before PyTorch 1.6: pickles, then the storages one after another.
+    """Read the format of PyTorch before 1.6: pickles, followed by the storages.
 
     Args:
         file: the file.
-        state_key: the key of the weights, where it is not plain.
+        state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it is another program's pickle, is damaged, would run code, or holds no
+        CheckpointError: it was not written by PyTorch, is damaged, would run code, or contains no
             weights that are recognised.
     """
     storages = _LegacyStorages(file)
@@ -146,7 +145,7 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
     _protocol_version = framing.load(stream)
     _system_information = framing.load(stream)
     value = reader.load(stream)
-    if reader.effects.storages:  # whose size is not known, and behind which others stand
+    if reader.effects.storages:  # whose size is unknown, and which is followed by others
         raise would_run_code(file.path, reader.effects.storages[0])
     storages.locate(framing.load(stream), stream.tell())
     return pth_contents(file, value, storages.read, state_key, reader.effects)
@@ -171,7 +170,7 @@ class _ZipStorages:
         if label != "storage":
             raise ValueError("a persistent id that does not refer to a storage")
         storage = make_storage(kind, key, count)
-        # PyTorch gives a storage the type under which it meets it first.
+        # PyTorch uses the type of the first reference to a storage.
         if self._wholes.setdefault(key, storage) != storage:
             raise ValueError("a storage with inconsistent types or sizes")
         size = storage.count * _element_bytes(storage)
@@ -195,7 +194,7 @@ class _ZipStorages:
 
 
 class _LegacyStorages:
-    """Storages after the pickles: each its number of elements, then the elements."""
+    """Storages after the pickles: for each the number of elements, followed by the elements."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file

@@ -27,11 +27,11 @@ def pth_layout(
     conversion: Mapping | None,
     state_key: str | None = "model",
 ) -> FileLayout:
-    """Lay out a checkpoint with the tensors under a key, and the settings beside them.
+    """Return the layout of a checkpoint with the tensors under a key, and settings under others.
 
-    Without a key it is a plain state dict: an OrderedDict, as `state_dict()` returns one, that
-    `load_state_dict` takes as it is. The settings are then an attribute of it, as PyTorch's own
-    `_metadata` is, which neither is in the way nor gets lost when it is saved again.
+    Without a key it is a plain state dict for `load_state_dict`: an OrderedDict, as `state_dict()`
+    returns. The settings are then stored in an attribute of it, like PyTorch's `_metadata`:
+    `load_state_dict` ignores it, and it is kept when the state dict is saved again.
     """
     stated = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in stated.items() if value is not None}
@@ -44,10 +44,10 @@ def pth_layout(
 def bin_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """File layout with the tensors only, as transformers reads `pytorch_model.bin`.
+    """Return the layout of a file with only tensors, as transformers reads `pytorch_model.bin`.
 
     Raises:
-        OutputError: there are settings, which this format cannot hold.
+        OutputError: there are settings, which this format cannot store.
     """
     if config is not None or conversion is not None:
         raise OutputError(

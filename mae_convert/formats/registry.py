@@ -1,7 +1,7 @@
-"""The file formats: one row each, with how it is recognised and what reads and writes it.
+"""The file formats: one row each, with how it is recognised, read and written.
 
-Whatever depends on the format of a file looks it up here. The modules that read and write are
-imported when a file needs them: what holds no HDF5 does not wait for h5py.
+Code that depends on the format of a file looks it up here. The modules that read and write are
+imported when a file needs them: other formats do not import h5py.
 """
 
 import re
@@ -29,18 +29,17 @@ TORCH_DTYPES = (*NUMPY_DTYPES, "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 @dataclass(frozen=True)
 class Signature:
-    """How a file of a format is recognised, and what reads one that is recognised so.
-
-    Attributes:
-        begins: what its first bytes match.
-        reader: "module:function"; it takes the open file, or the open archive if `members` is
-            given, and the key of the weights if the format has keys, and returns `Contents`.
-        members: whether a zip archive of this name and members is of the format.
-    """
+    """How a file of a format is recognised, and the function that reads it."""
 
     begins: re.Pattern[bytes]
+    """A pattern of the file's first bytes."""
+
     reader: str
+    """The function, as "module:function"; it takes the open file, or the open archive if `members`
+    is given, and the key of the weights if the format has keys, and returns `Contents`."""
+
     members: Callable[[str, Collection[str]], bool] | None = None
+    """Returns whether a zip archive with this name and these members has the format."""
 
     def read(self, *arguments: Any) -> Any:
         """Call the reader."""
@@ -49,43 +48,52 @@ class Signature:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files of weights.
-
-    Attributes:
-        name: as in `Container.kind`.
-        suffixes: what names of its files end in.
-        written: those of the suffixes by which a user asks for the format when writing.
-        signatures: how it is recognised; empty if it is told by a file's name, or from another
-            format by what is in the file.
-        writer: "module:function", which takes the tensors, the configuration and the conversion
-            record, and the key of the weights if the format has keys; it returns the layout of the
-            file. Empty if the format is only read.
-        dtypes: names of the dtypes that it can hold.
-        reserved: names that no tensor in it can have.
-        has_keys: the tensors may stand under a key, as in a training checkpoint.
-        has_groups: names are paths of groups and datasets, and only each group has an order.
-        weights_name: what the file of a model directory is called; empty if no library has a name
-            for it.
-        has_index: several files of it can be read as one checkpoint, by an index of that name.
-        sharded: it can be written in several files with an index.
-        pickled: it is, or may hold, a pickle.
-        in_directories: a directory with one file of it is taken as a checkpoint.
-    """
+    """A format of files of weights."""
 
     name: str
+    """The name, as in `Container.kind`."""
+
     suffixes: tuple[str, ...] = ()
+    """The suffixes of its files."""
+
     written: tuple[str, ...] = ()
+    """The suffixes that select the format when a file is written."""
+
     signatures: tuple[Signature, ...] = ()
+    """How it is recognised; empty if it is recognised by the name of a file, or by the content of a
+    file of another format."""
+
     writer: str = ""
+    """The function, as "module:function"; it takes the tensors, the configuration and the conversion record, and
+    the key of the weights if the format has keys; it returns the layout of the file. Empty if the
+    format is only read."""
+
     dtypes: tuple[str, ...] = NUMPY_DTYPES
+    """The names of the dtypes that it can store."""
+
     reserved: tuple[str, ...] = ()
+    """Names that its tensors cannot have."""
+
     has_keys: bool = False
+    """Whether the tensors may be under a key, as in a training checkpoint."""
+
     has_groups: bool = False
+    """Whether names are paths of groups and datasets, and only each group has an order."""
+
     weights_name: str = ""
+    """The name of the file in a model directory; empty if there is no conventional name."""
+
     has_index: bool = False
+    """Whether several files can be read as one checkpoint, with an index."""
+
     sharded: bool = False
+    """Whether it can be written as several files with an index."""
+
     pickled: bool = False
+    """Whether it is or may contain a pickle."""
+
     in_directories: bool = True
+    """Whether a directory that contains one such file is a checkpoint."""
 
     def lay_out(self, *arguments: Any) -> Any:
         """Call the writer."""
@@ -103,7 +111,7 @@ def _has_pickle(_name: str, members: Collection[str]) -> bool:
 
 
 def _is_of_keras(name: str, members: Collection[str]) -> bool:
-    """Whether it is meant as a Keras model, even if a member is missing."""
+    """Return whether it is a Keras model, in which a member may be missing."""
     named = {"metadata.json", "model.weights.h5", "model.weights.npz"}
     return not _has_pickle(name, members) and (
         name.endswith(".keras") or not named.isdisjoint(members)
@@ -165,10 +173,10 @@ FORMATS: Mapping[str, Format] = {
             signatures=(Signature(ZIP, "npz:read_npz", _is_other_archive),),
             writer="npz:npz_layout",
             reserved=("__config__", "__conversion__"),
-            in_directories=False,  # as likely something else than weights
+            in_directories=False,  # often not weights
         ),
         Format(
-            TF_H5,  # the legacy form of Keras, as transformers 4 wrote it
+            TF_H5,  # the legacy format of Keras, which transformers 4 wrote
             suffixes=(".h5",),
             signatures=(Signature(HDF5, "hdf5:read_hdf5"),),
             writer="hdf5_write:tf_h5_layout",
@@ -177,7 +185,7 @@ FORMATS: Mapping[str, Format] = {
             has_index=True,
         ),
         Format(
-            BIN,  # torch.save of a state dict alone, as pytorch_model.bin; read as PTH
+            BIN,  # torch.save of a state dict, as pytorch_model.bin; read as PTH
             writer="pth_write:bin_layout",
             dtypes=TORCH_DTYPES,
             weights_name="pytorch_model.bin",
@@ -194,16 +202,16 @@ SUFFIX_FORMATS = {suffix: row.name for row in FORMATS.values() for suffix in row
 DIRECTORY_SUFFIXES = tuple(
     suffix for row in FORMATS.values() if row.in_directories for suffix in row.suffixes
 )
-"""What the name of a file ends in that is taken as the weights of a directory."""
+"""The suffixes of files that are read as the weights of a directory."""
 
 # Most libraries prefer the first of these where a directory has weights in several formats.
 _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
 INDEX_SUFFIX = ".index.json"
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
-"""What libraries call the weights of a model directory, the preferred one first."""
+"""The conventional names of the weights in a model directory, the preferred one first."""
 
 INDEX_NAMES = tuple(f"{row.weights_name}{INDEX_SUFFIX}" for row in _OF_DIRECTORIES if row.has_index)
-"""What they call the index of weights in several files."""
+"""The conventional names of the index of sharded weights."""
 
 FILE_SUFFIXES = tuple(
     dict.fromkeys(
@@ -214,8 +222,8 @@ FILE_SUFFIXES = tuple(
         )
     )
 )
-"""Suffixes of files of weights in lower case, those of formats that are not read among them: a
-directory of such a name would be taken for a file."""
+"""Suffixes of files of weights in lower case, also of formats that are not read. Directories cannot
+have them, because they would look like files."""
 
 SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)
 SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"

@@ -1,4 +1,4 @@
-"""The safetensors format: a length, a JSON header, and the tensors' bytes one after another."""
+"""The safetensors format: a length, a JSON header, and the bytes of the tensors."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES
 
 LARGEST_HEADER = 4_000_000
-"""Bytes of the largest header that is read: a twenty-fifth of what the format allows, and ten times
-that of the largest MAE, because parsed JSON takes many times the memory of its text."""
+"""Limit on the bytes of the header. It is ten times the header of the largest MAE, but a
+twenty-fifth of the format's limit, because parsed JSON takes much more memory than its text."""
 
 METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")
@@ -53,7 +53,7 @@ def read_safetensors(file: ByteFile) -> Contents:
     """Read a safetensors file.
 
     Raises:
-        CheckpointError: the header breaks a rule of the format, or data are missing.
+        CheckpointError: the header violates the format, or data is missing.
     """
     path = file.path
     header, begins = _read_header(file)
@@ -84,7 +84,7 @@ def read_safetensors(file: ByteFile) -> Contents:
 def safetensors_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """File layout of a safetensors file; header and data are in the order of the tensors."""
+    """Return the layout of a safetensors file, with header and data in the order of the tensors."""
     settings = {"config": config, "conversion": conversion}
     texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
     header: dict[str, Any] = {METADATA: {"format": "pt", **texts}}

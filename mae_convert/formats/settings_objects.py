@@ -1,7 +1,7 @@
 """Read settings from pickled objects of configuration libraries.
 
-These classes are not imported: settings are taken from the values that the pickle passes to them,
-if these have exactly the form that the library writes. Anything else is ignored.
+These classes are not imported: settings are read from the values that the pickle passes to them, if
+these are exactly as the library writes them. Others are ignored.
 """
 
 from typing import Any

@@ -24,15 +24,15 @@ KINDS = (SAFETENSORS, PTH, TF_H5)
 
 
 def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
-    """Read the shards that an index names; the tensors come in the order of the shards.
+    """Read the shards that an index lists; the tensors are in the order of the shards.
 
     Args:
         index: the index file.
         read: reads one shard.
 
     Raises:
-        CheckpointError: the index or a shard is damaged or missing, or a shard does not hold
-            exactly the tensors that the index says.
+        CheckpointError: the index or a shard is damaged or missing, or a shard does not contain
+            exactly the tensors that the index lists for it.
     """
     file = ByteFile(index)
     by_file = _read_index(file)
@@ -95,7 +95,7 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
 
 
 def _without_scope(name: str) -> str:
-    """Return a variable's name as a TensorFlow shard has it: without the model's name."""
+    """Return the name of a variable in a TensorFlow shard, which lacks the name of the model."""
     return name.partition("/")[2]
 
 

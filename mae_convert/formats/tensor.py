@@ -11,14 +11,13 @@ from mae_convert.errors import OutputError
 from mae_convert.files.sequential import Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
-"""Bytes that are passed on at a time; few enough to stay in the processor's cache."""
+"""Bytes of a piece, which fits into the processor's cache."""
 
 BLOCK_BYTES = 1 << 24
-"""Bytes that are copied at a time if an array is not contiguous in the order in which it is
-written."""
+"""Bytes that are copied at a time if an array is not contiguous in C order."""
 
 TILE_ROWS, TILE_BYTES = 512, 64
-"""Rows, and bytes of a row, of the parts in which a matrix is transposed.
+"""Rows, and bytes of a row, of the blocks in which a matrix is transposed.
 
 A row of a block is one cache line of the output, and the input block stays in the cache.
 """
@@ -29,20 +28,20 @@ LARGEST_RANK = 32
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A name, a shape, a dtype, and a way to get the array.
-
-    Attributes:
-        name: the tensor's name in its container.
-        shape: its extents; empty for a scalar.
-        dtype: its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16).
-        load: returns the array, of that shape and dtype, which is not to be written to. Where it
-            is a `SequentialArray`, its elements can be had a few at a time too.
-    """
+    """A tensor that is read on demand: name, shape, dtype, and a function that reads it."""
 
     name: str
+    """The tensor's name in its file."""
+
     shape: tuple[int, ...]
+    """Its shape; empty for a scalar."""
+
     dtype: np.dtype
+    """Its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16)."""
+
     load: Callable[[], np.ndarray]
+    """Returns the array, which must not be modified. If it is a `SequentialArray`, its elements can
+    also be read in ranges."""
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +71,7 @@ class LazyTensor:
         A `SequentialArray` is read piece by piece; another array is loaded whole.
 
         Raises:
-            OutputError: the array is not what the tensor promised.
+            OutputError: the array has another shape or dtype than the tensor.
         """
         load = self.load
         if isinstance(load, SequentialArray):
@@ -94,7 +93,7 @@ class LazyTensor:
 
 
 def possible_shape(shape: object) -> bool:
-    """Return whether a value from a file is a valid shape: integers that NumPy supports."""
+    """Return whether a value from a file is a valid shape, of integers that NumPy supports."""
     return (
         isinstance(shape, tuple | list)
         and len(shape) <= LARGEST_RANK
@@ -106,8 +105,8 @@ def possible_shape(shape: object) -> bool:
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the elements of an array in C order, in contiguous arrays of one axis.
 
-    A contiguous array is yielded as views of itself. Another is copied piece by piece, so that a
-    large one never stands in memory twice.
+    A contiguous array is yielded as views. Another one is copied piece by piece, so that a large
+    array is never in memory twice.
     """
     if array.size == 0:
         return

@@ -1,4 +1,4 @@
-"""Identify unsupported TensorFlow and Keras files, and name the Python code that converts them."""
+"""Identify unsupported TensorFlow and Keras files; messages have Python code that converts them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from mae_convert.files.messages import shown
 
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
-"""Files of a TensorFlow checkpoint, whose name is the part before the last dot."""
+"""Files of a TensorFlow checkpoint; its name is the part before the last dot."""
 
 NUMBERED = re.compile(r".*-\d+")
 """File names that `tf.train.Checkpoint.save` and CheckpointManager use."""
@@ -24,7 +24,7 @@ def refuse_tensorflow(path: Path) -> None:
     """Refuse a TensorFlow SavedModel or checkpoint: a directory, or one of its files.
 
     Raises:
-        CheckpointError: it is one; the message has Python code that creates a supported file.
+        CheckpointError: it is one; the message has Python code that writes a supported file.
     """
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir())
@@ -107,7 +107,7 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
 
     Args:
         path: the file.
-        layers: the names that its root lists.
+        layers: the names in the attribute of its root.
     """
     layers = list(layers)
     mae = next((layer for layer in layers if layer.startswith("tf_vi")), None)

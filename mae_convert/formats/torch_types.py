@@ -1,4 +1,4 @@
-"""PyTorch's pickled tensors, as descriptions of where their values are."""
+"""PyTorch's pickled tensors, as descriptions of the location of their values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TORCH_DTYPES: Mapping[str, np.dtype] = {
     "complex128": np.dtype(np.complex128),
 }
 NUMPY_DTYPES = frozenset(TORCH_DTYPES[name] for name in registry.NUMPY_DTYPES)
-"""Dtypes that NumPy has natively, and therefore HDF5 and .npz files too."""
+"""Dtypes of NumPy itself, which HDF5 and .npz files can therefore store."""
 
 STORAGES: Mapping[str, str] = {
     "DoubleStorage": "float64",
@@ -50,7 +50,7 @@ STORAGES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class StorageType:
-    """The element type of a storage; None where the storage holds bytes only."""
+    """The element type of a storage; None if it is a storage of bytes."""
 
     dtype: np.dtype | None
 
@@ -83,22 +83,22 @@ class StoredTensor(TensorPlace):
 
 
 def natural(number: object) -> bool:
-    """Return whether a value from a file is an integer that can be a number of bytes."""
+    """Return whether a value from a file is an integer that is possible as a number of bytes."""
     return type(number) is int and 0 <= number < 1 << 62
 
 
 def make_storage(kind: Any, key: Any, count: Any, view: Any = None) -> Storage:
-    """Return the storage that a persistent id names.
+    """Return the storage of a persistent id.
 
     Args:
         kind: its element type.
         key: its name in the file.
         count: its number of elements.
-        view: (key, first element, number of elements) where it is part of a storage, as files
-            from before PyTorch 1.6 can say.
+        view: (key, first element, number of elements) if it is part of a storage, which is possible
+            in files from before PyTorch 1.6.
 
     Raises:
-        ValueError, TypeError: they cannot be those of a storage.
+        ValueError, TypeError: the arguments are not those of a storage.
     """
     _, start, length = (None, 0, count) if view is None else view
     if not isinstance(kind, StorageType) or not isinstance(key, str):
@@ -139,7 +139,7 @@ def _rebuild_tensor_v3(
 
 
 def _refuse_lazy_bits(metadata: list) -> None:
-    if any(metadata):  # a conjugate or negative view: its stored bytes are not its values
+    if any(metadata):  # the stored bytes of a conjugate or negative view are not its values
         raise ValueError("a lazily conjugated tensor")
 
 
@@ -159,19 +159,19 @@ def _parameter_with_state(
 SETTABLE = frozenset(
     ("data", "grad", "real", "imag", "names", "requires_grad", "layout", "dtype", "device", "shape")
 )
-"""Attributes of a tensor with an effect in PyTorch when they are set."""
+"""Attributes of a tensor that have an effect when they are set."""
 
 
 def refuse_changing_state(state: Any) -> None:
-    """Require that attributes which a pickle gives to a tensor leave its values alone.
+    """Require that attributes that a pickle sets on a tensor do not change its values.
 
-    PyTorch sets each by its name, so that one named `data` replaces the values.
+    PyTorch sets each attribute by name: one named `data` replaces the values.
 
     Args:
         state: the attributes by name, or a pair of such mappings; either may be None.
 
     Raises:
-        ValueError: a name is one that PyTorch acts on, or a value is more than plain data.
+        ValueError: an attribute has an effect in PyTorch, or its value is not plain data.
     """
     for attributes in state if type(state) is tuple and len(state) == 2 else (state,):
         for name, value in _items(attributes):

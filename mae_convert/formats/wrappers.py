@@ -1,4 +1,4 @@
-"""Select the model in a checkpoint: one mapping of tensors, which is never guessed."""
+"""Select the model in a checkpoint: one mapping of tensors; nothing is guessed."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)
 """Pattern of the names of other such keys."""
 
 EPOCH_KEYS = ("epoch", "meta")
-LARGEST_EPOCH = 10**9  # a larger number is a damaged file
+LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file
 DEEPEST = 3
 KEYS_SHOWN = 12
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
@@ -38,24 +38,25 @@ class NoSuchKeyError(CheckpointError):
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a checkpoint that holds the model.
-
-    Attributes:
-        tensors: the model's tensors by name, each as the file describes it (a `TensorPlace`).
-        wrapper: the key under which they stand, dotted where it is deeper, or None.
-        beside: everything else, by dotted key.
-        attributes: those of the mapping itself, where it is an OrderedDict.
-        around: the mappings from the outermost to the model's own.
-    """
+    """The part of a checkpoint that contains the model."""
 
     tensors: Mapping[str, Any]
+    """The model's tensors by name, each as the file describes it (a `TensorPlace`)."""
+
     wrapper: str | None
+    """The key that contains them, or a dotted path of keys, or None."""
+
     beside: Mapping[str, object]
+    """All other contents, by dotted key."""
+
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    """The attributes of the mapping itself, if it is an OrderedDict."""
+
     around: tuple[Mapping, ...] = ()
+    """The mappings that contain the model, from the outermost to the model's own."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the keys in `beside` of what stands next to the model, or else at the top."""
+        """Return the keys in `beside` at the level of the model, or else at the top level."""
         level = (self.wrapper or "").rpartition(".")[0]
         keys = {name: f"{level}.{name}" if level else name for name in names}
         found = {name: key if key in self.beside else name for name, key in keys.items()}
@@ -63,15 +64,15 @@ class Selection:
 
 
 def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
-    """Return the epoch that a training loop has stored: at the top, or in `meta` as MMEngine does.
+    """Return the epoch that a training program has stored: at the top, or in MMEngine's `meta`.
 
     Args:
-        settings: what the checkpoint holds as `EPOCH_KEYS`, as plain data.
+        settings: the values of `EPOCH_KEYS` in the checkpoint, as plain data.
     """
     settings = settings or {}
     meta = settings.get("meta")
     for value in (settings.get("epoch"), meta.get("epoch") if isinstance(meta, Mapping) else None):
-        if type(value) is int and 0 <= value <= LARGEST_EPOCH:  # a bool is none
+        if type(value) is int and 0 <= value <= LARGEST_EPOCH:  # a bool is not an epoch
             return value
     return None
 
@@ -83,16 +84,15 @@ def select_model(
 
     Args:
         path: the file, for messages.
-        value: what the file holds.
-        effects: what its pickle did with objects of unsupported types.
-        state_key: the key of the tensors, dotted where it is deeper; by default one of `WRAPPERS`,
-            or the top level where no such key holds tensors.
+        value: the value of the file.
+        effects: the operations of its pickle on objects of unsupported types.
+        state_key: the key of the tensors, or a dotted path of keys; by default one of `WRAPPERS`,
+            or the top level if no such key contains tensors.
 
     Raises:
         NoSuchKeyError: there are no tensors at `state_key`.
-        CheckpointError: there are no tensors, more than one mapping may be meant, a tensor's name
-            is not text, or the weights are inside an object that is not read, or were handed to
-            one.
+        CheckpointError: there are no tensors, several mappings may be the model, a tensor's name is
+            not text, or an object of an unsupported type contains or received the weights.
     """
     if isinstance(value, Opaque):
         raise would_run_code(path, value.name)
@@ -129,7 +129,7 @@ def _around(value: Mapping, place: Place) -> Iterator[Mapping]:
 
 
 def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
-    """Yield unsupported objects at places where a model may be, with their paths."""
+    """Yield objects of unsupported types where a model may be, with their paths."""
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
@@ -150,13 +150,13 @@ SHADOWED = frozenset(dir(dict)) | {"move_to_end"}
 
 
 def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None:
-    """Require that only values that are read make up the model and what is around it.
+    """Require that no object of an unsupported type can have changed the model.
 
-    An object that was handed the weights, a mapping that they are in, or in a call one of their
-    tensors, may have changed them, and one among them, or as a key, may be or hide one of them.
+    An object that received the weights or a mapping that contains them, or a call that received one
+    of their tensors, may have changed them; and an object among them may be one of them.
 
     Raises:
-        CheckpointError: an object of a type that is not read may have to do with the weights.
+        CheckpointError: there is such an object.
     """
     among = [*selection.around[-1].values(), *(key for part in selection.around for key in part)]
     if found := next((item for item in among if isinstance(item, Opaque)), None):
@@ -196,10 +196,10 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
 
 
 def check_not_flat(path: Path, names: Iterable[str]) -> None:
-    """Require that no tensor is a flat FSDP parameter: many in one, without their boundaries.
+    """Require that no tensor is a flat FSDP parameter, which contains several tensors.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: there is one.
     """
     for name in names:
         if FLAT.fullmatch(name):
@@ -212,7 +212,7 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
 
 
 def _holders(value: Mapping) -> Iterator[tuple[Place, Mapping]]:
-    """Yield every mapping that directly contains tensors, with its path; shallow ones first."""
+    """Yield every mapping that directly contains tensors, with its path; the outermost first."""
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST + 1):
@@ -263,7 +263,7 @@ def _chosen(
 
 
 def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
-    """Return unsupported objects with tensors at places where a model may be."""
+    """Return objects of unsupported types with tensors where a model may be."""
     found = [item for place, item in hidden.items() if _may_be_model(place, depth)]
     return [item for item in found[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
@@ -273,7 +273,7 @@ def _may_be_model(place: Place, depth: int) -> bool:
 
 
 def _is_other(place: Place, mapping: Mapping) -> bool:
-    """Return whether a mapping of tensors is a second model, by its key and its matrices."""
+    """Return whether a mapping of tensors is another model, by its key and its matrices."""
     if place[-1] in OTHER_WEIGHTS:
         return True
     return bool(COPY.fullmatch(place[-1])) and any(
@@ -285,7 +285,7 @@ def _undecided(
     path: Path, value: Mapping, possible: list[Place], unread: list[Opaque]
 ) -> CheckpointError:
     keys = [".".join(place) for place in possible if place]
-    if not keys:  # tensors at the top, for which there is no key
+    if not keys:  # tensors at the top level, which has no key
         return would_run_code(path, unread[0].name)
     options = [Option("state_key", shown(key)) for key in keys]
     objects = f" ({shown(unread[0].name)} is an unsupported object)" if unread else ""

@@ -61,8 +61,8 @@ def write_file(
         The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
 
     Raises:
-        OutputError: the target exists, cannot be written, or did not read back as written; or the
-            container cannot hold a name or a dtype. Nothing is left behind.
+        OutputError: the target exists, cannot be written, or differs when it is re-read; or the
+            format cannot store a name or a dtype. No file is left behind.
     """
     weights = Weights(kind, list(tensors), config, conversion, state_key)
     return write_all([file_output(path, weights)], overwrite=overwrite)[0]
@@ -82,19 +82,20 @@ def write_directory(
     """Write a model directory: the weights, and JSON files beside them, as in `write_file`.
 
     Args:
-        path: its name.
+        path: the path of the directory.
         weights_name: the name of the file of weights in it.
         kind: as in `Weights`.
-        tensors: as there.
+        tensors: the tensors.
         json_files: as in `Output`.
         config: as in `Weights`.
-        overwrite: replace an existing directory, if we wrote it: it has a `conversion.json`, and
-            nothing but files of conventional names and those that its `conversion.json` names
-            under `outputs`.
+        overwrite: replace an existing directory if mae-convert wrote it: it has a
+            `conversion.json`, and only files with conventional names or listed as `outputs` in its
+            `conversion.json`.
         max_shard_size: as in `directory_output`.
 
     Raises:
-        OutputError: as `write_file`; or the directory holds files that are not ours.
+        OutputError: as `write_file`; or the directory contains files that mae-convert did not
+            write.
     """
     weights = Weights(kind, list(tensors), config)
     output = directory_output(
@@ -162,7 +163,7 @@ def _output_files(
 
 
 def _require_space(files: Iterable[OutputFile]) -> None:
-    """Refuse outputs for which the disk has no space, before any work."""
+    """Refuse outputs for which the disk has no space, before any work is done."""
     needed: dict[int, int] = {}
     for file in files:
         disk, space = os.fstat(file.descriptor).st_dev, os.fstatvfs(file.descriptor)
@@ -207,10 +208,10 @@ def _fill(
 
 
 def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
-    """Return file and number of each tensor such that all files progress at the same rate.
+    """Return file and number of each tensor, ordered so that all files progress at the same rate.
 
-    Files that are converted from one source then read the same part of it at the same time, and the
-    disk reads it once.
+    Files that are converted from one source then read the same part of it at the same time, so that
+    the disk reads it once.
     """
     order = []
     for file in files:

@@ -26,15 +26,13 @@ class Harmless:
 
 @dataclass(frozen=True)
 class Only:
-    """A field that changes what the model computes, and is supported for some values only.
-
-    Attributes:
-        values: the values without effect.
-        why: the effect of any other value and what to do about it, for a message.
-    """
+    """A field that changes what the model computes, and is supported for some values only."""
 
     values: tuple[Any, ...]
+    """The values without effect."""
+
     why: str
+    """The effect of any other value and what to do about it, for a message."""
 
 
 @dataclass(frozen=True)

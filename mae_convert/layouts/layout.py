@@ -20,15 +20,13 @@ def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Difference:
-    """A known difference between a layout's own programs and the reference model.
-
-    Attributes:
-        activation: the first intermediate activation that differs.
-        sentence: what differs, for a person.
-    """
+    """A known difference between a layout's own programs and the reference model."""
 
     activation: str
+    """The first intermediate activation that differs."""
+
     sentence: str
+    """What differs, for a person."""
 
     def __str__(self) -> str:
         return self.sentence
@@ -36,53 +34,64 @@ class Difference:
 
 @dataclass(frozen=True)
 class Layout:
-    """One naming and orientation of a model's tensors, as people have them.
-
-    Attributes:
-        name: the name on the command line.
-        family: the name of the family of models whose tensors it names.
-        title: one line of description.
-        tables: the spellings; all are read, the first that can hold a task is written.
-        containers: kinds of file that hold this layout; the first is used for a directory.
-        weights_name: name of the weights file when the layout is written as a directory, or None
-            when it is written as a single file.
-        state_key: the key under which the layout's own programs look for the tensors in a
-            ``.pth``; None where they want a plain state dict.
-        conventions: configuration fields that the layout implies where nothing else tells them,
-            and ``image_mean``, ``image_std``.
-        fixed: the conventions that the layout's own code has no other value for.
-        class_defaults: the conventions that its classes take where a configuration is there and
-            lacks the field.
-        pooling_in_names: a classifier that reads the class token has other names than a pooled one
-            in every program that uses the layout.
-        also_file: whether a layout with a directory is also written as a single file.
-        read_config: the fields that a configuration beside or inside the weights tells.
-        write_config: ``config.json`` of a directory or of a Keras archive, made of the
-            configuration as files carry it: the fields of the model, ``image_mean``,
-            ``image_std`` and ``task``.
-        owns_config: whether a configuration can only be this layout's.
-        refusal: why a model cannot be written in this layout, or None.
-        differences: what the layout's own programs compute otherwise than such a
-            model, and no configuration of theirs can express.
-    """
+    """One naming and orientation of a model's tensors, as people have them."""
 
     name: str
+    """The name on the command line."""
+
     family: str
+    """The name of the family of models whose tensors it names."""
+
     title: str
+    """One line of description."""
+
     tables: tuple[Table, ...]
+    """The spellings; all are read, the first that can hold a task is written."""
+
     containers: tuple[str, ...]
+    """Kinds of file that hold this layout; the first is used for a directory."""
+
     weights_name: str | None = None
+    """Name of the weights file when the layout is written as a directory, or None when it is
+    written as a single file."""
+
     state_key: str | None = None
+    """The key under which the layout's own programs look for the tensors in a ``.pth``; None where
+    they want a plain state dict."""
+
     conventions: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration fields that the layout implies where nothing else tells them, and
+    ``image_mean``, ``image_std``."""
+
     fixed: tuple[str, ...] = ()
+    """The conventions that the layout's own code has no other value for."""
+
     class_defaults: tuple[str, ...] = ()
+    """The conventions that its classes take where a configuration is there and lacks the field."""
+
     pooling_in_names: bool = True
+    """A classifier that reads the class token has other names than a pooled one in every program
+    that uses the layout."""
+
     also_file: bool = False
+    """Whether a layout with a directory is also written as a single file."""
+
     read_config: ConfigReader = dict
+    """The fields that a configuration beside or inside the weights tells."""
+
     write_config: ConfigWriter = dict
+    """``config.json`` of a directory or of a Keras archive, made of the configuration as files
+    carry it: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
+
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    """Whether a configuration can only be this layout's."""
+
     refusal: Refusal = _nothing_to_refuse
+    """Why a model cannot be written in this layout, or None."""
+
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
+    """What the layout's own programs compute otherwise than such a model, and no configuration of
+    theirs can express."""
 
     def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.

@@ -79,18 +79,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Drop:
-    """An external tensor that MAE does not use: read as nothing, and reported with the reason.
-
-    Attributes:
-        external: its name.
-        why: the reason.
-        zeros_like: a canonical tensor of the same shape, where the layout's own class insists on
-            the tensor: it is then written as zeros, and reported as created.
-    """
+    """An external tensor that MAE does not use: read as nothing, and reported with the reason."""
 
     external: str
+    """Its name."""
+
     why: str
+    """The reason."""
+
     zeros_like: str | None = None
+    """A canonical tensor of the same shape, where the layout's own class insists on the tensor: it
+    is then written as zeros, and reported as created."""
 
 
 @dataclass(frozen=True)

@@ -123,17 +123,14 @@ class Fuse:
 
 @dataclass(frozen=True)
 class SplitHeads:
-    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them.
-
-    Attributes:
-        kind: "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
-            (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as
-            (heads, d, width).
-        heads: number of heads; 0 until the table is bound to a model.
-    """
+    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them."""
 
     kind: str
+    """One of "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
+    (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as (heads, d, width)."""
+
     heads: int = 0
+    """Number of heads; 0 until the table is bound to a model."""
 
     @property
     def in_order(self) -> bool:

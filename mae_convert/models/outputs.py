@@ -17,17 +17,16 @@ from reference_models.outputs import (
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder of a classifier returns.
-
-    Attributes:
-        last_hidden_state: (N, 1 + L, D), after the final norm, where there is one.
-        hidden_states: embedding output and each block's output, each (N, 1 + L, D).
-        attentions: probabilities of each block, each (N, heads, 1 + L, 1 + L).
-    """
+    """What the encoder of a classifier returns."""
 
     last_hidden_state: Any
+    """(N, 1 + L, D), after the final norm, where there is one."""
+
     hidden_states: Any = None
+    """Embedding output and each block's output, each (N, 1 + L, D)."""
+
     attentions: Any = None
+    """Probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
 
 
 # What each result of a reference model may lack; taps are not transformers'.

@@ -80,20 +80,20 @@ MANY_COLUMNS = 9
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
-
-    Attributes:
-        html: what stands in it.
-        kind: its classes: "n" for a number, "word" for what is not broken within words, "whole" for
-            what is short and stays on one line.
-        value: what the table is sorted by, where it is not the text.
-        title: what is shown under the pointer.
-    """
+    """A cell of a table."""
 
     html: str
+    """What stands in it."""
+
     kind: str = ""
+    """Its classes: "n" for a number, "word" for what is not broken within words, "whole" for what
+    is short and stays on one line."""
+
     value: str | None = None
+    """What the table is sorted by, where it is not the text."""
+
     title: str = ""
+    """What is shown under the pointer."""
 
 
 def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool = False) -> str:
@@ -200,19 +200,20 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
 
 @dataclass(frozen=True)
 class Chart:
-    """The frame of a chart: pixels of an SVG, which is scaled to the page.
-
-    Attributes:
-        description: what it shows, for those who do not see it.
-        height: of the SVG; its width is 900.
-        left: of what is drawn, where labels of values end.
-        bottom: the height of what stands below it.
-    """
+    """The frame of a chart: pixels of an SVG, which is scaled to the page."""
 
     description: str
+    """What it shows, for those who do not see it."""
+
     height: int
+    """Of the SVG; its width is 900."""
+
     left: int
+    """Of what is drawn, where labels of values end."""
+
     bottom: int
+    """The height of what stands below it."""
+
     width: int = 900
     right: int = 20
     top: int = 16

@@ -24,20 +24,20 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputChoice:
-    """Where the images and the noise come from.
-
-    Attributes:
-        file: an .npz with ``pixel_values``, ``noise`` and additional inputs of the family, which
-            then are the inputs.
-        images: a folder of images, which go through the model's own preprocessing.
-        seed: of random images, and of the noise.
-        batch: number of random images, or at most this many of the folder's where it is given.
-    """
+    """Where the images and the noise come from."""
 
     file: Path | None = None
+    """An .npz with ``pixel_values``, ``noise`` and additional inputs of the family, which then are
+    the inputs."""
+
     images: Path | None = None
+    """A folder of images, which go through the model's own preprocessing."""
+
     seed: int = 0
+    """Of random images, and of the noise."""
+
     batch: int | None = None
+    """Number of random images, or at most this many of the folder's where it is given."""
 
 
 RANDOM_BATCH = 2

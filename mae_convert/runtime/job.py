@@ -29,21 +29,23 @@ class StoredWeights:
 
     The child process gives the files to the library that reads their format (``torch.load``,
     safetensors, NumPy, h5py, Keras), and changes nothing but names afterwards.
-
-    Attributes:
-        files: in the order in which they are read; together they hold each tensor once. Or one
-            directory, which a library opens by itself.
-        format: the kind of the files, as in ``Container.kind``.
-        key: dotted keys that lead to the dictionary of the tensors in a PyTorch file, or "".
-        unused: names of tensors that are not the model's.
-        prefixes: taken off the names, one after the other.
     """
 
     files: tuple[str, ...]
+    """In the order in which they are read; together they hold each tensor once. Or one directory,
+    which a library opens by itself."""
+
     format: str
+    """The kind of the files, as in ``Container.kind``."""
+
     key: str = ""
+    """Dotted keys that lead to the dictionary of the tensors in a PyTorch file, or ""."""
+
     unused: tuple[str, ...] = ()
+    """Names of tensors that are not the model's."""
+
     prefixes: tuple[str, ...] = ()
+    """Taken off the names, one after the other."""
 
     @property
     def path(self) -> str:
@@ -59,63 +61,74 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class ReadTensors:
-    """What this project's reader has read from files, for a library to read and compare.
-
-    Attributes:
-        weights: the files.
-        tensors: name in the files → dtype, shape and SHA-256 of its little-endian bytes in C order.
-    """
+    """What this project's reader has read from files, for a library to read and compare."""
 
     weights: StoredWeights
+    """The files."""
+
     tensors: Mapping[str, Any]
+    """Name in the files → dtype, shape and SHA-256 of its little-endian bytes in C order."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One side of a comparison.
-
-    Attributes:
-        framework: one of ``FRAMEWORKS``.
-        device: "cpu" or "cuda"; float64 always runs on the CPU, as the proof asks.
-        dtypes: the runs to make, in order.
-        task: "pretrain", "encoder" or "classify".
-        config: fields of the configuration.
-        model: class of the reference model or of a library, as `model_class.class_named` takes it;
-            "" where the runner knows it.
-        configuration: the class of its configuration, likewise.
-        weights: the files that hold the tensors.
-        loader: how the names are those of the reference model (see ``loaders``).
-        inputs: .npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional
-            inputs of the model.
-        output: the trace to write.
-        taps: whether to keep intermediate activations.
-        gradients: whether to keep the gradient of the objective for every trainable parameter.
-        mode: "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
-            XLA compiler; "train" as in training, with dropout 0.
-        description: metadata that is copied into the trace.
-        confirmed: what the tensors were computed from, where they are not stored so themselves:
-            the library has to read the same there.
-        step_outputs: safetensors file with activations by name, float64; each replaces the result
-            of that step as the input of the next one (see ``steps``). "" replaces nothing.
-    """
+    """One side of a comparison."""
 
     framework: str
+    """One of ``FRAMEWORKS``."""
+
     device: str
+    """One of "cpu" or "cuda"; float64 always runs on the CPU, as the proof asks."""
+
     dtypes: tuple[str, ...]
+    """The runs to make, in order."""
+
     task: str
+    """One of "pretrain", "encoder" or "classify"."""
+
     config: Mapping[str, Any]
+    """Fields of the configuration."""
+
     model: str
+    """Class of the reference model or of a library, as `model_class.class_named` takes it; "" where
+    the runner knows it."""
+
     configuration: str
+    """The class of its configuration, likewise."""
+
     weights: StoredWeights
+    """The files that hold the tensors."""
+
     loader: str
+    """How the names are those of the reference model (see ``loaders``)."""
+
     inputs: str
+    """.npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional inputs of
+    the model."""
+
     output: str
+    """The trace to write."""
+
     taps: bool
+    """Whether to keep intermediate activations."""
+
     gradients: bool
+    """Whether to keep the gradient of the objective for every trainable parameter."""
+
     mode: str
+    """One of "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
+    XLA compiler; "train" as in training, with dropout 0."""
+
     description: Mapping[str, Any]
+    """Metadata that is copied into the trace."""
+
     confirmed: ReadTensors | None = None
+    """What the tensors were computed from, where they are not stored so themselves: the library has
+    to read the same there."""
+
     step_outputs: str = ""
+    """Safetensors file with activations by name, float64; each replaces the result of that step as
+    the input of the next one (see ``steps``). "" replaces nothing."""
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""

@@ -14,29 +14,33 @@ NO_CONVENTION = "no convention for this number of channels"
 
 @dataclass(frozen=True)
 class Carried:
-    """How images are prepared for a model, and what its classes are called.
-
-    Attributes:
-        image_mean: taken off each channel.
-        image_std: what each channel is then divided by.
-        labels: names of the classes; None where nothing names them.
-        preprocessor: what else is said of preprocessing, as in ``preprocessor_config.json``.
-        sources: who says mean and deviation.
-        name: the checkpoint that the model was loaded from.
-        assumptions: what was assumed of the model's configuration when it was loaded, by field, as
-            `Configuration.only_assumed` returns it.
-        key_bias: whether the checkpoint has biases of the key; if not, the model's are zeros, and
-            they are left out again when it is saved, unless they were trained.
-    """
+    """How images are prepared for a model, and what its classes are called."""
 
     image_mean: tuple[float, ...]
+    """Taken off each channel."""
+
     image_std: tuple[float, ...]
+    """What each channel is then divided by."""
+
     labels: tuple[str, ...] | None = None
+    """Names of the classes; None where nothing names them."""
+
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    """What else is said of preprocessing, as in ``preprocessor_config.json``."""
+
     sources: Mapping[str, str] = field(default_factory=dict)
+    """Who says mean and deviation."""
+
     name: str | None = None
+    """The checkpoint that the model was loaded from."""
+
     assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was assumed of the model's configuration when it was loaded, by field, as
+    `Configuration.only_assumed` returns it."""
+
     key_bias: bool = True
+    """Whether the checkpoint has biases of the key; if not, the model's are zeros, and they are
+    left out again when it is saved, unless they were trained."""
 
     @classmethod
     def by(cls, plan: Plan) -> "Carried":

@@ -35,39 +35,40 @@ DEFAULT_DTYPES = ("float64", "float32")
 
 @dataclass(frozen=True)
 class Request:
-    """What of a checkpoint is to be run and kept.
-
-    Attributes:
-        dtypes: precisions; float64 is the proof.
-        taps: keep intermediate activations.
-        gradients: keep the gradient of the objective for every trainable parameter.
-        mask_ratio: run with this ratio; None is the configured one.
-    """
+    """What of a checkpoint is to be run and kept."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    """Precisions; float64 is the proof."""
+
     taps: bool = True
+    """Keep intermediate activations."""
+
     gradients: bool = False
+    """Keep the gradient of the objective for every trainable parameter."""
+
     mask_ratio: float | None = None
+    """Run with this ratio; None is the configured one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One checkpoint to be run, by whom, for what, and whether its file is as it is.
-
-    Attributes:
-        checkpoint: what to run.
-        side: with what; ``framework`` must be chosen.
-        request: what to keep.
-        as_stored: the checkpoint's tensors are those of its file; False after declared steps.
-        step_outputs: activations (N, T, D) by name that replace the results of these steps as the
-            inputs of the next ones; empty for an ordinary run.
-    """
+    """One checkpoint to be run, by whom, for what, and whether its file is as it is."""
 
     checkpoint: Checkpoint
+    """What to run."""
+
     side: Side
+    """With what; ``framework`` must be chosen."""
+
     request: Request = field(default_factory=Request)
+    """What to keep."""
+
     as_stored: bool = True
+    """The checkpoint's tensors are those of its file; False after declared steps."""
+
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """Activations (N, T, D) by name that replace the results of these steps as the inputs of the
+    next ones; empty for an ordinary run."""
 
 
 class UnreadFileError(MaeConvertError):
@@ -76,27 +77,31 @@ class UnreadFileError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Running:
-    """A child process at work.
-
-    Attributes:
-        run: what it runs.
-        description: what describes the run, computed meanwhile.
-        process: the child.
-        job: the file that says what the child is to do; its folder is the child's.
-        output: the trace that the child writes.
-        clock: the time that it may take.
-        opened: what ends the child and removes its folder.
-        held: files of the checkpoint that must not change meanwhile.
-    """
+    """A child process at work."""
 
     run: Run
+    """What it runs."""
+
     description: Future[Mapping[str, Any]]
+    """What describes the run, computed meanwhile."""
+
     process: subprocess.Popen[str]
+    """The child."""
+
     job: Path
+    """The file that says what the child is to do; its folder is the child's."""
+
     output: Path
+    """The trace that the child writes."""
+
     clock: Clock
+    """The time that it may take."""
+
     opened: ExitStack
+    """What ends the child and removes its folder."""
+
     held: Sequence[ByteFile] = ()
+    """Files of the checkpoint that must not change meanwhile."""
 
     def stop(self) -> None:
         """Terminate the child if it still runs, and remove its files."""

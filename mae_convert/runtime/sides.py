@@ -80,22 +80,23 @@ PROBE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Side:
-    """How one side of a comparison is run.
-
-    Attributes:
-        framework: one of ``FRAMEWORKS``; None chooses the one that proves most.
-        device: where runs other than float64 happen, "cpu" or "cuda".
-        python: the interpreter of the child process; None is this one.
-        mode: one of ``job.MODES``.
-        time_limit: seconds that a run may take; 0 is no limit, and None the one of the environment
-            variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
-    """
+    """How one side of a comparison is run."""
 
     framework: str | None = None
+    """One of ``FRAMEWORKS``; None chooses the one that proves most."""
+
     device: str = "cpu"
+    """Where runs other than float64 happen, "cpu" or "cuda"."""
+
     python: str | None = None
+    """The interpreter of the child process; None is this one."""
+
     mode: str = "eager"
+    """One of ``job.MODES``."""
+
     time_limit: float | None = None
+    """Seconds that a run may take; 0 is no limit, and None the one of the environment variable
+    ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:

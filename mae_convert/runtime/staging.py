@@ -40,21 +40,21 @@ BY_OUR_READER = "mae-convert's own reader"
 
 @dataclass(frozen=True)
 class Staged:
-    """What a child process loads, and how much of it is our work.
-
-    Attributes:
-        weights: the files.
-        loader: how their names become those of the model.
-        ours: what of ours stands between the stored bytes and the model, or None: then the run is
-            native, and the library of the format reads the files that were given.
-        confirmed: tensors that the library has to read as our reader did, because what is in
-            ``weights`` was computed from them.
-    """
+    """What a child process loads, and how much of it is our work."""
 
     weights: StoredWeights
+    """The files."""
+
     loader: str
+    """How their names become those of the model."""
+
     ours: str | None = None
+    """What of ours stands between the stored bytes and the model, or None: then the run is native,
+    and the library of the format reads the files that were given."""
+
     confirmed: ReadTensors | None = None
+    """Tensors that the library has to read as our reader did, because what is in ``weights`` was
+    computed from them."""
 
 
 def stage(

@@ -25,16 +25,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Trace:
-    """The results of one side, with their description.
-
-    Attributes:
-        description: framework, versions, device, configuration, hashes; see ``describe``.
-        arrays: ``DTYPE/RESULT``, ``DTYPE/tap/NAME`` and ``DTYPE/grad/NAME`` for each run, and
-            ``mask`` and ``ids_restore``, which are the same for all dtypes.
-    """
+    """The results of one side, with their description."""
 
     description: Mapping[str, Any]
+    """Framework, versions, device, configuration, hashes; see ``describe``."""
+
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    """``DTYPE/RESULT``, ``DTYPE/tap/NAME`` and ``DTYPE/grad/NAME`` for each run, and ``mask`` and
+    ``ids_restore``, which are the same for all dtypes."""
 
     @classmethod
     def load(cls, path: Path) -> "Trace":

@@ -32,46 +32,50 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """What is remembered of a download.
-
-    Attributes:
-        url: where it came from.
-        sha256: of the whole file, in hexadecimal digits.
-        md5: likewise.
-        bytes: its size.
-        mtime_ns: when the file was last written, by which a file that was touched is known.
-        trusted: why the hash is believed.
-        first_used: when it was first downloaded.
-        fingerprint: of the checkpoint in it, when its hash was confirmed as ``trusted`` says; None
-            for what is not a checkpoint.
-    """
+    """What is remembered of a download."""
 
     url: str
+    """Where it came from."""
+
     sha256: str
+    """Of the whole file, in hexadecimal digits."""
+
     md5: str
+    """Likewise."""
+
     bytes: int
+    """Its size."""
+
     mtime_ns: int
+    """When the file was last written, by which a file that was touched is known."""
+
     trusted: str
+    """Why the hash is believed."""
+
     first_used: str
+    """When it was first downloaded."""
+
     fingerprint: str | None = None
+    """Of the checkpoint in it, when its hash was confirmed as ``trusted`` says; None for what is
+    not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to download.
-
-    Attributes:
-        name: what it is called in the cache.
-        url: where it is.
-        md5: digits with which its MD5 begins as published; None where none says.
-        examine: returns the fingerprint of the checkpoint in a file, or None for another file;
-            raises MaeConvertError for one that is not what it should be, whatever its hash.
-    """
+    """A file to download."""
 
     name: str
+    """What it is called in the cache."""
+
     url: str
+    """Where it is."""
+
     md5: str | None
+    """Digits with which its MD5 begins as published; None where none says."""
+
     examine: Callable[[Path], str | None]
+    """Returns the fingerprint of the checkpoint in a file, or None for another file; raises
+    MaeConvertError for one that is not what it should be, whatever its hash."""
 
 
 def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:

@@ -17,17 +17,16 @@ PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browse
 
 @dataclass(frozen=True)
 class HubReference:
-    """A place on the Hugging Face Hub: ``hf://owner/name[@revision][/path]``.
-
-    Attributes:
-        repo_id: ``owner/name``.
-        revision: a branch, tag, commit or ``refs/pr/N``; None is the default branch.
-        path: a file or folder in the repository; empty for the whole.
-    """
+    """A place on the Hugging Face Hub: ``hf://owner/name[@revision][/path]``."""
 
     repo_id: str
+    """``owner/name``."""
+
     revision: str | None = None
+    """A branch, tag, commit or ``refs/pr/N``; None is the default branch."""
+
     path: str = ""
+    """A file or folder in the repository; empty for the whole."""
 
     def __str__(self) -> str:
         revision = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""

@@ -34,19 +34,19 @@ CERTIFICATES_FOLDER = "verification"
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is downloaded to open a checkpoint.
-
-    Attributes:
-        weights: path of the weights in the repository, or of an index of them.
-        beside: name in the local directory → path in the repository, of everything else.
-        is_directory: the rest belongs to the weights, as in a model directory.
-        notes: what the user should know of the choice.
-    """
+    """What is downloaded to open a checkpoint."""
 
     weights: str
+    """Path of the weights in the repository, or of an index of them."""
+
     beside: Mapping[str, str]
+    """Name in the local directory → path in the repository, of everything else."""
+
     is_directory: bool
+    """The rest belongs to the weights, as in a model directory."""
+
     notes: tuple[str, ...] = ()
+    """What the user should know of the choice."""
 
 
 def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:

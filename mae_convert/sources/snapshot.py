@@ -27,21 +27,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit.
-
-    Attributes:
-        reference: what the user named.
-        commit: what its revision is now.
-        entries: the files, by path.
-        card: the metadata of the repository's card.
-        notes: what the user should know of how it was got.
-    """
+    """A repository at one commit."""
 
     reference: HubReference
+    """What the user named."""
+
     commit: str
+    """What its revision is now."""
+
     entries: Mapping[str, Entry]
+    """The files, by path."""
+
     card: Mapping[str, Any]
+    """The metadata of the repository's card."""
+
     notes: tuple[str, ...] = ()
+    """What the user should know of how it was got."""
 
     @property
     def listing(self) -> str:

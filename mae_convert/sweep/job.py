@@ -44,19 +44,19 @@ THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with one checkpoint.
-
-    Attributes:
-        source: a path, an address, a place on the Hub or an official name.
-        target: where the result is to stand; None where it is only verified or published.
-        settings: the other fields of the plan, as `fields.parse` returns them.
-        where: where in the plan it stands.
-    """
+    """What is to be done with one checkpoint."""
 
     source: str
+    """A path, an address, a place on the Hub or an official name."""
+
     target: str | None
+    """Where the result is to stand; None where it is only verified or published."""
+
     settings: Settings = field(default_factory=dict)
+    """The other fields of the plan, as `fields.parse` returns them."""
+
     where: str = ""
+    """Where in the plan it stands."""
 
     @cached_property
     def key(self) -> str:

@@ -26,19 +26,19 @@ class PlanError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan gives for a field.
-
-    Attributes:
-        values: one, or those of a list.
-        where: file and line, or the command line.
-        is_list: whether it is written as a list.
-        is_default: whether it is said of all jobs, and so not of this one in particular.
-    """
+    """What a plan gives for a field."""
 
     values: tuple[Any, ...]
+    """One, or those of a list."""
+
     where: str
+    """File and line, or the command line."""
+
     is_list: bool = False
+    """Whether it is written as a list."""
+
     is_default: bool = False
+    """Whether it is said of all jobs, and so not of this one in particular."""
 
 
 @dataclass(frozen=True)

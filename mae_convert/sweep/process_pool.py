@@ -41,19 +41,19 @@ Work = Callable[[Job, int], Row]
 
 @dataclass(frozen=True)
 class Limits:
-    """What jobs may take together.
-
-    Attributes:
-        workers: jobs at a time.
-        memory: bytes.
-        threads: that each framework computes with.
-        gpus: numbers of the GPUs, each for one job at a time.
-    """
+    """What jobs may take together."""
 
     workers: int
+    """Jobs at a time."""
+
     memory: int
+    """Bytes."""
+
     threads: int
+    """That each framework computes with."""
+
     gpus: tuple[str, ...] = ()
+    """Numbers of the GPUs, each for one job at a time."""
 
 
 def limits(workers: int | None = None, threads: int | None = None) -> Limits:

@@ -19,81 +19,112 @@ STATUS = {DONE: "done", FAILED: "failed", ERROR: "no result"}
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a job.
-
-    Attributes:
-        key: of the job.
-        source: what was converted.
-        target: where the result stands, or None.
-        layout: that it was converted to, or None where it was only verified.
-        settings: what else the plan said.
-        outcome: "done"; "failed", a verification that did not pass; or "error".
-        verdict: of the verification, in a word or two; None where there was none.
-        assuming: the assumptions that both sides of the verification share, or None.
-        passed: whether the verification passed.
-        proven: whether no side was read through our own tables.
-        function: largest distance between the sides in float64, relative L2.
-        own_error: by dtype, the larger rounding error of the two sides, relative L2.
-        first_divergence: first step where the sides part.
-        cause: why a verification failed, as far as it was explained.
-        error: why there is no result, in one sentence.
-        exit_status: that the single command would have had.
-        source_sha256: of the files that hold the tensors.
-        source_bytes: their size.
-        target_sha256: of the files that were written.
-        target_bytes: their size.
-        source_fingerprint: of the source, see docs/fingerprint.md.
-        target_fingerprint: of the result.
-        task: of the result.
-        parameters: of the result.
-        published: address of the commit.
-        convert_seconds: time of reading, writing and comparing.
-        verify_seconds: time of the verification.
-        seconds: of everything.
-        peak_memory: bytes of the job's processes together, or None where it cannot be told.
-        started: seconds since 1970.
-        host: where it ran.
-        attempts: how often it was begun.
-        mae_convert: the version.
-        source_version: what the source was known by when the job ended, see `freshness`.
-        target_version: likewise.
-    """
+    """What came of a job."""
 
     key: str
+    """Of the job."""
+
     source: str
+    """What was converted."""
+
     target: str | None = None
+    """Where the result stands, or None."""
+
     layout: str | None = None
+    """That it was converted to, or None where it was only verified."""
+
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else the plan said."""
+
     outcome: str = DONE
+    """One of "done"; "failed", a verification that did not pass; or "error"."""
+
     verdict: str | None = None
+    """Of the verification, in a word or two; None where there was none."""
+
     assuming: str | None = None
+    """The assumptions that both sides of the verification share, or None."""
+
     passed: bool | None = None
+    """Whether the verification passed."""
+
     proven: bool | None = None
+    """Whether no side was read through our own tables."""
+
     function: float | None = None
+    """Largest distance between the sides in float64, relative L2."""
+
     own_error: Mapping[str, float] = field(default_factory=dict)
+    """By dtype, the larger rounding error of the two sides, relative L2."""
+
     first_divergence: str | None = None
+    """First step where the sides part."""
+
     cause: str | None = None
+    """Why a verification failed, as far as it was explained."""
+
     error: str | None = None
+    """Why there is no result, in one sentence."""
+
     exit_status: int = 0
+    """That the single command would have had."""
+
     source_sha256: str | None = None
+    """Of the files that hold the tensors."""
+
     source_bytes: int | None = None
+    """Their size."""
+
     target_sha256: str | None = None
+    """Of the files that were written."""
+
     target_bytes: int | None = None
+    """Their size."""
+
     source_fingerprint: str | None = None
+    """Of the source, see docs/fingerprint.md."""
+
     target_fingerprint: str | None = None
+    """Of the result."""
+
     task: str | None = None
+    """Of the result."""
+
     parameters: int | None = None
+    """Of the result."""
+
     published: str | None = None
+    """Address of the commit."""
+
     convert_seconds: float | None = None
+    """Time of reading, writing and comparing."""
+
     verify_seconds: float | None = None
+    """Time of the verification."""
+
     seconds: float = 0.0
+    """Of everything."""
+
     peak_memory: int | None = None
+    """Bytes of the job's processes together, or None where it cannot be told."""
+
     started: float = 0.0
+    """Seconds since 1970."""
+
     host: str = ""
+    """Where it ran."""
+
     attempts: int = 1
+    """How often it was begun."""
+
     mae_convert: str = __version__
+    """The version."""
+
     source_version: Mapping[str, Any] = field(default_factory=dict)
+    """What the source was known by when the job ended, see `freshness`."""
+
     target_version: Mapping[str, Any] = field(default_factory=dict)
+    """Likewise."""
 
     @property
     def is_good(self) -> bool:

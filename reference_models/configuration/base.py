@@ -151,15 +151,13 @@ class Configuration:
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """Images or videos and their patches, where they are not the ones that a model is given.
-
-    Attributes:
-        pixel_shape: channels, [frames,] height and width.
-        patch_shape: [frames,] height and width of a patch.
-    """
+    """Images or videos and their patches, where they are not the ones that a model is given."""
 
     pixel_shape: tuple[int, ...]
+    """Channels, [frames,] height and width."""
+
     patch_shape: tuple[int, ...]
+    """[frames,] height and width of a patch."""
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -180,15 +178,13 @@ class PatchGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfiguration(Configuration):
-    """Fields of the families that take videos (N, C, T, H, W), in addition to `Configuration`'s.
-
-    Attributes:
-        num_frames: frames of a video, T.
-        tubelet_size: frames of a patch; divides ``num_frames``.
-    """
+    """Fields of the families that take videos (N, C, T, H, W), in addition to `Configuration`'s."""
 
     num_frames: int = 16
+    """Frames of a video, T."""
+
     tubelet_size: int = 2
+    """Frames of a patch; divides ``num_frames``."""
 
     def _check(self) -> None:
         super()._check()

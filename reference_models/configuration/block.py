@@ -15,29 +15,35 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes of a transformer block; the families' configurations derive and validate them.
-
-    Attributes:
-        width: width of the tokens, D.
-        heads: attention heads; divides ``width``.
-        hidden: hidden width of the MLP.
-        eps: added to the variance in the layer normalizations.
-        act: activation of the MLP, one of ``ACTIVATIONS``.
-        qkv_bias: whether the query, key and value projections have biases.
-        key_bias: whether the key projection has one if the others have.
-        layer_scale: initial value of a factor for each channel of the outputs of attention and MLP;
-            0 where there is none.
-        dropout: dropout after attention and MLP.
-        attention_dropout: dropout on attention probabilities.
-    """
+    """Sizes of a transformer block; the families' configurations derive and validate them."""
 
     width: int
+    """Width of the tokens, D."""
+
     heads: int
+    """Attention heads; divides ``width``."""
+
     hidden: int
+    """Hidden width of the MLP."""
+
     eps: float
+    """Added to the variance in the layer normalizations."""
+
     act: str = "gelu"
+    """Activation of the MLP, one of ``ACTIVATIONS``."""
+
     qkv_bias: bool = True
+    """Whether the query, key and value projections have biases."""
+
     key_bias: bool = True
+    """Whether the key projection has one if the others have."""
+
     layer_scale: float = 0.0
+    """Initial value of a factor for each channel of the outputs of attention and MLP; 0 where there
+    is none."""
+
     dropout: float = 0.0
+    """Dropout after attention and MLP."""
+
     attention_dropout: float = 0.0
+    """Dropout on attention probabilities."""

@@ -23,13 +23,13 @@ def old_tree(
     Args:
         structure: the file.
         address: of the root.
-        kind: what the tree is of.
+        kind: the type of the tree.
         key_width: bytes of a key.
-        order: returns by what a key is compared. HDF5 searches for a key and does not find it where
-            the keys are not in order, so that other data would take its place.
+        order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find some of
+            them and reads other data.
 
     Raises:
-        ValueError: there is no such tree, it has no end, or its keys are not in order.
+        ValueError: there is no such tree, it contains a cycle, or its keys are not sorted.
     """
 
     def visit(
@@ -92,9 +92,9 @@ class _NewTree:
 
 
 def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
-    """Return for each level the widths of a child's counts: its records, and all below it.
+    """Return the sizes in bytes of a child's two counts for each level.
 
-    A node is as full as its size allows, and a count is as wide as its largest possible value.
+    They depend on how many records fit into a node.
     """
     most = (node_size - 10) // record_size
     width, total, widths = _width(most), most, [(0, 0)]

@@ -18,7 +18,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """Number of bytes that are left."""
+        """Number of remaining bytes."""
         return len(self.data) - self.at
 
     def take(self, count: int) -> bytes:
@@ -50,7 +50,7 @@ class Cursor:
         return version
 
     def text(self) -> bytes:
-        """Return the bytes before the next zero, and skip the zero."""
+        """Return the bytes before the next zero byte, and skip it."""
         end = self.data.find(b"\0", self.at)
         if end < 0:
             raise ValueError("an unterminated name")

@@ -39,15 +39,12 @@ LEAST_ENTRY = 24
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset: its shape, its type, and a function that reads it.
-
-    Attributes:
-        load: returns the array with the dtype of `type`, or as bytes (`V`) if it has none.
-    """
+    """A dataset: its shape, its type, and a function that reads it."""
 
     shape: tuple[int, ...]
     type: Type
     load: Callable[[], np.ndarray]
+    """Returns the array with the dtype of `type`, or as bytes (`V`) if it has none."""
 
 
 def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -> Dataset:
@@ -172,7 +169,7 @@ class _Chunks:
         if not array.size:
             return array
         wanted = self._corners()
-        # A tree of its own count: reading the numbers is not reading the structure.
+        # A separate count: reading values does not count as reading structures.
         structure = Structure(self.structure.file)
         width = 8 + 8 * (len(self.shape) + 1)
         for key, address in old_tree(structure, self.address, CHUNKS, width, self._place):
@@ -230,8 +227,8 @@ class _Chunks:
 def fletcher32(data: bytes) -> int:
     """Return HDF5's checksum of a chunk: two sums, modulo 65535, of big-endian 16-bit words.
 
-    The second sums what the first has been after each word. A sum that is not zero is represented
-    by 1 to 65535, as adding with the carry leaves it.
+    The second sum adds up the first one after each word. A sum other than zero is represented by 1
+    to 65535, as addition with end-around carry results in.
     """
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     if not words.any():

@@ -1,4 +1,4 @@
-"""Heaps: names, texts and links that do not fit into an object header."""
+"""Heaps: storage for names, texts and links that do not fit into an object header."""
 
 import itertools
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def _collection(structure: Structure, address: int) -> dict[int, bytes]:
         number = cursor.number(2)
         cursor.take(6)
         length = cursor.address()
-        if number == 0:  # the space that is left
+        if number == 0:  # the remaining space
             break
         objects[number] = cursor.take(length)
         cursor.take(min(-length % 8, cursor.left))
@@ -59,23 +59,24 @@ def _collection(structure: Structure, address: int) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class FractalHeap:
-    """A fractal heap, which has the links or attributes of a large group (section III.G).
-
-    Attributes:
-        widths: of an offset and of a length in an object's id.
-        start, limit: sizes of the smallest and the largest direct block.
-        columns: blocks in a row of the doubling table.
-        root: address of the root block.
-        rows: rows of the root block, 0 where it is a direct block.
-    """
+    """A fractal heap, which has the links or attributes of a large group (section III.G)."""
 
     structure: Structure
     widths: tuple[int, int]
+    """Of an offset and of a length in an object's id."""
+
     start: int
     limit: int
+    """Sizes of the smallest and the largest direct block."""
+
     columns: int
+    """Blocks in a row of the doubling table."""
+
     root: int
+    """Address of the root block."""
+
     rows: int
+    """Rows of the root block, 0 where it is a direct block."""
 
     def object(self, identity: bytes) -> bytes:
         """Return an object by its id.

@@ -32,8 +32,8 @@ class Message:
 class Structure:
     """An HDF5 file, accessed by addresses.
 
-    A short file can describe structures that take forever to read, by parts that contain each other
-    or are referenced many times. Therefore all bytes that are read are counted.
+    A short file can describe structures without end, by parts that contain each other or are
+    referenced many times. Therefore all bytes that are read are counted.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -139,7 +139,7 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
 
 def _ranges(structure: Structure, ranges: list[tuple[int, int]]) -> Iterator[Cursor]:
     """Yield the bytes of each block; blocks may be appended meanwhile."""
-    for address, size in ranges:  # one that leads back has an end in what may be read
+    for address, size in ranges:  # a cycle ends at the limit on bytes that are read
         yield structure.at(address, size)
 
 

@@ -35,16 +35,14 @@ LINK_TREES, ATTRIBUTE_TREES = (5, 6), (8, 9)
 
 @dataclass(frozen=True)
 class Tree:
-    """What a file holds, each by its path without a slash at its beginning.
-
-    Attributes:
-        datasets: in the order in which the file keeps them, depth first.
-        attributes: of the root (its path is empty), of groups and of datasets, by name.
-    """
+    """The content of a file by path, without a leading slash."""
 
     structure: Structure
     datasets: dict[str, Dataset] = field(default_factory=dict)
+    """In the order of the file, depth first."""
+
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
+    """Of the root (its path is empty), of groups and of datasets, by name."""
 
     def text(self, path: str, name: str) -> str | None:
         """Return an attribute that is a single text, or None."""
@@ -87,7 +85,7 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
     if LAYOUT in kinds and path:
         tree.datasets[path] = read_dataset(tree.structure, path, messages)
         return
-    if DATATYPE in kinds:  # a type with a name
+    if DATATYPE in kinds:  # a named (committed) datatype
         return
     if address in groups or depth > DEEPEST:  # a short file whose paths have no end
         raise ValueError(f"the group {path} has two names")
@@ -180,7 +178,7 @@ def _dense(
     if not defined(heap_address):
         return
     heap = fractal_heap(structure, heap_address)
-    # Before the id of its object, a record of links has a hash; one of attributes has it behind.
+    # A record of links has a hash before the id of its object, a record of attributes after it.
     before = 4 if kinds == LINK_TREES else 0
     for record in new_tree(structure, tree, kinds[:1]):
         yield heap.object(record[before:])

@@ -16,7 +16,7 @@ INTEGER, FLOAT, STRING, OPAQUE, COMPOUND, ENUM, VARIABLE = 0, 1, 3, 5, 6, 8, 9
 Order = Literal["<", ">"]
 VERSIONS = (1, 2, 3, 4, 5)
 
-# Size of the number in bytes, bits of exponent and mantissa, and what is added to the exponent.
+# Size of the number in bytes, bits of exponent and mantissa, and the bias of the exponent.
 FLOATS = {
     (2, 5, 10, 15): TORCH_DTYPES["float16"],
     (2, 8, 7, 127): TORCH_DTYPES["bfloat16"],
@@ -29,17 +29,16 @@ IMPLIED = 2
 
 @dataclass(frozen=True)
 class Type:
-    """The type of the elements of a dataset or an attribute.
-
-    Attributes:
-        kind: the class of the type, as the format numbers them.
-        size: bytes of an element.
-        dtype: the NumPy dtype with its byte order, or None if the elements are not numbers.
-    """
+    """The type of the elements of a dataset or an attribute."""
 
     kind: int
+    """The class of the type, as the format numbers them."""
+
     size: int
+    """Bytes of an element."""
+
     dtype: np.dtype | None = None
+    """The NumPy dtype with its byte order, or None if the elements are not numbers."""
 
 
 def read_type(cursor: Cursor) -> Type:
@@ -61,7 +60,7 @@ def read_type(cursor: Cursor) -> Type:
         return Type(kind, size, _truth(cursor, version, size, flags & 0xFFFF))
     if kind == COMPOUND:
         return Type(kind, size, _complex(cursor, version, size, flags & 0xFFFF))
-    # A sequence of variable length, of anything but characters, is nothing for us.
+    # Sequences of variable length are read only if they are text.
     kind = -1 if kind == VARIABLE and flags & 15 != 1 else kind
     return Type(kind, size)
 
@@ -89,7 +88,7 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return bool for the enumeration of FALSE and TRUE as which h5py stores it."""
+    """Return bool for the enumeration of FALSE and TRUE that h5py stores it as."""
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
@@ -99,7 +98,7 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype for the compound of `r` and `i` as which h5py stores it."""
+    """Return the complex dtype for the compound of `r` and `i` that h5py stores it as."""
     if count != 2 or size not in (8, 16):
         return None
     parts = []
@@ -143,18 +142,17 @@ def read_shape(cursor: Cursor) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A value beside a group or a dataset; only text is read.
-
-    Attributes:
-        name: its name.
-        type, shape: of its elements; None where they are shared with other attributes, or none.
-        data: the elements.
-    """
+    """An attribute of a group or a dataset; only text is read."""
 
     name: str
+    """Its name."""
+
     type: Type | None
     shape: tuple[int, ...] | None
+    """Of its elements; None where they are shared with other attributes, or none."""
+
     data: bytes
+    """The elements."""
 
     def texts(self, structure: Structure) -> list[str] | None:
         """Return the elements; None if they are not text.
