@@ -64,9 +64,9 @@ class Format:
     file of another format."""
 
     writer: str = ""
-    """The function, as "module:function"; it takes the tensors, the configuration and the conversion record, and
-    the key of the weights if the format has keys; it returns the layout of the file. Empty if the
-    format is only read."""
+    """The function, as "module:function"; it takes the tensors, the configuration, the conversion
+    record and, if the format has keys, the key of the weights; it returns the layout of the file.
+    Empty if the format is only read."""
 
     dtypes: tuple[str, ...] = NUMPY_DTYPES
     """The names of the dtypes that it can store."""
