@@ -1,8 +1,8 @@
-"""A linear probe's batch norm, folded into the linear layer behind it.
+"""The batch norm of a linear probe, folded into the following linear layer.
 
-The original probes frozen features with a ``BatchNorm1d(affine=False)`` before the linear layer
-(He et al. 2021, appendix A.1). In evaluation it is an affine map, so that both are one linear
-layer; the two cannot be told apart again, and so this is a declared step.
+Linear probes of the original have a ``BatchNorm1d(affine=False)`` before the linear layer (He et
+al. 2021, appendix A.1). In evaluation it is an affine map, so both are one linear layer. They
+cannot be separated again; therefore this is a declared step.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from mae_convert.dtypes import rounded
 from mae_convert.families.canonical import BATCH_NORM
 from mae_convert.formats.tensor import LazyTensor
 
-EPSILON = 1e-6  # the original's; no tensor tells it
+EPSILON = 1e-6  # as in the original; it is not stored in tensors
 STEP = {
     "step": "batch_norm",
     "from": f"BatchNorm1d(affine=False, eps={EPSILON}) before the linear layer",

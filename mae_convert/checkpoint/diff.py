@@ -27,22 +27,22 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two checkpoints."""
+    """The differences between two checkpoints."""
 
     equal: int
-    """Number of tensors that are the same bits."""
+    """Number of tensors that are equal bit for bit."""
 
     tensors: tuple[TensorDifference, ...]
-    """Those that are not."""
+    """The tensors that differ."""
 
     configuration: dict[str, tuple[Any, Any]]
     """Fields that differ, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Fields that nothing gives for a checkpoint, with "A", "B" or "A and B"."""
+    """Fields that are unknown, with the checkpoints that lack them: "A", "B" or "A and B"."""
 
     not_read: tuple[str, ...] = ()
-    """In words, tensors of the files that are not part of the models that were read."""
+    """Descriptions of tensors that are not part of the models, and were not compared."""
 
     @property
     def same(self) -> bool:
@@ -64,7 +64,7 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
 
 
 def left_aside(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    """Return descriptions of the tensors that were not read and therefore not compared."""
+    """Return descriptions of the tensors that were not read and not compared."""
     return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
 
 
@@ -117,7 +117,7 @@ def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[An
     fields = [name for name in a.family.untold_fields(a.task) if name in others]
     for name in fields:
         left, right = a.configuration.value(name), b.configuration.value(name)
-        if left != right and None not in (left, right):  # None is missing
+        if left != right and None not in (left, right):  # None if it is missing
             yield name, (left, right)
     left, right = (checkpoint.configuration.model for checkpoint in (a, b))
     own = {left.decoder_layer_norm_eps, right.decoder_layer_norm_eps} != {None}

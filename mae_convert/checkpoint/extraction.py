@@ -1,10 +1,10 @@
 """Find a complete model among the tensors of a larger program, with any prefix in its names.
 
-`recognition` reads names that are a model's and nothing else. Here the model may have any prefix
-(its decoder another one), and other tensors may stand beside it. If the names contain every tensor
-of a task, that task is read and the rest is dropped with a reason; tensors without which it would
-be another function (see `unused`) are never dropped. Nothing is chosen between two models, or
-between two tasks that are both complete.
+`recognition` reads names that all belong to one model. Here the model may have any prefix (its
+decoder another one), and there may be other tensors. If the names contain every tensor of a task,
+that task is read and the rest is dropped with a reason; tensors that change what the model computes
+(see `unused`) are never dropped. If there are two models, or two complete tasks, the user must
+choose.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,10 +34,10 @@ from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import Table, listed
 
 MOST_PREFIXES = 8
-"""Limit on the prefixes that are tried for one layout; no file contains as many models."""
+"""Limit on the prefixes that are tried for one layout; no file contains so many models."""
 
 TASKS = ("pretrain", "classify", "encoder")
-"""In the order in which they are preferred."""
+"""The tasks in order of preference."""
 
 PARTS = {
     "pretrain": ("encoder", "decoder"),
@@ -51,25 +51,25 @@ class Found:
     """A model among other tensors."""
 
     reading: Reading
-    """How its tensors read, by their names without prefixes."""
+    """How its tensors are read, by their names without prefixes."""
 
     synonyms: tuple[str, ...]
-    """Other layouts that are the same for these tensors."""
+    """Other layouts that are equivalent for these tensors."""
 
     stripped: Stripped
-    """What was removed from the names of its tensors."""
+    """The prefixes that were removed from the names of its tensors."""
 
     dropped: Mapping[str, str]
-    """Every other tensor, by its stored name, with the reason."""
+    """All other tensors by stored name, with the reason why they are dropped."""
 
     also: tuple[str, ...] = ()
-    """Other tasks for which everything is there, and which are not contained in this one."""
+    """Other tasks that are complete, and are not contained in this one."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Task → why the tensors cannot be read as it."""
 
     whole: str | None = None
-    """The task that would be read if none were asked for."""
+    """The task that is read if none is requested."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,22 @@ class Candidate:
     reading: Reading
     task: str
     prefixes: tuple[str, str]
-    """Those of the encoder's and head's names, and of the decoder's."""
+    """The prefix of the names of encoder and head, and that of the decoder."""
 
     stored: Mapping[str, str]
-    """Name without the prefix → stored name, of tensors in the table and the task."""
+    """Name without the prefix → stored name, for tensors in the table and in the task."""
 
     left: Mapping[str, str]
-    """Stored name → part, of tensors in the table but not in the task."""
+    """Stored name → component, for tensors in the table but not in the task."""
 
     encoder: frozenset[str]
-    """Stored names of the encoder."""
+    """Stored names of the encoder's tensors."""
 
     unused: Unused
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the task is there."""
+        """Whether no tensor of the task is missing."""
         return not self.reading.problems
 
     @property
@@ -123,17 +123,17 @@ def recognise_model(
     under: str | None = None,
     family: str | None = None,
 ) -> Found:
-    """Return how tensors read: all of them, or those of a complete model among them.
+    """Return how tensors are read: all of them, or those of a complete model among them.
 
     Args:
         shapes: stored names and shapes.
-        preferred: a layout that decides between those that fit equally well.
-        task: what to read where several tasks are complete.
-        under: the prefix of the model that is meant, as `find_model` takes it.
-        family: the family of models that a configuration in the file names.
+        preferred: the layout to choose if several fit equally well.
+        task: the task to read if several are complete.
+        under: the prefix of the model to read, as for `find_model`.
+        family: the family of models in a configuration of the file.
 
     Raises:
-        LayoutError: no known layout fits, or what is meant is not certain.
+        LayoutError: no known layout fits, or it is ambiguous which model to read.
     """
     if under is None:
         try:
@@ -156,10 +156,10 @@ class UndecidedError(LayoutError):
 def _recognise_all(
     shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
 ) -> Found:
-    """Return how the tensors read if every one of them belongs to the model.
+    """Return how the tensors are read if they all belong to one model.
 
     Raises:
-        LayoutError: no known layout fits, or several ways to take off prefixes make one fit.
+        LayoutError: no known layout fits, or layouts fit with different prefixes removed.
     """
     try:
         return Found(
@@ -200,14 +200,14 @@ def find_model(
 
     Args:
         shapes: stored names and shapes.
-        preferred: a layout that decides between those that fit equally well.
-        task: what to read; by default all that is complete.
-        under: the prefix of the model that is meant, without the dot behind it; "." means that its
-            names have none.
+        preferred: the layout to choose if several fit equally well.
+        task: the task to read; by default the largest complete one.
+        under: the prefix of the model to read, without the dot at its end; "." for names without a
+            prefix.
 
     Raises:
-        LayoutError: there is one, but what it computes depends on tensors that no layout has; or
-            several are complete and it is not said which is meant.
+        LayoutError: what the model computes depends on tensors that no layout has; or there are
+            several complete models, and it is not specified which one to read.
     """
     every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
     wanted = [c for c in every if task in (None, c.task)]
@@ -245,7 +245,7 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return the tensors that a candidate does not take, by their stored names, with the reason.
+    """Return the tensors that a candidate does not use, by stored name, with the reason.
 
     Args:
         chosen: the candidate.
@@ -321,7 +321,7 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Read the tensors under the prefixes for a task."""
+    """Return how the tensors under the prefixes are read for a task."""
     stored: dict[str, str] = {}
     left: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -382,7 +382,7 @@ def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:
-    """Return the prefixes that share the longest beginning with another."""
+    """Return the prefixes that have the longest common beginning with another one."""
 
     def common(other: str) -> int:
         pairs = list(zip(prefix.split("."), other.split("."), strict=False))
@@ -404,10 +404,10 @@ def _largest(candidates: list[Candidate]) -> list[Candidate]:
 def _one_model(
     candidates: list[Candidate], preferred: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
-    """Return the candidate to read, and the layouts that are the same for its tensors.
+    """Return the candidate to read, and the layouts that are equivalent for its tensors.
 
     Raises:
-        LayoutError: they are several models, or layouts that would read one differently.
+        LayoutError: there are several models, or layouts that would read one differently.
     """
     first: dict[frozenset[str], Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: len("".join(c.prefixes))):
@@ -447,7 +447,7 @@ def _canonical(candidate: Candidate) -> dict[str, tuple[str, ...]]:
 
 
 def _which(prefixes: list[str]) -> Text:
-    """Return the message that asks which of several models to read."""
+    """Return a message that lists several models, to choose one of them."""
     keys = [_shortest(prefix, prefixes) for prefix in prefixes]
     options = [Option("state_key", key) for key in keys]
     names = [f"{key}.*" if key != "." else "names without a prefix" for key in keys]
@@ -483,7 +483,7 @@ def _why_not(candidates: Iterable[Candidate], task: str) -> str:
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the way to read a task with the fewest problems, if the task is present."""
+    """Return the candidate for a task with the fewest problems, if the task is present."""
     own = f"{PARTS[task][-1]}."
     tried = [
         c
@@ -498,9 +498,9 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
     """Return whether a model is complete only in a variant that ignores tensors of another variant.
 
-    If one of the query, key and value biases is missing, it is not a model without biases.
+    A model that lacks one of the query, key and value biases is not a model without biases.
     """
-    known: dict[str, set[str]] = {}  # by family: another family's names are not variants
+    known: dict[str, set[str]] = {}  # only within a family: names of another one are not variants
     for candidate in every:
         known.setdefault(candidate.reading.layout.family, set()).update(candidate.stored.values())
     return all(c.unused.needed.keys() <= known[c.reading.layout.family] for c in complete)
@@ -516,7 +516,7 @@ def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> s
     reading = least.reading
     names = list(least.unused.needed)
     unexpected = f"unexpected: {listed(names)}"
-    if kinds == [UNKNOWN]:  # may be a name misspelt
+    if kinds == [UNKNOWN]:  # possibly a misspelt name
         known = {name: () for rule in reading.rules for name in rule.canonicals}
         unexpected = next(unexpected_names(names, reading.table, known))
     return (

@@ -1,8 +1,8 @@
-"""The fingerprint of a checkpoint: a digest that every layout, container and order gives alike.
+"""The fingerprint of a checkpoint: a digest that does not depend on layout, format and order.
 
-It is computed of the canonical tensors, by name, and of the configuration fields that no tensor
-gives and that change the function. ``docs/fingerprint.md`` specifies it exactly, with test vectors;
-what is hashed here may not change without another `VERSION`.
+It is computed from the canonical tensors, by name, and from the configuration fields that affect
+the function and are not stored in tensors. ``docs/fingerprint.md`` specifies it exactly, with test
+vectors; what is hashed may not change without a new `VERSION`.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ PARTS = ("encoder", "decoder", "head")
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """What is hashed of one canonical tensor."""
+    """The values of a canonical tensor that are hashed."""
 
     shape: tuple[int, ...]
     """Its shape."""
 
     dtype: str
-    """Its dtype, as "float32" or "bfloat16"."""
+    """Its dtype, such as "float32" or "bfloat16"."""
 
     sha256: str
-    """Of its bytes, little-endian and in C order, in hexadecimal digits."""
+    """The SHA-256 of its bytes, little-endian and in C order, in hexadecimal digits."""
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
@@ -47,16 +47,16 @@ class TensorDigest:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A digest of the tensors, and one of the configuration where that is known."""
+    """A digest of the tensors, and one of the configuration if that is known."""
 
     parts: Mapping[str, str]
     """Digest of each part that the checkpoint has: "encoder", "decoder", "head"."""
 
     configuration: str | None
-    """Digest of the configuration fields, or None where one is missing."""
+    """Digest of the configuration fields, or None if one is missing."""
 
     tensors: Mapping[str, TensorDigest]
-    """What is hashed of each canonical tensor; empty where only the digests are known."""
+    """The hashed values of each canonical tensor; empty if only the digests are known."""
 
     @property
     def weights(self) -> str:
@@ -81,7 +81,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
     """Return the fingerprint of canonical tensors.
 
     Args:
-        tensors: what is hashed of each, by canonical name.
+        tensors: the hashed values of each tensor, by canonical name.
         configuration: the digest that `configuration_digest` returns, or None.
     """
     parts = {}
@@ -94,10 +94,10 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
 
 
 def configuration_digest(family: "Family", model: Any, task: str) -> str:
-    """Return the digest of the fields that no tensor gives and that change the function.
+    """Return the digest of the fields that affect the function and are not stored in tensors.
 
     Args:
-        family: the family of the model, which tells the fields.
+        family: the family of the model, which determines the fields.
         model: the configuration.
         task: "pretrain", "encoder" or "classify".
     """
@@ -107,7 +107,7 @@ def configuration_digest(family: "Family", model: Any, task: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a field's value in the form that is hashed; a float by its bits."""
+    """Return the text of a field's value that is hashed; for a float, its bits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def missing_fields(checkpoint: "Checkpoint") -> list[str]:
-    """Return the fields that change the function and that a checkpoint does not specify."""
+    """Return the fields that affect the function and are unknown for a checkpoint."""
     fields = function_fields(checkpoint)
     return [
         missing.field for missing in checkpoint.configuration.missing if missing.field in fields
@@ -132,7 +132,7 @@ def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
 
 
 def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return the fields that no tensor gives and that change the function, and their values."""
+    """Return the fields that affect the function and are not stored in tensors, with values."""
     fields = checkpoint.family.function_fields(checkpoint.configuration.model, checkpoint.task)
     return dict(sorted(fields.items()))
 
@@ -144,10 +144,10 @@ def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
 
 
 def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint of the checkpoint that a trace is of, from its digests.
+    """Return the fingerprint of a trace's checkpoint, from its digests.
 
     Args:
-        description: the metadata of a trace, checked as `check_trace` does.
+        description: the metadata of a trace, validated by `check_trace`.
     """
     digests = {
         name: TensorDigest(tuple(shape), dtype, digest)
@@ -159,7 +159,7 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 
 def described_family(description: Mapping[str, Any]) -> "Family":
-    """Return the family of a trace's checkpoint; earlier traces do not state it."""
+    """Return the family of a trace's checkpoint; traces of earlier versions do not contain it."""
     known = families()
     return known.get(description.get("family", ""), next(iter(known.values())))
 

@@ -1,7 +1,7 @@
-"""Image files: read by Pillow's own decoders, or refused in one sentence.
+"""Image files, read by Pillow's own decoders.
 
-Formats that Pillow hands to another program (EPS to Ghostscript) are not read. What decoders print
-or warn about is collected and told once for each file.
+Formats for which Pillow calls another program (Ghostscript for EPS) are not read. Messages and
+warnings of decoders become one warning for each file.
 """
 
 import errno
@@ -20,8 +20,8 @@ from mae_convert.files.input_files import open_input
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # an MPO's further images are its previews
-UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes that can mean anything
+SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # the further images of an MPO are previews
+UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes without a defined range of values
 LONGEST_COMPLAINT = 200
 STANDARD_ERROR = 2
 OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
@@ -50,16 +50,16 @@ def open_image(path: Path) -> Image.Image:
 
 
 def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -> None:
-    """Require that files are images that can be read, without preparing them.
+    """Require that files are images that can be read, without preprocessing them.
 
-    JPEGs are read at an eighth of their size, of others headers and checksums are.
+    JPEGs are read at an eighth of their size, of other files only headers and checksums.
 
     Args:
         paths: the files.
-        advice: what to do about one that is not.
+        advice: what to do about a file that is not an image.
 
     Raises:
-        MaeConvertError: some are not; the sentence names the first and counts the rest.
+        MaeConvertError: some are not; the message names the first and counts the others.
     """
     if wrong := list(unreadable_images(paths).values()):
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
@@ -73,7 +73,7 @@ def unreadable_images(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _reason_against(path: Path) -> str | None:
-    """Return why a file is not an image for a model, or None."""
+    """Return why a file cannot be used as an image, or None."""
     try:
         with _decoded(path, quiet=True) as image:
             if problem := brightness_problem(image):
@@ -137,11 +137,11 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
 
 @contextmanager
 def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
-    """Open an image file; what decoders complain about becomes one warning or the error's reason.
+    """Open an image file; messages of decoders become one warning, or the reason of the error.
 
     Args:
         path: the file.
-        quiet: do not warn; for a file that is read again.
+        quiet: whether not to warn, for a file that is read again.
 
     Raises:
         MaeConvertError: the file is not an image that can be read.
@@ -162,7 +162,7 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
             " cannot be read as an image: it is not a PNG, JPEG, WebP, BMP, GIF or TIFF "
             f"file{_in_brackets(complaints)}",
         ) from error
-    except Exception as error:  # decoders raise errors of any kind for what is damaged
+    except Exception as error:  # decoders raise errors of any type for damaged files
         if getattr(error, "errno", None) in OF_THE_SYSTEM:
             raise
         said = " ".join(str(error).split()) or type(error).__name__

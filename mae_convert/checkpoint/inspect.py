@@ -21,13 +21,13 @@ def inspect(
     with_hash: bool = False,
     style: OptionStyle = as_argument,
 ) -> dict[str, Any]:
-    """Return everything that ``mae-convert inspect`` tells, as plain data.
+    """Return everything that ``mae-convert inspect`` prints, as plain data.
 
     Args:
         checkpoint: an opened checkpoint.
-        stats: read all tensors and give statistics of their values.
-        with_hash: hash the file, to tell whether it is an official one, and its tensors.
-        style: how texts write an option that they name.
+        stats: read all tensors and compute statistics of their values.
+        with_hash: hash the file, to determine whether it is an official one, and its tensors.
+        style: how options are rendered in messages.
     """
     checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
     container = checkpoint.container
@@ -98,20 +98,20 @@ def reconstruction(checkpoint: Checkpoint) -> str | None:
 
 
 def pooling(checkpoint: Checkpoint) -> str | None:
-    """Return what a classifier's head reads, in words; None for other tasks."""
+    """Return a description of what a classifier's head reads; None for other tasks."""
     if checkpoint.task != "classify":
         return None
     return checkpoint.family.pooling_in_words(checkpoint.configuration.model)
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return in sentences what the programs of the checkpoint's layout compute otherwise."""
+    """Return sentences about what the programs of the checkpoint's layout compute differently."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
 
 def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
-    """Return each layout, with "yes" or the reason why the checkpoint cannot be converted to it."""
+    """Return for each layout "yes", or the reason why the checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:
@@ -125,10 +125,10 @@ def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[st
 
 
 def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
-    """Return the extremes, mean and deviation of the finite values, and how many are not.
+    """Return minimum, maximum, mean and deviation of the finite values, and the number of others.
 
     Args:
-        pieces: the values, some at a time, so that no large tensor is in memory.
+        pieces: the values in pieces, so that no large tensor is in memory.
     """
     size = zeros = count = 0
     least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0

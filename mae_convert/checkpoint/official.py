@@ -1,6 +1,6 @@
-"""Which published facebookresearch/mae checkpoint a file may be, by its names, shapes and hash.
+"""Identify official facebookresearch/mae checkpoints, by names, shapes and hash.
 
-Six equal digits of a hash suggest, they do not prove.
+The publisher gives only the first digits of a hash, so an equal hash is not a proof.
 """
 
 import hashlib
@@ -17,23 +17,23 @@ from mae_convert.formats.tensor import PIECE_BYTES
 
 
 def probable(checkpoint: Checkpoint) -> list[Official]:
-    """Return the published files that a checkpoint in the original layout may be, likeliest first.
+    """Return the official files that a checkpoint of the original layout may be, likeliest first.
 
-    Where several have the same names and shapes, the file's own name decides which is first.
+    If several have the same names and shapes, the file's own name determines the first.
     """
     if checkpoint.layout.name != "facebook":
         return []
     if checkpoint.relative and checkpoint.relative.certain:
-        return []  # of another family, whatever the shapes
+        return []  # other families can have the same shapes
     found = candidates(checkpoint.configuration.model, checkpoint.task)
     return sorted(found, key=lambda official: official.file != checkpoint.path.name)
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
-    """Return which published file a checkpoint probably is, and with its hash whether it can be.
+    """Return the official file that a checkpoint probably is, and whether its hash agrees.
 
-    ``or`` has others with the same names and shapes, where there are any. ``confirmed`` is None
-    where the publisher names no hash.
+    ``or`` lists others with the same names and shapes. ``confirmed`` is None if the publisher gives
+    no hash.
     """
     found = probable(checkpoint)
     if not found:
@@ -48,12 +48,12 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
 
 
 def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Official | None:
-    """Return the published file that a checkpoint is, by names, shapes and its publisher's digits.
+    """Return the official file that a checkpoint is, by names, shapes and the published hash.
 
     Args:
         checkpoint: the checkpoint.
-        md5: returns the hash of its file, and is called only where there is one to compare; by
-            default the whole file is read.
+        md5: returns the MD5 of its file, and is called only if a hash is published; by default the
+            whole file is read.
     """
     hashed: Sequence[Official] = [official for official in probable(checkpoint) if official.md5]
     if not hashed or len(checkpoint.container.files) != 1:
@@ -63,9 +63,9 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> O
 
 
 def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
-    """Return the checkpoint without assumptions where its hash is that of an official file.
+    """Return the checkpoint with the fields of an official file, if its hash is that of one.
 
-    The file is read only where names and shapes are those of an official file and something is
+    The file is hashed only if names and shapes are those of an official file and a field is
     assumed.
 
     Args:
@@ -88,7 +88,7 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
 
 def open_md5(file: ByteFile) -> str:
-    """Return the MD5 of an open file's bytes, by which the publisher names its files."""
+    """Return the MD5 of an open file's bytes; the first digits are published for official files."""
     digest, buffer = hashlib.md5(usedforsecurity=False), memoryview(bytearray(PIECE_BYTES))
     for start in range(0, file.size, PIECE_BYTES):
         piece = buffer[: min(PIECE_BYTES, file.size - start)]

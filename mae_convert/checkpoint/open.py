@@ -1,4 +1,4 @@
-"""Open a checkpoint: container, layout, configuration and lazy canonical tensors in one value."""
+"""Open a checkpoint: file, layout, configuration and lazy canonical tensors in one object."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,36 +56,34 @@ class Checkpoint:
     """How each external tensor was read."""
 
     dropped: Mapping[str, str]
-    """External tensors that MAE does not use, by stored name, with the reason."""
+    """External tensors that are not used, by stored name, with the reason."""
 
     prefix: Stripped
-    """What was removed from the names; `container.tensors` and `rules` are without it."""
+    """The prefixes that were removed from the names of `container.tensors` and `rules`."""
 
     relative: Any = None
-    """The model that it is, of those with the same names and shapes, or None where nothing gives
-    it."""
+    """The related model that it is, of those with the same names and shapes, or None if unknown."""
 
     origin: Origin | None = None
-    """Where it was downloaded from, or None."""
+    """The origin of a downloaded checkpoint, or None."""
 
     created: Mapping[str, str] = field(default_factory=dict)
-    """Canonical tensors that no stored one holds, with the reason: zeros."""
+    """Canonical tensors that are not stored and were created as zeros, with the reason."""
 
     key_bias: bool = True
-    """Whether the model has biases of the key; where it has none they are created."""
+    """Whether the model has key biases; if not, they are created as zeros."""
 
     also: tuple[str, ...] = ()
-    """Other tasks for which every tensor is there too."""
+    """Other tasks that are also complete."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → why the tensors cannot be read as it, where that was tried."""
+    """Task → why the tensors cannot be read for it, as far as that was tried."""
 
     unread: tuple[str, ...] = ()
-    """Configuration fields that a library may use and that mae-convert does not read, each with its
-    file."""
+    """Configuration fields that a library may use and mae-convert does not, each with its file."""
 
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
-    """The checkpoint as it was opened, where a conversion has changed it since."""
+    """The checkpoint as it was opened, if a conversion has changed it since."""
 
     @property
     def family(self) -> Family:
@@ -103,11 +101,11 @@ class Checkpoint:
         return self.before_steps or self
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
-        """Return the checkpoint with some fields of its configuration set, as heads that are tried.
+        """Return the checkpoint with some fields of its configuration set.
 
         Args:
-            fields: field of the model's configuration → value, as ``num_attention_heads``.
-            source: where the values come from, for reports and records.
+            fields: field of the model's configuration, such as ``num_attention_heads`` → value.
+            source: the source of the values, for reports and records.
 
         Raises:
             ConfigurationError: a value is impossible.
@@ -145,8 +143,8 @@ class Checkpoint:
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     """Return the layout that takes precedence if several match the tensors equally well.
 
-    A configuration beside or inside the file determines it, else the container: the original code
-    writes ``.pth``, timm publishes ``.safetensors``.
+    It is determined by a configuration in the directory or the file, else by the format: the
+    original code writes ``.pth``, timm publishes ``.safetensors``.
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
     owner = next((layout.name for layout in layouts if layout.owns_config(stated)), None)
@@ -169,10 +167,10 @@ def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> di
 def _open(
     path: Path | str, state_key: str | None, *, optional: bool
 ) -> tuple[Container, str | None]:
-    """Open a container, and return the prefix of names that a key turns out to be, or None.
+    """Open a file, and return the prefix of names that the state key specifies, or None.
 
-    A key is that of a mapping of tensors, or else what stands before some of their names, or both
-    joined by a dot. Of two files that are compared, it may be about the other one only.
+    A state key is the key of a mapping of tensors, a prefix of names, or both joined by a dot. If
+    two files are compared, it may apply to the other one only.
     """
     try:
         container = open_container(path, state_key)
@@ -231,7 +229,7 @@ def _zeros(name: str, shape: Shape, dtype: np.dtype) -> LazyTensor:
 def _folded(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the canonical tensors; a linear probe's batch norm is folded, declared and dropped."""
+    """Return the canonical tensors; the batch norm of a linear probe is folded, and declared."""
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)
     if not has_batch_norm(canonical):
@@ -287,8 +285,8 @@ def _renamed(container: Container, found: Found) -> Container:
 def _check_class_position(container: Container, reading: Reading, said: Mapping[str, Any]) -> None:
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
-    In that case their number is a square, and one less is not. An explicit image size, or a first
-    row of zeros as in MAE's fixed table, means that there is such a row.
+    In that case the number of rows is a square, and one less is not. With an explicit image size,
+    or a first row of zeros as in MAE's fixed table, there is a row for the class token.
 
     Raises:
         LayoutError: there is no such row.
@@ -339,20 +337,20 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
 
-    Of the tensor data only the position embeddings are read, which may give the grid of patches.
+    Of the tensors' data only position embeddings are read, which may determine the patch grid.
 
     Args:
         path: a checkpoint file or a model directory.
-        flags: what the user says that the file does not.
-        fill_only: a flag tells what the file does not, and does not overrule it; of two files that
-            are compared, it may be about the other. See `check_flags`.
-        incomplete: open the checkpoint even where nothing gives a field, as the number of heads;
+        flags: options of the user for what the file does not contain.
+        fill_only: do not let a flag contradict the file; if two files are compared, it may apply to
+            the other one. See `check_flags`.
+        incomplete: open the checkpoint even if a field such as the number of heads is unknown;
             ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain, or the
-            prefix of the names of one of several models.
-        task: what to read where the tensors of several tasks are there with others beside them. A
-            file that holds a model and nothing else is read whole: see `as_task`.
-        origin: where it was downloaded from, which tells what the file may not.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised, or
+            the prefix of the names of one of several models.
+        task: the task to read, if the tensors of several are among other tensors. A file that
+            contains only a model is read completely: see `as_task`.
+        origin: the place that it was downloaded from, which may provide metadata.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -366,7 +364,7 @@ def open_checkpoint(
     _check_documents(container)
     found, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, found), found.reading
-    if found.whole not in (None, reading.task):  # declared, as a conversion to a task does
+    if found.whole not in (None, reading.task):  # declared, as by a conversion to a task
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
     said = _said((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else container.path):
@@ -412,7 +410,7 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
 
     Args:
         checkpoint: the checkpoint.
-        work: what needs images, as the subject of the message.
+        work: the operation that needs images, the subject of the message.
 
     Raises:
         MaeConvertError: it does not.
@@ -451,7 +449,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
 
 
 def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that nothing is missing that a comparison needs: of different tasks, of the encoder.
+    """Check that no field that a comparison needs is missing; of different tasks, of the encoder.
 
     Raises:
         ConfigurationError: a field is missing.
@@ -462,7 +460,7 @@ def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
-    """Return the options that are specified and concern a task that none of the checkpoints has."""
+    """Return the specified options that apply only to a task that none of the checkpoints has."""
     tasks = {checkpoint.task for checkpoint in checkpoints}
     return [
         Option(option.name)
@@ -483,7 +481,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 @contextmanager
 def _naming(name: str | Path) -> Iterator[None]:
-    """Prefix errors with a file's name: if two files are compared, either may be meant."""
+    """Prefix errors with the name of the file, because two files may be compared."""
     try:
         yield
     except MaeConvertError as error:
@@ -535,7 +533,7 @@ def _pooling_untold(reading: Reading) -> bool:
     """Return whether the names fit both a class-token classifier and a pooled one."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
-    # Only the original's program writes a batch norm before the head, and it has fc_norm to pool.
+    # Only the original's program writes a batch norm before the head, and fc_norm if it pools.
     return not any(
         name.startswith(BATCH_NORM) for rule in reading.rules for name in rule.canonicals
     )

@@ -13,14 +13,14 @@ class Origin:
     """The exact location: ``hf://owner/name@commit/file``, or the name of an official file."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
-    """What a conversion record says of it: repository and commit, or address; the licence that its
-    publisher gives."""
+    """Its description in a conversion record: repository and commit, or URL, and the publisher's
+    licence."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that are known of it, for where the file states none."""
+    """Configuration fields that are known for it, for what the file does not contain."""
 
     config_source: str = ""
-    """Who says so, for a person."""
+    """The source of these fields, for messages."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know of how it was chosen or got, in sentences."""
+    """Messages for the user about how it was selected or downloaded."""

@@ -1,12 +1,12 @@
-"""Prefixes that wrappers and larger models put before a model's names, and that can be removed.
+"""Prefixes that wrappers and larger models add to a model's names, and that can be removed.
 
-These are the known ones, which may stand before some of the names only. Of a complete model among
-other tensors, any prefix is taken off: see ``extraction``.
+These are the known prefixes, which only some of the names may have. If a complete model is among
+other tensors, any prefix is removed: see ``extraction``.
 
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
-``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from what a training program calls
-its part. Names only: whether they fit a layout once a prefix is off, ``recognition`` tells. Some
-layouts have such prefixes in names of their own, so names are first tried as they are.
+``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from attributes of training
+programs. ``recognition`` determines whether names without a prefix fit a layout. Some layouts use
+such prefixes in their own names, so unchanged names are tried first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +24,7 @@ FOREIGN = ("module.", "model.", *ANYWHERE)
 
 MOST_REMOVED = 4
 MOST_WAYS = 32
-"""Limit on combinations of prefixes: more than the names of any model need, and few enough to try
-all."""
+"""Limit on combinations of prefixes: more than any model needs, and few enough to try all."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,6 @@ def without(prefix: str, name: str) -> str:
 
 
 def is_readable(prefix: str) -> bool:
-    """Return whether names with this prefix would be read again: components that end in a dot."""
+    """Return whether names with this prefix can be read: its components end in a dot."""
     *pieces, last = prefix.split(".")
     return bool(pieces) and not last and all(piece and "/" not in piece for piece in pieces)

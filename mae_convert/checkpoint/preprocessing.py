@@ -17,7 +17,7 @@ from mae_convert.checkpoint.image_files import brightness_problem, open_image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, Option, as_field
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for so many channels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
 LARGEST_RESIZED = 1 << 28  # pixels
 BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
 WHERE = "in preprocessor_config.json or in the call"
@@ -26,31 +26,31 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image, in this order."""
+    """The operations on an image, in this order."""
 
     channels: int
-    """Channels of the model; images are converted to so many."""
+    """The number of channels of the model, to which images are converted."""
 
     resize: Size | None
-    """Height and width, or None to leave it."""
+    """Height and width to resize to, or None."""
 
     shortest_edge: int | None
-    """Resize so that the shorter side has this many pixels, or None."""
+    """The length of the shorter side to resize to, or None."""
 
     resample: int
-    """Pillow's number of the filter."""
+    """Pillow's number for the filter."""
 
     crop: Size | None
-    """Height and width of the middle that is kept, or None."""
+    """Height and width of the centre crop, or None."""
 
     rescale: float
-    """What pixels from 0 to 255 are multiplied with, or 1."""
+    """The factor for pixels from 0 to 255, or 1."""
 
     mean: tuple[float, ...]
-    """Taken off each channel."""
+    """The mean of each channel, which is subtracted."""
 
     std: tuple[float, ...]
-    """What each channel is then divided by."""
+    """The standard deviation of each channel, by which it is then divided."""
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """Return an image as pixels (C, H, W), float32."""
@@ -118,9 +118,10 @@ def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Prepro
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return a checkpoint's preprocessing as plain data; None where images cannot be its inputs.
+    """Return a checkpoint's preprocessing as plain data; None if images cannot be its inputs.
 
-    ``stated`` says whether a file says how images are resized; ``problem``, why it cannot be done.
+    ``stated`` is whether a file specifies how images are resized, ``problem`` why that is not
+    possible.
     """
     if checkpoint.configuration.model.num_channels not in MODES:
         return None
@@ -136,15 +137,15 @@ def preprocessing_as_stated(
     image_hw: Size,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Preprocessing:
-    """Return the preprocessing that a ``preprocessor_config.json`` states.
+    """Return the preprocessing of a ``preprocessor_config.json``.
 
     Args:
-        stated: what it holds.
-        image_hw: height and width in pixels where it does not say the size.
+        stated: its content.
+        image_hw: height and width in pixels, if it does not specify the size.
         statistics: mean and deviation of each channel.
 
     Raises:
-        MaeConvertError: what is stated is impossible.
+        MaeConvertError: a setting is impossible.
     """
     resize, edge = _stated_size(stated, image_hw)
     crop = _pair(stated.get("crop_size")) if stated.get("do_center_crop") else None
@@ -213,7 +214,7 @@ def _rescale(stated: Mapping[str, Any]) -> float:
 def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
     if problem := brightness_problem(picture):
         raise MaeConvertError(problem)
-    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+    if picture.mode.startswith("I;16"):  # Pillow would clip values above 255
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
 
@@ -225,7 +226,7 @@ def _middle(picture: Image.Image, crop: Size) -> Image.Image:
 
 
 def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
-    """Return images as a checkpoint's model takes them: ``pixel_values`` (N, C, H, W), float32.
+    """Return images as inputs of a checkpoint's model: ``pixel_values`` (N, C, H, W), float32.
 
     Raises:
         MaeConvertError: a file is not an image, or does not have the model's size after
@@ -249,7 +250,7 @@ def as_pixels(
         prepare: what is done to it; default: the checkpoint's preprocessing of images.
 
     Raises:
-        MaeConvertError: it does not come out in the model's size; the sentence has the name.
+        MaeConvertError: it does not have the model's size; the message has its name.
     """
     wanted = checkpoint.configuration.model.image_hw
     try:

@@ -1,8 +1,8 @@
-"""Recognise the layout of a set of tensors by the whole key set and the shapes.
+"""Recognise the layout of a set of tensors by all their names and shapes.
 
-Every table of every layout is tried: the names are read through it, the geometry follows from the
-shapes, and the canonical schema of that geometry must then be met exactly. A table that leaves
-anything over, or misses anything, does not fit.
+Every table of every layout is tried: it maps the names, the shapes determine the sizes of the
+model, and the result must be exactly the canonical schema of such a model. A table for which a
+tensor is unexpected or missing does not fit.
 """
 
 import difflib
@@ -21,31 +21,32 @@ from mae_convert.layouts.transforms import SplitHeads
 
 @dataclass(frozen=True)
 class Reading:
-    """A set of external tensors, read through one table."""
+    """A set of external tensors, read by one table."""
 
     layout: Layout
     table: Table
     rules: tuple[Rule, ...]
-    """The rules that apply, one for each external tensor that was understood."""
+    """The rules that apply, one for each external tensor of the table."""
 
     task: str
     """The task of the canonical tensors."""
 
     geometry: Mapping[str, Any]
-    """Configuration fields that the shapes tell."""
+    """Configuration fields that are determined by the shapes."""
 
     dropped: Mapping[str, str]
-    """External names that the table declares unused, with the reason."""
+    """External names that are not used according to the table, with the reason."""
 
     problems: tuple[str, ...]
-    """What does not fit, in sentences; empty when the table fits."""
+    """Sentences about what does not fit; empty if the table fits."""
 
     created: Mapping[str, Shape] = field(default_factory=dict)
-    """Biases of the key that are not stored where query and value have theirs: they are zero, which
-    is the same function."""
+    """Key biases that are not stored although query and value have biases: they are zero, which is
+    the same function."""
 
     relative: tuple[Any, str] | None = None
-    """A model of which only the encoder is read, and the tensor that gave it away."""
+    """A related model of which only the encoder is read, and the tensor by which it was
+    recognised."""
 
 
 def recognise(
@@ -59,14 +60,14 @@ def recognise(
 
     Args:
         shapes: external names and shapes.
-        preferred: a layout named by a configuration beside or inside the file; it decides between
-            layouts that fit equally well.
-        family: the family of models that such a configuration names; others are not tried.
-        explain: find the nearest layout for the message, which reads the names by every table.
+        preferred: the layout of a configuration in the directory or the file, which is chosen if
+            several fit equally well.
+        family: the family of models of such a configuration; others are not tried.
+        explain: determine the nearest layout for the message, which reads the names by every table.
 
     Raises:
-        LayoutError: no layout fits (the nearest is shown, with what does not fit), or several
-            that differ do.
+        LayoutError: no layout fits (the message has the nearest, with what does not fit), or
+            several fit that differ.
     """
     fitting = _first_of_each_layout(
         r for r in _readings(shapes, family, complete=True) if not r.problems
@@ -93,8 +94,8 @@ def _readings(
 
     Args:
         shapes: external names and shapes.
-        only: the name of the one family whose tables are tried, or None.
-        complete: by those tables only that know every name.
+        only: the name of the only family whose tables are tried, or None.
+        complete: use only tables that have every name.
     """
     for family in families().values():
         if only in families() and family.name != only:
@@ -113,7 +114,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return what a model is that no layout fits, in a sentence, or None where no family knows it.
+    """Return a sentence about a model that no layout fits, or None if no family knows it.
 
     Args:
         shapes: external names and shapes.
@@ -136,7 +137,7 @@ def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
 
 
 def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
-    """Read external names and shapes through one table and collect what does not fit."""
+    """Read external names and shapes by one table, and collect what does not fit."""
     family = family_of(layout)
     rules: list[Rule] = []
     dropped: dict[str, str] = {}
@@ -254,7 +255,7 @@ def unexpected_names(
 def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
     if explanation := explain(shapes):
         return explanation
-    # A relative is known by a tensor that no other model has.
+    # A related model is recognised by a tensor that no other model has.
     best = max(readings, key=lambda r: (r.relative is not None, len(r.rules), -len(r.problems)))
     if best.relative is None and len(best.rules) * 2 < len(shapes):
         return (

@@ -1,4 +1,4 @@
-"""Fields of configuration files that a library may use and that this project does not read."""
+"""Fields of configuration files that a library may use and mae-convert does not."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -35,7 +35,7 @@ PREPROCESSOR: Mapping[str, Treatment] = {
         ),
         READ,
     ),
-    # Who does it and in what form; images are always converted to the model's channels here.
+    # Class names and data format; images are always converted to the model's channels here.
     **dict.fromkeys(
         (
             "_processor_class",
@@ -69,26 +69,25 @@ PROCESSORS = (
     "ViTImageProcessorFast",
     "ViTImageProcessorPil",
 )
-"""Its classes that are read here, for the models of any family."""
+"""The image processor classes that are supported for every family."""
 
 
 def unread(
     container: Container, layout: Layout, task: str, dtypes: Iterable[np.dtype]
 ) -> tuple[str, ...]:
-    """Return configuration fields that a library may use and that are not read here.
+    """Return configuration fields that a library may use and mae-convert does not.
 
     Args:
-        container: a checkpoint that is open.
-        layout: the layout that it was recognised as.
-        task: the task that it was recognised as.
-        dtypes: of its tensors.
+        container: an open checkpoint.
+        layout: its layout.
+        task: its task.
+        dtypes: the dtypes of its tensors.
 
     Returns:
-        Each with the file: "config.json: fusion_config".
+        The fields with their files, such as "config.json: fusion_config".
 
     Raises:
-        ConfigurationError: a library that reads the configuration would compute something else
-            than what the tensors give here.
+        ConfigurationError: with this configuration, a library would compute another function.
     """
     return tuple(_unread(container, layout, task, dtypes))
 

@@ -1,9 +1,9 @@
-"""Tell tensors beside a model that can be left out from those that change what it computes.
+"""Distinguish unused tensors that can be dropped from those that change what the model computes.
 
-A complete model may stand among tensors of a larger program: heads, projectors, copies, another
-decoder. These are left out, each with a reason. A tensor in a module of the model itself (a layer
-scale in a block, a norm in the attention), and some beside it (register tokens), take part in what
-the model computes: without them it would be another function, so that they are never left out.
+A complete model may be among tensors of a larger program: heads, projectors, copies, another
+decoder. These are dropped, each with a reason. Tensors in the modules of the model itself (a layer
+scale in a block, a norm in the attention), and some others (register tokens), affect what the model
+computes: they are never dropped.
 """
 
 import re
@@ -14,8 +14,8 @@ from mae_convert.layouts.schema import Shape
 
 Path = tuple[str, ...]
 
-# Patterns of a tensor's name below the model's root, searched for from its beginning, and why the
-# tensor can be left out. Case does not matter.
+# Patterns for the beginning of a tensor's name below the model's root, and why the tensor can be
+# dropped. Case is ignored.
 HARMLESS = (
     (
         r"vis_mask_token$",
@@ -59,14 +59,14 @@ HARMLESS = (
     (r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$", "a scalar of a loss"),
 )
 HARMLESS_PATTERNS = [(re.compile(f"(?i){pattern}"), why) for pattern, why in HARMLESS]
-# Tensors in a kept module that change nothing, by the last part of their name.
+# Tensors in a module of the model that have no effect, by the last component of the name.
 BUFFERS = {
     "position_ids": "a buffer that only counts positions",
     "total_ops": "a counter of a profiler",
     "total_params": "a counter of a profiler",
     "mask_token": "a mask token that the encoder of visible patches does not use",
 }
-# What changes the function: a pattern anywhere in the name, and what it is, with timm's option.
+# Tensors that change the function: a pattern anywhere in the name, and a description.
 FUNCTION = (
     (
         r"(^|[._/])(ls\d?|layer_scale\w*)([._/]|$)|gamma_\d$|lambda_?\d$",
@@ -105,13 +105,13 @@ NORM = re.compile(r"(?i)(\w*_)?(norm|ln|layernorm)(\w*_\w*|\d*)$")
 
 @dataclass(frozen=True)
 class Unused:
-    """What was found of tensors that a model does not take."""
+    """The tensors that a model does not use."""
 
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → why it can be left out."""
+    """Tensor → why it can be dropped."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → what it is, for those without which the model is another function."""
+    """Tensor → description, for tensors without which the model would be another function."""
 
 
 def sort_unused(
@@ -121,13 +121,13 @@ def sort_unused(
     task: str,
     width: int,
 ) -> Unused:
-    """Sort tensors that a model does not take.
+    """Sort tensors that a model does not use.
 
     Args:
-        unused: their names, as the other names are, and shapes.
-        encoder: names of the encoder's tensors, which tell where its root is.
-        others: names of the other tensors that are taken (decoder, head).
-        task: what the model is read as.
+        unused: their names and shapes.
+        encoder: the names of the encoder's tensors, which determine its root.
+        others: the names of the other tensors that are used (decoder, head).
+        task: the task of the model.
         width: the encoder's width.
     """
     paths = [_path(name) for name in encoder]
@@ -168,7 +168,7 @@ def _judged(
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
     """Return whether a tensor outside the encoder's modules is probably used by them.
 
-    Its own name, or that of its outermost module, decides; deeper tensors belong to that module.
+    This is decided by its own name, or by that of its outermost module.
     """
     outermost = re.split(r"[./]", rest)[0]
     if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):

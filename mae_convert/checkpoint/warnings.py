@@ -18,7 +18,7 @@ from reference_models.positions import sincos_position_embedding
 Statistics = Mapping[str, float]
 
 FLOAT32_NOISE = 1e-5
-"""Largest difference between fixed embeddings (whose values are at most 1) that were computed in
+"""Limit on differences between fixed embeddings (whose values are at most 1) that were computed in
 float32."""
 
 
@@ -71,12 +71,12 @@ def not_read(checkpoint: Checkpoint) -> list[str]:
 
 
 def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
-    """Return what is odd about the values of tensors; of these only positions are read again.
+    """Return warnings about the values of tensors; only positions are read again.
 
     Args:
         checkpoint: the checkpoint.
-        statistics: of each canonical tensor, as `statistics` of `mae_convert.checkpoint.inspect`
-            gives them.
+        statistics: the result of `mae_convert.checkpoint.inspect.statistics` for each canonical
+            tensor.
     """
     found = [*_in_statistics(statistics), *checkpoint.family.warnings_of_values(statistics)]
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
@@ -115,11 +115,11 @@ def _is_all(s: Statistics, value: float) -> bool:
 
 
 def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Say whether a position embedding (1, 1 + L, D) is a fixed one of sines and cosines.
+    """Describe a position embedding (1, 1 + L, D) that is a fixed one of sines and cosines.
 
     Args:
         tensor: the embedding.
-        grid: rows and columns of patches, L in all.
+        grid: rows and columns of patches, L in total.
     """
     fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"
     if fixed_precision(tensor, grid) is not None:

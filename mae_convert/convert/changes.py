@@ -1,7 +1,7 @@
 """Declared changes of a conversion to the model's inputs.
 
-A declared step is plain data: its name under ``step``, and its values before and after. It cannot
-be undone, and `mae_convert.verify.declared_changes` applies it to the source of a comparison with
+A declared step is plain data: its name under ``step``, and the values before and after. When a
+conversion is verified, `mae_convert.verify.declared_changes` applies its steps to the source, with
 independent code.
 """
 
@@ -46,15 +46,15 @@ class Geometry:
 def with_geometry(
     source: Checkpoint, task: str, wanted: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model for other images, and the steps to declare.
+    """Return the checkpoint as a model for other images, and the declared steps.
 
     Args:
         source: an opened checkpoint.
-        task: what of it is kept.
-        wanted: the images; what is so already is no step.
+        task: the task that it is converted for.
+        wanted: the images; without a change there is no step.
 
     Raises:
-        ConfigurationError: the model cannot be changed so.
+        ConfigurationError: the model cannot be changed in this way.
     """
     if wanted.sincos_positions and wanted.image_size is None:
         raise ConfigurationError(
@@ -156,7 +156,7 @@ def _with_num_frames(
 
 
 def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
-    """Return those position embeddings of a checkpoint that a model of a task has."""
+    """Return the position embeddings of a checkpoint that a model of a task has."""
     return {
         name: table
         for name, table in source.family.position_tables(source.configuration.model).items()
@@ -175,16 +175,18 @@ def _regenerated(source: Checkpoint, tensor: LazyTensor, wanted: Any, option: Op
 
 
 def _configured(source: Checkpoint, wanted: Any, field: str, before: str) -> Configuration:
-    """Return the configuration with a changed model, and where the changed field comes from."""
+    """Return the configuration with a changed model, and the source of the changed field."""
     resized = f"option {field}"
-    if field in source.configuration.assumptions:  # it stays one: what was resampled?
+    if (
+        field in source.configuration.assumptions
+    ):  # it remains an assumption: which size was resampled?
         resized += f", from {before} ({source.configuration.sources[field]})"
     sources = {**source.configuration.sources, field: resized}
     return replace(source.configuration, model=wanted, sources=sources)
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
-    """Return what becomes of the positions: where none are stored, a model computes them itself."""
+    """Return how positions are changed; a model that stores none computes them itself."""
     if source.family.positions == "computed":
         return "recomputed"
     return "sincos" if sincos else source.family.resampling
@@ -241,9 +243,9 @@ def _with_channels(
 def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
-    By timm's convention (``adapt_input_conv``): to one channel the sum over all, so that a grey
-    image gives what its copies in every channel gave; else the channels in turn, scaled by old /
-    new, so that a sum over channels keeps its size. Computed in float64, then rounded.
+    As timm does it (``adapt_input_conv``): for one channel the sum of all, so that a grey image
+    gives the same result as its copies in every channel; else the channels in turn, scaled by old /
+    new, so that sums over channels keep their magnitude. Computed in float64, then rounded.
     """
 
     def load() -> np.ndarray:

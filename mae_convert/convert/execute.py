@@ -1,4 +1,4 @@
-"""Execute planned conversions: write, re-read and compare, and only then rename into place."""
+"""Execute planned conversions: write, re-read, compare, and only then rename to the targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,16 +30,16 @@ def execute_all(
     progress: Progress | None = None,
     on_commit: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Carry out plans with one source and return their reports; the source is read once for all.
+    """Execute plans with one source and return their reports; the source is read once for all.
 
-    The outputs appear under their names only when all were written, flushed, re-read and found
-    equal. A directory keeps its report as ``conversion.json``.
+    The outputs are renamed to their targets when all have been written, flushed, re-read and
+    compared. The report of a directory is stored in it as ``conversion.json``.
 
     Args:
-        plans: what to do.
-        overwrite: replace what exists.
-        progress: is told how far the work is.
-        on_commit: is called once the outputs have their names, before any signal can be delivered.
+        plans: the conversions.
+        overwrite: replace existing targets.
+        progress: receives the progress.
+        on_commit: called once the outputs have been renamed, before any signal is delivered.
 
     Raises:
         OutputError: a target exists, or cannot be written.
@@ -66,7 +66,7 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
 
 
 def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Output:
-    """Return the output of a plan; its record includes the source's hash once that is known."""
+    """Return the output of a plan; its record contains the source's hash once that is computed."""
     kind, carried = container_kind(plan.layout, plan.target), carried_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name
@@ -88,7 +88,7 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
 
 
 def _check_dtypes(plan: Plan, kind: str) -> None:
-    """Refuse dtypes that the target cannot hold, before any work, and name the option to use."""
+    """Refuse dtypes that the target cannot store, before any work is done."""
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
     if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(

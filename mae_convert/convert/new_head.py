@@ -14,15 +14,15 @@ CREATED = "zeros: a new classifier head (option num_labels)"
 def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
     """Return a checkpoint as a classifier by the class token, with a head (num_labels, D) of zeros.
 
-    The decoder of a pre-training model is left behind. The head is declared as a step.
+    The decoder of a pre-training model is dropped. The head is declared as a step.
 
     Args:
         source: an opened checkpoint.
-        num_labels: classes of the new head.
-        task: what the result is asked to be kept as, or None.
+        num_labels: number of classes of the new head.
+        task: the task that is requested for the result, or None.
 
     Raises:
-        ConfigurationError: the checkpoint has a head already, or the task leaves the new one out.
+        ConfigurationError: the checkpoint already has a head, or the requested task has none.
     """
     if task not in (None, "classify"):
         raise ConfigurationError(

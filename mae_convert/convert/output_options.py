@@ -27,16 +27,16 @@ def byte_count(size: int | str) -> int:
 
 @dataclass(frozen=True)
 class Packing:
-    """What is asked for besides the layout's own way."""
+    """Options that change how tensors are stored."""
 
     prefix: str = ""
-    """Put before every name, as ``module.`` of DistributedDataParallel; in a single file."""
+    """A prefix for every name, such as DistributedDataParallel's ``module.``; for a single file."""
 
     pickled: bool = False
     """Write a directory's weights as ``pytorch_model.bin``."""
 
     max_shard_size: int | None = None
-    """Write a directory's weights in parts of at most so many bytes."""
+    """Write a directory's weights in shards of at most so many bytes."""
 
     def check(self, layout: Layout, *, is_directory: bool) -> None:
         """Refuse options that the target does not support.

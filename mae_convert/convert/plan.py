@@ -33,7 +33,7 @@ from mae_convert.text import plural
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion that can be carried out: nothing has been read or written yet."""
+    """A conversion that can be executed; nothing has been read or written yet."""
 
     source: Checkpoint
     """The checkpoint, as a model for the images that the target takes."""
@@ -47,28 +47,28 @@ class Plan:
     """Lazy external tensors of the target, in its native order."""
 
     rules: Sequence[Rule]
-    """How each target tensor is made of canonical ones."""
+    """How each target tensor is computed from canonical ones."""
 
     steps: Sequence[Mapping[str, Any]]
-    """What the conversion changes on purpose, each with ``step`` and its parameters."""
+    """The declared changes, each with ``step`` and its parameters."""
 
     dropped: Mapping[str, str]
-    """Source tensors that the target does not hold, with the reason."""
+    """Source tensors that the target does not contain, with the reason."""
 
     created: Mapping[str, str] = field(default_factory=dict)
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
-    """What rounds each canonical tensor that does not keep its dtype, and measures it when the
-    conversion is carried out."""
+    """The rounding of each canonical tensor whose dtype changes; its errors are measured when the
+    conversion is executed."""
 
     packing: Packing = field(default_factory=Packing)
-    """How the tensors are put into files."""
+    """How the tensors are stored in files."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensors whose bytes are hashed while they are read: their digests are not those of
+    """Canonical tensors that are hashed while they are read, because their digests are not those of
     tensors of the target."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Likewise after the rounding."""
+    """Canonical tensors that are hashed after the rounding, for the same reason."""
 
     repaired: Mapping[str, Any] = field(default_factory=dict)
     """For the record of a repair: the files that were repaired, and what was changed."""
@@ -93,21 +93,22 @@ def plan_conversion(
     geometry: Geometry | None = None,
     packing: Packing | None = None,
 ) -> Plan:
-    """Work out a conversion and refuse what the target cannot hold.
+    """Plan a conversion, and refuse what the target cannot store.
 
     Args:
         source: an opened checkpoint.
         target: the directory or file to write.
         layout_name: the layout to write.
-        task: what to keep: "encoder" drops the decoder or the head; default: everything.
+        task: the task of the target: "encoder" drops the decoder or the head; default: that of the
+            source.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
-        geometry: the images that the target is to take; default: those of the source.
-        packing: how the tensors are put into files; default: as the layout's own programs do.
+        geometry: the images that the target takes; default: those of the source.
+        packing: how the tensors are stored in files; default: as the layout's own programs do.
 
     Raises:
-        LayoutError: the layout cannot hold the model.
-        ConfigurationError: the task is not in the checkpoint, or the model cannot take images
-            of such a geometry.
+        LayoutError: the layout does not support the model.
+        ConfigurationError: the checkpoint does not contain the task, or the model cannot be changed
+            to such images.
         OutputError: the target's name or the packing does not fit the layout.
     """
     source.require_complete(task if task in TASKS else None)
@@ -150,7 +151,8 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
     """Return the table to write by, and the canonical tensors that are written.
 
     Raises:
-        LayoutError: the layout cannot hold the model, or the checkpoint lacks one of its tensors.
+        LayoutError: the layout does not support the model, or the checkpoint lacks one of its
+            tensors.
     """
     model = source.configuration.model
     if reason := layout.refusal(model, task):
@@ -172,7 +174,7 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 
 @dataclass(frozen=True)
 class _Read:
-    """Canonical tensors as the target is made of them, and what measures them while they are read.
+    """Canonical tensors as they are written, and what is measured while they are read.
 
     Attributes are those of `Plan` of the same names.
     """
@@ -221,7 +223,7 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
     """Return whether key biases are written for a model without them, as zeros.
 
-    If the target has a form without key biases, they are left out if they are still zeros.
+    If the target has a naming variant without key biases, they are left out if they are zeros.
     """
     if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
         return True
@@ -338,7 +340,7 @@ def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]
     """Return layout and path of each ``to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
 
     Raises:
-        OutputError: not exactly one layout is without a path of its own, or two paths are the same.
+        OutputError: not exactly one layout has no path, or two paths are the same.
     """
     parsed = []
     for text in wanted:

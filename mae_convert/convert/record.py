@@ -29,11 +29,11 @@ NOT_YET = "0" * 64
 
 
 def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
-    """Return what a conversion does: source, account of every tensor, declared steps.
+    """Return the record of a conversion: source, report on every tensor, declared steps.
 
     Args:
         plan: the conversion.
-        hashes: of the files that it reads.
+        hashes: the hashes of the files that it reads.
     """
     source = confirmed_by_hash(plan.source, hashes.md5)
     stored = source.prefix.stored
@@ -80,7 +80,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 
 def _differences(plan: Plan) -> dict[str, Any]:
-    """Return what the programs of the target's layout compute otherwise, where they do."""
+    """Return the known differences between the programs of the target's layout and the model."""
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
 
@@ -103,12 +103,12 @@ def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
 def completed(
     record: Mapping[str, Any], plan: Plan, source: "SourceHashes", hashes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return a record with everything that is known once the tensors are written and compared.
+    """Return a record with what is known after the tensors were written and compared.
 
     Args:
         record: as `conversion_record` returns it.
         plan: the conversion.
-        source: the hashes of its source's files.
+        source: the hashes of the source's files.
         hashes: SHA-256 of each tensor of the target, by name.
     """
     before, after = conversion_fingerprints(plan, hashes)
@@ -126,11 +126,11 @@ def conversion_fingerprints(
 ) -> tuple[Fingerprint, Fingerprint]:
     """Return the fingerprints of the source, as it was opened, and of the target.
 
-    Only what the conversion does not read is read here: a part that is dropped, a tensor that a
-    step changes.
+    Only tensors that the conversion did not read are read here: those that are dropped, or changed
+    by a step.
 
     Args:
-        plan: a conversion that was carried out.
+        plan: an executed conversion.
         hashes: SHA-256 of each tensor of the target, by name.
     """
     stored = {name: hashes[rule.external] for rule in plan.rules for name in rule.canonicals}
@@ -145,7 +145,7 @@ def conversion_fingerprints(
     }
     after = {}
     for name in plan.target_schema():
-        if name not in stored:  # the bias of a key, zeros, that the target has no place for
+        if name not in stored:  # a key bias of zeros that the target does not store
             after[name] = TensorDigest.of(_zeros_of_target(plan, name))
         elif name not in plan.roundings:
             after[name] = TensorDigest.of(source[name], known[name])
@@ -163,7 +163,7 @@ def conversion_fingerprints(
 
 
 def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
-    """Return the key bias that a reader of the target assumes: zeros, in the query bias's dtype."""
+    """Return the key bias that the target implies: zeros, in the dtype of the query bias."""
     query = name.removesuffix("k.bias") + "q.bias"
     dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
     shape = plan.source.tensors[name].shape
@@ -258,7 +258,7 @@ def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
 
 
 class SourceHashes:
-    """The SHA-256 of the files that tensors are read from, computed beside the conversion.
+    """The SHA-256 of the files that tensors are read from, computed during the conversion.
 
     Args:
         files: the files, which are open.
@@ -271,7 +271,7 @@ class SourceHashes:
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Hash the files, and report the number of bytes done."""
+        """Hash the files, and report the number of bytes that were hashed."""
         self._hashes = [sha256_of(file, advance) for file in self._files]
 
     def md5(self) -> str:
@@ -286,7 +286,7 @@ class SourceHashes:
             file.require_unchanged()
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the record of a conversion with the hashes that are now known."""
+        """Return the record of a conversion with the hashes that are known by now."""
         return {**conversion, "source": {**conversion["source"], **self.told()}}
 
     def told(self) -> dict[str, Any]:
@@ -296,10 +296,10 @@ class SourceHashes:
 
 
 def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
-    """Return the name and the SHA-256 of what tensors are read from, as it is open.
+    """Return the name and the SHA-256 of the open files that tensors are read from.
 
-    Where that is several files, the name is the first one's in its directory, ``files`` has the
-    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    For several files, the name is that of the first one in its directory, ``files`` has the SHA-256
+    of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
     """
     return _told({file.path: open_sha256(file) for file in files})
 

@@ -16,10 +16,10 @@ from mae_convert.formats.tensor import LazyTensor, as_bytes, blocks, sha256
 
 
 class PassingDigest:
-    """The SHA-256 of a tensor's bytes, computed while something else reads it from first to last.
+    """The SHA-256 of a tensor's bytes, computed while the tensor is read for another purpose.
 
     Args:
-        tensor: the tensor; `watched` is to be read in its place.
+        tensor: the tensor; `watched` must be read instead of it.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:
@@ -39,15 +39,15 @@ class PassingDigest:
         return replace(self.tensor, load=lambda: self.take(load(), 0))
 
     def take(self, array: np.ndarray, start: int) -> np.ndarray:
-        """Hash some elements, if they are those that come next, and return them.
+        """Hash some elements if they are the next ones, and return them.
 
         Args:
-            array: the elements, which follow each other in C order.
-            start: how many come before them.
+            array: consecutive elements in C order.
+            start: the number of elements before them.
         """
         with self._lock:
             if self._result is None and start in (0, self._next):
-                if start == 0:  # from the beginning, perhaps once more
+                if start == 0:  # from the beginning, possibly again
                     self._digest, self._next = hashlib.sha256(), 0
                 for piece in blocks(array):
                     self._digest.update(as_bytes(piece))

@@ -1,9 +1,9 @@
-"""The fields of a configuration that a library reads, and what is done about each of them.
+"""The fields of a configuration that a library reads, and how mae-convert treats each of them.
 
-A library acts on more fields than this project converts. Each field of a library's configuration is
-therefore classified: it is read here, it is known to change nothing, it is refused unless it has a
-harmless value, or it is reported. A field that is not in the table is reported as well: nobody
-knows what the library does with it, so that a verdict is not a proof.
+A library uses more fields than this project converts. Each field of a library's configuration is
+therefore classified: it is converted, it has no effect, it is refused unless it has a supported
+value, or it is reported. A field that is not in the table is reported as well: its effect is
+unknown, so that a comparison without it is not a proof.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,16 +58,16 @@ NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 def unknown_fields(
     stated: Mapping[str, Any], table: Mapping[str, Treatment], where: str
 ) -> tuple[str, ...]:
-    """Return the fields that the library may act on and this project does not know, dotted.
+    """Return the fields, as dotted names, that the library may use and mae-convert does not.
 
     Args:
         stated: a configuration as the library reads it.
-        table: what is done about each field.
-        where: the file, for a message.
+        table: how each field is treated.
+        where: the name of the file, for the message.
 
     Raises:
-        ConfigurationError: a field has a value that changes what the model computes and that no
-            layout here can hold.
+        ConfigurationError: the value of a field changes what the model computes and is not
+            supported.
     """
     return tuple(_unknown(stated, table, where, ""))
 

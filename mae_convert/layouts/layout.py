@@ -1,4 +1,4 @@
-"""What a layout is: tables, the containers it lives in, and what it takes for granted."""
+"""Layouts: mapping tables, file formats, and implied configuration fields."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Difference:
     """The first intermediate activation that differs."""
 
     sentence: str
-    """What differs, for a person."""
+    """A description of the difference."""
 
     def __str__(self) -> str:
         return self.sentence
@@ -34,76 +34,75 @@ class Difference:
 
 @dataclass(frozen=True)
 class Layout:
-    """One naming and orientation of a model's tensors, as people have them."""
+    """The names and orientations of a model's tensors in one library or program."""
 
     name: str
     """The name on the command line."""
 
     family: str
-    """The name of the family of models whose tensors it names."""
+    """The name of the family of models."""
 
     title: str
     """One line of description."""
 
     tables: tuple[Table, ...]
-    """The spellings; all are read, the first that can hold a task is written."""
+    """The naming variants; all are read, the first one that supports a task is written."""
 
     containers: tuple[str, ...]
-    """Kinds of file that hold this layout; the first is used for a directory."""
+    """The file formats of this layout; the first one is used in a directory."""
 
     weights_name: str | None = None
-    """Name of the weights file when the layout is written as a directory, or None when it is
+    """The name of the file of weights if the layout is written as a directory, or None if it is
     written as a single file."""
 
     state_key: str | None = None
-    """The key under which the layout's own programs look for the tensors in a ``.pth``; None where
-    they want a plain state dict."""
+    """The key that contains the tensors in a ``.pth`` of the layout's own programs; None for a
+    plain state dict."""
 
     conventions: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that the layout implies where nothing else tells them, and
-    ``image_mean``, ``image_std``."""
+    """Configuration fields that the layout implies if they are not specified, and ``image_mean``,
+    ``image_std``."""
 
     fixed: tuple[str, ...] = ()
-    """The conventions that the layout's own code has no other value for."""
+    """The implied fields that have a fixed value in the layout's own code."""
 
     class_defaults: tuple[str, ...] = ()
-    """The conventions that its classes take where a configuration is there and lacks the field."""
+    """The implied fields that its classes use if a configuration lacks the field."""
 
     pooling_in_names: bool = True
-    """A classifier that reads the class token has other names than a pooled one in every program
-    that uses the layout."""
+    """Whether a classifier that reads the class token always has other names than a pooled one."""
 
     also_file: bool = False
     """Whether a layout with a directory is also written as a single file."""
 
     read_config: ConfigReader = dict
-    """The fields that a configuration beside or inside the weights tells."""
+    """Returns the fields in a configuration in the same directory or in the file."""
 
     write_config: ConfigWriter = dict
-    """``config.json`` of a directory or of a Keras archive, made of the configuration as files
-    carry it: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
+    """Returns ``config.json`` for a directory or a Keras archive, from the configuration stored in
+    files: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
 
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
-    """Whether a configuration can only be this layout's."""
+    """Returns whether a configuration can only be one of this layout."""
 
     refusal: Refusal = _nothing_to_refuse
-    """Why a model cannot be written in this layout, or None."""
+    """Returns why a model cannot be written in this layout, or None."""
 
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
-    """What the layout's own programs compute otherwise than such a model, and no configuration of
-    theirs can express."""
+    """Returns the known differences between the layout's own programs and such a model, which no
+    configuration of theirs can express."""
 
     def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.
 
         Args:
             task: the task.
-            key_bias: whether the blocks have a bias of the key; where the layout always has a
-                place for one, this makes no difference.
-            names: canonical names that are to be written, where tables differ in what they hold.
+            key_bias: whether the blocks have a key bias; without effect if the layout always has
+                one.
+            names: the canonical names to be written, if tables support different names.
 
         Raises:
-            LayoutError: the layout cannot hold the task.
+            LayoutError: the layout does not support the task.
         """
         possible = [table for table in self.tables if task in table.tasks]
         holding = [table for table in possible if table.holds(names)] or possible

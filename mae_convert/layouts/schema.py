@@ -4,5 +4,6 @@ import re
 
 Shape = tuple[int, ...]
 Schema = dict[str, Shape]
-# Softmax cancels a key bias, so that some programs have none where query and value have one.
+# A key bias has no effect on the softmax, so some programs have none although query and value have
+# one.
 KEY_BIAS = re.compile(r"\.attention\.k\.bias$")

@@ -1,9 +1,9 @@
-"""The algebra of mapping tables: rows that carry both directions, expanded and checked.
+"""The algebra of mapping tables: rows that are valid in both directions, expanded and checked.
 
-A table is a tuple of rows in the external layout's own order. ``#`` stands for a block's index,
-``[_#]`` for one that the first block lacks (``block``, ``block_1``, ...), and
-``{a,b}`` for one of several names: in both columns it makes one row per name, in the canonical
-column alone it makes a row that joins several canonical tensors into one external tensor.
+A table is a tuple of rows in the external layout's own order. ``#`` is a block's index, ``[_#]`` an
+index that the first block lacks (``block``, ``block_1``, ...), and ``{a,b}`` a list of names: in
+both columns it results in one row per name, in the canonical column alone in a row that fuses
+several canonical tensors into one external tensor.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from mae_convert.layouts.schema import KEY_BIAS, Schema, Shape
 from mae_convert.layouts.transforms import SAME, SplitHeads, Transform
 
 DIGITS = "[0-9]{0,2}"
-"""Further digits of a block index: no model has a thousand blocks."""
+"""The digits after the first one of a block index: no model has a thousand blocks."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16
@@ -67,7 +67,7 @@ class Rule:
 
     @property
     def keeps_bytes(self) -> bool:
-        """Whether the external tensor has the bytes of one canonical tensor, in the same order."""
+        """Whether the bytes of the external tensor are those of one canonical tensor."""
         return self.transform.in_order and len(self.canonicals) == 1
 
     def bound(self, heads: int) -> "Rule":
@@ -79,7 +79,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Drop:
-    """An external tensor that MAE does not use: read as nothing, and reported with the reason."""
+    """An external tensor that MAE does not use; it is dropped, and reported with the reason."""
 
     external: str
     """Its name."""
@@ -88,16 +88,16 @@ class Drop:
     """The reason."""
 
     zeros_like: str | None = None
-    """A canonical tensor of the same shape, where the layout's own class insists on the tensor: it
-    is then written as zeros, and reported as created."""
+    """A canonical tensor of the same shape, if the layout's own class requires the dropped tensor:
+    it is then written as zeros, and reported as created."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A bijection between external and canonical names, for the tasks that it can hold.
+    """A bijection between external and canonical names, for the tasks that it supports.
 
     Raises:
-        LayoutError: when built, if a row is malformed or a name is in two rows.
+        LayoutError: a row is malformed, or a name is in two rows.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Table:
         rules = list(itertools.chain.from_iterable(groups))
         _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
         _refuse_duplicates(self.name, (rule.external for rule in rules))
-        # Most names are found by a look-up, so that the many tables that do not fit cost nothing.
+        # Most names are looked up in a set, so that the tables that do not fit are tried quickly.
         patterns = tuple(rule for rule in rules if set(rule.external) & set("[*"))
         templates = {rule.external: rule for rule in rules if rule not in patterns}
         object.__setattr__(self, "groups", groups)
@@ -124,7 +124,7 @@ class Table:
         """Return the rules for a set of canonical names, in the external layout's order.
 
         Raises:
-            LayoutError: the table has no row for a name, or only some of a row's names are there.
+            LayoutError: the table has no row for a name, or only some of a row's names are given.
         """
         wanted = set(names)
         depth = 1 + max(
@@ -145,7 +145,7 @@ class Table:
         return rules
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Return whether the table has a place for a set of canonical names."""
+        """Return whether the table has rows for a set of canonical names."""
         try:
             self.expand(names)
         except LayoutError:
@@ -212,7 +212,7 @@ def _rules(row: Row | Repeat) -> Iterator[Rule]:
         for canonical, external in zip(canonicals, externals, strict=True):
             yield Rule((canonical,), external, row.transform)
     elif len(canonicals) % len(externals) == 0:
-        # "{q,k,v}.{weight,bias}" against "qkv.{weight,bias}": the last braces run in step.
+        # "{q,k,v}.{weight,bias}" with "qkv.{weight,bias}": the last braces are expanded together.
         step = len(externals)
         for index, external in enumerate(externals):
             yield Rule(tuple(canonicals[index::step]), external, row.transform)
@@ -227,7 +227,7 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-@lru_cache(maxsize=1 << 15)  # many tables are asked for the same names
+@lru_cache(maxsize=1 << 15)  # many tables look up the same names
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
     """Return a name unchanged, and with each of its numbers replaced by the index ``#``."""
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
@@ -269,7 +269,7 @@ def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
 
 
 def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
-    """Return lazy canonical tensors for the external ones that the rules name."""
+    """Return lazy canonical tensors for the external tensors of the rules."""
     return {
         canonical.name: canonical
         for rule in rules
@@ -296,7 +296,7 @@ def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> l
     """Return lazy external tensors, in the order of the rules.
 
     Raises:
-        LayoutError: tensors that are to be joined have different dtypes.
+        LayoutError: tensors to be fused have different dtypes.
     """
     return [_write(rule, [tensors[name] for name in rule.canonicals]) for rule in rules]
 

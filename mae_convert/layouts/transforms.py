@@ -15,9 +15,9 @@ class Transform(Protocol):
 
     @property
     def in_order(self) -> bool:
-        """Whether the elements of the canonical arrays, one array after another, are its own.
+        """Whether the external array has the elements of the canonical arrays in order.
 
-        Then a tensor can be read and written a few elements at a time.
+        Then a tensor can be read and written in ranges of elements.
         """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -93,7 +93,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Fuse:
-    """Join ``parts`` canonical tensors of equal shape along the first axis."""
+    """Concatenate ``parts`` canonical tensors of equal shape along the first axis."""
 
     parts: int
     in_order: ClassVar[bool] = True
@@ -108,7 +108,7 @@ class Fuse:
         return [array[index * size : (index + 1) * size] for index in range(self.parts)]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape of the joined tensor."""
+        """Return the shape of the fused tensor."""
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
@@ -123,11 +123,12 @@ class Fuse:
 
 @dataclass(frozen=True)
 class SplitHeads:
-    """Attention heads as an axis of their own, as Keras's multi-head attention keeps them."""
+    """Attention heads as a separate axis, as in Keras's multi-head attention."""
 
     kind: str
-    """One of "kernel" for a projection (heads * d, width) kept as (width, heads, d), "bias" for
-    (heads * d,) kept as (heads, d), "output" for (width, heads * d) kept as (heads, d, width)."""
+    """One of "kernel" for a projection (heads * d, width) stored as (width, heads, d), "bias" for
+    (heads * d,) stored as (heads, d), "output" for (width, heads * d) stored as (heads, d,
+    width)."""
 
     heads: int = 0
     """Number of heads; 0 until the table is bound to a model."""
