@@ -20,23 +20,23 @@ from mae_convert.sources.reference import HubReference, Source, parse_source
 
 
 def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin | None]:
-    """Return the path of a checkpoint, downloaded if need be, and where it was got from.
+    """Return the path of a checkpoint, which is downloaded if needed, and its origin.
 
     Args:
-        source: what the user named.
+        source: the source that the user specified.
         certificate: download the certificate of its verification too.
 
     Raises:
-        HubError: there is no such thing, or it may not be read.
-        MissingRequirementError: the network that is needed is not there.
-        CheckpointError: what was downloaded is damaged.
+        HubError: the source does not exist, or may not be read.
+        MissingRequirementError: the network is not available.
+        CheckpointError: the download is damaged.
     """
     if isinstance(source, HubReference):
         from mae_convert.sources.hub import get_from_hub
 
         return get_from_hub(source, certificate=certificate)
     if isinstance(source, Path) and source.parent == cache_directory():
-        # What `download` has printed is what its name means.
+        # `download` prints such names.
         source = official_named(source.stem) or source
     if isinstance(source, Official):
         from mae_convert.sources.official_download import get_official
@@ -47,10 +47,10 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
 
 
 def locate_file(source: Source) -> Path:
-    """Return the path of a file that is no checkpoint, downloaded if need be.
+    """Return the path of a file that is not a checkpoint, which is downloaded if needed.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: the file does not exist.
         MaeConvertError: as `locate`.
     """
     if isinstance(source, HubReference):
@@ -72,7 +72,7 @@ def open_source(
     state_key: str | None = None,
     task: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint wherever it is, as `open_checkpoint` opens what is on the disk.
+    """Open a checkpoint from any source, as `open_checkpoint` opens one on the disk.
 
     Raises:
         MaeConvertError: as `locate` and `open_checkpoint`.
@@ -91,7 +91,7 @@ def open_source(
     except MaeConvertError as error:
         if origin is None:
             raise
-        # The user knows where it is from, and not where it is kept.
+        # Messages name the source, not the path in the cache.
         raise error.renamed(path, origin.name) from error
 
 
@@ -103,15 +103,15 @@ def open_pair(
     task: str | None = None,
     incomplete: bool = False,
 ) -> list[Checkpoint]:
-    """Open two checkpoints that are compared; a flag is about the one that lacks what it says.
+    """Open two checkpoints to be compared; a flag applies to the one that lacks its value.
 
     Args:
-        sources: the two.
-        flags: what the user specifies of them.
-        state_key: as `open_checkpoint`; of a file that has no keys it is ignored.
+        sources: the two sources.
+        flags: the options of the user.
+        state_key: as for `open_checkpoint`; ignored for a file without keys.
         task: compare both as models of this task. Without it, a file that contains complete models
-            for several tasks is read as the other file is.
-        incomplete: open them even where a field is missing that the comparison needs.
+            for several tasks is read for the task of the other file.
+        incomplete: open them even if a field that the comparison needs is missing.
 
     Raises:
         MaeConvertError: as `open_source`; or a flag contradicts both.

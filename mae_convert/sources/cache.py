@@ -1,4 +1,4 @@
-"""The cache of downloads, besides the Hub client's own cache."""
+"""The cache of downloads that are not in the Hub client's cache."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ def cache_directory() -> Path:
 
 
 def link_together(folder: Path, files: Mapping[str, Path]) -> None:
-    """Create a directory of links to files that are stored elsewhere.
+    """Create a directory of links to files in other directories.
 
     Raises:
         OutputError: the cache cannot be written to.

@@ -1,8 +1,8 @@
-"""The Hugging Face Hub as this program meets it: its client, patience, and errors in one sentence.
+"""Access to the Hugging Face Hub: its client, retries, and errors as messages.
 
-The client is imported only here and where the Hub is asked, so that what needs no network does not
-wait for it. Tokens are the client's business (``hf auth login`` or ``HF_TOKEN``); none is taken on
-the command line, where other users of the machine could read it.
+The client is imported only here and where requests are made, so that other commands do not import
+it. Tokens are managed by the client (``hf auth login`` or ``HF_TOKEN``); there is no option for a
+token, because other users of the machine can read command lines.
 """
 
 import logging
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 
-WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, where the Hub names none
+WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, if the Hub does not specify them
 WAITS_FOR_A_CONNECTION = (1, 2)
 BUSY = (408, 429, 500, 502, 503, 504)
-TIMEOUT = 120.0  # seconds without a sign of life; the client itself would wait for ever
-# Where an error is raised by an answer that is not built as the client expects.
+TIMEOUT = 120.0  # seconds without data; the client itself has no limit
+# The client raises these for a response with an unexpected structure.
 CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def address_in(variable: str) -> str | None:
-    """Return the address of a server that an environment variable holds; None if it holds none.
+    """Return the URL of a server in an environment variable, or None if it is not set.
 
-    The client and its HTTP library raise errors of many types for what is not an address.
+    The client and its HTTP library raise errors of many types for an invalid URL.
 
     Raises:
-        MaeConvertError: it is not an address.
+        MaeConvertError: it is not a URL.
     """
     value = os.environ.get(variable)
     if not value:
@@ -67,12 +67,12 @@ def address_in(variable: str) -> str | None:
 
 
 def client() -> "HfApi":
-    """Return the Hub's client, which gives up on a server that has gone silent.
+    """Return the Hub's client, with a time limit for servers that do not respond.
 
-    Where nobody watches, it draws no bars.
+    Without a terminal it shows no progress bars.
 
     Raises:
-        MaeConvertError: HF_ENDPOINT is not an address.
+        MaeConvertError: HF_ENDPOINT is not a URL.
     """
     address_in("HF_ENDPOINT")
     from huggingface_hub import HfApi, constants, get_session
@@ -112,12 +112,12 @@ def is_transient(error: BaseException) -> bool:
 
 
 def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float | None:
-    """Return for how many seconds to wait before the next attempt, or None to give up.
+    """Return the seconds to wait before the next attempt, or None to give up.
 
     Args:
-        error: why the last attempt failed.
+        error: the error of the last attempt.
         attempt: its number, from 0.
-        waited: seconds that were waited before earlier attempts; all together have a limit.
+        waited: the total of seconds waited before earlier attempts, which is limited.
     """
     waits = WAITS_FOR_A_CONNECTION if _never_began(error) else WAITS
     if attempt >= len(waits):
@@ -130,13 +130,13 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
 
 def _never_began(error: BaseException) -> bool:
-    """Return whether no connection could be made: no network, rather than a busy server."""
+    """Return whether no connection was established: no network, rather than a busy server."""
     chain = (error, error.__cause__)
     return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Return the result of a repeatable call; wait and repeat while the Hub is busy."""
+    """Return the result of a call, which is repeated after a wait while the Hub is busy."""
     attempt, waited = 0, 0.0
     while True:
         try:
@@ -157,16 +157,16 @@ def say_wait(error: BaseException, seconds: float) -> None:
 
 @contextmanager
 def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
-    """Turn what the client raises into one sentence.
+    """Convert errors of the client to errors with a message.
 
     Args:
-        what: the repository or file that the conversation is about, as the user knows it.
-        server: who is spoken to.
+        what: the repository or file, as the user specified it.
+        server: the name of the server.
 
     Raises:
-        HubError: the Hub refused; the sentence says what to do.
+        HubError: the Hub refused; the message states what to do.
         MissingRequirementError: the Hub cannot be reached.
-        MaeConvertError: HF_ENDPOINT is not an address.
+        MaeConvertError: HF_ENDPOINT is not a URL.
     """
     address_in("HF_ENDPOINT")
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
@@ -193,7 +193,7 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
-    """Return the error as a sentence that says what to do next."""
+    """Return an error with a message that states what to do."""
     from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
@@ -243,7 +243,7 @@ def account_of(api: "HfApi") -> str:
     """Return the name of the account whose token the client has.
 
     Raises:
-        MissingRequirementError: the Hub's answer holds no name.
+        MissingRequirementError: the Hub's response has no name.
     """
     answer: Any = patiently(api.whoami)
     name = answer.get("name") if isinstance(answer, dict) else None
@@ -321,16 +321,16 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
 def _in_short(error: BaseException) -> str:
     """Return an error's text in one line, without URLs, which may contain signatures.
 
-    Servers repeat in error messages what they were sent, including the token.
+    Error messages of servers may repeat the request, including the token.
     """
     from huggingface_hub import get_token
 
     said = str(getattr(error, "server_message", None) or error)
     if token := get_token():
         said = said.replace(token, "<token>")
-    said = without_secrets(said)  # before anything is cut, which could leave a part of one
+    said = without_secrets(said)  # before the text is shortened, which could leave a part of one
     lines = [line.strip(" -") for line in said.splitlines() if line.strip()]
-    # The Hub's complaints about a card come as a list.
+    # Error messages about a model card are a list.
     told = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
     words = (word.split("?")[0] if "://" in word else word for word in told.split())
     return for_terminal((" ".join(words)[:300] or type(error).__name__).rstrip("."))

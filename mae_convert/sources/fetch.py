@@ -1,11 +1,10 @@
-"""Download a file over HTTPS: resumed after a break, checked, and remembered by its hash.
+"""Download a file over HTTPS: resumable, verified, and recorded with its hash.
 
-The transfer is `huggingface_hub`'s: it is needed anyway, resumes, retries and shows progress. pooch
-begins again from nothing after a break, which at 1.3 GB is what matters most, and it needs a whole
-hash, of which the publisher of the official files names six digits.
-
-Where a publisher names no hash, the first download is trusted and its hash recorded: from then on
-the file is what it was, or is refused.
+The transfer is that of `huggingface_hub`, which resumes, retries and shows progress, and is a
+dependency already. pooch cannot resume downloads, which matters for files of 1.3 GB, and needs a
+complete hash, of which the publisher of the official files gives six digits. If no hash is
+published, the first download is trusted and its hash recorded: a later download that differs is
+refused.
 """
 
 import hashlib
@@ -32,13 +31,13 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """What is remembered of a download."""
+    """The record of a download."""
 
     url: str
-    """Where it came from."""
+    """The URL."""
 
     sha256: str
-    """Of the whole file, in hexadecimal digits."""
+    """The SHA-256 of the file, in hexadecimal digits."""
 
     md5: str
     """Likewise."""
@@ -47,17 +46,17 @@ class Record:
     """Its size."""
 
     mtime_ns: int
-    """When the file was last written, by which a file that was touched is known."""
+    """The modification time of the file, by which changes are detected."""
 
     trusted: str
-    """Why the hash is believed."""
+    """Why the hash is trusted."""
 
     first_used: str
-    """When it was first downloaded."""
+    """The time of the first download."""
 
     fingerprint: str | None = None
-    """Of the checkpoint in it, when its hash was confirmed as ``trusted`` says; None for what is
-    not a checkpoint."""
+    """The fingerprint of the checkpoint in it when its hash was trusted; None if it is not a
+    checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,25 @@ class Wanted:
     """A file to download."""
 
     name: str
-    """What it is called in the cache."""
+    """Its name in the cache."""
 
     url: str
     """Where it is."""
 
     md5: str | None
-    """Digits with which its MD5 begins as published; None where none says."""
+    """The published first digits of its MD5, or None."""
 
     examine: Callable[[Path], str | None]
-    """Returns the fingerprint of the checkpoint in a file, or None for another file; raises
-    MaeConvertError for one that is not what it should be, whatever its hash."""
+    """Returns the fingerprint of the checkpoint in the file, or None for another file; raises
+    MaeConvertError for an unexpected content."""
 
 
 def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
-    """Return the local path of a file and what is known of it; it is downloaded once.
+    """Return the local path of a file and its record; it is downloaded once.
 
     Raises:
-        CheckpointError: it is not the file that its publisher named, or that was here before.
-        HubError: the server has no such file.
+        CheckpointError: its hash is not the published one, or not that of an earlier download.
+        HubError: the server does not have the file.
         MissingRequirementError: the server cannot be reached.
         OutputError: the cache cannot be written to.
     """
@@ -91,7 +90,7 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Two downloads at the same time would write into the same partial file.
+        # Concurrent downloads would write to the same partial file.
         with FileLock(cache / f".{wanted.name}.lock"):
             return _fetch(wanted, cache)
     except PermissionError as error:
@@ -106,7 +105,7 @@ def _fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
     if known and path.is_file() and _is_untouched(path, known):
         return path, known
     if path.is_file():
-        record = _examined(path, wanted, known)  # touched by hand, or its record is lost
+        record = _examined(path, wanted, known)  # changed by the user, or without a record
     else:
         partial = path.with_name(path.name + PARTIAL)
         _transfer(wanted, partial)
@@ -133,7 +132,7 @@ def _transfer(wanted: Wanted, partial: Path) -> None:
 
     def attempt() -> None:
         tag, size = _ask(wanted.url)
-        # Only of the same version is the rest what is missing.
+        # A partial file can only be completed with the same version.
         same = tag and version.is_file() and version.read_text() == tag
         with partial.open("ab" if same else "wb") as stream:
             version.write_text(tag)
@@ -145,7 +144,7 @@ def _transfer(wanted: Wanted, partial: Path) -> None:
                      displayed_filename=wanted.name)  # fmt: skip
 
     with speaking(wanted.url, server="its server"):
-        client()  # sets the time after which a silent server is given up
+        client()  # sets the time limit for servers that do not respond
         patiently(attempt)
     version.unlink(missing_ok=True)
 
@@ -161,15 +160,15 @@ def _ask(url: str) -> tuple[str, int | None]:
     hf_raise_for_status(response)
     size = response.headers.get("Content-Length", "")
     tag = response.headers.get("ETag", "")
-    # A weak tag promises the same meaning, not the same bytes.
+    # A weak tag does not mean that the bytes are the same.
     return "" if tag.startswith("W/") else tag, int(size) if size.isdigit() else None
 
 
 def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
-    """Return what is to be remembered of a file.
+    """Return the record of a file.
 
     Raises:
-        CheckpointError: it is not the one that is wanted.
+        CheckpointError: it is not the expected file.
     """
     sha256, md5 = hashes(path)
     if wanted.md5 and not md5.startswith(wanted.md5):
@@ -209,7 +208,7 @@ def hashes(path: Path) -> tuple[str, str]:
 
 
 def read_records(cache: Path) -> dict[str, Record]:
-    """Return what is remembered of downloads, by name.
+    """Return the records of downloads by name.
 
     Raises:
         CheckpointError: the file of records is damaged.

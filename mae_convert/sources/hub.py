@@ -28,9 +28,10 @@ def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple
         certificate: download the certificate of the verification too.
 
     Raises:
-        HubError: there is no such repository, revision or file; or it may not be read.
-        MissingRequirementError: the Hub cannot be reached, and the cache does not hold it.
-        CheckpointError: no weights, or several of which none is conventional; or a damaged file.
+        HubError: the repository, revision or file does not exist or may not be read.
+        MissingRequirementError: the Hub cannot be reached, and the cache does not contain it.
+        CheckpointError: there are no weights, or several of which none has a conventional name; or
+            a file is damaged.
     """
     with speaking(str(reference)):
         api = client()
@@ -42,7 +43,7 @@ def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple
         }
         files |= _shards(api, snapshot, chosen, files)
     folder = cache_directory() / "hub" / snapshot.reference.repo_id.replace("/", "--")
-    # What stands together decides how it is read, so each choice of files has a folder of its own.
+    # Files in one folder affect how the weights are read: each selection has its own folder.
     choice = chosen.weights.replace("/", "--") + "+certificate" * certificate
     folder = folder / snapshot.commit / choice
     link_together(folder, files)
@@ -54,8 +55,8 @@ def get_file(reference: HubReference) -> Path:
     """Download one file, unless it is in the cache, and return its path.
 
     Raises:
-        HubError: no file is named, or there is none.
-        MissingRequirementError: the Hub cannot be reached, and the cache does not hold it.
+        HubError: no file is specified, or it does not exist.
+        MissingRequirementError: the Hub cannot be reached, and the cache does not contain it.
     """
     with speaking(str(reference)):
         api = client()

@@ -9,11 +9,11 @@ FIELDS = ("license", "license_name", "license_link")
 
 
 def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a conversion record keeps of a repository's licence.
+    """Return the licence of a repository for a conversion record.
 
-    Copies of the official weights have the licence of the official weights, whatever their card
-    says: those of facebook/vit-mae-* say Apache-2.0, which is not what the weights were published
-    under.
+    Copies of the official weights have the licence of these, even if their model cards state
+    another one: those of facebook/vit-mae-* state Apache-2.0, under which the weights were not
+    published.
     """
     if any(official.on_the_hub == repo_id for official in OFFICIAL):
         return {"license": LICENSE}

@@ -1,8 +1,8 @@
-"""Limits on what a server may ask of the Hub's client: no answer without an end, no endless wait.
+"""Limits on responses of servers to the Hub's client: on their size, and on requested waits.
 
-The client reads an answer of the Hub's API whole before it looks at it, and waits as long as the
-server asks. The limits hold for the calls that this program makes, within `limits_on_answers`, and
-not for others in the same process, which share the client's session.
+The client reads a response of the Hub's API completely before it parses it, and waits as long as
+the server requests. The limits apply to calls of mae-convert within `limits_on_answers`, and not to
+other calls in the same process, which use the same session of the client.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from typing import Any
 
 from mae_convert.errors import MissingRequirementError
 
-LONGEST_WAIT = 300  # seconds; what asks for more is told to the user instead
+LONGEST_WAIT = 300  # seconds; for a longer wait an error is raised
 LONGEST_ANSWER = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
-LONGEST_TIME = 120.0  # seconds that an answer of the API may take
-MOST_ANSWERS = 5000  # of the API, to the calls of one block; listings come in pages
-REDIRECT = 300  # this status, those above it, and the API: their bodies are read whole
+LONGEST_TIME = 120.0  # seconds that a response of the API may take
+MOST_ANSWERS = 5000  # of the API, for the calls in one block; listings have several pages
+REDIRECT = 300  # responses with this status or a higher one, and of the API, are read completely
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
@@ -39,18 +39,18 @@ def limits_on_answers() -> Iterator[None]:
 
 
 def limit_session(session: Any) -> None:
-    """Make a session of the client check each response before it is read; once for a session."""
+    """Let a session of the client check each response before it is read."""
     hooks = session.event_hooks
     if check_answer not in hooks["response"]:
         session.event_hooks = {**hooks, "response": [*hooks["response"], check_answer]}
 
 
 def check_answer(response: Any) -> None:
-    """Look at an answer whose headers have come.
+    """Check a response whose headers were received.
 
     Raises:
-        MissingRequirementError: the server asks to wait too long, or its answer or the pages of its
-            listing do not end.
+        MissingRequirementError: the server requests a too long wait, or the response or the pages
+            of a listing exceed the limits.
     """
     if (numbers := _ANSWERS.get()) is None:
         return
@@ -75,7 +75,7 @@ def check_answer(response: Any) -> None:
 
 
 def _read(response: Any, where: str) -> None:
-    """Read a response completely; give up on one that does not end."""
+    """Read a response completely, up to the limit."""
     end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
     for piece in response.iter_bytes():
         size += len(piece)
@@ -86,7 +86,7 @@ def _read(response: Any, where: str) -> None:
                 hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
             )
         pieces.append(piece)
-    response._content = b"".join(pieces)  # as the response's own `read` keeps what it has read
+    response._content = b"".join(pieces)  # as the response's own `read` stores it
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
@@ -97,10 +97,10 @@ def requested_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def seconds_of(retry_after: str) -> float | None:
-    """Return the seconds that a Retry-After header asks for; None where it cannot be read.
+    """Return the seconds in a Retry-After header; None if they cannot be read.
 
     Args:
-        retry_after: a number of seconds, or an HTTP date (RFC 9110), which may be past.
+        retry_after: a number of seconds, or an HTTP date (RFC 9110), which may be in the past.
     """
     text = retry_after.strip()
     if re.fullmatch(r"[0-9]{1,15}", text):
@@ -109,6 +109,6 @@ def seconds_of(retry_after: str) -> float | None:
         date = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):
         return None
-    if date.tzinfo is None:  # written as -0000, and in UTC as every HTTP date
+    if date.tzinfo is None:  # written as -0000; every HTTP date is in UTC
         date = date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())

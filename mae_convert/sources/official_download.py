@@ -28,10 +28,10 @@ CATALOG = "the catalog of official checkpoints"
 
 
 def base_url() -> str:
-    """Return where the official files are: at their publisher, or at ``$MAE_CONVERT_MIRROR``.
+    """Return the URL of the official files: that of their publisher, or ``$MAE_CONVERT_MIRROR``.
 
     Raises:
-        MaeConvertError: the variable does not hold an address.
+        MaeConvertError: the variable is not a URL.
     """
     return (address_in(MIRROR) or BASE_URL).rstrip("/")
 
@@ -40,7 +40,7 @@ def named(text: str) -> Official:
     """Return the official checkpoint of a name, with or without ``.pth``.
 
     Raises:
-        MaeConvertError: there is none.
+        MaeConvertError: it does not exist.
     """
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
@@ -56,7 +56,7 @@ def get_official(official: Official) -> tuple[Path, Origin, Record]:
     """Download an official checkpoint, unless it is in the cache.
 
     Raises:
-        CheckpointError: what came is not that checkpoint.
+        CheckpointError: the downloaded file is not that checkpoint.
         HubError: the server does not have it.
         MissingRequirementError: the server cannot be reached.
     """
@@ -67,15 +67,15 @@ def get_official(official: Official) -> tuple[Path, Origin, Record]:
 
 
 def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
-    """Download a checkpoint by its name in the catalog and return what is known of it.
+    """Download a checkpoint by its name in the catalog, and return its description.
 
     Args:
-        name: with or without ``.pth``.
-        output: copy it here too.
-        overwrite: replace what is there.
+        name: the name, with or without ``.pth``.
+        output: where to copy it, or None.
+        overwrite: replace an existing file.
 
     Raises:
-        MaeConvertError: there is no such checkpoint, or as `get_official`.
+        MaeConvertError: the checkpoint does not exist, or as `get_official`.
         OutputError: the copy cannot be written.
     """
     official = named(name)
@@ -105,7 +105,8 @@ def get_picture(url: str) -> Path:
     """Download an image, unless it is in the cache.
 
     Raises:
-        CheckpointError: what came is no image, or not the one that came the first time.
+        CheckpointError: the downloaded file is not an image, or differs from that of the first
+            download.
         MissingRequirementError: the server cannot be reached.
     """
     wanted = Wanted(url.rpartition("/")[2], url, None, _examine_picture)

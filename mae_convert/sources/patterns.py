@@ -14,25 +14,25 @@ MAGIC = re.compile(r"[*?[]")
 
 
 def sources_named(text: str, folder: Path = Path()) -> list[str]:
-    """Return the checkpoints that a name or a pattern means, in natural order.
+    """Return the checkpoints that match a name or a pattern, in natural order.
 
-    Local paths are returned from the root, so that they mean the same everywhere.
+    Local paths are returned as absolute paths.
 
     Args:
-        text: a path or an address, in which ``*``, ``?``, ``[...]`` and ``**`` stand for others; a
-            place on the Hub, or an official name.
-        folder: what relative paths begin at.
+        text: a path or URL, which may contain the wildcards ``*``, ``?``, ``[...]`` and ``**``; a
+            reference to the Hub, or an official name.
+        folder: the directory of relative paths.
 
     Raises:
-        MaeConvertError: there is no such file, or no file matches the pattern.
-        MissingRequirementError: the package that reads such an address is not installed.
+        MaeConvertError: the file does not exist, or no file matches the pattern.
+        MissingRequirementError: the package for such a URL is not installed.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):
         parse_source(text)
         return [text]
     if storage.is_remote(text):
-        storage.filesystem(text)  # which says if nothing speaks its protocol
+        storage.filesystem(text)  # raises an error if its protocol is not supported
         found = storage.glob(text) if MAGIC.search(text) else [text]
     else:
         path = folder / storage.local_path(text)

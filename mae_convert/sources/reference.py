@@ -17,16 +17,16 @@ PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browse
 
 @dataclass(frozen=True)
 class HubReference:
-    """A place on the Hugging Face Hub: ``hf://owner/name[@revision][/path]``."""
+    """A reference to the Hugging Face Hub: ``hf://owner/name[@revision][/path]``."""
 
     repo_id: str
     """``owner/name``."""
 
     revision: str | None = None
-    """A branch, tag, commit or ``refs/pr/N``; None is the default branch."""
+    """A branch, tag, commit or ``refs/pr/N``; None for the default branch."""
 
     path: str = ""
-    """A file or folder in the repository; empty for the whole."""
+    """A file or folder in the repository; empty for the whole repository."""
 
     def __str__(self) -> str:
         revision = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""
@@ -38,12 +38,13 @@ Source = Path | Official | HubReference
 
 
 def parse_source(text: str) -> Source:
-    """Return what a user's text names.
+    """Return the source that a user's text refers to.
 
-    What exists as a path is a path. Only a place on the Hub imports the Hub's client.
+    If it exists as a path, it is a path. Only for a reference to the Hub is the Hub's client
+    imported.
 
     Raises:
-        MaeConvertError: it is an address that is no model on the Hub.
+        MaeConvertError: it is a URL that does not refer to a model on the Hub.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):
@@ -79,7 +80,7 @@ def _hint(text: str) -> str:
 def _parse_hub(text: str) -> HubReference:
     from mae_convert.sources.client import address_in
 
-    address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
+    address_in("HF_ENDPOINT")  # with an invalid value, the client cannot be imported
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 

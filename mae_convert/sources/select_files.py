@@ -1,4 +1,4 @@
-"""Which files of a repository are needed to open a checkpoint."""
+"""Select the files of a repository that are needed to open a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mae_convert.layouts.table import listed
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.snapshot import Entry, Snapshot
 
-# A repository often has the same weights for several frameworks: the first of these is taken.
+# A repository often has the same weights for several frameworks: the first of these is used.
 PREFERENCE = tuple(
     preferred
     for name in WEIGHTS_NAMES
@@ -28,33 +28,33 @@ PREFERENCE = tuple(
 )
 CERTIFICATE = ("verification.json", "verification.safetensors")
 KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)
-# A repository that holds several layouts keeps the certificate of each further file in a folder.
+# In a repository with several layouts, certificates of further files are in this folder.
 CERTIFICATES_FOLDER = "verification"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is downloaded to open a checkpoint."""
+    """The files to download to open a checkpoint."""
 
     weights: str
     """Path of the weights in the repository, or of an index of them."""
 
     beside: Mapping[str, str]
-    """Name in the local directory → path in the repository, of everything else."""
+    """Name in the local directory → path in the repository, for all other files."""
 
     is_directory: bool
-    """The rest belongs to the weights, as in a model directory."""
+    """Whether the other files belong to the weights, as in a model directory."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know of the choice."""
+    """Messages for the user about the selection."""
 
 
 def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     """Return the files to download.
 
     Raises:
-        CheckpointError: no weights, or several and none has the conventional name.
-        HubError: there is no such file or directory.
+        CheckpointError: there are no weights, or several of which none has a conventional name.
+        HubError: the file or directory does not exist.
     """
     path, entries = snapshot.reference.path, snapshot.entries
     is_folder = not path or any(name.startswith(f"{path}/") for name in entries)
@@ -89,10 +89,11 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
 def _beside(
     weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
 ) -> dict[str, str]:
-    """Return what is about a file of weights: local name → path in the repository.
+    """Return the files that belong to a file of weights: local name → path in the repository.
 
-    Weights with a certificate of their own (beside them as ``NAME.verification.json``, or in the
-    folder of certificates) are not what the record and certificate of the repository are about.
+    If weights have their own certificate (``NAME.verification.json`` in the same directory, or in
+    the folder of certificates), the record and certificate of the repository belong to other
+    weights.
     """
     own = [f"{weights}.{name}" for name in CERTIFICATE]
     if joined(folder, own[0]) in entries:

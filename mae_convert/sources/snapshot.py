@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a repository: its size and hash, where the Hub tells them."""
+    """A file in a repository: its size and hash, if the Hub provides them."""
 
     size: int | None = None
     sha256: str | None = None
@@ -30,10 +30,10 @@ class Snapshot:
     """A repository at one commit."""
 
     reference: HubReference
-    """What the user named."""
+    """The reference that the user specified."""
 
     commit: str
-    """What its revision is now."""
+    """The commit of its revision."""
 
     entries: Mapping[str, Entry]
     """The files, by path."""
@@ -42,7 +42,7 @@ class Snapshot:
     """The metadata of the repository's card."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know of how it was got."""
+    """Messages for the user about the download."""
 
     @property
     def listing(self) -> str:
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
-    """Return a repository's files; from the cache, with a note, if the Hub cannot be reached."""
+    """Return the files of a repository; those in the cache if the Hub cannot be reached."""
     repo_id = reference.repo_id
     resolved = patiently(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
@@ -76,10 +76,10 @@ def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
 
 
 def entries_of(info: "ModelInfo") -> dict[str, Entry]:
-    """Return the files of a repository by path, as the Hub tells them.
+    """Return the files of a repository by path, as listed by the Hub.
 
     Raises:
-        MissingRequirementError: the Hub's answer is not built as a listing is.
+        MissingRequirementError: the response is not a valid listing.
     """
     if any(not _is_file(sibling) for sibling in info.siblings or ()):
         raise unexpected_answer("the repository's files")
@@ -115,7 +115,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     """Return the local path of a file, downloaded unless the cache has it, and check its hash.
 
     Raises:
-        CheckpointError: it is not what the Hub says that it is, twice.
+        CheckpointError: two downloads differ from the Hub's description.
     """
     entry, wrong = snapshot.entries[path], ""
     for attempt in range(2):
@@ -133,7 +133,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
         wrong = mismatch(local, entry)
         if not wrong:
             return local
-    # Neither we nor anyone else is to find it in the cache.
+    # No program may find it in the cache.
     local.resolve().unlink(missing_ok=True)
     local.unlink(missing_ok=True)
     raise CheckpointError(

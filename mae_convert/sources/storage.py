@@ -31,11 +31,11 @@ def last_part(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path there.
+    """Return the file system of a URL, and the path in it.
 
     Raises:
-        MissingRequirementError: the package that speaks its protocol is not installed.
-        MaeConvertError: no package speaks it.
+        MissingRequirementError: the package for its protocol is not installed.
+        MaeConvertError: its protocol is unknown.
     """
     from fsspec.core import url_to_fs
 
@@ -55,7 +55,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def exists(place: str) -> bool:
-    """Return whether there is a file or a directory."""
+    """Return whether a file or a directory exists."""
     if not is_remote(place):
         return local_path(place).exists()
     system, path = filesystem(place)
@@ -96,10 +96,10 @@ def version_of(url: str) -> dict[str, str]:
 
 
 def download(url: str, folder: Path) -> Path:
-    """Stream a file or a directory into a local folder, and return where it is.
+    """Copy a file or a directory to a local folder, and return its path.
 
     Raises:
-        MaeConvertError: there is nothing, or it cannot be read, or changes meanwhile.
+        MaeConvertError: it does not exist, cannot be read, or changes meanwhile.
     """
     system, path = filesystem(url)
     before = version_of(url)

@@ -14,7 +14,7 @@ ATTEMPTS = 5
 WAIT = 0.5  # seconds before the second attempt; doubled for each further one
 T = TypeVar("T")
 
-# Errors of the system that another attempt does not correct.
+# Errors of the operating system that another attempt does not solve.
 PERMANENT = frozenset(
     getattr(errno, name)
     for name in (
@@ -25,13 +25,13 @@ PERMANENT = frozenset(
     if hasattr(errno, name)
 )
 RETRIED_STATUS = frozenset((408, 409, 425, 429))
-# The same where a file system raises them without a number.
+# The same errors, if a file system raises them without a number.
 PERMANENT_TYPES = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     ssl.SSLCertVerificationError,
 )
-# Classes, by name, with which clients of storage report a connection that broke; none of them is an
-# OSError. Clients are not imported for this: whatever raised an error is already there.
+# Names of classes that storage clients raise for broken connections, which are not subclasses of
+# OSError. The clients are not imported for this.
 BROKEN_CONNECTION = frozenset(
     (
         "HTTPClientError",  # botocore
@@ -48,7 +48,7 @@ BROKEN_CONNECTION = frozenset(
         "SSHException",  # paramiko
     )
 )
-# A mistake in a program, ours or another's: neither repeated nor turned into a sentence.
+# Programming errors, which are neither retried nor converted to messages.
 MISTAKES = (
     *(TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError),
     *(RecursionError, MemoryError, SyntaxError),
@@ -65,7 +65,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of an error of a storage client, or of what caused it; or None."""
+    """Return the HTTP status of an error of a storage client, or of its cause; or None."""
     if error is None:
         return None
     response: Any = getattr(error, "response", None)
@@ -82,15 +82,15 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def patiently(work: Callable[[], T], what: str) -> T:
-    """Return what a function returns, called again after failures that may pass.
+    """Return the result of a function, which is called again after temporary failures.
 
     Args:
-        work: may be called several times.
-        what: the address that it is about.
+        work: the function.
+        what: the URL, for messages.
 
     Raises:
-        MaeConvertError: it fails each time, or in a way that will not pass.
-        Exception: a mistake in a program, as it was raised.
+        MaeConvertError: it fails each time, or permanently.
+        Exception: a programming error, as it was raised.
     """
     for attempt in range(ATTEMPTS):
         try:

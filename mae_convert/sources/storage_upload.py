@@ -1,14 +1,13 @@
-"""Write a file or a model directory to remote storage, whole or not at all.
+"""Write a file or a model directory to remote storage, completely or not at all.
 
-A run sends its files under names of its own, reads them back and compares. Then it claims the
-target: it writes a small file beside it and looks whether another run has one there. Only one run
-at a time moves its files to their final names. A directory has no single name in storage: its files
-take theirs one after the other, ``config.json``, by which readers know a model, last. At the end
-the files are compared once more under their final names; only then the claim is given up and the
-upload counts as done.
-
-What a run that was killed left behind is removed by a later run to the same target, by its age
-alone: a run cannot know whether another one, perhaps on another machine, is still alive.
+A process uploads its files under temporary names, reads them back and compares them. Then it locks
+the target: it writes a lock file beside it and checks whether another process has one there. Only
+one process at a time moves its files to their final names. Storage cannot rename a directory: its
+files are renamed one after the other, ``config.json``, by which readers recognise a model, last.
+Finally the files are compared again under their final names; then the lock is released and the
+upload is complete. Files of a killed process are removed by a later upload to the same target when
+they are old enough: a process cannot know whether another one, which may be on another machine, is
+still running.
 """
 
 import hashlib
@@ -33,13 +32,15 @@ from mae_convert.sources.storage_retry import patiently
 
 LAST = "config.json"
 OURS = OUR_NAMES - {"README.md"}
-# Here a path begins with a bucket, which is not made unasked, and folders need no making.
+# Here a path begins with a bucket, which is not created, and there are no directories.
 BUCKETS = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"))
 CHECKSUMS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c")
 Checksums = dict[str, Any]
-ABANDONED = 7 * 86400.0  # seconds after which temporary files are taken for those of a killed run
-LEASE = 3600.0  # seconds for which a claim holds; it is renewed before each file that is moved
-POLL, POLLS = 2.0, 150  # seconds between two looks at the claims of others, and how many looks
+ABANDONED = (
+    7 * 86400.0
+)  # seconds after which temporary files are considered to be of a killed process
+LEASE = 3600.0  # seconds for which a lock is valid; it is renewed before each file that is moved
+POLL, POLLS = 2.0, 150  # seconds between checks of other locks, and the number of checks
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class Target:
 
 
 def upload(local: Path, url: str) -> dict[str, str]:
-    """Send a file or a directory, and return its `version_of` once storage holds exactly that.
+    """Upload a file or a directory, verify the result, and return its `version_of`.
 
     Raises:
-        OutputError: it cannot be written, does not contain what was sent, or another run writes
-            to the same target at the same time.
+        OutputError: it cannot be written, does not contain what was uploaded, or another process
+            writes to the same target at the same time.
     """
     target = Target(*filesystem(url), url)
     files = {"": local} if local.is_file() else {p.name: p for p in sorted(local.iterdir())}
@@ -97,10 +98,10 @@ def upload(local: Path, url: str) -> dict[str, str]:
             for n, source in files.items()
         ]
         sent.sort(key=lambda file: _is_last(file.final))
-        with _claimed(target) as claim:
-            _publish(target, sent, claim, is_directory="" not in files)
+        with _locked(target) as lock:
+            _publish(target, sent, lock, is_directory="" not in files)
             version = version_of(url)
-            _remove_abandoned(target, claim)
+            _remove_abandoned(target, lock)
     except MaeConvertError as error:
         raise OutputError(f"{url} cannot be written: ", error) from error
     finally:
@@ -141,14 +142,14 @@ def _sha256(system: Any, path: str) -> str:
     return digest.hexdigest()
 
 
-def _publish(target: Target, sent: list[Sent], claim: str, *, is_directory: bool) -> None:
+def _publish(target: Target, sent: list[Sent], lock: str, *, is_directory: bool) -> None:
     """Rename the uploaded files to their final names, ``config.json`` last, and compare."""
     if is_directory:
         _clear(target, {file.final for file in sent})
         target.make_folder(target.path)
     moved: dict[Sent, Checksums] = {}
     for file in sent:
-        _renew(target, claim)
+        _renew(target, lock)
         if _is_last(file.final):
             _check_held(target, moved)
         moved[file] = _moved(target, file)
@@ -156,10 +157,10 @@ def _publish(target: Target, sent: list[Sent], claim: str, *, is_directory: bool
 
 
 def _moved(target: Target, file: Sent) -> Checksums:
-    """Move a file that was sent to its final name, and return the checksums that it has there.
+    """Move an uploaded file to its final name, and return its checksums.
 
-    Storage may have moved it although its answer was lost. So an attempt that finds nothing to move
-    is a success only if the final name holds what was sent.
+    The storage may have moved it although its response was lost. Therefore, if there is no file to
+    move, the attempt succeeds if the file with the final name contains what was uploaded.
     """
     system, before = target.system, Checksums()
 
@@ -174,9 +175,9 @@ def _moved(target: Target, file: Sent) -> Checksums:
 
 
 def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
-    """Raise OutputError unless each final name holds what was sent.
+    """Raise OutputError unless the files contain what was uploaded.
 
-    A file that storage tells the same checksums for as when it was compared is not read again.
+    A file whose checksums in the storage have not changed since it was compared is not read again.
     """
     for file, known in files.items():
         held = patiently(lambda f=file, k=known: _holds(target.system, f, k), target.url)  # type: ignore[misc]
@@ -203,9 +204,9 @@ def _checksums(system: Any, path: str) -> Checksums:
 
 
 def _clear(target: Target, finals: set[str]) -> None:
-    """Make a model that is replaced unknown first, and remove what the new one does not have.
+    """Remove ``config.json`` of a model that is replaced first, then files that the new one lacks.
 
-    Files that this program does not write stay.
+    Files that mae-convert does not write are kept.
     """
     system = target.system
     if not patiently(lambda: system.exists(target.path), target.url):
@@ -229,75 +230,75 @@ def _is_last(path: str) -> bool:
 
 
 @contextmanager
-def _claimed(target: Target) -> Iterator[str]:
-    """Claim a target, so that of several runs only one at a time moves files to it.
+def _locked(target: Target) -> Iterator[str]:
+    """Lock a target, so that only one process at a time moves files to it.
 
-    Each run writes its claim before it looks at those of others, so of two runs at least one sees
-    the other. The one whose claim has the smaller name, which begins with the time, waits for the
-    other to end or to withdraw; the other withdraws.
+    Each process writes its lock file before it reads those of others, so at least one of two
+    processes sees the other. The one whose lock file has the smaller name, which begins with the
+    time, waits for the other to release its lock; the other releases it and fails.
 
     Raises:
-        OutputError: another run has claimed it.
+        OutputError: another process has locked it.
     """
     name = f".{target.name}.claim-{time.time_ns():020d}-{uuid.uuid4().hex}"
-    claim = target.beside(name)
+    lock = target.beside(name)
     target.make_folder(target.folder)
     try:
-        _write_claim(target, claim)
+        _write_lock(target, lock)
         for _ in range(POLLS):
-            others = _claims_of_others(target, claim)
+            others = _locks_of_others(target, lock)
             if not others:
                 break
-            if min(others) < claim:
+            if min(others) < lock:
                 raise _taken(target, min(others))
             time.sleep(POLL)
-            _renew(target, claim)
+            _renew(target, lock)
         else:
             raise _taken(target, min(others))
         yield claim
     finally:
-        _remove(target.system, claim)
+        _remove(target.system, lock)
 
 
-def _write_claim(target: Target, claim: str) -> None:
+def _write_lock(target: Target, lock: str) -> None:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     owner = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
     data = json.dumps(owner).encode()
-    patiently(lambda: target.system.pipe_file(claim, data), target.url)
+    patiently(lambda: target.system.pipe_file(lock, data), target.url)
 
 
-def _renew(target: Target, claim: str) -> None:
-    """Begin the lease of a claim anew.
+def _renew(target: Target, lock: str) -> None:
+    """Renew a lock.
 
     Raises:
-        OutputError: it is gone: another run took it for that of a killed run.
+        OutputError: another process has removed it as that of a killed process.
     """
-    if not patiently(lambda: target.system.exists(claim), target.url):
+    if not patiently(lambda: target.system.exists(lock), target.url):
         raise OutputError(
-            f"the lock file {claim} of this run was removed, because the run took longer than "
+            f"the lock file {lock} of this run was removed, because the run took longer than "
             f"{LEASE / 60:.0f} minutes for one file",
             hint="run again",
         )
-    _write_claim(target, claim)
+    _write_lock(target, lock)
 
 
-def _claims_of_others(target: Target, claim: str) -> list[str]:
-    """Return the claims of other runs that are not older than a claim holds."""
+def _locks_of_others(target: Target, lock: str) -> list[str]:
+    """Return the locks of other processes that have not expired."""
     pattern = re.compile(re.escape(f".{target.name}.claim-") + "[0-9]{20}-[0-9a-f]{32}")
-    others = [path for path in _listed(target, pattern) if path != claim]
-    return [path for path in others if not _is_older(target.system, path, claim, LEASE)]
+    others = [path for path in _listed(target, pattern) if path != lock]
+    return [path for path in others if not _is_older(target.system, path, lock, LEASE)]
 
 
-def _taken(target: Target, claim: str) -> OutputError:
+def _taken(target: Target, lock: str) -> OutputError:
     try:
-        owner = json.loads(target.system.cat_file(claim))
+        owner = json.loads(target.system.cat_file(lock))
         whose = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except Exception:  # it has just ended, or another version wrote it
+    except Exception:  # it was just removed, or another version wrote it
         whose = "its owner cannot be read"
     return OutputError(
         f"another run is writing to {target.url} ({whose}), so this run wrote nothing",
         hint=(
-            f"run again when the other has ended. If it was killed, remove {claim}, which "
+            f"run again when the other has ended. If it was killed, remove {lock}, which "
             f"otherwise expires after {LEASE / 60:.0f} minutes"
         ),
     )
@@ -314,18 +315,18 @@ def _listed(target: Target, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
-    """Return whether a file was written so many seconds before another, by storage's own clock.
+    """Return whether a file was written so many seconds before another, by the storage's clock.
 
-    A file whose time is not told is not older.
+    A file without a time is not older.
     """
     try:
         return bool((system.modified(than) - system.modified(path)).total_seconds() > seconds)
-    except Exception:  # not every file system tells times, and the file may be gone
+    except Exception:  # not every file system has times, and the file may not exist any more
         return False
 
 
-def _remove_abandoned(target: Target, claim: str) -> None:
-    """Remove temporary files of this target that killed runs have left behind."""
+def _remove_abandoned(target: Target, lock: str) -> None:
+    """Remove temporary files of this target that killed processes have left."""
     ours = re.compile(
         re.escape(f".{target.name}.") + "(claim-[0-9]{20}-)?[0-9a-f]{32}",
     )
@@ -334,7 +335,7 @@ def _remove_abandoned(target: Target, claim: str) -> None:
             files = [str(file) for file in target.system.find(path)]
         except Exception:  # as `_remove`
             continue
-        if files and all(_is_older(target.system, file, claim, ABANDONED) for file in files):
+        if files and all(_is_older(target.system, file, lock, ABANDONED) for file in files):
             _remove(target.system, path)
 
 
