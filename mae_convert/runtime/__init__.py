@@ -1,7 +1,7 @@
 """Load checkpoints as models of a framework, and save models as checkpoints.
 
-``load_model`` and ``save_model`` are imported on first use: the child processes, which run in
-environments with a framework and little else, import modules of this package too.
+``load_model`` and ``save_model`` are imported on first use, because child processes import modules
+of this package too, in environments with few packages besides a framework.
 """
 
 TYPE_CHECKING = False

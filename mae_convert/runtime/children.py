@@ -1,7 +1,7 @@
 """Child processes that run a framework: how they are started, and how long they may take.
 
-Nothing is imported from the current directory, and no child outlives the process that started it:
-its standard input is a pipe that ends with this process, however it ends (see ``worker``).
+Nothing is imported from the current directory, and no child outlives its parent: its standard input
+is a pipe that is closed when the parent ends (see ``worker``).
 """
 
 import os
@@ -37,14 +37,14 @@ def environment_of_child(**more: str) -> dict[str, str]:
 def python_process(
     python: str | None, arguments: list[Path], environment: Mapping[str, str], **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start an interpreter, and end it when the context does.
+    """Start an interpreter, and end it at the end of the context.
 
     Args:
-        python: the interpreter; None is this one.
+        python: the interpreter; None for this one.
         arguments: script and its arguments.
         environment: its environment variables.
-        pipes: as of ``subprocess.Popen``. Where standard input is not among them it is a pipe to
-            which nothing is written.
+        pipes: arguments of ``subprocess.Popen``. By default, standard input is a pipe to which
+            nothing is written.
 
     Raises:
         MaeConvertError: the interpreter cannot be run.
@@ -75,7 +75,7 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
 
 @contextmanager
 def _pipe_that_ends_with_us() -> Iterator[int]:
-    """Return the reading end of a pipe whose other end is open in this process only."""
+    """Return the reading end of a pipe whose other end is open only in this process."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -86,15 +86,15 @@ def _pipe_that_ends_with_us() -> Iterator[int]:
 
 def _close(stream: IO[str] | None) -> None:
     if stream is not None:
-        with suppress(OSError):  # what was not sent yet to a process that has ended
+        with suppress(OSError):  # data that was not sent to a process that has ended
             stream.close()
 
 
 class Clock:
-    """The time that a child may take, from now on.
+    """The time limit of a child, which begins now.
 
     Args:
-        seconds: the limit; 0 is none, and None the one of the environment variable
+        seconds: the limit; 0 for none, and None for that of the environment variable
             ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
 
     Raises:
@@ -108,15 +108,15 @@ class Clock:
         self._end = time.monotonic() + self.limit
 
     def left(self) -> float | None:
-        """Return how many seconds are left; None means no limit."""
+        """Return the remaining seconds; None without a limit."""
         return max(0.0, self._end - time.monotonic()) if self.limit else None
 
     def exceeded(self, what: str, job: Path) -> MaeConvertError:
-        """Return what is raised when no time is left.
+        """Return the error for an exceeded limit.
 
         Args:
-            what: the child, for a sentence.
-            job: its job file, beside which it notes what it is doing.
+            what: the child, for the message.
+            job: its job file; the file with its current stage is in the same directory.
         """
         return MaeConvertError(
             f"{what} was terminated after {self.limit:g} seconds, {stage_of(job)}",
@@ -129,7 +129,7 @@ class Clock:
 
 
 def stage_of(job: Path) -> str:
-    """Return what the child of a job was doing last, such as "while importing torch"."""
+    """Return the last stage of the child of a job, such as "while importing torch"."""
     with suppress(OSError):
         if stage := stage_file(job).read_text():
             return f"while {stage}"

@@ -27,17 +27,17 @@ class InputChoice:
     """Where the images and the noise come from."""
 
     file: Path | None = None
-    """An .npz with ``pixel_values``, ``noise`` and additional inputs of the family, which then are
-    the inputs."""
+    """An .npz file with the inputs: ``pixel_values``, ``noise`` and additional inputs of the
+    family."""
 
     images: Path | None = None
-    """A folder of images, which go through the model's own preprocessing."""
+    """A folder of images, to which the preprocessing of the model is applied."""
 
     seed: int = 0
-    """Of random images, and of the noise."""
+    """The seed of random images and of the noise."""
 
     batch: int | None = None
-    """Number of random images, or at most this many of the folder's where it is given."""
+    """Number of random images, or the maximum number of images of a folder."""
 
 
 RANDOM_BATCH = 2
@@ -94,7 +94,7 @@ def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
 def load_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray]:
     """Read ``IN.npz`` and check it against a model's configuration.
 
-    A file without noise gets noise that leaves the patches in order. Without additional inputs, the
+    If the file has no noise, the noise keeps the patches in order. Without additional inputs, the
     model is run without them.
 
     Raises:
@@ -130,7 +130,7 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
     """Check that arrays are inputs of a model: ``pixel_values``, ``noise`` and additional ones.
 
     Args:
-        path: the file that holds them, for the message.
+        path: the file that contains them, for the message.
         arrays: the arrays.
         family: of the model.
         config: of the model.
@@ -156,7 +156,7 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config: Any) -> None:
-    """Check the shapes of inputs, which may be arrays or tensors that are not read yet."""
+    """Check the shapes of inputs: arrays, or tensors that are not read yet."""
     if "pixel_values" not in arrays:
         raise MaeConvertError(path, " contains no pixel_values (N, C, H, W)")
     shape, wanted = arrays["pixel_values"].shape, config.pixel_shape
@@ -215,7 +215,7 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
     """
     _check_dtype(path, tensor.name, tensor)
     try:
-        return np.array(tensor.load())  # of its own, which PyTorch may write to
+        return np.array(tensor.load())  # a copy, which PyTorch may modify
     except MemoryError as error:
         raise MaeConvertError(
             path,

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Our reference models on three backends, and two libraries whose own classes are further witnesses.
+# The reference models on three backends, and two libraries with their own classes.
 FRAMEWORKS = ("torch", "tensorflow", "jax", "transformers", "timm")
 FRAMEWORK_SYNONYMS = {"pytorch": "torch", "tf": "tensorflow"}
-# "tf32" is float32 whose matrix products are rounded to 10 bits on the way, as CUDA devices offer.
+# "tf32" is float32 with factors of matrix products rounded to 10 bits, which CUDA devices support.
 RUN_DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda")
 MODES = ("eager", "compiled", "xla", "train")
@@ -25,18 +25,18 @@ def additional_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Which files hold tensors, and how the names in them become those of the model.
+    """The files with the tensors, and how the names in them are converted to those of the model.
 
-    The child process gives the files to the library that reads their format (``torch.load``,
-    safetensors, NumPy, h5py, Keras), and changes nothing but names afterwards.
+    The child process reads the files with the library of their format (``torch.load``, safetensors,
+    NumPy, h5py, Keras), and then changes only names.
     """
 
     files: tuple[str, ...]
-    """In the order in which they are read; together they hold each tensor once. Or one directory,
-    which a library opens by itself."""
+    """The files in the order in which they are read, which contain each tensor once. Or one
+    directory, which a library opens itself."""
 
     format: str
-    """The kind of the files, as in ``Container.kind``."""
+    """The format of the files, as in ``Container.kind``."""
 
     key: str = ""
     """Dotted keys that lead to the dictionary of the tensors in a PyTorch file, or ""."""
@@ -45,7 +45,7 @@ class StoredWeights:
     """Names of tensors that are not the model's."""
 
     prefixes: tuple[str, ...] = ()
-    """Taken off the names, one after the other."""
+    """Prefixes that are removed from the names, one after the other."""
 
     @property
     def path(self) -> str:
@@ -61,7 +61,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class ReadTensors:
-    """What this project's reader has read from files, for a library to read and compare."""
+    """What mae-convert's reader has read from files, to be compared with what a library reads."""
 
     weights: StoredWeights
     """The files."""
@@ -90,24 +90,24 @@ class Job:
     """Fields of the configuration."""
 
     model: str
-    """Class of the reference model or of a library, as `model_class.class_named` takes it; "" where
-    the runner knows it."""
+    """Class of the reference model or of a library, as for `model_class.class_named`; "" if the
+    runner determines it."""
 
     configuration: str
     """The class of its configuration, likewise."""
 
     weights: StoredWeights
-    """The files that hold the tensors."""
+    """The files with the tensors."""
 
     loader: str
-    """How the names are those of the reference model (see ``loaders``)."""
+    """How the names correspond to those of the reference model (see ``loaders``)."""
 
     inputs: str
     """.npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional inputs of
     the model."""
 
     output: str
-    """The trace to write."""
+    """The trace file to write."""
 
     taps: bool
     """Whether to keep intermediate activations."""
@@ -123,8 +123,8 @@ class Job:
     """Metadata that is copied into the trace."""
 
     confirmed: ReadTensors | None = None
-    """What the tensors were computed from, where they are not stored so themselves: the library has
-    to read the same there."""
+    """The stored tensors from which the tensors were computed, if these are not stored themselves:
+    the library must read the same."""
 
     step_outputs: str = ""
     """Safetensors file with activations by name, float64; each replaces the result of that step as

@@ -54,12 +54,12 @@ def set_precision(dtype: str, device: str) -> None:
     import tensorflow
 
     tensorflow.config.experimental.enable_tensor_float_32_execution(dtype == "tf32")
-    keras.utils.set_random_seed(0)  # determinism refuses to draw without a seed
+    keras.utils.set_random_seed(0)  # deterministic mode requires a seed
     tensorflow.config.experimental.enable_op_determinism()
 
 
 class Unset(keras.initializers.Initializer):
-    """Leaves a variable uninitialised: weights are loaded next, and random values are slow."""
+    """An initialiser without random values, which are slow: weights are loaded afterwards."""
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """Return a tensor with any values."""
@@ -72,7 +72,7 @@ class Unset(keras.initializers.Initializer):
 
 
 def compiled(function: Function, model: Any, mode: str) -> Function:
-    """Return a function of tensors as a mode of ``job.MODES`` runs it.
+    """Return a function of tensors, compiled according to a mode of ``job.MODES``.
 
     On JAX the model's variables are arguments of the compiled function; otherwise they would be
     constants in it.
@@ -103,7 +103,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
         with tensorflow.GradientTape() as tape:
             value = function(*inputs)
         found = tape.gradient(value, [variable.value for variable in variables])
-        # The gradient of a table that rows were taken from comes as those rows.
+        # The gradient of a table of which some rows were read consists of these rows.
         return [g if g is None else tensorflow.convert_to_tensor(g) for g in found]
 
     if mode in ("compiled", "xla"):
@@ -112,7 +112,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
 
 
 def _with_values(function: Function, variables: Sequence[Any]) -> Function:
-    """Return a function that first takes the values of variables as arguments."""
+    """Return a function with the values of variables as first arguments."""
 
     def pure(values: Sequence[Any], *inputs: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

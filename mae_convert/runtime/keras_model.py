@@ -1,7 +1,7 @@
 """Create a Keras reference model from tensors one by one, and return its tensors.
 
-The names are those of the ``keras`` layout: the attributes that lead to a layer, and the index of
-the variable in it.
+The names are those of the ``keras`` layout: the attribute path of a layer, and the index of the
+variable in it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,11 +33,11 @@ def make(
         config: its configuration.
         tensors: with the names of the ``keras`` layout, in the dtype of the policy's variables.
         policy: name of a Keras dtype policy.
-        device: "cpu" or "cuda"; None is where Keras puts it.
+        device: "cpu" or "cuda"; None for Keras's default.
 
     Raises:
         LayoutError: the tensors are not the model's.
-        MissingRequirementError: there is no such device.
+        MissingRequirementError: the device does not exist.
     """
     if device is None:
         return _make(model_class, config, tensors, policy)

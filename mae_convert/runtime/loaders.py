@@ -7,9 +7,9 @@ transformers by the rule by which that library itself renames (``modeling_tf_pyt
 slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
 bias, and kernels are transposed.
 
-Files are opened by the libraries that their formats belong to: ``torch.load``, safetensors, NumPy
-and h5py. What they have read is only selected and renamed: several files are merged, unused tensors
-left out, prefixes taken off.
+Files are read by the libraries of their formats: ``torch.load``, safetensors, NumPy and h5py.
+Tensors are then only selected and renamed: several files are merged, unused tensors dropped,
+prefixes removed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from mae_convert.runtime.job import ReadTensors, StoredWeights
 
 INERT = (argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePosixPath)
 IN_ARCHIVE = "model.weights.h5"  # the weights in a .keras file
-OF_NPZ = ("__config__", "__conversion__")  # settings in NumPy archives, which are no tensors
+OF_NPZ = ("__config__", "__conversion__")  # settings in NumPy archives, which are not tensors
 SAFE_TORCH = (2, 6)
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class UnreadError(LoadError):
 def tensors_in(
     weights: StoredWeights, read: Callable[[StoredWeights, str], Mapping[str, T]]
 ) -> dict[str, T]:
-    """Return the tensors of files by the names that the files have, without those not used.
+    """Return the used tensors of files by their stored names.
 
     Args:
         weights: the files.
@@ -101,7 +101,8 @@ def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
 
     require_safe_torch_load(torch.__version__)
     with torch.serialization.safe_globals([*INERT, *_numpy_scalar_globals()]):
-        # Mapped, so that two processes on one machine do not each hold a copy of a large file.
+        # Memory-mapped, so that two processes on one machine do not both have a copy of a large
+        # file.
         load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=_can_map(path))
         stored = read_by("torch.load", path, load)
     found = list(_at(stored, key)) if key else [stored]
@@ -156,7 +157,7 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        name = pathlib.Path(path).name  # and no more: the sentence may be published
+        name = pathlib.Path(path).name  # only its name: the message may be published
         raise UnreadError(f"{library} does not read {name}: {_reason(error, path)}") from error
 
 
@@ -250,7 +251,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 def _safetensors(path: str) -> dict[str, Stored]:
     from safetensors import safe_open
 
-    with suppress(ImportError):  # which lets NumPy know of bfloat16
+    with suppress(ImportError):  # registers bfloat16 in NumPy
         import ml_dtypes  # noqa: F401
     file = safe_open(path, "numpy")
     return {
@@ -264,7 +265,8 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
 
     Args:
         weights: the files.
-        scoped: the names begin with layer and name scope, as in ``tf_model.h5`` and not in shards.
+        scoped: whether names begin with layer and name scope, as in ``tf_model.h5`` but not in
+            shards.
 
     Raises:
         LoadError: a name has neither, or two are the same without them.
@@ -333,14 +335,14 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
 
 
 def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
-    """Check that the library reads what this project's reader has read, bit for bit.
+    """Check that the library reads what mae-convert's reader has read, bit for bit.
 
     Args:
-        reading: what was read; None where nothing is to be checked.
-        by_torch: PyTorch is the framework of this process.
+        reading: what was read; None if nothing is to be checked.
+        by_torch: whether PyTorch is the framework of this process.
 
     Raises:
-        LoadError: it reads something else.
+        LoadError: they differ.
     """
     if reading is None:
         return

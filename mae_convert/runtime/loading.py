@@ -21,14 +21,14 @@ from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
 from mae_convert.values import name_of_dtype, size_of_image
 
-# A file name that means the layout whose names a framework's model has.
+# A file name that selects the layout with the names of a framework's model.
 NAMED_AS = {
     "torch": Path("model.pth"),
     "tensorflow": Path("model.weights.h5"),
     "jax": Path("model.weights.h5"),
 }
 NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("jax", "keras")}
-# Keras's policies that compute in another dtype than they keep.
+# Keras's policies with different dtypes for computation and variables.
 MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
@@ -43,44 +43,44 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     num_frames: int | None = None,
     num_labels: int | None = None,
     state_key: str | None = None,
-    **said: Any,
+    **specified: Any,
 ) -> Any:
     """Return a reference model with the weights of a checkpoint; no file is written.
 
-    The tensors go through the same plan, with the same checks, as in a conversion to ``facebook``
-    or ``keras``. At no time is there more in memory than the model and one tensor.
+    The tensors are converted by the same plan, with the same checks, as to ``facebook`` or
+    ``keras``. There is never more in memory than the model and one tensor.
 
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
-            checkpoint, or a checkpoint that is open.
-        framework: "torch", or for the Keras 3 model "tensorflow" or "jax". Where Keras is not
-            imported yet, the environment variable KERAS_BACKEND, which it reads then, is set to it.
-        task: "pretrain", "encoder" or "classify"; default: everything that is there.
+            checkpoint, or an open checkpoint.
+        framework: "torch", or for the Keras 3 model "tensorflow" or "jax". If Keras is not imported
+            yet, the environment variable KERAS_BACKEND, which it reads then, is set.
+        task: "pretrain", "encoder" or "classify"; default: that of the checkpoint.
         dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
             TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: that of the
             checkpoint.
-        device: where the model is: in PyTorch any device; in Keras "cpu" or "cuda". Default: the
-            CPU in PyTorch, what Keras chooses in Keras.
+        device: the device of the model: in PyTorch any; in Keras "cpu" or "cuda". Default: the CPU
+            in PyTorch, and Keras's default in Keras.
         image_size: resample the position embeddings for images of this size: one number, or
             (height, width).
         num_frames: compute the fixed position embeddings for videos of this many frames.
-        num_labels: put a new classifier head of zeros on the encoder, to fine-tune.
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
-        said: what the checkpoint does not say: ``num_heads``, ``decoder_num_heads``,
+        num_labels: add a new classifier head of zeros to the encoder, for fine-tuning.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        specified: fields that the checkpoint does not contain: ``num_heads``, ``decoder_num_heads``,
             ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``, ``norm_pix_loss``,
             ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the fields' names in a
             configuration, as ``num_attention_heads``, are accepted too.
 
     Returns:
-        The model, in evaluation mode. What the checkpoint tells besides weights and configuration
-        is its attribute ``carried``.
+        The model, in evaluation mode. Further metadata of the checkpoint is in its attribute
+        ``carried``.
 
     Raises:
         MaeConvertError: the checkpoint cannot be read, or is not such a model.
-        MissingRequirementError: the framework or the device is not there.
+        MissingRequirementError: the framework or the device is not available.
     """
     dtype, size = _chosen(framework, dtype), size_of_image(image_size)
-    flags = flags_of_arguments(said, "load_model")
+    flags = flags_of_arguments(specified, "load_model")
     if isinstance(source, Checkpoint):
         if flags.given():
             name = OF_FIELDS[min(flags.given())].name
@@ -97,7 +97,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
-    """Warn the caller's caller of options that do nothing for models of such tasks."""
+    """Warn of options without an effect on models of these tasks, at the caller's caller."""
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):
         words = f"{as_argument(option)} has no effect on a model of task {tasks}"
@@ -122,7 +122,8 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
 
     Args:
         checkpoint: an opened checkpoint.
-        wanted: ``model_class`` is a subclass of the reference model, to be made in its place.
+        wanted: the requested model; ``model_class`` is a subclass of the reference model, used
+            instead.
     """
     wanted = replace(wanted, dtype=_chosen(wanted.framework, wanted.dtype))
     target = NAMED_AS[wanted.framework]
@@ -132,7 +133,7 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     if kept is None and in_keras:
         kept = one_dtype(checkpoint)
     geometry = Geometry(wanted.image_size, num_frames=wanted.num_frames)
-    # The reference models have a bias of the key: where a checkpoint has none, it is zeros.
+    # The reference models have a key bias; it is zeros if the checkpoint has none.
     whole = replace(checkpoint, key_bias=True)
     plan = plan_conversion(whole, target, layout, task=wanted.task, dtype=kept, geometry=geometry)
     require(wanted.framework)
@@ -164,7 +165,7 @@ def _make(plan: Plan, wanted: Wanted) -> Any:
 
 
 def one_dtype(checkpoint: Checkpoint) -> str:
-    """Return a dtype that holds all values of a checkpoint: a Keras model has a single dtype."""
+    """Return a dtype for all values of a checkpoint, because a Keras model has a single one."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1:
         return dtypes.pop()

@@ -14,37 +14,37 @@ NO_CONVENTION = "no convention for this number of channels"
 
 @dataclass(frozen=True)
 class Carried:
-    """How images are prepared for a model, and what its classes are called."""
+    """The preprocessing of images for a model, and the names of its classes."""
 
     image_mean: tuple[float, ...]
-    """Taken off each channel."""
+    """The mean of each channel, which is subtracted."""
 
     image_std: tuple[float, ...]
-    """What each channel is then divided by."""
+    """The standard deviation of each channel, by which it is then divided."""
 
     labels: tuple[str, ...] | None = None
-    """Names of the classes; None where nothing names them."""
+    """Names of the classes, or None if they are unknown."""
 
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
-    """What else is said of preprocessing, as in ``preprocessor_config.json``."""
+    """Further settings of preprocessing, as in ``preprocessor_config.json``."""
 
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Who says mean and deviation."""
+    """The source of mean and deviation."""
 
     name: str | None = None
     """The checkpoint that the model was loaded from."""
 
     assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What was assumed of the model's configuration when it was loaded, by field, as
-    `Configuration.only_assumed` returns it."""
+    """The fields of the configuration that were assumed when the model was loaded, as
+    `Configuration.only_assumed` returns them."""
 
     key_bias: bool = True
-    """Whether the checkpoint has biases of the key; if not, the model's are zeros, and they are
-    left out again when it is saved, unless they were trained."""
+    """Whether the checkpoint has key biases; if not, the model's are zeros, and they are not saved
+    unless they were trained."""
 
     @classmethod
     def by(cls, plan: Plan) -> "Carried":
-        """Return the metadata that a conversion passes on."""
+        """Return the metadata for a conversion."""
         configuration = plan.configuration
         return cls(
             image_mean=configuration.image_mean,

@@ -1,4 +1,4 @@
-"""The scalar whose gradient both sides compute, for tasks without a loss of their own.
+"""The scalar function whose gradients are compared, for tasks without a loss.
 
 A pre-training model has its reconstruction loss (MAE, section 3), without per-patch normalisation.
 A classifier gets the cross-entropy against fixed labels. An encoder has no loss: its output is

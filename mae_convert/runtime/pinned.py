@@ -1,4 +1,4 @@
-"""Give a child process exactly the files that are open here, even if their paths change.
+"""Give a child process exactly the files that are open, even if their paths change.
 
 A child opens files by path. If another program replaced files during a verification, the files that
 were run would not be those that were hashed. Therefore the child gets links to the open files.
@@ -16,15 +16,15 @@ from mae_convert.runtime.staging import Staged
 
 
 def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, Sequence[ByteFile]]:
-    """Return what a child loads, with links in place of paths, and what is open behind them.
+    """Return what a child loads, with links instead of paths, and the open files.
 
     Args:
-        staged: files of the checkpoint, its directory, or files that were made in ``work``.
-        checkpoint: what is run.
+        staged: files of the checkpoint, its directory, or files that were created in ``work``.
+        checkpoint: the checkpoint.
         work: a directory for links, which is removed after the run.
 
     Returns:
-        What the child loads, and the open files, which must be as they were when the run is over.
+        What the child loads, and the open files, which must not change during the run.
     """
     container = checkpoint.container
     known = {file.path.name: file for file in (*container.opened, *container.beside)}

@@ -255,7 +255,7 @@ def _locked(target: Target) -> Iterator[str]:
             _renew(target, lock)
         else:
             raise _taken(target, min(others))
-        yield claim
+        yield lock
     finally:
         _remove(target.system, lock)
 
