@@ -58,16 +58,16 @@ def shortage(error: BaseException) -> str | None:
 
 def _shortage(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
-        said = " ".join(str(error).split())
-        return MEMORY.format(f" ({said[:200]})" if said else "")
+        message = " ".join(str(error).split())
+        return MEMORY.format(f" ({message[:200]})" if message else "")
     if isinstance(error, RecursionError):
         return DEPTH
     if isinstance(error, OSError) and error.errno in OF_NUMBERS:
         place = f" ({error.filename})" if error.filename and error.errno == errno.ENOSPC else ""
         return _filled(OF_NUMBERS[error.errno], place)
     if isinstance(error, LOADED_BY_WORDS):
-        said = str(error).lower()
-        return next((_filled(text, "") for words, text in OF_WORDS if words in said), None)
+        message = str(error).lower()
+        return next((_filled(text, "") for words, text in OF_WORDS if words in message), None)
     return None
 
 
@@ -97,7 +97,7 @@ def too_little_address_space() -> str | None:
 def _threads() -> int:
     """Return OpenBLAS's number of threads: from environment variables, or one per processor."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (said := os.environ.get(name, "")).isdecimal() and int(said) > 0:
-            return int(said)
+        if (number := os.environ.get(name, "")).isdecimal() and int(number) > 0:
+            return int(number)
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -178,11 +178,12 @@ def _recognise_all(
                 fitting.append(Found(*read, way, {}))
             except LayoutError as error:
                 if way.foreign:
-                    misfit = (f"without the prefix {way.said()}: ", error)
+                    misfit = (f"without the prefix {way.in_words()}: ", error)
         if len(fitting) > 1:
-            said = " or ".join(str(found.stripped.said()) for found in fitting)
+            prefixes = " or ".join(str(found.stripped.in_words()) for found in fitting)
             raise UndecidedError(
-                f"the names fit a layout without {said}, and it is not specified which one to read",
+                f"the names fit a layout without {prefixes}, and it is not specified which one to"
+                " read",
                 hint="rename the tensors",
             )
         if fitting:
@@ -509,8 +510,8 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
     """Return why the smallest of the complete models cannot be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
-    if told := explain(shapes):
-        return told
+    if explanation := explain(shapes):
+        return explanation
     kinds = list(dict.fromkeys(least.unused.needed.values()))
     where = f" below {least.prefixes[0]}" if least.prefixes[0] else ""
     reading = least.reading

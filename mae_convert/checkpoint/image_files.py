@@ -165,9 +165,9 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise errors of any type for damaged files
         if getattr(error, "errno", None) in OF_THE_SYSTEM:
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise MaeConvertError(
-            path, f" cannot be read as an image: {said}{_in_brackets(complaints)}"
+            path, f" cannot be read as an image: {reason}{_in_brackets(complaints)}"
         ) from error
     if complaints and not quiet:
         text = f"{path} was read, but may be corrupt{_in_brackets(complaints)}"

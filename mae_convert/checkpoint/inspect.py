@@ -37,7 +37,7 @@ def inspect(
         "container": container.kind,
         "files": len(container.files),
         "wrapper": container.wrapper,
-        "prefix": checkpoint.prefix.said(),
+        "prefix": checkpoint.prefix.in_words(),
         "layout": checkpoint.layout.name,
         "spelling": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),

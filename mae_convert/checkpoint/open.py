@@ -152,7 +152,7 @@ def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
     return owner or stated.get("layout") or by_container.get(kind)
 
 
-def _said(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
+def _applicable(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
     """Return the options that apply to this file.
 
     If two files are compared and one specifies its own image size, the option ``source_image_size``
@@ -210,8 +210,8 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     except UndecidedError as error:
         raise LayoutError(container.path, ": ", error) from error
     except LayoutError as error:
-        told = explain(shapes, container.config, container.adapter)
-        raise LayoutError(container.path, ": ", told or error) from error
+        explanation = explain(shapes, container.config, container.adapter)
+        raise LayoutError(container.path, ": ", explanation or error) from error
 
 
 def _key_biases(
@@ -282,7 +282,9 @@ def _renamed(container: Container, found: Found) -> Container:
     return replace(container, tensors=tensors)
 
 
-def _check_class_position(container: Container, reading: Reading, said: Mapping[str, Any]) -> None:
+def _check_class_position(
+    container: Container, reading: Reading, specified: Mapping[str, Any]
+) -> None:
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
     In that case the number of rows is a square, and one less is not. With an explicit image size,
@@ -295,7 +297,7 @@ def _check_class_position(container: Container, reading: Reading, said: Mapping[
     arguments = config.get("model_args")
     option = isinstance(arguments, Mapping) and arguments.get("no_embed_class")
     square = square_grid(patches + 1) if square_grid(patches) is None else None
-    if not option and (square is None or "image_size" in said):
+    if not option and (square is None or "image_size" in specified):
         return
     rule = next(r for r in reading.rules if "encoder.position_embedding" in r.canonicals)
     stated = reading.layout.read_config(config).get("image_size")
@@ -366,13 +368,13 @@ def open_checkpoint(
     container, reading = _renamed(container, found), found.reading
     if found.whole not in (None, reading.task):  # declared, as by a conversion to a task
         container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
-    said = _said((flags or Flags()).given(), container, fill_only=fill_only)
+    specified = _applicable((flags or Flags()).given(), container, fill_only=fill_only)
     with _naming(origin.name if origin else container.path):
         family = family_of(reading.layout)
         if family.may_lack_class_position:
-            _check_class_position(container, reading, said)
+            _check_class_position(container, reading, specified)
         relative = _relative(container, reading)
-        evidence = _evidence(container, reading, relative, said, fill_only)
+        evidence = _evidence(container, reading, relative, specified, fill_only)
         evidence = replace(evidence, by_names=family.conventions_by_names(stored))
         configuration = resolve(reading.task, evidence, family, incomplete=True)
         if not incomplete:

@@ -49,7 +49,7 @@ class Stripped:
         uniform = len(found) == 1 and all(k.endswith(n) for n, k in self.stored.items())
         return found.pop() if uniform else None
 
-    def said(self) -> str | None:
+    def in_words(self) -> str | None:
         """Return the removed prefixes as text, or None."""
         return self.common or ", ".join(self.removed) or None
 

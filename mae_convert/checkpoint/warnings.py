@@ -28,7 +28,7 @@ def in_names(checkpoint: Checkpoint) -> list[Text]:
 
 
 def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
-    if prefix := checkpoint.prefix.said():
+    if prefix := checkpoint.prefix.in_words():
         yield f"the prefix {prefix} was removed from the names"
     for reason, names in by_reason(checkpoint.dropped).items():
         yield f"not used, {plural(len(names), 'tensor')}: {listed(names, 3)}: {reason}"

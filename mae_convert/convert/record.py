@@ -41,11 +41,11 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
     return {
         "mae_convert": __version__,
         "source": {
-            **hashes.told(),
+            **hashes.described(),
             **_whence(source, hashes.md5),
             "container": source.container.kind,
             "wrapper": source.container.wrapper,
-            "prefix": source.prefix.said(),
+            "prefix": source.prefix.in_words(),
             "layout": source.layout.name,
             "task": source.task,
         },
@@ -287,9 +287,9 @@ class SourceHashes:
 
     def amend(self, conversion: Mapping) -> Mapping:
         """Return the record of a conversion with the hashes that are known by now."""
-        return {**conversion, "source": {**conversion["source"], **self.told()}}
+        return {**conversion, "source": {**conversion["source"], **self.described()}}
 
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """Return the record's description of the files: see `files_sha256`."""
         paths = [file.path for file in self._files]
         return _told(dict(zip(paths, self._hashes, strict=True)))

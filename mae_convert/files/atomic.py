@@ -63,7 +63,7 @@ class Place:
         """
         target = self.target
         refuse_nul(target)
-        with saying(target):
+        with os_errors_explained(target):
             if not target.parent.is_dir():
                 number = errno.ENOTDIR if target.parent.exists() else errno.ENOENT
                 raise OSError(number, os.strerror(number))
@@ -188,10 +188,10 @@ def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iter
 
 def _commit(outputs: Iterable[Staged]) -> None:
     for output in outputs:
-        with saying(output.place.target):
+        with os_errors_explained(output.place.target):
             output.commit()
     for output in outputs:
-        with saying(output.place.target):
+        with os_errors_explained(output.place.target):
             flush(output.place.target.parent)
 
 
@@ -246,7 +246,7 @@ def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _one(place: Place) -> Iterator[Staged]:
-    with saying(place.target), staging_beside(place.target) as folder:
+    with os_errors_explained(place.target), staging_beside(place.target) as folder:
         yield Staged(place, folder)
 
 
@@ -260,7 +260,7 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def saying(target: Path) -> Iterator[None]:
+def os_errors_explained(target: Path) -> Iterator[None]:
     """Convert errors of the operating system to an `OutputError`.
 
     Raises:
@@ -269,7 +269,7 @@ def saying(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
+        reason = REASONS.get(error.errno or 0, f"the system reports: {error.strerror or error}")
         raise OutputError(target, f" cannot be written: {reason}") from error
 
 

@@ -153,8 +153,8 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
     try:
         _validator(schema)(value)
     except JsonSchemaValueException as error:
-        said = error.message.removeprefix("data").removeprefix(".")
-        raise CheckpointError(f"{where}: {said.strip()}", hint=advice) from error
+        problem = error.message.removeprefix("data").removeprefix(".")
+        raise CheckpointError(f"{where}: {problem.strip()}", hint=advice) from error
 
 
 @cache

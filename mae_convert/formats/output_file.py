@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import Option, OutputError
-from mae_convert.files.atomic import saying
+from mae_convert.files.atomic import os_errors_explained
 from mae_convert.files.byte_ranges import FileArray
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance
@@ -94,7 +94,7 @@ class OutputFile:
         check_limits(target, weights.kind, weights.tensors)
         weights = weights.through_json()
         layout = weights.layout()
-        with saying(target):
+        with os_errors_explained(target):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
             try:
@@ -162,7 +162,7 @@ class OutputFile:
         Raises:
             OutputError: the operating system refuses.
         """
-        with saying(self.target):
+        with os_errors_explained(self.target):
             os.fsync(self.descriptor)
 
     def reopen(self) -> Contents:
@@ -221,7 +221,7 @@ class OutputFile:
         os.close(self.descriptor)
 
     def _put(self, data: memoryview, at: int) -> None:
-        with saying(self.target):
+        with os_errors_explained(self.target):
             while data:
                 count = os.pwrite(self.descriptor, data, at)
                 data, at = data[count:], at + count

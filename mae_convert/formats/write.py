@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.files.atomic import Place, Staged, flush, saying, staged
+from mae_convert.files.atomic import Place, Staged, flush, os_errors_explained, staged
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance, Progress, WorkerThreads
@@ -136,7 +136,7 @@ def write_all(
             hashes = _fill(files, source, progress)
         for output, staging, found in zip(outputs, stagings, hashes, strict=True):
             if output.is_directory:
-                with saying(output.target):
+                with os_errors_explained(output.target):
                     _write_json_files(output, staging.path, found)
         if source is not None:
             source.require_unchanged()

@@ -80,7 +80,7 @@ def _unknown(
             case Read() | Harmless():
                 continue
             case Only(values, why) if value not in values:
-                raise ConfigurationError(f"{where} says {prefix}{name} is {shown(value)}: {why}")
+                raise ConfigurationError(f"{where} has {prefix}{name} = {shown(value)}: {why}")
             case Reported(values) if value not in values:
                 yield f"{prefix}{shown(name)}"
             case Fields(inner) if isinstance(value, Mapping):

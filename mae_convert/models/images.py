@@ -214,14 +214,14 @@ def _stated_in(path: Path) -> dict[str, Any] | None:
 
 def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without None values: as in transformers 4, None means not specified."""
-    said = {name: value for name, value in changes.items() if value is not None}
+    specified = {name: value for name, value in changes.items() if value is not None}
     for name in SWITCHES:
-        if not isinstance(said.get(name, True), bool):
-            raise ConfigurationError(f"{name} must be True or False, not {said[name]!r}")
+        if not isinstance(specified.get(name, True), bool):
+            raise ConfigurationError(f"{name} must be True or False, not {specified[name]!r}")
     sizes: dict[str, Any] = {
-        name: _size(said[name]) for name in ("size", "crop_size") if name in said
+        name: _size(specified[name]) for name in ("size", "crop_size") if name in specified
     }
-    return {**said, **sizes}
+    return {**specified, **sizes}
 
 
 def _size(value: Any) -> Any:

@@ -82,7 +82,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     def build(self, input_shape: Any = None) -> None:
         """Create all variables; they are already created with the model."""
-        del input_shape  # which the configuration tells
+        del input_shape  # which the configuration determines
         if not self.built:  # type: ignore[attr-defined]
             super().build()  # type: ignore[misc]
 

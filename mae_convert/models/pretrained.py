@@ -65,13 +65,13 @@ def asked_for(
     if head_mask is not None:
         raise NotImplementedError("masking heads is not supported; leave head_mask out")
 
-    def said(value: bool | None, name: str) -> bool:
+    def value_or_configured(value: bool | None, name: str) -> bool:
         return bool(getattr(config, name) if value is None else value)
 
     return Asked(
-        said(output_hidden_states, "output_hidden_states"),
-        said(output_attentions, "output_attentions"),
-        not said(return_dict, "return_dict"),
+        value_or_configured(output_hidden_states, "output_hidden_states"),
+        value_or_configured(output_attentions, "output_attentions"),
+        not value_or_configured(return_dict, "return_dict"),
     )
 
 
@@ -110,7 +110,7 @@ def usable_size(
 
 
 def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
-    """Return what a classifier is trained for, as transformers takes it where nothing is said.
+    """Return what a classifier is trained for, as transformers takes it where nothing is specified.
 
     Args:
         config: its configuration.
@@ -188,12 +188,12 @@ class PretrainedModel:
         dtype = dtype_of(options, cls.usual_dtype())
         device = options.pop("device", None) or device_of(options.pop("device_map", None))
         anew = bool(options.pop("ignore_mismatched_sizes", False))
-        told = options.pop("output_loading_info", False)
+        with_info = options.pop("output_loading_info", False)
         changes = changes_of(cls.task, config, options)
-        said = {name: value for name, value in changes.items() if name in SAYABLE}
+        specified = {name: value for name, value in changes.items() if name in SAYABLE}
         if "global_pool" in options:  # of a configuration it may be the default
-            said["global_pool"] = options["global_pool"]
-        checkpoint = open_source(source, Flags(**said), incomplete=True)
+            specified["global_pool"] = options["global_pool"]
+        checkpoint = open_source(source, Flags(**specified), incomplete=True)
         if cls.task == "classify":
             count = changes.get("num_labels") if names_labels(config, options) else None
             checkpoint = with_head(checkpoint, count, anew=anew)
@@ -208,7 +208,7 @@ class PretrainedModel:
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if cls.task == "classify" and (labels := labels_of(config, options, model)):
             model.config.id2label = labels
-        return (model, loading_info()) if told else model
+        return (model, loading_info()) if with_info else model
 
     @raising_as_transformers()
     def save_pretrained(
@@ -240,14 +240,14 @@ class PretrainedModel:
                 option is one that is not for here.
             TypeError: an option that is not known.
         """
-        said = about_the_hub(options, "save_pretrained", *SAVING, "repo_id")
+        specified = about_the_hub(options, "save_pretrained", *SAVING, "repo_id")
         if not is_main_process:
             return
         model = self if state_dict is None else self._holding(state_dict)
         save_into(model, Path(save_directory), self.layout, self._carried(), max_shard_size)
         if push_to_hub:
             name = options.get("repo_id") or Path(save_directory).absolute().name
-            push(Path(save_directory), name, **said)
+            push(Path(save_directory), name, **specified)
 
     @raising_as_transformers()
     def push_to_hub(
@@ -270,11 +270,11 @@ class PretrainedModel:
             MissingRequirementError: the Hub cannot be reached.
             TypeError: an option that is not known.
         """
-        said = about_the_hub(options, "push_to_hub", "max_shard_size")
+        specified = about_the_hub(options, "push_to_hub", "max_shard_size")
         with scratch_directory() as folder:
             directory = folder / "model"
             save_into(self, directory, self.layout, self._carried(), max_shard_size)
-            return push(directory, repo_id, **said)
+            return push(directory, repo_id, **specified)
 
     def _holding(self, state_dict: Mapping[str, Any]) -> Any:
         """Return a model like this one with other weights.

@@ -48,14 +48,14 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
     passed = sum(bool(row.passed) for row in rows)
     verified = sum(row.passed is not None for row in rows)
     seconds = sum(row.seconds for row in rows)
-    said = [
+    sentences = [
         f"{verified} verified: {passed} passed, {proven} of them proven"
         if verified
         else "not verified",
         f"{seconds:.0f} s of work",
     ]
     parts = [
-        f"{heading(title, passed=not amiss)}<p>{'; '.join(said)}</p>",
+        f"{heading(title, passed=not amiss)}<p>{'; '.join(sentences)}</p>",
         *_matrix(rows),
         "<h2>Jobs</h2>",
         '<input id="filter" placeholder="show only rows that contain …" aria-label="filter">',

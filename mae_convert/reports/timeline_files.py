@@ -98,14 +98,14 @@ def page(found: Timeline) -> str:
         f" By epoch {paid.epoch}, the loss had made 99 % of the improvement from its first to its "
         "lowest value."
     )  # fmt: skip
-    said = (
+    sentence = (
         f"{len(found.points)} checkpoints, all evaluated in float32 on the same "
         f"{len(found.images)} images with the same noise: {objective_in_words(found)}, "
         f"{found.mask_ratio:.0%} of them removed."
     )
     parts = [
         "<h1>Training, checkpoint by checkpoint</h1>",
-        f'<p class="grey">{said}</p>',
+        f'<p class="grey">{sentence}</p>',
         f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{gained}</p>",
         plot(found),
         "<h2>Pictures</h2>",

@@ -95,21 +95,21 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _explanation(verdict: Verdict) -> Iterator[str]:
-    said = []
+    items = []
     if verdict.first_divergence:
-        said.append(f"first divergence: <code>{for_html(verdict.first_divergence)}</code>")
+        items.append(f"first divergence: <code>{for_html(verdict.first_divergence)}</code>")
     if verdict.suspects and not verdict.passed:
         names = ", ".join(f"<code>{for_html(name)}</code>" for name in verdict.suspects[:6])
-        said.append(f"{suspects_title(verdict)}: {names}")
-    said += [f"cause: {for_html(cause)}" for cause in verdict.causes]
-    said += [f"not compared: {for_html(what)}" for what in verdict.not_compared]
-    said += [
+        items.append(f"{suspects_title(verdict)}: {names}")
+    items += [f"cause: {for_html(cause)}" for cause in verdict.causes]
+    items += [f"not compared: {for_html(what)}" for what in verdict.not_compared]
+    items += [
         f"declared by B, and applied to A before comparing: {for_html(str(plain(dict(step))))}"
         for step in verdict.steps
     ]
-    said += map(for_html, effects_in_words(verdict.effects))
-    if said:
-        yield "<ul>" + "".join(f"<li>{item}</li>" for item in said) + "</ul>"
+    items += map(for_html, effects_in_words(verdict.effects))
+    if items:
+        yield "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:

@@ -66,10 +66,10 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         num_frames: compute the fixed position embeddings for videos of this many frames.
         num_labels: add a new classifier head of zeros to the encoder, for fine-tuning.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
-        specified: fields that the checkpoint does not contain: ``num_heads``, ``decoder_num_heads``,
-            ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``, ``norm_pix_loss``,
-            ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the fields' names in a
-            configuration, as ``num_attention_heads``, are accepted too.
+        specified: fields that the checkpoint does not contain: ``num_heads``,
+            ``decoder_num_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``,
+            ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the
+            fields' names in a configuration, as ``num_attention_heads``, are accepted too.
 
     Returns:
         The model, in evaluation mode. Further metadata of the checkpoint is in its attribute

@@ -58,15 +58,15 @@ def build(job: Job) -> nn.Module:
     transformers.logging.set_verbosity_error()
     kind = class_named(job.model)
     try:
-        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
+        model, info = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise LoadError(
             f"{kind.__name__} does not take ", job.weights.path, f": {error}"
         ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if told.get(what):
+        if info.get(what):
             raise LoadError(
-                f"{kind.__name__} has {what} in ", job.weights.path, f": {sorted(told[what])[:4]}"
+                f"{kind.__name__} has {what} in ", job.weights.path, f": {sorted(info[what])[:4]}"
             )
     model.config.mask_ratio = job.config["mask_ratio"]
     return model.eval()

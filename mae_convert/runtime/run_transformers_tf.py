@@ -77,12 +77,12 @@ def _build(job: Job) -> Any:
     _let_positions_be_float64()
     kind = getattr(transformers, TENSORFLOW_CLASSES[job.task])
     try:
-        model, told = kind.from_pretrained(job.weights.path, output_loading_info=True)
+        model, info = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise LoadError(
             f"{kind.__name__} does not take ", job.weights.path, f": {error}"
         ) from error
-    if wrong := [key for keys in told.values() for key in keys]:
+    if wrong := [key for keys in info.values() for key in keys]:
         raise LoadError(
             f"{kind.__name__} does not take all of ", job.weights.path, f": {wrong[:4]}"
         )

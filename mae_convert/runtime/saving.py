@@ -43,7 +43,7 @@ def save_model(
         dtype: round every tensor to this dtype; default: those of the model.
         packing: how the tensors are put into files.
         carried: how images are prepared and what the classes are called; default: as the
-            checkpoint said that the model was loaded from, else by convention.
+            checkpoint stated that the model was loaded from, else by convention.
         overwrite: replace what exists.
 
     Returns:
@@ -160,7 +160,7 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
 
 def _configuration(config: Any, family: Family, task: str, carried: Carried) -> Configuration:
     sources = dict.fromkeys(family.untold_fields(task), "the model's configuration")
-    said = {name: carried.sources.get(name, "passed to save_model") for name in PREPROCESSING}
+    stated = {name: carried.sources.get(name, "passed to save_model") for name in PREPROCESSING}
     # What was assumed when the model was loaded is still assumed, unless it was changed since.
     assumed = {
         name: entry
@@ -173,7 +173,7 @@ def _configuration(config: Any, family: Family, task: str, carried: Carried) -> 
         config,
         carried.image_mean,
         carried.image_std,
-        {**sources, **said, **{name: entry["source"] for name, entry in assumed.items()}},
+        {**sources, **stated, **{name: entry["source"] for name, entry in assumed.items()}},
         carried.labels if task == "classify" else None,
         {name: entry["assumption"] for name, entry in assumed.items()},
     )

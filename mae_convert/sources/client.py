@@ -59,9 +59,9 @@ def address_in(variable: str) -> str | None:
         parts, port = urlsplit(""), None
     printable = value.isascii() and value.isprintable() and " " not in value
     if not printable or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        said = for_terminal(without_secrets(value))
+        shown = for_terminal(without_secrets(value))
         raise MaeConvertError(
-            f"{variable}={said} is not the URL of a server, which begins with http:// or https://"
+            f"{variable}={shown} is not the URL of a server, which begins with http:// or https://"
         )
     return value
 
@@ -287,7 +287,7 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
     """Return a sentence for a response with a status of 400 or more."""
     from huggingface_hub import errors
 
-    said = _in_short(error)
+    message = _in_short(error)
     if isinstance(error, errors.GatedRepoError):
         return (
             f"{what} is gated: accept its terms on its page on the Hub, then {LOG_IN}, with a token"
@@ -304,18 +304,20 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
         return f"{what}: the Hub does not accept the token; {LOG_IN} with one that is valid"
     if status == 403:
         return (
-            f"{what}: the token is not allowed to do this ({said}); use one with write access to "
-            "this repository, or propose the change with ",
+            f"{what}: the token is not allowed to do this ({message}); use one with write access"
+            " to this repository, or propose the change with ",
             Option("create_pr", True),
         )
     if status == 429:
         return (
-            f"{what}: {server} limits the rate of requests ({said}); run the same command again "
+            f"{what}: {server} limits the rate of requests ({message}); run the same command again "
             "later"
         )
     if status in BUSY:
-        return f"{what}: {server} has an internal error ({said}); run the same command again later"
-    return f"{what}: {server} refused: {said}"
+        return (
+            f"{what}: {server} has an internal error ({message}); run the same command again later"
+        )
+    return f"{what}: {server} refused: {message}"
 
 
 def _in_short(error: BaseException) -> str:
@@ -325,12 +327,12 @@ def _in_short(error: BaseException) -> str:
     """
     from huggingface_hub import get_token
 
-    said = str(getattr(error, "server_message", None) or error)
+    message = str(getattr(error, "server_message", None) or error)
     if token := get_token():
-        said = said.replace(token, "<token>")
-    said = without_secrets(said)  # before the text is shortened, which could leave a part of one
-    lines = [line.strip(" -") for line in said.splitlines() if line.strip()]
+        message = message.replace(token, "<token>")
+    message = without_secrets(message)  # before the text is shortened
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     # Error messages about a model card are a list.
-    told = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
-    words = (word.split("?")[0] if "://" in word else word for word in told.split())
+    text = " ".join(lines) if isinstance(error, ValueError) else "".join(lines[:1])
+    words = (word.split("?")[0] if "://" in word else word for word in text.split())
     return for_terminal((" ".join(words)[:300] or type(error).__name__).rstrip("."))

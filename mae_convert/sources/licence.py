@@ -17,5 +17,5 @@ def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, st
     """
     if any(official.on_the_hub == repo_id for official in OFFICIAL):
         return {"license": LICENSE}
-    told = {name: card[name] for name in FIELDS if isinstance(card.get(name), str)}
-    return told if "license" in told else {}
+    fields = {name: card[name] for name in FIELDS if isinstance(card.get(name), str)}
+    return fields if "license" in fields else {}

@@ -145,12 +145,13 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
 def mismatch(local: Path, entry: Entry) -> str:
     """Return how a file differs from the Hub's description; empty if it does not."""
     if entry.sha256 is not None:
-        found, said, kind = file_sha256(local), entry.sha256, "SHA-256"
+        measured, expected, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:
-        found, said, kind = git_oid(local.read_bytes()), entry.git_oid, "git blob"
+        measured, expected, kind = git_oid(local.read_bytes()), entry.git_oid, "git blob"
     else:
         return ""
-    return "" if found == said else f"its {kind} is {found}, but the Hub states {said}"
+    same = measured == expected
+    return "" if same else f"its {kind} is {measured}, but the Hub states {expected}"
 
 
 def git_oid(data: bytes) -> str:

@@ -128,7 +128,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     found["source_version"] = version(job.source)
     path, origin = _local(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
-    said: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "state_key": state_key,
         "task": None if job.settings.get("num_labels") else job.settings.get("task"),
         "origin": origin,
@@ -136,7 +136,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     place = _place(job, scratch)
     if job.converts:
         with _timed(found, "convert_seconds"):
-            plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **said), place)
+            plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **settings), place)
             place.parent.mkdir(parents=True, exist_ok=True)
             report = execute(plan, overwrite=True)
         found["source_sha256"] = report["source"].get("sha256")
@@ -144,7 +144,7 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
         found["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
         place, _ = _local(job.target, scratch / "target")
-    source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **said)
+    source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **settings)
     target = open_checkpoint(place, flags, fill_only=True, incomplete=True, state_key=state_key)
     check_flags(flags, source, target)
     found["task"] = target.task
@@ -202,18 +202,19 @@ def _default_name(layout: str) -> str:
 
 
 def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
-    said = job.settings
-    if labels := said.get("num_labels"):
-        source = with_new_head(source, labels, said.get("task"))
-    size = said.get("image_size")
+    settings = job.settings
+    if labels := settings.get("num_labels"):
+        source = with_new_head(source, labels, settings.get("task"))
+    size = settings.get("image_size")
     geometry = Geometry(
         None if size is None else tuple(size),
-        bool(said.get("sincos_positions")),
-        said.get("in_channels"),
+        bool(settings.get("sincos_positions")),
+        settings.get("in_channels"),
     )
-    packing = Packing(said.get("prefix", ""), bool(said.get("bin")), said.get("max_shard_size"))
+    prefix, size_limit = settings.get("prefix", ""), settings.get("max_shard_size")
+    packing = Packing(prefix, bool(settings.get("bin")), size_limit)
     return plan_conversion(
-        source, place, said["to"], task=said.get("task"), dtype=said.get("dtype"),
+        source, place, settings["to"], task=settings.get("task"), dtype=settings.get("dtype"),
         geometry=geometry, packing=packing,
     )  # fmt: skip
 
@@ -224,19 +225,24 @@ def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
     from mae_convert.runtime.sides import Side
     from mae_convert.verify.verification import parse_options, run_verification
 
-    said = job.settings
+    settings = job.settings
     sides = [
-        Side(said.get(f"framework_{s}"), said.get(f"device_{s}", "cpu"), said.get(f"python_{s}"),
-             said.get(f"mode_{s}", "eager"), said.get("time_limit"))
+        Side(
+            settings.get(f"framework_{s}"),
+            settings.get(f"device_{s}", "cpu"),
+            settings.get(f"python_{s}"),
+            settings.get(f"mode_{s}", "eager"),
+            settings.get("time_limit"),
+        )
         for s in "ab"
-    ]  # fmt: skip
-    inputs, images = (Path(said[n]) if n in said else None for n in ("inputs", "images"))
+    ]
+    inputs, images = (Path(settings[n]) if n in settings else None for n in ("inputs", "images"))
     options = parse_options(
-        said.get("against", ()),
-        said.get("at_mask_ratio"),
-        inputs=InputChoice(inputs, images, said.get("seed", 0), said.get("batch")),
-        dtypes=tuple(said.get("run_dtype", ())),
-        **{name: bool(said.get(name)) for name in ("unmasked", "gradients", "require_proof")},
+        settings.get("against", ()),
+        settings.get("at_mask_ratio"),
+        inputs=InputChoice(inputs, images, settings.get("seed", 0), settings.get("batch")),
+        dtypes=tuple(settings.get("run_dtype", ())),
+        **{name: bool(settings.get(name)) for name in ("unmasked", "gradients", "require_proof")},
     )
     return diagnose(run_verification(a, b, sides[0], sides[1], options))
 
@@ -265,7 +271,7 @@ def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
         found["published"] = _publish(job.settings, place, name)
 
 
-def _publish(said: Settings, directory: Path, name: str) -> str:
+def _publish(settings: Settings, directory: Path, name: str) -> str:
     """Publish a model and return the address of the commit.
 
     Raises:
@@ -273,11 +279,11 @@ def _publish(said: Settings, directory: Path, name: str) -> str:
     """
     from mae_convert.publish import Target, Wish, plan_publication, publish
 
-    branch = said.get("branch", "main")
-    target = Target(name, branch, bool(said.get("create_pr")), bool(said.get("private")))
-    licence = {n: said[n] for n in ("license", "license_name", "license_link") if n in said}
-    wish = Wish(directory, target, (), bool(said.get("unverified")), licence,
-                said.get("base_model"))  # fmt: skip
+    branch = settings.get("branch", "main")
+    target = Target(name, branch, bool(settings.get("create_pr")), bool(settings.get("private")))
+    licence = {n: settings[n] for n in ("license", "license_name", "license_link") if n in settings}
+    wish = Wish(directory, target, (), bool(settings.get("unverified")), licence,
+                settings.get("base_model"))  # fmt: skip
     published = publish(plan_publication(wish))
     if published.wrong:
         path, how = next(iter(published.wrong.items()))

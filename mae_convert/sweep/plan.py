@@ -23,12 +23,12 @@ MOST_JOBS = 100_000  # of one plan, in which each list makes a job of each of it
 Settings = dict[str, Any]
 
 
-def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> list[Job]:
+def read_plan(arguments: Sequence[str], specified: Mapping[str, Sequence[str]]) -> list[Job]:
     """Return the jobs of a plan, or of checkpoints and patterns that the command line names.
 
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
-        said: fields that the command line gives; they replace what the plan says.
+        specified: fields that the command line gives; they replace what the plan says.
 
     Raises:
         PlanError: something is wrong; the sentence says where, and in which field.
@@ -37,7 +37,7 @@ def read_plan(arguments: Sequence[str], said: Mapping[str, Sequence[str]]) -> li
     if plans and len(arguments) > 1:
         raise PlanError(f"{plans[0]} is a plan", hint="pass either one plan or checkpoints")
     folder = Path(plans[0]).parent if plans else Path()
-    given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in said.items()}
+    given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in specified.items()}
     sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
     entries = read_entries(Path(plans[0])) if plans else [Entry(COMMAND_LINE, {"source": sources})]
     found = (

@@ -38,7 +38,7 @@ class Given:
     """Whether it is written as a list."""
 
     is_default: bool = False
-    """Whether it is said of all jobs, and so not of this one in particular."""
+    """Whether it is fields of all jobs, and so not of this one in particular."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
         if isinstance(root, yaml.MappingNode):
             parts = dict(_items(path, root, ("defaults", "jobs")))
             if "defaults" in parts:
-                said = _fields(path, parts["defaults"], loader)
-                defaults = {n: replace(given, is_default=True) for n, given in said.items()}
+                fields = _fields(path, parts["defaults"], loader)
+                defaults = {n: replace(given, is_default=True) for n, given in fields.items()}
             if "jobs" not in parts:
                 raise PlanError(path, ": the list of jobs is missing", hint="write it under jobs:")
             root = parts["jobs"]

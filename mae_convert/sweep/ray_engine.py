@@ -66,9 +66,9 @@ def _connected(address: str | None) -> Any:
         with chdir("/"):
             ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
-            f"no Ray cluster answers at {address or 'this machine'} ({said})",
+            f"no Ray cluster answers at {address or 'this machine'} ({message})",
             hint=("start one with `ray start --head`, or give its ", Option("address")),
         ) from error
     return ray

@@ -197,8 +197,8 @@ def convert(
         for layout, target in parse_targets(dst, targets)
     ]
     on_commit = click.get_current_context().obj or (lambda: None)
-    with progress("read, write and compare") as told:
-        reports = execute_all(plans, overwrite=overwrite, progress=told, on_commit=on_commit)
+    with progress("read, write and compare") as bar:
+        reports = execute_all(plans, overwrite=overwrite, progress=bar, on_commit=on_commit)
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:

@@ -138,8 +138,8 @@ def publish(
     from mae_convert.publish import Target, Wish, plan_publication
     from mae_convert.publish import publish as send
 
-    said = {"license": license_, "license_name": license_name, "license_link": license_link}
-    licence = {name: value for name, value in said.items() if value}
+    options = {"license": license_, "license_name": license_name, "license_link": license_link}
+    licence = {name: value for name, value in options.items() if value}
     target = Target(repo_id, branch, create_pr, private)
     wish = Wish(directory, target, also, unverified, licence, base_model)
     if sys.stderr.isatty():

@@ -199,8 +199,8 @@ def features(
             inputs=given, advance=bar.update,
         )  # fmt: skip
     found.save(output, overwrite=overwrite)
-    told = features_json(found, output) | {"skipped": [str(path) for path in skipped]}
-    print_json(told) if as_json else show(found, output)
+    report = features_json(found, output) | {"skipped": [str(path) for path in skipped]}
+    print_json(report) if as_json else show(found, output)
 
 
 def _files_below(

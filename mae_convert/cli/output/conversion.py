@@ -27,7 +27,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     ]
     if source.relative and (source.relative.certain or source.relative.relative.caveat):
         rows += family_rows(report["family"])
-    if prefix := source.prefix.said():
+    if prefix := source.prefix.in_words():
         undone = f"; --prefix {prefix} restores it" if source.prefix.common else ""
         rows.append(("prefix", f"{prefix} was removed from the names{undone}"))
     for step in report["steps"]:

@@ -63,15 +63,15 @@ def features_json(found: "Features", path: Path) -> dict[str, Any]:
 
 def features(found: "Features", path: Path) -> None:
     """Print the number of images with features, and the path of the output."""
-    told = features_json(found, path)
-    count = len(told["labels"])
+    report = features_json(found, path)
+    count = len(report["labels"])
     labels = f", {plural(count, 'label')}" if count else ""
     out = console()
-    what = plural(told["pictures"], "video" if found.sampling else "image")
-    out.print(f"{what}, {told['width']} features each{labels}")
+    what = plural(report["pictures"], "video" if found.sampling else "image")
+    out.print(f"{what}, {report['width']} features each{labels}")
     if found.sampling:
         out.print(f"sampling: {markup(found.sampling)}")
-    out.print(markup(told["path"]), soft_wrap=True)
+    out.print(markup(report["path"]), soft_wrap=True)
 
 
 def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:

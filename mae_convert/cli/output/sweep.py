@@ -64,9 +64,9 @@ def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -
     heads = ("", "source", "to", "target", "what else", *sizes)
     grid = table(*heads, right=sizes, whole=sizes)
     for line in lines:
-        said = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
+        settings = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
         cells = (line["state"], local_name(line["source"]), line["layout"] or "", _target(line),
-                 said, _size(line["bytes"]), _size(line["memory"]))  # fmt: skip
+                 settings, _size(line["bytes"]), _size(line["memory"]))  # fmt: skip
         grid.add_row(*map(markup, cells))
     out = console()
     out.print(grid)
@@ -138,18 +138,18 @@ def _bar(selected: SelectedJobs) -> Iterator[OnRow]:
         shown.BarColumn(),
         shown.MofNCompleteColumn(),
         shown.TimeRemainingColumn(elapsed_when_finished=True),
-        shown.TextColumn("{task.fields[said]}"),
+        shown.TextColumn("{task.fields[counts]}"),
     )
     out = Console(stderr=True, highlight=False, emoji=False)
     with shown.Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task("jobs", total=len(selected.pending), said="")
+        task = bar.add_task("jobs", total=len(selected.pending), counts="")
         rows: list[Row] = []
 
         def on_row(row: Row) -> None:
             rows.append(row)
             if not row.is_good:
                 bar.console.print(markup(_result(row)))
-            bar.update(task, advance=1, said=Counts.of(rows).in_words())
+            bar.update(task, advance=1, counts=Counts.of(rows).in_words())
 
         yield on_row
 
