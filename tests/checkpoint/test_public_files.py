@@ -262,7 +262,7 @@ PREFIXES = ["image_encoder.", "model.net.vit_mae.", "a.b.c.d.e.f.", "model._orig
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_any_prefix_of_a_complete_model_is_taken_off(opened, mae, prefix, beside):
     checkpoint = opened({**under(prefix, mae), **beside})
-    assert checkpoint.prefix.said() == prefix.replace("_orig_mod.", "") or "_orig_mod" in prefix
+    assert checkpoint.prefix.in_words() == prefix.replace("_orig_mod.", "") or "_orig_mod" in prefix
     assert set(checkpoint.dropped) == set(beside)
     assert diff(checkpoint, opened(mae)).same
 
@@ -346,7 +346,7 @@ def test_two_complete_models_are_asked_about_and_can_be_chosen(opened, mae):
     assert diff(opened(both, state_key="model"), opened(mae)).same
     assert diff(opened(both, state_key="ema_model"), opened(other)).same
     chosen = opened(both, state_key="model.ema_model")  # the key in the file, then the prefix
-    assert chosen.prefix.said() == "ema_model."
+    assert chosen.prefix.in_words() == "ema_model."
     assert set(chosen.dropped) == set(under("model.", mae))
 
 

@@ -83,7 +83,7 @@ def test_a_prefix_is_taken_off_and_the_model_is_the_same(tmp_path, state, plain,
     prefixed = change(state)
     opened = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
     assert (opened.layout.name, opened.task) == ("facebook", "pretrain")
-    assert opened.prefix.said() == said
+    assert opened.prefix.in_words() == said
     assert diff(plain, opened).same
 
 
@@ -105,13 +105,13 @@ def test_a_prefix_can_be_put_back(tmp_path, state, name):
     prefixed = PREFIXED[name][0](state)
     source = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
     execute(plan_conversion(source, tmp_path / "m.weights.h5", "keras"))
-    packing = Packing(prefix=source.prefix.said())
+    packing = Packing(prefix=source.prefix.in_words())
     again = open_checkpoint(tmp_path / "m.weights.h5")
     report = execute(plan_conversion(again, tmp_path / "y.pth", "facebook", packing=packing))
     back = torch.load(tmp_path / "y.pth", weights_only=True)["model"]
     assert list(back) == list(prefixed) == list(report["tensors"])
     assert all(torch.equal(back[n], tensor) for n, tensor in prefixed.items())
-    assert open_checkpoint(tmp_path / "y.pth").prefix.said() == source.prefix.said()
+    assert open_checkpoint(tmp_path / "y.pth").prefix.in_words() == source.prefix.in_words()
 
 
 @pytest.mark.parametrize("task", ["pretrain", "encoder", "classifier"])
@@ -123,7 +123,7 @@ def test_names_that_only_begin_like_a_prefix_are_left_alone(golden, tmp_path, ta
     safetensors.torch.save_file(under(prefix, tensors), tmp_path / "model.safetensors")
     shutil.copy(folder / "config.json", tmp_path)
     opened = open_checkpoint(tmp_path)
-    assert opened.prefix.said() == (prefix or None)
+    assert opened.prefix.in_words() == (prefix or None)
     assert opened.layout.name == "transformers"
     assert set(opened.container.tensors) == set(tensors)
     assert diff(open_checkpoint(folder), opened).same
@@ -135,7 +135,7 @@ def test_prefixed_names_of_other_layouts(golden, tmp_path):
         tensors = under("module.", safetensors.torch.load_file(path))
         safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
         opened = open_checkpoint(tmp_path / "x.safetensors", FLAGS)
-        assert (opened.prefix.said(), opened.layout.name) == ("module.", layout.split("_")[0])
+        assert (opened.prefix.in_words(), opened.layout.name) == ("module.", layout.split("_")[0])
 
 
 def test_a_misfit_is_explained_without_the_prefix(tmp_path, state):
@@ -167,7 +167,7 @@ def test_the_ways_come_shortest_first_and_each_once():
         [("module.", "encoder.")],
     ]
     assert levels[1][0].stored == {"a": "module.encoder.a", "b": "module.b"}
-    assert as_stored(["a"]).said() is None
+    assert as_stored(["a"]).in_words() is None
     assert list(strippings(["a", "b"])) == []
 
 

@@ -205,7 +205,7 @@ def test_a_prefix_hides_no_family(tmp_path, name):
     path = saved(tmp_path / "x.pth", FAMILIES[name][0], prefix="module.")
     source = open_checkpoint(path, Flags(num_attention_heads=4))
     assert source.relative.relative.name == name
-    assert source.prefix.said() == "module."
+    assert source.prefix.in_words() == "module."
     assert all(stored.startswith("module.") for stored in source.dropped)
 
 
