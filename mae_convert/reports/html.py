@@ -1,8 +1,8 @@
-"""What the HTML pages are built of: a page that needs no other file, tables, charts and images.
+"""Components of the HTML reports: self-contained pages, tables, charts and images.
 
-There is one style sheet for all pages, for light and dark. A page has no horizontal scroll bar: on
-narrow screens each row of a table becomes a block, its cells labelled with the columns' heads.
-Texts that are passed as HTML must be safe (`text.for_html`).
+All pages have the same style sheet, with light and dark colours. A page has no horizontal scroll
+bar: on narrow screens each row of a table becomes a block, whose cells are labelled with the column
+headings. Texts that are passed as HTML must be safe (`text.for_html`).
 """
 
 import base64
@@ -83,27 +83,27 @@ class Cell:
     """A cell of a table."""
 
     html: str
-    """What stands in it."""
+    """The content, as HTML."""
 
     kind: str = ""
-    """Its classes: "n" for a number, "word" for what is not broken within words, "whole" for what
-    is short and stays on one line."""
+    """Its CSS classes: "n" for a number, "word" for text that is not broken within words, "whole"
+    for short text on one line."""
 
     value: str | None = None
-    """What the table is sorted by, where it is not the text."""
+    """The value to sort by, if it is not the text."""
 
     title: str = ""
-    """What is shown under the pointer."""
+    """The tooltip."""
 
 
 def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool = False) -> str:
     """Return a page.
 
     Args:
-        title: its title, which is text.
-        parts: HTML.
+        title: the title, as text.
+        parts: the content, as HTML.
         script: JavaScript.
-        wide: it takes the whole width of the window.
+        wide: whether to use the whole width of the window.
     """
     general, _, narrow = STYLE.rpartition("@media NARROW")
     style = general + "".join(
@@ -121,7 +121,7 @@ def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool =
 
 
 def heading(text: str, *, passed: bool) -> str:
-    """Return the first heading, in the colour of what passed or did not."""
+    """Return the main heading, in the colour for passed or failed."""
     return f'<h1 class="{"ok" if passed else "bad"}">{for_html(text)}</h1>'
 
 
@@ -136,11 +136,12 @@ def table(
     """Return a table.
 
     Args:
-        heads: the columns' heads, which are text.
+        heads: the column headings, as text.
         rows: the cells, as HTML.
-        attributes: of each row, as `id="..."` or `class="..."`.
-        sorted_as: "text", "number" or "" (not at all) for each column, if a script sorts the table.
-        name: its id.
+        attributes: attributes of each row, such as `id="..."` or `class="..."`.
+        sorted_as: "text", "number" or "" (not sortable) for each column, if a script sorts the
+            table.
+        name: the id of the table.
     """
     labels = [for_html(head) for head in heads]
     kinds = [
@@ -171,19 +172,19 @@ def _cell(cell: Cell, label: str) -> str:
 
 
 def images(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return images in columns with their heads, which stay beside each other."""
+    """Return images in columns with headings, which stay beside each other on narrow screens."""
     head = "".join(f"<th>{for_html(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{i}</td>" for i in row) + "</tr>" for row in rows)
     return f'<table class="images"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str:
-    """Return an image with its data in it.
+    """Return an image with embedded data.
 
     Args:
         colours: (H, W, 3), uint8.
-        description: what it shows, for those who do not see it.
-        least_width: smaller images are magnified to whole multiples, each pixel as a square.
+        description: the alternative text.
+        least_width: smaller images are magnified by a whole factor, with square pixels.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)
@@ -203,16 +204,16 @@ class Chart:
     """The frame of a chart: pixels of an SVG, which is scaled to the page."""
 
     description: str
-    """What it shows, for those who do not see it."""
+    """The alternative text."""
 
     height: int
-    """Of the SVG; its width is 900."""
+    """The height of the SVG; its width is 900."""
 
     left: int
-    """Of what is drawn, where labels of values end."""
+    """The left edge of the plot, to the right of the labels."""
 
     bottom: int
-    """The height of what stands below it."""
+    """The height of the area below the plot."""
 
     width: int = 900
     right: int = 20
@@ -234,7 +235,7 @@ class Chart:
         )
 
     def level(self, fraction: float, label: str) -> str:
-        """Return a line across the chart with the value that it stands for."""
+        """Return a horizontal line with the label of its value."""
         y = self.y(fraction)
         return (
             f'<line class="line" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}"'
@@ -254,7 +255,7 @@ def line(points: Sequence[tuple[float, float]], kind: str) -> str:
 
 
 def point(x: float, y: float, words: str, kind: str) -> str:
-    """Return a point with words under the pointer; its kind is "ok", "bad" or "accent"."""
+    """Return a point with a tooltip; its kind is "ok", "bad" or "accent"."""
     return (
         f'<circle class="{kind}-fill" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
         f"<title>{for_html(words)}</title></circle>"

@@ -1,7 +1,8 @@
 """Verdicts and sweeps as JUnit XML, which CI systems read: a test suite for each command.
 
-A fault makes many checks fail. They are counted once, in the test case "verdict", so that a CI
-system shows as many failures as there are causes; what else failed stands in the failure's text.
+One error causes many checks to fail. They are reported as one failure, in the test case "verdict",
+so that a CI system shows as many failures as there are causes; the text of the failure lists the
+failed checks.
 """
 
 import re
@@ -46,12 +47,12 @@ class Suite:
         """Add a test case.
 
         Args:
-            name: of the case.
+            name: the name of the case.
             kind: None if it passed, else "failure", "error" or "skipped".
-            message: why it did not pass, in a sentence.
-            lines: what else is to be known about that.
-            status: the exit status, of an error.
-            seconds: how long it took.
+            message: a sentence about why it did not pass.
+            lines: further information.
+            status: the exit status of an error.
+            seconds: the duration.
         """
         case = ET.SubElement(
             self.element, "testcase", classname=self.class_name, name=for_xml(name)
@@ -177,12 +178,12 @@ def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def error_junit(command: str, names: Sequence[str], sentence: str, status: int) -> str:
-    """Return that a command gave no result: an error, which is not a failed comparison.
+    """Return a report on a command without a result: an error, which is not a failed comparison.
 
     Args:
-        command: its name.
-        names: of the checkpoints, as far as they are known.
-        sentence: what was wrong.
+        command: the name of the command.
+        names: the checkpoints, as far as they are known.
+        sentence: the message of the error.
         status: the exit status.
     """
     about = " vs ".join(names) or "no result"

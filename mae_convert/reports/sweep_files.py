@@ -16,10 +16,10 @@ from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
 
 
 def check_names(paths: Sequence[Path]) -> None:
-    """Refuse reports that could not be written, before any work is done.
+    """Refuse reports that cannot be written, before any work is done.
 
     Raises:
-        OutputError: unknown suffix, missing directory, or a directory of that name.
+        OutputError: the suffix is unknown, the directory is missing, or the path is a directory.
         MissingRequirementError: the package that writes the format is not installed.
     """
     for path in paths:
@@ -31,12 +31,12 @@ def check_names(paths: Sequence[Path]) -> None:
 
 
 def write_reports(rows: Sequence[Row], paths: Sequence[Path], not_run: int = 0) -> None:
-    """Write each report, in place of an earlier one.
+    """Write each report, replacing an earlier one.
 
     Args:
-        rows: of the jobs that were run.
-        paths: where to.
-        not_run: how many jobs of the plan were not.
+        rows: the rows of the jobs that were run.
+        paths: the files to write.
+        not_run: the number of jobs of the plan that were not run.
     """
     for path in paths:
         write_file(path, WRITERS[path.suffix.lower()](rows, not_run), overwrite=True)

@@ -12,29 +12,22 @@ from mae_convert.sweep.result import ERROR, FAILED, FUNCTION_LIMIT, STATUS, Row
 from mae_convert.text import for_html, format_bytes, format_number, plural
 
 TAG = re.compile("<[^>]*>")
-MOST_COLUMNS = 24  # of a matrix that a person can take in
-NOT_VARIANTS = ("publish", "base_model")  # of these each source has its own
+MOST_COLUMNS = 24  # of a readable matrix
+NOT_VARIANTS = ("publish", "base_model")  # these differ for each source
 SCRIPT = """
 const table = document.querySelector("#rows"), body = table.tBodies[0];
-table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => {
-  const column = head.cellIndex;
-  const up = head.getAttribute("aria-sort") !== "ascending";
-  table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const compare = (a, b) => {
-    const [x, y] = [value(a), value(b)];
-    if (x === "" || y === "") return (x === "") - (y === "");  // what is not there comes last
-    const numbers = head.dataset.sort === "number";
-    const order = numbers ? x - y : x.localeCompare(y, undefined, {numeric: true});
-    return up ? order : -order;
-  };
-  [...body.rows].sort(compare).forEach(row => body.append(row));
-});
-document.querySelector("#filter").oninput = event => {
-  const words = event.target.value.toLowerCase();
-  for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(words);
-};
+table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => { const column =
+head.cellIndex; const up = head.getAttribute("aria-sort") !== "ascending";
+table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+head.setAttribute("aria-sort", up ? "ascending" : "descending"); const value = row =>
+row.cells[column].dataset.value ?? row.cells[column].textContent; const compare = (a, b) => { const
+[x, y] = [value(a), value(b)]; if (x === "" || y === "") return (x === "") - (y === "");  // empty
+cells come last const numbers = head.dataset.sort === "number"; const order = numbers ? x - y :
+x.localeCompare(y, undefined, {numeric: true}); return up ? order : -order; };
+[...body.rows].sort(compare).forEach(row => body.append(row)); });
+document.querySelector("#filter").oninput = event => { const words =
+event.target.value.toLowerCase(); for (const row of body.rows) row.hidden =
+!row.textContent.toLowerCase().includes(words); };
 """
 
 
@@ -128,7 +121,7 @@ def _mark(row: Row, *, link: bool = False) -> str:
 
 
 def _why(row: Row) -> str:
-    """Return why a job is not done, or what its verdict rests on that neither side specifies."""
+    """Return why a job has no result, or the assumptions of its verdict."""
     if row.is_good:
         return f"assuming {row.assuming}" if row.assuming else ""
     if row.error:
@@ -156,7 +149,7 @@ def _seconds(value: float) -> str:
 
 
 def _details(row: Row) -> Cell:
-    """Return what is not compared at a glance: folded up, and found by the filter all the same."""
+    """Return further details, collapsed by default; the filter searches them too."""
     facts = {
         "target": row.published or row.target,
         "weights": None if row.source_bytes is None else format_bytes(row.source_bytes),

@@ -19,7 +19,7 @@ from mae_convert.visualize.pixels import GREY, pasted
 from mae_convert.visualize.sheet import Row, Sheet, draw
 from mae_convert.visualize.timeline import Timeline
 
-MOST_PICTURES = 4  # on a sheet; a loss is of all
+MOST_PICTURES = 4  # in a sheet; the loss is that of all images
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """Write a verdict to a file: JSON, JUnit XML, Markdown or HTML.
 
-The same verification gives the same bytes: a report contains no time stamp.
+A report contains no time stamp: the same verification results in the same bytes.
 """
 
 import json
@@ -28,7 +28,7 @@ from mae_convert.verify.summary import (
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
-FORMAT = 1  # of the JSON object, whose schema is in verdict.schema.json
+FORMAT = 1  # the version of the JSON object, whose schema is in verdict.schema.json
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
@@ -42,10 +42,11 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
-    """Refuse a report that could not be written, before any work is done.
+    """Refuse a report that cannot be written, before any work is done.
 
     Raises:
-        OutputError: unknown suffix, missing directory, or a file of one of the models.
+        OutputError: the suffix is unknown, the directory is missing, or the file belongs to a
+            model.
     """
     for path in paths:
         check_target(path, overwrite=True, suffixes=WRITERS)
@@ -74,7 +75,7 @@ def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format of its suffix.
 
     Raises:
-        OutputError: the operating system refuses to write; then no report is written in part.
+        OutputError: the operating system refuses to write; no report is then written partially.
     """
     for path in paths:
         text = WRITERS[path.suffix.lower()](done)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
 MOST_PICTURES = 4
-LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have 0.8 and more
+LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have at least 0.8
 
 
 def page(done: "Verification", environment: Mapping[str, str]) -> str:
@@ -224,7 +224,7 @@ def _image(colours: np.ndarray, name: str) -> str:
 
 
 def is_noise(pixel_values: np.ndarray) -> bool:
-    """Return whether pixels (N, C, H, W) are random: neighbours are then independent."""
+    """Return whether pixels (N, C, H, W) are random: their neighbours are independent."""
     left, right = pixel_values[..., :-1].ravel(), pixel_values[..., 1:].ravel()
     if left.std() == 0 or right.std() == 0:
         return False

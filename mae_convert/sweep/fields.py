@@ -30,7 +30,7 @@ class Runner(Words):
     """A framework for an additional run of the target, with its Python interpreter."""
 
     def read(self, text: str) -> str:
-        """Return it as it is written in a plan."""
+        """Return the runner of a text in a plan."""
         if text.partition("=")[0] not in FRAMEWORKS:
             raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}")
         return text
@@ -90,16 +90,16 @@ FIELDS: Mapping[str, Kind] = {
     **VERIFY,
     **PUBLISH,
 }
-# A list of these is one job's; a list of any other field makes a job of each of its values.
+# Fields whose value is a list; a list for any other field creates a job for each value.
 LISTS = ("against", "run_dtype")
-LOCAL = ("inputs", "images")  # local paths, beside the plan
+LOCAL = ("inputs", "images")  # local paths, relative to the plan
 
 
 def check_name(name: str) -> None:
     """Refuse an unknown field.
 
     Raises:
-        MaeConvertError: there is no such field.
+        MaeConvertError: the field does not exist.
     """
     if name not in FIELDS:
         raise MaeConvertError(f"there is no such field{_nearest(name)}")
@@ -109,7 +109,7 @@ def parse(name: str, value: Any) -> Any:
     """Return a field's value converted to its type, as plain data; None stays None.
 
     Raises:
-        MaeConvertError: there is no such field, or the value does not have its type.
+        MaeConvertError: the field does not exist, or the value does not have its type.
     """
     check_name(name)
     if value is None:

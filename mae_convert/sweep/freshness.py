@@ -78,7 +78,7 @@ def _is_same(
             return False
         if any(now[name] != before[name] for name in now if name.endswith(JSON)):
             return False
-        # Touched, or copied: its bytes tell.
+        # The times differ, as after copying: the bytes are compared.
         path = storage.local_path(text)
         files = [ByteFile(path)] if path.is_file() else open_checkpoint(path).container.opened
         return bool(files_sha256(files).get("sha256") == sha256)

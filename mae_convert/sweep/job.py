@@ -44,19 +44,19 @@ THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with one checkpoint."""
+    """The operations on one checkpoint."""
 
     source: str
-    """A path, an address, a place on the Hub or an official name."""
+    """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
 
     target: str | None
-    """Where the result is to stand; None where it is only verified or published."""
+    """The target; None if the job does not convert."""
 
     settings: Settings = field(default_factory=dict)
     """The other fields of the plan, as `fields.parse` returns them."""
 
     where: str = ""
-    """Where in the plan it stands."""
+    """The position in the plan."""
 
     @cached_property
     def key(self) -> str:
@@ -95,11 +95,11 @@ class Job:
 
 
 def run_job(job: Job, threads: int | None = None) -> Row:
-    """Convert, verify and publish as a job asks, and return its row, whatever happens.
+    """Convert, verify and publish as a job specifies, and return its row, also after an error.
 
     Args:
-        job: what to do. What stands at its target is replaced.
-        threads: how many threads each framework computes with; None leaves it to them.
+        job: the job. An existing target is replaced.
+        threads: the number of threads of each framework; None for its default.
     """
     if threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -109,13 +109,13 @@ def run_job(job: Job, threads: int | None = None) -> Row:
             _work(job, folder, found)
             row = Row(**job.identity(), **found)
         except Exception as error:
-            # A mistake of ours, too, costs this job, and not the eight hundred others.
+            # A programming error, too, must fail this job only, and not the others.
             row = error_row(job.identity(), found, _named(error, job, folder))
     return row.ended(started, memory.peak)
 
 
 def _named(error: Exception, job: Job, folder: Path) -> Exception:
-    """Return an error with the names that the user knows, and not those on the way."""
+    """Return an error with the names that the user specified instead of temporary paths."""
     for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
         if name and storage.is_remote(name) and isinstance(error, MaeConvertError):
             path = folder / kept / storage.last_part(name)
@@ -272,10 +272,10 @@ def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
 
 
 def _publish(settings: Settings, directory: Path, name: str) -> str:
-    """Publish a model and return the address of the commit.
+    """Publish a model and return the URL of the commit.
 
     Raises:
-        MaeConvertError: it cannot be published, or the Hub serves something else.
+        MaeConvertError: it cannot be published, or the Hub serves other content.
     """
     from mae_convert.publish import Target, Wish, plan_publication, publish
 

@@ -13,18 +13,17 @@ if TYPE_CHECKING:
 
 MB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-INTERVAL = 0.05  # seconds between two looks
+INTERVAL = 0.05  # seconds between measurements
 CONVERT_BYTES = 300 * MB
 VERIFY_BYTES = 1500 * MB
-VERIFY_FACTOR = 7  # times the model in float32; of a ViT-B it is 4.4 GB in all
-SHARE = 0.9  # of the memory that is available
+VERIFY_FACTOR = 7  # times the model in float32; for a ViT-B, 4.4 GB in total
+SHARE = 0.9  # of the available memory
 
 
 class PeakMemory:
-    """The most memory that this process and those it started have held together, in bytes.
+    """The peak memory of this process and its descendants together, in bytes.
 
-    Attributes:
-        peak: None where the system does not tell.
+    Attributes: peak: the peak; None if the system does not provide it.
     """
 
     def __init__(self) -> None:
@@ -62,15 +61,16 @@ def held_by(process: int) -> int:
             children = (task / "children").read_bytes().split()
             held += sum(held_by(int(child)) for child in children)
     except (OSError, ValueError, IndexError):
-        pass  # it has ended, or this is no Linux
+        pass  # it has ended, or the system is not Linux
     return held
 
 
 def needed_by(job: "Job") -> int:
     """Return an estimate of the memory of a job in bytes.
 
-    A conversion streams; a verification holds the model in both frameworks, also in float64. A
-    source that cannot be opened needs little: its job only reports the error.
+    A conversion streams the tensors; a verification has the model in memory in both frameworks,
+    also in float64. A source that cannot be opened needs little memory: its job only reports the
+    error.
     """
     if not job.verifies:
         return CONVERT_BYTES
@@ -96,7 +96,7 @@ def model_bytes(job: "Job") -> int:
     return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
-UNKNOWN_BYTES = 1300 * MB  # as of a ViT-L: what is not downloaded yet does not tell
+UNKNOWN_BYTES = 1300 * MB  # as for a ViT-L: the size is unknown before the download
 
 
 def available_memory() -> int:

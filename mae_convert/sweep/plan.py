@@ -19,19 +19,19 @@ from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
-MOST_JOBS = 100_000  # of one plan, in which each list makes a job of each of its values
+MOST_JOBS = 100_000  # of one plan, in which a list creates a job for each value
 Settings = dict[str, Any]
 
 
 def read_plan(arguments: Sequence[str], specified: Mapping[str, Sequence[str]]) -> list[Job]:
-    """Return the jobs of a plan, or of checkpoints and patterns that the command line names.
+    """Return the jobs of a plan, or of checkpoints and patterns on the command line.
 
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
-        specified: fields that the command line gives; they replace what the plan says.
+        specified: fields on the command line, which replace those of the plan.
 
     Raises:
-        PlanError: something is wrong; the sentence says where, and in which field.
+        PlanError: the plan is invalid; the message names position and field.
     """
     plans = [text for text in arguments if is_plan(text)]
     if plans and len(arguments) > 1:
@@ -226,7 +226,7 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
     return None
 
 
-# Fields of which the second leaves the first without effect.
+# Pairs of fields; the second one makes the first one ineffective.
 TOGETHER = (
     ("images", "inputs", "both images and inputs specify the images; leave one out"),
     ("seed", "inputs", "inputs already specifies the images and the noise; leave seed out"),

@@ -14,31 +14,31 @@ from mae_convert.sweep.fields import check_name
 YAML, CSV = (".yaml", ".yml"), (".csv",)
 LARGEST = 4_000_000  # characters of a plan, about 40,000 jobs
 LARGEST_NUMBER = 1 << 63
-DEEPEST = 20  # mappings that take fields from each other by <<
+DEEPEST = 20  # mappings that are merged by <<
 MERGE = "tag:yaml.org,2002:merge"
-SEPARATOR = ";"  # between the values of a list in a cell
+SEPARATOR = ";"  # separates the values of a list in a cell
 COMMAND_LINE = "command line"
 
 
 class PlanError(MaeConvertError):
-    """A plan is wrong; the message begins with file and line."""
+    """A plan is invalid; the message begins with file and line."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan gives for a field."""
+    """The value of a field in a plan."""
 
     values: tuple[Any, ...]
-    """One, or those of a list."""
+    """The value, or the values of a list."""
 
     where: str
-    """File and line, or the command line."""
+    """The position: file and line, or the command line."""
 
     is_list: bool = False
-    """Whether it is written as a list."""
+    """Whether the value is a list."""
 
     is_default: bool = False
-    """Whether it is fields of all jobs, and so not of this one in particular."""
+    """Whether it is a default for all jobs."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_entries(path: Path) -> list[Entry]:
     """Return the entries of a plan.
 
     Raises:
-        PlanError: it cannot be read, or is not built as a plan is.
+        PlanError: it cannot be read, or does not have the structure of a plan.
     """
     try:
         with open_input(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
@@ -123,7 +123,7 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
 
     try:
         loader = yaml.SafeLoader(text)
-    except yaml.YAMLError as error:  # a character that YAML does not allow
+    except yaml.YAMLError as error:  # a character that is not allowed in YAML
         raise _no_yaml(path, error) from error
     try:
         root = loader.get_single_node()
@@ -185,14 +185,14 @@ def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[s
 def _with_merged(
     path: Path, node: Any, known: dict[int, dict[str, Any]], depth: int
 ) -> dict[str, Any]:
-    """Return keys and nodes of a mapping, with those that it takes by ``<<``; its own come first.
+    """Return keys and nodes of a mapping, its own before those that are merged by ``<<``.
 
     Args:
-        path: of the plan.
+        path: the plan.
         node: the mapping.
-        known: what was returned for other mappings, by the identity of their nodes: a mapping that
-            is taken many times is read once.
-        depth: how many mappings take fields from each other on the way here.
+        known: the results for other mappings, by the identity of their nodes, so that a mapping
+            that is merged many times is read once.
+        depth: the number of nested merges.
     """
     import yaml
 

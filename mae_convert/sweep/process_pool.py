@@ -1,7 +1,6 @@
 """The local engine: each job in its own process, as many as memory and cores allow.
 
-If a process dies, its job is run once more without other jobs: the system may have killed it
-because memory ran out.
+If a process is killed, its job is run again without other jobs: memory may have run out.
 
 `concurrent.futures.ProcessPoolExecutor` and loky do not do this: when one of their processes dies,
 the pool is broken and every job that is queued or running fails (`BrokenProcessPool`); they start a
@@ -41,16 +40,16 @@ Work = Callable[[Job, int], Row]
 
 @dataclass(frozen=True)
 class Limits:
-    """What jobs may take together."""
+    """Limits on the jobs that run at the same time."""
 
     workers: int
-    """Jobs at a time."""
+    """The number of jobs."""
 
     memory: int
     """Bytes."""
 
     threads: int
-    """That each framework computes with."""
+    """The number of threads of each framework."""
 
     gpus: tuple[str, ...] = ()
     """Numbers of the GPUs, each for one job at a time."""
@@ -80,7 +79,7 @@ def _gpus() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A pending job, and how often it was started before."""
+    """A pending job, and the number of earlier attempts."""
 
     job: Job
     attempts: int = 0
@@ -106,12 +105,12 @@ class Worker:
 
 
 def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Iterator[Row]:
-    """Run jobs and yield their rows as they end; closed early, it stops what runs.
+    """Run jobs and yield their rows as they end; if it is closed early, running jobs are stopped.
 
     Args:
-        jobs: what to do.
-        allowed: what they may take.
-        work: what a process does with its job and the number of threads.
+        jobs: the jobs.
+        allowed: the limits.
+        work: the function that a process calls with its job and the number of threads.
     """
     context = _multiprocessing_context()
     queue, working = deque(map(Waiting, jobs)), list[Worker]()
@@ -134,7 +133,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
 
 
 def _multiprocessing_context() -> Any:
-    """Return how worker processes are started: by a fork server, else one by one.
+    """Return how worker processes are started: by a fork server, else as new processes.
 
     A fork server has a Unix socket under the directory for temporary files. The system limits the
     length of its path, and batch systems set long ones in ``TMPDIR``.
@@ -153,7 +152,7 @@ def _share_for(
 ) -> tuple[int, str | None] | None:
     """Return the memory and the GPU for a job, or None while it must wait.
 
-    A job runs alone if it would not fit beside another, or if its process has died before.
+    A job runs alone if there is no memory for another one, or if its process was killed before.
     """
     gpu = None
     if waiting.job.needs_gpu and allowed.gpus:
@@ -178,7 +177,7 @@ def _start(
         try:
             process.start()
             break
-        except (EOFError, ConnectionError):  # what forks the workers has died; it is started again
+        except (EOFError, ConnectionError):  # the fork server was killed; it is started again
             if attempt == START_ATTEMPTS - 1:
                 raise
             time.sleep(2**attempt / 4)
@@ -188,13 +187,13 @@ def _start(
 
 
 def _ended(working: Sequence[Worker]) -> list[Worker]:
-    """Wait until a worker has sent its row or has died."""
+    """Wait until a worker has sent its row or has ended."""
     ready = wait([worker.connection for worker in working])
     return [worker for worker in working if worker.connection in ready]
 
 
 def _row_of(worker: Worker) -> Row | Waiting:
-    """Return the row of a worker that has ended, or its job if it is to be run again."""
+    """Return the row of a worker that has ended, or its job if it will be run again."""
     waiting = worker.waiting
     try:
         row: Row = worker.connection.recv()
@@ -209,7 +208,7 @@ def _row_of(worker: Worker) -> Row | Waiting:
 
 
 def died(job: Job, attempts: int, how: str) -> Row:
-    """Return the row of a job whose process died each time."""
+    """Return the row of a job whose process was killed each time."""
     sentence = f"its process died {attempts} times, {how}; is there enough memory?"
     return replace(error_row(job.identity(), {}, MaeConvertError(sentence)), attempts=attempts)
 
@@ -222,7 +221,7 @@ def _how(status: int | None) -> str:
 
 def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connection) -> None:
     """Run one job in a separate process, and send its row."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that waits for us is interrupted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles the signal
     raise_signals()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -1,4 +1,4 @@
-"""The cluster engine: Ray schedules the jobs, and repeats those whose node or process is lost."""
+"""The cluster engine: Ray schedules the jobs, and retries those whose node or process fails."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,29 @@ from mae_convert.sweep.process_pool import died
 from mae_convert.sweep.result import Row, error_row
 
 RETRIES = 3  # of a job whose process or node was lost
-SLACK = 2  # tasks for each core that Ray is given to place
+SLACK = 2  # tasks for each core that are submitted at a time
 
 
 def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) -> Iterator[Row]:
-    """Run jobs on a Ray cluster and yield their rows as they end; closed early, it stops what runs.
+    """Run jobs on a Ray cluster and yield their rows as they end.
 
-    The cluster is reached before this returns.
+    If the iterator is closed early, running jobs are stopped. The connection is established before
+    this returns.
 
     Args:
-        jobs: what to do.
-        address: of the cluster; None is RAY_ADDRESS, or the one that runs on this machine.
-        threads: that each framework computes with, and cores that a job asks for; None is 1.
+        jobs: the jobs.
+        address: the address of the cluster; None for RAY_ADDRESS, or a cluster on this machine.
+        threads: the threads of each framework, and cores that a job requests; None for 1.
 
     Raises:
-        MissingRequirementError: Ray is not installed, or no cluster answers.
+        MissingRequirementError: Ray is not installed, or there is no cluster.
     """
     return _rows(_connected(address), jobs, threads or 1)
 
 
 def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
     try:
-        # A process for each job, as `local` has it: its memory is its own, and ends with it.
+        # A process for each job, as in the local engine: its memory is freed at its end.
         task = ray.remote(max_calls=1, max_retries=RETRIES)(run_job)
         waiting, running = iter(jobs), dict[Any, Job]()
         try:
@@ -61,8 +62,8 @@ def _connected(address: str | None) -> Any:
             "the engine ray needs Ray", hint="pip install 'mae-convert[ray]', on every node"
         ) from error
     try:
-        # Ray puts the directory in which it is started before the library of its workers: not the
-        # one where checkpoints lie, whose names of files may be those of modules.
+        # Ray adds its working directory to the import path of its workers; the directory of
+        # checkpoints may contain files with the names of modules.
         with chdir("/"):
             ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -87,7 +88,7 @@ def _submit(ray: Any, task: Any, job: Job, threads: int) -> Any:
         name=job.source,
         num_cpus=threads,
         num_gpus=1 if job.needs_gpu else 0,
-        # What fits nowhere would wait forever; alone on the largest node it may do.
+        # A job that fits on no node would wait forever; alone on the largest node it may succeed.
         memory=int(min(needed_by(job), largest)) or None,
     ).remote(job, threads)
 

@@ -19,28 +19,28 @@ STATUS = {DONE: "done", FAILED: "failed", ERROR: "no result"}
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a job."""
+    """The result of a job, a row of the results file."""
 
     key: str
     """Of the job."""
 
     source: str
-    """What was converted."""
+    """The source checkpoint."""
 
     target: str | None = None
-    """Where the result stands, or None."""
+    """The target, or None."""
 
     layout: str | None = None
-    """That it was converted to, or None where it was only verified."""
+    """The layout that was written, or None if the target was only verified."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What else the plan said."""
+    """The other fields of the plan."""
 
     outcome: str = DONE
     """One of "done"; "failed", a verification that did not pass; or "error"."""
 
     verdict: str | None = None
-    """Of the verification, in a word or two; None where there was none."""
+    """The verdict of the verification in a word or two; None without a verification."""
 
     assuming: str | None = None
     """The assumptions that both sides of the verification share, or None."""
@@ -49,40 +49,40 @@ class Row:
     """Whether the verification passed."""
 
     proven: bool | None = None
-    """Whether no side was read through our own tables."""
+    """Whether neither side was read by mae-convert's own tables."""
 
     function: float | None = None
-    """Largest distance between the sides in float64, relative L2."""
+    """The largest difference between the sides in float64, relative L2."""
 
     own_error: Mapping[str, float] = field(default_factory=dict)
-    """By dtype, the larger rounding error of the two sides, relative L2."""
+    """The larger rounding error of the two sides for each dtype, relative L2."""
 
     first_divergence: str | None = None
-    """First step where the sides part."""
+    """The first intermediate activation that differs."""
 
     cause: str | None = None
-    """Why a verification failed, as far as it was explained."""
+    """The cause of a failed verification, if it was found."""
 
     error: str | None = None
-    """Why there is no result, in one sentence."""
+    """The message of an error."""
 
     exit_status: int = 0
-    """That the single command would have had."""
+    """The exit status that the single command would have."""
 
     source_sha256: str | None = None
-    """Of the files that hold the tensors."""
+    """The SHA-256 of the files with the tensors."""
 
     source_bytes: int | None = None
     """Their size."""
 
     target_sha256: str | None = None
-    """Of the files that were written."""
+    """The SHA-256 of the files that were written."""
 
     target_bytes: int | None = None
     """Their size."""
 
     source_fingerprint: str | None = None
-    """Of the source, see docs/fingerprint.md."""
+    """The fingerprint of the source, see docs/fingerprint.md."""
 
     target_fingerprint: str | None = None
     """Of the result."""
@@ -94,34 +94,34 @@ class Row:
     """Of the result."""
 
     published: str | None = None
-    """Address of the commit."""
+    """The URL of the commit."""
 
     convert_seconds: float | None = None
-    """Time of reading, writing and comparing."""
+    """Seconds for reading, writing and comparing."""
 
     verify_seconds: float | None = None
-    """Time of the verification."""
+    """Seconds for the verification."""
 
     seconds: float = 0.0
-    """Of everything."""
+    """Seconds in total."""
 
     peak_memory: int | None = None
-    """Bytes of the job's processes together, or None where it cannot be told."""
+    """The peak memory of all processes of the job in bytes, or None if unknown."""
 
     started: float = 0.0
-    """Seconds since 1970."""
+    """The time of its end, in seconds since 1970."""
 
     host: str = ""
-    """Where it ran."""
+    """The host name of the machine."""
 
     attempts: int = 1
-    """How often it was begun."""
+    """The number of attempts."""
 
     mae_convert: str = __version__
     """The version."""
 
     source_version: Mapping[str, Any] = field(default_factory=dict)
-    """What the source was known by when the job ended, see `freshness`."""
+    """The version of the source when the job ended, see `freshness`."""
 
     target_version: Mapping[str, Any] = field(default_factory=dict)
     """Likewise."""
@@ -133,7 +133,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """Return what became of the job in one or two words, the same in every report."""
+        """Return the outcome of the job in one or two words, the same in every report."""
         return STATUS.get(self.outcome, "no result")
 
     def ended(self, started: float, peak_memory: int | None) -> "Row":
@@ -162,7 +162,7 @@ def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: Base
 
 
 def sentence(error: BaseException) -> str:
-    """Return an error in one sentence."""
+    """Return the message of an error."""
     if isinstance(error, MaeConvertError):
         return error.render(as_field)
     if isinstance(error, OSError) and error.strerror:

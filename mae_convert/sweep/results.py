@@ -44,11 +44,11 @@ class Results:
     """The results of a sweep and the jobs that were started; opened by one sweep at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file of results, or make it.
+        """Open a results file, or create it.
 
         Raises:
-            OutputError: another sweep has it open, or it cannot be written.
-            CheckpointError: it is something else.
+            OutputError: another sweep uses it, or it cannot be written.
+            CheckpointError: it is not a results file.
         """
         from filelock import FileLock, Timeout
 
@@ -89,7 +89,7 @@ class Results:
         self._lock.release()
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Record that jobs are started: from now on this sweep may replace their targets."""
+        """Record that jobs are started, so that this sweep may replace their targets."""
         with self._writing():
             self._file.executemany(
                 "INSERT OR IGNORE INTO begun VALUES (?, ?)",
@@ -117,7 +117,7 @@ class Results:
             self._file.execute(f"INSERT OR REPLACE INTO jobs VALUES ({marks})", values)
 
     def rows(self) -> dict[str, Row]:
-        """Return all rows, by key of their job.
+        """Return all rows by the key of their job.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -151,10 +151,10 @@ def _no_results(path: Path, error: Exception) -> CheckpointError:
 
 
 def read_results(path: Path) -> list[Row]:
-    """Return the rows of a file of results, in the order in which their jobs ended.
+    """Return the rows of a results file, in the order in which the jobs ended.
 
     Raises:
-        CheckpointError: it is not a file of results, or it is damaged.
+        CheckpointError: it is not a results file, or it is damaged.
     """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
@@ -191,7 +191,7 @@ def _is_empty(file: sqlite3.Connection) -> bool:
 def _check_tables(file: sqlite3.Connection) -> None:
     """Refuse a file that contains anything but the tables of this version.
 
-    A view or a generated column of the same name could have values of any type, or no end.
+    A view or a generated column of the same name could have values of any type, or endlessly many.
 
     Raises:
         sqlite3.DatabaseError: it is such a file.
@@ -238,7 +238,7 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} of a job is no mapping")
     for name in BOOLEANS:
         values[name] = None if values[name] is None else bool(values[name])
-    # What is not finite is stored as text.
+    # Non-finite numbers are stored as text.
     values["own_error"] = {str(dtype): float(x) for dtype, x in values["own_error"].items()}
     if values["outcome"] not in (DONE, FAILED, ERROR):
         raise ValueError("the outcome of a job is not one of this version")
