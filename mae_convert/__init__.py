@@ -1,13 +1,13 @@
 """Convert Masked Autoencoder checkpoints between frameworks and prove that nothing changed.
 
-``load_model`` and ``save_model`` are imported when they are first asked for, so that importing this
-package costs nothing; no framework is imported before a model of it is made.
+``load_model`` and ``save_model`` are imported on first use, so that this package is imported
+quickly; a framework is imported when a model is created.
 """
 
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without importing typing, which would come before `python -m` is in our hands
+if TYPE_CHECKING:  # without importing typing, which must not be imported before `__main__` runs
     from mae_convert.runtime import load_model, save_model
 
 __version__ = "0.1.0"

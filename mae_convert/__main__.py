@@ -7,8 +7,9 @@ if (
     and not sys.flags.safe_path
     and not __file__.startswith(f"{sys.path[0]}/mae_convert/")
 ):
-    # `python -m` puts the current directory before the library: a random.py that lies beside
-    # checkpoints must not be run. A checkout of this project may be used from its own directory.
+    # `python -m` adds the current directory to the import path before the standard library: a
+    # random.py in a directory of checkpoints must not be imported. The directory of this project's
+    # source code is allowed.
     del sys.path[0]
 
 import os
@@ -24,7 +25,7 @@ def main() -> None:
     if not is_supported():
         sys.stderr.write(f"mae-convert: {UNSUPPORTED}\n")
         sys.exit(3)
-    # Nor is it put there for the Python processes that this one starts.
+    # Child processes do not add it either.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -32,7 +33,7 @@ def main() -> None:
         if sentence := too_little_address_space():
             _fail(sentence)
         from mae_convert.cli.main import main as run
-    except Exception as error:  # nothing of ours is loaded that could tell it
+    except Exception as error:  # no code for messages is loaded yet
         if (sentence := shortage(error)) is None:
             raise
         _fail(sentence)
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    """Print a sentence and exit without cleaning up, for which there may not be enough memory."""
+    """Print a message and exit without a clean-up, for which the memory may not suffice."""
     try:
         os.write(2, f"mae-convert: {sentence}\n".encode())
     finally:

@@ -44,12 +44,12 @@ def assert_parity(
         a: the source: a file, a model directory, ``hf://owner/name`` or an official name.
         b: the target; steps that its conversion declares are applied to the source first.
         task: compare both as models of this task: "pretrain", "encoder" or "classify".
-        state_key: the key of the weights in a PyTorch checkpoint, where it is not plain.
-        flags: what the files do not say, as the number of heads; or say it by ``num_heads`` and
-            the other arguments that `load_model` has for it.
+        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        flags: fields that the files do not contain, such as the number of heads; they can also be
+            specified by ``num_heads`` and the other arguments of `load_model`.
         side_a: how to run the source; by default the framework that reads its names natively.
         side_b: how to run the target.
-        require_proof: fail too where a side had to be loaded through mae-convert's mapping tables.
+        require_proof: fail too if a side was loaded by mae-convert's mapping tables.
         options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
             ``against``, as ("transformers",) or ("timm=PYTHON",), ``mask_ratio`` of the run ...
 
@@ -59,9 +59,9 @@ def assert_parity(
     Raises:
         AssertionError: they differ; the message says where, by how much, and why.
         MaeConvertError: a checkpoint cannot be read or run, or an option is impossible.
-        TypeError: an option that is not known.
+        TypeError: an option is unknown.
     """
-    # pytest shows the message, and not the inside of this function.
+    # pytest shows the message, without the source code of this function.
     __tracebackhide__ = True
     _check_kinds(flags=(flags, Flags), side_a=(side_a, Side), side_b=(side_b, Side))
     of_checkpoints = {name: options.pop(name) for name in OF_CHECKPOINTS & options.keys()}

@@ -1,4 +1,4 @@
-"""Open the checkpoints that a command is given, and print the notes about them."""
+"""Open the checkpoints of a command, and print notes about them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
-    """Open a checkpoint, downloaded if needed, and print the notes about its origin."""
+    """Open a checkpoint, which is downloaded if needed, and print the notes about its origin."""
     from mae_convert.sources import open_source
 
     checkpoint = open_source(source, flags, **options)
@@ -48,7 +48,7 @@ def inference_options(images: "Path | None") -> "InferenceOptions":
 def open_pair_and_tell(
     sources: "Sequence[Source]", flags: "Flags", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints that are compared, and print what is noted of them."""
+    """Open two checkpoints to be compared, and print notes about them."""
     from mae_convert.sources import open_pair
 
     opened = open_pair(sources, flags, **options)
@@ -73,7 +73,7 @@ def open_pair_and_infer(
 
 
 def say_without_effect(flags: "Flags", *checkpoints: "Checkpoint") -> None:
-    """Print on standard error which options do nothing for models of such tasks."""
+    """Print on standard error which options have no effect on models of these tasks."""
     from mae_convert.checkpoint.open import without_effect
     from mae_convert.errors import as_option
 

@@ -19,7 +19,7 @@ def run_completion(cli: click.Command) -> int | None:
     instruction = os.environ.get(VARIABLE)
     if not instruction:
         return None
-    # Click gives 1, which means here that two checkpoints differ, for a shell it does not know.
+    # Click's status for an unknown shell is 1, which here means that two checkpoints differ.
     return 2 if shell_complete(cli, {}, "mae-convert", VARIABLE, instruction) else 0
 
 

@@ -69,7 +69,7 @@ IMAGES = Conflict(
     lambda values: not values["use_infer"],
 )
 NOTHING_MASKED = "--unmasked removes no patches; leave one out"
-# What compares a checkpoint with results that others published has its own image and options.
+# A comparison with reference results has its own image and options.
 PUBLISHED = tuple(
     Conflict(
         "published", name, "reference results come with their own image and tolerance; leave it out"
@@ -80,7 +80,7 @@ PUBLISHED = tuple(
         *("framework_b", "device_b", "python_b", "mode_b", "task"),
     )
 )
-# With one checkpoint its certificate is replayed, which has its own inputs and its own task.
+# With one checkpoint its certificate is replayed, which contains inputs and task.
 REPLAYED = tuple(
     Conflict(
         name,

@@ -31,10 +31,10 @@ PICTURE = "reconstruction.png"
 
 
 def run_demo(output: Path) -> bool:
-    """Convert the embedded checkpoint, convert it back, run both frameworks, and tell about it.
+    """Convert the embedded checkpoint, convert it back, run both frameworks, and print the results.
 
     Args:
-        output: directory for the models and the image; what an earlier run left is replaced.
+        output: directory for the models and the image; results of an earlier run are replaced.
 
     Returns:
         Whether everything was equal.

@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             sentence = "this is a bug in mae-convert; please report it"
         status = 2  # not 1, which means that two checkpoints differ
     ignore_signals()
-    if received and status:  # C code, and the making of a class, turn them into other errors
+    if received and status:  # C code, and the creation of a class, convert them to other errors
         status, sentence = ended_by(received[0])
     if sentence:
         say(f"mae-convert: {sentence}")
@@ -95,9 +95,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     if any("\0" in argument for argument in arguments):
         return 2, "an argument contains a NUL character, which is not allowed in names; remove it"
     try:
-        # Not cli.main, which takes a reader that has gone (`| head`) for a failure. The object is
-        # what a command calls once its outputs are in place; without this function, as where the
-        # commands are called from another Python program, the signals of the process stay as is.
+        # Not cli.main, for which a closed pipe (`| head`) is a failure. The object is a function
+        # that commands call when their outputs are complete; if a Python program calls the commands
+        # without it, the signal handlers of the process are unchanged.
         with cli.make_context("mae-convert", list(arguments), obj=ignore_signals) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()
@@ -111,7 +111,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted"
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); that is not ours to complain about.
+        # The output is a closed pipe (`| head`), which is not an error.
         from mae_convert.cli.output.console import discard_output
 
         discard_output()

@@ -37,7 +37,7 @@ SECONDS = click.FloatRange(min=0)
 
 
 class ValueType(click.ParamType):
-    """A value of one of the kinds of `mae_convert.values`."""
+    """A value of one of the types in `mae_convert.values`."""
 
     def __init__(self, kind: Kind, metavar: str = "") -> None:
         self.kind = kind
@@ -48,7 +48,7 @@ class ValueType(click.ParamType):
         return self.name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the value that a text is."""
+        """Return the value of a text."""
         if not isinstance(value, str):
             return value
         try:

@@ -23,14 +23,14 @@ def prepare_streams() -> bool:
     has_output = sys.stdout is not None and _is_open(1)
     for number in (0, 1, 2):
         if not _is_open(number):
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a test's own stream has none
+        if reconfigure is not None:  # streams of tests have no descriptor
             reconfigure(errors="backslashreplace")
     redact_logs()
     warnings.showwarning = _say_warning

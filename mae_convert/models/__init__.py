@@ -44,7 +44,7 @@ MODULES = {
     **dict.fromkeys(PYTORCH_CLASSES.values(), "pytorch"),
     **dict.fromkeys(TENSORFLOW_CLASSES.values(), "keras"),
 }
-# Names of transformers for what is the same class here.
+# Names in transformers of classes that are the same here.
 ALIASES = {
     "AutoConfig": "ViTMAEConfig",
     "ViTConfig": "ViTMAEConfig",
@@ -56,7 +56,7 @@ ALIASES = {
     "TFAutoModelForImageClassification": "TFViTForImageClassification",
     "TFAutoModelForPreTraining": "TFViTMAEForPreTraining",
 }
-# Names of transformers whose class would mask patches or not, and pool or not, by the checkpoint.
+# Names in transformers whose equivalent here would depend on the checkpoint (masking, pooling).
 ABSENT = {
     "AutoModel": "ViTMAEModel",
     "ViTModel": "ViTMAEModel",

@@ -62,7 +62,7 @@ def _recomputed(
     tokens: Tensor,
     taps: Taps | None = None,
 ) -> Any:
-    recorded = taps is not None  # and so has to be kept
+    recorded = taps is not None  # recorded activations must be kept
     if recorded or not (block.training and torch.is_grad_enabled()):
         return forward(block, tokens, taps)
     if not offload:

@@ -15,14 +15,14 @@ from reference_models.keras.blocks import Attention, Block, LayerNorm
 from reference_models.outputs import Taps, Tensor
 
 LIMIT = 16
-"""Graphs that a model keeps; a new one replaces the one that was used least recently."""
+"""Limit on the graphs of a model; a new one replaces the least recently used one."""
 
 
 def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
-    """Return whether nothing but the speed of a call depends on compiled blocks.
+    """Return whether compiled blocks affect only the speed of a call.
 
-    It is False where something follows single operations: a gradient tape, a surrounding graph, a
-    distribution strategy, TensorFlow's debuggers, and Keras's symbolic or stateless execution.
+    It is False if something observes single operations: a gradient tape, a surrounding graph, a
+    distribution strategy, TensorFlow's debuggers, or Keras's symbolic or stateless execution.
 
     Args:
         inputs: the tensors of the call, or None for those that were not given.
@@ -64,8 +64,8 @@ class CompiledBlocks:
         Args:
             block: a transformer block.
             tokens: (N, T, D); a function takes any N.
-            variables: those of the block, in their order.
-            taps: for what the function returns besides its output, or None.
+            variables: the variables of the block, in order.
+            taps: a dictionary that specifies which activations the function returns too, or None.
         """
         recorded = None if taps is None else (taps.attentions, taps.activations)
         key = (tuple(tokens.shape[1:]), tokens.dtype, recorded, _structure(block, variables))
@@ -94,7 +94,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return the layers whose ``call`` a block's graph contains, with the classes they are of."""
+    """Return the layers whose ``call`` is in a block's graph, with their classes."""
     return (
         (block, Block),
         (block.attention, Attention),
@@ -116,7 +116,7 @@ def _dense(block: Any) -> tuple[Any, ...]:
 
 
 def _is_unchanged(block: Any) -> bool:
-    """Return whether a block computes what its class does, and not what a script put into it."""
+    """Return whether a block has the methods of its class, which a script has not replaced."""
     return all(
         type(layer) is kind and "call" not in layer.__dict__ for layer, kind in _parts(block)
     ) and all(
@@ -126,7 +126,7 @@ def _is_unchanged(block: Any) -> bool:
 
 
 def _structure(block: Any, variables: list[Any]) -> tuple[Any, ...]:
-    """Return what the graph of a block depends on, apart from the values of its weights."""
+    """Return the properties that the graph of a block depends on, besides the values of weights."""
     return (
         *(kind.call for _, kind in _parts(block)),
         block.activation,

@@ -20,7 +20,7 @@ IMPLIED = tuple(
     if isinstance(value, property)
 )
 CONFIG_NAME = "config.json"
-# What transformers' configurations have besides, and what it is there by default.
+# Further attributes of transformers' configurations, with their defaults.
 HABITS: Mapping[str, Any] = {
     "output_hidden_states": False,
     "output_attentions": False,
@@ -47,18 +47,17 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
 class ViTMAEConfig:
     """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
 
-    Every field can be set; an impossible value is refused then. Anything else that is given is kept
-    as an attribute, as transformers does. The default of ``layer_norm_eps`` is 1e-6, with which the
-    original is trained, and not 1e-12. Two configurations are equal if `to_dict` is; as they can
-    change, they have no hash. `plain` returns the fields as the immutable configuration of
-    ``reference_models``.
+    Every field can be set; an impossible value is refused. Any other argument becomes an attribute,
+    as in transformers. The default of ``layer_norm_eps`` is 1e-6, with which the original is
+    trained, and not 1e-12. Two configurations are equal if `to_dict` is; as they can change, they
+    have no hash. `plain` returns the fields as the immutable configuration of ``reference_models``.
 
     Raises:
         ValueError: a field is impossible.
     """
 
     model_type = "vit_mae"
-    # What transformers' configurations of every kind of model have; nothing here depends on it.
+    # Attributes of all configurations in transformers; they have no effect here.
     _commit_hash = None
     architectures = None
     attribute_map: Mapping[str, str] = {}
@@ -191,7 +190,7 @@ class ViTMAEConfig:
         return {**plain(self).to_dict(), **rest, **named, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the different values from the defaults as plain data for JSON."""
+        """Return the values that differ from the defaults as plain data for JSON."""
         usual = type(self)().to_dict()
         return {
             name: value
@@ -231,16 +230,16 @@ class ViTMAEConfig:
         """Return the configuration of a checkpoint.
 
         Args:
-            name: a directory, its ``config.json``, or what `from_pretrained` of the models takes.
-            changes: fields to change; and ``revision``, ``subfolder`` of what is on the Hub.
+            name: a directory, its ``config.json``, or a name as for `from_pretrained` of the models.
+            changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
-            MaeConvertError: there is none, or it cannot be read; an OSError.
+            MaeConvertError: it does not exist or cannot be read; an OSError.
         """
         from mae_convert.models.naming import stated_config
 
         stored, rest = stated_config(name, changes)
-        # What transformers takes for what its file does not say.
+        # Defaults of transformers for what its file does not contain.
         usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
         return cls(**{**usual, **stored, **rest})
 

@@ -64,7 +64,7 @@ class EncoderView:
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the output of the embeddings and of each block.
             return_dict: False for a plain tuple.
-            interpolate_pos_encoding: take images of another size.
+            interpolate_pos_encoding: accept images of another size.
             training: whether dropout is active.
         """
         owner = self._model

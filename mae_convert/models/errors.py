@@ -1,4 +1,4 @@
-"""Errors of this project that are also of the kinds that transformers raises in the same place.
+"""Errors of mae-convert that are also subclasses of those that transformers raises.
 
 A script that catches ``OSError`` around ``from_pretrained`` for a missing checkpoint, or
 ``RuntimeError`` or ``ValueError`` for sizes that do not match, catches these.
@@ -48,7 +48,7 @@ KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
 
 @contextmanager
 def raising_as_transformers() -> Iterator[None]:
-    """Raise this project's errors as subclasses that are of transformers' kinds too."""
+    """Raise errors of mae-convert as subclasses of transformers' errors too."""
     try:
         yield
     except MaeConvertError as error:

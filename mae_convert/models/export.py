@@ -26,8 +26,8 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
 
     Raises:
         OutputError: the target exists, or cannot be written.
-        MaeConvertError: the model is of the other framework, or has no encoder of its own.
-        MissingRequirementError: what makes the program is not installed.
+        MaeConvertError: the model is of the other framework, or is a classifier.
+        MissingRequirementError: a package for the format is not installed.
     """
     model, target = unwrapped(model), Path(target)
     _, framework, task = kind_of(model)
@@ -117,8 +117,8 @@ def float_dtype(model: Any) -> str:
 def encoder_function(model: Any, *, as_constants: bool = False) -> Any:
     """Return the encoder as a TensorFlow function of any number of images.
 
-    With ``as_constants`` the weights are part of it: of Keras's variables the converter to TFLite
-    would make empty ones, and a program that gives NaN.
+    With ``as_constants`` the weights are constants of it: the converter to TFLite would make
+    Keras's variables empty, and the program would return NaN.
     """
     import keras
     import tensorflow as tf

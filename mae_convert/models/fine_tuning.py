@@ -22,7 +22,7 @@ def layer_of(path: str, depth: int) -> int:
 
     Args:
         path: the variable's path.
-        depth: blocks of the encoder.
+        depth: number of blocks of the encoder.
     """
     if match := BLOCK.search(path):
         return int(match[1]) + 1
@@ -37,11 +37,11 @@ class LayerDecayAdamW(keras.optimizers.Adam):
     position embeddings do not decay.
 
     Args:
-        learning_rate: of the head; a number or a schedule.
-        depth: blocks of the encoder.
-        layer_decay: by what the rate of a layer is smaller than that of the next one.
+        learning_rate: the rate of the head; a number or a schedule.
+        depth: number of blocks of the encoder.
+        layer_decay: the ratio of the rate of a layer to that of the next one.
         decay: the weight decay.
-        named: as of ``keras.optimizers.Adam``.
+        named: further arguments of ``keras.optimizers.Adam``.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ def fine_tuning_optimizer(
         batch_size: images in a step, over all replicas.
         steps_per_epoch: steps in an epoch.
         epochs: epochs of the training.
-        base_learning_rate: for 256 images in a step; the rate grows with them.
-        warmup_epochs: epochs in which the rate grows from zero.
-        layer_decay: by what the rate of a layer is smaller than that of the next one.
+        base_learning_rate: the rate for 256 images in a step; it is proportional to their number.
+        warmup_epochs: epochs in which the rate increases from zero.
+        layer_decay: the ratio of the rate of a layer to that of the next one.
     """
     warmup = min(warmup_epochs, epochs) * steps_per_epoch
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -1,9 +1,8 @@
 """Fine-tuning in PyTorch as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
 
-The same recipe as `mae_convert.models.fine_tuning` has for Keras: AdamW with a learning rate that
-warms up and then falls as a cosine, smaller for earlier layers (Clark et al. 2020,
-arXiv:2003.10555): that of a layer is the rate times ``layer_decay`` to the power of its distance
-from the head.
+The same method as `mae_convert.models.fine_tuning` for Keras: AdamW with a learning rate that warms
+up and then falls as a cosine, smaller for earlier layers (Clark et al. 2020, arXiv:2003.10555):
+that of a layer is the rate times ``layer_decay`` to the power of its distance from the head.
 """
 
 import math
@@ -23,8 +22,8 @@ def layer_of(name: str, depth: int) -> int:
     """Return the layer that a parameter belongs to: 0 the embeddings, depth + 1 norm and head.
 
     Args:
-        name: the parameter's name, as the original has it.
-        depth: blocks of the encoder.
+        name: the parameter's name in the original.
+        depth: number of blocks of the encoder.
     """
     if match := BLOCK.match(name):
         return int(match[1]) + 1
@@ -44,14 +43,14 @@ def parameter_groups(
     a gradient are in no group.
 
     Args:
-        model: a classifier of this project, or of another that has the original's names.
-        learning_rate: of the head.
-        weight_decay: of the parameters that decay.
-        layer_decay: by what factor the rate of a layer is smaller than that of the next one.
+        model: a classifier with the original's parameter names.
+        learning_rate: the rate of the head.
+        weight_decay: the weight decay.
+        layer_decay: the ratio of the rate of a layer to that of the next one.
 
     Returns:
-        One dictionary for each layer and kind, first layer first: ``params``, ``lr``,
-        ``weight_decay``, and ``layer``, the layer's number.
+        One dictionary for each layer, with and without decay, the first layer first: ``params``,
+            ``lr``, ``weight_decay``, and ``layer``, the layer's number.
     """
     names = dict(model.named_parameters())
     depth = len({match[1] for name in names if (match := BLOCK.match(name))})
@@ -95,10 +94,10 @@ def fine_tuning_optimizer(
         batch_size: images in a step, over all processes and accumulated gradients.
         steps_per_epoch: steps in an epoch.
         epochs: epochs of the training.
-        base_learning_rate: for 256 images in a step; the rate grows with them.
-        warmup_epochs: epochs in which the rate grows from zero.
-        layer_decay: by what factor the rate of a layer is smaller than that of the next one.
-        weight_decay: of the parameters that decay.
+        base_learning_rate: the rate for 256 images in a step; it is proportional to their number.
+        warmup_epochs: epochs in which the rate increases from zero.
+        layer_decay: the ratio of the rate of a layer to that of the next one.
+        weight_decay: the weight decay.
     """
     groups = parameter_groups(
         model,

@@ -1,8 +1,8 @@
 """The image processor: from images to ``pixel_values``, equal to transformers' ViTImageProcessor.
 
-Its results are those of that class (its Pillow backend, `ViTImageProcessorPil` in version 5) to the
-bit. Beyond it, images of other kinds, as grey ones and such with transparency, are converted to
-the channels of the model.
+Its results are equal bit for bit to those of that class with its Pillow backend
+(`ViTImageProcessorPil` in version 5). In addition, images with other channels (grey, or with
+transparency) are converted to the channels of the model.
 """
 
 import json
@@ -23,7 +23,7 @@ from mae_convert.models.pixels import axes_named, pictures_of, prepared
 from mae_convert.sources import HubReference, locate_file, open_source
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
-# What transformers' class takes where its file does not say.
+# Defaults of transformers' class.
 DEFAULTS: Mapping[str, Any] = {
     "do_resize": True,
     "size": {"height": 224, "width": 224},
@@ -61,33 +61,32 @@ class MaeImageProcessor:
     """Prepares images for a model: resize, rescale, normalise, channels first.
 
     Args:
-        stated: as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
+        stated: settings as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
             ``image_std``, ``do_resize``, ``do_rescale``, ``rescale_factor``, ``do_normalize`` ...;
-            for the rest transformers' defaults. Each is an attribute.
+            others have transformers' defaults. Each is an attribute.
     """
 
     model_input_names = ("pixel_values",)
-    is_fast = False  # as of transformers' class of the same results
+    is_fast = False  # that of transformers' class with the same results
 
     def __init__(self, **stated: Any) -> None:
         self.__dict__.update({**DEFAULTS, **_said(stated)})
-        self._preprocessing({})  # what is impossible is refused at once
+        self._preprocessing({})  # impossible settings are refused here
 
     @classmethod
     @raising_as_transformers()
     def from_pretrained(cls, name: str | Path, **changes: Any) -> "MaeImageProcessor":
-        """Return the processor of a checkpoint: as ``preprocessor_config.json`` says.
+        """Return the processor of a checkpoint, from ``preprocessor_config.json``.
 
-        In a directory, ``processor_config.json`` comes first, as in version 5 of transformers.
-
-        A checkpoint without that file has its preprocessing inside, or that of its layout.
+        In a directory, ``processor_config.json`` has precedence, as in version 5 of transformers.
+        Without these files, the preprocessing is that in the checkpoint, or that of its layout.
 
         Args:
-            name: that file, a directory, or what `load_model` takes.
-            changes: what is to be otherwise; ``revision``, ``subfolder`` of what is on the Hub.
+            name: that file, a directory, or a source as for `load_model`.
+            changes: settings to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
-            MaeConvertError: there is none, or it cannot be read.
+            MaeConvertError: it does not exist or cannot be read.
         """
         changes = {n: v for n, v in changes.items() if n not in ("use_fast", "backend")}
         source = source_named(name, changes)
@@ -112,7 +111,7 @@ class MaeImageProcessor:
         return cls(**{**stated, **changes})
 
     def save_pretrained(self, directory: str | Path) -> list[str]:
-        """Write ``preprocessor_config.json`` into a directory, which is made if need be.
+        """Write ``preprocessor_config.json`` to a directory, which is created if needed.
 
         Returns:
             The paths of the files that were written.
@@ -160,17 +159,18 @@ class MaeImageProcessor:
         """Return images as ``pixel_values`` (N, C, H, W), float32.
 
         Args:
-            images: an image or several: of Pillow, a path, or an array or tensor of 8-bit values
-                of any dtype (H, W), (H, W, C), (C, H, W); an array of four axes is a batch.
-            return_tensors: "np", "pt" or "tf"; None gives a list of arrays.
-            changes: what is to be otherwise for these (None: nothing); and ``input_data_format``,
-                "channels_first" or "channels_last", of arrays where that is not plain;
-                ``data_format`` of the result.
+            images: one or several images: Pillow images, paths, or arrays or tensors of 8-bit values of
+                any dtype (H, W), (H, W, C), (C, H, W); an array with four axes is a batch.
+            return_tensors: "np", "pt" or "tf"; None for a list of arrays.
+            changes: settings to change for these images (None: unchanged); ``input_data_format``
+                ("channels_first" or "channels_last") of ambiguous arrays; and ``data_format`` of
+                the result.
 
         Raises:
-            ConfigurationError: what is to be otherwise is impossible.
-            ImageError: the images are none, or of no one size; a ValueError.
-            TypeError: something is to be otherwise that is not known.
+            ConfigurationError: a setting is impossible.
+            ImageError: an argument is not an image, or the images have different sizes; a
+                ValueError.
+            TypeError: a setting is unknown.
         """
         order, result = (
             axes_named(changes.pop(name, None), name)
@@ -235,8 +235,8 @@ def _size(value: Any) -> Any:
 
 
 def _filter(value: Any) -> Any:
-    """Return Pillow's number of a filter, which may be given by name."""
-    name = getattr(value, "value", value)  # of an enumeration: Pillow's, or torchvision's
+    """Return Pillow's number for a filter, which may be given by name."""
+    name = getattr(value, "value", value)  # a member of an enumeration of Pillow or torchvision
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])
     return int(name) if isinstance(name, float) and name.is_integer() else name
@@ -246,7 +246,7 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     """Return a number for each channel; a single number applies to three.
 
     Raises:
-        ConfigurationError: it is not such a number.
+        ConfigurationError: the value is invalid.
     """
     numbers = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else [value] * 3)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not np.isfinite(numbers).all():

@@ -50,7 +50,7 @@ def taking_mappings(call: Any) -> Any:
 
 
 class KerasModel(TransformersMethods, PretrainedModel):
-    """What the three models have in common.
+    """Common base class of the three models.
 
     Attributes:
         compile_blocks: whether inference calls outside a graph go through compiled blocks, on
@@ -125,7 +125,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
         """Return the outputs with the model's own loss against the targets of ``fit``."""
-        del targets  # of a masked autoencoder, whose targets are its inputs
+        del targets  # the targets of a masked autoencoder are its inputs
         return outputs
 
     def num_parameters(self, only_trainable: bool = False) -> int:
@@ -181,8 +181,8 @@ class KerasModel(TransformersMethods, PretrainedModel):
     ) -> tuple[Any, Tensor]:
         """Return a model with the same variables for these inputs, and the pixels that it takes.
 
-        Its positions are resampled for images of another size; its blocks are compiled where this
-        changes nothing else.
+        Its positions are resampled for images of another size; its blocks are compiled if that
+        affects only the speed.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
@@ -226,7 +226,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **compiled)
 
     def _without_loss(self, outputs: Any) -> Any:
-        as_tuple = not hasattr(outputs, "_fields")  # where a loss, if any, is first
+        as_tuple = not hasattr(outputs, "_fields")  # in which the loss, if there is one, is first
         if as_tuple:
             return tuple(value for value in outputs if isinstance(value, tuple) or value.shape)
         return output_of(outputs, without=("loss",))
@@ -303,7 +303,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         """Return predicted patches as images (N, H, W, C), the axes as of `unpatchify`.
 
         Args:
-            pixel_values: (N, C, H, W), for mean and deviation where pixels are normalized.
+            pixel_values: (N, C, H, W), for mean and deviation if pixels are normalized.
             logits: (N, L, P), the predicted patches.
             mask: (N, L); with it, patches that were kept show the image itself.
         """
@@ -369,7 +369,9 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, K) as transformers chooses it, a scalar."""
         labels = ops.convert_to_tensor(labels)
-        one_for_each = len(labels.shape) == 1  # a class, as fit may pass it in floating point
+        one_for_each = (
+            len(labels.shape) == 1
+        )  # a class, which fit may pass as a floating-point number
         whole = "int" in str(keras.backend.standardize_dtype(labels.dtype))
         kind = problem_type(self.config, whole_numbers=whole or one_for_each)
         if kind == "single_label_classification":

@@ -1,4 +1,4 @@
-"""Methods of transformers' TensorFlow models besides the computation."""
+"""Methods of transformers' TensorFlow models other than the computation."""
 
 import inspect
 from collections.abc import Callable
@@ -69,10 +69,10 @@ class TransformersMethods:
             dataset: a ``datasets.Dataset``.
             batch_size: images in a batch.
             shuffle: return the images in random order.
-            collate_fn: makes a batch of a list of examples; default: stacks their arrays.
+            collate_fn: creates a batch from a list of examples; default: stacks their arrays.
             collate_fn_args: further arguments of ``collate_fn``.
-            drop_remainder: leave out a last, smaller batch; default: as ``shuffle``.
-            prefetch: prepare batches while others are used.
+            drop_remainder: drop the last batch if it is smaller; default: as ``shuffle``.
+            prefetch: prepare batches in advance.
 
         Raises:
             TypeError: the dataset is not a ``datasets.Dataset``.
@@ -118,9 +118,9 @@ class TransformersMethods:
 
         Args:
             filepath: the directory or file.
-            format: as of Keras: "tf_saved_model", "onnx", "litert" ...
+            format: one of Keras's: "tf_saved_model", "onnx", "litert" ...
             verbose: print what was written.
-            input_signature: the shapes and dtypes of other inputs of the one signature.
+            input_signature: shapes and dtypes of the inputs of a single, other signature.
             options: further arguments of Keras.
         """
         ours = format == "tf_saved_model" and input_signature is None and not options
@@ -152,14 +152,14 @@ class TransformersMethods:
         signatures: Any = None,
         **options: Any,
     ) -> None:
-        """Write a model directory and, if asked for, a SavedModel in ``saved_model/1`` of it.
+        """Write a model directory and, if requested, a SavedModel in its ``saved_model/1``.
 
         Args:
             save_directory: the directory.
-            arguments: as of `PretrainedModel.save_pretrained`.
+            arguments: as for `PretrainedModel.save_pretrained`.
             saved_model: write the SavedModel too.
             signatures: functions by the names of its signatures; default: `serving_functions`.
-            options: as of `PretrainedModel.save_pretrained`.
+            options: as for `PretrainedModel.save_pretrained`.
         """
         super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]
         if saved_model:

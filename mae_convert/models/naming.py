@@ -13,7 +13,7 @@ from mae_convert.sources import HubReference, Source, locate_file, open_source, 
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG_NAME = "config.json"
-# Where the Hub's client takes it from, and not an argument of ours.
+# How the Hub's client is configured instead.
 SET_ELSEWHERE = {
     "cache_dir": "set the environment variable HF_HOME",
     "token": "log in with `hf auth login`, or set HF_TOKEN",
@@ -54,7 +54,7 @@ def stated_config(
     """Return the configuration of a checkpoint, and the options not about its location.
 
     Raises:
-        MaeConvertError: there is none.
+        MaeConvertError: it does not exist.
     """
     rest = dict(options)
     source = source_named(name, rest)

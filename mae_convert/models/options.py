@@ -11,11 +11,11 @@ from mae_convert.families.options import Flags
 from mae_convert.models.configuration import FIELDS, plain
 from mae_convert.values import size_of_image
 
-# What a caller may say of a checkpoint whatever it says itself.
+# Fields that an argument may override even if the checkpoint specifies them.
 SAYABLE = tuple(name for name in vars(Flags()) if name not in ("image_size", "global_pool"))
-# What concerns training only.
+# Fields that affect only training.
 FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-# How transformers is to load it, which here has one way.
+# Arguments about how transformers loads a model, without an effect here.
 WITHOUT_EFFECT = (
     "from_tf",
     "from_pt",

@@ -29,7 +29,7 @@ class EncoderOutput(NamedTuple):
     """Probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
 
 
-# What each result of a reference model may lack; taps are not transformers'.
+# Values that a result of a reference model may lack; transformers has no taps.
 OPTIONAL: dict[Any, tuple[str, ...]] = {
     ViTMAEModelOutput: ("hidden_states", "attentions"),
     EncoderOutput: ("hidden_states", "attentions"),
@@ -98,7 +98,7 @@ def _class(kind: Any, present: tuple[str, ...]) -> Any:
 
 
 def _classes() -> Iterator[tuple[tuple[str, tuple[str, ...]], Any]]:
-    """Yield every class that there can be: a compiler must not meet one that is new."""
+    """Yield every possible class: compilers require that no new class is created."""
     for kind, optional in OPTIONAL.items():
         fields = [name for name in kind._fields if name != "taps"]
         subsets = chain.from_iterable(
@@ -121,7 +121,7 @@ def output_of(result: NamedTuple, *, as_tuple: bool = False, without: tuple[str,
 
     Args:
         result: what a reference model returned.
-        as_tuple: a plain tuple of what there is.
+        as_tuple: return a plain tuple of the values that are set.
         without: names to leave out.
     """
     fields = {

@@ -12,14 +12,14 @@ from mae_convert.checkpoint.preprocessing import MODES, Preprocessing
 from mae_convert.errors import ImageError
 
 AXES = {"channels_first": "first", "channels_last": "last"}
-CHANNELS = (1, 3, 4)  # how many an image has, whatever the model takes
+CHANNELS = (1, 3, 4)  # possible numbers of channels of an image
 
 
 def axes_named(name: Any, argument: str) -> str | None:
-    """Return "first" or "last", where an argument says that channels are; None if it is None.
+    """Return "first" or "last" for an argument about the position of channels; None if it is None.
 
     Raises:
-        ImageError: it says neither.
+        ImageError: it is neither.
     """
     if name is None:
         return None
@@ -30,7 +30,7 @@ def axes_named(name: Any, argument: str) -> str | None:
 
 
 def pictures_of(images: Any) -> list[Any]:
-    """Return images one by one: of Pillow, paths, and arrays of two or three axes.
+    """Return a list of images: Pillow images, paths, and arrays with two or three axes.
 
     Raises:
         ImageError: an object is not an image.
@@ -49,7 +49,9 @@ def _as_array(image: Any) -> np.ndarray:
             f"{_kind(image)} is not an image",
             hint="pass Pillow images, paths, arrays or tensors",
         )
-    if hasattr(image, "detach"):  # PyTorch's, which NumPy cannot read while it has a gradient
+    if hasattr(
+        image, "detach"
+    ):  # a tensor of PyTorch that requires a gradient, which NumPy cannot convert
         image = image.detach().cpu()
         image = image.float() if str(image.dtype) == "torch.bfloat16" else image
     array = np.asarray(image)
@@ -74,16 +76,16 @@ def _kind(image: Any) -> str:
 
 
 def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray:
-    """Return an image as the model takes it, (C, H, W), float32.
+    """Return an image as an input of the model, (C, H, W), float32.
 
     Args:
-        image: of Pillow, a path, or an array; of whole numbers from 0 to 255, also as floats, or
-            of fractions from 0 to 1 where they are not rescaled.
-        prepare: what is done to it.
-        axes: whether channels are "first" or "last" in an array; None where its shape tells it.
+        image: a Pillow image, a path, or an array; with whole numbers from 0 to 255, also as
+            floats, or fractions from 0 to 1 if they are not rescaled.
+        prepare: the preprocessing.
+        axes: whether channels are "first" or "last" in an array; None if its shape determines it.
 
     Raises:
-        ImageError: the array is none that can be prepared in this way.
+        ImageError: the array cannot be prepared in this way.
         MaeConvertError: the file cannot be read.
     """
     if isinstance(image, str | Path):
@@ -109,10 +111,10 @@ def _is_resizing(prepare: Preprocessing) -> bool:
 
 
 def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.ndarray:
-    """Return an array as (H, W, C); where its order is not said, the number of channels tells it.
+    """Return an array as (H, W, C); without an order, the number of channels determines it.
 
-    The model's own number decides before those that are converted to it, and the first axis before
-    the last.
+    An axis with the model's number of channels has precedence over other numbers, and the first
+    axis over the last.
     """
     if pixels.ndim == 2:
         return pixels[..., None]

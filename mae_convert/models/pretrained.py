@@ -86,7 +86,7 @@ def usable_size(
         size: height and width of the image.
         config: the configuration of the model.
         interpolate: whether position embeddings are resampled for an image of another size.
-        whole: whether every pixel has to be in a patch, as a reconstruction needs.
+        whole: whether every pixel must be in a patch, as for a reconstruction.
 
     Raises:
         ValueError: the size is not that of the model, or has no such part.
@@ -110,14 +110,14 @@ def usable_size(
 
 
 def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
-    """Return what a classifier is trained for, as transformers takes it where nothing is specified.
+    """Return the problem type of a classifier, as transformers determines it.
 
     Args:
         config: its configuration.
-        whole_numbers: whether the labels are so.
+        whole_numbers: whether the labels are integers.
 
     Raises:
-        ValueError: it is for several classes, and there is one.
+        ValueError: the type needs several classes, and there is one.
     """
     if config.problem_type:
         check_problem_type(config.problem_type, config.num_labels)
@@ -131,8 +131,8 @@ class PretrainedModel:
     """A model that can be loaded from a checkpoint and saved as one.
 
     Attributes:
-        task: what it is for.
-        layout: what `save_pretrained` writes.
+        task: the task.
+        layout: the layout that `save_pretrained` writes.
         config_class: the class of its configuration.
     """
 
@@ -163,8 +163,8 @@ class PretrainedModel:
         """Return a model with the weights of a checkpoint.
 
         Every tensor is used or reported, and none is initialised at random: an encoder alone cannot
-        be loaded as a pre-training model. A classifier's head is made new, of zeros, where
-        ``num_labels`` asks for one.
+        be loaded as a pre-training model. A new head of a classifier, with zeros, is created if
+        ``num_labels`` requests it.
 
         Args:
             pretrained_model_name_or_path: a file or directory, ``hf://owner/name[@revision]``, the
@@ -191,7 +191,7 @@ class PretrainedModel:
         with_info = options.pop("output_loading_info", False)
         changes = changes_of(cls.task, config, options)
         specified = {name: value for name, value in changes.items() if name in SAYABLE}
-        if "global_pool" in options:  # of a configuration it may be the default
+        if "global_pool" in options:  # in a configuration it may be the default
             specified["global_pool"] = options["global_pool"]
         checkpoint = open_source(source, Flags(**specified), incomplete=True)
         if cls.task == "classify":
@@ -223,22 +223,22 @@ class PretrainedModel:
     ) -> None:
         """Write a model directory, as the classes of transformers 4 and 5 load it.
 
-        What was written is read back and compared. Files of the same names are replaced.
+        The result is read back and compared. Files of the same names are replaced.
 
         Args:
-            save_directory: the directory, which is made if need be.
+            save_directory: the directory, which is created if needed.
             is_main_process: False in the other processes of a distributed run, which write nothing.
-            state_dict: in PyTorch, the weights to write in place of the model's own, by its names.
-            push_to_hub: send it to the Hub afterwards, as `push_to_hub`.
-            max_shard_size: write weights in parts of at most so many bytes, as 200000000 or
+            state_dict: in PyTorch, the weights to write instead of the model's own.
+            push_to_hub: upload it to the Hub afterwards, as `push_to_hub`.
+            max_shard_size: write weights in shards of at most so many bytes, such as 200000000 or
                 "200MB".
-            options: ``repo_id`` and what else `push_to_hub` takes; ``safe_serialization`` has no
-                effect.
+            options: ``repo_id`` and further arguments of `push_to_hub`; ``safe_serialization`` has
+                no effect.
 
         Raises:
             MaeConvertError: the weights are not finite, the directory cannot be written, or an
-                option is one that is not for here.
-            TypeError: an option that is not known.
+                option is not supported.
+            TypeError: an option is unknown.
         """
         specified = about_the_hub(options, "save_pretrained", *SAVING, "repo_id")
         if not is_main_process:
@@ -253,19 +253,19 @@ class PretrainedModel:
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = None, **options: Any
     ) -> str:
-        """Send the model to a repository on the Hub by one commit; return its address.
+        """Upload the model to a repository on the Hub in one commit; return its URL.
 
-        No card is written: ``mae-convert publish`` sends a model with a card, its verification and
-        a licence.
+        No model card is written: ``mae-convert publish`` uploads a model with a card, its
+        verification and a licence.
 
         Args:
-            repo_id: ``owner/name``; it is made if need be.
+            repo_id: ``owner/name``; it is created if needed.
             max_shard_size: as in `save_pretrained`.
             options: ``commit_message``, ``commit_description``, ``private``, ``revision``,
                 ``create_pr``.
 
         Raises:
-            ConfigurationError: an option that is not for here.
+            ConfigurationError: an option is not supported.
             HubError: the Hub refuses.
             MissingRequirementError: the Hub cannot be reached.
             TypeError: an option that is not known.

@@ -91,7 +91,7 @@ class TorchModel(PretrainedModel, nn.Module):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Return the number of its parameters.
 
-        ``exclude_embeddings`` makes no difference: as in transformers, it is about
+        ``exclude_embeddings`` has no effect: as in transformers, it applies to
         ``torch.nn.Embedding``, which no model here has.
         """
         del exclude_embeddings
@@ -168,7 +168,7 @@ class TorchModel(PretrainedModel, nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dict that has this model's names or those that transformers saves."""
+        """Load a state dict with the names of this model or of transformers."""
         own = in_own_names(state_dict, plain(self.config), self.task)
         return super().load_state_dict(own, strict=strict, assign=assign)
 

@@ -13,12 +13,12 @@ from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.saving import save_model
 from mae_convert.sources.client import client, patiently, speaking
 
-# What a push may say besides the repository.
+# Arguments of a push besides the repository.
 OF_A_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr")
-# How transformers is to write, which here has one way.
+# Arguments about how transformers writes, without an effect here.
 WITHOUT_EFFECT = (
     "safe_serialization",
-    "save_function",  # of no effect there too, where weights are written as safetensors
+    "save_function",  # without an effect there too if weights are written as safetensors
     "save_original_format",
     "save_peft_format",
     "use_temp_dir",
@@ -38,13 +38,13 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
     """Return the arguments of a push, and refuse unsupported ones.
 
     Args:
-        options: what the caller says, by the names of transformers.
-        caller: the method that it was said to.
-        more: further names that this method knows.
+        options: the arguments, with the names of transformers.
+        caller: the name of the method.
+        more: further arguments of this method.
 
     Raises:
-        ConfigurationError: something is known there and cannot be done here.
-        TypeError: a name that is not known.
+        ConfigurationError: an argument of transformers is not supported.
+        TypeError: an argument is unknown.
     """
     known = (*more, *OF_A_PUSH)
     for name, value in options.items():
@@ -62,11 +62,11 @@ def save_into(
     carried: Carried,
     max_shard_size: int | str | None,
 ) -> None:
-    """Write a model directory, or put its files into one that holds others too.
+    """Write a model directory, or add its files to a directory with other files.
 
-    A directory that is new, empty or ours is replaced as a whole. Into any other the files are
-    moved one by one when all are written; what else is there stays, a preprocessor's configuration
-    too.
+    A directory that is new, empty or written by mae-convert is replaced. Into another one the files
+    are moved one by one when all are written; other files, such as a preprocessor's configuration,
+    are kept.
 
     Raises:
         OutputError: it cannot be written.
@@ -107,7 +107,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Send the files of a model directory to a repository by one commit; return its address.
+    """Upload the files of a model directory to a repository in one commit; return its URL.
 
     Raises:
         HubError: the Hub refuses.

@@ -19,8 +19,8 @@ def in_own_names(
     """Return a state dict by the names of the original.
 
     Args:
-        state: a state dict; unless it has all names that a class of transformers writes for such a
-            model, it is returned as it is.
+        state: a state dict; it is returned unchanged unless it has all names of a class of
+            transformers for such a model.
         config: the configuration of the model.
         task: "pretrain", "encoder" or "classify".
     """

@@ -1,8 +1,8 @@
-"""What the PyTorch models return: transformers' ``ModelOutput`` where it is installed.
+"""Outputs of the PyTorch models: transformers' ``ModelOutput`` if transformers is installed.
 
-Its pipelines read the parts of no other class by name. Where transformers is not installed, the
-results are those of `outputs`. Both are used in the same way: by attribute, name or index, as
-``**outputs``, and by unpacking their values, which transformers' own do not allow.
+Its pipelines require that class. Without transformers, the outputs are those of `outputs`. Both
+have the same interface: values by attribute, name or index, ``**outputs``, and unpacking of values,
+which transformers' own outputs do not support.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEModelOutput(Output):
-        """As of the reference model of the encoder, but for taps."""
+        """The output of the encoder, without taps."""
 
         last_hidden_state: Any = None
         mask: Any = None
@@ -39,7 +39,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEForPreTrainingOutput(Output):
-        """As of the reference model of encoder and decoder, but for taps."""
+        """The output of the pre-training model, without taps."""
 
         loss: Any = None
         logits: Any = None
@@ -50,7 +50,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ImageClassifierOutput(Output):
-        """As of the reference model of the classifier, but for taps."""
+        """The output of the classifier, without taps."""
 
         loss: Any = None
         logits: Any = None

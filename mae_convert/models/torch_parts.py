@@ -1,6 +1,6 @@
 """Encoder and decoder of a PyTorch model as modules, under the names of transformers.
 
-Their parameters and modules are the model's own: what is done to them is done to the model.
+They share parameters and modules with the model: changes apply to the model.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the decoder of a pre-training model, to be frozen or counted; it cannot be called."""
+    """Return the decoder of a pre-training model, to freeze or count parameters; not callable."""
     part = nn.Module()
     add_part(part, model, lambda name: name.startswith(DECODER))
     return part
 
 
 def add_part(part: nn.Module, model: nn.Module, wanted: Callable[[str], bool]) -> None:
-    """Add the parameters and modules of a model whose names are wanted to another module."""
+    """Add the parameters and modules of a model that have certain names to another module."""
     for name, parameter in model.named_parameters(recurse=False):
         if wanted(name):
             part.register_parameter(name, parameter)
@@ -43,7 +43,7 @@ class EncoderPart(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         add_part(self, model, lambda name: not name.startswith((*DECODER, *HEAD)))
-        self.__dict__["_model"] = model  # not a module of this one
+        self.__dict__["_model"] = model  # not registered as a submodule
         self.training = model.training
 
     @property
@@ -84,7 +84,7 @@ class EncoderPart(nn.Module):
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the output of the embeddings and of each block.
             return_dict: False for a plain tuple.
-            interpolate_pos_encoding: take images of another size.
+            interpolate_pos_encoding: accept images of another size.
         """
         asked = asked_for(self.config, output_hidden_states, output_attentions, return_dict)
         taps = Taps.requested(asked.hidden_states, asked.attentions, False)

@@ -1,7 +1,7 @@
-"""The last base class of the PyTorch models: transformers' own, where transformers is installed.
+"""The last base class of the PyTorch models: transformers' own if transformers is installed.
 
-``transformers.Trainer`` calls ``save_pretrained`` only of a ``PreTrainedModel``; of others it
-writes the state dict alone, without a configuration. The methods that it calls are defined by the
+``transformers.Trainer`` calls ``save_pretrained`` only for a ``PreTrainedModel``; for other models
+it writes only the state dict, without a configuration. The methods that it calls are defined by the
 classes of this project, which come first in the order of inheritance.
 """
 
@@ -16,7 +16,7 @@ except ImportError:
 
 
 class TransformersBase(PreTrainedModel):
-    """A ``transformers.PreTrainedModel`` where there is one, made as a ``torch.nn.Module``."""
+    """A ``transformers.PreTrainedModel`` if there is one, initialised as a ``torch.nn.Module``."""
 
     generation_config: Any = None
 

@@ -30,10 +30,10 @@ PICTURES = click.Path(path_type=Path)
 
 
 def installed(framework: str | None) -> str:
-    """Return a framework that was asked for, or the first that is installed, before any work.
+    """Return the requested framework, or the first one that is installed.
 
     Raises:
-        MissingRequirementError: it is not installed, or none is.
+        MissingRequirementError: it is not installed, or none is installed.
     """
     from mae_convert.runtime.sides import first_framework, require_frameworks
 

@@ -367,7 +367,7 @@ def _replay(
             f"an official checkpoint has no certificate; `verify --published {source.name}` "
             "compares it with reference results that third parties published"
         )
-    # What is asked for and not done would be a pass for nothing.
+    # An option that is ignored could result in an unjustified pass.
     unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
     if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(

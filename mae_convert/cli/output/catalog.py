@@ -33,7 +33,7 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 
 
 def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
-    """Print the table of official checkpoints, and which one to use for what.
+    """Print the table of official checkpoints, and the use of each.
 
     Args:
         officials: the official checkpoints.

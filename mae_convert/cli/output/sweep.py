@@ -123,7 +123,7 @@ def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Ite
 
 
 def _print_job(row: Row, which: str) -> None:
-    """Print one line about a job immediately, as a log needs it."""
+    """Print one line about a job, without buffering."""
     line = f"{which}  {row.status}  {_result(row)}  {row.seconds:.1f} s"
     print(printable(for_terminal(line)), flush=True)
 

@@ -92,7 +92,7 @@ def _witness(witness: Mapping[str, Any]) -> str:
 
 def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each source of fields that neither tensors nor the configuration specify."""
-    if witness["side"].startswith("against"):  # one of the two, whose assumptions were told
+    if witness["side"].startswith("against"):  # side A or B again, whose assumptions were printed
         return
     by_source: dict[str, list[str]] = {}
     for name, entry in (witness["assumed"] or {}).items():
@@ -134,7 +134,7 @@ def depth_chart(result: Verdict) -> Iterator[str]:
     The scale is logarithmic, from rounding (1e-16) to 1.
     """
     depths = by_depth(result)
-    if len(depths) > MOST_BARS:  # every second block, or third, of a deep model
+    if len(depths) > MOST_BARS:  # every second or third block of a deep model
         step = math.ceil(len(depths) / MOST_BARS)
         depths = [*depths[:-1:step], depths[-1]]
     width = max((len(name) for name, _ in depths), default=0)
