@@ -230,7 +230,7 @@ class ViTMAEConfig:
         """Return the configuration of a checkpoint.
 
         Args:
-            name: a directory, its ``config.json``, or a name as for `from_pretrained` of the models.
+            name: a directory, its ``config.json``, or a name as for the models' `from_pretrained`.
             changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
