@@ -159,7 +159,7 @@ class MaeImageProcessor:
         """Return images as ``pixel_values`` (N, C, H, W), float32.
 
         Args:
-            images: one or several images: Pillow images, paths, or arrays or tensors of 8-bit values
+            images: one or several: Pillow images, paths, or arrays or tensors of 8-bit values
                 of any dtype (H, W), (H, W, C), (C, H, W); an array with four axes is a batch.
             return_tensors: "np", "pt" or "tf"; None for a list of arrays.
             changes: settings to change for these images (None: unchanged); ``input_data_format``
