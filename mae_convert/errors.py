@@ -27,7 +27,7 @@ class Option:
     """The neutral name, in lower case with underscores, as ``num_heads``."""
 
     value: Value = None
-    """The value that the message proposes or refuses; True or False for a switch, None where the
+    """The value that the message proposes or refuses; True or False for a switch, None if the
     message names the option alone."""
 
     placeholder: str = ""

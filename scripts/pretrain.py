@@ -137,7 +137,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add("--resume", action="store_true", help="continue OUTPUT/checkpoint.pth if it is there")
     add_number(group, "--save-every", 1, "epochs from checkpoint to checkpoint")
     add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
-    add("--device", default="auto", help="cpu or cuda (default: cuda where there is one)")
+    add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
     add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
     add_number(group, "--num-workers", 0, "processes that load images, for each that trains")
     add("--in-memory", action="store_true", help="decode all images once: for small folders")
@@ -169,7 +169,7 @@ def complete_arguments(
 ) -> argparse.Namespace:
     """Return the arguments with nothing left open: what a checkpoint stores.
 
-    ``model`` is the name of a preset only where the widths are that preset's.
+    ``model`` is the name of a preset only if the widths are that preset's.
     """
     told = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))

@@ -28,7 +28,7 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The images that the converted model will take; None where unchanged."""
+    """The images that the converted model will take; None if unchanged."""
 
     image_size: tuple[int, int] | None = None
     """Height and width in pixels."""

@@ -186,7 +186,7 @@ class _Read:
 
 
 def _read(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None) -> _Read:
-    """Return tensors that are rounded to the dtype, and hashed where the target has other bytes."""
+    """Return tensors that are rounded to the dtype, and hashed if the target has other bytes."""
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals}
     hashed = {name: PassingDigest(tensors[name]) for name in {*moved, *roundings}}

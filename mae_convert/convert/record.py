@@ -224,7 +224,7 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return ``preprocessor_config.json``.
 
-    The source's preprocessing is kept, except for a changed image size; where it has none, it is
+    The source's preprocessing is kept, except for a changed image size; if it has none, it is
     that of the family.
     """
     theirs, family = _preprocessor(plan), plan.source.family

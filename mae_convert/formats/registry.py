@@ -204,7 +204,7 @@ DIRECTORY_SUFFIXES = tuple(
 )
 """The suffixes of files that are read as the weights of a directory."""
 
-# Most libraries prefer the first of these where a directory has weights in several formats.
+# Most libraries prefer the first of these if a directory has weights in several formats.
 _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
 INDEX_SUFFIX = ".index.json"
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)

@@ -20,7 +20,7 @@ class EncoderOutput(NamedTuple):
     """What the encoder of a classifier returns."""
 
     last_hidden_state: Any
-    """(N, 1 + L, D), after the final norm, where there is one."""
+    """(N, 1 + L, D), after the final norm, if there is one."""
 
     hidden_states: Any = None
     """Embedding output and each block's output, each (N, 1 + L, D)."""

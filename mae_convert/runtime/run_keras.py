@@ -55,15 +55,16 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the file's tensors are not exactly the model's, or a result has another dtype
-            than was asked for.
+        LoadError: the file's tensors are not exactly the model's, or a result does not have the
+            requested dtype.
     """
     confirm(job.confirmed, by_torch=False)
     for dtype in job.dtypes:
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype
         with backend.device("cpu" if dtype == "float64" else job.device):
-            # The model is gone before the next is made: a large one fits into memory once.
+            # The model is deleted before the next one is created: a large one fits into memory
+            # once.
             results = _results(build(job, kind), job, inputs, kind)
         yield dtype, {name: _as_numpy(name, value, kind) for name, value in results.items()}
 
@@ -99,7 +100,7 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 
 def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
-    """Give each step of the model the input that the job says; return what they will compute."""
+    """Give each step of the model the input in the job; return what they will compute."""
     if not job.step_outputs:
         return {}
     given = load_file(job.step_outputs)
@@ -209,11 +210,11 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
 def all_patches(logits: Any, mask: Any) -> Any:
     """Return predictions (N, L, P) of all patches.
 
-    A model that predicts removed patches only, in the order of the image, has zeros for the others.
+    For a model that predicts only removed patches, in the order of the image, the others are zeros.
 
     Args:
         logits: (N, M, P).
-        mask: (N, L), 1 where a patch is removed.
+        mask: (N, L), 1 if a patch is removed.
     """
     if logits.shape[1] == mask.shape[1]:
         return logits

@@ -50,7 +50,7 @@ def forward(
 
     Args:
         model: the model.
-        call: the model, or what a compiler made of it.
+        call: the model, or the compiled model.
         pixels: (N, C, H, W), or videos (N, C, T, H, W).
         noise: (N, L) for a model that masks, else None.
         additional: further inputs of the model.
@@ -110,11 +110,11 @@ def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Resu
 def all_patches(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return predictions (N, L, P) of all patches.
 
-    A model that predicts removed patches only, in the order of the image, has zeros for the others.
+    For a model that predicts only removed patches, in the order of the image, the others are zeros.
 
     Args:
         logits: (N, M, P).
-        mask: (N, L), 1 where a patch is removed.
+        mask: (N, L), 1 if a patch is removed.
     """
     if logits.shape[1] == mask.shape[1]:
         return logits

@@ -1,8 +1,7 @@
 """Run transformers' TensorFlow classes on ``tf_model.h5``; version 4.57 is the last with them.
 
-They expose only hidden states as intermediate activations. Their loss with normalised pixels uses
-the biased variance, which is an error that this project does not reproduce: that loss is left out
-here.
+Their only intermediate activations are hidden states. Their loss with normalised pixels uses the
+biased variance, which is an error that mae-convert does not reproduce: that loss is not compared.
 """
 
 import os
@@ -43,7 +42,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
     Raises:
         ImportError: this version of transformers has no TensorFlow classes.
-        LoadError: the class does not take the directory, or the job asks for what it cannot do.
+        LoadError: the class cannot load the directory, or the job has options that it does not
+            support.
     """
     if job.step_outputs:
         raise LoadError(
@@ -131,7 +131,7 @@ def _forward(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
             "last_hidden_state": model.vit.layernorm(outputs.hidden_states[-1]),
         }
     else:
-        # The parts are called one by one: the whole cannot compute its loss in float64.
+        # Encoder and decoder are called separately: the model cannot compute its loss in float64.
         noise = tensorflow.constant(inputs["noise"])
         outputs = model.vit(pixels, noise=noise, output_hidden_states=True)
         results = {

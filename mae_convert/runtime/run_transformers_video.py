@@ -25,7 +25,7 @@ __all__ = ["runs", "settings", "versions"]
 
 
 def settings() -> dict[str, Any]:
-    """Return what else matters for a result; the library computes its loss in float32 at best."""
+    """Return other settings that a result depends on; the library's loss is at most in float32."""
     return {**torch_settings(), "omits": ["loss", "loss_norm_pix"]}
 
 
@@ -33,7 +33,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot load the directory, or not all of it.
+        LoadError: the class cannot load the directory, or a tensor in it is not loaded.
     """
     config = class_named(job.configuration).from_dict(job.config)
     return torch_runs(job, inputs, _build, partial(forward, config), _points)
@@ -83,7 +83,7 @@ def forward(
     """Return the outputs and the taps; ``noise`` is None for a classifier.
 
     Args:
-        config: the configuration, which tells how many patches are kept.
+        config: the configuration, with the number of patches that are kept.
         model: the library's model.
         call: not used.
         pixels: (N, C, T, H, W).

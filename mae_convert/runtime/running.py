@@ -35,36 +35,36 @@ DEFAULT_DTYPES = ("float64", "float32")
 
 @dataclass(frozen=True)
 class Request:
-    """What of a checkpoint is to be run and kept."""
+    """What to run with a checkpoint, and which results to keep."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """Precisions; float64 is the proof."""
+    """The precisions of the runs; float64 is that of the proof."""
 
     taps: bool = True
-    """Keep intermediate activations."""
+    """Whether to keep intermediate activations."""
 
     gradients: bool = False
-    """Keep the gradient of the objective for every trainable parameter."""
+    """Whether to keep the gradient of the objective for every trainable parameter."""
 
     mask_ratio: float | None = None
-    """Run with this ratio; None is the configured one."""
+    """The mask ratio; None for the configured one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One checkpoint to be run, by whom, for what, and whether its file is as it is."""
+    """A checkpoint to run, and how."""
 
     checkpoint: Checkpoint
     """What to run."""
 
     side: Side
-    """With what; ``framework`` must be chosen."""
+    """The framework and its options; ``framework`` must be set."""
 
     request: Request = field(default_factory=Request)
-    """What to keep."""
+    """The runs and results."""
 
     as_stored: bool = True
-    """The checkpoint's tensors are those of its file; False after declared steps."""
+    """Whether the tensors are those of the checkpoint's file; False after declared steps."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Activations (N, T, D) by name that replace the results of these steps as the inputs of the
@@ -77,28 +77,28 @@ class UnreadFileError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Running:
-    """A child process at work."""
+    """A running child process."""
 
     run: Run
-    """What it runs."""
+    """The checkpoint, and how it is run."""
 
     description: Future[Mapping[str, Any]]
-    """What describes the run, computed meanwhile."""
+    """The metadata of the run, computed in a thread meanwhile."""
 
     process: subprocess.Popen[str]
     """The child."""
 
     job: Path
-    """The file that says what the child is to do; its folder is the child's."""
+    """The job file of the child, in the child's directory."""
 
     output: Path
-    """The trace that the child writes."""
+    """The trace file that the child writes."""
 
     clock: Clock
-    """The time that it may take."""
+    """The time limit."""
 
     opened: ExitStack
-    """What ends the child and removes its folder."""
+    """Stops the child and removes its directory."""
 
     held: Sequence[ByteFile] = ()
     """Files of the checkpoint that must not change meanwhile."""
@@ -108,14 +108,14 @@ class Running:
         self.opened.close()
 
     def result(self) -> Trace:
-        """Wait for the child and for what describes it, and return its trace.
+        """Wait for the child and for the metadata, and return its trace.
 
         Raises:
             MissingRequirementError: the child could not import its framework.
-            UnreadFileError: the library does not read the file that it was given.
-            MaeConvertError: the child failed or took too long; its last message, or what it was
-                doing, is in the message.
-            CheckpointError: a file of the checkpoint was written to meanwhile.
+            UnreadFileError: the library does not read the file.
+            MaeConvertError: the child failed or exceeded the time limit; the message has its last
+                message or stage.
+            CheckpointError: a file of the checkpoint was modified meanwhile.
         """
         with self.opened:
             errors = self._wait()
@@ -156,7 +156,7 @@ def _reported(line: str) -> Text:
     reported = line.removeprefix(REPORT)
     try:
         return from_json(reported) if reported != line else line
-    except ValueError:  # another program's line that looks like it
+    except ValueError:  # a line of another program with the same prefix
         return reported
 
 
@@ -165,8 +165,8 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
 
     Args:
         run: the checkpoint, and how it is run.
-        inputs: what it is run on.
-        unread: why the library does not read the files, where that has been tried.
+        inputs: the inputs.
+        unread: why the library does not read the files, if that has been tried.
     """
     with ExitStack() as opened:
         work = opened.enter_context(scratch_directory())
@@ -188,11 +188,11 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
 def _prepare(
     run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
 ) -> tuple[Path, str | None, Sequence[ByteFile]]:
-    """Write what the child needs.
+    """Write the files that the child needs.
 
     Returns:
-        Its job file, what of ours is between the files and the model, and the files that must not
-        change.
+        Its job file, the code of mae-convert that reads or converts tensors, and the files that
+            must not change.
     """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
@@ -248,7 +248,7 @@ def _save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> str:
 
 
 def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
-    """Hash in a separate thread, which uses time that the children do not need."""
+    """Hash in a separate thread with a low priority."""
     executor = ThreadPoolExecutor(1, initializer=_give_way)
     future = executor.submit(function)
     executor.shutdown(wait=False)
@@ -256,7 +256,7 @@ def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str,
 
 
 def _give_way() -> None:
-    if sys.platform == "linux":  # where a thread has a priority of its own
+    if sys.platform == "linux":  # if a thread has a priority of its own
         thread = threading.get_native_id()
         lower = min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19)
         os.setpriority(os.PRIO_PROCESS, thread, lower)
@@ -268,7 +268,7 @@ def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[st
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if side.framework == "jax":
         environment["JAX_ENABLE_X64"] = "1"
-    # Two frameworks share the cores: a thread that has nothing to do is not to keep one busy.
+    # Two frameworks share the cores: idle threads must not keep a core busy.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic matrix products on CUDA
     return python_process(
@@ -285,7 +285,7 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
     Raises:
         MissingRequirementError: a child could not import its framework.
-        MaeConvertError: a child failed, or TF32 is asked of a processor.
+        MaeConvertError: a child failed, or TF32 is requested on a CPU.
     """
     if any("tf32" in run.request.dtypes and run.side.device == "cpu" for run in runs):
         raise MaeConvertError(
@@ -306,7 +306,7 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
 
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
-    """Return the trace of a child; if its library cannot read the file, use our reader."""
+    """Return the trace of a child; if its library cannot read the file, ours is used."""
     try:
         return running.result()
     except UnreadFileError as error:

@@ -33,7 +33,7 @@ def save_model(
     carried: Carried | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a reference model as a checkpoint; what was written is read back and compared.
+    """Write a reference model as a checkpoint; the result is read back and compared.
 
     Args:
         model: a reference model of PyTorch or Keras, or one of a subclass; it may be wrapped by
@@ -41,17 +41,17 @@ def save_model(
         target: the directory or file to write, as in ``mae-convert convert``.
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: those of the model.
-        packing: how the tensors are put into files.
+        packing: how the tensors are stored in files.
         carried: how images are prepared and what the classes are called; default: as the
             checkpoint stated that the model was loaded from, else by convention.
-        overwrite: replace what exists.
+        overwrite: replace an existing target.
 
     Returns:
         The conversion record.
 
     Raises:
-        MaeConvertError: it is no such model, its weights are not finite, or the layout cannot hold
-            it.
+        MaeConvertError: it is not a reference model, its weights are not finite, or the layout does
+            not support it.
         OutputError: the target exists, or cannot be written.
     """
     name = name_of_dtype(dtype, tuple(DTYPES))
@@ -161,7 +161,7 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
 def _configuration(config: Any, family: Family, task: str, carried: Carried) -> Configuration:
     sources = dict.fromkeys(family.untold_fields(task), "the model's configuration")
     stated = {name: carried.sources.get(name, "passed to save_model") for name in PREPROCESSING}
-    # What was assumed when the model was loaded is still assumed, unless it was changed since.
+    # Assumptions when the model was loaded remain assumptions, unless the field was changed since.
     assumed = {
         name: entry
         for name, entry in carried.assumptions.items()

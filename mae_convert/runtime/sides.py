@@ -25,12 +25,12 @@ from mae_convert.runtime.model_class import place_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
-# Their own classes read directories with a config.json, and by these names.
+# Their own classes read directories with a config.json and files with these names.
 THIRD_PARTIES = ("transformers", "timm")
 KERAS_BACKENDS = ("tensorflow", "jax")
-# The file formats that a loader gives to a library which reads them in the framework's process. A
-# process of TensorFlow or JAX imports no PyTorch, and distributed checkpoints are read by nothing
-# that does not run their pickle.
+# The file formats that a library reads in the process of a framework. A process of TensorFlow or
+# JAX does not import PyTorch, and no library reads distributed checkpoints without running their
+# pickle.
 READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("facebook", "torch"): (PTH, SAFETENSORS, NPZ),
     **{
@@ -45,11 +45,11 @@ READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("transformers-tf", "transformers"): (TF_H5,),
     ("timm", "timm"): (PTH, SAFETENSORS),
 }
-# The files that these libraries look for in a directory; transformers looks for parts too.
+# The files that these libraries look for in a directory; transformers looks for shards too.
 LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 # The framework of the reference models, as a family names their classes.
 MODELS_OF = {"torch": "torch", "tensorflow": "keras", "jax": "keras"}
-UNMASKED = ("timm",)  # frameworks whose model cannot leave patches out
+UNMASKED = ("timm",)  # frameworks whose model cannot remove patches
 INSTALL = {
     "torch": "pip install 'mae-convert[torch]'",
     "tensorflow": "pip install 'mae-convert[tensorflow]'",
@@ -58,7 +58,7 @@ INSTALL = {
     "timm": "pip install timm",
 }
 INSTALL_TF_CLASSES = "pip install transformers==4.57.6 tensorflow tf-keras"
-# What a run imports, as ``worker.missing`` takes it. Keras 3 has ``ops``; versions 4 of
+# The requirements of a run, as for ``worker.missing``. Keras 3 has ``ops``; versions 4 of
 # transformers have the TensorFlow classes.
 KERAS = ("keras/src/ops", "h5py")
 REQUIREMENTS = {
@@ -83,20 +83,20 @@ class Side:
     """How one side of a comparison is run."""
 
     framework: str | None = None
-    """One of ``FRAMEWORKS``; None chooses the one that proves most."""
+    """One of ``FRAMEWORKS``; None chooses one that loads the names natively, if possible."""
 
     device: str = "cpu"
-    """Where runs other than float64 happen, "cpu" or "cuda"."""
+    """The device of runs other than float64, "cpu" or "cuda"."""
 
     python: str | None = None
-    """The interpreter of the child process; None is this one."""
+    """The interpreter of the child process; None for this one."""
 
     mode: str = "eager"
     """One of ``job.MODES``."""
 
     time_limit: float | None = None
-    """Seconds that a run may take; 0 is no limit, and None the one of the environment variable
-    ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
+    """The time limit of a run in seconds; 0 for no limit, and None for that of the environment
+    variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
@@ -129,25 +129,25 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
 
 
 def _computes_otherwise(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library's own classes compute something else than the model."""
+    """Return whether a library's own classes compute another function than the model."""
     model = checkpoint.configuration.model
     own = framework in THIRD_PARTIES and framework == checkpoint.layout.name
     return own and bool(checkpoint.layout.differences(model, checkpoint.task))
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that reads a checkpoint without our tables and reader, or None."""
+    """Return the loader that reads a checkpoint without mae-convert's tables, or None."""
     loader = named_loader(checkpoint, framework)
     container = checkpoint.container
     if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
         return None
-    # Keras loads its own files by itself, and by their own names.
+    # Keras loads its own files itself, by their own names.
     return None if loader == "keras" and checkpoint.prefix.removed else loader
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that needs no mapping table, whoever reads the files, or None."""
-    # What is not among them goes through the mapping tables, and is not proven then.
+    """Return the loader that needs no mapping table, or None."""
+    # Other names are converted by the mapping tables, and the result is not proven.
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
         return None
@@ -178,15 +178,15 @@ def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
-    """Return whether an interpreter finds all that a run imports, without importing it.
+    """Return whether an interpreter finds the packages of a run, without importing them.
 
     Args:
         framework: one of ``FRAMEWORKS``.
-        python: the interpreter; None is this one.
-        loader: as ``loader_for`` returns it: transformers has classes for two frameworks.
+        python: the interpreter; None for this one.
+        loader: the result of ``loader_for``: transformers has classes for two frameworks.
 
     Raises:
-        MaeConvertError: there is no such interpreter.
+        MaeConvertError: the interpreter does not exist.
     """
     return not _lacking(framework, python, loader)
 
@@ -195,7 +195,7 @@ def require_frameworks(*frameworks: str) -> None:
     """Require that frameworks are installed, before any other work is done.
 
     Raises:
-        MissingRequirementError: one is not; the message says how to install it.
+        MissingRequirementError: one is not installed; the message states how to install it.
     """
     for framework in frameworks:
         if not has_framework(framework, None):

@@ -20,7 +20,7 @@ from mae_convert.runtime.sides import (
     named_loader,
 )
 
-# The file that a checkpoint is converted to where its own tensor names are not the framework's.
+# The file that a checkpoint is converted to if the framework has other tensor names.
 STAGED_AS = {
     "torch": (SAFETENSORS, ".safetensors"),
     "tensorflow": (KERAS_H5, ".weights.h5"),
@@ -28,7 +28,7 @@ STAGED_AS = {
     "transformers": (SAFETENSORS, ""),
     "timm": (SAFETENSORS, ""),
 }
-# What tensors that were in a kind of HDF5 file are put into, and its suffix.
+# The format and suffix of the file for tensors that were in an HDF5 file.
 HDF5 = {
     TF_H5: (TF_H5, ".h5"),
     KERAS_H5: (KERAS_H5, ".weights.h5"),
@@ -40,20 +40,20 @@ BY_OUR_READER = "mae-convert's own reader"
 
 @dataclass(frozen=True)
 class Staged:
-    """What a child process loads, and how much of it is our work."""
+    """What a child process loads, and how it was prepared."""
 
     weights: StoredWeights
     """The files."""
 
     loader: str
-    """How their names become those of the model."""
+    """How their names are converted to those of the model."""
 
     ours: str | None = None
-    """What of ours stands between the stored bytes and the model, or None: then the run is native,
-    and the library of the format reads the files that were given."""
+    """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
+    which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
-    """Tensors that the library has to read as our reader did, because what is in ``weights`` was
+    """Tensors that the library must read as mae-convert's reader did, because ``weights`` was
     computed from them."""
 
 
@@ -67,17 +67,19 @@ def stage(
 ) -> Staged:
     """Return what a child process loads.
 
-    Files whose names are the framework's own are given as they are, and the library that their
-    format belongs to reads them. After declared steps, the new tensors are in a file that we
-    write, and the library confirms what they were computed from. Files that no library reads there
-    are read by us and written again under the same names. Others are converted by the tables.
+    Files with the framework's own tensor names are loaded unchanged, by the library of their
+    format. After declared steps, mae-convert writes the new tensors to a file, and the library
+    confirms the tensors from which they were computed. Files that no library reads in that process
+    are read by mae-convert and written again under the same names. Others are converted by the
+    tables.
 
     Args:
-        checkpoint: what is to be run.
-        framework: who runs it.
-        work: a directory for files that are made.
-        as_stored: the tensors are those of the checkpoint's files; False after declared steps.
-        unread: why the library does not read the files, where that has been tried.
+        checkpoint: the checkpoint.
+        framework: the framework that runs it.
+        work: a directory for files that are created.
+        as_stored: whether the tensors are those of the checkpoint's files; False after declared
+            steps.
+        unread: why the library does not read the files, if that has been tried.
     """
     loader = loader_for(checkpoint, framework) if unread is None else None
     if loader is not None and as_stored:
@@ -87,7 +89,7 @@ def stage(
         kind, suffix = STAGED_AS[framework]
         layout = checkpoint.family.model_layout(MODELS_OF.get(framework, framework))
         staged = work / f"model{suffix}"
-        whole = replace(checkpoint, key_bias=True, also=())  # loaders know biases of the key only
+        whole = replace(checkpoint, key_bias=True, also=())  # loaders only support key biases
         execute(plan_conversion(whole, staged, layout, dtype=_exact_dtype(checkpoint)))
         return Staged(StoredWeights((str(staged),), kind), layout, BY_TABLES)
     weights = _under_its_own_names(checkpoint, framework, named, work)
@@ -114,13 +116,13 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
 
 
 def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return what begins the names of an encoder that is run out of a pre-training model."""
+    """Return the prefix of the encoder's names in a pre-training model."""
     prefix = checkpoint.family.encoder_prefixes.get(checkpoint.table.name)
     return (prefix,) if prefix and checkpoint.task == "encoder" else ()
 
 
 def _reading(checkpoint: Checkpoint) -> ReadTensors:
-    """Return the tensors that our reader read from a checkpoint, before any declared step."""
+    """Return the tensors that mae-convert's reader has read, before declared steps."""
     stored = replace(_stored(checkpoint, ""), prefixes=())
     before = open_container(checkpoint.path, checkpoint.container.state_key)
     used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
@@ -141,7 +143,7 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
 def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
-    """Write the tensors that our reader has read into one file, with unchanged names."""
+    """Write the tensors that mae-convert's reader has read to one file, with unchanged names."""
     kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
@@ -154,7 +156,7 @@ def _under_its_own_names(
 
 
 def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
-    """Return the tensors by their own names, without those that MAE does not use."""
+    """Return the used tensors by their stored names."""
     used = {rule.external for rule in checkpoint.rules}
     return [tensor for name, tensor in checkpoint.container.tensors.items() if name in used]
 

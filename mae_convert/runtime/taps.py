@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Point(NamedTuple):
-    """An intermediate activation: a module, and which part of its input or output it is."""
+    """An intermediate activation: a module, and a function of its input and output."""
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
@@ -55,8 +55,8 @@ def replacing(
     """Replace activations while the model runs, so that each step gets the given input.
 
     Args:
-        points: where in the model each activation is, by name.
-        given: what replaces it, (N, T, D), of any dtype and device.
+        points: the position of each activation in the model, by name.
+        given: the replacement, (N, T, D), of any dtype and device.
 
     Yields:
         A dictionary that is filled with the activations that the model itself has computed.
@@ -104,6 +104,6 @@ def exchanged(computed: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     if computed.ndim == 2:
         return computed[:, None], given[:, 0]
     more = computed.shape[1] - given.shape[1]
-    if more <= 0:  # of other shapes the next step fails, and says so
+    if more <= 0:  # with other shapes the next step raises an error
         return computed, given
     return computed[:, more:], torch.cat([computed[:, :more], given], dim=1)

@@ -16,12 +16,12 @@ from mae_convert.runtime.torch_runs import WithoutValues
 def make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], device: str | None) -> Any:
     """Return a model in evaluation mode with exactly these tensors.
 
-    The model is made without memory, and each tensor is read into the place where it stays: at no
-    time is there more than the model and a piece of one tensor.
+    The model is created without memory, and each tensor is read into its final memory: there is
+    never more in memory than the model and a piece of one tensor.
 
     Raises:
         LayoutError: the tensors are not the model's.
-        MissingRequirementError: there is no such device.
+        MissingRequirementError: the device does not exist.
     """
     with WithoutValues():
         model = model_class(config)
@@ -92,7 +92,7 @@ def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
 
     def load() -> np.ndarray:
         read = value.detach().cpu().contiguous()
-        if kind == "bfloat16":  # which NumPy does not know by itself
+        if kind == "bfloat16":  # which NumPy does not support itself
             return read.view(torch.uint16).numpy().view(DTYPES[kind])
         return read.numpy()
 

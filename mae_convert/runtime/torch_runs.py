@@ -43,9 +43,9 @@ def settings() -> dict[str, Any]:
 class WithoutValues(TorchFunctionMode):
     """A context in which models built in this thread have parameters without values.
 
-    Their parameters are on the meta device and are not initialised: to draw random numbers on that
-    device, PyTorch would first import a computer algebra system, which takes a second. Other
-    threads are not affected: PyTorch keeps these modes for each thread.
+    Their parameters are on the meta device and are not initialised, because for random numbers on
+    that device PyTorch would import SymPy, which takes a second. Other threads are not affected:
+    PyTorch has these modes for each thread.
     """
 
     def __torch_function__(
@@ -78,15 +78,15 @@ def torch_runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Args:
-        job: what to run.
+        job: the job.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
-        build: makes the model with its weights; called again after a run that rounded them.
-        forward: runs it.
-        points: returns where in the model the activations are that end a step: the embeddings,
+        build: creates the model with its weights; called again after a run that rounded them.
+        forward: runs the model.
+        points: returns the positions of the activations at the end of each step: the embeddings,
             the output of each block, the norms.
 
     Raises:
-        LoadError: the weights do not fit, or a result has another dtype than was asked for.
+        LoadError: the weights do not fit, or a result does not have the requested dtype.
     """
     _be_deterministic(job.mode)
     if job.step_outputs:
@@ -97,7 +97,7 @@ def torch_runs(
         device = "cpu" if dtype == "float64" else job.device
         kind = getattr(torch, "float32" if dtype == "tf32" else dtype)
         run = model.to(device=device, dtype=kind).train(job.mode == "train")
-        # No output or gradient outlives its run: it would keep all activations in memory.
+        # No output or gradient is kept after its run: it would keep all activations in memory.
         yield (
             dtype,
             {
@@ -105,13 +105,13 @@ def torch_runs(
                 for name, value in _results(run, job, inputs, device, forward).items()
             },
         )
-        # Rounded weights must not become another run's weights.
+        # Another run must not use the rounded weights.
         if dtype != "float64" and number + 1 < len(job.dtypes):
             model = build(job)
 
 
 def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> Forward:
-    """Return a forward pass in which each step gets a given input, whatever precedes it."""
+    """Return a forward pass in which each step gets a given input."""
 
     def run(model: Any, *inputs: Any, **additional: Any) -> Results:
         with replacing(points(model), given) as computed:
@@ -124,7 +124,7 @@ def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> 
 def _be_deterministic(mode: str) -> None:
     if mode == "compiled":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    else:  # the same, but for the compiler, whose import takes longer than running a ViT-B
+    else:  # the same without the compiler, whose import takes longer than running a ViT-B
         torch.set_deterministic_debug_mode("warn")
 
 

@@ -39,11 +39,11 @@ class Trace:
         """Read a trace file.
 
         Raises:
-            CheckpointError: the file is not there, is not a trace, or is one of another version.
+            CheckpointError: the file does not exist, is not a trace, or has another version.
         """
         if not path.exists():
             raise CheckpointError(path, " does not exist")
-        if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
+        if kind := kind_of(path):  # the library would wait for a pipe, and block signals meanwhile
             raise CheckpointError(path, f" is {kind} and not a regular file", hint="name a trace")
         try:
             text, arrays = read_trace(path)
@@ -95,8 +95,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return a trace's metadata: everything that a verdict needs besides the results.
 
-    ``tensors`` holds shape, dtype and SHA-256 of every canonical tensor. ``native`` means that
-    nothing of ``ours`` stood between the stored bytes and the model.
+    ``tensors`` has shape, dtype and SHA-256 of every canonical tensor. ``native`` means that no
+    code of mae-convert (``ours``) read or converted the stored tensors.
     """
     hashes = files_sha256(checkpoint.container.opened)
     description = {

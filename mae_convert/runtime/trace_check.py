@@ -13,7 +13,7 @@ from mae_convert.families.family import Family
 from mae_convert.files.strict_json import check_document
 
 BLOCK_STEPS = ("q", "k", "v", "attention", "mlp", "output")
-GRADIENT = "grad/"  # begins the names of gradients among a run's results
+GRADIENT = "grad/"  # the prefix of gradients in a run's results
 TAP = "tap/"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 BLOCK = re.compile(rf"(encoder|decoder)\.blocks\.(\d{{1,4}})\.({'|'.join(BLOCK_STEPS)})")
@@ -25,7 +25,7 @@ RESULTS = {
     "classify": ("logits",),
 }
 
-Shape = tuple[int | None, ...]  # None is any number but 0
+Shape = tuple[int | None, ...]  # None stands for any number but 0
 
 
 def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
@@ -33,11 +33,11 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
     Args:
         description: the metadata of a trace file, or ``source_trace`` of a certificate.
-        arrays: by name, as `Trace` has them.
+        arrays: the arrays by name, as in `Trace`.
         where: the file, for the message.
 
     Raises:
-        CheckpointError: something is missing, or is not as it must be.
+        CheckpointError: something is missing or invalid.
     """
     check_document(description, "trace", where, "trace the checkpoint again")
     for problem in _problems(description, arrays):
@@ -45,7 +45,7 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yield problems in words; later checks rely on earlier ones."""
+    """Yield sentences about problems; later checks rely on earlier ones."""
     if has_control_characters(description):
         yield "a string in it contains control characters"
     family = described_family(description)

@@ -1,9 +1,9 @@
 """The child process of a trace: one framework, one checkpoint, one file of results.
 
 It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
-that has NumPy, safetensors and the framework and nothing of ours, so the packages that it needs are
-made importable from the folders beside this file, and no others are. It ends when its standard
-input does, which is when the process that has started it does.
+with NumPy, safetensors and the framework, but without mae-convert. Therefore it makes the packages
+that it needs importable from the directories of this file, and no others. It ends when its standard
+input is closed, which is when its parent ends.
 
 ``python worker.py --missing REQUIREMENT...`` prints which requirements that interpreter lacks.
 """
@@ -40,10 +40,10 @@ def expose(package: str) -> ModuleType:
 
 
 def missing(requirements: Sequence[str]) -> list[str]:
-    """Return those requirements that are not installed; none of them is imported.
+    """Return the requirements that are not installed; none of them is imported.
 
     Args:
-        requirements: names of packages, as ``torch``, or of what has to be in a package, as
+        requirements: names of packages, such as ``torch``, or paths in a package, such as
             ``keras/src/ops``.
     """
     return [requirement for requirement in requirements if not _is_installed(requirement)]
@@ -68,12 +68,12 @@ def stage_file(job_path: Path) -> Path:
 
 def note_stage(job_path: Path, stage: str) -> None:
     """Note the next stage, such as "importing torch", for the message of a time limit."""
-    with suppress(OSError):  # a full disk will be told of by what is done
+    with suppress(OSError):  # the work itself will report a full disk
         stage_file(job_path).write_text(stage)
 
 
 def end_with_parent() -> None:
-    """End this process when its parent ends, however it ends."""
+    """End this process when its parent ends."""
     be_killed_with_parent()
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
 
@@ -81,7 +81,7 @@ def end_with_parent() -> None:
 def be_killed_with_parent() -> None:
     """Let Linux kill this process when its parent ends; does nothing on other systems."""
     if sys.platform == "linux":
-        with suppress(Exception):  # as where ctypes is missing
+        with suppress(Exception):  # for example without ctypes
             import ctypes
 
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -94,9 +94,9 @@ def _end_with_standard_input() -> None:
         os._exit(1)
 
 
-REPORT = "worker: "  # what begins the line that says why a job failed
+REPORT = "worker: "  # the prefix of the line with the reason why a job failed
 TF_CLASSES = ("transformers", "transformers-tf")
-# Of one library, classes that are called otherwise have a runner of their own.
+# Classes of a library with another interface have a separate runner.
 LOADER_RUNNERS = {
     TF_CLASSES: "run_transformers_tf",
     ("transformers", "transformers-video"): "run_transformers_video",
@@ -114,10 +114,10 @@ def import_runner(framework: str, loader: str) -> ModuleType:
     """Import the one module that runs a framework's model, and thereby the framework."""
     if framework in ("tensorflow", "jax"):
         os.environ["KERAS_BACKEND"] = framework
-    # A framework's import makes a million objects that stay: looking through them for garbage,
-    # then and later, is in vain.
+    # The import of a framework creates a million permanent objects, which the garbage collector
+    # need not examine.
     gc.disable()
-    # transformers had classes for two frameworks, which are not to meet in one process.
+    # transformers 4 had classes for two frameworks, which must not be in one process.
     name = LOADER_RUNNERS.get((framework, loader), RUNNERS[framework])
     runner = importlib.import_module(f"mae_convert.runtime.{name}")
     gc.freeze()
@@ -134,8 +134,8 @@ def run(job_path: Path) -> None:
     job = Job.load(job_path)
     note_stage(job_path, f"importing {job.framework}")
     if job.framework == "torch" and hasattr(os, "nice"):
-        # PyTorch is done first: the other side, for which the verdict waits, gets more of the time.
-        # Not the lowest priority: beside other work of the machine that gets almost no time at all.
+        # PyTorch is faster: the other side, for which the verdict waits, gets more of the time. Not
+        # the lowest priority, which gets almost no time if the machine has other work.
         os.nice(5)
     runner = import_runner(job.framework, job.loader)
     import numpy as np
@@ -146,10 +146,10 @@ def run(job_path: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     runs = runner.runs(job, inputs)
     for dtype in job.dtypes:
-        note_stage(job_path, f"running {dtype}")  # the first time with loading the weights
+        note_stage(job_path, f"running {dtype}")  # the first run includes loading the weights
         _, results = next(runs)
         for name, array in results.items():
-            # What does not depend on the dtype is kept once; that it does not is checked.
+            # Arrays that do not depend on the dtype are stored once; this is checked.
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
             if key in arrays and not np.array_equal(arrays[key], array):
                 raise RuntimeError(f"{name} differs between runs of the same trace")
@@ -165,7 +165,7 @@ def run(job_path: Path) -> None:
 
 def main() -> int:
     """Run the job named on the command line; a failure is one line on standard error."""
-    # Our folder holds modules whose names others may want; nothing is to be found there.
+    # The directory of this file has modules with common names; nothing must be imported from it.
     sys.path[:] = [
         entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/runtime"
     ]
@@ -190,7 +190,9 @@ def main() -> int:
         print(f"{REPORT}{to_json(error)}", file=sys.stderr)
         return 4 if isinstance(error, UnreadError) else 2
     except Exception as error:
-        if reason := shortage(error):  # a library that cannot be loaded for it is not missing
+        if reason := shortage(
+            error
+        ):  # for this reason a library cannot be loaded, although it is not missing
             _report(reason)
             return 2
         if isinstance(error, ImportError):
@@ -211,4 +213,4 @@ def _report(sentence: str) -> None:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # taking frameworks and models apart takes a second that somebody waits for
+    os._exit(status)  # the regular exit would take a second to deallocate frameworks and models

@@ -39,7 +39,7 @@ class BlockConfig:
     """Whether the key projection has one if the others have."""
 
     layer_scale: float = 0.0
-    """Initial value of a factor for each channel of the outputs of attention and MLP; 0 where there
+    """Initial value of a factor for each channel of the outputs of attention and MLP; 0 if there
     is none."""
 
     dropout: float = 0.0

@@ -27,7 +27,7 @@ class ViTMAEConfig(Configuration):
         attention_probs_dropout_prob: dropout on attention probabilities.
         initializer_range: standard deviation of freshly initialised tokens.
         layer_norm_eps: added to the variance in every layer normalisation.
-        decoder_layer_norm_eps: the same in the decoder; None where it is ``layer_norm_eps`` there
+        decoder_layer_norm_eps: the same in the decoder; None if it is ``layer_norm_eps`` there
             too.
         image_size: side of a square image or (height, width), in pixels.
         patch_size: side of a square patch or (height, width); divides ``image_size``.

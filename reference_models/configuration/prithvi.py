@@ -12,7 +12,7 @@ class PrithviConfig(VideoConfiguration):
     """Configuration of a Prithvi-EO, version 1 or 2, with or without time and location ("TL").
 
     Fields that are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Names
-    are those of transformers where it has them, else the authors'. Defaults are Prithvi-EO-2.0-300M
+    are those of transformers if it has them, else the authors'. Defaults are Prithvi-EO-2.0-300M
     (Szwarcman et al. 2024, arXiv:2412.02732).
 
     Attributes:

@@ -21,7 +21,7 @@ Initializer = Any
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
-    """Return a dense layer; its kernel is Xavier uniform where no initializer is given."""
+    """Return a dense layer; its kernel is Xavier uniform if no initializer is given."""
     return keras.layers.Dense(
         units, kernel_initializer=initializer or "glorot_uniform", name=name, dtype=dtype
     )

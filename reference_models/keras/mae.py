@@ -117,7 +117,7 @@ class Encoder(Trunk):
         """Encode the patches ``ids_keep`` (N, kept) of images (N, C, H, W), or all in order.
 
         Returns:
-            Tokens (N, 1 + kept, D), after the final norm where there is one.
+            Tokens (N, 1 + kept, D), after the final norm if there is one.
         """
         tokens = self.embedding_dropout(self.embeddings(pixel_values, ids_keep))
         tokens = self.run_blocks(tokens, "encoder", taps)
@@ -160,7 +160,7 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode what is left.
 
-        ``training`` is that of the surrounding call where it is not given.
+        ``training`` is that of the surrounding call if it is not given.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).

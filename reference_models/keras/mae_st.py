@@ -40,7 +40,7 @@ from reference_models.outputs import (
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with learned positions and, where the model has one, a class token before them."""
+    """Blocks with learned positions and, if the model has one, a class token before them."""
 
     prefix = ""  # of the variables' names
 
@@ -80,7 +80,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
         """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
 
         Returns:
-            Tokens (N, kept, D), without the class token, after the final norm; where there is none,
+            Tokens (N, kept, D), without the class token, after the final norm; if there is none,
             the blocks' output (N, [1 +] L, D).
         """
         tokens = self.run_blocks(self.embed(pixel_values, ids_keep), "encoder", taps)

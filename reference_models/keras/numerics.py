@@ -79,7 +79,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of logits (N, K) against labels (N,) or (N, K), a scalar.
 
-    It is NaN where a label is not one of the K.
+    It is NaN if a label is not one of the K.
 
     Raises:
         ValueError: there is not one label for each image.

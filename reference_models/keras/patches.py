@@ -62,7 +62,7 @@ class PatchProjection(keras.layers.Layer):
 def add_positions(
     layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
 ) -> Any:
-    """Add position embeddings: learned where an initializer is given, else a fixed table."""
+    """Add position embeddings: learned if an initializer is given, else a fixed table."""
     return layer.add_weight(
         name=name,
         shape=table.shape,
@@ -128,7 +128,7 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         ids_keep: (N, kept), the patches that stay, in the order of their noise.
-        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
+        mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
         ids_restore: (N, L), the place of each patch in the shuffled order.
     """
     ids_shuffle = ops.argsort(noise, axis=1)  # stable on TensorFlow and on JAX
@@ -140,7 +140,7 @@ def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches as `mask_by_noise` does, and keep the order of the image.
 
     Returns:
-        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
+        mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
         ids: (N, L), first the patches that stay, then those removed, each ascending.
         ids_restore: (N, L), the place of each patch in ``ids``.
     """
@@ -174,7 +174,7 @@ def random_masking(
 
 
 def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
-    """Return noise (N, L): uniform, or ascending where all patches are kept, in order."""
+    """Return noise (N, L): uniform, or ascending if all patches are kept, in order."""
     patches = config.num_patches
     if config.num_kept == patches:
         return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
@@ -238,7 +238,7 @@ class PixelPrediction:
             logits: (N, L, P), the predicted patches.
             mask: (N, L), 1 where a patch is removed; at least one must be.
             norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured where it is not given.
+                before it is compared; as configured if it is not given.
         """
         target = self.patchify(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:

@@ -56,7 +56,7 @@ class CoordinateEmbedding(keras.layers.Layer):
     def call(self, coordinates: Tensor) -> Tensor:
         """Embed coordinates (..., 2) as (..., D).
 
-        Angles are computed in float64 where the backend has it: a year times a frequency loses four
+        Angles are computed in float64 if the backend has it: a year times a frequency loses four
         digits in float32, as which the authors compute it.
         """
         coordinates = ops.cast(coordinates, widest_float())
@@ -69,7 +69,7 @@ class CoordinateEmbedding(keras.layers.Layer):
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with fixed positions, and embeddings of times and locations where configured."""
+    """Blocks with fixed positions, and embeddings of times and locations if configured."""
 
     suffix: str  # of the embeddings' names
 

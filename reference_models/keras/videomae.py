@@ -76,7 +76,7 @@ class Encoder(VideoEncoder):
         """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
 
         Returns:
-            Tokens (N, kept, D), after the final norm where there is one.
+            Tokens (N, kept, D), after the final norm if there is one.
         """
         patches = patchify(pixel_values, self.config)  # (N, L, P)
         positions = fixed_positions(self, self.config)
@@ -253,8 +253,8 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             logits: (N, M, P), the predicted patches.
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; as configured where it is not given.
-            ids_decode: (N, M), the patches' places; where not given, all hidden ones in order.
+                unbiased deviation before it is compared; as configured if it is not given.
+            ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:

@@ -47,7 +47,7 @@ class CoordinateEmbedding(nn.Module):
     def forward(self, coordinates: Tensor) -> Tensor:
         """Embed coordinates (..., 2) as (..., D).
 
-        Angles are computed in float64 where the device has it: a year times a frequency loses four
+        Angles are computed in float64 if the device has it: a year times a frequency loses four
         digits in float32, as which the authors compute it.
         """
         exact = torch.float32 if coordinates.device.type == "mps" else torch.float64

@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
 
         Returns:
-            Tokens (N, kept, D), after the final norm where there is one.
+            Tokens (N, kept, D), after the final norm if there is one.
         """
         patches, positions = patchify(pixel_values, self.config), self.positions  # (N, L, P)
         if ids_keep is not None:
@@ -223,7 +223,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             pixel_values: (N, C, T, H, W).
             noise: (N, L).
             ids_decode: (N, M), the patches to predict, ascending, as version 2's decoder masking
-                chooses them (section 3.2 there); where not given, all hidden patches.
+                chooses them (section 3.2 there); if not given, all hidden patches.
             options: what else to return, see `OutputOptions`.
 
         Returns:
@@ -269,8 +269,8 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             logits: (N, M, P), the predicted patches.
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; as configured where it is not given.
-            ids_decode: (N, M), the patches' places; where not given, all hidden ones in order.
+                unbiased deviation before it is compared; as configured if it is not given.
+            ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:

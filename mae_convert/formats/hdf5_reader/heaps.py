@@ -76,7 +76,7 @@ class FractalHeap:
     """Address of the root block."""
 
     rows: int
-    """Rows of the root block, 0 where it is a direct block."""
+    """Rows of the root block, 0 if it is a direct block."""
 
     def object(self, identity: bytes) -> bytes:
         """Return an object by its id.

@@ -149,7 +149,7 @@ class Attribute:
 
     type: Type | None
     shape: tuple[int, ...] | None
-    """Of its elements; None where they are shared with other attributes, or none."""
+    """Of its elements; None if they are shared with other attributes, or none."""
 
     data: bytes
     """The elements."""
