@@ -17,8 +17,7 @@ PROGRAM = (sys.executable, "-m", "mae_convert")
 PEER = Path(__file__).with_name("bench_peer.py")
 HEADS = {"base": 12, "large": 16, "huge": 16}
 
-# A conversion with a clock on its progress: it is read, hashed and written, then flushed while it
-# is compared.
+# A conversion whose progress is timed: reading, hashing and writing, then flushing and comparing.
 PHASES = """
 import json, sys, time
 from pathlib import Path
@@ -45,24 +44,23 @@ print(json.dumps([filled - begun, ended - filled]))
 
 @dataclass(frozen=True)
 class Work:
-    """A checkpoint and a folder on the same disk.
-
-    Attributes:
-        size: "base", "large" or "huge".
-        checkpoint: the file, in the original layout.
-        folder: is empty before each run, and after it.
-    """
+    """A checkpoint and a folder on the same disk."""
 
     size: str
+    """"base", "large" or "huge"."""
+
     checkpoint: Path
+    """The file, in the original layout."""
+
     folder: Path
+    """Is empty before each run, and after it."""
 
     def copied(self) -> Run:
         """Copy the file and wait until it is on the disk."""
         return self._run(["sh", "-c", 'cp "$0" "$1" && sync -f "$1"', self.checkpoint, self.target])
 
     def converted(self, layout: str) -> Run:
-        """Convert it with our command."""
+        """Convert it with mae-convert."""
         return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
 
     def phases(self, layout: str) -> list[float]:
@@ -82,19 +80,19 @@ class Work:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, and wait until the disk has done it."""
+    """Remove a file or a directory, and wait for the disk."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     os.sync()
     time.sleep(0.5)
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Make a random checkpoint of an official size, unless it is there."""
+    """Create a random checkpoint of an official size, unless it exists."""
     path = folder / f"{size}.pth"
     if not path.exists():
         command = [sys.executable, "full_size.py", f"visualize_vit_{size}", str(path)]
         subprocess.run(command, check=True, cwd=ROOT / "tests" / "helpers")
-    with path.open("rb") as file:  # so that the first run, too, finds it in memory
+    with path.open("rb") as file:  # so that it is cached in memory before the first run, too
         while file.read(1 << 24):
             pass
     return path

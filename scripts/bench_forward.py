@@ -1,6 +1,7 @@
-"""Forward passes of our models against other classes, in one environment, by turns.
+"""Forward passes of this project's models and of other classes, alternating, in one environment.
 
-Ours are the reference models in PyTorch, and in TensorFlow the classes of `mae_convert.models`.
+This project's are the reference models in PyTorch, and in TensorFlow the classes of
+`mae_convert.models`.
 """
 
 import json
@@ -19,7 +20,7 @@ TURN = 0.4
 
 
 class Comparison(NamedTuple):
-    """Two models of the same work: ours, and the class of a library."""
+    """Two models of the same function: this project's, and the class of a library."""
 
     library: str
     framework: str
@@ -38,7 +39,7 @@ MODES = ("eager", "compiled")
 
 
 class Model:
-    """A model in a process of its own, which waits for its turn."""
+    """A model in a separate process, which computes on request."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         self._process = process
@@ -106,7 +107,7 @@ def rows(
 def by_turns(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Return seconds of both, turn by turn; who begins changes."""
+    """Return the seconds of both, which run alternately, in changing order."""
     models = (ours, theirs)
     for model in models:
         model.seconds(mode, batch, 2)  # compiles

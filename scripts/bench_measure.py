@@ -14,21 +14,20 @@ INTERVAL = 0.01
 
 @dataclass(frozen=True)
 class Run:
-    """What a command took.
-
-    Attributes:
-        seconds: wall time.
-        anonymous: bytes of memory that are no file's (RssAnon), at the peak.
-        output: what it printed.
-    """
+    """The time and memory of a command."""
 
     seconds: float
+    """Wall time."""
+
     anonymous: int
+    """The peak of anonymous memory (RssAnon) in bytes."""
+
     output: str
+    """The standard output."""
 
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
-    """Run a command that must succeed; the memory is looked at every hundredth of a second."""
+    """Run a command that must succeed; the memory is sampled every hundredth of a second."""
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -60,7 +59,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of the ratios pair by pair, so that what slows a whole pair cancels."""
+    """Return the median of the ratios of pairs, in which what slows a whole pair cancels."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

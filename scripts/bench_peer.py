@@ -1,4 +1,4 @@
-"""Convert with the classes of transformers 4.57.6, as people did: run by `benchmark.py`.
+"""Convert with the classes of transformers 4.57.6; run by `benchmark.py`.
 
 python scripts/bench_peer.py transformers CHECKPOINT DIRECTORY HEADS
 python scripts/bench_peer.py transformers-tf DIRECTORY DIRECTORY HEADS
@@ -28,7 +28,7 @@ IN_A_BLOCK = (
 
 
 def renamed(name: str) -> str:
-    """Return their name of a tensor."""
+    """Return transformers' name of a tensor."""
     for ours, theirs in RENAMED:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)

@@ -1,4 +1,4 @@
-"""What should take no time, and a conversion in little memory."""
+"""Commands that should start quickly, and a conversion with little memory."""
 
 import sys
 from collections.abc import Iterator

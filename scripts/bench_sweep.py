@@ -1,7 +1,7 @@
 """Measure what a sweep adds to its jobs, and what more workers save: bench_sweep.py CHECKPOINT.
 
-The same jobs are run by calling the function in a loop, by one worker, and by two, in turn, and the
-shortest time of each is told. Memory is the most that a job's processes held together.
+The same jobs are run in turn by calling the function in a loop, by one worker, and by two; the
+shortest time of each is printed. Memory is the peak of all processes of a job together.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mae_convert.sweep.result import Row
 
 
 def main() -> None:
-    """Measure, and print a line for each way."""
+    """Measure, and print a line for each method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--jobs", type=int, default=4)

@@ -37,7 +37,7 @@ Call = Callable[[], object]
 
 
 def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return what makes a call of a PyTorch model, given the mode and the batch."""
+    """Return a function that creates a call of a PyTorch model from mode and batch."""
     import torch
 
     if library == "timm":
@@ -71,7 +71,7 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return what makes a call of a TensorFlow model, given the mode and the batch."""
+    """Return a function that creates a call of a TensorFlow model from mode and batch."""
     import tensorflow as tf
 
     if library == "transformers":
@@ -103,7 +103,7 @@ def seconds(call: Call, calls: int) -> float:
 
 
 def main() -> None:
-    """Build the model; then read what to time, a line of JSON each, and answer with the seconds."""
+    """Build the model; then read requests, lines of JSON, and print the seconds of each."""
     library, framework, size, part = sys.argv[1:]
     call_of = {"pytorch": pytorch, "tensorflow": tensorflow}[framework](library, size, part)
     made: dict[tuple[str, int], Call] = {}

@@ -1,11 +1,11 @@
-"""Measure how fast this is, against `cp` and against transformers and timm, as Markdown tables.
+"""Measure the speed compared with `cp`, transformers and timm, as Markdown tables.
 
 python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV/bin/python
 
 ENV of the first has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; of the second
 timm and torch. Without them their columns are left out. All ratios are medians of ratios within a
-pair: what is compared runs directly one after the other, in one run of this script. Checkpoints
-are random ones of the official sizes, in --folder, whose disk is the one that is measured.
+pair, whose members run directly one after the other, in one run of this script. Checkpoints are
+random ones of the official sizes, in --folder, whose disk is the one that is measured.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SIZES = ("base", "large", "huge")
 
 
 def arguments() -> argparse.Namespace:
-    """Return what was asked for."""
+    """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="has transformers 4.57.6")
     parser.add_argument("--timm-python", type=Path, metavar="PATH", help="has timm")
@@ -42,7 +42,7 @@ def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
 
 
 def start(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure what should take no time, and what should fit into little memory."""
+    """Measure commands that should start quickly, and the memory of a conversion."""
     return bench_start.rows(given.sizes, folder, given.pairs)
 
 
@@ -62,7 +62,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = 
 
 
 def main() -> None:
-    """Measure, and print a table of each kind."""
+    """Measure, and print the tables."""
     given = arguments()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)

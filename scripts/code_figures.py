@@ -25,8 +25,8 @@ CHECKPOINT = "mae_convert/data/demo/checkpoint.pth"
 SHORTEST_DUPLICATE = 6  # lines of a function
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Prints the files of the project in which a function of the command was entered; what only runs
-# while a module is imported is not counted.
+# Prints the files of the project in which a function of the command was called; code that runs
+# during an import is not counted.
 TRACE = """
 import sys, threading
 root, files = sys.argv.pop(1) + "/", set()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure how well a masked autoencoder fills in what was removed from images, and show it.
+"""Measure how well a masked autoencoder reconstructs removed patches of images, and draw them.
 
-Of each image nine squares are looked at: the largest one in the middle and eight of 60 % of its
-side, in the corners and between them, each under several masks. The errors, over removed pixels
-only, are compared with three ways to do it without a model: one colour for all (the mean of the
-training set's), the mean colour of the visible patches, and the mean colour of the nearest
-visible patch.
+Nine squares of each image are evaluated: the largest one in the middle and eight of 60 % of its
+side, in the corners and between them, each with several masks. The errors, over removed pixels
+only, are compared with three predictions without a model: one colour for all (the mean of the
+training set), the mean colour of the visible patches, and the mean colour of the nearest visible
+patch.
 
     python scripts/evaluate_reconstruction.py CHECKPOINT PICTURE... [--panel OUT.png]
 """
@@ -71,7 +71,7 @@ def squares(picture: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 
 
 def cut(picture: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
-    """Return the square at the place (x, y), each from 0 to 1, as pixels (3, H, W)."""
+    """Return the square at the position (x, y), each from 0 to 1, as pixels (3, H, W)."""
     left, upper = x * (picture.width - side), y * (picture.height - side)
     height, width = config.image_hw
     box = (left, upper, left + side, upper + side)
@@ -79,13 +79,13 @@ def cut(picture: Image.Image, x: float, y: float, side: float, config: ViTMAECon
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return (N, L, P): everywhere one colour, given as R, G, B from 0 to 255."""
+    """Return (N, L, P) of one colour, given as R, G, B from 0 to 255."""
     normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
-    """Return (N, L, P): everywhere the mean colour of an image's visible patches."""
+    """Return (N, L, P) of the mean colour of an image's visible patches."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     visible = (1 - mask).unsqueeze(-1)
     mean = (colours * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
@@ -93,7 +93,7 @@ def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
 
 
 def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Return (N, L, P): everywhere the mean colour of the nearest visible patch."""
+    """Return (N, L, P) of the mean colour of the nearest visible patch."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     places = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
     distances = torch.cdist(places, places) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
@@ -112,7 +112,7 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 def evaluate(
     model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return the errors of the model and of what needs no model; pixels (N, 3, H, W)."""
+    """Return the errors of the model and of predictions without a model; pixels (N, 3, H, W)."""
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask
     guesses = {
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def make_noise(images: int, config: ViTMAEConfig, seed: int) -> Tensor:
-    """Return noise (N, L) that decides the masks."""
+    """Return the noise (N, L) of the masks."""
     rng = np.random.Generator(np.random.Philox(seed))
     return torch.from_numpy(rng.random((images, config.num_patches), dtype=np.float32))
 

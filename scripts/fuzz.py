@@ -1,13 +1,13 @@
-"""Open hundreds of thousands of spoiled files and see that each is read or refused in a sentence.
+"""Open corrupted files by the thousand, and check that each is read or refused with a message.
 
 python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # goes on where it was ended
 python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris, if it is installed
 
-Good files of each container are spoiled at random, opened, read whole, and planned as a conversion
-into every layout; certificates and traces are read and judged. Nothing may be raised but a
-refusal; no input may take more than 10 seconds of the processor or 256 MB of memory. The work is
-done in child processes of some thousand inputs, and one that dies counts as a crash. Prints a
-summary; exit status 1 if anything went wrong.
+Valid files of each format are corrupted at random, opened, read completely, and planned as a
+conversion to every layout; certificates and traces are read and judged. Only errors of mae-convert
+may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory. Child
+processes run some thousand inputs each, and one that is killed counts as a crash. Prints a summary;
+exit status 1 if anything went wrong.
 """
 
 import argparse
@@ -48,7 +48,7 @@ FLAGS = Flags(num_attention_heads=2, decoder_num_attention_heads=2)
 
 @dataclass
 class Tally:
-    """What inputs have come to; those that went wrong by what was wrong with them."""
+    """The numbers of inputs by outcome, and the failures by kind."""
 
     container: str
     inputs: int = 0
@@ -59,7 +59,7 @@ class Tally:
     overruns: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        """Count the inputs of another one too."""
+        """Add the numbers of another tally."""
         self.inputs += other.inputs
         self.read += other.read
         self.refused += other.refused
@@ -69,11 +69,11 @@ class Tally:
 
 
 class HangError(BaseException):
-    """An input takes too long; nothing that reads files may catch this."""
+    """An input takes too long; code that reads files may not catch this."""
 
 
 def examine(path: Path) -> None:
-    """Open a checkpoint, read everything in it, and plan what it can become.
+    """Open a checkpoint, read everything in it, and plan its conversions.
 
     Raises:
         MaeConvertError: it is refused.
@@ -103,7 +103,7 @@ EXAMINERS: Mapping[str, Callable[[Path], None]] = {
 
 
 def judge(path: Path, tally: Tally, name: str) -> None:
-    """Examine a spoiled file and count what came of it."""
+    """Examine a corrupted file and count the outcome."""
     tally.inputs += 1
     signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
     try:
@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Judge some spoiled files of a seed; the one that is judged stands in `work`."""
+    """Judge some corrupted files of a seed; the current one is in `work`."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)
@@ -145,7 +145,7 @@ def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
 
 
 def limit_this_process() -> None:
-    """Let nothing run longer or allocate more than is allowed, beyond what there is already."""
+    """Limit the time of each input, and the memory in addition to what is used already."""
 
     def late(_number: int, _frame: FrameType | None) -> None:
         raise HangError
@@ -161,7 +161,7 @@ def child(container: str, numbers: range, coverage: bool) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         seeds = {seed.container: seed for seed in make_seeds(Path(name))}
         seed = seeds[container]
-        with contextlib.suppress(MaeConvertError):  # so that all is imported
+        with contextlib.suppress(MaeConvertError):  # so that all modules are imported
             EXAMINERS.get(container, examine)(seed.folder / seed.opened)
         if coverage:
             from fuzz_guided import run_guided
@@ -172,7 +172,7 @@ def child(container: str, numbers: range, coverage: bool) -> None:
 
 
 def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, int]]:
-    """Yield containers and numbers of inputs, such that all containers go forward together."""
+    """Yield formats and numbers of inputs, so that all formats progress at the same rate."""
     each = -(-inputs // len(containers))
     for start in range(0, each, SHARD):
         for container in containers:
@@ -194,7 +194,7 @@ def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bo
         lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
         if ended.returncode == 0 and lines:
             done[name] = json.loads(lines[-1])
-        else:  # which input it was is found by running the shard again
+        else:  # the input is determined by running the shard again
             died = f"{name}: status {ended.returncode}: {ended.stderr[-300:]}"
             done[name] = asdict(Tally(container, stop - start, crashes=[died]))
         if state is not None:
@@ -207,7 +207,7 @@ def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bo
 
 
 def summary(tallies: Sequence[Tally]) -> bool:
-    """Print a line for each container and one for all; return whether all is well."""
+    """Print a line for each format and one for all; return whether there were no failures."""
     total, by_container = Tally("all"), {}
     for tally in tallies:
         by_container.setdefault(tally.container, Tally(tally.container)).add(tally)
@@ -230,7 +230,7 @@ def summary(tallies: Sequence[Tally]) -> bool:
 
 
 def main() -> int:
-    """Fuzz, or run the one shard that the parent asks for."""
+    """Fuzz, or run the shard that the parent process requests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--state", type=Path, help="keep what was done, and go on from there")

@@ -1,4 +1,4 @@
-"""Fuzzing that atheris guides: it keeps what reaches new code, and spoils that further."""
+"""Fuzzing guided by atheris: inputs that reach new code are mutated further."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LARGEST_INPUT = 1 << 17
 def run_guided(
     seed: "Seed", runs: int, number: int, work: Path, judge: Callable, tally: "Tally"
 ) -> None:
-    """Judge inputs that grow out of a seed, print the tally, and end the process."""
+    """Judge inputs that are mutated from a seed, print the tally, and end the process."""
     from fuzz import limit_this_process
 
     atheris.instrument_all()
@@ -43,7 +43,7 @@ def run_guided(
         chance = random.Random(chosen)
         try:
             return chance.choice(seed.spoilers)(data, chance)[:largest]
-        except Exception:  # what a spoiler cannot take apart is spoiled as bytes
+        except Exception:  # bytes that a mutation cannot parse are mutated as bytes
             return atheris.Mutate(data, largest)
 
     options = [f"-max_len={LARGEST_INPUT}", f"-seed={number + 1}", "-verbosity=0"]

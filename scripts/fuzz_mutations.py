@@ -1,4 +1,4 @@
-"""Ways to spoil a file: of any kind, and such that the damage gets past the first check."""
+"""Mutations of files: for any format, and for each format such that checksums remain valid."""
 
 import io
 import json
@@ -98,12 +98,12 @@ def spoil(data: bytes, chance: random.Random, most: int = 4) -> bytes:
 
 
 def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
-    """Return as many bytes, everything where it was, with a few mutations."""
+    """Return bytes of the same length, with a few mutations in place."""
     return _spoiled(data, chance, 4, IN_PLACE)
 
 
 def spoil_places(data: bytes, chance: random.Random) -> bytes:
-    """Return as many bytes with a few numbers changed that may be places in the file, or sizes."""
+    """Return bytes of the same length, with a few numbers changed that may be offsets or sizes."""
     found = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
     spoiled = bytearray(data)
     for at in chance.sample(found, min(len(found), chance.randint(1, 3))):
@@ -126,7 +126,7 @@ def _spoiled(data: bytes, chance: random.Random, most: int, mutations: Sequence[
 
 
 def spoil_in_zip(data: bytes, chance: random.Random) -> bytes:
-    """Return a zip archive, whole as such, with one of its records spoiled, gone, or renamed."""
+    """Return a valid zip archive with one of its records corrupted, removed or renamed."""
     records = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for entry in archive.infolist():
@@ -149,7 +149,7 @@ def spoil_in_zip(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_header(data: bytes, chance: random.Random) -> bytes:
-    """Return a safetensors file with its header spoiled and its length right."""
+    """Return a safetensors file with a corrupted header of the correct length."""
     (length,) = struct.unpack("<Q", data[:8])
     spoil_text = _spoil_json if chance.random() < 0.5 else spoil
     header = spoil_text(data[8 : 8 + length], chance)
@@ -157,7 +157,7 @@ def spoil_header(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_description(data: bytes, chance: random.Random) -> bytes:
-    """Return a trace whose description, JSON in the header's JSON, is spoiled."""
+    """Return a trace whose description, JSON in the header's JSON, is corrupted."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     spoiled = spoil_json(header["__metadata__"]["trace"].encode(), chance)
@@ -167,7 +167,7 @@ def spoil_description(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_shapes(data: bytes, chance: random.Random) -> bytes:
-    """Return a safetensors file whose header is whole, with arrays renamed, reshaped or gone."""
+    """Return a safetensors file with a valid header, with arrays renamed, reshaped or removed."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]
@@ -186,7 +186,7 @@ def spoil_shapes(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_json(data: bytes, chance: random.Random) -> bytes:
-    """Return a JSON text with one of its values or names replaced by another, or spoiled bytes."""
+    """Return a JSON text with one of its values or names replaced, or with corrupted bytes."""
     return _spoil_json(data, chance) if chance.random() < 0.7 else spoil(data, chance)
 
 

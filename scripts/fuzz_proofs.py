@@ -1,4 +1,4 @@
-"""Certificates and traces for `fuzz.py`: made without a framework, and examined after spoiling."""
+"""Certificates and traces for `fuzz.py`, created without a framework, and their examination."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from mae_convert.verify.replay import _not_kept
 from mae_convert.verify.tracing import save_trace
 from mae_convert.verify.verification import InputChoice, Verification
 
-GOOD = "good.safetensors"  # a trace that is not spoiled, beside the one that is
+GOOD = "good.safetensors"  # a valid trace beside the corrupted one
 DTYPES = {"float64": np.float64, "float32": np.float32}
 
 
 def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return a trace of random results of the right shapes, and the inputs it is said to be of."""
+    """Return a trace with random results of the correct shapes, and its supposed inputs."""
     inputs, model = make_inputs(InputChoice(), checkpoint), checkpoint.configuration.model
     chance, tokens, images = np.random.default_rng(0), 1 + model.num_kept, len(inputs["noise"])
     shapes = {
@@ -63,7 +63,7 @@ def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]
 
 
 def write_proofs(model: Path, traces: Path) -> None:
-    """Write a certificate beside a model, and two equal traces into a folder."""
+    """Write a certificate into the directory of a model, and two equal traces into a folder."""
     checkpoint = open_checkpoint(model)
     trace, inputs = made_up_trace(checkpoint)
     fingerprints = (checkpoint_fingerprint(checkpoint),) * 2
@@ -86,7 +86,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Do what a replay and a publication do with a certificate, but for running the model.
+    """Do what a replay and a publication do with a certificate, without running the model.
 
     Raises:
         MaeConvertError: it is refused.

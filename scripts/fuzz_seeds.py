@@ -1,4 +1,4 @@
-"""Good checkpoints of every container, small, and the ways in which `fuzz.py` spoils them."""
+"""Small valid checkpoints of every format, and their mutations for `fuzz.py`."""
 
 import json
 import random
@@ -50,39 +50,40 @@ CARRIED = {
 }
 
 Spoiler = Callable[[bytes, random.Random], bytes]
-HDF5 = (spoil_in_place, spoil_places, spoil_places)  # nothing of it is read once places are moved
+HDF5 = (spoil_in_place, spoil_places, spoil_places)  # it is not read after offsets have changed
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A good checkpoint, and what of it is spoiled.
-
-    Attributes:
-        container: its kind, for the summary.
-        folder: a folder with it and what belongs to it.
-        name: the file that is spoiled.
-        opened: the file, or the folder as ".", that is opened.
-        spoilers: ways to spoil it.
-    """
+    """A valid checkpoint, and its mutations."""
 
     container: str
+    """Its format, for the summary."""
+
     folder: Path
+    """A folder with it and its other files."""
+
     name: str
+    """The file that is corrupted."""
+
     opened: str
+    """The file that is opened, or "." for the folder."""
+
     spoilers: Sequence[Spoiler]
+    """Its mutations."""
 
     def spoiled(self, number: int) -> bytes:
-        """Return the `number`-th spoiled content of the file; always the same."""
+        """Return the `number`-th corrupted content of the file, which is always the same."""
         chance = random.Random(f"{self.container} {number}")
         data = (self.folder / self.name).read_bytes()
         try:
             return chance.choice(self.spoilers)(data, chance)
-        except (ValueError, KeyError, IndexError, OSError):  # what a spoiler cannot write
+        except (ValueError, KeyError, IndexError, OSError):  # which a mutation cannot write
             return spoil(data, chance)
 
 
 def make_seeds(folder: Path) -> list[Seed]:
-    """Write good checkpoints of every container."""
+    """Write valid checkpoints of every format."""
     made = (_files, _packed_files, _hdf5_files, _torch_files, _directories, _proofs)
     return [seed for make in made for seed in make(folder)]
 
@@ -138,7 +139,7 @@ def _packed_files(folder: Path) -> Iterator[Seed]:
 
 
 def _hdf5_files(folder: Path) -> Iterator[Seed]:
-    """Files that h5py writes: of the new format, and packed in chunks."""
+    """Files that h5py writes: in the new format, and with compressed chunks."""
     for container, version, options in (
         ("h5 new", "latest", {}),
         ("h5 in chunks", "earliest", {"compression": "gzip", "shuffle": True, "fletcher32": True}),
@@ -149,7 +150,7 @@ def _hdf5_files(folder: Path) -> Iterator[Seed]:
                 array = tensor.load()
                 chunks = {"chunks": tuple(max(1, n // 2) for n in array.shape)} if options else {}
                 file.create_dataset(tensor.name, data=array, **options, **chunks)
-            for number in range(12):  # more than an object header has room for
+            for number in range(12):  # more than fits into an object header
                 file.attrs[f"attribute {number}"] = "a text"
             file.attrs["config"] = json.dumps(MODEL.to_dict())
         yield seed
@@ -165,7 +166,7 @@ def _torch_files(folder: Path) -> Iterator[Seed]:
 
 
 def _directories(folder: Path) -> Iterator[Seed]:
-    """Model directories, of which one of the JSON files is spoiled."""
+    """Model directories, in which one of the JSON files is corrupted."""
     files = {
         "config.json": LAYOUTS["transformers"].write_config(CARRIED),
         "preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},

@@ -79,13 +79,13 @@ def _table(command: click.Command, context: click.Context) -> str:
 
 
 def _code(text: str) -> str:
-    """Return text as code that may stand in a table, with line breaks after | and /."""
+    """Return text as code for a table, with line breaks after | and /."""
     escaped = html.escape(text, quote=False).replace("|", "&#124;<wbr>").replace("/", "/<wbr>")
     return f"<code>{escaped}</code>"
 
 
 def _escaped(text: str) -> str:
-    """Return plain text as Markdown; what is in backticks stays code."""
+    """Return plain text as Markdown; text in backticks remains code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part
@@ -108,7 +108,7 @@ MODELS = {
 
 
 def models_of_each_layout() -> str:
-    """Return a table of layouts and the models that they can hold, and the number of pairs."""
+    """Return a table of layouts and the models that they support, and the number of pairs."""
     held = {title: _layouts_that_hold(*model) for title, model in MODELS.items()}
     lines = ["| layout | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
     for name in LAYOUTS:
@@ -130,7 +130,7 @@ def _layouts_that_hold(task: str, fields: Mapping[str, Any]) -> list[str]:
 
 
 def packages_and_modules() -> str:
-    """Return a table of the packages and top-level modules with what each is about."""
+    """Return a table of the packages and top-level modules with the subject of each."""
     top = ROOT / "mae_convert"
     packages = [
         *sorted(top.glob("*/__init__.py")),
@@ -155,7 +155,7 @@ GENERATORS = {
 
 
 def generated(text: str) -> str:
-    """Return the text of a page with its generated parts written anew."""
+    """Return the text of a page with its generated parts updated."""
     return MARKED.sub(lambda m: m[1] + GENERATORS[m["name"]]() + m[3], text)
 
 

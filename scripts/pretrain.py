@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pre-train a masked autoencoder on a folder of images, or train an existing one further.
 
-The recipe is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
+The method is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
 weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the
 patches removed. The learning rate is --blr x images a step / 256.
 
@@ -36,20 +36,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# Imported late, by DistributedDataParallel, it would keep the process group as a default argument,
-# and so keep gloo's threads: as Python ends they now and then abort the process (torch 2.13).
+# If DistributedDataParallel imports it later, it keeps the process group as a default argument, and
+# thereby gloo's threads, which sometimes abort the process at its end (torch 2.13).
 import torch.distributed.nn
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without an installation
 
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTMAEForPreTraining
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as the original's
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as in the original
 IMAGE_STD = (0.229, 0.224, 0.225)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +83,7 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; names that the original's training script has too mean the same."""
+    """Read the command line; options of the original's training script have the same meaning."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s PICTURES OUTPUT [options]",
         description=__doc__,
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add what decides the model."""
+    """Add the options for the model."""
     add = group.add_argument
     add("--model", choices=PRESETS, help="a size of the paper (default: mae_vit_base_patch16)")
     add("--init-from", metavar="FILE", help="start from the weights (and config) in this .pth")
@@ -117,7 +117,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add what decides how the weights change."""
+    """Add the options for the training."""
     add_number(group, "--epochs", 800, "passes over the images")
     add_number(group, "--warmup-epochs", 40.0, "of them with a rate that still rises")
     add_number(group, "--batch-size", 64, "crops in a batch, of each process")
@@ -132,7 +132,7 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_running_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add what changes nothing in the result but its rounding."""
+    """Add options that affect only rounding errors of the result."""
     add = group.add_argument
     add("--resume", action="store_true", help="continue OUTPUT/checkpoint.pth if it is there")
     add_number(group, "--save-every", 1, "epochs from checkpoint to checkpoint")
@@ -144,14 +144,14 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
-    """Add an option of the default's type, and say the default."""
+    """Add an option with the type of its default, which the help states."""
     kind = type(default)
     text = f"{text} (default: {default:g})"
     group.add_argument(flag, type=kind, default=default, metavar="NX"[kind is float], help=text)
 
 
 def build_config(args: argparse.Namespace, initial: dict[str, Any] | None) -> ViTMAEConfig:
-    """Return the configuration: the flags' over that in the initial checkpoint or the preset's."""
+    """Return the configuration of the initial checkpoint or the preset, changed by options."""
     if args.model is None and initial and "config" in initial:
         base = ViTMAEConfig.from_dict(initial["config"])
     else:
@@ -167,7 +167,7 @@ def build_config(args: argparse.Namespace, initial: dict[str, Any] | None) -> Vi
 def complete_arguments(
     args: argparse.Namespace, config: ViTMAEConfig, crops_per_step: int
 ) -> argparse.Namespace:
-    """Return the arguments with nothing left open: what a checkpoint stores.
+    """Return the arguments with all defaults resolved, as a checkpoint stores them.
 
     ``model`` is the name of a preset only if the widths are that preset's.
     """
@@ -179,7 +179,7 @@ def complete_arguments(
 
 
 def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
-    """Tell whether two configurations are of the same size."""
+    """Return whether two configurations have the same sizes."""
     return all(getattr(a, name) == getattr(b, name) for name in WIDTHS)
 
 
@@ -187,7 +187,7 @@ def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
 
 
 def find_pictures(folder: str) -> list[Path]:
-    """Return the images under a folder, in an order that is the same everywhere."""
+    """Return the images in a folder and its subfolders, in an order that is the same everywhere."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         sys.exit(f"no images under {folder}: there must be files that end in {sorted(SUFFIXES)}")
@@ -203,10 +203,10 @@ def load_picture(path: Path) -> Image.Image:
 def random_crop_box(
     width: int, height: int, least_scale: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Draw a box (left, upper, right, lower): share of the area and shape are random.
+    """Draw a box (left, upper, right, lower) of random area and aspect ratio.
 
-    The shape, width / height, is log-uniform in [3/4, 4/3]. Ten tries that do not fit are followed
-    by the largest box of an allowed shape, in the middle (Szegedy et al. 2014, arXiv:1409.4842).
+    The shape, width / height, is log-uniform in [3/4, 4/3]. If ten boxes do not fit, the largest
+    box of an allowed shape in the middle is used (Szegedy et al. 2014, arXiv:1409.4842).
     """
     for _ in range(10):
         area = width * height * rng.uniform(least_scale, 1)
@@ -229,7 +229,7 @@ def to_pixels(picture: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
-    """The crops of one epoch: index -> (pixels (3, H, W), noise (L,) that decides the mask)."""
+    """The crops of one epoch: index -> (pixels (3, H, W), noise (L,) of the mask)."""
 
     pictures: list[Path] | list[Image.Image]
     config: ViTMAEConfig
@@ -258,7 +258,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class Process:
-    """Which of the cooperating processes this is, and where it computes."""
+    """The rank of this process among the cooperating ones, and its device."""
 
     rank: int
     world_size: int
@@ -266,7 +266,7 @@ class Process:
 
 
 def start_process(device: str) -> Process:
-    """Join the processes that torchrun started, or be the only one."""
+    """Join the processes that torchrun started, or run as the only one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if "RANK" not in os.environ:
@@ -279,7 +279,7 @@ def start_process(device: str) -> Process:
 
 
 def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return what loads this process's batches of one epoch."""
+    """Return the loader of this process's batches of one epoch."""
     return DataLoader(
         crops,
         batch_sampler=epoch_batches(crops, process),
@@ -289,10 +289,9 @@ def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor,
 
 
 def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
-    """Return the places of this process's batches; what does not fill a step is left out.
+    """Return the indices of this process's batches; images that do not fill a step are left out.
 
-    In each step all processes together take the same crops that one with their summed batch size
-    would take.
+    In each step all processes together take the same crops as one with their total batch size.
     """
     args = crops.args
     order = np.random.default_rng([args.seed, crops.epoch]).permutation(len(crops))
@@ -307,11 +306,11 @@ def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a .pth without executing anything in it; bare tensors are taken as the model's."""
+    """Read a .pth without running code in it; tensors at the top level are the model's."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the reader of a broken file meets
+    except Exception as error:  # torch.load raises errors of any type for a damaged file
         sys.exit(f"{path} can't be read as a checkpoint: {error}")
     if not isinstance(content, dict):
         sys.exit(f"{path} is no checkpoint: it holds a {type(content).__name__}, not named tensors")
@@ -319,7 +318,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Load initial weights; a decoder may be missing altogether, and then starts anew."""
+    """Load initial weights; if the decoder is missing, it is initialised at random."""
     has_decoder = "mask_token" in weights
     try:
         missing, surplus = model.load_state_dict(weights, strict=has_decoder)
@@ -343,7 +342,7 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Ad
 
 
 def learning_rate(epoch: float, args: argparse.Namespace) -> float:
-    """Return the rate at a moment of training, counted in epochs: linear up, then half a cosine."""
+    """Return the rate at a time in epochs: linear warm-up, then half a cosine."""
     if epoch < args.warmup_epochs:
         return float(args.lr * epoch / args.warmup_epochs)
     progress = (epoch - args.warmup_epochs) / (args.epochs - args.warmup_epochs)
@@ -356,7 +355,7 @@ def learning_rate(epoch: float, args: argparse.Namespace) -> float:
 
 @dataclass
 class Training:
-    """Everything that changes while training."""
+    """The state of the training."""
 
     model: ViTMAEForPreTraining
     optimizer: torch.optim.AdamW
@@ -372,7 +371,7 @@ class Training:
 
 
 def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMAEConfig]:
-    """Build model and optimizer, and give them the weights that training starts from."""
+    """Build model and optimizer, and load the initial weights."""
     initial = read_checkpoint(args.init_from) if args.init_from else None
     try:
         config = build_config(args, initial)
@@ -448,7 +447,7 @@ def mean_loss(losses: list[Tensor], process: Process) -> float:
 
 
 def train(args: argparse.Namespace, process: Process) -> None:
-    """Train from the first epoch that is still to be done to the last."""
+    """Train from the first remaining epoch to the last."""
     paths = find_pictures(args.data_path)
     crops_per_step = args.batch_size * args.accum_iter * process.world_size
     steps = len(paths) * args.repeats // crops_per_step
@@ -480,7 +479,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, epoch: float, args: argparse.Namespace) -> None:
-    """Give the optimizer the learning rate of a moment, counted in epochs."""
+    """Set the learning rate of the optimizer for a time in epochs."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(epoch, args)
 
@@ -489,7 +488,7 @@ def set_rate(optimizer: torch.optim.Optimizer, epoch: float, args: argparse.Name
 
 
 def progress_bar(process: Process) -> Progress:
-    """Return a bar for a person who watches; it shows nothing where nobody does."""
+    """Return a progress bar, which is shown only on a terminal."""
     watched = sys.stdout.isatty() and process.rank == 0
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, disable=not watched)
@@ -508,7 +507,7 @@ def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> N
 
 
 def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.Namespace) -> None:
-    """Write what the original stores, and the configuration; at the end the weights alone too."""
+    """Write a checkpoint like the original's, with the configuration; at the end also weights."""
     last = epoch + 1 == args.epochs
     weights = {"model": training.model.state_dict(), "config": stored_config(config)}
     if last or (epoch + 1) % args.save_every == 0:
@@ -527,12 +526,12 @@ def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.N
 
 
 def stored_config(config: ViTMAEConfig) -> dict[str, Any]:
-    """Return the configuration as plain data, how pixels are normalised included."""
+    """Return the configuration as plain data, with the normalisation of pixels."""
     return config.to_dict() | {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write beside the place and rename into it: a file of that name is always whole."""
+    """Write a temporary file and rename it: a file of that name is always complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -552,7 +551,8 @@ def main(argv: list[str] | None = None) -> None:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(args, process)
         if dist.is_initialized():
-            dist.barrier()  # torchrun ends them all when the first one ends: none before the save
+            # torchrun ends all processes when the first one ends: none may end before the save
+            dist.barrier()
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)

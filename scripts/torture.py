@@ -1,12 +1,12 @@
-"""Kill, interrupt, starve and race conversions, and look whether anything is lost or left behind.
+"""Kill, interrupt, starve and race conversions, and check whether files are lost or left behind.
 
 python scripts/torture.py --moments 200                    # the embedded small checkpoint
 python scripts/torture.py --moments 200 --checkpoint X.pth # your own, of any size
 
-Each trial converts a checkpoint over an old output, a file and a directory in turn. Afterwards
-there must be the old output whole or the new one whole, at most a hidden directory beside it, and a
-second run must succeed and leave nothing else. Prints a table; exit status 1 if any trial went
-wrong. Filling a disk and mounting one read-only needs root.
+Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
+the old output or the new one must be complete, with at most a hidden directory beside it, and a
+second run must succeed and leave no other files. Prints a table; exit status 1 if any trial failed.
+Filling a disk and mounting one read-only needs root.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DEMO = Path(__file__).resolve().parents[1] / "mae_convert" / "data" / "demo" / "
 
 
 def row(target: str, trial: Trial, states: Sequence[str]) -> str:
-    """Return a line of the table, and under it what went wrong."""
+    """Return a line of the table, followed by the failures."""
     count = Counter(states)
     found = [count[which] + count[f"{which} and a stray"] for which in ("old", "new")]
     strays = sum(count[f"{which} and a stray"] for which in ("old", "new"))
@@ -36,7 +36,7 @@ def row(target: str, trial: Trial, states: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Run all trials and print what they came to."""
+    """Run all trials and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=200, help="kills, and interrupts, of each")
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, action="append", help="a file, a directory")
     parser.add_argument("--work", type=Path, help="where to make the files")
     given = parser.parse_args()
-    # A shell lets what it runs in the background ignore Ctrl-C, and children would do so too.
+    # Processes in the background of a shell ignore Ctrl-C, and so would their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = False
     print("| target | what is done to it | trials | old | new | left a stray | wrong |")

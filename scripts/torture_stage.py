@@ -1,4 +1,4 @@
-"""Where `torture.py` makes its trials: an old output, and a conversion that is to replace it."""
+"""The set-up of a trial of `torture.py`: an old output, and a conversion that replaces it."""
 
 import hashlib
 import re
@@ -19,25 +19,28 @@ TARGETS = {"file": ("out.weights.h5", "keras"), "directory": ("out", "transforme
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder with two checkpoints and what each of them is converted to.
-
-    Attributes:
-        folder: where the target stands, and nothing else.
-        target: its name.
-        layout: what it is written as.
-        old: the output that stands there before a trial.
-        source: the checkpoint that is converted in a trial.
-        whole: the digests of the old and the new output.
-        duration: seconds of an undisturbed conversion.
-    """
+    """A folder with two checkpoints and what each of them is converted to."""
 
     folder: Path
+    """Where the target stands, and nothing else."""
+
     target: Path
+    """Its name."""
+
     layout: str
+    """What it is written as."""
+
     old: Path
+    """The output that stands there before a trial."""
+
     source: Path
+    """The checkpoint that is converted in a trial."""
+
     whole: dict[str, str]
+    """The digests of the old and the new output."""
+
     duration: float
+    """Seconds of an undisturbed conversion."""
 
     @property
     def size(self) -> int:
@@ -54,7 +57,7 @@ class Stage:
         return self.command()[len(COMMAND) - 1 :]
 
     def reset(self) -> None:
-        """Let the old output stand there, and nothing else."""
+        """Restore the old output, and remove everything else."""
         for path in self.folder.iterdir():
             remove(path)
         copy(self.old, self.target)

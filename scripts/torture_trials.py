@@ -194,21 +194,22 @@ def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """Something that is done to a conversion many times.
-
-    Attributes:
-        name: as it stands in the table.
-        run: does it as often as it is told, and yields what stands there afterwards.
-        allowed: what may stand there.
-        share: how often it is done, as a share of the random kills.
-        needs_root: whether it mounts file systems.
-    """
+    """Something that is done to a conversion many times."""
 
     name: str
+    """As it stands in the table."""
+
     run: Callable[[Stage, int, random.Random], Iterator[str]]
+    """Does it as often as it is told, and yields what stands there afterwards."""
+
     allowed: tuple[str, ...]
+    """What may stand there."""
+
     share: float = 0.1
+    """How often it is done, as a share of the random kills."""
+
     needs_root: bool = False
+    """Whether it mounts file systems."""
 
 
 WHOLE = ("old", "new", "old and a stray", "new and a stray")

@@ -42,8 +42,8 @@ def save_model(
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: those of the model.
         packing: how the tensors are stored in files.
-        carried: how images are prepared and what the classes are called; default: as the
-            checkpoint stated that the model was loaded from, else by convention.
+        carried: the preprocessing and the names of the classes; default: those of the checkpoint
+            that the model was loaded from, else by convention.
         overwrite: replace an existing target.
 
     Returns:
