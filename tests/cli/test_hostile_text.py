@@ -188,7 +188,7 @@ def test_convert(printed, hostile):
     source = SimpleNamespace(
         name="a.pth", layout=SimpleNamespace(name="facebook"), task="pretrain", relative=None,
         container=SimpleNamespace(kind="pth"),
-        prefix=SimpleNamespace(common="module.", said=lambda: "module."),
+        prefix=SimpleNamespace(common="module.", in_words=lambda: "module."),
     )  # fmt: skip
     report = {
         "tensors": {"a": {"rounding": {"relative": 0.5, "absolute": 0.5}}},
@@ -202,7 +202,7 @@ def test_convert(printed, hostile):
     def show(text):
         where = SimpleNamespace(name=f"a.pth {text}", layout=source.layout, task=f"encoder {text}",
                                 container=source.container, relative=None,
-                                prefix=SimpleNamespace(common=True, said=lambda: text))  # fmt: skip
+                                prefix=SimpleNamespace(common=True, in_words=lambda: text))  # fmt: skip
         plan = SimpleNamespace(source=where, target=f"out {text}", task="encoder",
                                layout=SimpleNamespace(name=f"timm {text}"))  # fmt: skip
         new = with_text(report, text, keep=("step",))
