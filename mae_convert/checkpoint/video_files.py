@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.image_files import SUFFIXES, brightness_problem, open_image
-from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError
+from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, Option
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.input_files import open_input
 from mae_convert.formats.archive import Archive
@@ -259,8 +259,11 @@ def _of_arrays(path: Path, choose: Choose) -> Frames:
         raise MaeConvertError(
             path,
             f" contains no array {ARRAY} (T, H, W, C)",
-            hint="write it with numpy.savez(path, frames=...); preprocessed pixel_values are"
-            " given with --inputs",
+            hint=(
+                "write it with numpy.savez(path, frames=...), or specify preprocessed",
+                " pixel_values as ",
+                Option("inputs"),
+            ),
         )
     if len(tensor.shape) != 4:
         raise MaeConvertError(path, f": {ARRAY} has shape {tensor.shape}; it must be (T, H, W, C)")

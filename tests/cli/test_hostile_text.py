@@ -200,9 +200,9 @@ def test_convert(printed, hostile):
     }
 
     def show(text):
+        prefix = SimpleNamespace(common=True, in_words=lambda: text)
         where = SimpleNamespace(name=f"a.pth {text}", layout=source.layout, task=f"encoder {text}",
-                                container=source.container, relative=None,
-                                prefix=SimpleNamespace(common=True, in_words=lambda: text))  # fmt: skip
+                                container=source.container, relative=None, prefix=prefix)  # fmt: skip
         plan = SimpleNamespace(source=where, target=f"out {text}", task="encoder",
                                layout=SimpleNamespace(name=f"timm {text}"))  # fmt: skip
         new = with_text(report, text, keep=("step",))
@@ -362,7 +362,7 @@ def trained():
     (rows, columns), (height, width) = model.grid_hw, model.image_hw
     pixels = np.zeros((1, 3, height, width), np.float32)
     mask = np.zeros((1, rows * columns), np.float32)
-    done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)})
+    done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)}, model)
     points = (Point("a-1.pth", 1, 0.7, (0.7,)), Point("a-2.pth", 2, 0.5, (0.5,)),
               Point("a-3.pth", 3, error="it is incomplete"))  # fmt: skip
     shown, display = {1: done, 2: done}, Display(configuration, (0, 1, 2))

@@ -78,7 +78,7 @@ def test_a_timeline_names_no_password(stored, monkeypatch):
     from mae_convert.visualize.timeline import View, timeline
 
     def paint(pixels, noise, _):  # in place of a framework
-        return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {})
+        return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {}, None)
 
     monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
     pictures = sorted(DEMO.parent.glob("*.jpg"))[:1]
