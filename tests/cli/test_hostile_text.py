@@ -200,9 +200,14 @@ def test_convert(printed, hostile):
     }
 
     def show(text):
-        prefix = SimpleNamespace(common=True, in_words=lambda: text)
-        where = SimpleNamespace(name=f"a.pth {text}", layout=source.layout, task=f"encoder {text}",
-                                container=source.container, relative=None, prefix=prefix)  # fmt: skip
+        where = SimpleNamespace(
+            name=f"a.pth {text}",
+            layout=source.layout,
+            task=f"encoder {text}",
+            container=source.container,
+            relative=None,
+            prefix=SimpleNamespace(common=True, in_words=lambda: text),
+        )
         plan = SimpleNamespace(source=where, target=f"out {text}", task="encoder",
                                layout=SimpleNamespace(name=f"timm {text}"))  # fmt: skip
         new = with_text(report, text, keep=("step",))

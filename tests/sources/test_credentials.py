@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from paths import DEMO
 
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.reports.sweep_html import page
 from mae_convert.sources import storage
@@ -77,8 +78,10 @@ def test_a_timeline_names_no_password(stored, monkeypatch):
     from mae_convert.visualize.reconstruction import Reconstruction
     from mae_convert.visualize.timeline import View, timeline
 
+    model = open_checkpoint(DEMO).configuration.model
+
     def paint(pixels, noise, _):  # in place of a framework
-        return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {}, None)
+        return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {}, model)
 
     monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
     pictures = sorted(DEMO.parent.glob("*.jpg"))[:1]
