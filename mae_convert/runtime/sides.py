@@ -202,6 +202,27 @@ def require_frameworks(*frameworks: str) -> None:
             raise _missing(framework, None)
 
 
+def require_sides(*sides: Side) -> None:
+    """Require what runs certainly need, before a checkpoint is opened.
+
+    Which framework a side needs that names none depends on the checkpoint: `choose_side` checks it.
+
+    Raises:
+        MissingRequirementError: a framework is not installed; the message says how to install it.
+    """
+    for framework, python in dict.fromkeys((side.framework, side.python) for side in sides):
+        if framework is not None:
+            if not (has_framework(framework, python) or _has_tf_classes(framework, python)):
+                raise _missing(framework, python)
+        elif python is None and not any(has_framework(name, None) for name in MODELS_OF):
+            raise _missing("torch", None)
+
+
+def _has_tf_classes(framework: str, python: str | None) -> bool:
+    """Return whether a framework has classes of TensorFlow, which need no PyTorch."""
+    return framework == TF_CLASSES[0] and has_framework(framework, python, TF_CLASSES[1])
+
+
 def first_framework() -> str:
     """Return the first installed framework of PyTorch, TensorFlow and JAX.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from paths import DEMO
 
+from mae_convert.errors import MissingRequirementError
 from mae_convert.runtime import sides
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import answer
@@ -44,6 +45,11 @@ def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, s
         ("reconstruct", "nothing.pth", DEMO, "--framework", "tf", "-o", "o.png"),
         ("features", "nothing.pth", DEMO, "--framework", "tensorflow", "-o", "o.npz"),
         ("timeline", "nothing.pth", "--images", DEMO, "--framework", "tf", "-o", "o.html"),
+        ("verify", "nothing.pth", "other.pth", "--framework-b", "tf"),
+        ("verify", "nothing.pth", "other.pth", "--against", "tensorflow"),
+        ("verify", "nothing.pth", "--framework-a", "tf"),
+        ("verify", "nothing.pth", "--published", "mae_visualize_vit_base", "--framework-a", "tf"),
+        ("trace", "nothing.pth", "o.safetensors", "--framework", "tf"),
     ],
 )
 def test_a_framework_that_is_missing_is_said_before_anything_is_opened(
@@ -57,6 +63,24 @@ def test_a_framework_that_is_missing_is_said_before_anything_is_opened(
     assert result.status == 3
     assert "tensorflow is not installed here; pip install 'mae-convert[tensorflow]'" in result.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("verify", "no.pth", "other.pth"), ("trace", "no.pth", "o.npz")])
+def test_that_no_framework_is_installed_is_said_before_anything_is_opened(
+    command, monkeypatch, words
+):
+    monkeypatch.setattr(sides, "missing", list)
+    result = command(*words)
+    assert result.status == 3
+    assert "torch is not installed here; pip install 'mae-convert[torch]'" in result.err
+
+
+def test_the_classes_of_tensorflow_in_transformers_need_no_pytorch(monkeypatch):
+    monkeypatch.setattr(sides, "missing", lambda names: [n for n in names if n == "torch"])
+    sides.require_sides(sides.Side("transformers"))
+    monkeypatch.setattr(sides, "missing", lambda names: [n for n in names if n == "transformers"])
+    with pytest.raises(MissingRequirementError, match="transformers is not installed here"):
+        sides.require_sides(sides.Side("transformers"))
 
 
 def test_the_demonstration_writes_nothing_where_no_framework_is(command, monkeypatch, tmp_path):

@@ -178,4 +178,20 @@ main({[str(word) for word in command]!r})
         assert {official.name for official in OFFICIAL} <= set(words)
     else:
         assert {"decoder.blocks.1.mlp.fc1.weight", "transformers-tf"} <= set(words)
+        values = out.stdout.partition("Values")[2].partition("Warnings")[0].splitlines()
+        assert len(values) > 100 and max(map(len, values)) <= 80
         assert any(word.startswith("mae1:") and len(word) == 5 + 64 for word in words)
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_an_example_of_a_command_is_printed_as_it_is_typed(name):
+    """Click wraps a paragraph as prose unless an empty line and a backspace precede it."""
+    subcommand = cli.commands[name]
+    with click.Context(subcommand, info_name=name, max_content_width=80) as context:
+        lines = subcommand.get_help(context).splitlines()
+    start = lines.index("  Example:")
+    assert lines[start + 1] == ""
+    assert lines[start + 2].startswith(f"      mae-convert {name}")
+    example = lines[start + 2 : lines.index("", start + 2)]
+    assert max(map(len, example)) <= 80
+    assert all(line.endswith("\\") for line in example[:-1])

@@ -55,6 +55,7 @@ def inspect(
     """Show layout, task, sizes and assumptions of a checkpoint.
 
     Example:
+
     \b
         mae-convert inspect mae_pretrain_vit_base.pth
     """
@@ -168,6 +169,7 @@ def convert(
     What was written is read back and compared before it appears under its name.
 
     Example:
+
     \b
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
@@ -225,6 +227,7 @@ def diff(
     Exit status 1 if anything differs.
 
     Example:
+
     \b
         mae-convert diff checkpoint.pth my-mae --num-heads 12
     """
@@ -252,6 +255,7 @@ def fingerprint(
     The same model has the same fingerprint in every layout.
 
     Example:
+
     \b
         mae-convert fingerprint my-mae
     """
@@ -279,6 +283,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     status 1 if neither was derived from the other.
 
     Example:
+
     \b
         mae-convert lineage checkpoint.pth my-mae
     """
@@ -309,6 +314,7 @@ def layouts(name: str | None) -> None:
     """List the layouts, or show the mapping table of one.
 
     Example:
+
     \b
         mae-convert layouts transformers-tf
     """

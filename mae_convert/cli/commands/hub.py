@@ -18,6 +18,7 @@ def catalog(as_json: bool) -> None:
     """List the official checkpoints, and which one to use.
 
     Example:
+
     \b
         mae-convert catalog
     """
@@ -48,6 +49,7 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     Its path is printed on standard output.
 
     Example:
+
     \b
         mae-convert download mae_visualize_vit_base
     """
@@ -130,6 +132,7 @@ def publish(
     compared. Exit status 1 if it differs.
 
     Example:
+
     \b
         mae-convert publish my-mae someone/my-mae --dry-run
     """

@@ -110,6 +110,7 @@ def reconstruct(
     else that of the model's kind.
 
     Example:
+
     \b
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
@@ -172,6 +173,7 @@ def features(
     patches), after the final norm, with no patch left out.
 
     Example:
+
     \b
         mae-convert features mae_pretrain_vit_base images -o features.npz
     """
@@ -240,6 +242,7 @@ def demo(output: Path) -> int:
     It is run by PyTorch and TensorFlow where both are installed, else by the one that is.
 
     Example:
+
     \b
         mae-convert demo --output /tmp/demo
     """

@@ -111,8 +111,10 @@ def sweep(
     1 if any failed.
 
     Example:
+
     \b
-        mae-convert sweep 'runs/checkpoint-*.pth' --to transformers --target 'out/{stem}' --verify
+        mae-convert sweep 'runs/checkpoint-*.pth' --to transformers \\
+            --target 'out/{stem}' --verify
     """
     from mae_convert.cli.output import sweep as show
     from mae_convert.reports.sweep_files import check_names, write_reports
@@ -236,8 +238,9 @@ def timeline(
     number in its name. Exit status 1 if a checkpoint could not be run.
 
     Example:
+
     \b
-        mae-convert timeline 'runs/checkpoint-*.pth' --images photographs -o training.html
+        mae-convert timeline 'runs/*.pth' --images photos -o training.html
     """
     from mae_convert.checkpoint.image_files import images_in
     from mae_convert.cli.commands.images import installed

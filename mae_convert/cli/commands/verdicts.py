@@ -101,19 +101,22 @@ def trace(
     `compare` judges two such files, made here or on other machines.
 
     Example:
+
     \b
         mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
     """
     from mae_convert.checkpoint.open import as_task
     from mae_convert.runtime.running import DEFAULT_DTYPES
-    from mae_convert.runtime.sides import Side
+    from mae_convert.runtime.sides import Side, require_sides
     from mae_convert.sources import locate
     from mae_convert.verify.tracing import TraceOptions, trace_to_file
 
+    side = Side(framework, device, python, mode, time_limit)
+    require_sides(side)
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
         as_task(open_and_tell(ckpt, flags, state_key=state_key, task=task), task),
-        Side(framework, device, python, mode, time_limit),
+        side,
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
     )
@@ -130,6 +133,7 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     Exit status 1 if they differ.
 
     Example:
+
     \b
         mae-convert compare a.safetensors b.safetensors
     """
@@ -231,10 +235,11 @@ def verify(
     """Verify that two checkpoints are the same function.
 
     Both are run in child processes on the same images with the same noise. If they differ, it says
-    where and why. With A alone, its
-    certificate is replayed; it may be on the Hub. Exit status 1 if they differ.
+    where and why. With A alone, its certificate is replayed; it may be on the Hub. Exit status 1 if
+    they differ.
 
     Example:
+
     \b
         mae-convert verify checkpoint.pth my-mae --num-heads 12
     """
@@ -243,10 +248,12 @@ def verify(
         remove_old_reports,
         write_reports,
     )
+    from mae_convert.runtime.sides import Side, require_sides
     from mae_convert.verify.certificate import has_certificate, write_certificate
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
+        require_sides(sides[0])
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
@@ -256,16 +263,20 @@ def verify(
         )
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
+    asked = parse_options(**options)
+    others = (Side(witness.framework, python=witness.python) for witness in asked.against)
     if b is None:
-        done = _replay(a, sides, parse_options(**options), flags)
+        require_sides(sides[0])
+        done = _replay(a, sides, asked, flags)
     else:
+        require_sides(*sides, *others)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
         if use_infer:
             images = options["inputs"].images
             first, second = open_pair_and_infer((a, b), flags, images, **keys)
         else:
             first, second = open_pair_and_tell((a, b), flags, **keys)
-        done = run_verification(first, second, *sides, parse_options(**options))
+        done = run_verification(first, second, *sides, asked)
         if certify and done.verdict.passed:
             write_certificate(done, second)
         elif certify and has_certificate(second.path):

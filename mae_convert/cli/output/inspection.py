@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table as Grid
+from rich.text import Text
 
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
 from mae_convert.families.evidence import OFFICIAL
@@ -11,6 +13,7 @@ from mae_convert.files.strict_json import plain
 from mae_convert.text import format_bytes, format_size, plural
 
 MOST_CANDIDATES = 5
+GAP = 4  # spaces between the columns of a table
 
 
 def inspection(report: Mapping[str, Any]) -> None:
@@ -59,7 +62,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     out.print(pairs(("  " + name, answer) for name, answer in report["becomes"].items()))
     if "stats" in report:
         out.print("\n[bold]Values[/bold]")
-        out.print(_statistics(report["stats"]))
+        out.print(_statistics(report["stats"], out.width))
     if odd := [*report["differences"], *report["odd"]]:
         out.print("\n[bold]Warnings[/bold]")
         out.print(pairs(("  -", what) for what in odd))
@@ -179,10 +182,25 @@ def _official(
     return f"{official['probable']}, {known} (md5 {official['md5']})"
 
 
-def _statistics(stats: Mapping[str, Mapping[str, float]]) -> Grid:
+def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | Group:
+    """Return a table of each tensor's values; without room for its name, on a line below it."""
     numbers = ("min", "max", "mean", "std", "zeros", "not finite")
-    grid = table("tensor", *numbers, right=numbers, whole=numbers)
-    for name, s in stats.items():
-        values = [f"{s[key]:.4g}" for key in ("min", "max", "mean", "std")]
-        grid.add_row(markup(name), *values, str(s["zeros"]), str(s["not_finite"]))
-    return grid
+    rows = {
+        name: [*(f"{s[key]:.4g}" for key in numbers[:4]), str(s["zeros"]), str(s["not_finite"])]
+        for name, s in stats.items()
+    }
+    widths = [max(map(len, column)) for column in zip(numbers, *rows.values(), strict=True)]
+    if max(map(len, rows), default=0) + sum(w + GAP for w in widths) <= width:
+        grid = table("tensor", *numbers, right=numbers, whole=numbers)
+        for name, values in rows.items():
+            grid.add_row(markup(name), *values)
+        return grid
+    lines = ["[bold]tensor[/bold]", f"[bold]{_aligned(numbers, widths)}[/bold]"]
+    for name, values in rows.items():
+        lines += [markup(name), _aligned(values, widths)]
+    return Group(*(Text.from_markup(line) for line in lines))
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return right-aligned cells in one line."""
+    return "".join(cell.rjust(width + 2) for cell, width in zip(cells, widths, strict=True))
