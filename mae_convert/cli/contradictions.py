@@ -77,7 +77,7 @@ PUBLISHED = tuple(
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),
         *("seed", "batch", "unmasked", "gradients", "require_proof", "state_key", "use_infer"),
-        *("framework_b", "device_b", "python_b", "mode_b", "task"),
+        *("framework_b", "device_b", "python_b", "mode_b", "task", "isolate", "quick"),
     )
 )
 # With one checkpoint its certificate is replayed, which contains inputs and task.
@@ -89,6 +89,14 @@ REPLAYED = tuple(
         lambda values: values["b"] is None and values["published"] is None,
     )
     for name in ("task", "use_infer", "state_key")
+)
+QUICK = tuple(
+    Conflict("quick", name, f"--quick {why}; leave one out")
+    for name, why in (
+        ("dtypes", "runs float64 only"),
+        ("isolate", "compares no intermediate activations"),
+        ("certify", "compares less than a certificate holds"),
+    )
 )
 BANDS = Conflict(
     "bands",
@@ -131,6 +139,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             ),
             lambda values: values["b"] is None,
         ),
+        *QUICK,
         Conflict("unmasked", "mask_ratio_of_run", NOTHING_MASKED),
         _no_xla("framework_a", "mode_a"),
         _no_xla("framework_b", "mode_b"),

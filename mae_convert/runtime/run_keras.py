@@ -81,13 +81,13 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
     def run(pixels: Any, *tensors: Any) -> dict[str, Any]:
         results = forward(model, training, pixels, **dict(zip(names, tensors, strict=True)))
-        return {**results, **{f"tap/{name}": value for name, value in computed.items()}}
+        results |= {f"tap/{name}": value for name, value in computed.items()}
+        return {n: value for n, value in results.items() if job.taps or not n.startswith("tap/")}
 
     def scalar(pixels: Any, *tensors: Any) -> Any:
         return _objective(run(pixels, *tensors), job.task)
 
-    found = backend.compiled(run, model, job.mode)(pixels, *tensors)
-    results = {n: value for n, value in found.items() if job.taps or not n.startswith("tap/")}
+    results = backend.compiled(run, model, job.mode)(pixels, *tensors)
     if job.gradients:
         variables, names_of_variables = model.trainable_variables, layout_names(model)
         gradients = backend.gradients(scalar, variables, job.mode)(pixels, *tensors)

@@ -42,7 +42,13 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
         for name, task, count, declared in left_out(a, b)
     ]
-    return [*parts, *_not_given(a, b), *_alone(a, b), *_precisions(a, b)]
+    return [*parts, *_not_given(a, b), *_alone(a, b), *_activations(a, b), *_precisions(a, b)]
+
+
+def _activations(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield that no intermediate activations were kept, where neither run was to keep them."""
+    if not any(trace.description.get("taps", True) for trace in (a, b)):
+        yield "intermediate activations: the two sides have none"
 
 
 def _not_given(a: Trace, b: Trace) -> Iterator[str]:

@@ -44,6 +44,7 @@ class Options:
         against: libraries whose own classes run a side once more.
         require_proof: fail unless both sides are loaded without our readers and mapping tables.
         isolate: compare step by step too, each step of both sides with the same input.
+        quick: compare the outputs in float64 alone, without intermediate activations.
     """
 
     inputs: InputChoice = field(default_factory=InputChoice)
@@ -54,6 +55,7 @@ class Options:
     against: tuple[Witness, ...] = ()
     require_proof: bool = False
     isolate: bool = False
+    quick: bool = False
 
 
 def parse_options(
@@ -73,7 +75,8 @@ def parse_options(
                 hint=f"choose {', '.join(FRAMEWORKS)}",
             )
         witnesses.append(Witness(framework, python or None))
-    options["dtypes"] = options.get("dtypes") or DEFAULT_DTYPES
+    usual = ("float64",) if options.get("quick") else DEFAULT_DTYPES
+    options["dtypes"] = options.get("dtypes") or usual
     return Options(mask_ratio=mask_ratio_of_run, against=tuple(witnesses), **options)
 
 
@@ -205,7 +208,7 @@ def common_request(
     if unmasked:
         inputs, ratio = in_order(inputs), 0.0
     dtypes = ("float64", *(dtype for dtype in options.dtypes if dtype != "float64"))
-    return inputs, Request(dtypes, True, options.gradients, ratio)
+    return inputs, Request(dtypes, not options.quick, options.gradients, ratio)
 
 
 def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
