@@ -105,7 +105,8 @@ def is_good(found: list[Outcome], *, names_causes: bool = True) -> bool:
 
     Args:
         found: all outcomes.
-        names_causes: whether causes are searched for, as for models with hypotheses.
+        names_causes: whether causes are searched for, as for models with hypotheses; without them
+            the first suspect is told by the results alone.
     """
     scores = [score(kind, found) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
@@ -115,7 +116,7 @@ def is_good(found: list[Outcome], *, names_causes: bool = True) -> bool:
     missed = failures(found)
     return (
         not missed["not caught"]
-        and suspected >= LEAST_SUSPECTED * tensors
+        and (not names_causes or suspected >= LEAST_SUSPECTED * tensors)
         and (not names_causes or named >= LEAST_NAMED * total)
     )
 

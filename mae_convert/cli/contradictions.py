@@ -52,7 +52,7 @@ def _no_xla(framework: str, mode: str) -> Conflict:
     )
 
 
-WITHOUT_XLA = ("torch", "transformers", "timm")
+WITHOUT_XLA = ("torch", "transformers", "timm", "terratorch")
 INPUTS = (
     Conflict("inputs", "images", "both specify the images; leave one out"),
     Conflict(

@@ -25,8 +25,10 @@ from mae_convert.runtime.model_class import place_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
-# Their own classes read directories with a config.json and files with these names.
-THIRD_PARTIES = ("transformers", "timm")
+# Libraries with their own classes; two of them read directories with a config.json and files with
+# certain names.
+THIRD_PARTIES = ("transformers", "timm", "terratorch")
+READ_DIRECTORIES = ("transformers", "timm")
 KERAS_BACKENDS = ("tensorflow", "jax")
 # The file formats that a library reads in the process of a framework. A process of TensorFlow or
 # JAX does not import PyTorch, and no library reads distributed checkpoints without running their
@@ -44,6 +46,7 @@ READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("transformers-video", "transformers"): (PTH, SAFETENSORS),
     ("transformers-tf", "transformers"): (TF_H5,),
     ("timm", "timm"): (PTH, SAFETENSORS),
+    ("terratorch", "terratorch"): (PTH, SAFETENSORS),
 }
 # The files that these libraries look for in a directory; transformers looks for shards too.
 LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
@@ -56,6 +59,7 @@ INSTALL = {
     "jax": "pip install 'mae-convert[jax]'",
     "transformers": "pip install transformers torch",
     "timm": "pip install timm",
+    "terratorch": "pip install terratorch",
 }
 INSTALL_TF_CLASSES = "pip install transformers==4.57.6 tensorflow tf-keras"
 # The requirements of a run, as for ``worker.missing``. Keras 3 has ``ops``; versions 4 of
@@ -67,6 +71,7 @@ REQUIREMENTS = {
     "jax": ("jax", *KERAS),
     "transformers": ("transformers", "torch"),
     "timm": ("timm", "torch"),
+    "terratorch": ("terratorch", "torch"),
 }
 TF_CLASSES_FILE = "transformers/models/vit_mae/modeling_tf_vit_mae.py"
 REQUIREMENTS_OF_TF_CLASSES = ("transformers", TF_CLASSES_FILE, "tensorflow", "tf_keras")
@@ -149,7 +154,7 @@ def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
     """Return the loader that needs no mapping table, or None."""
     # Other names are converted by the mapping tables, and the result is not proven.
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
-    if framework in THIRD_PARTIES and not _finds_its_files(checkpoint, framework):
+    if framework in READ_DIRECTORIES and not _finds_its_files(checkpoint, framework):
         return None
     return loader
 

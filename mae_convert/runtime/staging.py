@@ -15,7 +15,7 @@ from mae_convert.runtime.job import ReadTensors, StoredWeights
 from mae_convert.runtime.sides import (
     KERAS_BACKENDS,
     MODELS_OF,
-    THIRD_PARTIES,
+    READ_DIRECTORIES,
     loader_for,
     named_loader,
 )
@@ -27,6 +27,7 @@ STAGED_AS = {
     "jax": (KERAS_H5, ".weights.h5"),
     "transformers": (SAFETENSORS, ""),
     "timm": (SAFETENSORS, ""),
+    "terratorch": (SAFETENSORS, ".safetensors"),
 }
 # The format and suffix of the file for tensors that were in an HDF5 file.
 HDF5 = {
@@ -85,7 +86,7 @@ def stage(
     if loader is not None and as_stored:
         return Staged(_stored(checkpoint, framework), loader)
     named = named_loader(checkpoint, framework)
-    if named is None or framework in THIRD_PARTIES:
+    if named is None or framework in READ_DIRECTORIES:
         kind, suffix = STAGED_AS[framework]
         layout = checkpoint.family.model_layout(MODELS_OF.get(framework, framework))
         staged = work / f"model{suffix}"
@@ -101,7 +102,7 @@ def stage(
 def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
     """Return where a checkpoint's tensors are stored."""
     container = checkpoint.container
-    if framework in THIRD_PARTIES:
+    if framework in READ_DIRECTORIES:
         return StoredWeights((str(checkpoint.path),), container.kind)
     stored = checkpoint.prefix.stored
     used = {stored[rule.external] for rule in checkpoint.rules}

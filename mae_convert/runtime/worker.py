@@ -107,6 +107,7 @@ RUNNERS = {
     "jax": "run_keras",
     "transformers": "run_transformers",
     "timm": "run_timm",
+    "terratorch": "run_terratorch",
 }
 
 

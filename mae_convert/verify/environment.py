@@ -5,7 +5,17 @@ from importlib import metadata
 
 from mae_convert import __version__
 
-PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "transformers", "timm", "safetensors")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "tensorflow",
+    "keras",
+    "jax",
+    "transformers",
+    "timm",
+    "terratorch",
+    "safetensors",
+)
 
 
 def environment() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Prithvi-EO as its users meet it: read under all its names, converted, run and compared."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from paths import GOLDEN
@@ -184,3 +186,22 @@ def test_inputs_without_coordinates_leave_their_embeddings_unproven(command, tmp
     path = GOLDEN / CASES[1] / "checkpoint.pth"
     result = command("trace", path, tmp_path / "o", *OPTIONS, "--inputs", tmp_path / "in.npz")
     assert (result.status, "does not take" in result.err) == (2, True), result.err
+
+
+@pytest.mark.usefixtures("forked_children")
+@pytest.mark.parametrize("name", CASES)
+def test_terratorch_computes_the_same(command, tmp_path, name):
+    """By hand: TerraTorch is in none of the environments that tests run in."""
+    pytest.importorskip("terratorch")
+    path = GOLDEN / name / "checkpoint.pth"
+    more = ("--framework-a", "torch", "--framework-b", "torch", "--against", "terratorch")
+    result = command("verify", path, converted(original(name), "keras", tmp_path), *OPTIONS, *more)
+    assert result.status == 0, result.out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("terratorch") is not None, reason="it is installed")
+def test_a_missing_terratorch_is_named_before_anything_runs(command):
+    path = GOLDEN / CASES[1] / "checkpoint.pth"
+    result = command("verify", path, path, *OPTIONS, "--against", "terratorch")
+    assert result.status == 3
+    assert "pip install terratorch" in result.err

@@ -32,10 +32,12 @@ MODELS: Mapping[str, Mapping[str, str]] = {
     },
     "keras": CLASSES,
 }
-MODEL_LAYOUTS = {"torch": "original", "keras": "keras"}
+MODEL_LAYOUTS = {"torch": "original", "keras": "keras", "terratorch": "original"}
 NATIVE_LOADERS = {
     ("prithvi", "torch"): "facebook",
     ("prithvi, encoder", "torch"): "facebook",
+    ("prithvi", "terratorch"): "terratorch",
+    ("prithvi, encoder", "terratorch"): "terratorch",
     ("prithvi, keras", "tensorflow"): "keras",
     ("prithvi, keras", "jax"): "keras",
 }
