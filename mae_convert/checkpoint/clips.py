@@ -69,13 +69,33 @@ def load_clips(
             " series of images that are all used",
             hint="leave it out",
         )
-    stride = stride or clips.stride
-    model, read = checkpoint.configuration.model, []
+    stride, read = stride or clips.stride, []
     for path in paths:  # one at a time: videos are large
-        found = read_frames(path, lambda count, rate: _indices(clips, count, rate, model, stride))
+        found = _sampled(path, checkpoint, stride)
         read.append((found.indices, _prepared(found, checkpoint, stretch=stretch)))
     pixels = np.stack([pixels for _, pixels in read])
     return ClipBatch(pixels, tuple(indices for indices, _ in read), clips.in_words(stride))
+
+
+def frames_of(paths: Sequence[Path], checkpoint: Checkpoint) -> list[np.ndarray]:
+    """Return the sampled frames (T, H, W, C) of clips as they are stored.
+
+    Measured values are numbers, colours from 0 to 255.
+
+    Raises:
+        MaeConvertError: as `load_clips`.
+    """
+    stride, frames = clips_of(checkpoint).stride, []
+    for path in paths:
+        found = _sampled(path, checkpoint, stride)
+        _prepared(found, checkpoint, stretch=False)  # that it fits
+        frames.append(_without_missing(found.pixels, clips_of(checkpoint)))
+    return frames
+
+
+def _sampled(path: Path, checkpoint: Checkpoint, stride: int) -> Frames:
+    clips, model = clips_of(checkpoint), checkpoint.configuration.model
+    return read_frames(path, lambda count, rate: _indices(clips, count, rate, model, stride))
 
 
 def _indices(
@@ -126,14 +146,22 @@ def _measured(found: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray
             hint="measured values are not resampled; give a larger area",
         )
     top, left = (rows - height) // 2, (columns - width) // 2
-    values = pixels[:, top : top + height, left : left + width].astype(np.float32)
+    values = _without_missing(pixels[:, top : top + height, left : left + width], clips)
     if not np.isfinite(values).all():
         raise MaeConvertError(f"{found.path} contains NaN or infinite values", hint="replace them")
+    mean, std = np.array((configuration.image_mean, configuration.image_std), np.float32)
+    return np.ascontiguousarray(((values - mean) / std).transpose(3, 0, 1, 2))
+
+
+def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
+    """Return measured values as float32, with a substitute for missing ones; colours unchanged."""
+    if not clips.measured:
+        return pixels
+    values = pixels.astype(np.float32)
     if clips.missing_value is not None:
         missing, substitute = clips.missing_value
         values = np.where(values == np.float32(missing), np.float32(substitute), values)
-    mean, std = np.array((configuration.image_mean, configuration.image_std), np.float32)
-    return np.ascontiguousarray(((values - mean) / std).transpose(3, 0, 1, 2))
+    return values
 
 
 def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path, str]:

@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.clips import clips_below, frames_of
 from mae_convert.checkpoint.image_files import images_in, open_image
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import MODES
-from mae_convert.errors import ConfigurationError, MaeConvertError
+from mae_convert.errors import ConfigurationError
 from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.infer.decision import Decision, Inference
-from mae_convert.infer.grid import grid_decision
+from mae_convert.infer.grid import grid_decision, has_grid
 from mae_convert.infer.head_structure import HeadStructure, head_structure
-from mae_convert.infer.losses import make_crops
+from mae_convert.infer.losses import Crops, make_clips, make_crops
 from mae_convert.infer.search import HEADS, Search, heads_decision
 
 EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
 FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)
+MOST_CLIP_CROPS = 8
 FEWEST_IMAGES = 3
 """Minimum number of images: with fewer, random differences between images hide differences between
 candidates."""
@@ -34,7 +36,8 @@ class InferenceOptions:
         images: a folder of images like those of training; default: four photographs.
         framework: "torch", "tensorflow" or "jax"; "" runs no model and uses the weights alone.
         device: where the model runs; default: the CPU.
-        crops: how many crops of each image, each with a mask of its own.
+        crops: how many crops of each image, each with a mask of its own; of clips, which take
+            longer, at most `MOST_CLIP_CROPS`.
         seed: of crops, masks and bootstrap.
     """
 
@@ -56,14 +59,9 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
         ConfigurationError: the images are too few.
         MaeConvertError: an image cannot be read, or the model cannot be run.
     """
-    if not checkpoint.family.takes_images:
-        raise MaeConvertError(
-            checkpoint.path,
-            ": the search for missing fields can be used with masked autoencoders of single images"
-            f" only, and this model is of {checkpoint.family.title}",
-        )
+    require_images(checkpoint, "the search for missing fields")
     options = options or InferenceOptions()
-    images = _images(options)
+    images = _images(checkpoint, options)
     wanted = open_fields(checkpoint)
     structures = {name: structure_of(checkpoint, name) for name in HEADS if name in wanted}
     grid: dict[str, Decision] = {}
@@ -76,17 +74,19 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
         return Inference({})
     if reason := _why_not_run(checkpoint, options):
         return Inference(_without_model(wanted, structures, reason) | grid)
-    model = checkpoint.configuration.model
-    crops = make_crops(images, model, crops=options.crops, seed=options.seed)
+    crops = _crops(images, checkpoint, options)
     search = Search(checkpoint, structures, wanted, crops, options.framework, options.device)
-    return Inference(search.run() | grid, len(images), options.crops, options.framework)
+    return Inference(search.run() | grid, len(images), crops.noise.shape[1], options.framework)
 
 
 def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the fields that an experiment can determine: missing, or only assumed."""
     configuration = checkpoint.configuration
     missing = {missing.field for missing in configuration.missing}
-    return tuple(name for name in FIELDS if name in missing | set(configuration.assumptions))
+    open_ = missing | set(configuration.assumptions)
+    if not has_grid(checkpoint):  # no table of learned positions shows it
+        open_ -= {"image_size"}
+    return tuple(name for name in FIELDS if name in open_)
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
@@ -139,21 +139,48 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
         )
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
         return "the shape of the grid of patches is unknown"
-    if channels not in MODES:
+    if checkpoint.family.clips is not None and checkpoint.family.clips.measured:
+        if options.images is None:
+            return f"samples of {channels} bands are not embedded; specify a folder of such samples"
+    elif channels not in MODES:
         return f"images with {channels} channels are not available"
     return "" if options.framework else "no framework is installed"
 
 
-def _images(options: InferenceOptions) -> list[Image.Image]:
-    folder = options.images or EMBEDDED_IMAGES
-    images = [open_image(path) for path in images_in(folder)]
+def _images(
+    checkpoint: Checkpoint, options: InferenceOptions
+) -> list[Image.Image] | list[np.ndarray]:
+    """Return images, or of a folder for models of videos the frames of its clips."""
+    clips = checkpoint.family.clips is not None and options.images is not None
+    images: list[Image.Image] | list[np.ndarray]
+    if clips:
+        assert options.images is not None
+        images = frames_of(clips_below(options.images, checkpoint), checkpoint)
+    else:
+        images = [open_image(path) for path in images_in(options.images or EMBEDDED_IMAGES)]
     if len(images) < FEWEST_IMAGES:
         raise ConfigurationError(
-            folder,
-            f" holds {len(images)} images, and the experiment needs at least {FEWEST_IMAGES}",
-            hint="add images like those that the model was trained on",
+            options.images or EMBEDDED_IMAGES,
+            f" holds {len(images)} {'clips' if clips else 'images'}, and the experiment needs at "
+            f"least {FEWEST_IMAGES}",
+            hint="add such as those that the model was trained on",
         )
     return images
+
+
+def _crops(
+    images: list[Image.Image] | list[np.ndarray],
+    checkpoint: Checkpoint,
+    options: InferenceOptions,
+) -> Crops:
+    """Return crops of images, or of the frames of clips."""
+    family, model = checkpoint.family, checkpoint.configuration.model
+    count = options.crops if family.clips is None else min(options.crops, MOST_CLIP_CROPS)
+    frames = [image for image in images if isinstance(image, np.ndarray)]
+    if frames:
+        return make_clips(frames, family, model, crops=count, seed=options.seed)
+    pictures = [image for image in images if isinstance(image, Image.Image)]
+    return make_crops(pictures, family, model, crops=count, seed=options.seed)
 
 
 def _without_model(

@@ -15,6 +15,11 @@ SAMPLES = 500
 NAME = "encoder.position_embedding"
 
 
+def has_grid(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint has a table of positions of an image's patches."""
+    return NAME in checkpoint.tensors and checkpoint.family.clips is None
+
+
 def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     """Return the decision on ``image_size``, height and width in pixels.
 

@@ -1,7 +1,7 @@
-"""Reconstruction losses of a model on crops of images, for candidate configurations."""
+"""Reconstruction losses of a model on crops of images or clips, for candidate configurations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,17 @@ from PIL import Image
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import MODES
+from mae_convert.families.family import Family
+from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.runtime.loading import Wanted, make_model
-from reference_models.configuration import ViTMAEConfig
 
 BATCH = 16
 SMALLEST_CROP = 0.2
 """Range of the crop area relative to the image; MAE is trained on such crops (He et al. 2021,
 appendix A.1)."""
-VARIANCE_FLOOR = 1e-6
-"""Added to the variance of a patch, as in the loss of the original."""
+MOST_MOVED = 0.35
+"""How far the crop of a single image moves in a clip that is made of it, relative to the way to
+another crop."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Losses:
     """Losses on removed patches, each array (images, crops); mean squared errors.
 
     Attributes:
-        pixels: against the pixels, as a model with ``norm_pix_loss`` False is trained.
+        pixels: against the pixels, as a model with ``norm_pix_loss`` False is trained, in the scale
+            in which it predicts them.
         normalized: against pixels normalised in each patch, as one with True is trained.
         one_colour: against the pixels, of the mean colour of the patches that are visible.
         zero: against normalised pixels, of zeros.
@@ -45,10 +48,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of images, and the noise that masks each.
+    """Crops of images or clips, and the noise that masks each.
 
     Attributes:
-        pixels: (images, crops, H, W, C), uint8.
+        pixels: (images, crops, [T,] H, W, C), uint8 colours or measured values.
         noise: (images, crops, L), float32.
     """
 
@@ -61,26 +64,83 @@ class Crops:
 
 
 def make_crops(
-    images: Sequence[Image.Image], config: ViTMAEConfig, *, crops: int, seed: int
+    images: Sequence[Image.Image], family: Family, config: Any, *, crops: int, seed: int
 ) -> Crops:
-    """Cut crops at random out of images, as in training, each with a mask of its own."""
+    """Cut crops at random out of images, as in training, each with a mask of its own.
+
+    For a model of videos, a crop moves across the image.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
     height, width = config.image_hw
+    frames = 1 if family.clips is None else config.num_frames
     pixels = []
     for image in images:
         in_channels = image.convert(MODES[config.num_channels])
         for _ in range(crops):
-            box = _crop(image.size, height / width, generator)
-            resized = in_channels.resize((width, height), Image.Resampling.BICUBIC, box=box)
-            pixels.append(np.asarray(resized).reshape(height, width, -1))
+            clip = []
+            for box in _moving(image.size, height / width, frames, generator):
+                resized = in_channels.resize((width, height), Image.Resampling.BICUBIC, box=box)
+                clip.append(np.asarray(resized).reshape(height, width, -1))
+            pixels.append(np.stack(clip) if family.clips is not None else clip[0])
     shape = len(images), crops
-    noise = generator.permuted(
-        np.tile(np.arange(config.num_patches), (len(pixels), 1)), axis=1
-    ).astype(np.float32)
     return Crops(
-        np.stack(pixels).reshape(*shape, height, width, -1),
-        (noise / config.num_patches).reshape(*shape, -1),
+        np.stack(pixels).reshape(*shape, *pixels[0].shape),
+        family.noise(config, len(pixels), generator).reshape(*shape, -1),
     )
+
+
+def make_clips(
+    clips: Sequence[np.ndarray], family: Family, config: Any, *, crops: int, seed: int
+) -> Crops:
+    """Cut crops at random out of clips, each with a mask of its own.
+
+    Args:
+        clips: frames (T, H, W, C) of each; measured values are not resized.
+        family: of the model.
+        config: of the model.
+        crops: of each clip.
+        seed: of crops and masks.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    assert family.clips is not None
+    cutting = _measured_crop if family.clips.measured else _resized_crop
+    pixels = [cutting(clip, config.image_hw, generator) for clip in clips for _ in range(crops)]
+    shape = len(clips), crops
+    return Crops(
+        np.stack(pixels).reshape(*shape, *pixels[0].shape),
+        family.noise(config, len(pixels), generator).reshape(*shape, -1),
+    )
+
+
+def _measured_crop(
+    clip: np.ndarray, size: tuple[int, int], generator: np.random.Generator
+) -> np.ndarray:
+    rows, columns = clip.shape[1:3]
+    top = int(generator.integers(rows - size[0] + 1))
+    left = int(generator.integers(columns - size[1] + 1))
+    return clip[:, top : top + size[0], left : left + size[1]]
+
+
+def _resized_crop(
+    clip: np.ndarray, size: tuple[int, int], generator: np.random.Generator
+) -> np.ndarray:
+    rows, columns = clip.shape[1:3]
+    box = _crop((columns, rows), size[0] / size[1], generator)
+    frames = (Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame) for frame in clip)
+    resized = [f.resize(size[::-1], Image.Resampling.BICUBIC, box=box) for f in frames]
+    return np.stack([np.asarray(frame).reshape(*size, -1) for frame in resized])
+
+
+def _moving(
+    size: tuple[int, int], shape: float, frames: int, generator: np.random.Generator
+) -> list[tuple[float, float, float, float]]:
+    """Return the box of a crop in each frame, which moves towards that of another crop."""
+    start = _crop(size, shape, generator)
+    if frames == 1:
+        return [start]
+    end, far = _crop(size, shape, generator), generator.uniform(0, MOST_MOVED)
+    boxes = (np.array(start) + (np.array(end) - start) * t for t in np.linspace(0, far, frames))
+    return [(float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in boxes]
 
 
 def _crop(
@@ -109,20 +169,22 @@ class Runner:
             checkpoint: the same weights with a configuration that is tried.
             crops: what the model is shown.
         """
-        configuration = checkpoint.configuration
-        model = self._model_for(checkpoint)
+        configuration, family = checkpoint.configuration, checkpoint.family
+        model, config = self._model_for(checkpoint), checkpoint.configuration.model
         mean, std = (
             np.array(v, np.float32) for v in (configuration.image_mean, configuration.image_std)
         )
+        scale = 1 if family.clips is not None and family.clips.measured else 255
         images, count = crops.noise.shape[:2]
         pixels = crops.pixels.reshape(images * count, *crops.pixels.shape[2:])
         noise = crops.noise.reshape(images * count, -1)
         parts = []
         for start in range(0, len(pixels), BATCH):
-            batch = (pixels[start : start + BATCH].astype(np.float32) / 255 - mean) / std
-            channels_first = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+            batch = (pixels[start : start + BATCH].astype(np.float32) / scale - mean) / std
+            channels_first = np.ascontiguousarray(np.moveaxis(batch, -1, 1))
             predicted, mask = self._run(model, channels_first, noise[start : start + BATCH])
-            parts.append(_losses(predicted, _patches(batch, configuration.model), mask))
+            wanted = family.predicted_pixels(channels_first, config)
+            parts.append(_losses(predicted, wanted, mask, family, config))
         return Losses(*(np.concatenate(x).reshape(images, count) for x in zip(*parts, strict=True)))
 
     def _model_for(self, checkpoint: Checkpoint) -> Any:
@@ -138,39 +200,53 @@ class Runner:
     def _run(
         self, model: Any, pixels: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predicted patches (N, L, P) and the mask (N, L)."""
+        """Return predicted images (N, C, [T,] H, W), in the model's scale, and the mask (N, L)."""
         if self._framework == "torch":
             import torch
 
+            from mae_convert.runtime.run_pytorch import all_patches
+
             with torch.inference_mode():
                 outputs = model(*(torch.from_numpy(a).to(self._device) for a in (pixels, noise)))
-            return outputs.logits.cpu().numpy(), outputs.mask.cpu().numpy()
+                predicted = model.unpatchify(all_patches(outputs.logits, outputs.mask))
+            return predicted.cpu().numpy(), outputs.mask.cpu().numpy()
         from keras import ops
 
+        from mae_convert.runtime.run_keras import all_patches as all_patches_of_keras
+
         outputs = model(ops.convert_to_tensor(pixels), noise=ops.convert_to_tensor(noise))
-        return ops.convert_to_numpy(outputs.logits), ops.convert_to_numpy(outputs.mask)
+        predicted = model.unpatchify(all_patches_of_keras(outputs.logits, outputs.mask))
+        return ops.convert_to_numpy(predicted), ops.convert_to_numpy(outputs.mask)
 
 
-def _patches(pixels: np.ndarray, config: ViTMAEConfig) -> np.ndarray:
-    """Return images (N, H, W, C) as patches (N, L, h, w, C), in the order of the model's tokens."""
-    (rows, columns), (height, width) = config.grid_hw, config.patch_hw
-    cut = pixels.reshape(len(pixels), rows, height, columns, width, -1).swapaxes(2, 3)
-    return cut.reshape(len(pixels), rows * columns, height, width, -1)
-
-
-def _losses(predicted: np.ndarray, patches: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+def _losses(
+    predicted: np.ndarray, pixels: np.ndarray, mask: np.ndarray, family: Family, config: Any
+) -> tuple[np.ndarray, ...]:
     """Return the four losses of `Losses` for each image, (N,)."""
-    visible = (1 - mask)[..., None, None, None]
-    area = visible.sum((1, 2, 3), keepdims=True) * patches[0, 0, :, :, 0].size
-    colour = (patches * visible).sum((1, 2, 3), keepdims=True) / area
-    flat = patches.reshape(*patches.shape[:2], -1)
-    variance = flat.var(-1, ddof=1, keepdims=True)
-    normalized = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(variance + VARIANCE_FLOOR)
+    shapes = family.prediction(config)
+    prediction = cut(predicted, shapes)
+    plain, normalized = (
+        _target(pixels, family, replace(config, norm_pix_loss=flag)) for flag in (False, True)
+    )
+    # The mean of each channel over the visible patches.
+    visible = (1 - mask).reshape(len(mask), 1, *shapes.grid_shape)
+    for axis in range(len(shapes.patch_shape)):
+        visible = np.expand_dims(visible, 3 + 2 * axis)  # with the axes of what `cut` returns
+    axes = tuple(range(2, plain.ndim))
+    weights = np.broadcast_to(visible, (len(plain), 1, *plain.shape[2:]))
+    colour = (plain * weights).sum(axes, keepdims=True) / weights.sum(axes, keepdims=True)
 
     def loss(error: np.ndarray) -> np.ndarray:
-        of_patches = np.square(error, dtype=np.float64).mean(-1)
+        of_patches = over_patches(np.square(error, dtype=np.float64), shapes)
         result: np.ndarray = (of_patches * mask).sum(1) / mask.sum(1)
         return result
 
-    one_colour = (patches - colour).reshape(flat.shape)
-    return loss(predicted - flat), loss(predicted - normalized), loss(one_colour), loss(normalized)
+    errors = (prediction - plain, prediction - normalized, plain - colour, normalized)
+    return tuple(loss(error) for error in errors)
+
+
+def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
+    """Return what a model of a configuration predicts of pixels, as `cut` returns it."""
+    mean, deviation = family.target_statistics(pixels, config)
+    target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
+    return target.astype(np.float32)
