@@ -116,7 +116,10 @@ images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="With --infer: directory of images like those of training. [default: four photographs]",
+    help=(
+        "With --infer: directory of images, or of videos, like those of training. [default: four "
+        "photographs]"
+    ),
 )
 
 
