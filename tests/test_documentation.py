@@ -57,6 +57,7 @@ EXPECTED = {
     "docs/index.md": ["PASSED and proven"],
     "docs/migration.md": [],
     "docs/publishing.md": ["PUBLISHED"],
+    "docs/runners.md": ["code that is not mae-convert's", "PASSED and proven"],
     "docs/repair.md": ["PASSED and proven", "decoder.position_embedding: is zero"],
     "docs/verification.md": ["PASSED and proven", "PASSED"],
 }
@@ -84,6 +85,8 @@ tensors["decoder.decoder_pos_embed"] *= 0
 save_file(tensors, weights, {"format": "pt"})
 config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-12}))
 """
+RUNNER = next(b.code for b in documentation.blocks(documentation.DOCS / "runners.md")
+              if b.language == "python")  # fmt: skip
 # What must be there before a block with ``<!-- setup: NAME -->``: a program in its language.
 SETUP = {
     "bare.pth": ("python", BARE),
@@ -95,6 +98,7 @@ SETUP = {
         "mae-convert convert mae.pth half-precision --to transformers --task encoder"
         " --dtype bfloat16",
     ),
+    "my_runner.py": ("python", f"open('my_runner.py', 'w').write({RUNNER!r})"),
     "my-mae": ("sh", "mae-convert convert mae.pth my-mae --to transformers"),
     "my-mae-tf": ("sh", "mae-convert convert mae.pth my-mae-tf --to transformers-tf"),
     "my-mae.weights.h5": ("sh", "mae-convert convert mae.pth my-mae.weights.h5 --to keras"),

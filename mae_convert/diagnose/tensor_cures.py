@@ -79,7 +79,7 @@ def _cure(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> Cu
     if (a.shape, a.dtype) == (b.shape, b.dtype):
         x, y = a.load(), b.load()
         for how, made in _undone(model, of_b, name, x, y):
-            if _same_bits(made(), x):
+            if _gives(made, x):
                 fault = next(_faults(model, of_a, name, x, y), "")
                 fault = fault or "has its values in another order"
                 return Cure(name, fault, how, replace(b, name=name, load=made))
@@ -90,12 +90,16 @@ def _cure(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> Cu
     return Cure(name, fault, FROM_A, a)
 
 
-def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays of one shape have the same bytes; zeros differ by their sign."""
-    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
-
-
 Made = Callable[[], np.ndarray]
+
+
+def _gives(made: Made, x: np.ndarray) -> bool:
+    """Return whether an array comes out that has the same bytes; zeros differ by their sign."""
+    try:
+        array = made()
+    except (ValueError, IndexError):  # the change does not apply to this shape
+        return False
+    return array.dtype == x.dtype and array.tobytes() == x.tobytes()
 
 
 def _undone(

@@ -153,9 +153,12 @@ def _witness(witness: Mapping[str, Any]) -> str:
         else witness.get("ours") or "mae-convert's mapping tables"
     )
     version = (witness["versions"] or {}).get(witness["framework"], "")
+    runner = f"{witness['framework']} {version}"
+    if code := witness.get("foreign"):
+        runner = f"{code}, code that is not mae-convert's,"
     name = Path(witness["checkpoint"]["name"]).name
     about = for_markdown(
-        f"({witness['layout']}, {witness['task']}), run by {witness['framework']} {version} on"
+        f"({witness['layout']}, {witness['task']}), run by {runner} on"
         f" {witness['device']}, loaded by {how}"
     )
     return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"

@@ -84,14 +84,19 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
         f"{for_html(witness['layout'])},"
         f" {for_html(witness['task'])}<br>"
         f'<span class="grey">sha256 {for_html(sha256[:16])}…</span>',
-        f"{for_html(witness['framework'])} {for_html(versions.get(witness['framework'], ''))}"
-        f" on {for_html(witness['device'])}",
+        f"{for_html(_runner(witness, versions))} on {for_html(witness['device'])}",
         for_html(
             "its own tensor names"
             if witness["native"]
             else witness.get("ours") or "mae-convert's mapping tables"
         ),
     )
+
+
+def _runner(witness: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    if code := witness.get("foreign"):
+        return f"{code}, code that is not mae-convert's,"
+    return f"{witness['framework']} {versions.get(witness['framework'], '')}"
 
 
 def _explanation(verdict: Verdict) -> Iterator[str]:

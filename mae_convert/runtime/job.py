@@ -130,6 +130,9 @@ class Job:
     """Safetensors file with activations by name, float64; each replaces the result of that step as
     the input of the next one (see ``steps``). "" replaces nothing."""
 
+    foreign: Mapping[str, Any] | None = None
+    """Code of others that runs the model, as `ForeignCode.plain`; None without any."""
+
     def save(self, path: Path) -> None:
         """Write the job as JSON."""
         path.write_text(json.dumps(asdict(self)))

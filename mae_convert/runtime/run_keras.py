@@ -66,7 +66,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
             # The model is deleted before the next one is created: a large one fits into memory
             # once.
             results = _results(build(job, kind), job, inputs, kind)
-        yield dtype, {name: _as_numpy(name, value, kind) for name, value in results.items()}
+        yield dtype, {name: as_numpy(name, value, kind) for name, value in results.items()}
 
 
 def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
@@ -239,7 +239,12 @@ def _objective(results: Mapping[str, Any], task: str) -> Any:
     return ops.sum(hidden * weights) / shape[0]
 
 
-def _as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
+def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
+    """Return a result as an array.
+
+    Raises:
+        LoadError: it has another dtype than was requested.
+    """
     if name == "mask":
         return ops.convert_to_numpy(ops.cast(value, "float32"))
     if name == "ids_restore":

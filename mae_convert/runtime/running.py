@@ -21,11 +21,12 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, Option,
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory
 from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
+from mae_convert.runtime.foreign import FOREIGN, ORIGINAL, ForeignCode
 from mae_convert.runtime.gradients import with_canonical_gradients
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.pinned import pinned
 from mae_convert.runtime.sides import WORKER, Side, classes_of
-from mae_convert.runtime.staging import stage
+from mae_convert.runtime.staging import stage, stage_foreign
 from mae_convert.runtime.trace import Trace, describe, read_trace
 from mae_convert.runtime.worker import REPORT
 
@@ -69,6 +70,9 @@ class Run:
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Activations (N, T, D) by name that replace the results of these steps as the inputs of the
     next ones; empty for an ordinary run."""
+
+    foreign: ForeignCode | None = None
+    """Code of others that runs it; the framework of ``side`` is then `FOREIGN`."""
 
 
 class UnreadFileError(MaeConvertError):
@@ -148,7 +152,11 @@ class Running:
         if status < 0:
             last = f"signal {-status} {stage_of(self.job)}"
         kind = MissingRequirementError if status == 3 else MaeConvertError
-        return kind(f"the {side.framework} run failed: ", last)
+        if self.run.foreign is None:
+            return kind(f"the {side.framework} run failed: ", last)
+        label = self.run.foreign.label
+        known = MaeConvertError(last).message.startswith(label)
+        return kind(last) if known else kind(f"the run by {label} failed: ", last)
 
 
 def _reported(line: str) -> Text:
@@ -200,7 +208,11 @@ def _prepare(
     given = inputs_of(run.checkpoint, inputs)
     np.savez(work / "inputs.npz", allow_pickle=False, **given)
     step_outputs = _save_arrays(run.step_outputs, work / "step_outputs.safetensors")
-    staged = stage(run.checkpoint, side.framework, work, as_stored=run.as_stored, unread=unread)
+    if run.foreign is not None and run.foreign.kind != ORIGINAL:
+        staged = stage_foreign(run.checkpoint, run.foreign.layout, work, unread)
+    else:
+        framework = "torch" if run.foreign else side.framework
+        staged = stage(run.checkpoint, framework, work, as_stored=run.as_stored, unread=unread)
     staged, held = pinned(staged, run.checkpoint, work)
     config = run.checkpoint.configuration.model
     if request.mask_ratio is not None:
@@ -220,6 +232,7 @@ def _prepare(
         gradients=request.gradients,
         mode=side.mode,
         description={
+            **({"foreign": run.foreign.label} if run.foreign else {}),
             "dtypes": list(request.dtypes),
             "taps": request.taps,
             "run_mask_ratio": config.mask_ratio,
@@ -227,6 +240,7 @@ def _prepare(
         },
         confirmed=staged.confirmed,
         step_outputs=step_outputs,
+        foreign=run.foreign.plain() if run.foreign else None,
     )
     job.save(work / "job.json")
     return work / "job.json", staged.ours, held
@@ -266,6 +280,8 @@ def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[st
     environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
     if side.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    if side.framework == FOREIGN:  # Keras reads it when it is imported, PyTorch does not
+        environment.setdefault("KERAS_BACKEND", "tensorflow")
     if side.framework == "jax":
         environment["JAX_ENABLE_X64"] = "1"
     # Two frameworks share the cores: idle threads must not keep a core busy.

@@ -9,7 +9,14 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.dtypes import DTYPES
 from mae_convert.formats import open_container, write_file
-from mae_convert.formats.registry import DCP, KERAS_ARCHIVE, KERAS_H5, SAFETENSORS, TF_H5
+from mae_convert.formats.registry import (
+    DCP,
+    KERAS_ARCHIVE,
+    KERAS_H5,
+    SAFETENSORS,
+    SUFFIX_FORMATS,
+    TF_H5,
+)
 from mae_convert.formats.tensor import LazyTensor, sha256
 from mae_convert.runtime.job import ReadTensors, StoredWeights
 from mae_convert.runtime.sides import (
@@ -97,6 +104,35 @@ def stage(
     if loader is not None:
         return Staged(weights, loader, confirmed=_reading(checkpoint))
     return Staged(weights, named, _why(checkpoint, framework, unread))
+
+
+def stage_foreign(
+    checkpoint: Checkpoint, layout: str | None, work: Path, unread: str | None = None
+) -> Staged:
+    """Return what code of others loads: the tensors by the names of a layout.
+
+    Args:
+        checkpoint: what is to be run.
+        layout: the layout whose names the code wants; None is that of the checkpoint.
+        work: a directory for files that are made.
+        unread: why the library does not read the files, where that has been tried.
+
+    Raises:
+        MaeConvertError: the layout cannot hold the model.
+    """
+    family = checkpoint.family
+    if layout is not None and family.layout(layout).name != checkpoint.layout.name:
+        target = family.layout(layout)
+        suffixes = [s for s, kind in SUFFIX_FORMATS.items() if kind in target.containers]
+        staged = work / f"model{'' if target.weights_name else suffixes[0]}"
+        execute(plan_conversion(replace(checkpoint, also=()), staged, layout))
+        container = open_container(staged)
+        return Staged(StoredWeights(tuple(map(str, container.files)), container.kind), layout,
+                      BY_TABLES)  # fmt: skip
+    if unread is None and checkpoint.container.kind != DCP:
+        return Staged(_stored(checkpoint, ""), "")
+    weights = _under_its_own_names(checkpoint, "torch", "", work)
+    return Staged(weights, "", _why(checkpoint, "torch", unread))
 
 
 def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +108,7 @@ RUNNERS = {
     "transformers": "run_transformers",
     "timm": "run_timm",
     "terratorch": "run_terratorch",
+    "foreign": "run_foreign",
 }
 
 
@@ -158,10 +159,20 @@ def run(job_path: Path) -> None:
     description = {
         **job.description,
         "versions": runner.versions(),
-        "settings": runner.settings(),
+        "settings": {**runner.settings(), **_omitted(job.foreign, arrays)},
     }
     note_stage(job_path, "writing the results")
     save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
+
+
+def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
+    """Return which results code of others has not computed; of this project's code none is."""
+    if foreign is None:
+        return {}
+    from mae_convert.runtime.foreign_code import RESULTS
+
+    found = {name.rpartition("/")[2] for name in arrays}
+    return {"omits": [name for name in RESULTS if name not in found]}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mae_convert.checkpoint.fingerprint import described_family
+from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.sides import THIRD_PARTIES
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT
@@ -31,7 +32,7 @@ def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
 
 def _has_steps(trace: Trace) -> bool:
     """Return whether a trace has all intermediate activations of a reference model."""
-    ours = trace.description.get("framework") not in THIRD_PARTIES
+    ours = trace.description.get("framework") not in (*THIRD_PARTIES, FOREIGN)
     return ours and any(name.startswith("float64/tap/") for name in trace.arrays)
 
 

@@ -215,7 +215,9 @@ def _check_comparable(a: Trace, b: Trace) -> None:
                 " the proof needs",
                 hint=("trace it again with ", Option("run_dtype", "float64")),
             )
-        results = RESULTS[side.description["task"]]
+        omitted = side.description.get("settings", {}).get("omits", ())
+        partial = omitted if "foreign" in side.description else ()
+        results = [name for name in RESULTS[side.description["task"]] if name not in partial]
         if missing := [
             n for n in results if n not in side.arrays and f"float64/{n}" not in side.arrays
         ]:
@@ -397,4 +399,5 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 def _witness(side: str, trace: Trace) -> dict[str, Any]:
     keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
             "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
-    return {"side": side, **{key: trace.description.get(key) for key in keys}}
+    foreign = {"foreign": code} if (code := trace.description.get("foreign")) else {}
+    return {"side": side, **{key: trace.description.get(key) for key in keys}, **foreign}

@@ -12,6 +12,13 @@ from mae_convert.checkpoint.official import confirmed_by_hash
 from mae_convert.checkpoint.open import Checkpoint, as_task, require_comparable
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.layouts.schema import Schema
+from mae_convert.runtime.foreign import (
+    FOREIGN,
+    FORMS,
+    ORIGINAL,
+    ForeignCode,
+    parse_foreign,
+)
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.runtime.job import FRAMEWORKS
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
@@ -25,10 +32,17 @@ from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
 
 @dataclass(frozen=True)
 class Witness:
-    """A library that runs one of the checkpoints once more: the option ``against``."""
+    """What runs one of the checkpoints once more: the option ``against``.
+
+    Attributes:
+        framework: one of ``FRAMEWORKS``, or `FOREIGN`.
+        python: the interpreter of the child process; None is this one.
+        foreign: code of others that runs it; it is run only because the option names it.
+    """
 
     framework: str
     python: str | None = None
+    foreign: ForeignCode | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +83,19 @@ def parse_options(
     witnesses = []
     for text in against:
         framework, _, python = text.partition("=")
-        if framework not in FRAMEWORKS:
+        if framework in FRAMEWORKS:
+            witnesses.append(Witness(framework, python or None))
+            continue
+        if framework == ORIGINAL:
+            place, _, python = python.partition("=")
+            framework = f"{ORIGINAL}={place}"
+        foreign = parse_foreign(framework, python or None)
+        if foreign is None:
             raise MaeConvertError(
                 *(Option("against", framework), " is not a runner"),
-                hint=f"choose {', '.join(FRAMEWORKS)}",
+                hint=f"choose {', '.join(FRAMEWORKS)}; or {FORMS}",
             )
-        witnesses.append(Witness(framework, python or None))
+        witnesses.append(Witness(FOREIGN, python or None, foreign))
     usual = ("float64",) if options.get("quick") else DEFAULT_DTYPES
     options["dtypes"] = options.get("dtypes") or usual
     return Options(mask_ratio=mask_ratio_of_run, against=tuple(witnesses), **options)
@@ -149,7 +170,8 @@ def run_verification(
         return Verification(replace(mismatch, steps=steps), {})
     side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
     for witness in options.against:
-        choose_side(b, Side(witness.framework, python=witness.python))  # missing: say so first
+        if witness.foreign is None:
+            choose_side(b, Side(witness.framework, python=witness.python))  # missing: say so first
     unmasked = (
         options.unmasked
         or "classify" in (a.task, b.task)
@@ -230,10 +252,24 @@ def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
     """
     limit = source.side.time_limit
     side = Side(witness.framework, python=witness.python, time_limit=limit)
+    if witness.foreign is not None:
+        return replace(_for_foreign(witness.foreign, source, target), side=side)
     reads = [loader_for(run.checkpoint, witness.framework) for run in (source, target)]
     source_only = reads[0] and not reads[1] and source.as_stored
     chosen = source if source_only and source.side.framework != side.framework else target
     return replace(chosen, checkpoint=_runnable(chosen.checkpoint, side), side=side)
+
+
+def _for_foreign(code: ForeignCode, source: Run, target: Run) -> Run:
+    """Return which side code of others runs: the target, unless only the source has its names."""
+    family, wanted = target.checkpoint.family, code.layout
+    if code.kind == ORIGINAL:
+        wanted = family.model_layout("torch")
+    if wanted is not None and source.as_stored:
+        name = family.layout(wanted).name
+        if target.checkpoint.layout.name != name == source.checkpoint.layout.name:
+            return replace(source, foreign=code)
+    return replace(target, foreign=code)
 
 
 def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
@@ -248,11 +284,11 @@ def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
         )
     else:
         # The TensorFlow classes of transformers are run forward only.
-        forward_only = loader_for(run.checkpoint, witness) == "transformers-tf"
+        forward_only = run.foreign or loader_for(run.checkpoint, witness) == "transformers-tf"
         request = replace(request, gradients=request.gradients and not forward_only)
         (trace,) = run_together([replace(run, request=request)], inputs)
     other = judge(trace_a, trace, compare_weights=False)
-    name = f"against {witness}"
+    name = f"against {run.foreign.label if run.foreign else witness}"
     checks = tuple(
         replace(check, name=f"{name}/{check.name}")
         for check in other.checks

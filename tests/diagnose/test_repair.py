@@ -19,6 +19,7 @@ from mae_convert.diagnose.tensor_cures import FROM_A, UNDONE
 from mae_convert.errors import OutputError
 from mae_convert.families.options import Flags
 from mae_convert.files.hashes import file_sha256
+from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.certificate import read_certificate
 
@@ -248,6 +249,26 @@ def test_names_that_not_every_version_loads_are_written_anew(tmp_path):
     write_repaired(planned, tmp_path / "out")
     names = open_checkpoint(tmp_path / "out").container.tensors
     assert "decoder.decoder_layers.0.attention.attention.query.weight" in names
+
+
+@pytest.mark.parametrize("name", ["mae_st_pretrain_tiny", "videomae_finetune_tiny",
+                                  "prithvi_v2_tl_tiny"])  # fmt: skip
+@pytest.mark.parametrize("edit", [np.transpose, np.zeros_like], ids=["transposed", "zero"])
+def test_every_tensor_of_every_family_is_repaired(case, name, edit):
+    facts = case(name).facts
+    flags = Flags(
+        num_attention_heads=facts.get("num_heads") or facts.get("encoder_num_heads"),
+        decoder_num_attention_heads=facts.get("decoder_num_heads"),
+    )
+    a = open_checkpoint(GOLDEN / name / "checkpoint.pth", flags)
+    changed = {
+        name: np.ascontiguousarray(edit(tensor.load())).reshape(tensor.shape)
+        for name, tensor in a.tensors.items()
+    }
+    b = replace(a, tensors={n: LazyTensor.from_array(n, array) for n, array in changed.items()})
+    repaired = plan_repair(a, b).repaired()
+    for canonical, tensor in a.tensors.items():
+        assert repaired.tensors[canonical].load().tobytes() == tensor.load().tobytes(), canonical
 
 
 def test_models_of_other_shapes_and_tasks_are_refused(source, tmp_path):

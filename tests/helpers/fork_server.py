@@ -45,6 +45,8 @@ def _preload(module: str) -> None:
     if module.endswith("run_keras"):
         os.environ["KERAS_BACKEND"] = "tensorflow"
     importlib.import_module(module)
+    if module.endswith("run_foreign"):  # whose code imports PyTorch
+        importlib.import_module("mae_convert.runtime.foreign_torch")
     if module.endswith("run_transformers"):  # which imports its models when they are asked for
         from transformers import (  # noqa: F401
             ViTForImageClassification,

@@ -164,11 +164,13 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
 @click.option(
     "--against",
     multiple=True,
-    metavar="FRAMEWORK[=PYTHON]",
+    metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Run B (or A, if only A has the library's tensor names) once more with the model classes "
-        "of another library."
+        "Run B (or A, if only A has the tensor names) once more: with the model classes of another "
+        "library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or MODULE:FACTORY), or "
+        "with a clone of the authors' code (original=DIRECTORY). Code of others is run only "
+        "because this option names it."
     ),
 )
 @click.option(
@@ -350,6 +352,29 @@ def repair(
     else:
         show(out, done.changes, verdict)
     return 0
+
+
+@click.command(cls=CheckedCommand)
+@click.argument("action", type=click.Choice(["new"]))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
+    """Write FILE.py, in which your own model becomes a runner.
+
+    It is a Python file to complete: how your model is made, loads a state dict, and masks.
+    `verify A B --against FILE.py:build` then runs it.
+
+    Example:
+    \b
+        mae-convert runner new my_runner.py
+    """
+    from mae_convert.files.atomic import check_target, write_file
+    from mae_convert.runtime.runner_skeleton import SKELETON
+
+    check_target(file, overwrite=overwrite, suffixes=(".py",))
+    write_file(file, SKELETON, overwrite=overwrite)
+    name = for_terminal(file)
+    click.echo(f"wrote {name}; complete it, then: mae-convert verify A B --against {name}:build")
 
 
 def _diagnosed(done: "Verification") -> "Verification":

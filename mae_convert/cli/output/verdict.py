@@ -81,12 +81,17 @@ def _witness(witness: Mapping[str, Any]) -> str:
     )
     versions = witness["versions"] or {}
     version = versions.get(witness["framework"], "")
+    if code := witness.get("foreign"):
+        library = next((n for n in ("torch", "keras") if n in versions), "")
+        runner = f"{code}, code that is not mae-convert's, with {library} {versions.get(library)}"
+    else:
+        runner = f"{witness['framework']} {version}"
     place = witness["device"]
     if witness.get("mode") not in (None, "eager"):
         place += f", {witness['mode']}"
     return markup(
         f"{witness['side']}  {witness['checkpoint']['name']}  ({witness['layout']},"
-        f" {witness['task']}), run by {witness['framework']} {version} on {place}, loaded by {how}"
+        f" {witness['task']}), run by {runner} on {place}, loaded by {how}"
     )
 
 

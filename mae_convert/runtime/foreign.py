@@ -1,0 +1,135 @@
+"""Code of others that runs a checkpoint once more: where it is, and what it says about itself.
+
+The code is imported and run in a child process, and only where the user asks for it by the option
+``against``. Nothing here runs it: the layout whose names it wants is read from its text.
+"""
+
+import ast
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import MaeConvertError, Option
+from mae_convert.runtime.children import cannot_run, environment_of_child
+
+FOREIGN = "foreign"  # the framework of a run of such code
+ORIGINAL = "original"
+LAYOUT = "LAYOUT"  # the name in a file of code that says in which layout its state dict is
+FORMS = "PATH.py:FACTORY, MODULE:FACTORY, or original=DIRECTORY with a clone of the authors' code"
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class ForeignCode:
+    """Code of others that makes and runs a model.
+
+    Attributes:
+        kind: "file", "module", or "original" for the authors' code as it is cloned.
+        place: the file, the module's dotted name, or the directory.
+        factory: the function or class that makes the model; "" for the authors' code.
+        layout: the layout of the state dict that it takes; None is that of the file.
+    """
+
+    kind: str
+    place: str
+    factory: str = ""
+    layout: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A name for reports, without a slash."""
+        if self.kind == ORIGINAL:
+            return ORIGINAL
+        name = Path(self.place).name if self.kind == "file" else self.place
+        return f"{name}:{self.factory}"
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data for a child process."""
+        return {"kind": self.kind, "place": self.place, "factory": self.factory}
+
+
+def parse_foreign(text: str, python: str | None = None) -> ForeignCode | None:
+    """Return the code that an option names; None where it names none.
+
+    Args:
+        text: one of `FORMS`.
+        python: the interpreter that finds a module; None is this one.
+
+    Raises:
+        MaeConvertError: there is no such file, directory or module, or the file is not Python.
+    """
+    name, equals, place = text.partition("=")
+    if equals and name == ORIGINAL:
+        if not Path(place).is_dir():
+            raise MaeConvertError(
+                *(Option("against", text), " names no directory"),
+                hint="clone the authors' repository and name its directory",
+            )
+        return ForeignCode(ORIGINAL, str(Path(place).resolve()))
+    place, colon, factory = text.rpartition(":")
+    if not colon or not place or not factory.isidentifier():
+        return None
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise MaeConvertError(*(Option("against", text), " names no file"), hint=FORMS)
+        path = Path(place).resolve()
+        return ForeignCode("file", str(path), factory, layout_in(path))
+    if not all(part.isidentifier() for part in place.split(".")):
+        return None
+    return ForeignCode("module", place, factory, layout_in(_file_of_module(place, python)))
+
+
+def layout_in(path: Path) -> str | None:
+    """Return the value of ``LAYOUT`` in a file of Python code, which is not run.
+
+    Raises:
+        MaeConvertError: the file is not Python, or the value is not a text.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError) as error:
+        raise MaeConvertError(path, f" is not Python code: {error}", hint=FORMS) from error
+    found = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(name, ast.Name) and name.id == LAYOUT for name in node.targets)
+    ]
+    if not found:
+        return None
+    if not isinstance(found[-1], ast.Constant) or not isinstance(found[-1].value, str | None):
+        raise MaeConvertError(
+            path, f": {LAYOUT} is not the name of a layout", hint=f'write {LAYOUT} = "facebook"'
+        )
+    return found[-1].value
+
+
+FIND = (
+    "import importlib.util, sys; spec = importlib.util.find_spec(sys.argv[1]); "
+    "print(spec.origin if spec else '')"
+)
+
+
+def _file_of_module(name: str, python: str | None) -> Path:
+    """Return the file of a module; the packages that it is in are imported in a child process."""
+    import sys
+
+    command: Sequence[str] = [python or sys.executable, "-c", FIND, name]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            env=environment_of_child(), timeout=SECONDS,
+        )  # fmt: skip
+    except OSError as error:
+        raise cannot_run(python, error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MaeConvertError(f"{name} was not found within {SECONDS} seconds") from error
+    found = done.stdout.strip().splitlines()
+    if done.returncode or not found or not Path(found[-1]).is_file():
+        raise MaeConvertError(
+            f"there is no Python module {name} that can be imported",
+            hint="install it, put its directory into PYTHONPATH, or name its file: PATH.py:FACTORY",
+        )
+    return Path(found[-1])

@@ -1,0 +1,203 @@
+"""Import code of others in a child process, and find out how it is to be run.
+
+A file or module of such code has a factory, and may have further names (``docs/runners.md``):
+
+- ``LAYOUT``: the layout of the state dict; see `mae_convert.runtime.foreign`.
+- ``load_state(model, state)``: puts the tensors into the model.
+- ``forward(model, pixel_values, noise)``: runs it and returns results by name.
+- ``MASK``: how noise is passed, "argument" or "torch.rand".
+- ``OUTPUTS``: the names of the results where the model returns a tuple.
+- ``ACTIVATIONS``: canonical names and modules.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mae_convert.runtime.job import Job
+from mae_convert.runtime.loaders import LoadError
+from mae_convert.runtime.model_class import class_named
+from mae_convert.runtime.trace_check import BLOCK, STEPS
+
+NAME = "mae_convert_foreign_code"  # of the module that a file becomes
+RESULTS = (
+    "mask", "ids_restore", "last_hidden_state", "logits", "reconstruction", "loss",
+    "loss_norm_pix",
+)  # fmt: skip
+MASKS = ("argument", "torch.rand", None)
+BRACES = re.compile(r"\{([a-z0-9,]+)\}")
+MORE_STEPS = ("head.norm",)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Imported code, and how it is run.
+
+    Attributes:
+        label: for messages.
+        factory: makes the model from the configuration, a dictionary.
+        load_state: puts a state dict into the model; None is the framework's own strict loading.
+        forward: runs the model; None calls it.
+        mask: one of `MASKS`.
+        outputs: names of the items of a tuple that the model returns.
+        activations: canonical name → module, of which ``{}`` is the number of a block; a name with
+            ``{q,k,v}`` is split into equal parts along the last axis.
+    """
+
+    label: str
+    factory: Callable[[dict[str, Any]], Any]
+    load_state: Callable[[Any, dict[str, Any]], Any] | None = None
+    forward: Callable[[Any, Any, Any], Any] | None = None
+    mask: str | None = "argument"
+    outputs: tuple[str, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let errors of the code name the line of it that failed.
+
+        Raises:
+            LoadError: the code raised any exception.
+        """
+        try:
+            yield
+        except (LoadError, MemoryError):
+            raise
+        except Exception as error:
+            raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
+
+    def points(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield canonical name, module, which of equal parts it is, and how many there are.
+
+        The number of a block is still ``{}`` in both names.
+        """
+        for name, module in self.activations.items():
+            match = BRACES.search(name)
+            parts = match[1].split(",") if match else [""]
+            for number, part in enumerate(parts):
+                yield (BRACES.sub(part, name) if match else name), module, number, len(parts)
+
+
+def _line(error: Exception) -> str:
+    """Return where an error was raised, in words: the last line of the code, or of a library."""
+    ours = str(Path(__file__).resolve().parents[1])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
+    theirs = [
+        f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename
+    ]
+    frames = theirs or frames
+    return f" at line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split())[:600]
+    return f"{type(error).__name__}: {text}"
+
+
+def import_code(about: Mapping[str, Any], task: str) -> Code:
+    """Import the code that a job names.
+
+    Args:
+        about: of `ForeignCode.plain`.
+        task: of the checkpoint.
+
+    Raises:
+        LoadError: it cannot be imported, or one of its names is not what it must be.
+    """
+    if about["kind"] == "original":
+        from mae_convert.runtime.original_code import original_code
+
+        return original_code(Path(about["place"]), task)
+    place = about["place"]
+    label = f"{Path(place).name if about['kind'] == 'file' else place}:{about['factory']}"
+    with Code(label, dict).running():
+        module = _file(Path(place)) if about["kind"] == "file" else importlib.import_module(place)
+    factory = getattr(module, about["factory"], None)
+    if not callable(factory):
+        raise LoadError(f"{label}: there is no function or class of that name in {place}")
+    found = Code(
+        label,
+        factory,
+        getattr(module, "load_state", None),
+        getattr(module, "forward", None),
+        getattr(module, "MASK", "argument"),
+        tuple(getattr(module, "OUTPUTS", ())),
+        dict(getattr(module, "ACTIVATIONS", {})),
+    )
+    _check(found)
+    return found
+
+
+def _file(path: Path) -> Any:
+    """Import a file, which may import others from its directory."""
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check(code: Code) -> None:
+    if code.mask not in MASKS:
+        raise LoadError(
+            f"{code.label}: MASK is {code.mask!r}", hint="write one of argument, torch.rand"
+        )
+    for name in code.outputs:
+        if name not in RESULTS:
+            raise LoadError(
+                f"{code.label}: OUTPUTS names {name!r}", hint=f"known: {', '.join(RESULTS)}"
+            )
+    for name, *_ in code.points():
+        known = BLOCK.fullmatch(name.replace("{}", "0")) or name in (*STEPS, *MORE_STEPS)
+        if not known:
+            raise LoadError(
+                f"{code.label}: ACTIVATIONS names {name!r}, which is not a canonical name",
+                hint="write for example encoder.blocks.{}.output, encoder.embedding, decoder.norm",
+            )
+
+
+def given_config(job: Job, dtype: str | None = None) -> dict[str, Any]:
+    """Return what a factory is given: the fields of the configuration, and three more.
+
+    These are ``task``, ``num_kept``, the number of patches that the mask leaves, and ``dtype``,
+    which a Keras model is to be made in; a PyTorch model is converted to it afterwards.
+    """
+    config = class_named(job.configuration).from_dict(job.config)
+    more = {"task": job.task, "num_kept": config.num_kept, "dtype": dtype or job.dtypes[0]}
+    return {**job.config, **more}
+
+
+def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
+    """Return what a model returned, by name; what has the value None is left out.
+
+    Raises:
+        LoadError: it is nothing that can be compared.
+    """
+    if isinstance(returned, Mapping):
+        found = dict(returned)
+    elif isinstance(returned, tuple | list):
+        if len(returned) != len(code.outputs):
+            raise LoadError(
+                f"{code.label}: the model returns {len(returned)} values, and OUTPUTS names "
+                f"{len(code.outputs)}"
+            )
+        found = dict(zip(code.outputs, returned, strict=True))
+    else:
+        found = {"last_hidden_state" if task == "encoder" else "logits": returned}
+    known = {name: value for name, value in found.items() if name in RESULTS and value is not None}
+    if not known:
+        raise LoadError(
+            f"{code.label}: the model returns none of the results {', '.join(RESULTS)}",
+            hint="write a function forward(model, pixel_values, noise) that returns some by name",
+        )
+    return known

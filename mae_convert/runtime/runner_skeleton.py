@@ -1,0 +1,67 @@
+"""The file that `mae-convert runner new` writes: a model of the user's own as a runner."""
+
+SKELETON = '''"""Your own model as a runner of `mae-convert verify A B --against FILE.py:build`.
+
+Only `build` is needed; delete what your model does not need. The file is imported in a child
+process, by the interpreter of `--against FILE.py:build=PYTHON`.
+"""
+
+# from my_package import MyModel
+
+# The layout of the state dict that your model loads: "facebook", "transformers", "timm" ...
+# (`mae-convert layouts`). None: with the names of the checkpoint's own file.
+LAYOUT = None
+
+# How your model gets the noise whose order is the mask: "argument" if it is called as
+# model(pixel_values, noise), "torch.rand" if it draws the noise itself by one call of torch.rand,
+# which then returns ours, or None if it masks nothing.
+MASK = "argument"
+
+# What the values are that your model returns as a tuple, in their order. Known names: mask,
+# ids_restore, last_hidden_state, logits, reconstruction, loss, loss_norm_pix.
+OUTPUTS = ("loss", "logits", "mask")
+
+# Which modules (Keras: layers) compute which intermediate activations; {} is the number of a block.
+# Leave out what your model does not have. "path:input" is what a module gets, and of a name with
+# {q,k,v} the parts are split along the last axis.
+ACTIVATIONS = {
+    "encoder.embedding": "blocks.0:input",
+    "encoder.blocks.{}.{q,k,v}": "blocks.{}.attn.qkv",
+    "encoder.blocks.{}.attention": "blocks.{}.attn",
+    "encoder.blocks.{}.mlp": "blocks.{}.mlp",
+    "encoder.blocks.{}.output": "blocks.{}",
+    "encoder.norm": "norm",
+}
+
+
+def build(config):
+    """Return the model: a torch.nn.Module or a keras.Model, with any weights.
+
+    Args:
+        config: fields of the configuration (hidden_size, num_hidden_layers, layer_norm_eps ...),
+            "task" (pretrain, encoder or classify), "num_kept", the number of patches that are not
+            removed, and "dtype", in which a Keras model is to be made.
+    """
+    raise NotImplementedError("return your model, for example MyModel(width=config['hidden_size'])")
+
+
+# def load_state(model, state):
+#     """Put the tensors of the checkpoint, by name, into the model.
+#
+#     Without this function: model.load_state_dict(state, strict=True), or in Keras each variable
+#     once, by its path.
+#     """
+#     names = {name: name.removeprefix("module.") for name in state}
+#     model.load_state_dict({names[name]: t for name, t in state.items()}, strict=True)
+
+
+# def forward(model, pixel_values, noise):
+#     """Run the model and return results by name; without this function it is called.
+#
+#     Args:
+#         pixel_values: (N, C, H, W), of videos (N, C, T, H, W).
+#         noise: (N, L), or None for a classifier; the num_kept patches with the lowest values stay.
+#     """
+#     loss, logits, mask = model(pixel_values, noise)
+#     return {"logits": logits, "mask": mask}
+'''
