@@ -54,6 +54,8 @@ SOURCE_AT_HAND = "proof/the source is available"
 Results = Mapping[str, np.ndarray]
 Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
+ARRAYS = "arrays"
+"""Stands for the framework of arrays that another program has stored."""
 PREPROCESSING_FIELDS = ("image_mean", "image_std")
 
 
@@ -145,7 +147,7 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
         first_divergence=first,
         suspects=tuple(dict.fromkeys([*rank(differing, fed), *fed])),
         causes=tuple(_configuration_causes(a, b)),
-        witnesses=tuple(_witness(side, trace) for side, trace in (("A", a), ("B", b))),
+        witnesses=tuple(witness_of(side, trace) for side, trace in (("A", a), ("B", b))),
         not_compared=tuple(not_compared(a, b)),
         assumptions=assumptions(a, b),
         unread={side: fields for side, fields in unread.items() if fields},
@@ -396,7 +398,8 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
             )
 
 
-def _witness(side: str, trace: Trace) -> dict[str, Any]:
+def witness_of(side: str, trace: Trace) -> dict[str, Any]:
+    """Return how one side of a comparison was run."""
     keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
             "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
     foreign = {"foreign": code} if (code := trace.description.get("foreign")) else {}

@@ -12,6 +12,7 @@ from mae_convert.runtime.sides import INSTALL
 from mae_convert.text import format_number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
+    ARRAYS,
     NATIVE,
     READ,
     SOURCE_AT_HAND,
@@ -134,6 +135,8 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
 def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
     """Return the verdict in one or two words, and its meaning in a sentence."""
     failed = verdict.failed()
+    if any(w.get("framework") == ARRAYS for w in verdict.witnesses):
+        return _answer_on_arrays(verdict)
     if failed and all(_is_numeric(check) for check in failed):
         return "IMPRECISE", (
             "the same function in float64 and the same weights, but one side computes it with "
@@ -158,6 +161,16 @@ def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
         common = ", in everything that was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
     return "PASSED", f"not proven: {_why_not(verdict)}"
+
+
+def _answer_on_arrays(verdict: Verdict) -> tuple[str, str]:
+    """Return the verdict on arrays of another program, and its meaning."""
+    if not verdict.passed:
+        return "DIFFERENT", "B's arrays are further from A's results than rounding explains"
+    return "PASSED", (
+        "not proven: every array agrees with A's results, but which weights and configuration the "
+        "other program had is not known"
+    )
 
 
 def _same(verdict: Verdict) -> str:

@@ -126,8 +126,17 @@ def trace(
 @click.command(cls=CheckedCommand)
 @click.argument("a", type=SourceType())
 @click.argument("b", type=SourceType())
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="MAP.json",
+    help=(
+        "B is an .npz or .safetensors file of another program; MAP.json gives the canonical name "
+        "of each of its arrays that is to be compared."
+    ),
+)
 @json_option
-def compare(a: "Source", b: "Source", as_json: bool) -> int:
+def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     """Judge two traces, made here or on other machines.
 
     Exit status 1 if they differ.
@@ -141,7 +150,13 @@ def compare(a: "Source", b: "Source", as_json: bool) -> int:
     from mae_convert.runtime.trace import Trace
     from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
+    from mae_convert.verify.other_arrays import compare_arrays, read_arrays, read_names
 
+    if names is not None:
+        known, arrays = read_names(names), read_arrays(locate_file(b))
+        verdict = compare_arrays(Trace.load(locate_file(a)), arrays, known)
+        _tell(verdict, as_json=as_json)
+        return 0 if verdict.passed else 1
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
     verdict = diagnose_traces(judge(*traces), *traces)
     _tell(verdict, as_json=as_json)

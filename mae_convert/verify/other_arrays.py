@@ -1,0 +1,167 @@
+"""Compare a trace with arrays that another program has stored, by a map of names.
+
+The arrays have no description: neither weights nor configuration nor versions are known, and the
+inputs only if they are stored too. So a verdict on them is never a proof.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from mae_convert.errors import CheckpointError, MaeConvertError, Option
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.formats.contents import json_in
+from mae_convert.runtime.inputs import inputs_sha256
+from mae_convert.runtime.trace import Trace
+from mae_convert.runtime.trace_check import BLOCK, MASKING, STEPS
+from mae_convert.text import did_you_mean
+from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
+from mae_convert.verify.judge import (
+    ARRAYS,
+    FLOOR_UNITS,
+    PEER_FACTOR,
+    UNIT_ROUNDOFF,
+    Check,
+    Verdict,
+    ceiling_units,
+    own_errors,
+    witness_of,
+)
+from mae_convert.verify.localise import LAST_STEPS, execution_order
+
+INPUTS = ("pixel_values", "noise")
+ADVICE = (
+    'write {"name in the file": "canonical name", ...}, for example {"enc_3": '
+    '"encoder.blocks.3.output"}'
+)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` or ``.safetensors`` file; no pickle is read.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be read.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise CheckpointError(
+            path, f" is not an .npz or .safetensors file that can be read: {error}"
+        ) from error
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Return a map from the names in a file to canonical ones, from a JSON file.
+
+    Raises:
+        CheckpointError: it is not such a map, or gives one name twice.
+    """
+    found = json_in(ByteFile(path), ADVICE)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(path, " is not a map of names", hint=ADVICE)
+    for name in found.values():
+        if not BLOCK.fullmatch(name) and name not in KNOWN:
+            raise CheckpointError(
+                path,
+                f" names {name!r}, which is not a result{did_you_mean(name, KNOWN)}",
+                hint=f"known are {', '.join(KNOWN)}, and encoder.blocks.N.output and the like",
+            )
+    if len(set(found.values())) < len(found):
+        raise CheckpointError(path, " gives two arrays the same name", hint="leave one out")
+    return found
+
+
+KNOWN = (*INPUTS, *MASKING, *LAST_STEPS, *STEPS, "head.norm")
+
+
+def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Verdict:
+    """Return whether arrays of another program are what a trace has.
+
+    Float64 arrays are compared as the function is. Others are compared with the float64 results of
+    the trace: they may be as far from them as rounding allows.
+
+    Args:
+        a: the trace.
+        arrays: of the other program.
+        names: which of them are which results.
+
+    Raises:
+        MaeConvertError: nothing can be compared, or the inputs are others.
+    """
+    if missing := [name for name in names if name not in arrays]:
+        raise MaeConvertError(
+            f"the file has no array {missing[0]!r}{did_you_mean(missing[0], arrays)}",
+            hint=("correct it in the file of ", Option("names")),
+        )
+    found = {canonical: arrays[name] for name, canonical in names.items()}
+    inputs = {name: found.pop(name) for name in INPUTS if name in found}
+    if inputs and inputs_sha256(inputs) != a.description["inputs"]:
+        raise MaeConvertError(
+            "A and the arrays were computed from different inputs, so they cannot be compared",
+            hint=("trace A again with the inputs of the arrays: ", Option("inputs")),
+        )
+    checks = list(_checks(a, found))
+    if not checks:
+        raise MaeConvertError(
+            "A and the arrays have no result in common",
+            hint=("trace A with ", Option("taps", True), " for intermediate activations"),
+        )
+    differing = [c.name.rpartition("/")[2] for c in checks if not c.passed]
+    passed = not differing
+    unknown = ["weights, configuration and versions of B, which arrays do not have"]
+    if not inputs:
+        unknown.append("the inputs: the arrays do not include pixel_values (and noise)")
+    return Verdict(
+        passed=passed,
+        proven=False,
+        checks=tuple(checks),
+        first_divergence=min(differing, key=execution_order, default=None),
+        suspects=(),
+        causes=(),
+        witnesses=(witness_of("A", a), _witness(a)),
+        not_compared=tuple(unknown),
+    )
+
+
+def _checks(a: Trace, found: Mapping[str, np.ndarray]) -> Iterator[Check]:
+    exact = a.results("float64")
+    for name in sorted(found, key=execution_order):
+        array = found[name]
+        if name in MASKING:
+            if name in a.arrays:
+                same = a.arrays[name].shape == array.shape
+                wrong = int((a.arrays[name] != array).sum()) if same else array.size
+                yield Check(f"function/{name}", wrong == 0, wrong, 0)
+        elif name in exact and array.dtype == np.float64:
+            error = function_error(array, exact[name])
+            yield Check(f"function/{name}", error <= FUNCTION_LIMIT, error, FUNCTION_LIMIT)
+        elif name in exact:
+            yield _rounded(a, name, array, exact[name])
+
+
+def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check:
+    """Return the check of an array in lower precision against the exact result of A."""
+    kind = str(array.dtype)
+    if kind not in UNIT_ROUNDOFF:
+        raise MaeConvertError(f"{name} is of dtype {kind}", hint="store float64 or float32")
+    unit, error = UNIT_ROUNDOFF[kind], relative_error(array, exact)
+    own = own_errors(a, kind).get(name, 0.0)
+    limit = min(PEER_FACTOR * max(own, FLOOR_UNITS * unit), ceiling_units(a) * unit)
+    return Check(f"{kind}/B/{name}", error <= limit, error, limit)
+
+
+def _witness(a: Trace) -> dict[str, Any]:
+    about = dict.fromkeys(("mode", "settings", "assumed", "assumptions"))
+    description = {key: a.description.get(key) for key in ("layout", "task", "device")}
+    return {
+        "side": "B", **about, **description, "framework": ARRAYS, "native": False,
+        "versions": {}, "checkpoint": {"name": "arrays of another program", "sha256": ""},
+        "ours": "arrays of another program",
+    }  # fmt: skip

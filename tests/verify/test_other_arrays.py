@@ -1,0 +1,80 @@
+"""``compare --names``: a trace and arrays that another program has stored."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mae_convert.runtime.trace import Trace
+
+NAMES = {"img": "pixel_values", "noise": "noise", "pred": "logits", "hidden": "mask",
+         "enc.2": "encoder.blocks.2.output"}  # fmt: skip
+
+
+@pytest.fixture
+def traced(case, command, tmp_path):
+    """A trace of the golden inputs, what the original computed, and a function to compare."""
+    source = case("pretrain_tiny")
+    golden = source.arrays
+    inputs = {"pixel_values": golden["imgs"], "noise": golden["noise"]}
+    np.savez(tmp_path / "in.npz", **inputs)
+    trace = tmp_path / "a.safetensors"
+    call = ["--taps", "--framework", "torch", "--inputs", tmp_path / "in.npz"]
+    assert command("trace", source.checkpoint, trace, *call, *source.heads).status == 0
+    arrays = {"img": golden["imgs"], "noise": golden["noise"], "pred": golden["f64/pred"],
+              "hidden": golden["mask"], "enc.2": golden["f64/tap/blocks.2"]}  # fmt: skip
+
+    def compare(names=NAMES, kind="npz", **changed):
+        path = tmp_path / f"theirs.{kind}"
+        stored = {name: np.ascontiguousarray(a) for name, a in {**arrays, **changed}.items()}
+        np.savez(path, **stored) if kind == "npz" else save_file(stored, path)
+        (tmp_path / "names.json").write_text(json.dumps(names))
+        return command("compare", trace, path, "--names", tmp_path / "names.json", "--json")
+
+    return compare, arrays, Trace.load(trace)
+
+
+def test_what_the_original_computed_passes_in_both_precisions_and_containers(traced):
+    compare, arrays, _ = traced
+    result = compare()
+    assert (result.status, result.json["passed"], result.json["proven"]) == (0, True, False)
+    assert [check["name"] for check in result.json["checks"]] == [
+        "function/mask", "function/encoder.blocks.2.output", "function/logits",
+    ]  # fmt: skip
+    assert not any("inputs" in what for what in result.json["not_compared"])
+    single = {name: arrays[name].astype(np.float32) for name in ("pred", "enc.2")}
+    result = compare(kind="safetensors", **single)
+    assert result.status == 0
+    assert "float32/B/logits" in [check["name"] for check in result.json["checks"]]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_is_further_away_than_rounding_fails(traced, dtype):
+    compare, arrays, _ = traced
+    result = compare(**{"enc.2": (arrays["enc.2"] * (1 + 1e-4)).astype(dtype)})
+    assert (result.status, result.json["first_divergence"]) == (1, "encoder.blocks.2.output")
+
+
+def test_inputs_that_are_not_there_are_said_and_others_are_refused(traced):
+    compare, arrays, _ = traced
+    result = compare({"pred": "logits"})
+    assert any(what.startswith("the inputs") for what in result.json["not_compared"])
+    result = compare(img=arrays["img"] + 1)
+    assert (result.status, "different inputs" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"pret": "logits"}, "did you mean 'pred'"),
+        ({"pred": "logit"}, "did you mean 'logits'"),
+        ({"pred": "logits", "enc.2": "logits"}, "the same name"),
+        (["pred"], "is not a map of names"),
+        ({"img": "pixel_values", "noise": "noise"}, "no result in common"),
+    ],
+)
+def test_a_wrong_map_is_said(traced, names, words):
+    result = traced[0](names)
+    assert result.status == 2
+    assert words in result.err
