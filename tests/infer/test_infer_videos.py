@@ -1,7 +1,10 @@
 """Fields of models of videos and of satellite images, found by experiment."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from inflated_mae import as_mae_st, as_prithvi
 from paths import DEMO, GOLDEN
 from PIL import Image
 
@@ -9,6 +12,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.options import Flags
 from mae_convert.infer import InferenceOptions, infer
+from mae_convert.infer.experiment import structure_of
 from mae_convert.infer.losses import make_clips, make_crops
 
 torch = pytest.importorskip("torch")
@@ -66,3 +70,54 @@ def test_crops_move_across_photographs_and_stay_within_clips():
     assert (crops.pixels[0, :, 0] != crops.pixels[0, :, -1]).any()
     still = make_clips([frames], family, config, crops=2, seed=1).pixels
     assert (still[0, :, 0] == still[0, :, -1]).all()
+
+
+def test_the_heads_of_trained_models_are_found(tmp_path):
+    for path in sorted(DEMO.glob("*.jpg")):
+        with Image.open(path) as image:
+            colours = np.asarray(image.convert("RGB").resize((160, 140)))
+        np.savez(tmp_path / f"{path.stem}.npz", frames=colours[None])
+    checkpoint = open_checkpoint(
+        as_prithvi(tmp_path), Flags(image_size=(96, 96), num_frames=1), incomplete=True
+    )
+    found = infer(checkpoint, InferenceOptions(images=tmp_path, crops=4)).decided()
+    assert found["num_attention_heads"] == 5
+    assert found["decoder_num_attention_heads"] == 4
+
+
+def test_the_heads_of_a_trained_model_of_videos_are_found(tmp_path):
+    flags = Flags(image_size=(96, 96), num_frames=2)
+    checkpoint = open_checkpoint(as_mae_st(tmp_path), flags, incomplete=True)
+    found = infer(checkpoint, InferenceOptions(crops=4)).decided()
+    assert found["num_attention_heads"] == 5
+    assert found["decoder_num_attention_heads"] == 4
+    assert found["norm_pix_loss"] is False
+
+
+def test_weights_show_the_heads_of_videomae():
+    """Queries and keys that share directions within each head, as training makes them."""
+    checkpoint = opened(GOLDEN / "videomae_pretrain_tiny" / "checkpoint.pth")
+    generator = np.random.default_rng(0)
+    tensors = dict(checkpoint.tensors)
+    model = checkpoint.configuration.model
+    for part, width, heads, layers in (
+        ("encoder", model.hidden_size, 4, model.num_hidden_layers),
+        ("decoder", model.decoder_hidden_size, 3, model.decoder_num_hidden_layers),
+    ):
+        channels = width // heads
+        for layer in range(layers):
+            query, key = generator.normal(size=(2, width, width))
+            for start in range(0, width, channels):
+                block = slice(start, start + channels)
+                key[block] += generator.normal(size=(channels, channels)) @ query[block]
+            for which, value in (("q", query), ("k", key)):
+                name = f"{part}.blocks.{layer}.attention.{which}.weight"
+                stored = value.astype(np.float32)
+                tensors[name] = tensors[name].mapped(
+                    lambda _, stored=stored: stored, np.dtype("float32")
+                )
+    coupled = replace(checkpoint, tensors=tensors)
+    found = infer(coupled, InferenceOptions(framework="")).decided()
+    assert found == {"num_attention_heads": 4}
+    # The two layers of the decoder have too few orders of channels for a decision.
+    assert structure_of(coupled, "decoder_num_attention_heads").best == 3
