@@ -33,10 +33,6 @@ class Conflict:
     """Whether the values that were given conflict."""
 
 
-def _only_films(values: Values) -> bool:
-    return all(path.suffix.lower() == ".gif" for path in values["outputs"])
-
-
 def _sets(name: str) -> Callable[[Values], bool]:
     return lambda values: any(t.partition("=")[0] == name for t in values["assignments"])
 
@@ -98,12 +94,6 @@ QUICK = tuple(
         ("certify", "compares less than a certificate holds"),
     )
 )
-BANDS = Conflict(
-    "bands",
-    None,
-    "selects channels of --inputs; add --inputs, or leave --bands out",
-    lambda values: values["inputs"] is None,
-)
 CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
     "inspect": (IMAGES,),
     "convert": (
@@ -157,21 +147,14 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             "this mask is not random; leave --seed out",
             lambda values: values["mask"] not in ("random", "block"),
         ),
-        Conflict(
-            "outputs",
-            "mask_ratio",
-            "a .gif animation goes through mask ratios from 0.5 to 0.95; leave --mask-ratio out",
-            _only_films,
-        ),
         Conflict("inputs", "images", "both specify the images; leave one out"),
         Conflict(
             "inputs",
             "fit",
             "the arrays of --inputs already have the model's image size; leave --fit out",
         ),
-        BANDS,
     ),
-    "timeline": (Conflict("inputs", "images", "both specify the images; leave one out"), BANDS),
+    "timeline": (Conflict("inputs", "images", "both specify the images; leave one out"),),
     "features": (
         Conflict("inputs", "folder", "both specify the images; leave one out"),
         Conflict(

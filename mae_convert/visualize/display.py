@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.visualize.pixels import as_colours
@@ -56,6 +58,27 @@ class Display:
             f"channel{what.format(numbers)} scaled from the {LOW}nd to the {HIGH}th percentile of "
             f"the original{', all frames together' if self.low.ndim == 5 else ''}"
         )
+
+
+def check_bands(bands: Sequence[int] | None, inputs: Path | None, checkpoint: Checkpoint) -> None:
+    """Refuse a choice of channels for photographs, which are shown as they are.
+
+    Args:
+        bands: the choice, or None.
+        inputs: a file of preprocessed images, of any channels.
+        checkpoint: of the model.
+
+    Raises:
+        MaeConvertError: the images are photographs, or videos.
+    """
+    clips = checkpoint.family.clips
+    if bands is None or inputs is not None or (clips is not None and clips.measured):
+        return
+    raise MaeConvertError(
+        *(Option("bands"), " selects channels of "),
+        *(Option("inputs"), " or of satellite images, and these are photographs"),
+        hint=("leave ", Option("bands"), " out"),
+    )
 
 
 def display_of(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.errors import MaeConvertError, Option
-from mae_convert.visualize.display import Display, display_of
+from mae_convert.visualize.display import Display, check_bands, display_of
 from mae_convert.visualize.image_batch import (
     ImageBatch,
     batch_from_files,
@@ -96,12 +96,19 @@ def look_at(
     """
     require_images(checkpoint, "reconstruct")
     is_clip = checkpoint.family.clips is not None
+    check_bands(look.bands, look.inputs, checkpoint)
     _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and not is_clip and look.mask not in KINDS:
         raise MaeConvertError(
             f"{look.mask} has a fixed mask ratio, and an animation shows several",
             hint=("give a film ", Option("mask", "random"), ", block or grid"),
+        )
+    given = str(checkpoint.configuration.sources.get("mask_ratio", "")).startswith("option")
+    if given and not is_clip and len(films) == len(outputs):
+        raise MaeConvertError(
+            "a .gif animation goes through mask ratios from 0.5 to 0.95",
+            hint=("leave ", Option("mask_ratio"), " out"),
         )
     if look.inputs is not None:
         batch = batch_from_inputs(look.inputs, checkpoint)
@@ -208,7 +215,7 @@ class _Drawing:
             return draw(sheet, across=self.across)
         frames = family.predicted_frames(self.checkpoint.configuration.model)
         sheet = sheet_of_clips(columns, labels, frames, shapes=shapes, note=self.note)
-        return draw(sheet, across=self.across or 1)
+        return draw(sheet, across=self.across)
 
     def frames(self, done: Reconstruction) -> list[Image.Image]:
         """Return a sheet for each frame of clips, with a row for each clip."""

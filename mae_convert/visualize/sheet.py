@@ -44,12 +44,22 @@ class Sheet:
         rows: of as many tiles.
         note: a line below everything, or nothing.
         shapes: width to height that each row's images are shown in.
+        together: so many rows belong together, in one group.
     """
 
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str
     shapes: tuple[float, ...]
+    together: int = 1
+
+    @property
+    def fitting(self) -> int:
+        """How many groups stand well beside each other."""
+        count = len(self.rows) // self.together
+        if self.together > 1:  # of frames
+            return max(1, min(count, MOST_FRAMES // len(self.heads)))
+        return 1 if count <= 4 else 2 if count <= 12 else 3
 
 
 def columns_of(done: Reconstruction, display: Display) -> dict[str, np.ndarray]:
@@ -125,7 +135,8 @@ def sheet_of_clips(
         for head, colours in columns.items()
     ]
     heads = tuple(f"frame {frames[place] + 1}" for place in shown)
-    return Sheet(heads, tuple(rows), note, tuple(shape for shape in shapes for _ in columns))
+    of_rows = tuple(shape for shape in shapes for _ in columns)
+    return Sheet(heads, tuple(rows), note, of_rows, len(columns))
 
 
 def panel(
@@ -158,17 +169,16 @@ def panel(
     if family.clips is None:
         return draw(sheet_of(columns, names, shapes=shapes))
     frames = family.predicted_frames(model)
-    return draw(sheet_of_clips(columns, names, frames, shapes=shapes), across=1)
+    return draw(sheet_of_clips(columns, names, frames, shapes=shapes))
 
 
 def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
     """Return the sheet as an image, with `across` groups side by side, or a suitable number."""
-    across = across or (1 if len(sheet.rows) <= 4 else 2 if len(sheet.rows) <= 12 else 3)
-    across = min(across, len(sheet.rows))
+    across = min(across or sheet.fitting, len(sheet.rows) // sheet.together)
     sizes = [_size(row, shape) for row, shape in zip(sheet.rows, sheet.shapes, strict=True)]
     cell = max(width for width, _ in sizes)
     group = len(sheet.heads) * (cell + GAP) - GAP
-    per_group = math.ceil(len(sheet.rows) / across)
+    per_group = math.ceil(len(sheet.rows) / sheet.together / across) * sheet.together
     groups = [range(i, min(i + per_group, len(sizes))) for i in range(0, len(sizes), per_group)]
     tallest = max(sum(sizes[i][1] + LINE + GAP for i in rows) for rows in groups)
     width = len(groups) * (group + 2 * MARGIN)

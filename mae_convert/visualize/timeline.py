@@ -19,7 +19,7 @@ from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.files.staging import scratch_directory
 from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage
-from mae_convert.visualize.display import Display, display_of
+from mae_convert.visualize.display import Display, check_bands, display_of
 from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batch_from_inputs
 from mae_convert.visualize.masks import noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
@@ -252,6 +252,7 @@ class _Run:
                     )
             return
         inputs, view = self._view.inputs, self._view
+        check_bands(view.bands, inputs, checkpoint)
         if inputs is not None:
             self.batch = batch_from_inputs(inputs, checkpoint, view.most)
         else:

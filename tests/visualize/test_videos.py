@@ -493,3 +493,20 @@ def test_a_timeline_of_models_of_videos(command, clip, tmp_path, family):
     with Image.open(sheet) as image:
         assert image.height > 224
     assert "the middle frame of each clip is shown" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("-o", "x.png", "--bands", "3,2,1"), "--bands selects channels of --inputs"),
+        (("-o", "x.gif", "--mask-ratio", 0.5), "goes through mask ratios from 0.5 to 0.95; leave"),
+    ],
+)
+def test_options_of_other_models_are_refused(command, clip, tmp_path, options, sentence):
+    model = (DEMO / "checkpoint.pth", DEMO / "coffee.jpg")
+    done = command("reconstruct", *model, *options, cwd=tmp_path)
+    assert (done.status, sentence in done.err) == (2, True), done.err
+    assert "Traceback" not in done.err
+    six = clip("prithvi")
+    allowed = command("reconstruct", path_of("prithvi"), six, *options, *HEADS, *SIZE, cwd=tmp_path)
+    assert allowed.status == 0, allowed.err
