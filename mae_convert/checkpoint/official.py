@@ -1,4 +1,4 @@
-"""Identify official facebookresearch/mae checkpoints, by names, shapes and hash.
+"""Identify published checkpoints, by names, shapes and hash.
 
 The publisher gives only the first digits of a hash, so an equal hash is not a proof.
 """
@@ -11,21 +11,20 @@ from typing import Any
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.families.evidence import OFFICIAL as OFFICIAL_KIND
 from mae_convert.families.evidence import PREPROCESSING
-from mae_convert.families.mae.official import Official, candidates
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.tensor import PIECE_BYTES
 
 
-def probable(checkpoint: Checkpoint) -> list[Official]:
+def probable(checkpoint: Checkpoint) -> list[Any]:
     """Return the official files that a checkpoint of the original layout may be, likeliest first.
 
     If several have the same names and shapes, the file's own name determines the first.
     """
-    if checkpoint.layout.name != "facebook":
+    if checkpoint.layout.name != checkpoint.family.model_layouts.get("torch"):
         return []
     if checkpoint.relative and checkpoint.relative.certain:
         return []  # other families can have the same shapes
-    found = candidates(checkpoint.configuration.model, checkpoint.task)
+    found = checkpoint.family.candidates(checkpoint.configuration.model, checkpoint.task)
     return sorted(found, key=lambda official: official.file != checkpoint.path.name)
 
 
@@ -47,7 +46,7 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
     return report
 
 
-def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Official | None:
+def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Any:
     """Return the official file that a checkpoint is, by names, shapes and the published hash.
 
     Args:
@@ -55,7 +54,7 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> O
         md5: returns the MD5 of its file, and is called only if a hash is published; by default the
             whole file is read.
     """
-    hashed: Sequence[Official] = [official for official in probable(checkpoint) if official.md5]
+    hashed: Sequence[Any] = [official for official in probable(checkpoint) if official.md5]
     if not hashed or len(checkpoint.container.files) != 1:
         return None
     digest = md5() if md5 else open_md5(checkpoint.container.opened[0])

@@ -72,7 +72,7 @@ class Family(ABC):
             framework's model without a table (see `mae_convert.runtime.sides`).
         encoder_prefixes: name of a table of pre-training models → what begins the names of their
             encoder there and not in the encoder's own model.
-        official: published models, each with ``task``, ``model`` and ``model_name``.
+        official: published models, as `mae_convert.families.official` describes them.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
         positions: what becomes of position embeddings at another image size: "stored" ones of a
@@ -251,11 +251,22 @@ class Family(ABC):
         """Yield the values of a field in the official models of exactly this geometry."""
         for official in self.official:
             model = official.model
-            if official.task == task and all(
-                getattr(model, field) == value for field, value in evidence.geometry.items()
-            ):
+            if official.task == task and self._has_geometry(model, task, evidence.geometry):
                 source = f"official {official.model_name} of the same shapes"
                 yield Found(getattr(model, name), source, OFFICIAL)
+
+    def _has_geometry(self, model: Any, task: str, geometry: Fields) -> bool:
+        """Return whether a model's tensors give such a geometry, whatever its number of classes."""
+        if any(getattr(model, n) != geometry[n] for n in ("hidden_size", "num_hidden_layers")):
+            return False
+        own = self.geometry(self.schema(model, task))
+        return {**own, "num_labels": None} == {**geometry, "num_labels": None}
+
+    def candidates(self, model: Any, task: str) -> list[Any]:
+        """Return the published files whose tensors have the names and shapes of such a model."""
+        files = [o for o in self.official if o.task == task and o.file]
+        shapes = self.schema(model, task) if files else {}
+        return [o for o in files if self.schema(o.model, task) == shapes]
 
     def argument(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
         """Return the value of a field in the training arguments of a checkpoint, or None."""

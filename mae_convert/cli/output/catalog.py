@@ -1,10 +1,15 @@
 """Print the official checkpoints and what each is suited for."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
+
 from mae_convert.cli.output.console import console, markup, pairs, table
+from mae_convert.families import families
+from mae_convert.families.family import Family
 from mae_convert.families.mae.official import BASE_URL, LICENSE, LICENSE_URL, Official
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
 
@@ -53,6 +58,7 @@ def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
             official.md5 or "none",
         )
     out.print(grid)
+    _further(out)
     names = ", ".join(official.name for official in officials if official.name in PUBLISHED)
     out.print(f"\nReference results published by third parties (verify --published): {names}")
     out.print("\n[bold]Which one?[/bold]")
@@ -63,7 +69,7 @@ def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
         "normalised pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the "
         "visualize weights, timm's *.mae the pretrain ones."
     )
-    out.print(f"\nLicence of all files: {LICENSE}, {LICENSE_URL}")
+    out.print(f"\nLicence of the files of the image MAE: {LICENSE}, {LICENSE_URL}")
     for name, known in fingerprints.items():
         out.print(
             f"\nfingerprint of {name}, computed from a download ({markup(known['confirmed'])}):\n  "
@@ -73,6 +79,43 @@ def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
     out.print(
         f"address: {BASE_URL}/FOLDER/NAME.pth; md5: first digits, as published with the files"
     )
+
+
+def _further(out: Console) -> None:
+    """Print the published models of other families, which are downloaded by hand or by hf://."""
+    for family in further_families():
+        licences = " or ".join(dict.fromkeys(o.license for o in family.official if o.where))
+        out.print(f"\n[bold]{markup(family.title)}[/bold], licence {markup(licences)}")
+        for official in (o for o in family.official if o.where):
+            md5 = f", md5 {official.md5}..." if official.md5 else ""
+            what = f"{official.task}, {official.data}{md5}"
+            out.print(f"  {markup(official.where)}: {markup(what)}", soft_wrap=True)
+
+
+def further_families() -> list[Family]:
+    """Return the families besides the image MAE of which models are published."""
+    others = [family for name, family in families().items() if name != "mae"]
+    return [family for family in others if any(o.where for o in family.official)]
+
+
+def _further_json() -> list[dict[str, Any]]:
+    return [
+        {
+            "family": family.name,
+            "model": official.model_name,
+            "where": official.where,
+            "task": official.task,
+            "dataset": official.data,
+            "parameters": sum(
+                math.prod(shape) for shape in family.schema(official.model, official.task).values()
+            ),
+            "md5_begins_with": official.md5,
+            "license": official.license,
+        }
+        for family in further_families()
+        for official in family.official
+        if official.where
+    ]
 
 
 def catalog_json(officials: Sequence[Official], fingerprints: Fingerprints) -> dict[str, Any]:
@@ -93,7 +136,8 @@ def catalog_json(officials: Sequence[Official], fingerprints: Fingerprints) -> d
         }
         for official in officials
     ]
-    return {"official": rows, "published": {n: _truth(t) for n, t in PUBLISHED.items()}}
+    published = {name: _truth(truth) for name, truth in PUBLISHED.items()}
+    return {"official": rows, "further": _further_json(), "published": published}
 
 
 def _truth(truth: PublishedTruth) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mae_convert.families.mae import fields, relatives
 from mae_convert.families.mae.card import CARD
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
-from mae_convert.families.mae.official import LICENSE, OFFICIAL, candidates
+from mae_convert.families.mae.official import LICENSE, OFFICIAL, Official, candidates
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
 from mae_convert.families.mae.unread import unread
@@ -100,6 +100,10 @@ class ImageMAE(Family):
         )
         probe = any(name.startswith(BATCH_NORM) for name in names)
         return schema(config, task) | (batch_norm_schema(config.hidden_size) if probe else {})
+
+    def candidates(self, model: ViTMAEConfig, task: str) -> list[Official]:
+        """Return the published files whose tensors have the names and shapes of such a model."""
+        return candidates(model, task)
 
     def without_decoder(
         self, shapes: Shapes

@@ -16,6 +16,7 @@ from mae_convert.families.mae_st import schema as canonical
 from mae_convert.families.mae_st.card import CARD
 from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
+from mae_convert.families.mae_st.official import OFFICIAL
 from mae_convert.families.options import named
 from mae_convert.families.positions import PositionTable
 from mae_convert.formats import Container
@@ -55,6 +56,7 @@ class MAEST(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    official = OFFICIAL
     positions = "stored"
     card = CARD
     clips = Clips(SPREAD, LIKE, stride=4, frame_rate=30)

@@ -19,6 +19,7 @@ from mae_convert.families.prithvi.card import CARD
 from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES
 from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
+from mae_convert.families.prithvi.official import OFFICIAL
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.schema import Schema, Shape
@@ -58,6 +59,7 @@ class Prithvi(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    official = OFFICIAL
     encoder_prefixes: ClassVar[Mapping[str, str]] = {"prithvi": "encoder."}
     positions = "stored"
     resampling = CORNERS_ALIGNED

@@ -1,10 +1,15 @@
-"""The sizes of the models that the authors of VideoMAE publish."""
+"""The models that the authors of VideoMAE publish, and their sizes.
+
+The authors' files are on Google Drive without names or hashes of their own; the same weights are on
+the Hugging Face Hub in the names of transformers.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from mae_convert.families.official import OfficialModel
 from reference_models.configuration import VideoMAEConfig
 
+LICENSE = "cc-by-nc-4.0"  # of MCG-NJU/VideoMAE
 # Width, depth, heads and hidden width of the MLP, then of the decoder width, depth and heads.
 _SIZES = {
     "S": ((384, 12, 6, 1536), (192, 4, 3)),
@@ -13,49 +18,63 @@ _SIZES = {
     "H": ((1280, 32, 16, 5120), (640, 12, 8)),
     "g": ((1408, 40, 16, 6144), (512, 4, 8)),  # version 2
 }
+# The models that transformers' conversion script knows: name on the Hub after "videomae-", data.
+_ON_THE_HUB = {
+    "small-finetuned-kinetics": "Kinetics-400",
+    "small-finetuned-ssv2": "Something-Something v2",
+    "base-short": "Kinetics-400",
+    "base-short-finetuned-kinetics": "Kinetics-400",
+    "base": "Kinetics-400",
+    "base-finetuned-kinetics": "Kinetics-400",
+    "large": "Kinetics-400",
+    "large-finetuned-kinetics": "Kinetics-400",
+    "huge-finetuned-kinetics": "Kinetics-400",
+    "base-short-ssv2": "Something-Something v2",
+    "base-short-finetuned-ssv2": "Something-Something v2",
+    "base-ssv2": "Something-Something v2",
+    "base-finetuned-ssv2": "Something-Something v2",
+}
 
 
-@dataclass(frozen=True)
-class Official:
-    """A size of published models.
-
-    Attributes:
-        model_name: as the paper names it, for example "VideoMAE ViT-B/16".
-        task: "pretrain" or "classify".
-        model: the configuration.
-    """
-
-    model_name: str
-    task: str
-    model: VideoMAEConfig
-
-
-def _catalog() -> Iterator[Official]:
-    for size, (encoder, decoder) in _SIZES.items():
-        patch = 14 if size == "g" else 16
+def _sizes() -> Iterator[OfficialModel]:
+    for size in _SIZES:
         for task in ("pretrain", "classify", "encoder"):
-            yield Official(
-                f"VideoMAE ViT-{size}/{patch}", task, _model(encoder, decoder, patch, task)
-            )
+            yield OfficialModel(f"VideoMAE ViT-{size}/{_patch(size)}", task, _model(size, task))
 
 
-def _model(
-    encoder: tuple[int, ...], decoder: tuple[int, ...], patch: int, task: str
-) -> VideoMAEConfig:
-    width, depth, heads, hidden = encoder
-    decoder_width, decoder_depth, decoder_heads = decoder
+def _published() -> Iterator[OfficialModel]:
+    for name, data in _ON_THE_HUB.items():
+        size, task = name[0].upper(), "classify" if "finetuned" in name else "pretrain"
+        labels = 400 if data.startswith("Kinetics") else 174
+        yield OfficialModel(
+            f"VideoMAE ViT-{size}/{_patch(size)}",
+            task,
+            _model(size, task, labels),
+            LICENSE,
+            f"hf://MCG-NJU/videomae-{name}",
+            data=data,
+        )
+
+
+def _patch(size: str) -> int:
+    return 14 if size == "g" else 16
+
+
+def _model(size: str, task: str, labels: int = 400) -> VideoMAEConfig:
+    (width, depth, heads, hidden), (decoder_width, decoder_depth, decoder_heads) = _SIZES[size]
     return VideoMAEConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=hidden,
-        patch_size=patch,
+        patch_size=_patch(size),
         decoder_hidden_size=decoder_width,
         decoder_num_hidden_layers=decoder_depth,
         decoder_num_attention_heads=decoder_heads,
         decoder_intermediate_size=4 * decoder_width,
         use_mean_pooling=task == "classify",
+        num_labels=labels,
     )
 
 
-OFFICIAL = tuple(_catalog())
+OFFICIAL = (*_sizes(), *_published())

@@ -1,0 +1,43 @@
+"""The models of Prithvi-EO on the Hugging Face Hub; no hash of a file is published."""
+
+from collections.abc import Iterator
+
+from mae_convert.families.official import OfficialModel
+from reference_models.configuration import PrithviConfig
+
+LICENSE = "apache-2.0"
+BOTH = ("time", "location")
+# Name: width, depth, heads, patch size, frames and coordinates. The tiny model of version 2 and its
+# base model have no version without coordinates.
+_MODELS: dict[str, tuple[int, int, int, int, int, tuple[str, ...]]] = {
+    "Prithvi-EO-1.0-100M": (768, 12, 12, 16, 3, ()),
+    "Prithvi-EO-2.0-tiny-TL": (192, 12, 3, 16, 1, BOTH),
+    "Prithvi-EO-2.0-100M-TL": (768, 12, 12, 16, 4, BOTH),
+    "Prithvi-EO-2.0-300M": (1024, 24, 16, 16, 4, ()),
+    "Prithvi-EO-2.0-300M-TL": (1024, 24, 16, 16, 4, BOTH),
+    "Prithvi-EO-2.0-600M": (1280, 32, 16, 14, 4, ()),
+    "Prithvi-EO-2.0-600M-TL": (1280, 32, 16, 14, 4, BOTH),
+}
+
+
+def _catalog() -> Iterator[OfficialModel]:
+    for name, (width, depth, heads, patch, frames, coordinates) in _MODELS.items():
+        model = PrithviConfig(
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            patch_size=patch,
+            num_frames=frames,
+            coords_encoding=coordinates,
+            decoder_hidden_size=512,
+            decoder_num_hidden_layers=8,
+            decoder_num_attention_heads=16,
+            decoder_intermediate_size=2048,
+        )
+        yield OfficialModel(
+            name, "pretrain", model, LICENSE, f"hf://ibm-nasa-geospatial/{name}", data="HLS"
+        )
+
+
+OFFICIAL = tuple(_catalog())
