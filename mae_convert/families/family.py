@@ -260,7 +260,11 @@ class Family(ABC):
         if any(getattr(model, n) != geometry[n] for n in ("hidden_size", "num_hidden_layers")):
             return False
         own = self.geometry(self.schema(model, task))
-        return {**own, "num_labels": None} == {**geometry, "num_labels": None}
+        return all(
+            own.get(name, getattr(model, name, None)) == value
+            for name, value in geometry.items()
+            if name != "num_labels"
+        )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
         """Return the published files whose tensors have the names and shapes of such a model."""
