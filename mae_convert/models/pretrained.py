@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.options import Flags
 from mae_convert.files.staging import scratch_directory
@@ -194,6 +195,7 @@ class PretrainedModel:
         if "global_pool" in options:  # in a configuration it may be the default
             specified["global_pool"] = options["global_pool"]
         checkpoint = open_source(source, Flags(**specified), incomplete=True)
+        cls._check_family(checkpoint)
         if cls.task == "classify":
             count = changes.get("num_labels") if names_labels(config, options) else None
             checkpoint = with_head(checkpoint, count, anew=anew)
@@ -209,6 +211,16 @@ class PretrainedModel:
         if cls.task == "classify" and (labels := labels_of(config, options, model)):
             model.config.id2label = labels
         return (model, loading_info()) if with_info else model
+
+    @classmethod
+    def _check_family(cls, checkpoint: Checkpoint) -> None:
+        """Refuse models that classes of the image MAE cannot compute."""
+        if not isinstance(checkpoint.configuration.model, ReferenceConfig):
+            raise ConfigurationError(
+                f"{checkpoint.name} is of {checkpoint.family.title}, and {cls.__name__} is a class"
+                " of masked autoencoders of single images",
+                hint="load it with mae_convert.load_model",
+            )
 
     @raising_as_transformers()
     def save_pretrained(

@@ -684,3 +684,11 @@ def test_a_model_goes_to_the_hub_and_comes_back_by_its_name(hub, monkeypatch):
     assert ViTMAEConfig.from_pretrained("someone/my-mae").hidden_size == 32
     assert AutoImageProcessor.from_pretrained("someone/my-mae").size["height"] == 32
     assert isinstance(again, reference.ViTMAEForPreTraining)
+
+
+@pytest.mark.parametrize(
+    "case", ["videomae_pretrain_tiny", "mae_st_pretrain_tiny", "prithvi_v2_tiny"]
+)
+def test_models_of_videos_are_refused_by_the_classes_of_the_image_mae(case):
+    with pytest.raises(ConfigurationError, match=r"masked autoencoders of single images; load it"):
+        ViTMAEForPreTraining.from_pretrained(GOLDEN / case / "checkpoint.pth")

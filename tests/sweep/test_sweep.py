@@ -509,3 +509,23 @@ def test_a_new_head_needs_no_heads_of_the_decoder(tmp_path, forked_children):
     settings = {"to": "facebook", "num_labels": 5, "num_heads": 4, "verify": True}
     row = run_job(Job(source, str(tmp_path / "classifier.pth"), settings))
     assert (row.error, row.task, row.passed) == (None, "classify", True)
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "target", "task"),
+    [
+        ("videomae_pretrain_tiny", "transformers", "model", "pretrain"),
+        ("mae_st_pretrain_tiny", "original", "model.safetensors", "pretrain"),
+        ("prithvi_v2_tl_tiny", "original", "model.safetensors", "pretrain"),
+        ("videomae_finetune_tiny", "original", "model.pth", "classify"),
+    ],
+)
+def test_a_sweep_has_models_of_videos(tmp_path, forked_children, case, layout, target, task):
+    settings = {
+        "to": layout, "verify": True, "num_heads": 4, "source_image_size": [32, 32],
+        "framework_a": "torch", "framework_b": "torch",
+        **({"decoder_num_heads": 3} if task == "pretrain" else {}),
+    }  # fmt: skip
+    source = str(GOLDEN / case / "checkpoint.pth")
+    row = run_job(Job(source, str(tmp_path / target), settings))
+    assert (row.error, row.task, row.passed) == (None, task, True)

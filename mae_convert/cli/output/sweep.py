@@ -89,7 +89,10 @@ def _sizes(job: Job) -> dict[str, int | None]:
 
 
 def _short(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    is_size = all(type(side) is int for side in value)
+    return ("x" if is_size else "+").join(map(str, value))
 
 
 def local_name(text: str) -> str:
