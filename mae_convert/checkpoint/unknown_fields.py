@@ -6,7 +6,7 @@ import numpy as np
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families import family_of
-from mae_convert.families.mae.relatives import MERGE
+from mae_convert.families.transformers_fields import MERGE
 from mae_convert.formats import Container
 from mae_convert.layouts.fields import (
     HARMLESS,

@@ -23,7 +23,6 @@ from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
-from reference_models.configuration import ViTMAEConfig
 
 # Checks of files, certificates and of what a proof needs: where only these fail, the two sides
 # compute the same, so that there is nothing to diagnose.
@@ -121,7 +120,7 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
         return Explanation((f"hypotheses could not be tested: {error.render(as_field)}",))
 
 
-def _effective(model: ViTMAEConfig, name: str) -> Any:
+def _effective(model: Any, name: str) -> Any:
     """Return the effective value of a field: the decoder's epsilon defaults to the encoder's."""
     return model.decoder_eps if name == "decoder_layer_norm_eps" else getattr(model, name)
 

@@ -7,7 +7,6 @@ from typing import Any
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.diagnose.weight_edits import WeightEdit
 from mae_convert.layouts.schema import Schema
-from reference_models.configuration import ViTMAEConfig
 
 Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``block_variants``
 
@@ -65,7 +64,7 @@ class Stack:
 class Model:
     """What hypotheses about a model depend on."""
 
-    config: ViTMAEConfig
+    config: Any
     task: str
     shapes: Schema
 

@@ -48,7 +48,8 @@ def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
     if name.endswith("position_embedding"):
         yield from _positions(model, shape)
     if name.startswith("decoder.prediction."):
-        orders = weight_edits.pixel_orders(*config.patch_hw, config.num_channels)
+        height, width = config.patch_hw
+        orders = weight_edits.pixel_orders(height, width, config.num_channels)
         yield from _reorderings("pixel order", "predicts patches", orders, axis=0)
     yield from _values(name, shape)
 

@@ -25,6 +25,11 @@ from mae_convert.layouts.fields import (
     unknown_fields,
 )
 
+# What to do about an adapter.
+MERGE = (
+    "merge it into its base model first (peft: PeftModel.from_pretrained(base, adapter)"
+    ".merge_and_unload().save_pretrained(DIR)) and convert DIR"
+)
 FUNCTION = (
     "decoder_hidden_size",
     "decoder_intermediate_size",

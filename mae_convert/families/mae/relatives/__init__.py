@@ -7,11 +7,10 @@ by its name: to add one, add it to a table here.
 
 from mae_convert.families.mae.relatives.known import KNOWN, Relative
 from mae_convert.families.mae.relatives.naming import Membership, name_relative, without_decoder
-from mae_convert.families.mae.relatives.refused import MERGE, explain
+from mae_convert.families.mae.relatives.refused import explain
 
 __all__ = [
     "KNOWN",
-    "MERGE",
     "Membership",
     "Relative",
     "explain",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mae_convert.families.transformers_fields import MERGE
 from mae_convert.layouts.schema import Shape
 
 Key = str | tuple[str, int]
@@ -35,11 +36,6 @@ class Refused:
 def _refused(name: str, *keys: Key, instead: str) -> Refused:
     return Refused(name, keys, instead)
 
-
-MERGE = (
-    "merge it into its base model first (peft: PeftModel.from_pretrained(base, adapter)"
-    ".merge_and_unload().save_pretrained(DIR)) and convert DIR"
-)
 
 # Where two fit, the more special one stands first.
 REFUSED = (
