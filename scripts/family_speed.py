@@ -1,0 +1,64 @@
+"""Time conversion and verification of a random model of the size of a published one.
+
+python scripts/family_speed.py [--family videomae] [--model "VideoMAE ViT-B/16"] [--batch 1]
+
+The pre-training model is written as its authors' file, converted to Keras, and verified: PyTorch
+against TensorFlow, float64 and float32, all intermediate activations. Memory is that of all
+processes together. The load of the machine is printed, because other programs make times longer.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+from full_size import random_tensor
+from verify_speed import measure
+
+from mae_convert.families import families
+from mae_convert.families.family import Family
+from mae_convert.formats import write_file
+from mae_convert.layouts.table import external_shapes
+
+
+def main() -> None:
+    """Make the checkpoint, run the commands, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", default="videomae")
+    parser.add_argument("--model", default="VideoMAE ViT-B/16")
+    parser.add_argument("--batch", type=int, default=1)
+    options = parser.parse_args()
+    family = families()[options.family]
+    official = next(
+        o for o in family.official if (o.model_name, o.task) == (options.model, "pretrain")
+    )
+    program = [sys.executable, "-m", "mae_convert"]
+    print("| command | s | memory, GB | load before |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.pth", Path(folder) / "model.weights.h5"
+        write_random(family, official.model, source)
+        for name, arguments in (
+            ("convert", ["convert", source, target, "--to", "keras"]),
+            ("verify", ["verify", source, target, "--batch", str(options.batch)]),
+        ):
+            load = os.getloadavg()[0]
+            seconds, peak = measure([*program, *map(str, arguments)])
+            print(f"| {name} | {seconds:.1f} | {peak / 1e9:.1f} | {load:.1f} |", flush=True)
+
+
+def write_random(family: Family, config: object, path: Path) -> None:
+    """Write random weights of a pre-training model in the authors' layout."""
+    layout, shapes = family.layout("original"), family.schema(config, "pretrain")
+    external = external_shapes(layout.table_for("pretrain").expand(shapes), shapes)
+    tensors = [
+        random_tensor(name, shape, seed) for seed, (name, shape) in enumerate(external.items())
+    ]
+    carried = {**config.to_dict(), "task": "pretrain", "layout": "original"}
+    write_file(path, "pth", tensors, config=carried)
+
+
+if __name__ == "__main__":
+    main()
