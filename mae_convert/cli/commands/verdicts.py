@@ -239,6 +239,15 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="FILE",
     help="Also write the verdict to FILE.json, FILE.xml (JUnit), FILE.html or FILE.md.",
 )
+@click.option(
+    "--reduce",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=(
+        "If the verification fails, write the smallest reproducer to a new directory: one step, "
+        "one image, the tensors that matter, and a script that needs no mae-convert."
+    ),
+)
 @task_option
 @infer_option
 @json_option
@@ -249,6 +258,7 @@ def verify(
     published: str | None,
     sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
+    reduce: Path | None,
     certify: bool,
     task: str | None,
     use_infer: bool,
@@ -282,14 +292,12 @@ def verify(
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
-    if certify and not isinstance(b, Path):
-        raise click.UsageError(
-            "--certify writes a certificate beside B, which must be a local path"
-        )
+    _check_outputs(b, reduce, certify=certify, quick=options["quick"])
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
     asked = parse_options(**options)
-    others = (Side(witness.framework, python=witness.python) for witness in asked.against)
+    libraries = (witness for witness in asked.against if witness.foreign is None)
+    others = (Side(witness.framework, python=witness.python) for witness in libraries)
     if b is None:
         require_sides(sides[0])
         done = _replay(a, sides, asked, flags)
@@ -309,9 +317,13 @@ def verify(
     done = _diagnosed(done)
     write_reports(done, reports)
     _tell(done.verdict, as_json=as_json)
-    if options["quick"] and not done.verdict.passed:
+    if done.verdict.passed:
+        return 0
+    if reduce is not None:
+        _reduce(done, reduce)
+    if options["quick"]:
         say("note: without --quick, the first intermediate activation that differs is found")
-    return 0 if done.verdict.passed else 1
+    return 1
 
 
 @click.command(cls=CheckedCommand)
@@ -390,6 +402,45 @@ def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
     write_file(file, SKELETON, overwrite=overwrite)
     name = for_terminal(file)
     click.echo(f"wrote {name}; complete it, then: mae-convert verify A B --against {name}:build")
+
+
+def _check_outputs(b: "Source | None", reduce: Path | None, *, certify: bool, quick: bool) -> None:
+    """Refuse a certificate or a reproducer that could not be written, before any work.
+
+    Raises:
+        UsageError: it cannot be made of these arguments.
+        OutputError: the directory of the reproducer exists or has no parent directory.
+    """
+    from mae_convert.errors import OutputError
+
+    if certify and not isinstance(b, Path):
+        raise click.UsageError(
+            "--certify writes a certificate beside B, which must be a local path"
+        )
+    if reduce is None:
+        return
+    if b is None:
+        raise click.UsageError("--reduce needs A and B; a certificate has no weights of A")
+    if quick:
+        raise click.UsageError("--reduce needs the intermediate activations: leave out --quick")
+    if reduce.exists() or not reduce.parent.is_dir():
+        problem = " exists" if reduce.exists() else ": there is no such directory to write it in"
+        raise OutputError(reduce, problem, hint="name a new directory")
+
+
+def _reduce(done: "Verification", folder: Path) -> None:
+    """Write the smallest reproducer of a failed verification, and print what it shows."""
+    from mae_convert.diagnose.reduce import reduced, write_reproducer
+    from mae_convert.errors import MaeConvertError, as_option
+
+    try:
+        printed = write_reproducer(reduced(done), folder)
+    except MaeConvertError as error:  # the verdict stands all the same
+        say(f"note: no reproducer was written: {error.render(as_option)}")
+        return
+    say(f"wrote the smallest reproducer to {folder}, which shows:")
+    for line in filter(None, printed.splitlines()):
+        say(f"  {line}")
 
 
 def _diagnosed(done: "Verification") -> "Verification":

@@ -1,0 +1,246 @@
+"""The smallest reproducer of a failed verification: one step, one image, the tensors that matter.
+
+All results before the first one that differs agree, so the step that computes it can be shown
+alone: its inputs as A computed them, its tensors in A and in B, and both results. A script of NumPy
+and one framework computes the step again from either side's tensors, without this project.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.diagnose.reproducer import SCRIPT
+from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.files.rename import rename_to_new
+from mae_convert.files.staging import staging_beside
+from mae_convert.runtime.children import Clock, environment_of_child
+from mae_convert.runtime.trace import Trace
+from mae_convert.verify.distance import relative_error
+from mae_convert.verify.localise import BLOCK_TAP, execution_order
+from mae_convert.verify.verification import Verification
+
+FIELDS = {"eps": "layer_norm_eps", "activation": "hidden_act", "heads": "num_attention_heads"}
+PARTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a model in plain operations.
+
+    Attributes:
+        kind: one of those of the script: "projection", "attention", "mlp", "sum", "norm",
+            "linear".
+        inputs: the script's name of each input → the result that it is.
+        tensors: the script's name of each tensor → the canonical one.
+        one_token: whether each token is computed by itself.
+    """
+
+    kind: str
+    inputs: Mapping[str, str]
+    tensors: Mapping[str, str]
+    one_token: bool = True
+
+
+@dataclass(frozen=True)
+class Reproducer:
+    """A step that differs, as arrays and facts.
+
+    Attributes:
+        first: the result that differs.
+        kind: of the step.
+        arrays: "input/NAME", "A/NAME" and "B/NAME" of tensors, "result/A" and "result/B".
+        settings: of A and of B: epsilon, activation, heads.
+        frameworks: in which the script is to be run, each with its interpreter; None is this one.
+    """
+
+    first: str
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    settings: Mapping[str, Mapping[str, Any]]
+    frameworks: Mapping[str, str | None]
+
+
+def reduced(done: Verification) -> Reproducer:
+    """Return the smallest reproducer of a failed verification.
+
+    Raises:
+        MaeConvertError: nothing differs in float64, or the first difference is not in a step that
+            can be shown alone.
+    """
+    differing = _first_difference(done)
+    if differing is None:
+        raise MaeConvertError(
+            "there is nothing to reduce: no result of the runs differs in float64",
+            hint="the table of checks says what fails",
+        )
+    first, b, framework_b = differing
+    a, model = done.traces[0], done.runs[0].checkpoint
+    step = step_of(first, a, model)
+    if step is None:
+        raise MaeConvertError(
+            f"{first} is the first result that differs, and it is not computed by one step of a "
+            "block, a norm or a linear layer, so it cannot be shown alone",
+            hint="the verification names the tensors and code that it depends on",
+        )
+    exact, other = a.results("float64"), b.results("float64")
+    results = {"result/A": exact[first], "result/B": other[first]}
+    inputs = {f"input/{name}": exact[result] for name, result in step.inputs.items()}
+    arrays = _smallest({**inputs, **results}, one_token=step.one_token)
+    for side, run in zip("AB", done.runs, strict=True):
+        for name, canonical in step.tensors.items():
+            if canonical in run.checkpoint.tensors:
+                values = run.checkpoint.tensors[canonical].load()
+                arrays[f"{side}/{name}"] = np.asarray(values).astype(np.float64)
+    settings = {
+        side: _settings(run.checkpoint, first) for side, run in zip("AB", done.runs, strict=True)
+    }
+    frameworks = {_plain(run.side.framework): run.side.python for run in done.runs[::-1]}
+    frameworks.setdefault(_plain(framework_b), None)
+    return Reproducer(first, step.kind, arrays, settings, frameworks)
+
+
+def _plain(framework: str | None) -> str:
+    """Return the framework whose operations the script uses, for what runs a side."""
+    return framework if framework in ("tensorflow", "jax") else "torch"
+
+
+def _first_difference(done: Verification) -> tuple[str, Trace, str] | None:
+    """Return the first result that differs from A's, the trace that it is of, and by what it ran.
+
+    That is B's, or, where B computes what A does, that of a further runner.
+    """
+    if not done.runs:
+        return None
+    if first := done.verdict.first_divergence:
+        return first, done.traces[1], done.runs[1].side.framework or ""
+    for witness, trace in zip(done.verdict.witnesses[2:], done.traces[2:], strict=True):
+        prefix = f"{witness['side']}/function/"
+        failed = (check.name for check in done.verdict.failed() if check.name.startswith(prefix))
+        names = [name.removeprefix(prefix) for name in failed]
+        if names:
+            return min(names, key=execution_order), trace, str(witness["framework"])
+    return None
+
+
+def step_of(first: str, trace: Trace, model: Checkpoint) -> Step | None:
+    """Return the step that computes a result from results before it; None where it is not one."""
+    known = trace.results("float64")
+    if match := BLOCK_TAP.fullmatch(first):
+        return _step_of_block(f"{match[1]}.blocks.{match[2]}", match[3], known)
+    before = _before(first, known)
+    norm = {"encoder.norm", "decoder.norm"}
+    if first in norm and before and known[before].shape == known[first].shape:
+        return Step("norm", {"x": before}, _leaves("norm", first))
+    if first == "logits" and model.task == "pretrain" and "decoder.norm" in known:
+        return Step("linear", {"x": "decoder.norm"}, _leaves("linear", "decoder.prediction"))
+    if first == "logits" and "head.norm" in known:
+        return Step("linear", {"x": "head.norm"}, _leaves("linear", "head"))
+    return None
+
+
+def _step_of_block(block: str, part: str, known: Mapping[str, np.ndarray]) -> Step | None:
+    tokens = _before(f"{block}.q", known)
+    if tokens is None:
+        return None
+    if part in PARTS:
+        tensors = {**_leaves("norm", f"{block}.norm1"),
+                   **_leaves("linear", f"{block}.attention.{part}")}  # fmt: skip
+        return Step("projection", {"x": tokens}, tensors)
+    if part == "attention":
+        inputs = {name: f"{block}.{name}" for name in PARTS}
+        return Step("attention", inputs, _leaves("linear", f"{block}.attention.output"), False)
+    inputs = {"x": tokens, "attention": f"{block}.attention"}
+    if part == "mlp":
+        tensors = {**_leaves("norm", f"{block}.norm2"), **_leaves("fc1", f"{block}.mlp.fc1"),
+                   **_leaves("fc2", f"{block}.mlp.fc2")}  # fmt: skip
+        return Step("mlp", inputs, tensors)
+    return Step("sum", {**inputs, "mlp": f"{block}.mlp"}, {})
+
+
+def _leaves(name: str, module: str) -> dict[str, str]:
+    return {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}
+
+
+def _before(result: str, known: Mapping[str, np.ndarray]) -> str | None:
+    """Return the last result before a step that is a stream of tokens."""
+    streams = [name for name in known if name.endswith((".output", ".embedding"))]
+    earlier = [name for name in streams if execution_order(name) < execution_order(result)]
+    same = [name for name in earlier if name.partition(".")[0] == result.partition(".")[0]]
+    return max(same, key=execution_order, default=None)
+
+
+def _smallest(arrays: Mapping[str, np.ndarray], *, one_token: bool) -> dict[str, np.ndarray]:
+    """Return the image, and where it matters alone the token, whose results differ most."""
+    a, b = arrays["result/A"], arrays["result/B"]
+    distance = np.nan_to_num(np.abs(a - b), nan=np.inf) if a.shape == b.shape else np.abs(a)
+    image = int(distance.reshape(len(distance), -1).max(axis=1).argmax())
+    chosen = {name: array[image : image + 1] for name, array in arrays.items()}
+    if not one_token or a.ndim < 3 or a.shape != b.shape:
+        return chosen
+    token = int(distance[image].max(axis=-1).argmax())
+    counts = {name: array.shape[1] for name, array in chosen.items()}
+    last = a.shape[1] - token  # counted from the end: the first tokens may be dropped before
+    return {name: x[:, counts[name] - last : counts[name] - last + 1] for name, x in chosen.items()}
+
+
+def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
+    model = checkpoint.configuration.model
+    decoder = first.startswith("decoder.") or first == "logits"
+    found = {name: getattr(model, field) for name, field in FIELDS.items()}
+    if decoder and checkpoint.task == "pretrain":
+        found["heads"] = model.decoder_num_attention_heads
+        found["eps"] = model.decoder_eps
+    return found
+
+
+def write_reproducer(found: Reproducer, folder: Path) -> str:
+    """Write a reproducer, run it, and return what it printed.
+
+    The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+        MaeConvertError: the script failed, or shows no difference.
+    """
+    if folder.exists():
+        raise OutputError(folder, " exists", hint="name a directory that does not exist")
+    facts = {"first": found.first, "kind": found.kind, "settings": found.settings}
+    with staging_beside(folder) as staging:
+        place = staging / "reproducer"
+        place.mkdir()
+        np.savez(place / "reproduce.npz", **dict(found.arrays), allow_pickle=False)
+        usual = " ".join(found.frameworks)
+        script = SCRIPT.replace("FACTS_HERE", json.dumps(facts)).replace("USUAL", usual)
+        (place / "reproduce.py").write_text(script)
+        printed = "\n".join(_run(place, *each) for each in found.frameworks.items())
+        (place / "output.txt").write_text(printed)
+        if relative_error(found.arrays["result/B"], found.arrays["result/A"]) == 0:
+            raise MaeConvertError("the reproducer shows no difference; nothing was written")
+        try:
+            rename_to_new(place, folder)
+        except OSError as error:
+            raise OutputError(folder, f" cannot be written: {error.strerror}") from error
+    return printed
+
+
+def _run(place: Path, framework: str, python: str | None) -> str:
+    command = [python or sys.executable, str(place / "reproduce.py"), framework]
+    limit = Clock(None).left()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            env=environment_of_child(TF_CPP_MIN_LOG_LEVEL="3"), timeout=limit,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise MaeConvertError(f"the reproducer did not end within {limit} seconds") from error
+    if done.returncode not in (0, 1):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
+    return done.stdout
