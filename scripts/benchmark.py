@@ -66,6 +66,7 @@ def main() -> None:
     given = arguments()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in given.only:
             print(f"\n{MEASUREMENTS[name].__doc__}\n")
             rows = []
