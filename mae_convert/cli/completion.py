@@ -39,9 +39,9 @@ def _layouts() -> Iterable[str]:
 
 
 def _official() -> Iterable[str]:
-    from mae_convert.families.mae.official import OFFICIAL
+    from mae_convert.families import official_files
 
-    return (official.name for official in OFFICIAL)
+    return (official.name for official in official_files())
 
 
 def _published() -> Iterable[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mae_convert.errors import LayoutError
     from mae_convert.families.family import Family
+    from mae_convert.families.official import OfficialFile
     from mae_convert.layouts.layout import Layout
 
 FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layouts
@@ -102,6 +103,19 @@ def _loaded(point: "EntryPoint") -> Any:
             f" ({type(error).__name__}: {error})",
             hint="update it or uninstall it",
         ) from error
+
+
+def official_files() -> list["OfficialFile"]:
+    """Return the published files of all families that are downloaded by their names."""
+    from mae_convert.families.official import OfficialFile
+
+    known = families().values()
+    return [file for f in known for file in f.official if isinstance(file, OfficialFile)]
+
+
+def official_named(text: str) -> "OfficialFile | None":
+    """Return the published file of this name, or None."""
+    return next((official for official in official_files() if official.name == text), None)
 
 
 def layout_names() -> list[str]:

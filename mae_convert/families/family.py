@@ -73,6 +73,7 @@ class Family(ABC):
         encoder_prefixes: name of a table of pre-training models → what begins the names of their
             encoder there and not in the encoder's own model.
         official: published models, as `mae_convert.families.official` describes them.
+        catalog_advice: purposes and names of official files, and notes about them, for the catalog.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
         positions: what becomes of position embeddings at another image size: "stored" ones of a
@@ -104,6 +105,7 @@ class Family(ABC):
     native_loaders: ClassVar[Mapping[tuple[str, str], str]] = {}
     encoder_prefixes: ClassVar[Mapping[str, str]] = {}
     official: ClassVar[tuple[Any, ...]] = ()
+    catalog_advice: ClassVar[tuple[tuple[tuple[str, str], ...], str] | None] = None
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False

@@ -13,7 +13,8 @@ from mae_convert.checkpoint.open import (
 )
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.families.mae.official import Official, official_named
+from mae_convert.families import official_named
+from mae_convert.families.official import OfficialFile
 from mae_convert.families.options import Flags
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.reference import HubReference, Source, parse_source
@@ -38,7 +39,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
     if isinstance(source, Path) and source.parent == cache_directory():
         # `download` prints such names.
         source = official_named(source.stem) or source
-    if isinstance(source, Official):
+    if isinstance(source, OfficialFile):
         from mae_convert.sources.official_download import get_official
 
         path, origin, _ = get_official(source)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.families.mae.official import LICENSE, OFFICIAL
+from mae_convert.families import official_files
 
 FIELDS = ("license", "license_name", "license_link")
 
@@ -15,7 +15,7 @@ def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, st
     another one: those of facebook/vit-mae-* state Apache-2.0, under which the weights were not
     published.
     """
-    if any(official.on_the_hub == repo_id for official in OFFICIAL):
-        return {"license": LICENSE}
+    if same := [o for o in official_files() if o.on_the_hub == repo_id]:
+        return {"license": same[0].license}
     fields = {name: card[name] for name in FIELDS if isinstance(card.get(name), str)}
     return fields if "license" in fields else {}

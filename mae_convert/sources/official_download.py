@@ -9,14 +9,8 @@ from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.families.mae import official as official_catalog
-from mae_convert.families.mae.official import (
-    BASE_URL,
-    LICENSE,
-    Official,
-    candidates,
-    official_named,
-)
+from mae_convert.families import official_files, official_named
+from mae_convert.families.official import OfficialFile
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.client import address_in
@@ -27,16 +21,16 @@ MIRROR = "MAE_CONVERT_MIRROR"
 CATALOG = "the catalog of official checkpoints"
 
 
-def base_url() -> str:
-    """Return the URL of the official files: that of their publisher, or ``$MAE_CONVERT_MIRROR``.
+def base_url(official: OfficialFile) -> str:
+    """Return the URL of an official file's folders: its publisher's, or ``$MAE_CONVERT_MIRROR``.
 
     Raises:
         MaeConvertError: the variable is not a URL.
     """
-    return (address_in(MIRROR) or BASE_URL).rstrip("/")
+    return (address_in(MIRROR) or official.base_url).rstrip("/")
 
 
-def named(text: str) -> Official:
+def named(text: str) -> OfficialFile:
     """Return the official checkpoint of a name, with or without ``.pth``.
 
     Raises:
@@ -44,15 +38,15 @@ def named(text: str) -> Official:
     """
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
-        names = ", ".join(official.name for official in official_catalog.OFFICIAL)
-        near = did_you_mean(text, (official.name for official in official_catalog.OFFICIAL))
+        names = ", ".join(official.name for official in official_files())
+        near = did_you_mean(text, (official.name for official in official_files()))
         raise MaeConvertError(
             f"there is no official checkpoint {text!r}{near or f'; there are {names}'}"
         )
     return official
 
 
-def get_official(official: Official) -> tuple[Path, Origin, Record]:
+def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
     """Download an official checkpoint, unless it is in the cache.
 
     Raises:
@@ -60,7 +54,7 @@ def get_official(official: Official) -> tuple[Path, Origin, Record]:
         HubError: the server does not have it.
         MissingRequirementError: the server cannot be reached.
     """
-    url = f"{base_url()}/{official.path}"
+    url = f"{base_url(official)}/{official.path}"
     wanted = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
     path, record = fetch(wanted, cache_directory())
     return path, origin_of(official, record), record
@@ -120,9 +114,9 @@ def _examine_picture(path: Path) -> None:
         raise CheckpointError("the downloaded file is not an image: ", error) from error
 
 
-def origin_of(official: Official, record: Record) -> Origin:
+def origin_of(official: OfficialFile, record: Record) -> Origin:
     """Return the origin of an official checkpoint for conversion records."""
-    notes = (f"{official.name}: licence {LICENSE}; {official.purpose}",)
+    notes = (f"{official.name}: licence {official.license}; {official.purpose}",)
     return Origin(
         name=official.name,
         record={**official.record, "md5": record.md5, "trusted": record.trusted},
@@ -141,12 +135,12 @@ def confirmed_fingerprints() -> dict[str, dict[str, str]]:
     records = read_records(cache_directory())
     return {
         official.name: {"fingerprint": record.fingerprint, "confirmed": record.trusted}
-        for official in official_catalog.OFFICIAL
+        for official in official_files()
         if (record := records.get(official.file)) and record.fingerprint
     }
 
 
-def _examine(path: Path, official: Official) -> str:
+def _examine(path: Path, official: OfficialFile) -> str:
     """Return the fingerprint of an official checkpoint.
 
     Raises:
@@ -154,8 +148,9 @@ def _examine(path: Path, official: Official) -> str:
     """
     known = Origin(official.name, config=official.known, config_source=CATALOG)
     checkpoint = open_checkpoint(path, origin=known)
-    found = candidates(checkpoint.configuration.model, checkpoint.task)
-    if checkpoint.layout.name != "facebook" or official not in found:
+    family = checkpoint.family
+    found = family.candidates(checkpoint.configuration.model, checkpoint.task)
+    if checkpoint.layout.name != family.model_layouts["torch"] or official not in found:
         raise CheckpointError(
             f"the file that was downloaded as {official.name} has other tensors "
             f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks); the "

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.official import OFFICIAL, SUFFIX, Official, official_named
+from mae_convert.families import official_files, official_named
+from mae_convert.families.official import SUFFIX, OfficialFile
 from mae_convert.files.messages import refuse_nul
 from mae_convert.formats.registry import FILE_SUFFIXES
 from mae_convert.text import did_you_mean
@@ -34,7 +35,7 @@ class HubReference:
         return f"{PROTOCOL}{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
 
 
-Source = Path | Official | HubReference
+Source = Path | OfficialFile | HubReference
 
 
 def parse_source(text: str) -> Source:
@@ -74,7 +75,7 @@ def _hint(text: str) -> str:
     is_file_name = text.lower().endswith(FILE_SUFFIXES)
     if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
         return f"; for a repository on the Hub write {PROTOCOL}{text}"
-    return did_you_mean(text, (official.name for official in OFFICIAL))
+    return did_you_mean(text, (official.name for official in official_files()))
 
 
 def _parse_hub(text: str) -> HubReference:

@@ -79,7 +79,7 @@ def needed_by(job: "Job") -> int:
 
 def model_bytes(job: "Job") -> int:
     """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
-    from mae_convert.families.mae.official import Official
+    from mae_convert.families.official import OfficialFile
     from mae_convert.sources import HubReference, open_source, parse_source, storage
     from mae_convert.sweep.job import flags_of
 
@@ -87,7 +87,7 @@ def model_bytes(job: "Job") -> int:
         if storage.is_remote(job.source):
             return storage.size_of(job.source)
         source = parse_source(job.source)
-        if isinstance(source, HubReference | Official):
+        if isinstance(source, HubReference | OfficialFile):
             return UNKNOWN_BYTES
         flags, key = flags_of(job.settings), job.settings.get("state_key")
         checkpoint = open_source(source, flags, state_key=key, incomplete=True)

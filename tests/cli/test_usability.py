@@ -106,7 +106,7 @@ def test_layouts_frameworks_and_official_names_complete(tmp_path):
     assert completions("mae-convert download mae_", tmp_path) == names
     assert completions("mae-convert inspect mae_", tmp_path) == ["plain,mae_mine.pth", *names]
     assert completions("mae-convert inspect ./m", tmp_path) == ["file,./m"]
-    assert completions("mae-convert verify a b --framework-a te", tmp_path) == ["plain,tensorflow"]
+    assert completions("mae-convert verify a b --framework-a ten", tmp_path) == ["plain,tensorflow"]
     assert "plain,mae_visualize_vit_base" in completions(
         "mae-convert verify a --published mae_v", tmp_path
     )

@@ -10,7 +10,9 @@ import pytest
 
 from mae_convert.checkpoint.official import file_md5
 from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.families import official_named
 from mae_convert.families.mae import official
+from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.official import OFFICIAL, Official, candidates
 from mae_convert.verify import reference_results as published
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth, published_noise
@@ -35,19 +37,24 @@ def stand_in(hub, case, monkeypatch):
     known = {"norm_pix_loss": True, "num_attention_heads": model.num_attention_heads,
              "decoder_num_attention_heads": model.decoder_num_attention_heads}  # fmt: skip
     entry = Official(NAME, "visualize", "pretrain", model, True, "for tests", known=known)
-    monkeypatch.setattr(official, "OFFICIAL", (entry,))
+    with_catalog(monkeypatch, entry)
     monkeypatch.setenv("MAE_CONVERT_MIRROR", f"{hub.url}/static/mae")
     return entry
 
 
+def with_catalog(monkeypatch, entry):
+    monkeypatch.setattr(official, "OFFICIAL", (entry,))
+    monkeypatch.setattr(ImageMAE, "official", (entry,))
+
+
 def replaced(monkeypatch, entry, **fields):
-    monkeypatch.setattr(official, "OFFICIAL", (dataclasses.replace(entry, **fields),))
+    with_catalog(monkeypatch, dataclasses.replace(entry, **fields))
 
 
 def test_the_catalog_has_the_sizes_of_the_files(golden):
     for path in (golden / "keys").glob("facebook_mae_*.json"):
         name = path.stem.removeprefix("facebook_")
-        entry = official.official_named(name)
+        entry = official_named(name)
         shapes = json.loads(path.read_text()).values()
         assert entry.parameters == sum(math.prod(shape) for shape in shapes)
         assert entry in candidates(entry.model, entry.task)

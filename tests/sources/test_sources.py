@@ -5,7 +5,7 @@ from hub_state import Account
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.mae.official import official_named
+from mae_convert.families import official_named
 from mae_convert.sources import HubReference, locate_file, parse_source
 
 REPO = "someone/their-mae"

@@ -24,14 +24,14 @@ def catalog(as_json: bool) -> None:
     """
     from mae_convert.cli.output import catalog as show
     from mae_convert.cli.output.console import as_json as print_json
-    from mae_convert.families.mae.official import OFFICIAL
+    from mae_convert.families import official_files
     from mae_convert.sources.official_download import confirmed_fingerprints
 
     fingerprints = confirmed_fingerprints()
     if as_json:
-        print_json(show.catalog_json(OFFICIAL, fingerprints))
+        print_json(show.catalog_json(official_files(), fingerprints))
     else:
-        show.catalog(OFFICIAL, fingerprints)
+        show.catalog(official_files(), fingerprints)
 
 
 @click.command(cls=CheckedCommand)

@@ -468,13 +468,13 @@ def _replay(
     source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
 ) -> "Verification":
     """Verify a checkpoint against its certificate, which is downloaded if needed."""
-    from mae_convert.families.mae.official import Official
+    from mae_convert.families.official import OfficialFile
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import locate
     from mae_convert.verify.replay import replay
     from mae_convert.verify.verification import Options
 
-    if isinstance(source, Official):
+    if isinstance(source, OfficialFile):
         raise click.UsageError(
             f"an official checkpoint has no certificate; `verify --published {source.name}` "
             "compares it with reference results that third parties published"

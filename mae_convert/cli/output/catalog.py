@@ -10,34 +10,14 @@ from rich.console import Console
 from mae_convert.cli.output.console import console, markup, pairs, table
 from mae_convert.families import families
 from mae_convert.families.family import Family
-from mae_convert.families.mae.official import BASE_URL, LICENSE, LICENSE_URL, Official
+from mae_convert.families.official import OfficialFile
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
 
 DECODERS = {None: "none", False: "plain", True: "normalised"}
-WHICH = (
-    (
-        "for viewing reconstructions",
-        (
-            "mae_visualize_vit_*: encoder and decoder; predict pixels that are not normalised per "
-            "patch"
-        ),
-    ),
-    ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
-    (
-        "for further pre-training",
-        "mae_pretrain_vit_*_full: encoder and decoder; predict pixels normalised per patch",
-    ),
-    (
-        "for ImageNet-1k classification",
-        "mae_finetuned_vit_*: classifiers with global average pooling",
-    ),
-)
-
-
 Fingerprints = Mapping[str, Mapping[str, str]]
 
 
-def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
+def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> None:
     """Print the table of official checkpoints, and the use of each.
 
     Args:
@@ -61,24 +41,23 @@ def catalog(officials: Sequence[Official], fingerprints: Fingerprints) -> None:
     _further(out)
     names = ", ".join(official.name for official in officials if official.name in PUBLISHED)
     out.print(f"\nReference results published by third parties (verify --published): {names}")
-    out.print("\n[bold]Which one?[/bold]")
-    out.print(pairs((f"  {purpose}", names) for purpose, names in WHICH))
-    out.print(
-        "\nThe encoders of visualize and pretrain are not the same: combining the encoder of one "
-        "with the decoder of the other gives wrong reconstructions.\nThat _full was trained on "
-        "normalised pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the "
-        "visualize weights, timm's *.mae the pretrain ones."
-    )
-    out.print(f"\nLicence of the files of the image MAE: {LICENSE}, {LICENSE_URL}")
+    for family in families().values():
+        if family.catalog_advice is None:
+            continue
+        which, notes = family.catalog_advice
+        out.print("\n[bold]Which one?[/bold]")
+        out.print(pairs((f"  {purpose}", names) for purpose, names in which))
+        out.print(f"\n{notes}")
     for name, known in fingerprints.items():
         out.print(
             f"\nfingerprint of {name}, computed from a download ({markup(known['confirmed'])}):\n  "
             f"{markup(known['fingerprint'])}",
             soft_wrap=True,
         )
-    out.print(
-        f"address: {BASE_URL}/FOLDER/NAME.pth; md5: first digits, as published with the files"
-    )
+    for base in dict.fromkeys(official.base_url for official in officials):
+        out.print(
+            f"address: {base}/FOLDER/NAME.pth; md5: first digits, as published with the files"
+        )
 
 
 def _further(out: Console) -> None:
@@ -93,9 +72,9 @@ def _further(out: Console) -> None:
 
 
 def further_families() -> list[Family]:
-    """Return the families besides the image MAE of which models are published."""
-    others = [family for name, family in families().items() if name != "mae"]
-    return [family for family in others if any(o.where for o in family.official)]
+    """Return the families of which models are published that are not downloaded by name."""
+    known = families().values()
+    return [f for f in known if any(getattr(o, "where", "") for o in f.official)]
 
 
 def _further_json() -> list[dict[str, Any]]:
@@ -118,18 +97,18 @@ def _further_json() -> list[dict[str, Any]]:
     ]
 
 
-def catalog_json(officials: Sequence[Official], fingerprints: Fingerprints) -> dict[str, Any]:
+def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> dict[str, Any]:
     """Return the catalog as plain data; ``fingerprint`` is None for files not downloaded."""
     rows = [
         {
             "name": official.name,
-            "url": f"{BASE_URL}/{official.path}",
+            "url": f"{official.base_url}/{official.path}",
             "task": official.task,
             "has_decoder": official.task == "pretrain",
             "normalised_pixels": official.normalised,
             "parameters": official.parameters,
             "md5_begins_with": official.md5,
-            "license": LICENSE,
+            "license": official.license,
             "purpose": official.purpose,
             "on_the_hub": official.on_the_hub,
             "fingerprint": fingerprints.get(official.name),

@@ -13,7 +13,7 @@ from mae_convert.families.mae import fields, relatives
 from mae_convert.families.mae.card import CARD
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
-from mae_convert.families.mae.official import LICENSE, OFFICIAL, Official, candidates
+from mae_convert.families.mae.official import ADVICE, LICENSE, OFFICIAL, Official, candidates
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_programs import conventions_by_names
 from mae_convert.families.mae.unread import unread
@@ -67,6 +67,7 @@ class ImageMAE(Family):
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
     official = OFFICIAL
+    catalog_advice = ADVICE
     positions = "stored"
     fixed_positions = "rows and columns"
     may_lack_class_position = True

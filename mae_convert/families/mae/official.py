@@ -4,15 +4,15 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.families.mae.schema import schema
+from mae_convert.families.official import OfficialFile
 from reference_models.configuration import ViTMAEConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/mae"
-SUFFIX = ".pth"
 # The LICENSE of facebookresearch/mae; copies of the weights that say Apache-2.0 are wrong.
 LICENSE = "cc-by-nc-4.0"
 LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
@@ -20,52 +20,12 @@ DATASET = "imagenet-1k"
 
 
 @dataclass(frozen=True)
-class Official:
-    """One published file.
+class Official(OfficialFile):
+    """One published file, whose configuration is as the original's factory functions make it."""
 
-    Attributes:
-        name: what it is called here: its file name without ``.pth``.
-        folder: where it is under `BASE_URL`.
-        task: "pretrain", "encoder" or "classify".
-        model: the configuration, as the original's factory functions make it.
-        normalised: the decoder predicts pixels that are normalised patch by patch; None where
-            there is no decoder.
-        purpose: what to take it for, in a line.
-        md5: the six digits that its publisher names, where any.
-        known: configuration fields that neither the file nor its layout's conventions tell.
-        on_the_hub: a repository on the Hugging Face Hub with the same weights, where one is known.
-    """
-
-    name: str
-    folder: str
-    task: str
-    model: ViTMAEConfig
-    normalised: bool | None
-    purpose: str
-    md5: str | None = None
-    on_the_hub: str | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def file(self) -> str:
-        """The publisher's file name."""
-        return self.name + SUFFIX
-
-    @property
-    def path(self) -> str:
-        """The path of the file under `BASE_URL`."""
-        return f"{self.folder}/{self.file}"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The origin of such a file for conversion records."""
-        return {
-            "official": self.name,
-            "url": f"{BASE_URL}/{self.path}",
-            "license": LICENSE,
-            "datasets": [DATASET],
-            **({"on_the_hub": self.on_the_hub} if self.on_the_hub else {}),
-        }
+    base_url = BASE_URL
+    license = LICENSE
+    data = DATASET
 
     @property
     def model_name(self) -> str:
@@ -156,12 +116,35 @@ def _catalog() -> Iterator[Official]:
 OFFICIAL = tuple(_catalog())
 
 
-def official_named(text: str) -> Official | None:
-    """Return the published file of this name, or None."""
-    return next((official for official in OFFICIAL if official.name == text), None)
-
-
 def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
     """Return the official files whose tensors have the names and shapes of such a model."""
     wanted = schema(model, task)
     return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
+
+
+WHICH = (
+    (
+        "for viewing reconstructions",
+        (
+            "mae_visualize_vit_*: encoder and decoder; predict pixels that are not normalised per "
+            "patch"
+        ),
+    ),
+    ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
+    (
+        "for further pre-training",
+        "mae_pretrain_vit_*_full: encoder and decoder; predict pixels normalised per patch",
+    ),
+    (
+        "for ImageNet-1k classification",
+        "mae_finetuned_vit_*: classifiers with global average pooling",
+    ),
+)
+ADVICE = (
+    WHICH,
+    "The encoders of visualize and pretrain are not the same: combining the encoder of one with the"
+    " decoder of the other gives wrong reconstructions.\nThat _full was trained on normalised"
+    " pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the visualize weights,"
+    f" timm's *.mae the pretrain ones.\n\nLicence of the files of the image MAE: {LICENSE},"
+    f" {LICENSE_URL}",
+)
