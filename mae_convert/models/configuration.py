@@ -27,6 +27,15 @@ HABITS: Mapping[str, Any] = {
     "return_dict": True,
     "problem_type": None,
 }
+# Fields of which one must divide the other: scripts set them one after the other, in any order.
+PARTNERS: Mapping[str, str] = {
+    "hidden_size": "num_attention_heads",
+    "num_attention_heads": "hidden_size",
+    "decoder_hidden_size": "decoder_num_attention_heads",
+    "decoder_num_attention_heads": "decoder_hidden_size",
+    "image_size": "patch_size",
+    "patch_size": "image_size",
+}
 TRUE, FALSE = ("true", "1", "y", "yes"), ("false", "0", "n", "no")
 
 
@@ -47,8 +56,10 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
 class ViTMAEConfig:
     """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
 
-    Every field can be set; an impossible value is refused. Any other argument becomes an attribute,
-    as in transformers. The default of ``layer_norm_eps`` is 1e-6, with which the original is
+    Every field can be set; an impossible value is refused. Two fields that contradict each other,
+    such as a number of heads that does not divide the width, are refused when a model is made, so
+    that they can be set in any order. Any other argument becomes an attribute, as in transformers.
+    The default of ``layer_norm_eps`` is 1e-6, with which the original is
     trained, and not 1e-12. Two configurations are equal if `to_dict` is; as they can change, they
     have no hash. `plain` returns the fields as the immutable configuration of ``reference_models``.
 
@@ -62,6 +73,7 @@ class ViTMAEConfig:
     architectures = None
     attribute_map: Mapping[str, str] = {}
     chunk_size_feed_forward = 0
+    dtype = torch_dtype = None
     is_decoder = False
     is_encoder_decoder = False
     sub_configs: Mapping[str, Any] = {}
@@ -100,7 +112,7 @@ class ViTMAEConfig:
         if name in IMPLIED:
             raise AttributeError(f"{name} is derived from other fields and cannot be set")
         if name in FIELDS:
-            value = getattr(plain(self, **{name: value}), name)
+            value = _checked(name, value)
             if name == "num_labels" and value != self.num_labels:
                 self.__dict__["_labels"] = None
         if name == "problem_type":
@@ -187,7 +199,9 @@ class ViTMAEConfig:
             if name not in FIELDS and not name.startswith("_")
         }
         named = {"id2label": self.id2label, "label2id": self.label2id} if self.labels else {}
-        return {**plain(self).to_dict(), **rest, **named, "model_type": self.model_type}
+        values = {name: getattr(self, name) for name in FIELDS}
+        stored = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        return {**stored, **rest, **named, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the values that differ from the defaults as plain data for JSON."""
@@ -220,17 +234,46 @@ class ViTMAEConfig:
             return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "ViTMAEConfig":
-        """Return the configuration given by a mapping."""
-        return cls(**{**values, **changes})
+    def from_dict(
+        cls, values: Mapping[str, Any], *, return_unused_kwargs: bool = False, **changes: Any
+    ) -> Any:
+        """Return the configuration given by a mapping.
+
+        With ``return_unused_kwargs``, changes that are not attributes of a configuration are not
+        set, but returned in a dictionary after it.
+        """
+        if not return_unused_kwargs:
+            return cls(**{**values, **changes})
+        usual = cls()
+        used = {n: v for n, v in changes.items() if n in values or hasattr(usual, n)}
+        unused = {name: value for name, value in changes.items() if name not in used}
+        return cls(**{**values, **used}), unused
 
     @classmethod
     @raising_as_transformers()
-    def from_pretrained(cls, name: str | Path, **changes: Any) -> "ViTMAEConfig":
+    def get_config_dict(
+        cls, name: str | Path, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the configuration of a checkpoint as a dictionary, and the remaining options.
+
+        Args:
+            name: as of `from_pretrained`.
+            options: ``revision`` and ``subfolder``, which are used, and others.
+        """
+        from mae_convert.models.naming import stated_config
+
+        return stated_config(name, options)
+
+    @classmethod
+    @raising_as_transformers()
+    def from_pretrained(
+        cls, name: str | Path, *, return_unused_kwargs: bool = False, **changes: Any
+    ) -> Any:
         """Return the configuration of a checkpoint.
 
         Args:
             name: a directory, its ``config.json``, or a name as for the models' `from_pretrained`.
+            return_unused_kwargs: as of `from_dict`.
             changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
@@ -241,12 +284,30 @@ class ViTMAEConfig:
         stored, rest = stated_config(name, changes)
         # Defaults of transformers for what its file does not contain.
         usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
-        return cls(**{**usual, **stored, **rest})
+        return cls.from_dict({**usual, **stored}, return_unused_kwargs=return_unused_kwargs, **rest)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` to a directory, which is created if needed."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(directory) / CONFIG_NAME)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of a field as a configuration holds it, without regard to other fields.
+
+    Raises:
+        ValueError: the value is impossible.
+    """
+    try:
+        return getattr(ReferenceConfig(**{name: value}), name)
+    except ValueError:
+        if name not in PARTNERS:
+            raise
+        try:
+            return getattr(ReferenceConfig(**{name: value, PARTNERS[name]: value}), name)
+        except ValueError:
+            pass
+        raise
 
 
 def _in_the_type_of(value: Any, name: str, text: str) -> Any:

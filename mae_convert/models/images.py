@@ -53,8 +53,36 @@ class BatchFeature(dict):
         return dict(self)
 
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
-        """Return the inputs on another device or in another dtype, like PyTorch's ``to``."""
-        return BatchFeature({name: x.to(*arguments, **named) for name, x in self.items()})
+        """Move the tensors of PyTorch to another device or dtype, in place, and return the inputs.
+
+        As in transformers, tensors of integers keep their dtype, and what is not a tensor of
+        PyTorch is left as it is.
+        """
+        import torch
+
+        asked = [a for a in (*arguments, *named.values()) if isinstance(a, torch.dtype)]
+        for name, value in self.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            if asked and not value.is_floating_point():
+                device = named.get("device") or next(
+                    (a for a in arguments if not isinstance(a, torch.dtype)), value.device
+                )
+                self[name] = value.to(device)
+            else:
+                self[name] = value.to(*arguments, **named)
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchFeature":
+        """Convert the inputs to arrays or tensors of "np", "pt" or "tf", in place, and return them.
+
+        Raises:
+            ImageError: the kind is unknown, or arrays of different shapes cannot be stacked.
+        """
+        if tensor_type is not None:
+            for name, value in self.items():
+                self[name] = _as_tensors([np.asarray(row) for row in value], tensor_type)
+        return self
 
 
 class MaeImageProcessor:

@@ -49,6 +49,13 @@ def taking_mappings(call: Any) -> Any:
     return unpacked
 
 
+def targets_of(targets: Any) -> Any:
+    """Return the targets of ``fit``, which may be the only entry of a mapping, as "labels"."""
+    if isinstance(targets, Mapping) and len(targets) == 1:
+        return next(iter(targets.values()))
+    return targets
+
+
 class KerasModel(TransformersMethods, PretrainedModel):
     """Common base class of the three models.
 
@@ -107,6 +114,29 @@ class KerasModel(TransformersMethods, PretrainedModel):
         if not more and named.get("pixel_values") is None:
             raise ValueError("You have to specify pixel_values")
         return super().__call__(*more, **named)  # type: ignore[misc]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the loss as the reference model does; targets may be in a mapping."""
+        loss: Tensor = super().compute_loss(  # type: ignore[misc]
+            x, targets_of(y), y_pred, sample_weight, training
+        )
+        return loss
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Update the metrics as the reference model does; targets may be in a mapping."""
+        metrics: dict[str, Any] = super().compute_metrics(  # type: ignore[misc]
+            x, targets_of(y), y_pred, sample_weight
+        )
+        return metrics
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
         """Return the model's own loss if ``compile`` was called without a loss.
@@ -358,6 +388,11 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         if labels is not None:
             result = result._replace(loss=self._loss(result.logits, labels))
         return output_of(result, as_tuple=asked.as_tuple)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes of the configuration."""
+        return int(self.config.num_labels)
 
     def hf_compute_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the loss of logits (N, K) against labels, as a call with ``labels`` does."""

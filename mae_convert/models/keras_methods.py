@@ -97,6 +97,20 @@ class TransformersMethods:
             prefetch=prefetch,
         )
 
+    def fit(self, x: Any = None, *more: Any, **named: Any) -> Any:
+        """Train as Keras does, also with the inputs that the image processor returns."""
+        if isinstance(named.get("validation_data"), tuple):
+            named["validation_data"] = tuple(map(as_plain, named["validation_data"]))
+        return super().fit(as_plain(x), *more, **named)  # type: ignore[misc]
+
+    def evaluate(self, x: Any = None, *more: Any, **named: Any) -> Any:
+        """Evaluate as Keras does, also with the inputs that the image processor returns."""
+        return super().evaluate(as_plain(x), *more, **named)  # type: ignore[misc]
+
+    def predict(self, x: Any, *more: Any, **named: Any) -> Any:
+        """Predict as Keras does, also with the inputs that the image processor returns."""
+        return super().predict(as_plain(x), *more, **named)  # type: ignore[misc]
+
     def serving_functions(self) -> dict[str, Any]:
         """Return TensorFlow functions by the names of the signatures that `export` writes."""
         from mae_convert.models.serving import serving_functions
@@ -167,6 +181,11 @@ class TransformersMethods:
 
             target = str(Path(save_directory) / PROGRAM)
             tf.saved_model.save(self, target, signatures=signatures or self.serving_functions())
+
+
+def as_plain(inputs: Any) -> Any:
+    """Return inputs by name as a plain dictionary: Keras takes no dictionary of another class."""
+    return dict(inputs) if isinstance(inputs, dict) else inputs
 
 
 def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:

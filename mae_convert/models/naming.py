@@ -27,18 +27,20 @@ SET_ELSEWHERE = {
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     """Return the checkpoint of a name; ``owner/name`` is on the Hub unless it is a path.
 
-    Options about the location are removed from the options.
+    Options about the location are removed from the options. Those about the Hub's client have no
+    meaning for a local file.
 
     Raises:
         ConfigurationError: an option that cannot be set here.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
-    for option, instead in SET_ELSEWHERE.items():
-        if options.pop(option, None) not in (None, False, ""):
-            raise ConfigurationError(f"{option} is not supported", hint=instead)
+    about_the_client = {option: options.pop(option, None) for option in SET_ELSEWHERE}
     text = str(name)
     on_the_hub = REPOSITORY.fullmatch(text) and not Path(text).exists()
     source = HubReference(text) if on_the_hub else parse_source(text)
+    for option, value in about_the_client.items():
+        if value not in (None, False, "") and not isinstance(source, Path):
+            raise ConfigurationError(f"{option} is not supported", hint=SET_ELSEWHERE[option])
     if isinstance(source, HubReference):
         return replace(
             source,

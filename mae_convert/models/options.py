@@ -24,8 +24,39 @@ WITHOUT_EFFECT = (
     "low_cpu_mem_usage",
     "attn_implementation",
     "add_pooling_layer",
+    "offload_folder",
+    "offload_state_dict",
+    "resume_download",
+    "weights_only",
+    "_fast_init",
+)
+# Arguments about what this project does not do: None and False leave it out.
+REFUSED = (
+    "adapter_kwargs",
+    "gguf_file",
+    "key_mapping",
+    "kernel_config",
+    "load_in_4bit",
+    "load_in_8bit",
+    "max_memory",
+    "quantization_config",
+    "tp_plan",
+    "tp_size",
+    "use_kernels",
 )
 HABITS = ("output_hidden_states", "output_attentions", "return_dict", "problem_type")
+
+
+def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments except those about how transformers loads a model.
+
+    Raises:
+        ConfigurationError: one requests what is not supported.
+    """
+    for name in REFUSED:
+        if options.get(name) not in (None, False):
+            raise ConfigurationError(f"{name} is not supported", hint="leave it out")
+    return {n: v for n, v in options.items() if n not in (*WITHOUT_EFFECT, *REFUSED)}
 
 
 def dtype_of(options: dict[str, Any], usual: str | None) -> Any:

@@ -14,7 +14,6 @@ from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import source_named
 from mae_convert.models.options import (
     SAYABLE,
-    WITHOUT_EFFECT,
     changes_of,
     device_of,
     dtype_of,
@@ -25,6 +24,7 @@ from mae_convert.models.options import (
     size_of,
     with_free_fields,
     with_head,
+    without_loading_details,
 )
 from mae_convert.models.saving import about_the_hub, push, save_into
 from mae_convert.runtime.loading import Wanted, make_model
@@ -184,7 +184,7 @@ class PretrainedModel:
                 "from_pretrained takes the weights from the checkpoint and no state_dict; call"
                 " load_state_dict of the model that it returns"
             )
-        options = {n: v for n, v in options.items() if n not in WITHOUT_EFFECT}
+        options = without_loading_details(options)
         source = source_named(pretrained_model_name_or_path, options)
         dtype = dtype_of(options, cls.usual_dtype())
         device = options.pop("device", None) or device_of(options.pop("device_map", None))

@@ -3,6 +3,7 @@
 Parameters, and therefore the state dict, have the original's names.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
 from mae_convert.dtypes import DTYPES
+from mae_convert.layouts.table import listed
 from mae_convert.models.checkpointing import (
     disable_checkpointing,
     enable_checkpointing,
@@ -57,6 +59,38 @@ class TorchModel(PretrainedModel, nn.Module):
         return "torch"
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """Return a model with the weights of a checkpoint: see `PretrainedModel.from_pretrained`.
+
+        A subclass may have layers that the checkpoint does not have; they keep the initialization
+        of the subclass, with a warning.
+        """
+        kind = next(base for base in cls.__mro__ if base.__module__ == __name__)
+        load = PretrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+        loaded = load(kind, pretrained_model_name_or_path, **options)
+        if cls is kind:
+            return loaded
+        if not options.get("output_loading_info"):
+            return cls._with_weights_of(loaded)[0]
+        model, keys = cls._with_weights_of(loaded[0])
+        return model, {**loaded[1], **keys}
+
+    @classmethod
+    def _with_weights_of(cls, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
+        """Return a model of a subclass with another's weights, and the names that one lacks."""
+        model = cls(loaded.config).to(loaded.device, loaded.dtype)
+        keys = model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
+        if keys.missing_keys or keys.unexpected_keys:
+            warnings.warn(
+                f"{cls.__name__} from {loaded.name_or_path}: not in the checkpoint and initialized"
+                f" by the class: {listed(keys.missing_keys) or 'nothing'}; not used:"
+                f" {listed(keys.unexpected_keys) or 'nothing'}",
+                stacklevel=3,
+            )
+        model.name_or_path, model.carried = loaded.name_or_path, loaded.carried
+        return model.eval(), keys._asdict()
+
+    @classmethod
     def from_config(cls, config: Any, **options: Any) -> Any:
         """Return a new model of a configuration, initialized as in the paper.
 
@@ -77,6 +111,15 @@ class TorchModel(PretrainedModel, nn.Module):
     @classmethod
     def _from_config(cls, config: Any, **options: Any) -> Any:
         return cls.from_config(config, **options)
+
+    def post_init(self) -> None:
+        """Do nothing: a new model initializes its parameters itself."""
+
+    def init_weights(self) -> None:
+        """Like `post_init`."""
+
+    def set_attn_implementation(self, attn_implementation: Any) -> None:
+        """Do nothing: attention is computed in one way."""
 
     @property
     def device(self) -> torch.device:
@@ -248,11 +291,10 @@ class MaskedTorchModel(TorchModel):
         pixel_values: Tensor | None = None,
         noise: Tensor | None = None,
         head_mask: None = None,
-        *,
+        interpolate_pos_encoding: bool | None = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        interpolate_pos_encoding: bool = False,
     ) -> Any:
         """Return the reference model's result; transformers' arguments replace taps."""
         asked = asked_for(
@@ -268,6 +310,21 @@ class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  #
     """The encoder, for scripts that use ``transformers.ViTMAEModel``."""
 
     task = "encoder"
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """As of ``vit``."""
+        return self.vit.embeddings
+
+    @property
+    def encoder(self) -> nn.Module:
+        """As of ``vit``."""
+        return self.vit.encoder
+
+    @property
+    def layernorm(self) -> nn.Module:
+        """The final norm."""
+        return self.norm
 
 
 class ViTMAEForPreTraining(  # type: ignore[misc]
@@ -318,6 +375,15 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         """The head; a module that is assigned to it takes the place of the head."""
         return self.head
 
+    @property
+    def num_labels(self) -> int:
+        """The number of classes of the configuration."""
+        return int(self.config.num_labels)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        self.config.num_labels = count
+
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__("head" if name == "classifier" else name, value)
 
@@ -326,11 +392,10 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         pixel_values: Tensor | None = None,
         head_mask: None = None,
         labels: Tensor | None = None,
-        *,
+        interpolate_pos_encoding: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
     ) -> Any:
         """Classify images; the loss depends on the labels and ``config.problem_type``."""
         asked = asked_for(

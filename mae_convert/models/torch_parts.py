@@ -4,7 +4,6 @@ They share parameters and modules with the model: changes apply to the model.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +33,14 @@ def add_part(part: nn.Module, model: nn.Module, wanted: Callable[[str], bool]) -
             part.add_module(name, module)
 
 
+def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
+    """Return a module of parameters and modules under these names; it cannot be called."""
+    part = nn.Module()
+    for name, value in named.items():
+        setattr(part, name, value)
+    return part
+
+
 class EncoderPart(nn.Module):
     """The encoder of a model: ``model.vit`` of scripts for transformers.
 
@@ -57,9 +64,18 @@ class EncoderPart(nn.Module):
         return self.blocks
 
     @property
-    def encoder(self) -> SimpleNamespace:
+    def encoder(self) -> nn.Module:
         """The blocks, in a list ``layer``."""
-        return SimpleNamespace(layer=self.blocks)
+        return part_of(layer=self.blocks)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The class token, the position embeddings and the projection of patches."""
+        return part_of(
+            cls_token=self.cls_token,
+            position_embeddings=self.pos_embed,
+            patch_embeddings=part_of(projection=self.patch_embed.proj),
+        )
 
     @property
     def layernorm(self) -> Any:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ BUSY = (408, 429, 500, 502, 503, 504)
 TIMEOUT = 120.0  # seconds without data; the client itself has no limit
 # The client raises these for a response with an unexpected structure.
 CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
+OLDEST_CLIENT = 2  # the first version of huggingface_hub with RevisionResolutionError and URIs
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -66,6 +68,25 @@ def address_in(variable: str) -> str | None:
     return value
 
 
+def require_client() -> None:
+    """Require a version of the Hub's client that has what is used here.
+
+    Versions before 2 are installed together with transformers 4, which allows no later one;
+    everything but the Hub works with them.
+
+    Raises:
+        MissingRequirementError: the version is older.
+    """
+    installed = version("huggingface_hub")
+    if int(installed.partition(".")[0]) < OLDEST_CLIENT:
+        raise MissingRequirementError(
+            f"huggingface_hub {installed} is installed here, and access to the Hub needs version"
+            f" {OLDEST_CLIENT}",
+            hint="pip install -U huggingface_hub, or, beside transformers 4, download the"
+            " repository with `hf download` and use the folder",
+        )
+
+
 def client() -> "HfApi":
     """Return the Hub's client, with a time limit for servers that do not respond.
 
@@ -75,6 +96,7 @@ def client() -> "HfApi":
         MaeConvertError: HF_ENDPOINT is not a URL.
     """
     address_in("HF_ENDPOINT")
+    require_client()
     from huggingface_hub import HfApi, constants, get_session
     from huggingface_hub.utils import disable_progress_bars
 
@@ -169,6 +191,7 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
         MaeConvertError: HF_ENDPOINT is not a URL.
     """
     address_in("HF_ENDPOINT")
+    require_client()
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 
     try:

@@ -79,9 +79,10 @@ def _hint(text: str) -> str:
 
 
 def _parse_hub(text: str) -> HubReference:
-    from mae_convert.sources.client import address_in
+    from mae_convert.sources.client import address_in, require_client
 
     address_in("HF_ENDPOINT")  # with an invalid value, the client cannot be imported
+    require_client()
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 

@@ -148,6 +148,26 @@ def idiom_fit_inputs_with_labels_and_metrics():
     assert {"loss", "accuracy"} <= set(history)
 
 
+def idiom_fit_inputs_with_labels_in_a_dictionary():
+    model = classifier()
+    assert model.num_labels == 10
+    model.compile(optimizer="sgd", metrics=["accuracy"])
+    history = model.fit({"pixel_values": PIXELS}, {"labels": LABELS}, verbose=0).history
+    assert {"loss", "accuracy"} <= set(history)
+    data = tf.data.Dataset.from_tensor_slices(({"pixel_values": PIXELS}, {"labels": LABELS}))
+    assert model.fit(data.batch(4), verbose=0).history["loss"][0] > 0
+
+
+def idiom_fit_what_the_image_processor_returns():
+    processor = library.ViTImageProcessor(size={"height": 32, "width": 32})
+    image = RANDOM.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    inputs = processor(images=[image] * 4, return_tensors="tf")
+    model = pretraining()
+    model.compile(optimizer="adam")
+    assert model.fit(inputs, verbose=0).history["loss"][0] > 0
+    assert model.predict(inputs, verbose=0).logits.shape == (4, 16, 192)
+
+
 def idiom_fit_a_dataset_whose_dictionary_holds_the_labels():
     data = tf.data.Dataset.from_tensor_slices({"pixel_values": PIXELS, "labels": LABELS})
     model = classifier()

@@ -222,3 +222,16 @@ def test_what_is_no_picture_is_refused_in_one_sentence(name):
     images, changes, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
         MaeImageProcessor()(images, **changes)
+
+
+def test_inputs_are_moved_and_converted_in_place_as_transformers_does():
+    inputs = ViTImageProcessor(size={"height": 32, "width": 32})([COLOUR, COLOUR])
+    assert inputs.convert_to_tensors("pt") is inputs
+    inputs["labels"], inputs["names"] = torch.tensor([1, 2]), ["a", "b"]
+    assert inputs.to("cpu", torch.float64) is inputs
+    assert (inputs.pixel_values.dtype, inputs.labels.dtype) == (torch.float64, torch.int64)
+    assert inputs.names == ["a", "b"]
+    inputs.to(dtype=torch.bfloat16)
+    assert (inputs.pixel_values.dtype, inputs.labels.dtype) == (torch.bfloat16, torch.int64)
+    inputs.to("meta")
+    assert inputs.pixel_values.device.type == inputs.labels.device.type == "meta"

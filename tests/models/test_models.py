@@ -276,7 +276,7 @@ def test_a_configuration_has_transformers_attributes_and_can_be_set(tmp_path):
     config.mask_ratio = 0.5
     config.image_size = [64, 32]
     assert (config.num_kept, config.image_size) == (4, (64, 32))
-    for name, value in (("mask_ratio", 1.5), ("num_attention_heads", 5), ("hidden_act", "tan")):
+    for name, value in (("mask_ratio", 1.5), ("num_attention_heads", -5), ("hidden_act", "tan")):
         with pytest.raises(ValueError, match=name):
             setattr(config, name, value)
     assert config.mask_ratio == 0.5
@@ -290,6 +290,34 @@ def test_a_configuration_has_transformers_attributes_and_can_be_set(tmp_path):
     shared = ours.to_dict().keys() & theirs.keys() - {"transformers_version"}
     assert len(shared) > 20
     assert all(getattr(ours, name) == theirs[name] for name in shared)
+
+
+def test_fields_of_a_configuration_are_set_in_any_order_and_checked_by_the_model():
+    """As ``--config_overrides`` of run_mae.py sets them."""
+    config = ViTMAEConfig()
+    config.update_from_string("hidden_size=32,num_attention_heads=4,image_size=42,patch_size=14")
+    config.decoder_hidden_size = 40
+    assert config.to_dict()["decoder_hidden_size"] == 40
+    with pytest.raises(ValueError, match="decoder_num_attention_heads must divide"):
+        ViTMAEForPreTraining(config)
+    config.update({"decoder_num_attention_heads": 5, "num_hidden_layers": 1})
+    config.update({"decoder_num_hidden_layers": 1, "intermediate_size": 16})
+    model = ViTMAEForPreTraining(config)
+    assert model(torch.zeros(1, 3, 42, 42)).logits.shape == (1, 9, 14 * 14 * 3)
+    for value in (0, "a", 2.5):
+        with pytest.raises(ValueError, match="patch_size must be"):
+            config.patch_size = value
+
+
+def test_a_configuration_is_read_as_a_dictionary_and_tells_what_it_did_not_use():
+    stored, rest = ViTMAEConfig.get_config_dict(PRETRAIN, my_own=3)
+    assert (stored["hidden_size"], rest) == (32, {"my_own": 3})
+    config, unused = ViTMAEConfig.from_pretrained(
+        PRETRAIN, return_unused_kwargs=True, mask_ratio=0.5, my_own=3
+    )
+    assert (config.mask_ratio, unused) == (0.5, {"my_own": 3})
+    assert not hasattr(config, "my_own")
+    assert ViTMAEConfig().dtype is ViTMAEConfig().torch_dtype is None
 
 
 def test_a_configuration_that_can_change_has_no_hash_and_is_equal_by_its_values():
@@ -385,6 +413,67 @@ def test_the_head_of_a_classifier_is_replaced_by_the_name_that_it_has_in_transfo
     model.classifier = torch.nn.Linear(32, 5)
     assert model(pixels).logits.shape == (2, 5)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("attribute", ["embeddings", "encoder", "layernorm"])
+def test_parts_of_the_encoder_are_frozen_by_the_names_of_transformers(attribute):
+    for model in (model_of("encoder"), model_of("classify").vit):
+        part = getattr(model, attribute)
+        for parameter in part.parameters():
+            parameter.requires_grad = False
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        expected = {"embeddings": ("cls_token", "pos_embed", "patch_embed"), "encoder": ("blocks",)}
+        names = expected.get(attribute, ("norm",))
+        assert frozen - {"pos_embed"} == {
+            n for n, _ in model.named_parameters() if n.startswith(names) and n != "pos_embed"
+        }
+    embeddings = model_of("encoder").embeddings
+    assert embeddings.patch_embeddings.projection.weight.shape == (32, 3, 8, 8)
+    assert embeddings.position_embeddings.shape == (1, 17, 32)
+
+
+def test_a_subclass_with_layers_of_its_own_loads_the_rest():
+    class WithHead(ViTMAEModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = torch.nn.Linear(32, 2)
+            self.register_buffer("scale", torch.tensor(3.0), persistent=False)
+            self.post_init()
+
+    with pytest.warns(UserWarning, match=r"initialized by the class: head\.weight, head\.bias"):
+        model, keys = WithHead.from_pretrained(
+            PRETRAIN, mask_ratio=0.0, dtype="float64", output_loading_info=True
+        )
+    assert sorted(keys["missing_keys"]) == ["head.bias", "head.weight"]
+    assert (model.dtype, model.name_or_path, model.training) == (
+        torch.float64, str(PRETRAIN), False,
+    )  # fmt: skip
+    pixels = inputs_of("encoder", dtype=torch.float64)["pixel_values"]
+    tokens = model(pixels).last_hidden_state
+    expected = model_of("encoder", mask_ratio=0.0, dtype="float64")(pixels).last_hidden_state
+    assert torch.equal(tokens, expected)
+    assert (model.head(tokens) * model.scale).shape == (2, 17, 2)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_arguments_by_position_have_the_order_of_transformers_4_57():
+    model, inputs = model_of("pretrain"), inputs_of("pretrain", (48, 48))
+    outputs = model(inputs["pixel_values"], inputs["noise"], None, True, True)
+    assert len(outputs.attentions) == 3
+    classifier, pixels = model_of("classify"), inputs["pixel_values"]
+    assert classifier(pixels, None, torch.tensor([0, 1]), True).loss > 0
+    classifier.num_labels = 10
+    assert classifier.num_labels == classifier.config.num_labels == 10
+
+
+def test_options_about_the_download_do_nothing_for_a_folder():
+    local = {"local_files_only": True, "token": "x", "cache_dir": "y", "force_download": True}
+    assert model_of("encoder", quantization_config=None, weights_only=True, **local)
+    assert AutoImageProcessor.from_pretrained(PRETRAIN, **local)
+    with pytest.raises(ConfigurationError, match="load_in_8bit is not supported"):
+        model_of("encoder", load_in_8bit=True)
+    with pytest.raises(ConfigurationError, match="cache_dir is not supported"):
+        ViTMAEModel.from_pretrained("someone/some-model", cache_dir="y")
 
 
 def test_options_of_from_pretrained(tmp_path):

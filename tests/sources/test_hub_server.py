@@ -3,6 +3,10 @@
 import pytest
 from hub_state import Account
 
+from mae_convert.errors import MissingRequirementError
+from mae_convert.sources import parse_source
+from mae_convert.sources.client import client, speaking
+
 REPO = "someone/a-model"
 
 
@@ -61,3 +65,17 @@ def test_a_stale_parent_is_refused(hub, api):
             REPO, [CommitOperationAdd("a", b"b")], commit_message="late", parent_commit=head
         )
     assert refused.value.response.status_code == 412
+
+
+def test_an_older_client_is_refused_in_one_sentence_and_only_where_the_hub_is_asked(monkeypatch):
+    """Beside transformers 4, pip installs huggingface_hub 0.36."""
+    monkeypatch.setattr("mae_convert.sources.client.version", lambda _: "0.36.2")
+    with pytest.raises(
+        MissingRequirementError, match=r"huggingface_hub 0\.36\.2 is installed here"
+    ):
+        parse_source("hf://someone/some-model")
+    with pytest.raises(MissingRequirementError, match="needs version 2"):
+        client()
+    with pytest.raises(MissingRequirementError), speaking("some-model"):
+        pass
+    assert parse_source("a-folder")
