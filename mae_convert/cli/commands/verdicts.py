@@ -359,6 +359,7 @@ def repair(
     certificate, and is written only if it passes the verification. Exit status 1 if it does not.
 
     Example:
+
     \b
         mae-convert repair checkpoint.pth my-mae my-mae-repaired
     """
