@@ -30,14 +30,32 @@ from mae_convert.models.pretrained import (
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.torch_parts import EncoderPart, decoder_of
-from mae_convert.models.transformers_base import TransformersBase
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
 from mae_convert.values import name_of_dtype
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 
+try:
+    from transformers.modeling_utils import PreTrainedModel
+except ImportError:
+    PreTrainedModel = nn.Module
+
 Size = tuple[int, int]
+
+
+class TransformersBase(PreTrainedModel):
+    """The last base class: a ``transformers.PreTrainedModel`` if transformers is installed.
+
+    ``transformers.Trainer`` calls ``save_pretrained`` only for a ``PreTrainedModel``; for other
+    models it writes only the state dict, without a configuration. It is initialised as a
+    ``torch.nn.Module``; the methods that the trainer calls are those of the other base classes.
+    """
+
+    generation_config: Any = None
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
 
 
 class TorchModel(PretrainedModel, nn.Module):

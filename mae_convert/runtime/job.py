@@ -1,5 +1,6 @@
 """The job of a child process: plain data, serialised as JSON."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -90,7 +91,7 @@ class Job:
     """Fields of the configuration."""
 
     model: str
-    """Class of the reference model or of a library, as for `model_class.class_named`; "" if the
+    """Class of the reference model or of a library, as for `class_named`; "" if the
     runner determines it."""
 
     configuration: str
@@ -157,3 +158,18 @@ class Job:
                 "confirmed": confirmed,
             }
         )
+
+
+def class_named(place: str) -> Any:
+    """Return a class.
+
+    Args:
+        place: "module:Class", from the description of a family of models and never from a file.
+    """
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def place_of(kind: type) -> str:
+    """Return the import path of a class for `class_named`."""
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -15,8 +15,8 @@ from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
 from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
+from mae_convert.runtime.job import class_named
 from mae_convert.runtime.metadata import Carried
-from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
 from mae_convert.values import name_of_dtype, size_of_image

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from mae_convert.runtime import keras_backend as backend
 from mae_convert.runtime import objective
-from mae_convert.runtime.job import Job, StoredWeights, additional_inputs
+from mae_convert.runtime.job import Job, StoredWeights, additional_inputs, class_named
 from mae_convert.runtime.keras_steps import replace_steps
 from mae_convert.runtime.loaders import (
     LoadError,
@@ -22,7 +22,6 @@ from mae_convert.runtime.loaders import (
     tensorflow_arrays,
     transformers_arrays,
 )
-from mae_convert.runtime.model_class import class_named
 from reference_models.keras.numerics import cross_entropy
 from reference_models.keras.patches import take_tokens
 

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError, confirm, pytorch_state_dict
-from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.taps import Point, input_of, output_of
 from mae_convert.runtime.torch_runs import Results, WithoutValues, settings, torch_runs, versions
 

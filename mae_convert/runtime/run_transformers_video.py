@@ -11,9 +11,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from mae_convert.runtime.job import Job, StoredWeights
+from mae_convert.runtime.job import Job, StoredWeights, class_named
 from mae_convert.runtime.loaders import LoadError
-from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.run_pytorch import all_patches
 from mae_convert.runtime.run_transformers import build, points_of_blocks, versions
 from mae_convert.runtime.taps import Point, input_of, output_of, recording

@@ -20,8 +20,7 @@ from mae_convert.formats.registry import (
 )
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
-from mae_convert.runtime.job import FRAMEWORKS
-from mae_convert.runtime.model_class import place_of
+from mae_convert.runtime.job import FRAMEWORKS, place_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)

@@ -407,7 +407,7 @@ def test_pictures_and_features(printed, hostile):
 
 
 def test_published_results(printed, hostile):
-    from mae_convert.cli.output.reference_results import published
+    from mae_convert.cli.output.verdict import reference_results as published
     from mae_convert.verify.reference_results import PUBLISHED, PublishedResult
 
     truth = next(iter(PUBLISHED.values()))

@@ -354,7 +354,7 @@ def test_what_is_farther_away_than_is_allowed_is_not_as_published():
 
 
 def test_another_checkpoint_has_not_the_published_result(command, stand_in, monkeypatch, capfd):
-    from mae_convert.cli.output.reference_results import published as show
+    from mae_convert.cli.output.verdict import reference_results as show
 
     truth = dataclasses.replace(PUBLISHED["mae_visualize_vit_base"], source=NAME)
     show(result_with(truth, 0.5))

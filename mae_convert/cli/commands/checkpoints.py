@@ -175,7 +175,7 @@ def convert(
     """
     from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.conversion import conversion as show
-    from mae_convert.cli.output.progress import progress
+    from mae_convert.cli.output.conversion import progress
     from mae_convert.convert.changes import Geometry
     from mae_convert.convert.execute import execute_all
     from mae_convert.convert.new_head import with_new_head

@@ -364,7 +364,7 @@ def repair(
         mae-convert repair checkpoint.pth my-mae my-mae-repaired
     """
     from mae_convert.cli.output.console import as_json as print_json
-    from mae_convert.cli.output.repair import repaired as show
+    from mae_convert.cli.output.verdict import repaired as show
     from mae_convert.diagnose.repair import repair as run_repair
     from mae_convert.reports.verdict_files import verdict_json
     from mae_convert.verify.verification import parse_options
@@ -499,7 +499,7 @@ def _verify_published(
 ) -> int:
     """Compare a checkpoint with the reference results that third parties published for it."""
     from mae_convert.cli.output.console import as_json as print_json
-    from mae_convert.cli.output.reference_results import published as show
+    from mae_convert.cli.output.verdict import reference_results as show
     from mae_convert.sources import parse_source
     from mae_convert.sources.official_download import get_picture
     from mae_convert.verify.reference_results import (

@@ -1,6 +1,8 @@
-"""Print the result of a conversion, and the differences of two checkpoints."""
+"""Print the progress and the result of a conversion, and the differences of two checkpoints."""
 
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +15,7 @@ from mae_convert.cli.output.inspection import family_rows
 from mae_convert.convert.changes import step_in_words
 from mae_convert.convert.plan import Plan
 from mae_convert.dtypes import DTYPES
+from mae_convert.files.workers import Progress
 from mae_convert.layouts.table import listed
 from mae_convert.text import format_number
 
@@ -103,3 +106,47 @@ def difference(result: Difference) -> None:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
     for what in result.not_read:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """Show progress on standard error if it is a terminal, and remove the bar at the end."""
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    bar = _Bar(what)
+    try:
+        yield bar
+    finally:
+        bar.end()
+
+
+class _Bar(Progress):
+    def __init__(self, what: str) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._what = what
+        self._task = progress.TaskID(0)
+
+    def begin(self, total: int) -> None:
+        """Set the total number of bytes."""
+        self._task = self._bar.add_task(self._what, total=total)
+        self._bar.start()
+
+    def advance(self, count: int) -> None:
+        """Add `count` bytes to the progress."""
+        self._bar.advance(self._task, count)
+
+    def end(self) -> None:
+        """Remove the bar from the screen."""
+        self._bar.stop()

@@ -1,7 +1,8 @@
-"""Print a verdict."""
+"""Print verdicts: of a verification, a repair, and a comparison with reference results."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table as Grid
@@ -10,8 +11,9 @@ from mae_convert.cli.output.console import console, markup, printable, table
 from mae_convert.convert.changes import step_in_words
 from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
-from mae_convert.text import format_number
+from mae_convert.text import for_terminal, format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
+from mae_convert.verify.reference_results import PublishedResult
 from mae_convert.verify.summary import (
     answer,
     by_depth,
@@ -24,6 +26,7 @@ from mae_convert.verify.summary import (
 
 MOST_ROWS = 8
 MOST_BARS = 24
+MOST_CHANGES = 20
 BAR = 30  # characters of the longest bar
 COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
 
@@ -149,3 +152,42 @@ def depth_chart(result: Verdict) -> Iterator[str]:
         bar = full * round(BAR * min(max(filled, 0.0), 1.0))
         mark = " " if error <= FUNCTION_LIMIT else "!"
         yield f"  {name:{width}} {mark} {bar:{BAR}} {format_number(error)}"
+
+
+def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
+    """Print the changes, and the verdict on what was written."""
+    lines = console()
+    for change in changes[:MOST_CHANGES]:
+        lines.print(f"repaired  {markup(change)}")
+    if len(changes) > MOST_CHANGES:
+        lines.print(f"... and {len(changes) - MOST_CHANGES} more; --json lists all")
+    lines.print(f"wrote {markup(for_terminal(out))}, with the certificate of its verification")
+    lines.print(answer_line(verdict))
+
+
+def reference_results(result: PublishedResult) -> None:
+    """Print the reference values, the measured values, and the verdict."""
+    out, truth = console(), result.truth
+    out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
+    whose = f"logits [0, :3, :3] as published for {truth.source} by {truth.where}"
+    out.print(markup(whose))
+    if truth.layer_norm_eps is not None:
+        out.print(
+            f"run with a layer norm epsilon of {truth.layer_norm_eps}, with which the reference "
+            "results were computed"
+        )
+    heads = ("published", *map(markup, result.corners))
+    grid = table(*heads, right=heads)
+    measured = [corner.reshape(-1) for corner in result.corners.values()]
+    for number, value in enumerate(x for row in truth.corner for x in row):
+        grid.add_row(f"{value:.4f}", *(f"{corner[number]:.6f}" for corner in measured))
+    out.print(grid)
+    for dtype, share in result.share.items():
+        out.print(f"{markup(dtype)}: the largest difference is {share:.2g} of the tolerance")
+    if result.passed:
+        out.print(
+            "[bold green]AS PUBLISHED[/bold green]: these nine values agree; nothing else was "
+            "compared"
+        )  # fmt: skip
+    else:
+        out.print("[bold red]NOT AS PUBLISHED[/bold red]")
