@@ -77,18 +77,18 @@ class MeasuredRounding:
         return {"absolute": self._absolute, "relative": self._relative}
 
 
-def rounding_error(array: np.ndarray, made: np.ndarray) -> dict[str, float]:
+def rounding_error(array: np.ndarray, rounded_values: np.ndarray) -> dict[str, float]:
     """Return the largest rounding errors of an array.
 
     Args:
         array: the values before rounding.
-        made: the values after rounding.
+        rounded_values: the values after rounding.
 
     Returns:
         ``absolute``, and ``relative`` to the rounded value; the two may occur at different values.
     """
     absolute = relative = 0.0
-    for before, after in zip(blocks(array), blocks(made), strict=True):
+    for before, after in zip(blocks(array), blocks(rounded_values), strict=True):
         exact = before.astype(np.float64)
         with np.errstate(invalid="ignore"):
             away = np.abs(after.astype(np.float64) - exact)

@@ -53,5 +53,5 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             bias.name, bias.shape, bias.dtype, lambda: rounded(exact()[1], bias.dtype)
         ),
     }
-    kept = {name: t for name, t in tensors.items() if not name.startswith(BATCH_NORM)}
-    return {**kept, **folded}
+    others = {name: t for name, t in tensors.items() if not name.startswith(BATCH_NORM)}
+    return {**others, **folded}

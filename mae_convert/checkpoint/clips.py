@@ -187,10 +187,10 @@ def paths_of_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
     Raises:
         MaeConvertError: a folder contains none.
     """
-    found: list[Path] = []
+    paths_of_all: list[Path] = []
     for path in paths:
-        found += clips_below(path, checkpoint) if path.is_dir() else [path]
-    return found
+        paths_of_all += clips_below(path, checkpoint) if path.is_dir() else [path]
+    return paths_of_all
 
 
 def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
@@ -206,15 +206,15 @@ def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
         what = "is a file and not a folder" if folder.exists() else "does not exist"
         raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains videos")
     single = checkpoint.configuration.model.num_frames == 1
-    found = set[Path]()
+    clips_found = set[Path]()
     for path in folder.rglob("*"):
         suffix = path.suffix.lower()
         if suffix in FILES and not path.is_dir():
-            found.add(path)
+            clips_found.add(path)
         elif suffix in SUFFIXES and not path.is_dir():
-            found.add(path if single else path.parent)
-    if not found:
+            clips_found.add(path if single else path.parent)
+    if not clips_found:
         raise MaeConvertError(
             folder, f" contains no videos ({', '.join(FILES)}) and no folders of frames"
         )
-    return sorted(found, key=lambda path: natural_order(str(path)))
+    return sorted(clips_found, key=lambda path: natural_order(str(path)))

@@ -142,8 +142,8 @@ def recognise_model(
             raise
         except LayoutError:
             pass  # explained below, if there is no model among the tensors either
-    if found := find_model(shapes, preferred, task, under):
-        return found
+    if part := find_model(shapes, preferred, task, under):
+        return part
     if under is None:
         return _recognise_all(shapes, preferred, family, explain=True)
     raise LayoutError(f"the tensors under {under} are not a complete model in any known layout")
@@ -180,7 +180,7 @@ def _recognise_all(
                 if way.foreign:
                     misfit = (f"without the prefix {way.in_words()}: ", error)
         if len(fitting) > 1:
-            prefixes = " or ".join(str(found.stripped.in_words()) for found in fitting)
+            prefixes = " or ".join(str(candidate.stripped.in_words()) for candidate in fitting)
             raise UndecidedError(
                 f"the names fit a layout without {prefixes}, and it is not specified which one to"
                 " read",
@@ -211,8 +211,8 @@ def find_model(
             several complete models, and it is not specified which one to read.
     """
     every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
-    wanted = [c for c in every if task in (None, c.task)]
-    complete = [c for c in wanted if c.complete]
+    of_task = [c for c in every if task in (None, c.task)]
+    complete = [c for c in of_task if c.complete]
     readable = _largest([c for c in complete if c.readable])
     if not readable:
         if complete and not _is_broken(complete, every):
@@ -378,8 +378,8 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
     """Return the prefixes of the names of one tensor of a model, the shortest first."""
-    found = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
-    return sorted(found, key=len)[:MOST_PREFIXES]
+    candidates = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
+    return sorted(candidates, key=len)[:MOST_PREFIXES]
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:

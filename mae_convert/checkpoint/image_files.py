@@ -129,10 +129,10 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
     if paths is None:
         what = "is a file and not a folder" if folder.exists() else "does not exist"
         raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains images")
-    found = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    if not found:
+    image_paths = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    if not image_paths:
         raise MaeConvertError(folder, f" contains no images ({', '.join(SUFFIXES)})")
-    return found
+    return image_paths
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _printed(complaints: list[str]) -> Iterator[None]:
     """Collect text that is printed on standard error."""
     with tempfile.TemporaryFile() as file:
         try:
-            kept = os.dup(STANDARD_ERROR)
+            saved_descriptor = os.dup(STANDARD_ERROR)
         except OSError:  # it is closed
             yield
             return
@@ -215,8 +215,8 @@ def _printed(complaints: list[str]) -> Iterator[None]:
             os.dup2(file.fileno(), STANDARD_ERROR)
             yield
         finally:
-            os.dup2(kept, STANDARD_ERROR)
-            os.close(kept)
+            os.dup2(saved_descriptor, STANDARD_ERROR)
+            os.close(saved_descriptor)
             with suppress(OSError):
                 file.seek(0)
                 complaints += file.read().decode(errors="replace").splitlines()

@@ -24,8 +24,8 @@ def probable(checkpoint: Checkpoint) -> list[Any]:
         return []
     if checkpoint.relative and checkpoint.relative.certain:
         return []  # other families can have the same shapes
-    found = checkpoint.family.candidates(checkpoint.configuration.model, checkpoint.task)
-    return sorted(found, key=lambda official: official.file != checkpoint.path.name)
+    officials = checkpoint.family.candidates(checkpoint.configuration.model, checkpoint.task)
+    return sorted(officials, key=lambda official: official.file != checkpoint.path.name)
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
@@ -34,15 +34,15 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
     ``or`` lists others with the same names and shapes. ``confirmed`` is None if the publisher gives
     no hash.
     """
-    found = probable(checkpoint)
-    if not found:
+    officials = probable(checkpoint)
+    if not officials:
         return None
-    report: dict[str, Any] = {"probable": found[0].file}
-    if others := [other.file for other in found[1:]]:
+    report: dict[str, Any] = {"probable": officials[0].file}
+    if others := [other.file for other in officials[1:]]:
         report["or"] = others
     if with_hash and len(checkpoint.container.files) == 1:
         report["md5"] = file_md5(checkpoint.container.weights_file)
-        report["confirmed"] = found[0].md5 and report["md5"].startswith(found[0].md5)
+        report["confirmed"] = officials[0].md5 and report["md5"].startswith(officials[0].md5)
     return report
 
 

@@ -269,15 +269,16 @@ def _check_documents(container: Container) -> None:
             )
 
 
-def _renamed(container: Container, found: Found) -> Container:
+def _renamed(container: Container, recognised: Found) -> Container:
     """Return the container with the model's tensors under their names without prefixes.
 
     Other tensors keep their stored names, after a slash if they would collide with the model's.
     """
     tensors = {
-        name: container.tensors[old].renamed(name) for name, old in found.stripped.stored.items()
+        name: container.tensors[old].renamed(name)
+        for name, old in recognised.stripped.stored.items()
     }
-    for name in found.dropped:
+    for name in recognised.dropped:
         tensors[f"/{name}" if name in tensors else name] = container.tensors[name]
     return replace(container, tensors=tensors)
 

@@ -45,9 +45,9 @@ class Stripped:
     @property
     def common(self) -> str | None:
         """The prefix that restores the stored names, if a single common prefix does."""
-        found = {kept.removesuffix(name) for name, kept in self.stored.items()}
-        uniform = len(found) == 1 and all(k.endswith(n) for n, k in self.stored.items())
-        return found.pop() if uniform else None
+        prefixes = {stored_name.removesuffix(name) for name, stored_name in self.stored.items()}
+        uniform = len(prefixes) == 1 and all(k.endswith(n) for n, k in self.stored.items())
+        return prefixes.pop() if uniform else None
 
     def in_words(self) -> str | None:
         """Return the removed prefixes as text, or None."""
@@ -93,7 +93,7 @@ def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
 
 def _without_one_more(way: Stripped) -> Iterator[Stripped]:
     for prefix in (*ANYWHERE, *LEADING):
-        stored = {without(prefix, name): kept for name, kept in way.stored.items()}
+        stored = {without(prefix, name): stored_name for name, stored_name in way.stored.items()}
         if len(stored) == len(way.stored) and "" not in stored and stored.keys() != way.stored:
             yield Stripped((*way.removed, prefix), stored)
 

@@ -189,11 +189,11 @@ def _pair(size: Any) -> Size:
 def _resample(stated: Mapping[str, Any]) -> int:
     """Return the filter; transformers' default is bilinear."""
     number = stated.get("resample", BILINEAR if stated else BICUBIC)
-    if type(number) is not int or number not in [int(known) for known in Image.Resampling]:
-        known = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
+    if type(number) is not int or number not in [int(filters) for filters in Image.Resampling]:
+        filters = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
         raise MaeConvertError(
             f"resample is {number!r}, which is not a Pillow filter",
-            hint=f"say one of {known} {WHERE}",
+            hint=f"say one of {filters} {WHERE}",
         )
     return number
 
@@ -202,8 +202,8 @@ def _rescale(stated: Mapping[str, Any]) -> float:
     if stated.get("do_rescale") is False:
         return 1.0
     factor = stated.get("rescale_factor", 1 / 255)
-    known = isinstance(factor, float | int) and not isinstance(factor, bool)
-    if not known or not math.isfinite(factor) or not factor:
+    is_number = isinstance(factor, float | int) and not isinstance(factor, bool)
+    if not is_number or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
             f"rescale_factor is {factor!r}, which is not a valid factor",
             hint=f"correct it {WHERE}",

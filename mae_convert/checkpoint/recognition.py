@@ -100,11 +100,11 @@ def _readings(
     for family in families().values():
         if only in families() and family.name != only:
             continue
-        relative, kept, decoder = family.without_decoder(shapes)
+        relative, encoder_shapes, decoder = family.without_decoder(shapes)
         for layout in family.layouts.values():
             for table in layout.tables:
-                if not complete or all(map(table.knows, kept)):
-                    reading = read_as(layout, table, kept)
+                if not complete or all(map(table.knows, encoder_shapes)):
+                    reading = read_as(layout, table, encoder_shapes)
                     dropped = {**reading.dropped, **decoder}
                     yield replace(reading, relative=relative, dropped=dropped)
 
@@ -213,12 +213,12 @@ def _canonical_shapes(
 
 
 def _misfit(
-    found: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table, heads: int | None
+    given: Mapping[str, Shape], expected: Mapping[str, Shape], table: Table, heads: int | None
 ) -> Iterator[str]:
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in expected if name not in given]
     try:
         rules = [rule.bound(heads or 0) for rule in table.expand(expected)]
-        wanted = external_shapes(rules, dict(expected))
+        required = external_shapes(rules, dict(expected))
     except LayoutError as error:
         yield str(error)
         return
@@ -226,13 +226,13 @@ def _misfit(
     names = list(dict.fromkeys(external[name] for name in missing))
     if names:
         yield f"missing: {listed(names)}"
-    extra = [name for name in found if name not in expected]
+    extra = [name for name in given if name not in expected]
     if extra:
         yield f"tensors that do not belong to such a model: {listed(extra)}"
     actual = external_shapes(
-        [rule for rule in rules if set(rule.canonicals) <= set(found)], dict(found)
+        [rule for rule in rules if set(rule.canonicals) <= set(given)], dict(given)
     )
-    for name, shape in wanted.items():
+    for name, shape in required.items():
         if name in actual and actual[name] != shape:
             yield f"{name} has shape {actual[name]} but the other tensors require {shape}"
 

@@ -180,8 +180,8 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
 def what_it_is(name: str) -> str:
     """Return a description of a tensor that changes what a model computes."""
-    found = (what for pattern, what in FUNCTION if re.search(f"(?i){pattern}", name))
-    return next(found, UNKNOWN)
+    descriptions = (what for pattern, what in FUNCTION if re.search(f"(?i){pattern}", name))
+    return next(descriptions, UNKNOWN)
 
 
 def _path(name: str) -> Path:

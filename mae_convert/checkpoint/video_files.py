@@ -155,8 +155,8 @@ def _bands(path: Path) -> np.ndarray | None:
         except (MaeConvertError, MemoryError):
             raise
         except Exception as error:  # a decoder raises errors of any kind for what is damaged
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise MaeConvertError(path, f" cannot be read as a TIFF: {said}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MaeConvertError(path, f" cannot be read as a TIFF: {reason}") from error
     # Bands are few and sides are long.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
@@ -184,8 +184,8 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
         except (MaeConvertError, MemoryError):
             raise
         except Exception as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise MaeConvertError(path, f" cannot be read as a GIF: {said}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MaeConvertError(path, f" cannot be read as a GIF: {reason}") from error
     return Frames(path, np.stack([read[index] for index in indices]), indices, count, rate)
 
 
@@ -210,8 +210,8 @@ def _of_container(path: Path, choose: Choose) -> Frames:
     except (MaeConvertError, MemoryError):
         raise
     except Exception as error:  # PyAV raises errors of many kinds
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise MaeConvertError(path, f" cannot be read as a video: {said}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MaeConvertError(path, f" cannot be read as a video: {reason}") from error
     if missing := [index for index in indices if index not in read]:
         raise MaeConvertError(
             path, f" is damaged: frame {missing[0]} of its {count} frames cannot be decoded"

@@ -78,15 +78,15 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
         statistics: the result of `mae_convert.checkpoint.inspect.statistics` for each canonical
             tensor.
     """
-    found = [*_in_statistics(statistics), *checkpoint.family.warnings_of_values(statistics)]
+    sentences = [*_in_statistics(statistics), *checkpoint.family.warnings_of_values(statistics)]
     if "image_size" in {missing.field for missing in checkpoint.configuration.missing}:
-        return found
+        return sentences
     if checkpoint.family.fixed_positions != "rows and columns":
-        return found
+        return sentences
     grid = checkpoint.configuration.model.grid_hw
     positions = (checkpoint.tensors.get(name) for name in POSITION_EMBEDDINGS)
     return [
-        *found,
+        *sentences,
         *(f"{tensor.name} {position_in_words(tensor, grid)}" for tensor in positions if tensor),
     ]
 

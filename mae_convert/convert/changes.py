@@ -44,19 +44,19 @@ class Geometry:
 
 
 def with_geometry(
-    source: Checkpoint, task: str, wanted: Geometry
+    source: Checkpoint, task: str, geometry: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
     """Return the checkpoint as a model for other images, and the declared steps.
 
     Args:
         source: an opened checkpoint.
         task: the task that it is converted for.
-        wanted: the images; without a change there is no step.
+        geometry: the images; without a change there is no step.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.
     """
-    if wanted.sincos_positions and wanted.image_size is None:
+    if geometry.sincos_positions and geometry.image_size is None:
         raise ConfigurationError(
             *(
                 Option("sincos_positions", True),
@@ -65,13 +65,15 @@ def with_geometry(
             hint=("specify it with ", Option("image_size")),
         )
     steps: tuple[Step, ...] = ()
-    if wanted.num_frames is not None:
-        source, steps = _with_num_frames(source, task, wanted.num_frames)
-    if wanted.image_size is not None:
-        source, more = _with_image_size(source, task, wanted.image_size, wanted.sincos_positions)
+    if geometry.num_frames is not None:
+        source, steps = _with_num_frames(source, task, geometry.num_frames)
+    if geometry.image_size is not None:
+        source, more = _with_image_size(
+            source, task, geometry.image_size, geometry.sincos_positions
+        )
         steps += more
-    if wanted.in_channels is not None:
-        source, more = _with_channels(source, task, wanted.in_channels)
+    if geometry.in_channels is not None:
+        source, more = _with_channels(source, task, geometry.in_channels)
         steps += more
     return source, steps
 
@@ -81,9 +83,9 @@ def _with_image_size(
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
     model = source.configuration.model
     _check_divisible(size, model.patch_hw)
-    wanted = replace(model, image_size=size)
+    resized = replace(model, image_size=size)
     relative = source.relative
-    if relative and relative.certain and relative.relative.unresampled and wanted != model:
+    if relative and relative.certain and relative.relative.unresampled and resized != model:
         raise ConfigurationError(
             *(Option("image_size"), f": {relative.relative.unresampled}"),
             hint=(
@@ -91,7 +93,7 @@ def _with_image_size(
                 "was trained with"
             ),
         )
-    if wanted == model:
+    if resized == model:
         return source, ()
     if source.family.positions is None:
         raise ConfigurationError(
@@ -103,18 +105,18 @@ def _with_image_size(
     for name, table in _position_tables(source, task).items():
         tensor = source.tensors[name]
         if sincos:
-            changed[name] = _regenerated(source, tensor, wanted, RECOMPUTE)
+            changed[name] = _regenerated(source, tensor, resized, RECOMPUTE)
         else:
-            grids, kind = (model.grid_hw, wanted.grid_hw), source.family.resampling
+            grids, kind = (model.grid_hw, resized.grid_hw), source.family.resampling
             changed[name] = resampled(tensor, *grids, table, kind)
     step = {
         "step": "image_size",
         "from": list(model.image_hw),
-        "to": list(wanted.image_hw),
+        "to": list(resized.image_hw),
         "positions": _positions(source, sincos=sincos),
     }
     before = f"{model.image_hw[0]}x{model.image_hw[1]}"
-    configuration = _configured(source, wanted, "image_size", before)
+    configuration = _configured(source, resized, "image_size", before)
     return _changed(source, changed, configuration), (step,)
 
 
@@ -145,13 +147,13 @@ def _with_num_frames(
         raise ConfigurationError(
             option, f": patches are {model.tubelet_size} frames long", hint=f"choose {choices}"
         )
-    wanted = replace(model, num_frames=count)
+    new_model = replace(model, num_frames=count)
     changed = {
-        name: _regenerated(source, source.tensors[name], wanted, option)
+        name: _regenerated(source, source.tensors[name], new_model, option)
         for name in _position_tables(source, task)
     }
     step = {"step": "num_frames", "from": before, "to": count, "positions": "recomputed"}
-    configuration = _configured(source, wanted, "num_frames", str(before))
+    configuration = _configured(source, new_model, "num_frames", str(before))
     return _changed(source, changed, configuration), (step,)
 
 
@@ -164,17 +166,19 @@ def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
     }
 
 
-def _regenerated(source: Checkpoint, tensor: LazyTensor, wanted: Any, option: Option) -> LazyTensor:
+def _regenerated(
+    source: Checkpoint, tensor: LazyTensor, changed: Any, option: Option
+) -> LazyTensor:
     axes, model = source.family.fixed_positions, source.configuration.model
     if axes is None:
         raise ConfigurationError(
             *(option, f": the family {source.family.name} has learned positions"),
             hint="leave it out to resample them",
         )
-    return regenerated(tensor, model.grid_shape, wanted.grid_shape, axes, option)
+    return regenerated(tensor, model.grid_shape, changed.grid_shape, axes, option)
 
 
-def _configured(source: Checkpoint, wanted: Any, field: str, before: str) -> Configuration:
+def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
     """Return the configuration with a changed model, and the source of the changed field."""
     resized = f"option {field}"
     if (
@@ -182,7 +186,7 @@ def _configured(source: Checkpoint, wanted: Any, field: str, before: str) -> Con
     ):  # it remains an assumption: which size was resampled?
         resized += f", from {before} ({source.configuration.sources[field]})"
     sources = {**source.configuration.sources, field: resized}
-    return replace(source.configuration, model=wanted, sources=sources)
+    return replace(source.configuration, model=new_model, sources=sources)
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:

@@ -72,8 +72,10 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
     weights_name = plan.layout.weights_name
     if weights_name is None or not plan.is_directory:
         config = archived_config(plan) if kind == KERAS_ARCHIVE else carried
-        kept, state_key = record_in_file(record), plan.layout.state_key
-        return file_output(plan.target, Weights(kind, plan.tensors, config, kept, state_key))
+        stored_record, state_key = record_in_file(record), plan.layout.state_key
+        return file_output(
+            plan.target, Weights(kind, plan.tensors, config, stored_record, state_key)
+        )
     return directory_output(
         plan.target,
         BIN_NAME if plan.packing.pickled else weights_name,

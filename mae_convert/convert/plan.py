@@ -231,7 +231,7 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
     return any(tensor.load().any() for tensor in biases)
 
 
-def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
+def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
     """Return tensors of zeros that the layout's own class requires, with the reason."""
     return {
         LazyTensor(
@@ -242,7 +242,7 @@ def _created(table: Table, kept: Mapping[str, LazyTensor], prefix: str) -> dict[
         ): f"zeros: {drop.why}"
         for drop in table.drops
         if drop.zeros_like is not None
-        for like in [kept[drop.zeros_like]]
+        for like in [written[drop.zeros_like]]
     }
 
 
@@ -279,11 +279,11 @@ def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str
     """Return a rounding for each tensor whose dtype differs from the requested one."""
     if dtype is None:
         return {}
-    wanted = DTYPES[dtype]
+    target_dtype = DTYPES[dtype]
     return {
-        name: MeasuredRounding(wanted, math.prod(tensor.shape))
+        name: MeasuredRounding(target_dtype, math.prod(tensor.shape))
         for name, tensor in tensors.items()
-        if tensor.dtype != wanted
+        if tensor.dtype != target_dtype
     }
 
 
@@ -308,7 +308,7 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
 
 def _steps(
     source: Checkpoint,
-    kept: Iterable[str],
+    names: Iterable[str],
     task: str,
     changes: Iterable[Step],
     dtype: str | None,
@@ -318,35 +318,35 @@ def _steps(
     if task != source.task:
         steps.append({"step": "task", "from": source.task, "to": task})
     steps += changes
-    rounded_from = {str(source.tensors[name].dtype) for name in kept} - {dtype}
+    rounded_from = {str(source.tensors[name].dtype) for name in names} - {dtype}
     if dtype and rounded_from:
         steps.append({"step": "dtype", "from": sorted(rounded_from), "to": dtype})
     return steps
 
 
-def _dropped(source: Checkpoint, kept: set[str], task: str) -> dict[str, str]:
+def _dropped(source: Checkpoint, names: set[str], task: str) -> dict[str, str]:
     reason = f"not part of a model whose task is {task}"
     unused = {
         source.prefix.stored[rule.external]: (
             NO_KEY_BIAS if KEY_BIAS.search(rule.canonicals[0]) and not source.key_bias else reason
         )
         for rule in source.rules
-        if not kept & set(rule.canonicals)
+        if not names & set(rule.canonicals)
     }
     return {**source.dropped, **unused, **source.container.ignored}
 
 
-def parse_targets(target: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
     """Return layout and path of each ``to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
 
     Raises:
         OutputError: not exactly one layout has no path, or two paths are the same.
     """
     parsed = []
-    for text in wanted:
+    for text in texts:
         layout, equals, path = text.partition("=")
         parsed.append((layout, Path(path) if equals else target))
-    plain = sum("=" not in text for text in wanted)
+    plain = sum("=" not in text for text in texts)
     if plain != 1:
         raise OutputError(
             *(f"{plain} of the ", Option("to"), " options name no path of their own"),

@@ -190,9 +190,9 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a record that is stored in a single file; shapes are left out."""
     names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred", "repaired")
-    kept = {name: record[name] for name in names if name in record}
+    short = {name: record[name] for name in names if name in record}
     family = record["family"]
-    return {**kept, "family": family} if family and family["certainty"] == "known" else kept
+    return {**short, "family": family} if family and family["certainty"] == "known" else short
 
 
 def carried_config(plan: Plan) -> dict[str, Any]:

@@ -142,8 +142,9 @@ class Staged:
                 ) from None
             self.path.replace(target)
             return
-        found = _identity(self.path)
-        if found is None or found[:2] != old[:2]:  # written by another process since the check
+        identity = _identity(self.path)
+        is_other = identity is None or identity[:2] != old[:2]
+        if is_other:  # written by another process since the check
             renaming.exchange(self.path, target)
             raise _overtaken(target)
         self._undo = lambda: renaming.exchange(self.path, target)
@@ -276,10 +277,10 @@ def os_errors_explained(target: Path) -> Iterator[None]:
 def _identity(path: Path) -> Identity | None:
     """Return the identity of a file (a link is not followed); None if it does not exist."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def already_exists(target: Path | str, detail: str = "") -> OutputError:

@@ -41,13 +41,13 @@ class ByteFile:
         self._descriptor = _open(path)
         weakref.finalize(self, os.close, self._descriptor)
         self._whole: ByteFile = self  # keeps the descriptor open as long as a part exists
-        found = os.fstat(self._descriptor)
-        self._stamp = _stamp(found)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(self._descriptor)
+        self._stamp = _stamp(status)
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(path, " is not a regular file", hint=SPECIFY)
-        if not found.st_size:
+        if not status.st_size:
             raise CheckpointError(path, " is empty", hint="copy or download it again")
-        self.start, self.size = 0, found.st_size
+        self.start, self.size = 0, status.st_size
 
     def part(self, offset: int, size: int) -> "ByteFile":
         """Return a range of the bytes as a separate file.
@@ -87,15 +87,15 @@ class ByteFile:
             CheckpointError: they are not all in the file, or it has become shorter.
         """
         self.check(offset, len(buffer))
-        done = 0
-        while done < len(buffer):
+        filled = 0
+        while filled < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], self.start + offset + done)
+                count = os.preadv(self._descriptor, [buffer[filled:]], self.start + offset + filled)
             except OSError as error:
                 raise CheckpointError(self.path, f" cannot be read: {error.strerror}") from error
             if count == 0:
                 raise self._changed()
-            done += count
+            filled += count
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> "FileArray":
         """Return a lazy array whose data begin at `offset`, in C order and native byte order.
@@ -138,8 +138,8 @@ class ByteFile:
         )
 
 
-def _stamp(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _open(path: Path) -> int:

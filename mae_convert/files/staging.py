@@ -132,6 +132,6 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
 
 def _is_ours(path: Path) -> bool:
     with suppress(OSError):  # its own process may just have removed it
-        found = path.lstat()
-        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        status = path.lstat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     return False

@@ -55,12 +55,12 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise JsonError(f"it has the key {twice[:100]!r} twice in one object")
-    return found
+    return fields
 
 
 def _refuse_constant(name: str) -> Any:

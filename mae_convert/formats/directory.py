@@ -77,16 +77,16 @@ def _find_in(directory: Path) -> Path:
     if parts := [path for path in files if DEEPSPEED.fullmatch(path.name)]:
         return _checked_deepspeed(directory, parts)
     conventional = [path for path in files if _is_conventional(path)]
-    found = conventional or [path for path in files if path.suffix in DIRECTORY_SUFFIXES]
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:8])
+    candidates = conventional or [path for path in files if path.suffix in DIRECTORY_SUFFIXES]
+    if len(candidates) > 1:
+        names = ", ".join(path.name for path in candidates[:8])
         raise CheckpointError(
             directory,
-            f" holds {len(found)} weight files ({names}{', …' * (len(found) > 8)})",
-            hint=f"specify the file itself, for example {found[0]}",
+            f" holds {len(candidates)} weight files ({names}{', …' * (len(candidates) > 8)})",
+            hint=f"specify the file itself, for example {candidates[0]}",
         )
-    if found:
-        return found[0]
+    if candidates:
+        return candidates[0]
     if (directory / "latest").is_file() and (tags := sorted(directory.glob("*/*_model_states.pt"))):
         raise CheckpointError(
             directory,
@@ -103,9 +103,9 @@ def _find_in(directory: Path) -> Path:
                 "supported layout with numpy.savez"
             ),
         )
-    wanted = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
+    names_of_weights = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
     raise CheckpointError(
-        directory, f" holds no weights; looked for {wanted}", hint="name the file"
+        directory, f" holds no weights; looked for {names_of_weights}", hint="name the file"
     )
 
 

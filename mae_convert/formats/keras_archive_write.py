@@ -28,8 +28,8 @@ def keras_archive_layout(
     """
     if config is None or KERAS not in config:
         raise OutputError("a .keras file needs the configuration of a Keras model")
-    kept = {name: value for name, value in config.items() if name != KERAS}
-    weights = keras_h5_layout(tensors, kept or None, conversion)
+    stored = {name: value for name, value in config.items() if name != KERAS}
+    weights = keras_h5_layout(tensors, stored or None, conversion)
     stated = json.dumps(config[KERAS]).encode()
     archive = zip_layout(
         [

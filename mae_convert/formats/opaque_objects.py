@@ -120,30 +120,30 @@ def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:
-        place, item = waiting.pop()
+        path, item = waiting.pop()
         if isinstance(item, TensorPlace) or id(item) in seen:
             continue
         if isinstance(item, Opaque) or (isinstance(item, NumpyArray) and item.unread):
-            yield place, item
+            yield path, item
             seen.add(id(item))
         elif isinstance(item, Mapping | list | tuple | set | frozenset | Record):
             seen.add(id(item))
-            waiting.extend(reversed(list(_placed(place, item))))
+            waiting.extend(reversed(list(_placed(path, item))))
 
 
-def _placed(place: str, item: Any) -> Iterator[tuple[str, object]]:
+def _placed(path: str, item: Any) -> Iterator[tuple[str, object]]:
     """Yield the values in a value, with their dotted paths."""
     if isinstance(item, Record):
-        yield place, item.state
+        yield path, item.state
         return
     for key in item if isinstance(item, Mapping) else ():
         if isinstance(key, Opaque):
-            yield place, key
+            yield path, key
     pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
     for key, value in pairs:
         if not isinstance(value, str | int | float | bool | bytes | None):
             named = str(key)[:LONGEST_SHOWN]
-            yield (f"{place}.{named}" if place else named)[:LONGEST_SHOWN], value
+            yield (f"{path}.{named}" if path else named)[:LONGEST_SHOWN], value
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:

@@ -202,10 +202,10 @@ class OutputFile:
         for piece in tensor.pieces() if tensor.nbytes else ():
             if not isinstance(stored, FileArray):
                 raise self._differs()
-            found = stored.elements(at, at + piece.size)
-            if not _equal(found.view(np.uint8), piece):
+            written = stored.elements(at, at + piece.size)
+            if not _equal(written.view(np.uint8), piece):
                 raise self._differs()
-            digest.update(as_bytes(found))
+            digest.update(as_bytes(written))
             at += piece.size
             advance(piece.nbytes)
         return digest.hexdigest()

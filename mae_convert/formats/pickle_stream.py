@@ -48,11 +48,11 @@ class PickleStream:
 
     def readline(self) -> bytes:
         """Return the bytes up to and including the next line end, which a too long line lacks."""
-        wanted = STEP
+        limit = STEP
         while (end := self._buffer.find(b"\n", self._at)) < 0:
-            if wanted > LONGEST_LINE or not self._fill(wanted):
+            if limit > LONGEST_LINE or not self._fill(limit):
                 return b""
-            wanted *= 2
+            limit *= 2
         line = self._buffer[self._at : end + 1]
         self._at = end + 1
         return line

@@ -51,7 +51,7 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
             f"all be {' or all '.join(KINDS)}"
         )
     if kinds == {TF_H5}:
-        by_file = {name: set(map(_without_scope, wanted)) for name, wanted in by_file.items()}
+        by_file = {name: set(map(_without_scope, listed)) for name, listed in by_file.items()}
     for name, shard in shards.items():
         if shard.wrapper is not None:
             raise CheckpointError(
@@ -99,8 +99,8 @@ def _without_scope(name: str) -> str:
     return name.partition("/")[2]
 
 
-def _check_holds(index: Path, shard: str, found: set[str], wanted: set[str]) -> None:
-    absent, surplus = sorted(wanted - found), sorted(found - wanted)
+def _check_holds(index: Path, shard: str, present: set[str], listed_names: set[str]) -> None:
+    absent, surplus = sorted(listed_names - present), sorted(present - listed_names)
     if absent or surplus:
         what = f"lacks {shown(absent[0])}" if absent else f"holds {shown(surplus[0])} too"
         raise CheckpointError(

@@ -59,8 +59,8 @@ class Selection:
         """Return the keys in `beside` at the level of the model, or else at the top level."""
         level = (self.wrapper or "").rpartition(".")[0]
         keys = {name: f"{level}.{name}" if level else name for name in names}
-        found = {name: key if key in self.beside else name for name, key in keys.items()}
-        return {name: key for name, key in found.items() if key in self.beside}
+        keys_of = {name: key if key in self.beside else name for name, key in keys.items()}
+        return {name: key for name, key in keys_of.items() if key in self.beside}
 
 
 def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
@@ -121,9 +121,9 @@ def select_model(
     return selection
 
 
-def _around(value: Mapping, place: Place) -> Iterator[Mapping]:
+def _around(value: Mapping, keys: Place) -> Iterator[Mapping]:
     yield value
-    for key in place:
+    for key in keys:
         value = value[key]
         yield value
 
@@ -134,15 +134,15 @@ def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
         below: list[tuple[Place, Mapping]] = []
-        for place, mapping in level:
+        for keys, mapping in level:
             for key, item in mapping.items():
                 if not isinstance(key, str):
                     continue
                 if isinstance(item, Opaque):
-                    yield (*place, key), item
+                    yield (*keys, key), item
                 elif isinstance(item, Mapping) and id(item) not in seen:
                     seen.add(id(item))
-                    below.append(((*place, key), item))
+                    below.append(((*keys, key), item))
         level = below
 
 
@@ -159,8 +159,8 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
         CheckpointError: there is such an object.
     """
     among = [*selection.around[-1].values(), *(key for part in selection.around for key in part)]
-    if found := next((item for item in among if isinstance(item, Opaque)), None):
-        raise would_run_code(path, found.name)
+    if opaque := next((item for item in among if isinstance(item, Opaque)), None):
+        raise would_run_code(path, opaque.name)
     for part in selection.around:
         attributes = part.attributes if isinstance(part, Ordered) else {}
         if names := sorted(SHADOWED & {name for name in attributes if isinstance(name, str)}):
@@ -216,13 +216,13 @@ def _holders(value: Mapping) -> Iterator[tuple[Place, Mapping]]:
     seen = {id(value)}
     level: list[tuple[Place, Mapping]] = [((), value)]
     for _ in range(DEEPEST + 1):
-        yield from ((place, mapping) for place, mapping in level if _has_tensors(mapping))
+        yield from ((keys, mapping) for keys, mapping in level if _has_tensors(mapping))
         below: list[tuple[Place, Mapping]] = []
-        for place, mapping in level:
+        for keys, mapping in level:
             for key, item in mapping.items():
                 if isinstance(key, str) and isinstance(item, Mapping) and id(item) not in seen:
                     seen.add(id(item))
-                    below.append(((*place, key), item))
+                    below.append(((*keys, key), item))
         level = below
 
 
@@ -264,19 +264,19 @@ def _chosen(
 
 def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
     """Return objects of unsupported types with tensors where a model may be."""
-    found = [item for place, item in hidden.items() if _may_be_model(place, depth)]
-    return [item for item in found[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
+    opaque = [item for keys, item in hidden.items() if _may_be_model(keys, depth)]
+    return [item for item in opaque[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
 
-def _may_be_model(place: Place, depth: int) -> bool:
-    return len(place) <= depth and place[-1] in WRAPPERS
+def _may_be_model(keys: Place, depth: int) -> bool:
+    return len(keys) <= depth and keys[-1] in WRAPPERS
 
 
-def _is_other(place: Place, mapping: Mapping) -> bool:
+def _is_other(keys: Place, mapping: Mapping) -> bool:
     """Return whether a mapping of tensors is another model, by its key and its matrices."""
-    if place[-1] in OTHER_WEIGHTS:
+    if keys[-1] in OTHER_WEIGHTS:
         return True
-    return bool(COPY.fullmatch(place[-1])) and any(
+    return bool(COPY.fullmatch(keys[-1])) and any(
         isinstance(item, TensorPlace) and len(item.shape) > 1 for item in mapping.values()
     )
 
@@ -309,11 +309,11 @@ def _at_key(
         NoSuchKeyError: there are no tensors.
         CheckpointError: there is an unsupported object.
     """
-    for place in holders:
-        if ".".join(place) == state_key:
-            return place
-    for place, opaque in hidden.items():
-        if ".".join(place) == state_key:
+    for keys in holders:
+        if ".".join(keys) == state_key:
+            return keys
+    for keys, opaque in hidden.items():
+        if ".".join(keys) == state_key:
             raise would_run_code(path, opaque.name)
     raise NoSuchKeyError(
         f"{path} has no tensors under {state_key}; it has {_listed(value)}",
@@ -337,10 +337,10 @@ def _listed(keys: Iterable[object]) -> str:
     return f"{', '.join(names[:KEYS_SHOWN]) or 'nothing'}{', …' * (len(names) > KEYS_SHOWN)}"
 
 
-def _beside(value: Mapping, place: Place) -> Iterator[tuple[Any, object]]:
+def _beside(value: Mapping, keys: Place) -> Iterator[tuple[Any, object]]:
     """Yield everything but the model's tensors; nested values have dotted names."""
     prefix = ""
-    for key in place:
+    for key in keys:
         yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)
         value, prefix = value[key], f"{prefix}{key}."
     for name, item in value.items():

@@ -134,10 +134,10 @@ def write_all(
     with staged(*places, on_commit=on_commit) as stagings:
         with _output_files(outputs, stagings) as files:
             hashes = _fill(files, source, progress)
-        for output, staging, found in zip(outputs, stagings, hashes, strict=True):
+        for output, staging, digests in zip(outputs, stagings, hashes, strict=True):
             if output.is_directory:
                 with os_errors_explained(output.target):
-                    _write_json_files(output, staging.path, found)
+                    _write_json_files(output, staging.path, digests)
         if source is not None:
             source.require_unchanged()
     return hashes

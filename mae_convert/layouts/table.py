@@ -126,21 +126,21 @@ class Table:
         Raises:
             LayoutError: the table has no row for a name, or only some of a row's names are given.
         """
-        wanted = set(names)
+        required = set(names)
         depth = 1 + max(
-            (int(n) for name in wanted for n in re.findall(r"\.(\d+)\.", name)), default=0
+            (int(n) for name in required for n in re.findall(r"\.(\d+)\.", name)), default=0
         )
         rules: list[Rule] = []
         for group in self.groups:
             repeated = any("#" in rule.external for rule in group)
             for index in range(depth if repeated else 1):
                 rules += [
-                    rule for rule in (r.at(index) for r in group) if wanted & set(rule.canonicals)
+                    rule for rule in (r.at(index) for r in group) if required & set(rule.canonicals)
                 ]
         covered = {name for rule in rules for name in rule.canonicals}
-        if missing := sorted(wanted - covered):
+        if missing := sorted(required - covered):
             raise LayoutError(f"{self.name} cannot hold {listed(missing)}")
-        if partial := sorted(covered - wanted):
+        if partial := sorted(covered - required):
             raise LayoutError(f"{self.name} needs {listed(partial)} too")
         return rules
 
@@ -162,8 +162,8 @@ class Table:
             if rule.external.count("/") != depth:
                 continue
             if match := _regex(rule.external).fullmatch(external):
-                found = rule.at(int(match[1] or 0)) if match.groups() else rule
-                return replace(found, external=external)
+                matching = rule.at(int(match[1] or 0)) if match.groups() else rule
+                return replace(matching, external=external)
         return None
 
     @property

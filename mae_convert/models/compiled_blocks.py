@@ -154,7 +154,7 @@ def _function(block: Any, tokens: Tensor, taps: Taps | None) -> Any:
         inside = Taps.requested(False, attentions, activations)
         with keras.StatelessScope(list(zip(block.variables, values, strict=True))):
             output = block(tf.ensure_shape(tokens, shape), taps=inside)
-        found = {} if inside is None else dict(inside)
-        return output, {n: v for n, v in found.items() if activations or n == "probabilities"}
+        recorded = {} if inside is None else dict(inside)
+        return output, {n: v for n, v in recorded.items() if activations or n == "probabilities"}
 
     return run

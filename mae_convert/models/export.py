@@ -36,9 +36,9 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
 "a classifier is not an encoder",
 hint="export it with model.export, or load it with task='encoder'"
 )  # fmt: skip
-    wanted = "torch" if target.suffix == ".onnx" else "keras"
-    if framework != wanted:
-        name = {"torch": "torch", "keras": "tensorflow"}[wanted]
+    needed = "torch" if target.suffix == ".onnx" else "keras"
+    if framework != needed:
+        name = {"torch": "torch", "keras": "tensorflow"}[needed]
         raise MaeConvertError(
             f"{target.name} is exported from a model of the other framework",
             hint=f'load it with load_model(..., "{name}")',

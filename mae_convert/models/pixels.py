@@ -127,10 +127,10 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
     ]
     if not likely:
         which = "first or last axis" if axes is None else f"{axes} axis"
-        wanted = sorted({*CHANNELS, channels}) if channels in MODES else [channels]
+        possible = sorted({*CHANNELS, channels}) if channels in MODES else [channels]
         raise ImageError(
             f"an array of shape {pixels.shape} has no {which} of"
-            f" {' or '.join(map(str, wanted))} channels"
+            f" {' or '.join(map(str, possible))} channels"
         )
     return np.ascontiguousarray(pixels.transpose(1, 2, 0) if likely[0] == "first" else pixels)
 

@@ -82,8 +82,8 @@ def save_into(
         staged = folder / "model"
         save_model(model, staged, layout, packing=packing, carried=carried)
         for path in sorted(staged.iterdir()):
-            kept = path.name == "preprocessor_config.json" and (directory / path.name).exists()
-            if not kept:
+            is_kept = path.name == "preprocessor_config.json" and (directory / path.name).exists()
+            if not is_kept:
                 path.replace(directory / path.name)
 
 

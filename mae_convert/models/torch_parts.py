@@ -23,13 +23,13 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return part
 
 
-def add_part(part: nn.Module, model: nn.Module, wanted: Callable[[str], bool]) -> None:
+def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool]) -> None:
     """Add the parameters and modules of a model that have certain names to another module."""
     for name, parameter in model.named_parameters(recurse=False):
-        if wanted(name):
+        if has_name(name):
             part.register_parameter(name, parameter)
     for name, module in model.named_children():
-        if wanted(name):
+        if has_name(name):
             part.add_module(name, module)
 
 

@@ -78,9 +78,9 @@ class Suite:
         return ET.tostring(self.element, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def verdict_junit(done: "Verification") -> str:
+def verdict_junit(verification: "Verification") -> str:
     """Return a verdict: a case for each group of checks that passed, a failure for each cause."""
-    verdict = done.verdict
+    verdict = verification.verdict
     names = [_short(w["checkpoint"]["name"]) for w in _sides(verdict)]
     suite = Suite(
         f"mae-convert verify {' '.join(names)}",

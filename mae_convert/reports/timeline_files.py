@@ -34,94 +34,97 @@ def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
         check_target(path, overwrite=overwrite, suffixes=WRITERS)
 
 
-def write(found: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
+def write(result: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
     """Write a timeline to every path, in the format of its suffix."""
     for path in paths:
-        write_file(path, WRITERS[path.suffix.lower()](found), overwrite=overwrite)
+        write_file(path, WRITERS[path.suffix.lower()](result), overwrite=overwrite)
 
 
-def timeline_json(found: Timeline) -> dict[str, Any]:
+def timeline_json(result: Timeline) -> dict[str, Any]:
     """Return a timeline as plain data."""
     return {
-        "objective": objective_in_words(found),
-        "mask_ratio": found.mask_ratio,
-        "images": list(found.images),
-        "best_epoch": found.best.epoch,
-        "paid_until_epoch": found.paid_until.epoch,
-        "points": [vars(point) for point in found.points],
+        "objective": objective_in_words(result),
+        "mask_ratio": result.mask_ratio,
+        "images": list(result.images),
+        "best_epoch": result.best.epoch,
+        "paid_until_epoch": result.paid_until.epoch,
+        "points": [vars(point) for point in result.points],
     }
 
 
-def objective_in_words(found: Timeline) -> str:
+def objective_in_words(timeline: Timeline) -> str:
     """Return a description of the loss."""
-    of = "normalised patches" if found.configuration.model.norm_pix_loss else "normalised pixels"
+    of = "normalised patches" if timeline.configuration.model.norm_pix_loss else "normalised pixels"
     return f"mean squared error of {of} over removed patches"
 
 
-def sheet(found: Timeline) -> Image.Image:
+def sheet(timeline: Timeline) -> Image.Image:
     """Return images side by side: the original, the visible patches, and the reconstructions."""
-    columns = _columns(found)
-    count = min(len(found.images), MOST_PICTURES)
+    columns = _columns(timeline)
+    count = min(len(timeline.images), MOST_PICTURES)
     rows = tuple(
-        Row(found.images[i], tuple(column[i] for column in columns.values())) for i in range(count)
+        Row(timeline.images[i], tuple(column[i] for column in columns.values()))
+        for i in range(count)
     )
-    height, width = found.configuration.model.image_hw
-    return draw(Sheet(tuple(columns), rows, _note(found), (width / height,) * count))
+    height, width = timeline.configuration.model.image_hw
+    return draw(Sheet(tuple(columns), rows, _note(timeline), (width / height,) * count))
 
 
-def _note(found: Timeline) -> str:
+def _note(timeline: Timeline) -> str:
     """Return a note about colours, and about which frame of clips is shown."""
-    shape = next(iter(found.shown.values())).pixel_values.shape
+    shape = next(iter(timeline.shown.values())).pixel_values.shape
     frame = "the middle frame of each clip is shown" if len(shape) == 5 else ""
-    return "; ".join(filter(None, (frame, found.display.note)))
+    return "; ".join(filter(None, (frame, timeline.display.note)))
 
 
-def _columns(found: Timeline) -> dict[str, np.ndarray]:
+def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
     """Return columns of colours (N, H, W, 3) and their headings; of clips, of one frame each."""
-    first = next(iter(found.shown.values()))
-    original = found.display(first.pixel_values)
+    first = next(iter(timeline.shown.values()))
+    original = timeline.display(first.pixel_values)
     columns = {
         "original": original,
         "seen": pasted(original, np.full_like(original, GREY), first.mask, first.shapes),
     }
-    for epoch, done in sorted(found.shown.items()):
-        (predicted,) = done.predicted.values()
-        painted = found.display(predicted)
-        columns[f"epoch {epoch}"] = pasted(original, painted, done.mask, done.shapes)
+    for epoch, reconstruction in sorted(timeline.shown.items()):
+        (predicted,) = reconstruction.predicted.values()
+        painted = timeline.display(predicted)
+        columns[f"epoch {epoch}"] = pasted(
+            original, painted, reconstruction.mask, reconstruction.shapes
+        )
     if original.ndim == 5:  # (N, T, H, W, 3): the middle frame
         columns = {head: colours[:, colours.shape[1] // 2] for head, colours in columns.items()}
     return columns
 
 
-def page(found: Timeline) -> str:
+def page(result: Timeline) -> str:
     """Return a self-contained HTML page."""
-    best, paid = found.best, found.paid_until
+    best, paid = result.best, result.paid_until
     gained = "" if paid is best else (
         f" By epoch {paid.epoch}, the loss had made 99 % of the improvement from its first to its "
         "lowest value."
     )  # fmt: skip
     sentence = (
-        f"{len(found.points)} checkpoints, all evaluated in float32 on the same "
-        f"{len(found.images)} images with the same noise: {objective_in_words(found)}, "
-        f"{found.mask_ratio:.0%} of them removed."
+        f"{len(result.points)} checkpoints, all evaluated in float32 on the same "
+        f"{len(result.images)} images with the same noise: {objective_in_words(result)}, "
+        f"{result.mask_ratio:.0%} of them removed."
     )
     parts = [
         "<h1>Training, checkpoint by checkpoint</h1>",
         f'<p class="grey">{sentence}</p>',
         f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{gained}</p>",
-        plot(found),
+        plot(result),
         "<h2>Pictures</h2>",
-        _pictures(found),
+        _pictures(result),
         "<h2>Checkpoints</h2>",
-        _table(found),
+        _table(result),
     ]
     return document("mae-convert timeline", parts)
 
 
-def _table(found: Timeline) -> str:
+def _table(timeline: Timeline) -> str:
     before: float | None = None
     rows: list[tuple[str | Cell, ...]] = []
-    for point in found.points:
+    for point in timeline.points:
         change = "" if before is None or point.loss is None else f"{point.loss - before:+.4f}"
         loss = f"{point.loss:.4f}" if point.loss is not None else ""
         span = f"{min(point.losses):.4f} to {max(point.losses):.4f}" if point.losses else ""
@@ -132,20 +135,22 @@ def _table(found: Timeline) -> str:
         rows.append((*(Cell(number, "n") for number in numbers), name))
         before = before if point.loss is None else point.loss
     marks = [
-        " ".join(n for n, p in (("best", found.best), ("paid", found.paid_until)) if p is point)
-        for point in found.points
+        " ".join(
+            n for n, p in (("best", timeline.best), ("paid", timeline.paid_until)) if p is point
+        )
+        for point in timeline.points
     ]
     heads = ("epoch", "loss", "change", "over images", "checkpoint")
     return table(heads, rows, attributes=[f'class="{mark}"' for mark in marks])
 
 
-def _pictures(found: Timeline) -> str:
-    columns = _columns(found)
+def _pictures(timeline: Timeline) -> str:
+    columns = _columns(timeline)
     rows = (
         [_picture(column[i], name) for name, column in columns.items()]
-        for i in range(min(len(found.images), MOST_PICTURES))
+        for i in range(min(len(timeline.images), MOST_PICTURES))
     )
-    note = f'<p class="grey">Visible patches are taken from the original. {_note(found)}</p>'
+    note = f'<p class="grey">Visible patches are taken from the original. {_note(timeline)}</p>'
     return images(list(columns), rows) + note
 
 
@@ -153,26 +158,26 @@ def _picture(colours: np.ndarray, name: str) -> str:
     return image(np.rint(colours * 255).astype(np.uint8), name)
 
 
-def _as_png(found: Timeline) -> bytes:
+def _as_png(timeline: Timeline) -> bytes:
     data = io.BytesIO()
-    sheet(found).save(data, format="PNG", optimize=True)
+    sheet(timeline).save(data, format="PNG", optimize=True)
     return data.getvalue()
 
 
-def _as_csv(found: Timeline) -> bytes:
+def _as_csv(timeline: Timeline) -> bytes:
     text = io.StringIO()
     table = csv.writer(text)
-    images = map(for_terminal, found.images)
+    images = map(for_terminal, timeline.images)
     table.writerow(("epoch", "loss", *images, "checkpoint", "error"))
-    for p in found.points:
-        losses = p.losses or ("",) * len(found.images)
+    for p in timeline.points:
+        losses = p.losses or ("",) * len(timeline.images)
         words = (for_terminal(p.source), for_terminal(p.error or ""))
         table.writerow((p.epoch, p.loss, *losses, *words))
     return text.getvalue().encode()
 
 
-def _as_json(found: Timeline) -> bytes:
-    return (json.dumps(plain(timeline_json(found)), indent=2) + "\n").encode()
+def _as_json(timeline: Timeline) -> bytes:
+    return (json.dumps(plain(timeline_json(timeline)), indent=2) + "\n").encode()
 
 
 WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
@@ -183,9 +188,9 @@ WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
 }
 
 
-def plot(found: Timeline) -> str:
+def plot(timeline: Timeline) -> str:
     """Return an SVG of the loss by epoch: the mean, each image, and where 99 % is reached."""
-    points = [p for p in found.points if p.loss is not None]
+    points = [p for p in timeline.points if p.loss is not None]
     first, last = points[0].epoch, points[-1].epoch
     levels = _ticks(0, max(max(p.losses) for p in points), beyond=True)
 
@@ -200,14 +205,14 @@ def plot(found: Timeline) -> str:
     epochs = [label(x(e), bottom + 18, f"{e:g}", anchor="middle") for e in _ticks(first, last)]
     thin = [
         line([(x(p.epoch), y(p.losses[i])) for p in points], "faint")
-        for i in range(len(found.images))
+        for i in range(len(timeline.images))
     ]
     mean = line([(x(p.epoch), y(p.loss or 0.0)) for p in points], "accent")
     dots = [
         chart_point(x(p.epoch), y(p.loss or 0.0), f"epoch {p.epoch}: {p.loss:.4f}", "accent")
         for p in points
     ]
-    at = x(found.paid_until.epoch)
+    at = x(timeline.paid_until.epoch)
     is_right = at > CHART.width / 2
     mark = line([(at, CHART.top), (at, bottom)], "ok-mark") + label(
         at - 6 if is_right else at + 6, CHART.top + 12, "99 % of the improvement",

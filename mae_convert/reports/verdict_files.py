@@ -71,24 +71,24 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
             ) from error
 
 
-def write_reports(done: "Verification", paths: Sequence[Path]) -> None:
+def write_reports(verification: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format of its suffix.
 
     Raises:
         OutputError: the operating system refuses to write; no report is then written partially.
     """
     for path in paths:
-        text = WRITERS[path.suffix.lower()](done)
+        text = WRITERS[path.suffix.lower()](verification)
         write_file(path, text, overwrite=True)
 
 
-def _as_json(done: "Verification") -> str:
-    return json.dumps(plain(verdict_json(done.verdict)), indent=2) + "\n"
+def _as_json(verification: "Verification") -> str:
+    return json.dumps(plain(verdict_json(verification.verdict)), indent=2) + "\n"
 
 
-def markdown(done: "Verification") -> str:
+def markdown(verification: "Verification") -> str:
     """Return the verdict as Markdown, for a pull request or a CI job's summary."""
-    verdict = done.verdict
+    verdict = verification.verdict
     meaning = answer(verdict)[1]
     lines = [
         f"## {'✅' if verdict.passed else '❌'} {for_markdown(headline(verdict))}",
@@ -164,10 +164,10 @@ def _witness(witness: Mapping[str, Any]) -> str:
     return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"
 
 
-def _as_html(done: "Verification") -> str:
+def _as_html(verification: "Verification") -> str:
     from mae_convert.reports.verdict_html import page
 
-    return page(done, environment())
+    return page(verification, environment())
 
 
 WRITERS: Mapping[str, Callable[["Verification"], str]] = {

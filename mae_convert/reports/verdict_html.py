@@ -44,9 +44,9 @@ MOST_PICTURES = 4
 LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have at least 0.8
 
 
-def page(done: "Verification", environment: Mapping[str, str]) -> str:
+def page(verification: "Verification", environment: Mapping[str, str]) -> str:
     """Return the page."""
-    verdict = done.verdict
+    verdict = verification.verdict
     word, meaning = headline(verdict), answer(verdict)[1]
     parts = [
         f"{heading(word, passed=verdict.passed)}<p>{for_html(meaning)}</p>",
@@ -59,7 +59,7 @@ def page(done: "Verification", environment: Mapping[str, str]) -> str:
         ),
         *_isolated(verdict),
         *_depth(verdict),
-        *_pictures(done),
+        *_pictures(verification),
         "<h2>Environment</h2>",
         table(
             ("package", "version"),
@@ -173,18 +173,18 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     return chart.svg(*grid, limit, named, line(points, "curve"), *marks, *names)
 
 
-def _pictures(done: "Verification") -> Iterator[str]:
+def _pictures(verification: "Verification") -> Iterator[str]:
     """Yield the reconstructions of both sides and their difference, if available."""
-    if len(done.traces) < 2:
+    if len(verification.traces) < 2:
         return
-    source, target = done.traces[:2]
-    wanted = "float64/reconstruction"
-    if wanted not in source.arrays or wanted not in target.arrays:
+    source, target = verification.traces[:2]
+    name_of_result = "float64/reconstruction"
+    if name_of_result not in source.arrays or name_of_result not in target.arrays:
         return
     family, configuration = families()[source.description["family"]], _configuration(source)
     model = configuration.model
-    pixels = family.predicted_pixels(done.inputs["pixel_values"][:MOST_PICTURES], model)
-    both = [side.arrays[wanted][:MOST_PICTURES] for side in (source, target)]
+    pixels = family.predicted_pixels(verification.inputs["pixel_values"][:MOST_PICTURES], model)
+    both = [side.arrays[name_of_result][:MOST_PICTURES] for side in (source, target)]
     shown_channels = model.num_channels == 3 or family.clips is not None
     if not shown_channels or both[0].shape != both[1].shape:
         return

@@ -159,11 +159,11 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
     """Check the shapes of inputs: arrays, or tensors that are not read yet."""
     if "pixel_values" not in arrays:
         raise MaeConvertError(path, " contains no pixel_values (N, C, H, W)")
-    shape, wanted = arrays["pixel_values"].shape, config.pixel_shape
-    if len(shape) != 1 + len(wanted) or shape[1:] != wanted or not shape[0]:
+    shape, expected = arrays["pixel_values"].shape, config.pixel_shape
+    if len(shape) != 1 + len(expected) or shape[1:] != expected or not shape[0]:
         raise MaeConvertError(
             f"{path}: pixel_values has shape {shape}; this model takes (N, "
-            + ", ".join(map(str, wanted))
+            + ", ".join(map(str, expected))
             + ")"
         )
     patches = (shape[0], config.num_patches)

@@ -160,13 +160,13 @@ class Job:
         )
 
 
-def class_named(place: str) -> Any:
+def class_named(path: str) -> Any:
     """Return a class.
 
     Args:
-        place: "module:Class", from the description of a family of models and never from a file.
+        path: "module:Class", from the description of a family of models and never from a file.
     """
-    module, _, name = place.partition(":")
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 

@@ -102,9 +102,9 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
     def by_tape(*inputs: Any) -> list[Any]:
         with tensorflow.GradientTape() as tape:
             value = function(*inputs)
-        found = tape.gradient(value, [variable.value for variable in variables])
+        values = tape.gradient(value, [variable.value for variable in variables])
         # The gradient of a table of which some rows were read consists of these rows.
-        return [g if g is None else tensorflow.convert_to_tensor(g) for g in found]
+        return [g if g is None else tensorflow.convert_to_tensor(g) for g in values]
 
     if mode in ("compiled", "xla"):
         return tensorflow.function(by_tape, jit_compile=mode == "xla")

@@ -32,11 +32,11 @@ class Step:
         """Return the activation that replaces the layer's result."""
         if self.before in self.given:
             self.computed[self.before], tokens = exchanged(tokens, self.given[self.before])
-        found = self.layer(tokens, *arguments, **named)
+        output = self.layer(tokens, *arguments, **named)
         if self.name not in self.given:
-            return found
-        self.computed[self.name], found = exchanged(found, self.given[self.name])
-        return found
+            return output
+        self.computed[self.name], output = exchanged(output, self.given[self.name])
+        return output
 
 
 def replace_steps(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,12 +105,12 @@ def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
         # file.
         load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=_can_map(path))
         stored = read_by("torch.load", path, load)
-    found = list(_at(stored, key)) if key else [stored]
-    if len(found) != 1 or not isinstance(found[0], Mapping):
+    values = list(_at(stored, key)) if key else [stored]
+    if len(values) != 1 or not isinstance(values[0], Mapping):
         raise LoadError(
             path, f" does not have a single dictionary of tensors at {key or 'its top level'}"
         )
-    return {n: value for n, value in found[0].items() if isinstance(value, torch.Tensor)}
+    return {n: value for n, value in values[0].items() if isinstance(value, torch.Tensor)}
 
 
 def require_safe_torch_load(version: str) -> None:
@@ -165,8 +165,8 @@ def _reason(error: Exception, path: str) -> str:
     """Return an error's first line, without PyTorch's advice to disable weights_only."""
     text = str(error).strip().rpartition("WeightsUnpickler error: ")[2]
     lines = (line.partition(". Please")[0].strip() for line in text.splitlines())
-    kept = (line for line in lines if line and not line.startswith("Weights only load failed"))
-    words = next(kept, type(error).__name__)
+    relevant = (line for line in lines if line and not line.startswith("Weights only load failed"))
+    words = next(relevant, type(error).__name__)
     return words.replace(path, pathlib.Path(path).name).strip()[:200]
 
 
@@ -346,18 +346,18 @@ def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
     """
     if reading is None:
         return
-    found: Mapping[str, Any]
+    by_library: Mapping[str, Any]
     if by_torch:
-        found = tensors_in(reading.weights, _pytorch_tensors)
+        by_library = tensors_in(reading.weights, _pytorch_tensors)
     else:
-        found = tensors_in(reading.weights, _arrays)
-    if found.keys() != reading.tensors.keys():
-        names = sorted(found.keys() ^ reading.tensors.keys())
+        by_library = tensors_in(reading.weights, _arrays)
+    if by_library.keys() != reading.tensors.keys():
+        names = sorted(by_library.keys() ^ reading.tensors.keys())
         raise LoadError(
             f"{reading.weights.path}: the library and mae-convert do not read the same tensors, "
             f"for example {names[0]}"
         )
-    for name, value in found.items():
+    for name, value in by_library.items():
         digest = _digest_of_tensor(value) if by_torch else _digest_of_array(value.load())
         if digest != list(reading.tensors[name]):
             raise LoadError(

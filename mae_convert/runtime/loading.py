@@ -129,15 +129,17 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     target = NAMED_AS[wanted.framework]
     layout = checkpoint.family.model_layout(MODELS_OF[wanted.framework])
     in_keras = wanted.framework != "torch"
-    kept = "float32" if wanted.dtype in MIXED else wanted.dtype
-    if kept is None and in_keras:
-        kept = one_dtype(checkpoint)
+    variable_dtype = "float32" if wanted.dtype in MIXED else wanted.dtype
+    if variable_dtype is None and in_keras:
+        variable_dtype = one_dtype(checkpoint)
     geometry = Geometry(wanted.image_size, num_frames=wanted.num_frames)
     # The reference models have a key bias; it is zeros if the checkpoint has none.
     whole = replace(checkpoint, key_bias=True)
-    plan = plan_conversion(whole, target, layout, task=wanted.task, dtype=kept, geometry=geometry)
+    plan = plan_conversion(
+        whole, target, layout, task=wanted.task, dtype=variable_dtype, geometry=geometry
+    )
     require(wanted.framework)
-    model = _make(plan, replace(wanted, dtype=wanted.dtype or kept))
+    model = _make(plan, replace(wanted, dtype=wanted.dtype or variable_dtype))
     model.carried = replace(Carried.by(plan), key_bias=checkpoint.key_bias)
     return model
 
@@ -153,8 +155,8 @@ def _chosen(framework: str, dtype: Any) -> str | None:
 
 def _make(plan: Plan, wanted: Wanted) -> Any:
     config = plan.configuration.model
-    place = plan.source.family.models[MODELS_OF[wanted.framework]][plan.task]
-    chosen = wanted.model_class or class_named(place)
+    class_path = plan.source.family.models[MODELS_OF[wanted.framework]][plan.task]
+    chosen = wanted.model_class or class_named(class_path)
     if wanted.framework == "torch":
         from mae_convert.runtime import torch_model
 

@@ -230,8 +230,8 @@ def _objective(results: Mapping[str, Any], task: str) -> Any:
         return results["loss"]
     if task == "classify":
         logits = results["logits"]
-        wanted = ops.convert_to_tensor(objective.labels(*map(int, logits.shape)))
-        return cross_entropy(logits, wanted)
+        targets = ops.convert_to_tensor(objective.labels(*map(int, logits.shape)))
+        return cross_entropy(logits, targets)
     hidden = results["last_hidden_state"]
     shape = tuple(map(int, hidden.shape))
     weights = ops.convert_to_tensor(objective.cotangent(shape), dtype=hidden.dtype)
@@ -248,10 +248,10 @@ def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
         return ops.convert_to_numpy(ops.cast(value, "float32"))
     if name == "ids_restore":
         return ops.convert_to_numpy(value).astype(np.int64)
-    found = keras.backend.standardize_dtype(value.dtype)
+    dtype_of_value = keras.backend.standardize_dtype(value.dtype)
     # A loss over a float32 mask is summed in float32 at least.
-    wide = name in ("loss", "loss_norm_pix") and found == "float32"
-    if found != dtype and not (wide and dtype != "float64"):
-        raise LoadError(f"{name} came out as {found}, although {dtype} was requested")
+    wide = name in ("loss", "loss_norm_pix") and dtype_of_value == "float32"
+    if dtype_of_value != dtype and not (wide and dtype != "float64"):
+        raise LoadError(f"{name} came out as {dtype_of_value}, although {dtype} was requested")
     exact = ops.cast(value, "float32") if dtype == "bfloat16" else value  # NumPy has no bfloat16
     return ops.convert_to_numpy(exact)

@@ -71,20 +71,20 @@ def forward(
 def points(model: Any) -> dict[str, Point]:
     """Return where in a reference model the activations are that end a step."""
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
-    found = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
+    points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
     if hasattr(decoder, "decoder_blocks"):
-        found |= _points_of_stack("decoder", decoder.decoder_blocks, decoder.decoder_norm)
+        points_by_name |= _points_of_stack("decoder", decoder.decoder_blocks, decoder.decoder_norm)
     elif decoder is not model:
-        found |= _points_of_stack("decoder", decoder.blocks, decoder.norm)
+        points_by_name |= _points_of_stack("decoder", decoder.blocks, decoder.norm)
     if hasattr(model, "fc_norm"):
-        found["head.norm"] = output_of(model.fc_norm)
-    return found
+        points_by_name["head.norm"] = output_of(model.fc_norm)
+    return points_by_name
 
 
 def _points_of_stack(name: str, blocks: Any, norm: torch.nn.Module | None) -> dict[str, Point]:
-    found = {f"{name}.embedding": input_of(blocks[0])}
-    found |= {f"{name}.blocks.{i}.output": output_of(block) for i, block in enumerate(blocks)}
-    return found if norm is None else {**found, f"{name}.norm": output_of(norm)}
+    points = {f"{name}.embedding": input_of(blocks[0])}
+    points |= {f"{name}.blocks.{i}.output": output_of(block) for i, block in enumerate(blocks)}
+    return points if norm is None else {**points, f"{name}.norm": output_of(norm)}
 
 
 def _last_hidden_state(outputs: Any) -> torch.Tensor:

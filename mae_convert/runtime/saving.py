@@ -112,8 +112,8 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
     classes = [(base.__module__, base.__name__) for base in type(model).__mro__]
     for family in families().values():
         for framework in ("torch", "keras"):
-            for task, place in family.models[framework].items():
-                module, _, name = place.partition(":")
+            for task, class_path in family.models[framework].items():
+                module, _, name = class_path.partition(":")
                 if any(n == name and m.startswith(module.rpartition(".")[0]) for m, n in classes):
                     return family, framework, task
     raise MaeConvertError(
@@ -129,13 +129,13 @@ def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTens
         return torch_model.tensors_of(model)
     from mae_convert.runtime import keras_model
 
-    found = keras_model.tensors_of(model, names)
-    if len(found) != len(model.weights):
+    tensors = keras_model.tensors_of(model, names)
+    if len(tensors) != len(model.weights):
         raise MaeConvertError(
             f"the model has {len(model.weights)} weights, but its configuration describes "
-            f"{len(found)}"
+            f"{len(tensors)}"
         )
-    return found
+    return tensors
 
 
 def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:

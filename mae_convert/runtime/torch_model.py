@@ -56,10 +56,10 @@ def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
     """Return a tensor in newly allocated memory, on a device."""
     read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
-    place, done = read.view(-1).view(torch.uint8).numpy(), 0
+    place, filled = read.view(-1).view(torch.uint8).numpy(), 0
     for piece in tensor.pieces():
-        place[done : done + piece.nbytes] = as_bytes(piece)
-        done += piece.nbytes
+        place[filled : filled + piece.nbytes] = as_bytes(piece)
+        filled += piece.nbytes
     if device is None:
         return read
     try:

@@ -157,8 +157,8 @@ def _results(
         results = forward(model, call, pixels, noise, **additional)
         if job.gradients:
             results |= _gradients(_objective(results, job), parameters)
-    kept = (n for n in results if job.taps or not n.startswith("tap/"))
-    return {name: results[name].detach() for name in kept}
+    names = (n for n in results if job.taps or not n.startswith("tap/"))
+    return {name: results[name].detach() for name in names}
 
 
 def _objective(results: Results, job: Job) -> Tensor:
@@ -169,18 +169,18 @@ def _objective(results: Results, job: Job) -> Tensor:
         return results["loss"]
     if job.task == "classify":
         logits = results["logits"]
-        wanted = torch.from_numpy(labels(*logits.shape)).to(logits.device)
-        return nn.functional.cross_entropy(logits, wanted)
+        targets = torch.from_numpy(labels(*logits.shape)).to(logits.device)
+        return nn.functional.cross_entropy(logits, targets)
     hidden = results["last_hidden_state"]
     weights = torch.from_numpy(cotangent(tuple(hidden.shape)))
     return (hidden * weights.to(hidden.device, hidden.dtype)).sum() / len(hidden)
 
 
 def _gradients(objective: Tensor, parameters: Mapping[str, nn.Parameter]) -> Results:
-    found = torch.autograd.grad(objective, list(parameters.values()), allow_unused=True)
+    by_parameter = torch.autograd.grad(objective, list(parameters.values()), allow_unused=True)
     return {
         f"grad/{name}": value
-        for name, value in zip(parameters, found, strict=True)
+        for name, value in zip(parameters, by_parameter, strict=True)
         if value is not None
     }
 

@@ -89,11 +89,11 @@ def _array_problems(
                 f"({', '.join(description['dtypes'])})"
             )
         elif (
-            wanted := _shape(name if name in MASKING else result, family, config, description)
+            expected := _shape(name if name in MASKING else result, family, config, description)
         ) is None:
             yield f"the array {name} is not an output of a model"
-        elif not _fits(array.shape, wanted):
-            sizes = ", ".join("any" if n is None else str(n) for n in wanted)
+        elif not _fits(array.shape, expected):
+            sizes = ", ".join("any" if n is None else str(n) for n in expected)
             yield f"the array {name} has shape {array.shape}, not ({sizes})"
         elif not _is_of_dtype(name, array.dtype):
             yield f"the array {name} holds {array.dtype}"
@@ -112,9 +112,9 @@ def _is_of_dtype(name: str, dtype: np.dtype) -> bool:
     return dtype == np.float64 if name.startswith("float64/") else dtype.kind == "f"
 
 
-def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
-    return len(shape) == len(wanted) and all(
-        size > 0 and known in (None, size) for size, known in zip(shape, wanted, strict=True)
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(
+        size > 0 and known in (None, size) for size, known in zip(shape, expected, strict=True)
     )
 
 

@@ -100,22 +100,22 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
         ) from error
 
 
-def _fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
-    path, known = cache / wanted.name, read_records(cache).get(wanted.name)
+def _fetch(file: Wanted, cache: Path) -> tuple[Path, Record]:
+    path, known = cache / file.name, read_records(cache).get(file.name)
     if known and path.is_file() and _is_untouched(path, known):
         return path, known
     if path.is_file():
-        record = _examined(path, wanted, known)  # changed by the user, or without a record
+        record = _examined(path, file, known)  # changed by the user, or without a record
     else:
         partial = path.with_name(path.name + PARTIAL)
-        _transfer(wanted, partial)
+        _transfer(file, partial)
         try:
-            record = _examined(partial, wanted, known)
+            record = _examined(partial, file, known)
         except MaeConvertError:
             partial.unlink()
             raise
         partial.replace(path)
-    _remember(cache, wanted.name, record)
+    _remember(cache, file.name, record)
     return path, record
 
 
@@ -124,14 +124,14 @@ def _is_untouched(path: Path, known: Record) -> bool:
     return (status.st_size, status.st_mtime_ns) == (known.bytes, known.mtime_ns)
 
 
-def _transfer(wanted: Wanted, partial: Path) -> None:
+def _transfer(download: Wanted, partial: Path) -> None:
     """Download the missing part of a file; received data is kept if the connection breaks."""
     from huggingface_hub.file_download import http_get
 
     version = partial.with_name(partial.name + ".etag")
 
     def attempt() -> None:
-        tag, size = _ask(wanted.url)
+        tag, size = _ask(download.url)
         # A partial file can only be completed with the same version.
         same = tag and version.is_file() and version.read_text() == tag
         with partial.open("ab" if same else "wb") as stream:
@@ -140,10 +140,10 @@ def _transfer(wanted: Wanted, partial: Path) -> None:
                 stream.truncate(0)
             start = stream.tell()
             headers = {"If-Range": tag} if start else {}
-            http_get(wanted.url, stream, resume_size=start, headers=headers, expected_size=size,
-                     displayed_filename=wanted.name)  # fmt: skip
+            http_get(download.url, stream, resume_size=start, headers=headers, expected_size=size,
+                     displayed_filename=download.name)  # fmt: skip
 
-    with speaking(wanted.url, server="its server"):
+    with speaking(download.url, server="its server"):
         client()  # sets the time limit for servers that do not respond
         patiently(attempt)
     version.unlink(missing_ok=True)
@@ -164,37 +164,37 @@ def _ask(url: str) -> tuple[str, int | None]:
     return "" if tag.startswith("W/") else tag, int(size) if size.isdigit() else None
 
 
-def _examined(path: Path, wanted: Wanted, known: Record | None) -> Record:
+def _examined(path: Path, download: Wanted, known: Record | None) -> Record:
     """Return the record of a file.
 
     Raises:
         CheckpointError: it is not the expected file.
     """
     sha256, md5 = hashes(path)
-    if wanted.md5 and not md5.startswith(wanted.md5):
+    if download.md5 and not md5.startswith(download.md5):
         raise CheckpointError(
-            f"{wanted.url} is not what its publisher named: its MD5 is {md5} and should begin with"
-            f" {wanted.md5}",
+            f"{download.url} is not what its publisher named: its MD5 is {md5} and should begin"
+            f" with {download.md5}",
             hint="try again later, or without a proxy or mirror",
         )
     if known and sha256 != known.sha256:
         raise CheckpointError(
-            f"{wanted.name} is not the file that was downloaded on {known.first_used[:10]}: its"
+            f"{download.name} is not the file that was downloaded on {known.first_used[:10]}: its"
             f" SHA-256 is {sha256} and was {known.sha256}; if its publisher has replaced it, remove"
-            f" {wanted.name} from {path.with_name(RECORDS)}"
+            f" {download.name} from {path.with_name(RECORDS)}"
         )
-    fingerprint = wanted.examine(path)
+    fingerprint = download.examine(path)
     status = path.stat()
     if known:
         return replace(known, mtime_ns=status.st_mtime_ns, fingerprint=fingerprint)
     trusted = (
-        f"its MD5 begins with {wanted.md5}, as published"
-        if wanted.md5
+        f"its MD5 begins with {download.md5}, as published"
+        if download.md5
         else "on first use: no hash is published"
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     times = status.st_mtime_ns, trusted, now
-    return Record(wanted.url, sha256, md5, status.st_size, *times, fingerprint)
+    return Record(download.url, sha256, md5, status.st_size, *times, fingerprint)
 
 
 def hashes(path: Path) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         return [text]
     if storage.is_remote(text):
         storage.filesystem(text)  # raises an error if its protocol is not supported
-        found = storage.glob(text) if MAGIC.search(text) else [text]
+        names = storage.glob(text) if MAGIC.search(text) else [text]
     else:
         path = folder / storage.local_path(text)
         if path.exists():
@@ -43,12 +43,12 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
                 raise MaeConvertError(path, " does not exist")
             return [text]
         try:
-            found = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
+            names = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
         except ValueError as error:
             raise MaeConvertError(f"{text} is not a valid pattern: {error}") from error
-    if not found:
+    if not names:
         raise MaeConvertError(f"no file matches the pattern {text}")
-    return sorted(found, key=natural)
+    return sorted(names, key=natural)
 
 
 def absolute(path: Path) -> str:

@@ -62,8 +62,8 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
         raise HubError(f"{snapshot.reference}: there is no such file", hint=snapshot.listing)
     folder = path if is_folder else folder_of(path)
     names = [name_of(p) for p in entries if folder_of(p) == folder]
-    found = _weights_in(snapshot, folder, names) if is_folder else [name_of(path)]
-    weights = found[0]
+    weight_files = _weights_in(snapshot, folder, names) if is_folder else [name_of(path)]
+    weights = weight_files[0]
     alone = [name for name in names if _is_weights(name)] == [weights]
     beside = _beside(weights, folder, entries, belongs=is_folder or _conventional(weights) or alone)
     if not certificate:
@@ -77,7 +77,7 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     own = f"{weights}.{CERTIFICATE[0]}" in names
     is_directory = not own and (is_folder or _conventional(weights))
     notes: tuple[str, ...] = ()
-    if further := found[1:]:
+    if further := weight_files[1:]:
         where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
         notes = (
             f"{where}: using {weights}; to use {' or '.join(further)}, specify the file, as in "
@@ -101,13 +101,13 @@ def _beside(
     if not belongs:
         return {}
     names = (*JSON_NAMES, *CERTIFICATE)
-    found = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
+    paths = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
     further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
     if any(path.startswith(f"{further}/") for path in entries):
-        del found["conversion.json"], found[CERTIFICATE[0]], found[CERTIFICATE[1]]
+        del paths["conversion.json"], paths[CERTIFICATE[0]], paths[CERTIFICATE[1]]
         theirs = (*names, *_further(further, entries))
-        found |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
-    return {name: path for name, path in found.items() if path in entries}
+        paths |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
+    return {name: path for name, path in paths.items() if path in entries}
 
 
 def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
@@ -123,17 +123,17 @@ def _is_weights_or_index(name: str) -> bool:
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
     """Return the weight files in a directory, the preferred one first."""
     keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
-    found = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
-    found = found or [name for name in names if _is_weights(name)]
+    weight_files = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
+    weight_files = weight_files or [name for name in names if _is_weights(name)]
     where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
-    if not found:
+    if not weight_files:
         raise CheckpointError(f"{where} holds no weights that are known", hint=snapshot.listing)
-    if len(found) > 1 and not _conventional(found[0]):
+    if len(weight_files) > 1 and not _conventional(weight_files[0]):
         raise CheckpointError(
-            f"{where} holds {len(found)} weight files ({listed(found, 8)})",
-            hint=f"specify one, for example {where}/{found[0]}",
+            f"{where} holds {len(weight_files)} weight files ({listed(weight_files, 8)})",
+            hint=f"specify one, for example {where}/{weight_files[0]}",
         )
-    return found
+    return weight_files
 
 
 def _is_weights(name: str) -> bool:

@@ -41,7 +41,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0]
     try:
-        found, path = url_to_fs(url, use_listings_cache=False)
+        file_system, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         package = PACKAGES.get(protocol, protocol)
         raise MissingRequirementError(
@@ -51,7 +51,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise MaeConvertError(f"{url} is not a valid URL: {error}") from cause_without_secrets(
             error
         )
-    return found, path
+    return file_system, path
 
 
 def exists(place: str) -> bool:
@@ -75,10 +75,10 @@ def files_below(url: str) -> dict[str, dict[str, Any]]:
         MaeConvertError: it does not exist.
     """
     system, path = filesystem(url)
-    found = patiently(lambda: system.find(path, detail=True), url)
-    if not found:
+    entries = patiently(lambda: system.find(path, detail=True), url)
+    if not entries:
         raise MaeConvertError(f"{url} does not exist")
-    return {str(name)[len(path) :].lstrip("/"): info for name, info in found.items()}
+    return {str(name)[len(path) :].lstrip("/"): info for name, info in entries.items()}
 
 
 def size_of(url: str) -> int:

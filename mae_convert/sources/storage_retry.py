@@ -75,9 +75,9 @@ def http_status(error: BaseException | None) -> int | None:
         )
     for holder in (error, response):
         for name in ("status", "status_code", "code"):
-            found = getattr(holder, name, None)
-            if type(found) is int and 100 <= found < 600:
-                return found
+            value = getattr(holder, name, None)
+            if type(value) is int and 100 <= value < 600:
+                return value
     return http_status(error.__cause__)
 
 

@@ -211,12 +211,12 @@ def _clear(target: Target, finals: set[str]) -> None:
     system = target.system
     if not patiently(lambda: system.exists(target.path), target.url):
         return
-    found = [str(path) for path in patiently(lambda: system.find(target.path), target.url)]
-    kept = {final.lstrip("/") for final in finals}
-    for path in sorted(found, key=lambda path: not _is_last(path)):
+    existing = [str(path) for path in patiently(lambda: system.find(target.path), target.url)]
+    current = {final.lstrip("/") for final in finals}
+    for path in sorted(existing, key=lambda path: not _is_last(path)):
         name = path.rpartition("/")[2]
         ours = name in OURS or SHARD.fullmatch(name)
-        if _is_last(path) or (ours and path.lstrip("/") not in kept):
+        if _is_last(path) or (ours and path.lstrip("/") not in current):
             patiently(lambda p=path: _remove_file(system, p), target.url)  # type: ignore[misc]
 
 

@@ -103,29 +103,30 @@ def run_job(job: Job, threads: int | None = None) -> Row:
     """
     if threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    started, found = time.time(), dict[str, Any]()
+    started, results = time.time(), dict[str, Any]()
     with PeakMemory() as memory, scratch_directory() as folder:
         try:
-            _work(job, folder, found)
-            row = Row(**job.identity(), **found)
+            _work(job, folder, results)
+            row = Row(**job.identity(), **results)
         except Exception as error:
             # A programming error, too, must fail this job only, and not the others.
-            row = error_row(job.identity(), found, _named(error, job, folder))
+            row = error_row(job.identity(), results, _named(error, job, folder))
     return row.ended(started, memory.peak)
 
 
 def _named(error: Exception, job: Job, folder: Path) -> Exception:
     """Return an error with the names that the user specified instead of temporary paths."""
-    for kept, name in (("source", job.source), ("target", job.target), ("converted", job.target)):
+    names = (("source", job.source), ("target", job.target), ("converted", job.target))
+    for folder_name, name in names:
         if name and storage.is_remote(name) and isinstance(error, MaeConvertError):
-            path = folder / kept / storage.last_part(name)
+            path = folder / folder_name / storage.last_part(name)
             error = error.renamed(path, without_credentials(name))
     return error
 
 
-def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
+def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
     """Run a job; results are kept if a later step fails."""
-    found["source_version"] = version(job.source)
+    row_fields["source_version"] = version(job.source)
     path, origin = _local(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
     settings: dict[str, Any] = {
@@ -135,36 +136,36 @@ def _work(job: Job, scratch: Path, found: dict[str, Any]) -> None:
     }
     place = _place(job, scratch)
     if job.converts:
-        with _timed(found, "convert_seconds"):
+        with _timed(row_fields, "convert_seconds"):
             plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **settings), place)
             place.parent.mkdir(parents=True, exist_ok=True)
             report = execute(plan, overwrite=True)
-        found["source_sha256"] = report["source"].get("sha256")
-        found["source_fingerprint"] = report["source"]["fingerprint"]
-        found["target_fingerprint"] = report["fingerprint"]
+        row_fields["source_sha256"] = report["source"].get("sha256")
+        row_fields["source_fingerprint"] = report["source"]["fingerprint"]
+        row_fields["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
         place, _ = _local(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **settings)
     target = open_checkpoint(place, flags, fill_only=True, incomplete=True, state_key=state_key)
     check_flags(flags, source, target)
-    found["task"] = target.task
-    found["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
+    row_fields["task"] = target.task
+    row_fields["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
     if job.verifies:
         require_comparable(source, target)
-        with _timed(found, "verify_seconds"):
+        with _timed(row_fields, "verify_seconds"):
             done = _verify(job, source, target)
-        found |= verdict_fields(done.verdict)
+        row_fields |= verdict_fields(done.verdict)
         if not job.converts:
             names = ("source_fingerprint", "target_fingerprint")
-            found |= dict(zip(names, map(str, done.fingerprints), strict=False))
+            row_fields |= dict(zip(names, map(str, done.fingerprints), strict=False))
         if job.settings.get("certify") and done.verdict.passed:
             _certify(done, target)
     for name, checkpoint in (("source", source), ("target", target)):
-        _account(found, name, checkpoint)
-    if found.get("verdict") is None or found["passed"]:
-        _deliver(job, place, found)
-        if job.target is not None and "target_version" not in found:
-            found["target_version"] = version(job.target)
+        _account(row_fields, name, checkpoint)
+    if row_fields.get("verdict") is None or row_fields["passed"]:
+        _deliver(job, place, row_fields)
+        if job.target is not None and "target_version" not in row_fields:
+            row_fields["target_version"] = version(job.target)
 
 
 def _local(text: str, folder: Path) -> tuple[Path, Any]:
@@ -253,22 +254,22 @@ def _certify(done: "Verification", target: Checkpoint) -> None:
     write_certificate(done, target)
 
 
-def _account(found: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
+def _account(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
     """Record hash and size of the files with tensors."""
     files = checkpoint.container.opened
-    if not found.get(f"{name}_sha256"):
-        found[f"{name}_sha256"] = files_sha256(files).get("sha256")
-    found[f"{name}_bytes"] = sum(file.size for file in files)
+    if not results.get(f"{name}_sha256"):
+        results[f"{name}_sha256"] = files_sha256(files).get("sha256")
+    results[f"{name}_bytes"] = sum(file.size for file in files)
 
 
-def _deliver(job: Job, place: Path, found: dict[str, Any]) -> None:
+def _deliver(job: Job, place: Path, results: dict[str, Any]) -> None:
     """Upload a result to its target in remote storage, and to the Hub."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 
-        found["target_version"] = dict(upload(place, job.target))
+        results["target_version"] = dict(upload(place, job.target))
     if name := job.settings.get("publish"):
-        found["published"] = _publish(job.settings, place, name)
+        results["published"] = _publish(job.settings, place, name)
 
 
 def _publish(settings: Settings, directory: Path, name: str) -> str:
@@ -292,9 +293,9 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
 
 
 @contextmanager
-def _timed(found: dict[str, Any], name: str) -> Iterator[None]:
+def _timed(results: dict[str, Any], name: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield
     finally:
-        found[name] = time.perf_counter() - start
+        results[name] = time.perf_counter() - start

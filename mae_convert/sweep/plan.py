@@ -40,12 +40,12 @@ def read_plan(arguments: Sequence[str], specified: Mapping[str, Sequence[str]]) 
     given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in specified.items()}
     sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
     entries = read_entries(Path(plans[0])) if plans else [Entry(COMMAND_LINE, {"source": sources})]
-    found = (
+    entries_read = (
         job
         for entry in entries
         for job in _jobs(Entry(entry.where, {**entry.fields, **given}), folder)
     )
-    jobs = list(itertools.islice(found, MOST_JOBS + 1))
+    jobs = list(itertools.islice(entries_read, MOST_JOBS + 1))
     if len(jobs) > MOST_JOBS:
         raise _too_many(jobs[-1].where)
     refuse_collisions(jobs)

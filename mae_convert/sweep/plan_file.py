@@ -237,14 +237,14 @@ def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
 
 
 def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:
-    found = {}
+    fields = {}
     for name, value in _items(path, node):
         read = _constructed(path, value, name, loader)
         many = isinstance(read, list)
         if many and not read:
             raise PlanError(f"{_at(path, value)}, {name}: the list is empty", hint="leave it out")
-        found[name] = Given(tuple(read) if many else (read,), _at(path, value), many)
-    return found
+        fields[name] = Given(tuple(read) if many else (read,), _at(path, value), many)
+    return fields
 
 
 def _at(path: Path, node: Any) -> str:

@@ -153,10 +153,10 @@ COLUMNS = {
 MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
 
 
-def error_row(identity: Mapping[str, Any], found: Mapping[str, Any], error: BaseException) -> Row:
+def error_row(identity: Mapping[str, Any], results: Mapping[str, Any], error: BaseException) -> Row:
     """Return the row of a job that ended with an error."""
     return Row(
-        **{**identity, **found, "outcome": ERROR, "error": sentence(error)},
+        **{**identity, **results, "outcome": ERROR, "error": sentence(error)},
         exit_status=error.exit_status if isinstance(error, MaeConvertError) else 2,
     )
 

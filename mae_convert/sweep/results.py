@@ -199,17 +199,17 @@ def _check_tables(file: sqlite3.Connection) -> None:
     made_by = file.execute("PRAGMA user_version").fetchone()[0]
     if made_by != FORMAT:
         raise sqlite3.DatabaseError(f"it has format {made_by}, and this version {FORMAT}")
-    found = file.execute(
+    definitions = file.execute(
         "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%' ORDER BY name"
     ).fetchall()
-    if found != [(f"CREATE TABLE {name} {body}",) for name, body in sorted(TABLES.items())]:
+    if definitions != [(f"CREATE TABLE {name} {body}",) for name, body in sorted(TABLES.items())]:
         raise sqlite3.DatabaseError("its tables are not those of this version")
 
 
 def _rows(file: sqlite3.Connection) -> dict[str, Row]:
     names = ", ".join(COLUMNS)
-    found = file.execute(f"SELECT {names} FROM jobs ORDER BY rowid").fetchall()
-    rows = (Row(**_loaded(dict(zip(COLUMNS, values, strict=True)))) for values in found)
+    stored = file.execute(f"SELECT {names} FROM jobs ORDER BY rowid").fetchall()
+    rows = (Row(**_loaded(dict(zip(COLUMNS, values, strict=True)))) for values in stored)
     return {row.key: row for row in rows}
 
 

@@ -182,7 +182,7 @@ def convert(
     from mae_convert.convert.output_options import Packing
     from mae_convert.convert.plan import parse_targets, plan_conversion
 
-    wanted: dict[str, Any] = {
+    requested: dict[str, Any] = {
         "task": task,
         "dtype": dtype,
         "geometry": Geometry(image_size, sincos_positions, in_channels, num_frames),
@@ -195,7 +195,7 @@ def convert(
         source = open_and_tell(src, flags, state_key=state_key, task=part, incomplete=True)
     source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
-        plan_conversion(source, target, layout, **wanted)
+        plan_conversion(source, target, layout, **requested)
         for layout, target in parse_targets(dst, targets)
     ]
     on_commit = click.get_current_context().obj or (lambda: None)

@@ -196,13 +196,13 @@ def features(
     with click.progressbar(
         length=count, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
-        found = features_of(
+        result = features_of(
             checkpoint, folder, paths, Extraction(chosen, device, batch, frame_stride, tokens),
             inputs=given, advance=bar.update,
         )  # fmt: skip
-    found.save(output, overwrite=overwrite)
-    report = features_json(found, output) | {"skipped": [str(path) for path in skipped]}
-    print_json(report) if as_json else show(found, output)
+    result.save(output, overwrite=overwrite)
+    report = features_json(result, output) | {"skipped": [str(path) for path in skipped]}
+    print_json(report) if as_json else show(result, output)
 
 
 def _files_below(

@@ -134,11 +134,11 @@ def sweep(
         if dry_run or file is None:
             show.dry_run(selected, rows, as_json=as_json)
             return 0
-        found = _run(selected, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
-    show.summary(selected, found, path, as_json=as_json)
-    not_run = len(jobs) - len(found)
-    write_reports(found, reports, not_run)
-    return 0 if not not_run and all(row.is_good for row in found) else 1
+        rows_of_run = _run(selected, file, _engine(options), fail_fast=fail_fast, as_json=as_json)
+    show.summary(selected, rows_of_run, path, as_json=as_json)
+    not_run = len(jobs) - len(rows_of_run)
+    write_reports(rows_of_run, reports, not_run)
+    return 0 if not not_run and all(row.is_good for row in rows_of_run) else 1
 
 
 def _run(
@@ -257,15 +257,18 @@ def timeline(
         raise click.UsageError("no image is specified; pass --images DIR, or --inputs FILE.npz")
     chosen = installed(framework)
     if images and not images.is_dir():
-        images_in(images)  # says what it is
-    found = [name for text in sources for name in sources_named(text)]
+        images_in(images)  # raises an error that states what it is
+    paths = [name for text in sources for name in sources_named(text)]
     pictures = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}
     view = View(chosen, **options)
     with click.progressbar(
-        length=len(found), label="checkpoints", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=len(paths),
+        label="checkpoints",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
     ) as bar:
-        result = follow(list(dict.fromkeys(found)), pictures, view, bar.update)
+        result = follow(list(dict.fromkeys(paths)), pictures, view, bar.update)
     outputs = tuple(dict.fromkeys(outputs))
     write(result, outputs, overwrite=overwrite)
     print_json(timeline_json(result)) if as_json else show(result, outputs)

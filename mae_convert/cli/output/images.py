@@ -49,43 +49,43 @@ def reconstructions(report: Mapping[str, Any]) -> None:
         out.print(markup(path), soft_wrap=True)
 
 
-def features_json(found: "Features", path: Path) -> dict[str, Any]:
+def features_json(result: "Features", path: Path) -> dict[str, Any]:
     """Return the output of ``features --json``."""
-    labels = [str(label) for label in np.unique(found.labels) if label]
+    labels = [str(label) for label in np.unique(result.labels) if label]
     return {
         "path": str(path),
-        "pictures": len(found.names),
-        "width": found.mean.shape[1],
+        "pictures": len(result.names),
+        "width": result.mean.shape[1],
         "labels": labels,
-        **({"sampling": found.sampling} if found.sampling else {}),
+        **({"sampling": result.sampling} if result.sampling else {}),
     }
 
 
-def features(found: "Features", path: Path) -> None:
+def features(result: "Features", path: Path) -> None:
     """Print the number of images with features, and the path of the output."""
-    report = features_json(found, path)
+    report = features_json(result, path)
     count = len(report["labels"])
     labels = f", {plural(count, 'label')}" if count else ""
     out = console()
-    what = plural(report["pictures"], "video" if found.sampling else "image")
+    what = plural(report["pictures"], "video" if result.sampling else "image")
     out.print(f"{what}, {report['width']} features each{labels}")
-    if found.sampling:
-        out.print(f"sampling: {markup(found.sampling)}")
+    if result.sampling:
+        out.print(f"sampling: {markup(result.sampling)}")
     out.print(markup(report["path"]), soft_wrap=True)
 
 
-def timeline(found: "Timeline", outputs: Sequence[Path]) -> None:
+def timeline(result: "Timeline", outputs: Sequence[Path]) -> None:
     """Print the loss of each checkpoint, and the paths of the outputs."""
     out = console()
     grid = table("epoch", "loss", "checkpoint", right=("epoch", "loss"), whole=("epoch", "loss"))
-    for point in found.points:
+    for point in result.points:
         loss = "" if point.loss is None else f"{point.loss:.4f}"
         name = f"{point.source}: {point.error}" if point.error else point.source
         grid.add_row(str(point.epoch), loss, markup(name))
     out.print(grid)
     out.print(
-        f"lowest loss at epoch {found.best.epoch}; 99 % of the improvement reached at epoch "
-        f"{found.paid_until.epoch}"
+        f"lowest loss at epoch {result.best.epoch}; 99 % of the improvement reached at epoch "
+        f"{result.paid_until.epoch}"
     )
     for path in outputs:
         out.print(markup(path), soft_wrap=True)

@@ -84,14 +84,14 @@ def _inferred(inferred: Mapping[str, Any]) -> None:
             f"crop with its own mask, run by {markup(inferred['framework'])}; the loss on removed "
             "patches is given relative to the loss of predicting each image's mean colour"
         )
-    for name, found in inferred["fields"].items():
-        value = markup(plain(found["value"])) if found["decided"] else "[yellow]undecided[/yellow]"
-        by = f" by {markup(found['method'])}" if found["method"] else ""
-        confidence = found["confidence"]
+    for name, field in inferred["fields"].items():
+        value = markup(plain(field["value"])) if field["decided"] else "[yellow]undecided[/yellow]"
+        by = f" by {markup(field['method'])}" if field["method"] else ""
+        confidence = field["confidence"]
         sure = "" if confidence is None else f"; confidence of the losses {confidence:.3f}"
-        out.print(f"  {markup(name)}: {value}{by} ({markup(found['reason'])}{sure})")
-        if found["candidates"]:
-            out.print(_candidates(found["candidates"]))
+        out.print(f"  {markup(name)}: {value}{by} ({markup(field['reason'])}{sure})")
+        if field["candidates"]:
+            out.print(_candidates(field["candidates"]))
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:

@@ -107,8 +107,8 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
         assumption = name in (witness.get("assumptions") or {})
         how = "assumed" if assumption else "given"
         if assumption or entry["source"].startswith(("flag", "training")):
-            said = by_source.setdefault(f"{how} by {entry['source']}", [])
-            said.append(f"{name} {plain(entry['value'])}")
+            assumed_fields = by_source.setdefault(f"{how} by {entry['source']}", [])
+            assumed_fields.append(f"{name} {plain(entry['value'])}")
     for source, fields in by_source.items():
         yield f"{source}: {', '.join(fields)}"
 
@@ -117,8 +117,8 @@ def checks_table(checks: Iterable[Check]) -> Grid:
     """Return a table of the checks, grouped for reading."""
     grid = table("compared", "measured difference", "limit", "verdict")
     for line in summary(checks):
-        said = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
-        grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), said)
+        outcome = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
+        grid.add_row(markup(line.title), markup(line.measured), markup(line.limit), outcome)
     return grid
 
 

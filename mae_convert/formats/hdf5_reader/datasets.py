@@ -54,24 +54,26 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
         ValueError: they are corrupt.
         CheckpointError: its values are in another file, or encoded in an unsupported way.
     """
-    found = {message.kind: message for message in messages}
+    by_kind = {message.kind: message for message in messages}
     path = structure.file.path
     kinds = [message.kind for message in messages]
     if twice := [kind for kind in ONCE if kinds.count(kind) > 1]:
         raise ValueError(f"{name} has two messages of kind {twice[0]}")
     if not OF_GROUPS.isdisjoint(kinds):
         raise ValueError(f"{name} is a dataset and a group")
-    if EXTERNAL in found:
+    if EXTERNAL in by_kind:
         raise _elsewhere(structure, name)
-    if any(found[kind].shared for kind in (DATASPACE, DATATYPE, LAYOUT, FILTERS) if kind in found):
+    if any(
+        by_kind[kind].shared for kind in (DATASPACE, DATATYPE, LAYOUT, FILTERS) if kind in by_kind
+    ):
         raise not_read(path, name, "with a committed (shared) datatype")
-    kind = read_type(Cursor(found[DATATYPE].data))
-    shape = read_shape(Cursor(found[DATASPACE].data))
+    kind = read_type(Cursor(by_kind[DATATYPE].data))
+    shape = read_shape(Cursor(by_kind[DATASPACE].data))
     if shape is None or not kind.size:
         raise not_read(path, name, "without elements")
     dtype = kind.dtype or np.dtype(f"V{kind.size}")
-    cursor = Cursor(found[LAYOUT].data)
-    load = _way_to(structure, name, cursor, shape, dtype, found.get(FILTERS))
+    cursor = Cursor(by_kind[LAYOUT].data)
+    load = _way_to(structure, name, cursor, shape, dtype, by_kind.get(FILTERS))
     return Dataset(shape, kind, load)
 
 
@@ -168,7 +170,7 @@ class _Chunks:
         array = np.empty(self.shape, self.dtype)
         if not array.size:
             return array
-        wanted = self._corners()
+        corners = self._corners()
         # A separate count: reading values does not count as reading structures.
         structure = Structure(self.structure.file)
         width = 8 + 8 * (len(self.shape) + 1)
@@ -176,11 +178,11 @@ class _Chunks:
             cursor = Cursor(key)
             stored, skipped = cursor.number(4), cursor.number(4)
             corner = tuple(cursor.address() for _ in self.shape)
-            if corner not in wanted or cursor.address():
+            if corner not in corners or cursor.address():
                 raise ValueError(
                     f"{self.name} has a duplicate chunk, or a chunk outside the dataset"
                 )
-            wanted.remove(corner)
+            corners.remove(corner)
             inside = tuple(
                 slice(at, min(at + step, extent))
                 for at, step, extent in zip(corner, self.chunk, self.shape, strict=True)
@@ -189,8 +191,8 @@ class _Chunks:
             part[...] = self._unpacked(address, stored, skipped)[
                 tuple(slice(0, extent) for extent in part.shape)
             ]
-        if wanted:
-            raise ValueError(f"{self.name} lacks {len(wanted)} chunks")
+        if corners:
+            raise ValueError(f"{self.name} lacks {len(corners)} chunks")
         return array
 
     def _place(self, key: bytes) -> tuple[int, ...]:
