@@ -17,7 +17,6 @@ from mae_convert.files.messages import damaged, shown
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.dcp_metadata import (
-    METADATA,
     ByteRange,
     Chunk,
     Pickled,
@@ -28,7 +27,7 @@ from mae_convert.formats.dcp_metadata import (
 from mae_convert.formats.plain_values import describe, plain_mapping
 from mae_convert.formats.pth import ARGUMENTS, META, SETTINGS, lazy, training_arguments
 from mae_convert.formats.pth_read import folder_of, read_value
-from mae_convert.formats.registry import DCP
+from mae_convert.formats.registry import DCP, METADATA
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import StoredTensor
 from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model

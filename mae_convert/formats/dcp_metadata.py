@@ -23,7 +23,6 @@ from mae_convert.formats.pickles import PickleReader
 from mae_convert.formats.tensor import possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES, TensorPlace, natural
 
-METADATA = ".metadata"
 DEEPEST = 32
 DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
 

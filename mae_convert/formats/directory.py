@@ -5,13 +5,13 @@ from pathlib import Path
 
 from mae_convert.errors import CheckpointError
 from mae_convert.formats.contents import reading
-from mae_convert.formats.dcp_metadata import METADATA
 from mae_convert.formats.registry import (
     DIRECTORY_SUFFIXES,
     FORMATS,
     INDEX_NAMES,
     INDEX_SUFFIX,
     KERAS_H5,
+    METADATA,
     WEIGHTS_NAMES,
 )
 from mae_convert.formats.shards import SHARD

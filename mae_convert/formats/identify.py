@@ -7,8 +7,7 @@ from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents
-from mae_convert.formats.dcp_metadata import METADATA
-from mae_convert.formats.registry import FORMATS, INDEX_SUFFIX, SPECIFY, ZIP, Signature
+from mae_convert.formats.registry import FORMATS, INDEX_SUFFIX, METADATA, SPECIFY, ZIP, Signature
 from mae_convert.formats.shards import read_sharded
 
 HEAD_BYTES = 512

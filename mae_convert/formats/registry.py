@@ -207,6 +207,7 @@ DIRECTORY_SUFFIXES = tuple(
 # Most libraries prefer the first of these if a directory has weights in several formats.
 _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
 INDEX_SUFFIX = ".index.json"
+METADATA = ".metadata"  # of a distributed checkpoint
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
 """The conventional names of the weights in a model directory, the preferred one first."""
 

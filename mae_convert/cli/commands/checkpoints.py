@@ -61,8 +61,7 @@ def inspect(
     """
     from mae_convert.checkpoint.inspect import inspect as look
     from mae_convert.checkpoint.open import as_task
-    from mae_convert.cli.output.console import as_json as print_json
-    from mae_convert.cli.output.inspection import inspection as show
+    from mae_convert.cli.output.json_output import print_json
 
     if use_infer:
         checkpoint, _ = open_and_infer(src, flags, images, state_key=state_key, task=task)
@@ -70,7 +69,12 @@ def inspect(
         checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
     checkpoint = as_task(checkpoint, task)
     report = look(checkpoint, stats=stats, with_hash=with_hash, style=as_option)
-    print_json(report) if as_json else show(report)
+    if as_json:
+        print_json(report)
+    else:
+        from mae_convert.cli.output.inspection import inspection as show  # imports rich
+
+        show(report)
 
 
 @click.command(cls=CheckedCommand)
@@ -173,9 +177,8 @@ def convert(
     \b
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
-    from mae_convert.cli.output.console import as_json as print_json
-    from mae_convert.cli.output.conversion import conversion as show
-    from mae_convert.cli.output.conversion import progress
+    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.output.progress import progress
     from mae_convert.convert.changes import Geometry
     from mae_convert.convert.execute import execute_all
     from mae_convert.convert.new_head import with_new_head
@@ -204,6 +207,8 @@ def convert(
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:
+        from mae_convert.cli.output.conversion import conversion as show  # imports rich
+
         for plan, report in zip(plans, reports, strict=True):
             show(plan, report)
 
@@ -232,9 +237,9 @@ def diff(
         mae-convert diff checkpoint.pth my-mae --num-heads 12
     """
     from mae_convert.checkpoint.diff import diff as compare_tensors
-    from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.conversion import difference as show
     from mae_convert.cli.output.conversion import difference_json
+    from mae_convert.cli.output.json_output import print_json
 
     pair = open_pair_and_tell((a, b), flags, state_key=state_key, task=task, incomplete=True)
     difference = compare_tensors(*pair)
@@ -262,8 +267,8 @@ def fingerprint(
     from mae_convert.checkpoint.fingerprint import fingerprint_report
     from mae_convert.checkpoint.official import confirmed_by_hash
     from mae_convert.checkpoint.open import as_task
-    from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.fingerprint import fingerprint as show
+    from mae_convert.cli.output.json_output import print_json
 
     checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
     report = fingerprint_report(as_task(confirmed_by_hash(checkpoint), task))
@@ -287,8 +292,8 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     \b
         mae-convert lineage checkpoint.pth my-mae
     """
-    from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.fingerprint import lineage as show
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.verify.lineage import lineage as compare
     from mae_convert.verify.lineage_records import known, read_record, record_of
 

@@ -114,8 +114,8 @@ def reconstruct(
     \b
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
-    from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import reconstructions as show
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.visualize.reconstruct import Look, look_at
 
     if not images and options["inputs"] is None:
@@ -177,9 +177,9 @@ def features(
     \b
         mae-convert features mae_pretrain_vit_base images -o features.npz
     """
-    from mae_convert.cli.output.console import as_json as print_json
     from mae_convert.cli.output.images import features as show
     from mae_convert.cli.output.images import features_json
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.files.atomic import check_target
     from mae_convert.visualize.features import Extraction, features_of
     from mae_convert.visualize.image_batch import batch_from_inputs

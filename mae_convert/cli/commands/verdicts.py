@@ -363,7 +363,7 @@ def repair(
     \b
         mae-convert repair checkpoint.pth my-mae my-mae-repaired
     """
-    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import repaired as show
     from mae_convert.diagnose.repair import repair as run_repair
     from mae_convert.reports.verdict_files import verdict_json
@@ -458,7 +458,7 @@ def _tell(verdict: "Verdict", *, as_json: bool) -> None:
 
     The printing modules are imported after the runs, not while the runs wait for them.
     """
-    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import verdict as show
     from mae_convert.reports.verdict_files import verdict_json
 
@@ -498,7 +498,7 @@ def _verify_published(
     source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
 ) -> int:
     """Compare a checkpoint with the reference results that third parties published for it."""
-    from mae_convert.cli.output.console import as_json as print_json
+    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import reference_results as show
     from mae_convert.sources import parse_source
     from mae_convert.sources.official_download import get_picture

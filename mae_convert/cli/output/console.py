@@ -1,7 +1,5 @@
 """Print to a terminal or into a pipe."""
 
-import json
-import os
 import sys
 from collections.abc import Container, Iterable, Mapping
 from textwrap import wrap
@@ -14,6 +12,7 @@ from rich.segment import Segment
 from rich.table import Table as Grid
 from rich.text import Text
 
+from mae_convert.cli.output.json_output import discard_output
 from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal
 
@@ -36,13 +35,6 @@ class PatientConsole(Console):
         discard_output()
 
 
-def discard_output() -> None:
-    """Discard all further output to standard output."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
 def console() -> Console:
     """Return a console for standard output; output into a pipe is not wrapped."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
@@ -62,19 +54,6 @@ def printable(text: str) -> str:
     """Return text in which characters that standard output cannot encode are escape sequences."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return plain data as JSON in printable ASCII; non-finite numbers become strings."""
-    return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
-
-
-def as_json(value: Any) -> None:
-    """Print one JSON object; non-finite numbers become strings."""
-    try:
-        print(json_text(value, indent=2), flush=True)
-    except BrokenPipeError:
-        discard_output()
 
 
 class WordGrid(Grid):

@@ -1,23 +1,22 @@
-"""Print the progress and the result of a conversion, and the differences of two checkpoints."""
+"""Print the result of a conversion, and the differences of two checkpoints."""
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mae_convert.checkpoint.diff import Difference
 from mae_convert.checkpoint.warnings import by_reason
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
 from mae_convert.cli.output.inspection import family_rows
 from mae_convert.convert.changes import step_in_words
 from mae_convert.convert.plan import Plan
 from mae_convert.dtypes import DTYPES
-from mae_convert.files.workers import Progress
 from mae_convert.layouts.table import listed
 from mae_convert.text import format_number
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.diff import Difference
 
 
 def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
@@ -73,7 +72,7 @@ def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"largest {kind} error {format_number(rounded[worst][kind])}, in {worst}"
 
 
-def difference_json(difference: Difference) -> dict[str, Any]:
+def difference_json(difference: "Difference") -> dict[str, Any]:
     """Return a difference as plain data."""
     return {
         "same": difference.same,
@@ -87,7 +86,7 @@ def difference_json(difference: Difference) -> dict[str, Any]:
     }
 
 
-def difference(result: Difference) -> None:
+def difference(result: "Difference") -> None:
     """Print which tensors and fields differ."""
     out = console()
     out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
@@ -106,47 +105,3 @@ def difference(result: Difference) -> None:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
     for what in result.not_read:
         out.print(f"[yellow]not compared[/yellow]: {markup(what)}")
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Progress]:
-    """Show progress on standard error if it is a terminal, and remove the bar at the end."""
-    if not sys.stderr.isatty():
-        yield Progress()
-        return
-    bar = _Bar(what)
-    try:
-        yield bar
-    finally:
-        bar.end()
-
-
-class _Bar(Progress):
-    def __init__(self, what: str) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._what = what
-        self._task = progress.TaskID(0)
-
-    def begin(self, total: int) -> None:
-        """Set the total number of bytes."""
-        self._task = self._bar.add_task(self._what, total=total)
-        self._bar.start()
-
-    def advance(self, count: int) -> None:
-        """Add `count` bytes to the progress."""
-        self._bar.advance(self._task, count)
-
-    def end(self) -> None:
-        """Remove the bar from the screen."""
-        self._bar.stop()
