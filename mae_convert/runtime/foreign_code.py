@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError
-from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.trace_check import BLOCK, STEPS
 
 NAME = "mae_convert_foreign_code"  # of the module that a file becomes

@@ -12,9 +12,8 @@ from terratorch.models.backbones import prithvi_mae
 from torch import Tensor, nn
 
 from mae_convert.errors import Option
-from mae_convert.runtime.job import Job
+from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError, pytorch_state_dict
-from mae_convert.runtime.model_class import class_named
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
 from mae_convert.runtime.torch_runs import Results, settings, torch_runs
 from mae_convert.runtime.torch_runs import versions as torch_versions
