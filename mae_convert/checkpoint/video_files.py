@@ -5,9 +5,11 @@ optional. A container is opened as the format that its suffix names: a file neve
 another file or an address.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def _bands(path: Path) -> np.ndarray | None:
                 hint="pip install 'mae-convert[geotiff]'",
             ) from error
         try:
-            with TiffFile(file, name=path.name) as tiff:
+            with _silent("tifffile"), TiffFile(file, name=path.name) as tiff:
                 series = tiff.series[0]
                 if len(series.shape) != 3 or min(series.shape[0], series.shape[-1]) <= 4:
                     return None
@@ -159,6 +161,18 @@ def _bands(path: Path) -> np.ndarray | None:
             raise MaeConvertError(path, f" cannot be read as a TIFF: {reason}") from error
     # Bands are few and sides are long.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a library's logger from printing what it also raises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fits_pillow(file: Any) -> bool:

@@ -58,18 +58,11 @@ def model(command, tmp_path):
 
 @pytest.mark.parametrize("family", CASES)
 def test_the_card_is_that_of_the_family(hub, command, model, family):
-    folder, source = model(family)
-    verified = ()
-    if family == "mae_st":
-        torch = ("--framework-a", "torch", "--framework-b", "torch")
-        done = command("verify", source, folder, "--certify", *HEADS, *torch)
-        assert done.status == 0, done.err
-    else:
-        verified = ("--unverified",)
-    asked = command("publish", folder, REPO, *verified)
+    folder, _ = model(family)
+    asked = command("publish", folder, REPO, "--unverified")
     licence = CASES[family][3]
     assert (asked.status, f"that is --license {licence}" in asked.err) == (2, True)
-    done = command("publish", folder, REPO, *verified, "--license", licence)
+    done = command("publish", folder, REPO, "--unverified", "--license", licence)
     assert done.status == 0, done.err
     card = hub.state.file(REPO, "README.md", "main").decode()
     metadata, text = yaml.safe_load(card.split("---\n")[1]), card.split("---\n", 2)[2]

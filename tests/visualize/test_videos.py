@@ -202,6 +202,7 @@ def test_pixels_are_normalized_with_the_statistics_of_the_family(clip):
     assert distance(pixels[0], ((inside - mean) / std).transpose(3, 0, 1, 2)) < 1e-6
 
 
+@pytest.mark.slow
 def test_frames_are_prepared_as_by_the_processor_of_transformers(tmp_path):
     import transformers
 
@@ -441,7 +442,14 @@ def test_what_is_no_video_is_said(command, tmp_path):
     assert (image.status, "--frame-stride 2 has no meaning" in image.err) == (2, True)
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("videomae", marks=pytest.mark.slow),
+        pytest.param("mae_st", marks=pytest.mark.slow),
+        "prithvi",
+    ],
+)
 def test_clips_are_inputs_of_a_verification(command, clip, tmp_path, family):
     folder = clip(family).parent
     report = folder.parent / f"{folder.name}.html"
