@@ -16,18 +16,25 @@ MOST_COLUMNS = 24  # of a readable matrix
 NOT_VARIANTS = ("publish", "base_model")  # these differ for each source
 SCRIPT = """
 const table = document.querySelector("#rows"), body = table.tBodies[0];
-table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => { const column =
-head.cellIndex; const up = head.getAttribute("aria-sort") !== "ascending";
-table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-head.setAttribute("aria-sort", up ? "ascending" : "descending"); const value = row =>
-row.cells[column].dataset.value ?? row.cells[column].textContent; const compare = (a, b) => { const
-[x, y] = [value(a), value(b)]; if (x === "" || y === "") return (x === "") - (y === "");  // empty
-cells come last const numbers = head.dataset.sort === "number"; const order = numbers ? x - y :
-x.localeCompare(y, undefined, {numeric: true}); return up ? order : -order; };
-[...body.rows].sort(compare).forEach(row => body.append(row)); });
-document.querySelector("#filter").oninput = event => { const words =
-event.target.value.toLowerCase(); for (const row of body.rows) row.hidden =
-!row.textContent.toLowerCase().includes(words); };
+table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => {
+  const column = head.cellIndex;
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const compare = (a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // empty cells come last
+    const numbers = head.dataset.sort === "number";
+    const order = numbers ? x - y : x.localeCompare(y, undefined, {numeric: true});
+    return up ? order : -order;
+  };
+  [...body.rows].sort(compare).forEach(row => body.append(row));
+});
+document.querySelector("#filter").oninput = event => {
+  const words = event.target.value.toLowerCase();
+  for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(words);
+};
 """
 
 

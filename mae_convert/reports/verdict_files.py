@@ -110,6 +110,7 @@ def markdown(verification: "Verification") -> str:
     if verdict.suspects and not verdict.passed:
         names = ", ".join(map(code_in_markdown, verdict.suspects[:6]))
         lines.append(f"{suspects_title(verdict).capitalize()}: {names}")
+    lines += [f"- meaning: {for_markdown(meaning)}" for meaning in verdict.meanings]
     lines += [f"- cause: {for_markdown(cause)}" for cause in verdict.causes]
     lines += [f"- not compared: {for_markdown(what)}" for what in verdict.not_compared]
     lines += [f"- {for_markdown(sentence)}" for sentence in effects_in_words(verdict.effects)]

@@ -106,6 +106,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
     if verdict.suspects and not verdict.passed:
         names = ", ".join(f"<code>{for_html(name)}</code>" for name in verdict.suspects[:6])
         items.append(f"{suspects_title(verdict)}: {names}")
+    items += [f"meaning: {for_html(meaning)}" for meaning in verdict.meanings]
     items += [f"cause: {for_html(cause)}" for cause in verdict.causes]
     items += [f"not compared: {for_html(what)}" for what in verdict.not_compared]
     items += [

@@ -94,6 +94,7 @@ class Verdict:
             ("A", "B"); where there are any, nothing is proven.
         isolated: the steps of a comparison in which every step of both sides gets the same input,
             as `mae_convert.verify.isolation.Step.plain` returns them; empty where it was not made.
+        meanings: sentences about what the differences between outputs mean, computed from them.
     """
 
     passed: bool
@@ -111,6 +112,7 @@ class Verdict:
     inferred: Mapping[str, Any] | None = None
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     isolated: tuple[Mapping[str, Any], ...] = ()
+    meanings: tuple[str, ...] = ()
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""

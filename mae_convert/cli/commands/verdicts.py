@@ -150,6 +150,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     from mae_convert.runtime.trace import Trace
     from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
+    from mae_convert.verify.meaning import explained
     from mae_convert.verify.other_arrays import compare_arrays, read_arrays, read_names
 
     if names is not None:
@@ -159,6 +160,8 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
         return 0 if verdict.passed else 1
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
     verdict = diagnose_traces(judge(*traces), *traces)
+    if not verdict.passed:
+        verdict = replace(verdict, meanings=explained((), traces))
     _tell(verdict, as_json=as_json)
     return 0 if verdict.passed else 1
 
@@ -445,12 +448,14 @@ def _reduce(done: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(done: "Verification") -> "Verification":
-    """Return a verification; if it failed, with a diagnosis of its causes."""
+    """Return a verification; if it failed, with its causes and what the differences mean."""
     if done.verdict.passed:
         return done
     from mae_convert.diagnose.diagnosis import diagnose
+    from mae_convert.verify.meaning import explained
 
-    return diagnose(done)
+    found = explained(done.runs, done.traces)
+    return diagnose(replace(done, verdict=replace(done.verdict, meanings=found)))
 
 
 def _tell(verdict: "Verdict", *, as_json: bool) -> None:

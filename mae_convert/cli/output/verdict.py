@@ -62,6 +62,8 @@ def _explanation(result: Verdict) -> Iterator[str]:
         yield from map(markup, depth_chart(result))
     if result.suspects and not result.passed:
         yield f"{suspects_title(result)}: {markup(', '.join(result.suspects[:6]))}"
+    for meaning in result.meanings:
+        yield f"meaning: {markup(meaning)}"
     for cause in result.causes:
         yield f"cause: {markup(cause)}"
     for what in result.not_compared:
