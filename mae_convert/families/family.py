@@ -482,11 +482,13 @@ class Family(ABC):
         """Return a mask ratio with which a model keeps this many patches."""
         return 0.0 if kept == config.num_patches else 1 - (kept + 0.5) / config.num_patches
 
-    def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """Return the parts of an encoder's output (N, tokens, D).
+    def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
+        """Return the parts of the output (N, tokens, D) of an encoder that no patch is hidden from.
 
         Returns:
-            ``tokens`` (N, L, D) of the patches, and ``cls`` (N, D) where the output has a class
-            token.
+            ``tokens`` (N, L, D) of the patches, and ``cls`` (N, D) where the output has one more
+            token, the class token.
         """
-        return {"cls": hidden[:, 0], "tokens": hidden[:, 1:]}
+        first = hidden.shape[1] - config.num_patches
+        tokens = {"tokens": hidden[:, first:]}
+        return {"cls": hidden[:, 0], **tokens} if first == 1 else tokens

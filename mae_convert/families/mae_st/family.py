@@ -183,10 +183,6 @@ class MAEST(Family):
         """Return the frames that are predicted, (N, C, frames, H, W)."""
         return pixel_values[:, :, list(config.predicted_frames)]
 
-    def features(self, hidden: np.ndarray, config: MAESTConfig) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """Return the patches' tokens; the class token is removed by the encoder."""
-        return {"tokens": hidden}
-
     def decoder_tokens(self, config: MAESTConfig) -> int:
         """Return the number of tokens of the decoder."""
         return config.class_tokens + int(config.num_patches)

@@ -199,10 +199,6 @@ class VideoMAE(Family):
         places, of_time = rows * columns, kept // time
         return 0.0 if of_time == places else (places - of_time + 0.5) / places
 
-    def features(self, hidden: np.ndarray, config: VideoMAEConfig) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """Return the patches' tokens; there is no class token."""
-        return {"tokens": hidden}
-
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:  # noqa: ARG002
         """Return None: the decoder's norm has the hidden patches only."""
         return None
