@@ -45,9 +45,9 @@ def _official() -> Iterable[str]:
 
 
 def _published() -> Iterable[str]:
-    from mae_convert.verify.reference_results import PUBLISHED
+    from mae_convert.verify.reference_results import published_names
 
-    return PUBLISHED
+    return published_names()
 
 
 def _frameworks() -> Iterable[str]:

@@ -107,6 +107,23 @@ def get_picture(url: str) -> Path:
     return fetch(wanted, cache_directory() / "pictures")[0]
 
 
+def get_array(url: str) -> Path:
+    """Download a NumPy file, unless it is in the cache.
+
+    Raises:
+        CheckpointError: what came is not a NumPy file, or not the one that came the first time.
+        MissingRequirementError: the server cannot be reached.
+    """
+    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_array)
+    return fetch(wanted, cache_directory() / "pictures")[0]
+
+
+def _examine_array(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise CheckpointError("the downloaded file is not a NumPy file")
+
+
 def _examine_picture(path: Path) -> None:
     try:
         check_images([path])

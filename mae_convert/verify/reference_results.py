@@ -8,7 +8,7 @@ independently from the original weights.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class PublishedTruth:
     layer_norm_eps: float | None
     where: str
     image_size: int = 224
+    what: str = "logits [0, :3, :3]"
 
     def allowed(self) -> np.ndarray:
         """Return the allowed difference of each value, (3, 3)."""
@@ -92,6 +93,13 @@ PUBLISHED: Mapping[str, PublishedTruth] = {
 }  # fmt: skip
 
 
+def published_names() -> list[str]:
+    """Return the names of all checkpoints with reference results, of images and of videos."""
+    from mae_convert.verify.reference_results_videos import PUBLISHED_VIDEOS
+
+    return [*PUBLISHED, *PUBLISHED_VIDEOS]
+
+
 def published_named(name: str) -> PublishedTruth:
     """Return the reference result for a checkpoint.
 
@@ -101,7 +109,7 @@ def published_named(name: str) -> PublishedTruth:
     if name not in PUBLISHED:
         raise MaeConvertError(
             f"there are no reference results for {name!r}; there are some for "
-            f"{', '.join(PUBLISHED)}"
+            f"{', '.join(published_names())}"
         )
     return PUBLISHED[name]
 
@@ -121,6 +129,35 @@ def published_noise(truth: PublishedTruth, patches: int) -> np.ndarray:
     return ((ranks[None] + 0.5) / patches).astype(np.float32)
 
 
+class Truth(Protocol):
+    """A published result, of a model of images or of videos, as a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def source(self) -> str:
+        """The checkpoint, as a command takes it."""
+
+    @property
+    def corner(self) -> Corner:
+        """The published values."""
+
+    @property
+    def what(self) -> str:
+        """Which of the model's results they are."""
+
+    @property
+    def where(self) -> str:
+        """Who published them."""
+
+    @property
+    def layer_norm_eps(self) -> float | None:
+        """What they were computed with, where that is not what the checkpoint has."""
+
+    def allowed(self) -> np.ndarray:
+        """Return the allowed difference of each value."""
+
+
 @dataclass(frozen=True)
 class PublishedResult:
     """How a checkpoint's logits compare with a published result.
@@ -133,7 +170,7 @@ class PublishedResult:
         share: the largest distance by dtype, as a share of what is allowed; NaN is not within it.
     """
 
-    truth: PublishedTruth
+    truth: Truth
     checkpoint: str
     framework: str
     corners: Mapping[str, np.ndarray]
@@ -196,8 +233,8 @@ def _preprocessing(truth: PublishedTruth, configuration: Configuration) -> Prepr
     )
 
 
-def share_of_allowed(corner: np.ndarray, truth: PublishedTruth) -> float:
-    """Return the largest difference of (3, 3) values, relative to the tolerance."""
+def share_of_allowed(corner: np.ndarray, truth: Truth) -> float:
+    """Return the largest difference of the values, relative to the tolerance."""
     distance = np.abs(corner.astype(np.float64) - np.array(truth.corner))
     return float(np.max(distance / truth.allowed()))
 

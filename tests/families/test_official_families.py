@@ -1,11 +1,25 @@
 """The published models of the families of videos: in the catalog, and as what shapes leave open."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from paths import GOLDEN
+from PIL import Image
 
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import families
 from mae_convert.families.evidence import Evidence
+from mae_convert.families.options import Flags
+from mae_convert.runtime import load_model
+from mae_convert.runtime.sides import Side
+from mae_convert.verify.reference_results_videos import (
+    PUBLISHED_VIDEOS,
+    PublishedVideoTruth,
+    check_published_video,
+)
 
 VIDEOS = ("videomae", "mae_st", "prithvi")
 PUBLISHED = [(n, o) for n in VIDEOS for o in families()[n].official if o.where]
@@ -61,3 +75,45 @@ def test_the_catalog_lists_them(command):
     assert rows.keys() == {official.where for _, official in PUBLISHED}
     base = rows["hf://MCG-NJU/videomae-base"]
     assert (base["parameters"], base["license"]) == (94_210_944, "cc-by-nc-4.0")
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_a_published_result_of_a_classifier_of_videos_is_compared(tmp_path):
+    """The values are those of the PyTorch model on frames that are prepared here by other code."""
+    torch = pytest.importorskip("torch")
+    path = GOLDEN / "videomae_finetune_tiny" / "checkpoint.pth"
+    checkpoint = open_checkpoint(path, Flags(num_attention_heads=4, image_size=32))
+    frames = np.random.default_rng(0).integers(0, 256, (16, 40, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", frames)
+    prepared = []
+    for frame in frames:
+        image = Image.fromarray(frame).resize((int(32 * 64 / 40), 32), Image.Resampling.BILINEAR)
+        left = (image.width - 32) // 2
+        pixels = np.asarray(image.crop((left, 0, left + 32, 32))).transpose(2, 0, 1)
+        prepared.append((pixels / 255 - 0.5) / 0.5)
+    model = load_model(path, num_heads=4, source_image_size=32, dtype="float64")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-5 if name == "fc_norm" else 1e-12
+    with torch.no_grad():
+        logits = model(torch.from_numpy(np.stack(prepared, axis=1)[None])).logits[0, :3].tolist()
+    truth = PublishedVideoTruth("stand-in", (tuple(logits),), image_size=32)
+    result = check_published_video(checkpoint, truth, tmp_path / "clip.npy", Side("torch"))
+    assert result.passed, result.share
+    wrong = replace(truth, corner=((logits[0] + 2e-4, *logits[1:]),))
+    assert not check_published_video(checkpoint, wrong, tmp_path / "clip.npy", Side("torch")).passed
+    np.save(tmp_path / "clip.npy", frames[:4])
+    with pytest.raises(CheckpointError, match="16 frames"):
+        check_published_video(checkpoint, truth, tmp_path / "clip.npy", Side("torch"))
+    other = open_checkpoint(GOLDEN / "mae_st_finetune_tiny" / "checkpoint.pth", Flags(4))
+    with pytest.raises(MaeConvertError, match="family mae_st"):
+        check_published_video(other, truth, tmp_path / "clip.npy", Side("torch"))
+
+
+def test_published_results_are_of_models_of_the_catalog(command):
+    addresses = {official.where for name, official in PUBLISHED if name == "videomae"}
+    assert len(PUBLISHED_VIDEOS) == 8
+    assert {truth.source for truth in PUBLISHED_VIDEOS.values()} <= addresses
+    result = command("verify", "--published", "MCG-NJU/videomae-nothing")
+    assert result.status == 2
+    assert "MCG-NJU/videomae-base-finetuned-ssv2" in result.err

@@ -506,15 +506,23 @@ def _verify_published(
     from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import reference_results as show
     from mae_convert.sources import parse_source
-    from mae_convert.sources.official_download import get_picture
+    from mae_convert.sources.official_download import get_array, get_picture
     from mae_convert.verify.reference_results import (
         check_published,
         published_json,
         published_named,
     )
+    from mae_convert.verify.reference_results_videos import (
+        PUBLISHED_VIDEOS,
+        check_published_video,
+    )
 
-    truth = published_named(name)
-    checkpoint = open_and_tell(source or parse_source(truth.source), flags)
-    result = check_published(checkpoint, truth, get_picture(truth.picture), side)
+    if video := PUBLISHED_VIDEOS.get(name):
+        checkpoint = open_and_tell(source or parse_source(video.source), flags)
+        result = check_published_video(checkpoint, video, get_array(video.video), side)
+    else:
+        truth = published_named(name)
+        checkpoint = open_and_tell(source or parse_source(truth.source), flags)
+        result = check_published(checkpoint, truth, get_picture(truth.picture), side)
     print_json(published_json(result)) if as_json else show(result)
     return 0 if result.passed else 1

@@ -12,6 +12,7 @@ from mae_convert.families import families
 from mae_convert.families.family import Family
 from mae_convert.families.official import OfficialFile
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
+from mae_convert.verify.reference_results_videos import PUBLISHED_VIDEOS
 
 DECODERS = {None: "none", False: "plain", True: "normalised"}
 Fingerprints = Mapping[str, Mapping[str, str]]
@@ -116,7 +117,8 @@ def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) 
         for official in officials
     ]
     published = {name: _truth(truth) for name, truth in PUBLISHED.items()}
-    return {"official": rows, "further": _further_json(), "published": published}
+    videos = {name: asdict(truth) for name, truth in PUBLISHED_VIDEOS.items()}
+    return {"official": rows, "further": _further_json(), "published": {**published, **videos}}
 
 
 def _truth(truth: PublishedTruth) -> dict[str, Any]:

@@ -167,11 +167,14 @@ def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
     lines.print(answer_line(verdict))
 
 
+COUNTS = {3: "three", 9: "nine"}
+
+
 def reference_results(result: PublishedResult) -> None:
     """Print the reference values, the measured values, and the verdict."""
     out, truth = console(), result.truth
     out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
-    whose = f"logits [0, :3, :3] as published for {truth.source} by {truth.where}"
+    whose = f"{truth.what} as published for {truth.source} by {truth.where}"
     out.print(markup(whose))
     if truth.layer_norm_eps is not None:
         out.print(
@@ -188,8 +191,8 @@ def reference_results(result: PublishedResult) -> None:
         out.print(f"{markup(dtype)}: the largest difference is {share:.2g} of the tolerance")
     if result.passed:
         out.print(
-            "[bold green]AS PUBLISHED[/bold green]: these nine values agree; nothing else was "
-            "compared"
+            f"[bold green]AS PUBLISHED[/bold green]: these {COUNTS[len(measured[0])]} values "
+            "agree; nothing else was compared"
         )  # fmt: skip
     else:
         out.print("[bold red]NOT AS PUBLISHED[/bold red]")
