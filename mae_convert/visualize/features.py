@@ -15,6 +15,7 @@ from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
 from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
 from mae_convert.runtime import load_model
+from mae_convert.runtime.inputs import Arrays
 from mae_convert.visualize.image_batch import ImageBatch
 
 Progress = Callable[[int], None]
@@ -103,15 +104,16 @@ def features_of(
     run = _run_torch if framework == "torch" else _run_keras
     found: list[dict[str, np.ndarray]] = []
     sampling = ""
-    for pixels, sampling in _batches(checkpoint, paths, inputs, options):  # noqa: B007
+    for given, sampling in _batches(checkpoint, paths, inputs, options):  # noqa: B007
+        count = len(given["pixel_values"])
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
-        hidden = run(model, pixels, np.tile(in_order, (len(pixels), 1)), device)
+        hidden = run(model, {**given, "noise": np.tile(in_order, (count, 1))}, device)
         parts = checkpoint.family.features(hidden, model.config)
         parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)
         found.append({name: part for name, part in parts.items()
                       if options.tokens or name != "tokens"})  # fmt: skip
         if advance is not None:
-            advance(len(pixels))
+            advance(count)
     arrays: dict[str, Any] = {
         n: np.concatenate([p[n] for p in found]).astype(np.float32) for n in found[0]
     }
@@ -129,34 +131,40 @@ def _batches(
     paths: Sequence[Path],
     inputs: ImageBatch | None,
     options: Extraction,
-) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield pixels of batches of images or clips, and how frames were chosen."""
+) -> Iterator[tuple[dict[str, np.ndarray], str]]:
+    """Yield inputs without noise of batches of images or clips, and how frames were chosen."""
     for start in range(0, len(inputs.names if inputs else paths), options.batch):
         part = slice(start, start + options.batch)
         if inputs is not None:
-            yield inputs.pixel_values[part], ""
+            given = {"pixel_values": inputs.pixel_values, **inputs.additional}
+            yield {name: array[part] for name, array in given.items()}, ""
         elif checkpoint.family.clips is not None:
             clips = load_clips(paths[part], checkpoint, stride=options.stride)
-            yield clips.pixel_values, clips.sampling
+            yield {"pixel_values": clips.pixel_values}, clips.sampling
         else:
-            yield load_pictures(paths[part], checkpoint), ""
+            yield {"pixel_values": load_pictures(paths[part], checkpoint)}, ""
 
 
-def _run_torch(model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None) -> np.ndarray:
+def _run_torch(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:
     import torch
 
-    given = (torch.from_numpy(array).to(device or "cpu") for array in (pixels, noise))
+    given = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
     with torch.inference_mode():
-        hidden: np.ndarray = model(*given).last_hidden_state.cpu().numpy()
+        hidden: np.ndarray = (
+            model(given.pop("pixel_values"), given.pop("noise"), **given)
+            .last_hidden_state.cpu()
+            .numpy()
+        )
     return hidden
 
 
-def _run_keras(model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None) -> np.ndarray:
+def _run_keras(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:
     from keras import ops
 
     from mae_convert.runtime.keras_backend import device as on_device
 
     with on_device(device) if device else nullcontext():
-        outputs = model(ops.convert_to_tensor(pixels), noise=ops.convert_to_tensor(noise))
+        given = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
+        outputs = model(given.pop("pixel_values"), **given)
         hidden: np.ndarray = ops.convert_to_numpy(outputs.last_hidden_state)
     return hidden

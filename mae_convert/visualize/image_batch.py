@@ -1,7 +1,7 @@
 """Batches for visualisation: image files, videos, or preprocessed arrays in an .npz file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class ImageBatch:
         indices: (N, T), which frames of its file each clip has, from 0; None where they are no
             videos, or preprocessed.
         sampling: how these frames were chosen, in words, or nothing.
+        additional: what the model takes besides pixels and noise, from a file of inputs.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,11 @@ class ImageBatch:
     noise: np.ndarray | None = None
     indices: tuple[tuple[int, ...], ...] | None = None
     sampling: str = ""
+    additional: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def with_noise(self, noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the inputs of the model."""
+        return {"pixel_values": self.pixel_values, "noise": noise, **self.additional}
 
 
 def batch_from_files(
@@ -117,6 +123,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
         arrays["pixel_values"],
         (width / height,) * count,
         arrays.get("noise"),
+        additional={n: a for n, a in arrays.items() if n not in ("pixel_values", "noise")},
     )
 
 

@@ -123,7 +123,7 @@ def look_at(
     notes = "; ".join(filter(None, (note_on(checkpoint), display.note)))
     drawing = _Drawing(batch, checkpoint, display, notes, look.across)
     if is_clip:
-        done = run(batch.pixel_values, noise, ratio)
+        done = run(batch.with_noise(noise), ratio)
         for path in outputs:
             frames = drawing.frames(done) if path in films else [drawing.sheet(done)]
             save(frames, path, overwrite=overwrite, clip=True)
@@ -147,7 +147,7 @@ def _images(
     for paths, ratios in ((sheets, (ratio,)), (films, FILM_RATIOS)):
         if not paths:
             continue
-        found = [run(drawing.batch.pixel_values, noise, each) for each in ratios]
+        found = [run(drawing.batch.with_noise(noise), each) for each in ratios]
         frames = [drawing.sheet(done) for done in found]
         for path in paths:
             save(frames, path, overwrite=overwrite)

@@ -15,6 +15,7 @@ from mae_convert.checkpoint.preprocessing import as_pixels
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.runtime import load_model
+from mae_convert.runtime.inputs import Arrays
 from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side
 from mae_convert.visualize.pixels import in_pixels
@@ -92,10 +93,17 @@ class Reconstructor:
         if framework != "both":
             self._model = load_model(checkpoint, framework, dtype="float32", device=device)
 
-    def __call__(self, pixels: np.ndarray, noise: np.ndarray, ratio: float) -> Reconstruction:
-        """Return reconstructions of pixels (N, C, [T,] H, W) for noise (N, L) and a mask ratio."""
+    def __call__(self, inputs: Arrays, ratio: float) -> Reconstruction:
+        """Return reconstructions.
+
+        Args:
+            inputs: ``pixel_values`` (N, C, [T,] H, W), ``noise`` (N, L), and additional inputs that
+                the model takes.
+            ratio: the mask ratio.
+        """
+        pixels = inputs["pixel_values"]
         parts = [
-            self._some(pixels[start : start + AT_ONCE], noise[start : start + AT_ONCE], ratio)
+            self._some({n: a[start : start + AT_ONCE] for n, a in inputs.items()}, ratio)
             for start in range(0, len(pixels), AT_ONCE)
         ]
         family, model = self._checkpoint.family, self._checkpoint.configuration.model
@@ -110,24 +118,20 @@ class Reconstructor:
             wanted, mask, predicted, loss, shapes, only_removed=family.predicts_removed_only
         )
 
-    def _some(
-        self, pixels: np.ndarray, noise: np.ndarray, ratio: float
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _some(self, inputs: Arrays, ratio: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the mask and the predictions of each framework for a batch."""
         if self._framework == "both":
-            return self._both(pixels, noise, ratio)
+            return self._both(inputs, ratio)
         run = _run_torch if self._framework == "torch" else _run_keras
         _set_ratio(self._model, ratio)
-        mask, images = run(self._model, pixels, noise, self._device)
+        mask, images = run(self._model, inputs, self._device)
         return mask, {self._framework: images}
 
-    def _both(
-        self, pixels: np.ndarray, noise: np.ndarray, ratio: float
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _both(self, inputs: Arrays, ratio: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         request = Request(dtypes=("float32",), taps=False, mask_ratio=ratio)
         sides = [Side(name, self._device or "cpu") for name in BOTH]
         runs = [Run(self._checkpoint, side, request) for side in sides]
-        traces = run_together(runs, {"pixel_values": pixels, "noise": noise})
+        traces = run_together(runs, inputs)
         return traces[0].arrays["mask"], {
             name: trace.arrays["float32/reconstruction"]
             for name, trace in zip(BOTH, traces, strict=True)
@@ -152,29 +156,26 @@ def _set_ratio(model: Any, ratio: float) -> None:
             part.config = replace(config, mask_ratio=ratio)
 
 
-def _run_torch(
-    model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _run_torch(model: Any, inputs: Arrays, device: str | None) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     from mae_convert.runtime.run_pytorch import all_patches
 
-    given = (torch.from_numpy(array).to(device or "cpu") for array in (pixels, noise))
+    given = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
     with torch.inference_mode():
-        outputs = model(*given)
+        outputs = model(given.pop("pixel_values"), given.pop("noise"), **given)
         images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
         return outputs.mask.cpu().numpy(), images.cpu().numpy()
 
 
-def _run_keras(
-    model: Any, pixels: np.ndarray, noise: np.ndarray, device: str | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _run_keras(model: Any, inputs: Arrays, device: str | None) -> tuple[np.ndarray, np.ndarray]:
     from keras import ops
 
     from mae_convert.runtime.keras_backend import device as on_device
     from mae_convert.runtime.run_keras import all_patches
 
     with on_device(device) if device else nullcontext():
-        outputs = model(ops.convert_to_tensor(pixels), noise=ops.convert_to_tensor(noise))
+        given = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
+        outputs = model(given.pop("pixel_values"), **given)
         images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
         return ops.convert_to_numpy(outputs.mask), ops.convert_to_numpy(images)

@@ -212,7 +212,7 @@ class _Run:
                 self._prepare(checkpoint)
                 run = Reconstructor(checkpoint, self._view.framework, self._view.device)
                 assert self.batch is not None
-                done = run(self.batch.pixel_values, self._noise, self.mask_ratio)
+                done = run(self.batch.with_noise(self._noise), self.mask_ratio)
         except (MaeConvertError, OSError) as error:
             if getattr(error, "exit_status", 2) == 3:
                 raise

@@ -234,9 +234,7 @@ def test_predictions_become_pixels_as_in_the_reference_model(family, normalized)
         whole = model.reconstruct(pixels.double(), outputs.logits, outputs.mask).numpy()
     run = Reconstructor(checkpoint, "torch")
     config, kind = checkpoint.configuration.model, checkpoint.family
-    done = run(
-        given["pixel_values"], given["noise"], kind.ratio_that_keeps(config.num_kept, config)
-    )
+    done = run(given, kind.ratio_that_keeps(config.num_kept, config))
     assert np.array_equal(done.mask, outputs.mask.numpy())
     removed = np.broadcast_to(
         np.moveaxis(mask_of_pixels(done.mask, done.shapes), -1, 1) > 0, whole.shape
@@ -266,7 +264,7 @@ def test_masks_are_those_of_the_family(family, tmp_path):
     Image.fromarray(drawn).save(tmp_path / "mask.png")
     noise, ratio = drawn_mask(tmp_path / "mask.png", kind, config, count=1)
     done = Reconstructor(checkpoint, "torch")(
-        np.zeros((1, *config.pixel_shape), np.float32), noise, ratio
+        {"pixel_values": np.zeros((1, *config.pixel_shape), np.float32), "noise": noise}, ratio
     )
     expected = np.broadcast_to(np.indices((rows, columns))[0] < rows // 2, (times, rows, columns))
     assert np.array_equal(done.mask.reshape(expected.shape) > 0, expected)
@@ -518,3 +516,32 @@ def test_options_of_other_models_are_refused(command, clip, tmp_path, options, s
     six = clip("prithvi")
     allowed = command("reconstruct", path_of("prithvi"), six, *options, *HEADS, *SIZE, cwd=tmp_path)
     assert allowed.status == 0, allowed.err
+
+
+def test_coordinates_of_a_file_of_inputs_are_used(command, tmp_path):
+    case = "prithvi_v2_tl_tiny"
+    given = golden_inputs(case)
+    np.savez(tmp_path / "in.npz", **given)
+    source = GOLDEN / case / "checkpoint.pth"
+    known = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "image_size": (32, 32)}
+    checkpoint = open_checkpoint(source, Flags(**known))
+    model = load_model(checkpoint)
+    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+    with torch.inference_mode():
+        loss = float(model(**tensors).loss)
+        without = float(model(tensors["pixel_values"], tensors["noise"]).loss)
+    assert abs(loss - without) > 1e-4 * loss
+    done = command("reconstruct", source, "--inputs", tmp_path / "in.npz", "-o", tmp_path / "x.png",
+                   *HEADS, *SIZE, "--json")  # fmt: skip
+    assert done.status == 0, done.err
+    losses = [row["loss"]["torch"] for row in done.json["images"]]
+    assert np.mean(losses) == pytest.approx(loss, rel=1e-5)
+    for name in ("with", "without"):
+        path = tmp_path / f"{name}.npz"
+        arrays = given if name == "with" else {"pixel_values": given["pixel_values"]}
+        np.savez(path, **arrays)
+        out = command("features", source, "--inputs", path, "-o", tmp_path / f"f-{name}.npz",
+                      *HEADS[:2], *SIZE)  # fmt: skip
+        assert out.status == 0, out.err
+    found = [np.load(tmp_path / f"f-{name}.npz")["mean"] for name in ("with", "without")]
+    assert distance(*found) > 1e-4
