@@ -108,10 +108,10 @@ def get_picture(url: str) -> Path:
 
 
 def get_array(url: str) -> Path:
-    """Download a NumPy file, unless it is in the cache.
+    """Download an array, a NumPy or a PyTorch file, unless it is in the cache.
 
     Raises:
-        CheckpointError: what came is not a NumPy file, or not the one that came the first time.
+        CheckpointError: what came is not such a file, or not the one that came the first time.
         MissingRequirementError: the server cannot be reached.
     """
     wanted = Wanted(url.rpartition("/")[2], url, None, _examine_array)
@@ -120,8 +120,8 @@ def get_array(url: str) -> Path:
 
 def _examine_array(path: Path) -> None:
     with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise CheckpointError("the downloaded file is not a NumPy file")
+        if not file.read(6).startswith((b"\x93NUMPY", b"PK\x03\x04")):
+            raise CheckpointError("the downloaded file is not an array of NumPy or PyTorch")
 
 
 def _examine_picture(path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Reference results that transformers' conversion script has for fine-tuned VideoMAE models.
+"""Reference results that transformers' conversion script has for thirteen VideoMAE models.
 
-A reference result is the first three logits for a known clip, to four decimals. The script has five
-more, of pre-training models; their mask is in a pickled file of another repository, and they are
-not compared.
+A reference result is the first three logits of a classifier for a known clip, or a corner of those
+of a pre-training model for that clip and a known mask, to four decimals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,8 @@ from PIL import Image
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import BILINEAR, Preprocessing
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.formats.archive import Archive
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.verify.reference_results import Corner, PublishedResult, share_of_allowed
@@ -23,7 +25,9 @@ CLIP = (
     "https://huggingface.co/datasets/hf-internal-testing/spaghetti-video/resolve/main/"
     "eating_spaghetti.npy"
 )
-# The script's configuration has this epsilon in all norms but the classifier's, which has 1e-5.
+MASK = "https://huggingface.co/hf-internal-testing/bool-masked-pos/resolve/main/bool_masked_pos.pt"
+# The script's configuration has this epsilon in all norms but the last one of a decoder or of a
+# classifier, which has 1e-5.
 EPSILON, HEAD_EPSILON = 1e-12, 1e-5
 GREY = (0.5, 0.5, 0.5)  # mean and deviation of the script's image processor
 
@@ -34,7 +38,8 @@ class PublishedVideoTruth:
 
     Attributes:
         source: the checkpoint, as a command takes it.
-        corner: logits [:1, :3].
+        corner: the values of ``what``.
+        task: of the model.
         video: address of the frames of the clip, a NumPy file (T, H, W, 3) uint8.
         absolute: allowed difference.
         layer_norm_eps: what it was computed with.
@@ -44,15 +49,20 @@ class PublishedVideoTruth:
 
     source: str
     corner: Corner
+    task: str = "classify"
     video: str = CLIP
     absolute: float = 1e-4
     layer_norm_eps: float = EPSILON
     where: str = "transformers, convert_videomae_to_pytorch.py"
     image_size: int = 224
-    what: str = "logits [:1, :3]"
+
+    @property
+    def what(self) -> str:
+        """Which logits the values are."""
+        return "logits [:1, :3]" if self.task == "classify" else "logits [0, :3, :3]"
 
     def allowed(self) -> np.ndarray:
-        """Return the allowed difference of each value, (1, 3)."""
+        """Return the allowed difference of each value."""
         return np.full_like(np.array(self.corner), self.absolute)
 
 
@@ -66,21 +76,45 @@ _LOGITS: Mapping[str, tuple[float, float, float]] = {
     "base-short-finetuned-ssv2": (-0.0537, -0.1539, -0.3266),
     "base-finetuned-ssv2": (0.1961, -0.8337, -0.6389),
 }
+_CORNERS: Mapping[str, Corner] = {
+    "base": ((0.7739, 0.7968, 0.7089), (0.6701, 0.7487, 0.6209), (0.4287, 0.5158, 0.4773)),
+    "base-short": ((0.7994, 0.9612, 0.8508), (0.7401, 0.8958, 0.8302), (0.5862, 0.7468, 0.7325)),
+    "large": ((0.7149, 0.7997, 0.6966), (0.6768, 0.7869, 0.6948), (0.5139, 0.6221, 0.5605)),
+    "base-short-ssv2": (
+        (0.4712, 0.5296, 0.5786),
+        (0.2278, 0.2729, 0.4026),
+        (0.0352, 0.0730, 0.2506),
+    ),
+    "base-ssv2": ((0.8131, 0.8727, 0.8546), (0.7366, 0.9377, 0.8870), (0.5935, 0.8874, 0.8564)),
+}
+
+
+def _truths() -> Iterator[PublishedVideoTruth]:
+    for name, logits in _LOGITS.items():
+        yield PublishedVideoTruth(f"hf://MCG-NJU/videomae-{name}", (logits,))
+    for name, corner in _CORNERS.items():
+        yield PublishedVideoTruth(f"hf://MCG-NJU/videomae-{name}", corner, "pretrain")
+
+
 PUBLISHED_VIDEOS: Mapping[str, PublishedVideoTruth] = {
-    f"MCG-NJU/videomae-{name}": PublishedVideoTruth(f"hf://MCG-NJU/videomae-{name}", (logits,))
-    for name, logits in _LOGITS.items()
+    truth.source.removeprefix("hf://"): truth for truth in _truths()
 }
 
 
 def check_published_video(
-    checkpoint: Checkpoint, truth: PublishedVideoTruth, frames: Path, side: Side
+    checkpoint: Checkpoint,
+    truth: PublishedVideoTruth,
+    frames: Path,
+    mask: Path | None,
+    side: Side,
 ) -> PublishedResult:
-    """Run a classifier on the clip of a published result, and compare.
+    """Run a model on the clip and the mask of a published result, and compare.
 
     Args:
         checkpoint: the model that the result is of, or what became of it.
         truth: the published result.
         frames: the file at ``truth.video``.
+        mask: the file at `MASK`, for a pre-training model.
         side: how to run it.
 
     Raises:
@@ -91,25 +125,57 @@ def check_published_video(
     model = checkpoint.configuration.model
     if (
         checkpoint.family.name != "videomae"
-        or checkpoint.task != "classify"
+        or checkpoint.task != truth.task
         or model.image_hw != (truth.image_size,) * 2
     ):
         raise MaeConvertError(
             f"{checkpoint.name} is a model of the family {checkpoint.family.name} for the task"
             f" {checkpoint.task} and {model.image_hw[0]} x {model.image_hw[1]} pixels; the"
-            f" reference results for {truth.source} are from a classifier of videos of"
-            f" {truth.image_size} x {truth.image_size}"
+            f" reference results for {truth.source} are from a VideoMAE for the task"
+            f" {truth.task} and {truth.image_size} x {truth.image_size} pixels"
         )
     side = choose_side(checkpoint, side)
     model = replace(model, layer_norm_eps=truth.layer_norm_eps, final_layer_norm_eps=HEAD_EPSILON)
     prepared = replace(checkpoint, configuration=replace(checkpoint.configuration, model=model))
     pixels = _pixels(frames, model.num_frames, truth.image_size)
-    patches = np.arange(model.num_patches, dtype=np.float32)[None]
-    inputs = {"pixel_values": pixels, "noise": (patches + 0.5) / model.num_patches}
-    (trace,) = run_together([Run(prepared, side, Request(taps=False, mask_ratio=0.0))], inputs)
-    corners = {dtype: trace.arrays[f"{dtype}/logits"][:1, :3] for dtype in DEFAULT_DTYPES}
+    hidden = np.zeros(model.num_patches) if mask is None else _mask(mask, model)
+    ranks = np.argsort(np.argsort(hidden, kind="stable"))[None]
+    noise = ((ranks + 0.5) / model.num_patches).astype(np.float32)
+    request = Request(taps=False, mask_ratio=0.0 if mask is None else None)
+    inputs = {"pixel_values": pixels, "noise": noise}
+    (trace,) = run_together([Run(prepared, side, request)], inputs)
+    logits = {dtype: trace.arrays[f"{dtype}/logits"] for dtype in DEFAULT_DTYPES}
+    corners = {
+        dtype: array[:1, :3] if mask is None else array[0, :3, :3]
+        for dtype, array in logits.items()
+    }
     shares = {dtype: share_of_allowed(corner, truth) for dtype, corner in corners.items()}
     return PublishedResult(truth, checkpoint.name, str(side.framework), corners, shares)
+
+
+def _mask(path: Path, model: Any) -> np.ndarray:
+    """Return which patches (L,) are hidden: the values of the one tensor in a PyTorch file.
+
+    Only the bytes of its storage are read, and not the pickle that describes it.
+
+    Raises:
+        CheckpointError: they are not a mask that hides as many patches as the model does.
+    """
+    archive = Archive(ByteFile(path))
+    names = [name for name in archive.records if name.endswith("/data/0")]
+    values = np.zeros(0, np.uint8)
+    if len(names) == 1 and archive.size(names[0]) == model.num_patches:
+        values = np.frombuffer(archive.raw(names[0], model.num_patches), np.uint8)
+    if (
+        values.shape != (model.num_patches,)
+        or values.max() > 1
+        or values.sum() != model.num_patches - model.num_kept
+    ):
+        hidden = model.num_patches - model.num_kept
+        raise CheckpointError(
+            path, f" is not a mask of {model.num_patches} patches that hides {hidden}"
+        )
+    return values
 
 
 def _pixels(path: Path, count: int, size: int) -> np.ndarray:

@@ -98,21 +98,49 @@ def test_a_published_result_of_a_classifier_of_videos_is_compared(tmp_path):
     with torch.no_grad():
         logits = model(torch.from_numpy(np.stack(prepared, axis=1)[None])).logits[0, :3].tolist()
     truth = PublishedVideoTruth("stand-in", (tuple(logits),), image_size=32)
-    result = check_published_video(checkpoint, truth, tmp_path / "clip.npy", Side("torch"))
+    result = check_published_video(checkpoint, truth, tmp_path / "clip.npy", None, Side("torch"))
     assert result.passed, result.share
     wrong = replace(truth, corner=((logits[0] + 2e-4, *logits[1:]),))
-    assert not check_published_video(checkpoint, wrong, tmp_path / "clip.npy", Side("torch")).passed
+    assert not check_published_video(
+        checkpoint, wrong, tmp_path / "clip.npy", None, Side("torch")
+    ).passed
     np.save(tmp_path / "clip.npy", frames[:4])
     with pytest.raises(CheckpointError, match="16 frames"):
-        check_published_video(checkpoint, truth, tmp_path / "clip.npy", Side("torch"))
+        check_published_video(checkpoint, truth, tmp_path / "clip.npy", None, Side("torch"))
     other = open_checkpoint(GOLDEN / "mae_st_finetune_tiny" / "checkpoint.pth", Flags(4))
     with pytest.raises(MaeConvertError, match="family mae_st"):
-        check_published_video(other, truth, tmp_path / "clip.npy", Side("torch"))
+        check_published_video(other, truth, tmp_path / "clip.npy", None, Side("torch"))
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_a_published_result_of_a_pretraining_model_is_compared(tmp_path):
+    torch = pytest.importorskip("torch")
+    case = GOLDEN / "videomae_pretrain_tiny"
+    flags = Flags(4, 3, image_size=32, mask_ratio=0.75)
+    checkpoint = open_checkpoint(case / "checkpoint.pth", flags)
+    frames = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", frames)
+    mask = torch.from_numpy(np.load(case / "golden.npz")["mask"])[:1].clone()
+    torch.save(mask, tmp_path / "mask.pt")
+    model = load_model(checkpoint, dtype="float64")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-5 if name == "decoder.norm" else 1e-12
+    pixels = torch.from_numpy((frames.transpose(3, 0, 1, 2)[None] / 255 - 0.5) / 0.5)
+    with torch.no_grad():
+        corner = model(pixels, mask.float()).logits[0, :3, :3].tolist()
+    truth = PublishedVideoTruth("stand-in", tuple(map(tuple, corner)), "pretrain", image_size=32)
+    files = (tmp_path / "clip.npy", tmp_path / "mask.pt")
+    result = check_published_video(checkpoint, truth, *files, Side("torch"))
+    assert result.passed, result.share
+    torch.save(~mask, tmp_path / "mask.pt")
+    with pytest.raises(CheckpointError, match="128 patches that hides 96"):
+        check_published_video(checkpoint, truth, *files, Side("torch"))
 
 
 def test_published_results_are_of_models_of_the_catalog(command):
     addresses = {official.where for name, official in PUBLISHED if name == "videomae"}
-    assert len(PUBLISHED_VIDEOS) == 8
+    assert len(PUBLISHED_VIDEOS) == 13
     assert {truth.source for truth in PUBLISHED_VIDEOS.values()} <= addresses
     result = command("verify", "--published", "MCG-NJU/videomae-nothing")
     assert result.status == 2

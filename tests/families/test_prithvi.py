@@ -205,3 +205,14 @@ def test_a_missing_terratorch_is_named_before_anything_runs(command):
     result = command("verify", path, path, *OPTIONS, "--against", "terratorch")
     assert result.status == 3
     assert "pip install terratorch" in result.err
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_a_certificate_holds_the_coordinates(command, tmp_path):
+    target = converted(original(CASES[2]), "original", tmp_path)
+    sides = ("--framework-a", "torch", "--framework-b", "torch")
+    source = GOLDEN / CASES[2] / "checkpoint.pth"
+    assert command("verify", source, target, *OPTIONS, *sides, "--certify").status == 0
+    result = command("verify", target, "--framework-a", "torch", "--json")
+    assert (result.status, result.json["passed"]) == (0, True), result.err
+    assert not [part for part in result.json["not_compared"] if "coords" in part]

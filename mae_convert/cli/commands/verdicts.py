@@ -513,13 +513,15 @@ def _verify_published(
         published_named,
     )
     from mae_convert.verify.reference_results_videos import (
+        MASK,
         PUBLISHED_VIDEOS,
         check_published_video,
     )
 
     if video := PUBLISHED_VIDEOS.get(name):
         checkpoint = open_and_tell(source or parse_source(video.source), flags)
-        result = check_published_video(checkpoint, video, get_array(video.video), side)
+        mask = None if video.task == "classify" else get_array(MASK)
+        result = check_published_video(checkpoint, video, get_array(video.video), mask, side)
     else:
         truth = published_named(name)
         checkpoint = open_and_tell(source or parse_source(truth.source), flags)
