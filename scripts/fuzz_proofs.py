@@ -7,7 +7,7 @@ import numpy as np
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose_traces
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.card_parity import in_short, verification
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.reports.verdict_files import markdown, text
@@ -95,7 +95,7 @@ def examine_certificate(model: Path) -> None:
     certificate.checks()
     checkpoint = open_checkpoint(model)
     certificate.checks_of(checkpoint)
-    part = Part(model, checkpoint, certificate)
+    part = Artifact(model, checkpoint, certificate)
     in_short(part), verification(part)
     source, _ = read_source(certificate)
     _not_kept(certificate)

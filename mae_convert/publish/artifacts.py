@@ -22,18 +22,17 @@ UNVERIFIED = (
 
 
 @dataclass(frozen=True)
-class Part:
-    """Weights in one layout, the files beside them, and the certificate of their verification.
-
-    Attributes:
-        target: the model directory, or a single file.
-        checkpoint: the same, opened.
-        certificate: that it is the same function as its source; None where it is not verified.
-    """
+class Artifact:
+    """Weights in one layout, their other files, and the certificate of their verification."""
 
     target: Path
+    """The model directory, or a single file."""
+
     checkpoint: Checkpoint
+    """The same, opened."""
+
     certificate: Certificate | None
+    """The certificate that it is the same function as its source; None if it is not verified."""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -61,16 +60,16 @@ class Part:
         return source.get("sha256") if isinstance(source, Mapping) else None
 
 
-def read_part(target: Path, *, unverified: bool = False) -> Part:
+def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
     """Open a model directory or file that is to be published, and check its certificate.
 
     Args:
-        target: the directory, or a file that carries its configuration.
-        unverified: go without a proof; a certificate is then left aside.
+        target: the directory, or a file that contains its configuration.
+        unverified: publish without a proof; a certificate is then ignored.
 
     Raises:
-        CheckpointError: it is no model that is published, or there is no certificate.
-        MaeConvertError: the certificate does not say that these bytes were verified.
+        CheckpointError: it is not a model that can be published, or there is no certificate.
+        MaeConvertError: the certificate is not about these bytes.
     """
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")
@@ -98,43 +97,43 @@ def read_part(target: Path, *, unverified: bool = False) -> Part:
             "code in the model card use it: rename it to letters, digits and . _ - only"
         )
     if unverified:
-        return Part(target, checkpoint, None)
+        return Artifact(target, checkpoint, None)
     try:
         certificate = read_certificate(target)
     except CheckpointError as error:
         raise CheckpointError(error, hint=UNVERIFIED) from error
-    part = Part(target, checkpoint, certificate)
-    for problem in _problems(part, certificate):
+    artifact = Artifact(target, checkpoint, certificate)
+    for problem in _problems(artifact, certificate):
         raise MaeConvertError(
             f"{target} is not published: {problem}; verify it again with `mae-convert verify SOURCE"
             f" {target} --certify`",
             hint=UNVERIFIED,
             path=target,
         )
-    return part
+    return artifact
 
 
-def _problems(part: Part, certificate: Certificate) -> Iterator[str]:
+def _problems(artifact: Artifact, certificate: Certificate) -> Iterator[str]:
     """Yield the reasons why a certificate does not cover the files to publish."""
     document = certificate.document
     if not document["passed"] or not all(check.get("passed") for check in document["checks"]):
         yield "its certificate says that the verification failed"
     if changed := certificate.changed_files():
         yield f"{', '.join(changed)} changed since it was verified"
-    names = [path.name for path in part.weights]
-    if part.target.is_dir():
-        names += [name for name in JSON_NAMES if (part.target / name).is_file()]
+    names = [path.name for path in artifact.weights]
+    if artifact.target.is_dir():
+        names += [name for name in JSON_NAMES if (artifact.target / name).is_file()]
     if missing := [name for name in names if name not in document["files"]]:
         yield f"its certificate does not cover {', '.join(missing)}"
 
 
-def check_together(parts: Sequence[Part]) -> None:
-    """Refuse parts that are not the same model, or that a repository cannot hold beside each other.
+def check_together(artifacts: Sequence[Artifact]) -> None:
+    """Refuse artifacts that are different models, or that cannot be in one repository.
 
     Raises:
         MaeConvertError: other sources or tasks, or the same file twice.
     """
-    first, *others = parts
+    first, *others = artifacts
     names = {path.name for path in first.weights}
     for other in others:
         if other.source_sha256 not in {first.source_sha256, first.own_sha256} - {None}:
@@ -157,12 +156,16 @@ def check_together(parts: Sequence[Part]) -> None:
         names |= {path.name for path in other.weights}
 
 
-def beside(part: Part) -> list[str]:
+def beside(artifact: Artifact) -> list[str]:
     """Return the names of the files that are published beside an artifact's weights."""
-    if part.target.is_dir():
-        names = [*JSON_NAMES, *(CERTIFICATE if part.certificate else ())]
-        if part.certificate:  # what else was verified, as a processor_config.json
-            weights = [path.name for path in part.weights]
-            names += [n for n in part.certificate.document["files"] if n not in (*names, *weights)]
-        return [name for name in names if (part.target / name).is_file()]
-    return [f"{part.target.name}.{name}" for name in CERTIFICATE] if part.certificate else []
+    if artifact.target.is_dir():
+        names = [*JSON_NAMES, *(CERTIFICATE if artifact.certificate else ())]
+        if artifact.certificate:  # what else was verified, as a processor_config.json
+            weights = [path.name for path in artifact.weights]
+            names += [
+                n for n in artifact.certificate.document["files"] if n not in (*names, *weights)
+            ]
+        return [name for name in names if (artifact.target / name).is_file()]
+    return (
+        [f"{artifact.target.name}.{name}" for name in CERTIFICATE] if artifact.certificate else []
+    )

@@ -12,7 +12,7 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import step_in_words
 from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.files.strict_json import plain
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.card_parity import folded, in_short, verification
 from mae_convert.publish.card_usage import loading
 from mae_convert.publish.licence import Licence, is_repository, sources_of
@@ -33,58 +33,60 @@ WARNING = (
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card is written of.
-
-    Attributes:
-        repo_id: where it is published.
-        parts: what is published, the main part first.
-        licence: what it is published under.
-        staged: the files, by path.
-        image: path of an image of reconstructions, or None.
-        credit: whose photographs it shows.
-    """
+class CardData:
+    """What a card is written from."""
 
     repo_id: str
-    parts: Sequence[Part]
+    """The repository it is published in."""
+
+    artifacts: Sequence[Artifact]
+    """What is published, the main artifact first."""
+
     licence: Licence
+    """What it is published under."""
+
     staged: Mapping[str, Staged]
-    picture: str | None
+    """The files, by path in the repository."""
+
+    image: str | None
+    """Path of an image of reconstructions, or None."""
+
     credit: str = ""
+    """Whose photographs the image shows."""
 
 
-def section(facts: Facts) -> str:
+def section(data: CardData) -> str:
     """Return the section as Markdown, without its marks."""
     blocks = [
-        introduction(facts),
+        introduction(data),
         "## Where the weights come from",
-        provenance(facts),
-        *(_changes(facts.parts[0])),
+        provenance(data),
+        *(_changes(data.artifacts[0])),
         "## What no tensor tells",
-        configurationtable(facts.parts[0]),
+        configuration_table(data.artifacts[0]),
         "## How it was verified",
-        verification(facts.parts[0]),
-        *(folded(part) for part in facts.parts[1:]),
+        verification(data.artifacts[0]),
+        *(folded(artifact) for artifact in data.artifacts[1:]),
         "## How to load the weights",
-        loading(facts.repo_id, facts.parts),
+        loading(data.repo_id, data.artifacts),
         "## How to check them",
-        checking(facts),
+        checking(data),
         "## Files",
-        filestable(facts),
-        *_citation(facts.parts[0]),
+        files_table(data),
+        *_citation(data.artifacts[0]),
     ]
     return "\n\n".join(blocks)
 
 
-def _citation(part: Part) -> Iterator[str]:
-    if citation := part.checkpoint.family.about().citation:
+def _citation(artifact: Artifact) -> Iterator[str]:
+    if citation := artifact.checkpoint.family.about().citation:
         yield "## Citation"
         yield f"```bibtex\n{citation}\n```"
 
 
-def introduction(facts: Facts) -> str:
+def introduction(data: CardData) -> str:
     """Return a paragraph about the model, and the image."""
-    checkpoint = facts.parts[0].checkpoint
+    checkpoint = data.artifacts[0].checkpoint
     model, family = checkpoint.configuration.model, checkpoint.family
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     text = (
@@ -93,14 +95,14 @@ def introduction(facts: Facts) -> str:
         f"{model.hidden_size} with {model.num_attention_heads} heads{_on_top(checkpoint)}. "
         f"{count:,} parameters."
     )
-    if said := in_short(facts.parts[0]):
+    if said := in_short(data.artifacts[0]):
         text += f"\n\n{said}"
-    if facts.picture is None:
+    if data.image is None:
         return text
     return (
         f"{text}\n\n![original, masked, reconstruction, reconstruction with visible "
-        f"patches]({facts.picture})\n\nOriginal, masked, reconstruction, and reconstruction with "
-        f"the original visible patches. {facts.credit}".rstrip()
+        f"patches]({data.image})\n\nOriginal, masked, reconstruction, and reconstruction with "
+        f"the original visible patches. {data.credit}".rstrip()
     )
 
 
@@ -119,33 +121,35 @@ def _on_top(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def provenance(facts: Facts) -> str:
+def provenance(data: CardData) -> str:
     """Return a table of the source, its hash, the licence, and the program."""
-    part = facts.parts[0]
+    artifact = data.artifacts[0]
     rows = []
-    for number_, source in enumerate(sources_of(part)):
+    for number_, source in enumerate(sources_of(artifact)):
         title = "which was converted from" if number_ else "converted from"
-        rows.append((title, _source(source, part.checkpoint.family.about().addresses)))
+        rows.append((title, _source(source, artifact.checkpoint.family.about().addresses)))
         rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
         if stated := source.get("fingerprint"):
             rows.append(("fingerprint", code_in_markdown(stated)))
     if not rows:
         rows.append(("converted from", "unknown: there is no conversion record"))
-    if (relative := part.checkpoint.relative) and relative.certain:
+    if (relative := artifact.checkpoint.relative) and relative.certain:
         rows.append(("family", for_markdown(relative.relative.name)))
         rows += (
             [("to be known", for_markdown(relative.relative.caveat))]
             if relative.relative.caveat
             else []
         )
-    licence = facts.licence
+    licence = data.licence
     name = for_markdown(licence.name)
     if link := licence.fields.get("license_link"):
         name = link_in_markdown(name, link)
     rows.append(("licence", f"{name}, {for_markdown(licence.said_by)}"))
-    version = part.record.get("mae_convert", __version__)
-    if part.record:
-        rows.append(("converted by", f"mae-convert {for_markdown(version)}, to {_layout(part)}"))
+    version = artifact.record.get("mae_convert", __version__)
+    if artifact.record:
+        rows.append(
+            ("converted by", f"mae-convert {for_markdown(version)}, to {_layout(artifact)}")
+        )
     return table(("", ""), rows)
 
 
@@ -180,9 +184,9 @@ def _repository(name: object, revision: str) -> str:
     return f"{shown} at {code_in_markdown(revision)}"
 
 
-def _changes(part: Part) -> Iterator[str]:
+def _changes(artifact: Artifact) -> Iterator[str]:
     """Yield the changes that the conversion made to the tensors."""
-    record = part.record
+    record = artifact.record
     lines, steps = list[str](), record.get("steps", [])
     if "tensors" in record:  # a single file has a short record
         exact = "" if any(step.get("step") != "task" for step in steps) else ", bit for bit"
@@ -203,10 +207,10 @@ def _changes(part: Part) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def configurationtable(part: Part) -> str:
+def configuration_table(artifact: Artifact) -> str:
     """Return a table of the fields that are not stored in the tensors, and their sources."""
-    configuration = part.checkpoint.configuration
-    told = part.record.get("assumed") or configuration.assumed()
+    configuration = artifact.checkpoint.configuration
+    told = artifact.record.get("assumed") or configuration.assumed()
     rows = []
     for name, entry in configuration.assumed().items():
         source = told.get(name, entry).get("source", "unknown")
@@ -217,43 +221,43 @@ def configurationtable(part: Part) -> str:
     return table(("field", "value", "taken from"), rows)
 
 
-def checking(facts: Facts) -> str:
+def checking(data: CardData) -> str:
     """Return instructions for verifying the published files."""
-    part = facts.parts[0]
-    digits = code_in_markdown(checkpoint_fingerprint(part.checkpoint))
+    artifact = data.artifacts[0]
+    digits = code_in_markdown(checkpoint_fingerprint(artifact.checkpoint))
     same = (
         "The fingerprint of the weights and their configuration, which is the same in every layout"
-        f" and file format and is printed by `mae-convert fingerprint hf://{facts.repo_id}`:"
+        f" and file format and is printed by `mae-convert fingerprint hf://{data.repo_id}`:"
         f" {digits}"
     )
-    if part.certificate is None:
+    if artifact.certificate is None:
         return (
             f"{same}\n\nThere is no certificate. If you have the source:\n\n```sh\nmae-convert "
-            f"verify SOURCE hf://{facts.repo_id}\n```"
+            f"verify SOURCE hf://{data.repo_id}\n```"
         )
-    names = [path.name for further in facts.parts[1:] for path in further.weights[:1]]
-    more = "".join(f"mae-convert verify hf://{facts.repo_id}/{name}\n" for name in names)
+    names = [path.name for further in data.artifacts[1:] for path in further.weights[:1]]
+    more = "".join(f"mae-convert verify hf://{data.repo_id}/{name}\n" for name in names)
     return (
         f"{same}\n\n`verification.json` contains the measurements, and `verification.safetensors` "
         "the inputs and the source's float64 outputs. Without the source, they show that these "
         "files still compute what was verified:\n\n```sh\npip install "
         "'mae-convert[torch,tensorflow]'\nmae-convert verify "
-        f"hf://{facts.repo_id}\n{more}```\n\nThe proof takes the source:\n\n```sh\nmae-convert "
-        f"verify SOURCE hf://{facts.repo_id}\n```"
+        f"hf://{data.repo_id}\n{more}```\n\nThe proof takes the source:\n\n```sh\nmae-convert "
+        f"verify SOURCE hf://{data.repo_id}\n```"
     )
 
 
-def filestable(facts: Facts) -> str:
+def files_table(data: CardData) -> str:
     """Return a table of the weight files with their layouts and hashes."""
     rows = []
-    for part in facts.parts:
-        for path in part.weights:
-            staged = facts.staged[path.name]
-            layout = f"`{part.checkpoint.layout.name}`"
+    for artifact in data.artifacts:
+        for path in artifact.weights:
+            staged = data.staged[path.name]
+            layout = f"`{artifact.checkpoint.layout.name}`"
             digits = code_in_markdown(staged.sha256)
             rows.append((code_in_markdown(path.name), layout, format_bytes(staged.size), digits))
     return table(("file", "layout", "size", "SHA-256"), rows)
 
 
-def _layout(part: Part) -> str:
-    return part.checkpoint.layout.title
+def _layout(artifact: Artifact) -> str:
+    return artifact.checkpoint.layout.title

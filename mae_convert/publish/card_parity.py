@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.markdown import table
 from mae_convert.text import code_in_markdown, for_html, for_markdown, format_number
 from mae_convert.verify.assumptions import in_words, shared
@@ -11,11 +11,11 @@ from mae_convert.verify.judge import FUNCTION_LIMIT, Check
 from mae_convert.verify.summary import effects_in_words, summary
 
 
-def in_short(part: Part) -> str:
+def in_short(artifact: Artifact) -> str:
     """Return the result of the verification in a sentence; empty if there was none."""
-    if part.certificate is None:
+    if artifact.certificate is None:
         return ""
-    document = part.certificate.document
+    document = artifact.certificate.document
     distances = [
         check["measured"]
         for check in document["checks"]
@@ -36,12 +36,12 @@ def in_short(part: Part) -> str:
     )
 
 
-def verification(part: Part) -> str:
+def verification(artifact: Artifact) -> str:
     """Return the parity table of an artifact, and how it was measured."""
-    names = ", ".join(code_in_markdown(path.name) for path in part.weights[:1])
-    if part.certificate is None:
+    names = ", ".join(code_in_markdown(path.name) for path in artifact.weights[:1])
+    if artifact.certificate is None:
         return f"{names} was **not verified**."
-    document = part.certificate.document
+    document = artifact.certificate.document
     checks = [Check(**check) for check in document["checks"]]
     rows = [
         (
@@ -78,11 +78,11 @@ def verification(part: Part) -> str:
     return "\n\n".join(lines)
 
 
-def folded(part: Part) -> str:
+def folded(artifact: Artifact) -> str:
     """Return the same for a further artifact, in a collapsed section."""
-    name = for_html(part.weights[0].name)
+    name = for_html(artifact.weights[0].name)
     return (
-        f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(part)}"
+        f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(artifact)}"
         "\n\n</details>"
     )
 

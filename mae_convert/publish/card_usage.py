@@ -4,17 +4,23 @@ from collections.abc import Sequence
 
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.formats.directory import KERAS_SUFFIX
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 
 
-def loading(repo_id: str, parts: Sequence[Part]) -> str:
+def loading(repo_id: str, artifacts: Sequence[Artifact]) -> str:
     """Return code that loads the model in PyTorch, TensorFlow and timm, converted if necessary."""
-    blocks = [_pytorch(repo_id, parts), _tensorflow(repo_id, parts), _timm(repo_id, parts)]
+    blocks = [
+        _pytorch(repo_id, artifacts),
+        _tensorflow(repo_id, artifacts),
+        _timm(repo_id, artifacts),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _first(parts: Sequence[Part], *layouts: str) -> Part | None:
-    return next((part for part in parts if part.checkpoint.layout.name in layouts), None)
+def _first(artifacts: Sequence[Artifact], *layouts: str) -> Artifact | None:
+    return next(
+        (artifact for artifact in artifacts if artifact.checkpoint.layout.name in layouts), None
+    )
 
 
 def _code(title: str, language: str, lines: Sequence[str]) -> str:
@@ -22,9 +28,9 @@ def _code(title: str, language: str, lines: Sequence[str]) -> str:
     return f"### {title}\n\n```{language}\n{body}\n```"
 
 
-def _can_be(parts: Sequence[Part], layout: str, task: str | None = None) -> bool:
+def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None) -> bool:
     """Return whether the model can be converted to a layout."""
-    checkpoint = parts[0].checkpoint
+    checkpoint = artifacts[0].checkpoint
     task = task or checkpoint.task
     entry = checkpoint.family.layouts.get(layout)
     holds = entry is not None and any(task in table.tasks for table in entry.tables)
@@ -39,12 +45,12 @@ def _class(checkpoint: Checkpoint, library: str) -> str | None:
     return place and place.partition(":")[2]
 
 
-def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
-    checkpoint = parts[0].checkpoint
+def _pytorch(repo_id: str, artifacts: Sequence[Artifact]) -> str:
+    checkpoint = artifacts[0].checkpoint
     name = _class(checkpoint, "transformers")
     if name is None:
         return _code("PyTorch", "python", _reference_model(repo_id, checkpoint))
-    if _first(parts, "transformers"):
+    if _first(artifacts, "transformers"):
         order = "  # takes pixel_values (N, T, C, H, W)" if checkpoint.family.clips else ""
         lines = [
             f"from transformers import {name}",
@@ -52,7 +58,7 @@ def _pytorch(repo_id: str, parts: Sequence[Part]) -> str:
             f'model = {name}.from_pretrained("{repo_id}"){order}',
         ]
         return _code("PyTorch", "python", lines)
-    if not _can_be(parts, "transformers"):
+    if not _can_be(artifacts, "transformers"):
         return ""
     lines = [
         f"mae-convert convert hf://{repo_id} my-mae --to transformers",
@@ -76,9 +82,9 @@ def _reference_model(repo_id: str, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
-    name = _class(parts[0].checkpoint, "keras")
-    if _first(parts, "transformers-tf"):
+def _tensorflow(repo_id: str, artifacts: Sequence[Artifact]) -> str:
+    name = _class(artifacts[0].checkpoint, "keras")
+    if _first(artifacts, "transformers-tf"):
         lines = [
             "# transformers up to 4.57; newer versions have no TensorFlow classes",
             f"from transformers import {name}",
@@ -86,12 +92,12 @@ def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
             f'model = {name}.from_pretrained("{repo_id}")',
         ]
         return _code("TensorFlow", "python", lines)
-    part = _first(parts, "keras")
-    if part is None and not _can_be(parts, "keras"):
+    artifact = _first(artifacts, "keras")
+    if artifact is None and not _can_be(artifacts, "keras"):
         return ""
-    file = part.weights[0].name if part else "my-mae.keras"
+    file = artifact.weights[0].name if artifact else "my-mae.keras"
     shell = f"mae-convert convert hf://{repo_id} {file} --to keras"
-    if part:
+    if artifact:
         shell = f"hf download {repo_id} {file} --local-dir ."
     known = "  # registers the models with Keras 3, on TensorFlow or JAX"
     lines = [
@@ -112,17 +118,17 @@ def _tensorflow(repo_id: str, parts: Sequence[Part]) -> str:
     return f"### TensorFlow\n\n```sh\n{shell}\n```\n\n```python\n{code}\n```"
 
 
-def _timm(repo_id: str, parts: Sequence[Part]) -> str:
-    if _first(parts[:1], "timm"):
+def _timm(repo_id: str, artifacts: Sequence[Artifact]) -> str:
+    if _first(artifacts[:1], "timm"):
         lines = [
             "import timm",
             "",
             f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)',
         ]
         return _code("timm", "python", lines)
-    task = parts[0].checkpoint.task
+    task = artifacts[0].checkpoint.task
     wanted = "classify" if task == "classify" else "encoder"
-    if not _can_be(parts, "timm", wanted):
+    if not _can_be(artifacts, "timm", wanted):
         return ""
     drop = " --task encoder" if task == "pretrain" else ""
     shell = f"mae-convert convert hf://{repo_id} my-timm --to timm{drop}"

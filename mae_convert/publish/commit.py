@@ -40,36 +40,36 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Change:
-    """What is to change in a repository.
-
-    Attributes:
-        add: files that are new or changed.
-        delete: files that go.
-        title: of the commit, and of a pull request.
-        account: whose token it is.
-    """
+    """What is to change in a repository."""
 
     add: Sequence[Staged]
+    """Files that are new or changed."""
+
     delete: Sequence[str]
+    """Files that go."""
+
     title: str
+    """Of the commit, and of a pull request."""
+
     account: str
+    """Whose token it is."""
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A commit that is in the repository.
-
-    Attributes:
-        commit: its id.
-        url: its page.
-        pull_request_url: the page of the pull request, or None.
-        is_new: it was made by this run; False where everything was there already.
-    """
+    """A commit that is in the repository."""
 
     commit: str
+    """Its id."""
+
     url: str
+    """Its page."""
+
     pull_request_url: str | None = None
+    """The page of the pull request, or None."""
+
     is_new: bool = True
+    """It was made by this run; False where everything was there already."""
 
 
 def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed:

@@ -18,7 +18,7 @@ CREDIT = (
 )
 
 
-def picture_of(checkpoint: Checkpoint) -> bytes | None:
+def image_of(checkpoint: Checkpoint) -> bytes | None:
     """Return a sheet of the embedded photographs as PNG, or None if it cannot be created.
 
     It cannot be created for models without a decoder or with other than three channels, for models
@@ -31,8 +31,8 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         return None
     data = Path(str(resources.files("mae_convert") / "data" / "demo"))
     try:
-        pictures = sorted(data.glob("*.jpg"))
-        pixels = load_pictures(pictures, checkpoint)
+        images = sorted(data.glob("*.jpg"))
+        pixels = load_pictures(images, checkpoint)
         side = choose_side(checkpoint, Side())
         noise = random_inputs(checkpoint.family, configuration.model, batch=len(pixels), seed=1)[
             "noise"
@@ -44,7 +44,7 @@ def picture_of(checkpoint: Checkpoint) -> bytes | None:
         return None
     drawn = panel(
         pixels, trace.arrays["float32/reconstruction"], trace.arrays["mask"],
-        [path.name for path in pictures], checkpoint,
+        [path.name for path in images], checkpoint,
     )  # fmt: skip
     stream = io.BytesIO()
     drawn.save(stream, "PNG")

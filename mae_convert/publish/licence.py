@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, Option, Text
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 from mae_convert.sources.licence import FIELDS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -15,17 +15,16 @@ MORE = "https://huggingface.co/docs/hub/repositories-licenses"
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as a card's metadata has it, and who says that it is this one.
-
-    Attributes:
-        fields: ``license``, and for ``other`` its name and link.
-        said_by: who says so, for a person.
-        notes: what the user should know.
-    """
+    """A licence as a card's metadata has it, and who says that it is this one."""
 
     fields: Mapping[str, str]
+    """``license``, and for ``other`` its name and link."""
+
     said_by: str
+    """Who says so, for a person."""
+
     notes: tuple[str, ...] = ()
+    """What the user should know."""
 
     @property
     def name(self) -> str:
@@ -38,28 +37,28 @@ def is_repository(name: object) -> bool:
     return isinstance(name, str) and REPOSITORY.fullmatch(name) is not None
 
 
-def sources_of(part: Part) -> Iterator[Mapping[str, Any]]:
+def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
     """Yield the source of an artifact, the source of that source, and so on, from the records."""
-    source = part.record.get("source")
+    source = artifact.record.get("source")
     while isinstance(source, Mapping):
         yield source
         source = source.get("made_from")
 
 
 def decide_licence(
-    part: Part, given: Mapping[str, str], existing_card: Mapping[str, Any]
+    artifact: Artifact, given: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
     """Return the licence: the source's, else what the user says, else what the card says already.
 
     Args:
-        part: what is published.
+        artifact: what is published.
         given: ``license`` and so on, as said on the command line.
         existing_card: metadata of the card that the repository has.
 
     Raises:
         MaeConvertError: nobody says it, or the user contradicts the source.
     """
-    for source in sources_of(part):
+    for source in sources_of(artifact):
         fields = {name: str(source[name]) for name in FIELDS if source.get(name)}
         if "license" not in fields:
             continue
@@ -78,7 +77,7 @@ def decide_licence(
     fields = {name: str(existing_card[name]) for name in FIELDS if existing_card.get(name)}
     if "license" in fields:
         return Licence(fields, "as stated on the card of the repository")
-    raise MaeConvertError(_question(part))
+    raise MaeConvertError(_question(artifact))
 
 
 def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, ...]:
@@ -91,15 +90,15 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
     )
 
 
-def _question(part: Part) -> Text:
+def _question(artifact: Artifact) -> Text:
     asked = (
         *(
-            f"the licence of {part.target} is not specified: pass that of its source with ",
+            f"the licence of {artifact.target} is not specified: pass that of its source with ",
             Option("license"),
         ),
         f", as its source has it (identifiers: {MORE})",
     )
-    checkpoint = part.checkpoint
+    checkpoint = artifact.checkpoint
     like = checkpoint.family.official_like(checkpoint.configuration.model, checkpoint.task)
     if like is None:
         return asked

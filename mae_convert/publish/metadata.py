@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mae_convert.publish.artifacts import Part
+from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.text import for_yaml
 
@@ -17,19 +17,21 @@ LIBRARIES = {
 TAGS = ("masked-autoencoder", "mae-convert")
 
 
-def metadata(repo_id: str, part: Part, licence: Licence, base_model: str | None) -> dict[str, Any]:
+def metadata(
+    repo_id: str, artifact: Artifact, licence: Licence, base_model: str | None
+) -> dict[str, Any]:
     """Return the metadata of a card.
 
     Args:
         repo_id: where it is published, which is not its own base model.
-        part: what is published.
+        artifact: what is published.
         licence: what it is published under.
         base_model: a repository that the model derives from, where the user says one.
     """
-    checkpoint = part.checkpoint
+    checkpoint = artifact.checkpoint
     about = checkpoint.family.about()
     pipeline = about.pipeline_tags.get(checkpoint.task)
-    sources = list(sources_of(part))
+    sources = list(sources_of(artifact))
     base = [base_model] if base_model else []
     for field in ("repository", "on_the_hub"):
         base += [source[field] for source in sources if is_repository(source.get(field))]

@@ -6,70 +6,79 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
-from mae_convert.publish.artifacts import Part, check_together, read_part
+from mae_convert.publish.artifacts import Artifact, check_together, read_artifact
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
-from mae_convert.publish.card_body import WARNING, Facts, section
-from mae_convert.publish.example_image import CREDIT, picture_of
+from mae_convert.publish.card_body import WARNING, CardData, section
+from mae_convert.publish.example_image import CREDIT, image_of
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.metadata import metadata
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
-from mae_convert.publish.staging import Staged, stage, stage_parts, superseded
+from mae_convert.publish.staging import Staged, stage, stage_artifacts, superseded
 from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
 from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
 
-PICTURE = "reconstruction.png"
+IMAGE = "reconstruction.png"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a user wants to publish, and how.
-
-    Attributes:
-        directory: the model directory.
-        target: where to.
-        also: further directories or files of the same model in other layouts.
-        unverified: go without a certificate.
-        licence: what the user says about it: ``license``, ``license_name``, ``license_link``.
-        base_model: repository that the model derives from, where the user says one.
-    """
+class PublishRequest:
+    """A request to publish a model."""
 
     directory: Path
+    """The model directory."""
+
     target: Target
+    """The repository."""
+
     also: tuple[Path, ...] = ()
+    """Further directories or files of the same model in other layouts."""
+
     unverified: bool = False
+    """Whether to publish without a certificate."""
+
     licence: Mapping[str, str] = field(default_factory=dict)
+    """The licence as specified: ``license``, ``license_name``, ``license_link``."""
+
     base_model: str | None = None
+    """The repository that the model derives from, if specified."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What will be done: nothing was sent yet.
+    """A planned publication; nothing was uploaded yet."""
 
-    Attributes:
-        wish: what was asked for.
-        parts: what is published.
-        remote: how the repository is.
-        account: whose token it is; None where there is none, which is enough to look.
-        staged: all files that are to be there, by path.
-        add: those of them that are new or changed.
-        delete: files that go.
-        kept: weights in the repository that this publication is not about.
-        licence: what it is published under.
-        added_metadata: what is added to the metadata of a card that is there.
-        notes: what the user should know.
-    """
+    request: PublishRequest
+    """What was asked for."""
 
-    wish: Wish
-    parts: Sequence[Part]
+    artifacts: Sequence[Artifact]
+    """What is published."""
+
     remote: Remote
+    """How the repository is."""
+
     account: str | None
+    """Whose token it is; None where there is none, which is enough to look."""
+
     staged: Mapping[str, Staged]
+    """All files that are to be there, by path."""
+
     add: Sequence[Staged]
+    """Those of them that are new or changed."""
+
     delete: Sequence[str]
+    """Files that go."""
+
     kept: Sequence[str]
+    """Weights in the repository that this publication is not about."""
+
     licence: Licence
+    """What it is published under."""
+
     added_metadata: Mapping[str, Any]
+    """What is added to the metadata of a card that is there."""
+
     notes: Sequence[str]
+    """What the user should know."""
 
     @property
     def card(self) -> str:
@@ -79,11 +88,11 @@ class Publication:
         return content.decode()
 
 
-def plan_publication(wish: Wish, *, dry_run: bool = False) -> Publication:
+def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publication:
     """Plan a publication, and refuse what must not be published.
 
     Args:
-        wish: what is to be published.
+        request: what is to be published.
         dry_run: nothing will be uploaded, so neither a token nor a connection to the Hub is needed.
 
     Raises:
@@ -92,27 +101,27 @@ def plan_publication(wish: Wish, *, dry_run: bool = False) -> Publication:
         HubError: nobody is logged in, or the repository may not be written to.
         MissingRequirementError: the Hub cannot be reached.
     """
-    parts = _read_parts(wish)
-    account, remote, notes = _look(wish.target, dry_run=dry_run)
+    artifacts = _read_artifacts(request)
+    account, remote, notes = _look(request.target, dry_run=dry_run)
     licence = decide_licence(
-        parts[0], wish.licence, metadata_of(remote.card) if remote.card else {}
+        artifacts[0], request.licence, metadata_of(remote.card) if remote.card else {}
     )
-    staged = stage_parts(parts, remote.entries)
-    picture, credit = _picture(wish.directory, parts[0], staged, remote)
-    if picture is not None:
-        staged[PICTURE] = picture
-    shown = PICTURE if picture is not None or credit else None
-    facts = Facts(wish.target.repo_id, parts, licence, staged, shown, credit)
-    text, added = _card(wish, facts, remote.card)
+    staged = stage_artifacts(artifacts, remote.entries)
+    image, credit = _image(request.directory, artifacts[0], staged, remote)
+    if image is not None:
+        staged[IMAGE] = image
+    shown = IMAGE if image is not None or credit else None
+    data = CardData(request.target.repo_id, artifacts, licence, staged, shown, credit)
+    text, added = _card(request, data, remote.card)
     if account is not None:
-        with speaking(wish.target.repo_id):
+        with speaking(request.target.repo_id):
             check_card(text)
     staged[CARD] = stage(CARD, text.encode())
     there = remote.entries
     delete = superseded(staged, there)
     return Publication(
-        wish=wish,
-        parts=parts,
+        request=request,
+        artifacts=artifacts,
         remote=remote,
         account=account,
         staged=staged,
@@ -125,17 +134,17 @@ def plan_publication(wish: Wish, *, dry_run: bool = False) -> Publication:
     )
 
 
-def _read_parts(wish: Wish) -> list[Part]:
-    if wish.directory.is_file():
+def _read_artifacts(request: PublishRequest) -> list[Artifact]:
+    if request.directory.is_file():
         raise MaeConvertError(
-            f"{wish.directory} is a file",
+            f"{request.directory} is a file",
             hint=("name the model directory, and further layouts with ", Option("also")),
-            path=wish.directory,
+            path=request.directory,
         )
-    paths = (wish.directory, *wish.also)
-    parts = [read_part(path, unverified=wish.unverified) for path in paths]
-    check_together(parts)
-    return parts
+    paths = (request.directory, *request.also)
+    artifacts = [read_artifact(path, unverified=request.unverified) for path in paths]
+    check_together(artifacts)
+    return artifacts
 
 
 def _is_weights(path: str) -> bool:
@@ -172,28 +181,30 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
         return None, Remote(False, target.private, target.branch), (note,)
 
 
-def _picture(
-    directory: Path, part: Part, staged: Mapping[str, Staged], remote: Remote
+def _image(
+    directory: Path, artifact: Artifact, staged: Mapping[str, Staged], remote: Remote
 ) -> tuple[Staged | None, str]:
     """Return the image to publish, and its credits.
 
     It is the directory's own image, or a new one. If the repository has an image of the same
     weights, that image is kept: one computed on another machine would differ in its last bits.
     """
-    if (directory / PICTURE).is_file():
-        return stage(PICTURE, directory / PICTURE), ""
-    weights = [staged[path.name] for path in part.weights]
-    if PICTURE in remote.entries and all(f.is_at(remote.entries.get(f.path)) for f in weights):
+    if (directory / IMAGE).is_file():
+        return stage(IMAGE, directory / IMAGE), ""
+    weights = [staged[path.name] for path in artifact.weights]
+    if IMAGE in remote.entries and all(f.is_at(remote.entries.get(f.path)) for f in weights):
         return None, CREDIT
-    made = picture_of(part.checkpoint)
-    return (None, "") if made is None else (stage(PICTURE, made), CREDIT)
+    made = image_of(artifact.checkpoint)
+    return (None, "") if made is None else (stage(IMAGE, made), CREDIT)
 
 
-def _card(wish: Wish, facts: Facts, existing: str | None) -> tuple[str, dict[str, Any]]:
+def _card(
+    request: PublishRequest, data: CardData, existing: str | None
+) -> tuple[str, dict[str, Any]]:
     """Return the card, and the metadata that was added to an existing one."""
-    ours = marked(section(facts), warning=WARNING if wish.unverified else "")
-    fields = metadata(facts.repo_id, facts.parts[0], facts.licence, wish.base_model)
-    local = wish.directory / CARD
+    ours = marked(section(data), warning=WARNING if request.unverified else "")
+    fields = metadata(data.repo_id, data.artifacts[0], data.licence, request.base_model)
+    local = request.directory / CARD
     if existing is None and local.is_file():
         try:
             existing = local.read_bytes().decode().removeprefix("\ufeff")
@@ -202,6 +213,6 @@ def _card(wish: Wish, facts: Facts, existing: str | None) -> tuple[str, dict[str
                 f"{local} is not UTF-8 text", hint="correct or remove it"
             ) from error
     if existing is None:
-        title = facts.repo_id.partition("/")[2]
-        return new_card(title, ours, fields, on_top=wish.unverified), {}
-    return merged_card(existing, ours, fields, on_top=wish.unverified)
+        title = data.repo_id.partition("/")[2]
+        return new_card(title, ours, fields, on_top=request.unverified), {}
+    return merged_card(existing, ours, fields, on_top=request.unverified)

@@ -36,7 +36,7 @@ def publish(publication: Publication) -> Published:
         HubError: the Hub refuses, or the repository was changed in the meantime.
         MissingRequirementError: the Hub cannot be reached, or keeps failing.
     """
-    target, account = publication.wish.target, publication.account
+    target, account = publication.request.target, publication.account
     assert account is not None
     with speaking(target.repo_id):
         api = client()
@@ -48,11 +48,11 @@ def publish(publication: Publication) -> Published:
 
 
 def _committed(api: "HfApi", publication: Publication, remote: Remote, account: str) -> Committed:
-    target = publication.wish.target
+    target = publication.request.target
     if not publication.add and not publication.delete:
         head = str(remote.head)
         url = commit_url(api, target.repo_id, head)
         return Committed(head, url, remote.pull_request_url, is_new=False)
-    title = UNVERIFIED_TITLE if publication.wish.unverified else TITLE
+    title = UNVERIFIED_TITLE if publication.request.unverified else TITLE
     change = Change(publication.add, publication.delete, title, account)
     return commit(api, target, remote, change)

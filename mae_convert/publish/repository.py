@@ -22,44 +22,48 @@ ATTRIBUTES = ".gitattributes"  # the Hub's own, which a new repository has
 
 @dataclass(frozen=True)
 class Target:
-    """Where to publish.
-
-    Attributes:
-        repo_id: ``owner/name``.
-        branch: the branch that gets the commit; or refs/pr/N, a pull request that is there.
-        pull_request: propose the change instead.
-        private: whether a repository that is not there yet is made a private one.
-    """
+    """Where to publish."""
 
     repo_id: str
+    """``owner/name``."""
+
     branch: str = MAIN
+    """The branch that gets the commit; or refs/pr/N, a pull request that is there."""
+
     pull_request: bool = False
+    """Propose the change instead."""
+
     private: bool = False
+    """Whether a repository that is not there yet is made a private one."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """How the repository is.
-
-    Attributes:
-        exists: there is such a repository.
-        private: it is a private one.
-        revision: what is looked at, and committed to: the branch, or a pull request of ours.
-        is_new_branch: the branch is not there yet.
-        head: the commit there now; None where there is nothing.
-        entries: its files.
-        card: the text of its card; None where it has none.
-        pull_request_url: of ours that is open, or None.
-    """
+    """How the repository is."""
 
     exists: bool
+    """There is such a repository."""
+
     private: bool
+    """It is a private one."""
+
     revision: str
+    """What is looked at, and committed to: the branch, or a pull request of ours."""
+
     is_new_branch: bool = False
+    """The branch is not there yet."""
+
     head: str | None = None
+    """The commit there now; None where there is nothing."""
+
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    """Its files."""
+
     card: str | None = None
+    """The text of its card; None where it has none."""
+
     pull_request_url: str | None = None
+    """Of ours that is open, or None."""
 
 
 def look(api: "HfApi", target: Target, account: str | None) -> Remote:

@@ -10,7 +10,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.hashes import open_sha256
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.shards import SHARD
-from mae_convert.publish.artifacts import Part, beside
+from mae_convert.publish.artifacts import Artifact, beside
 from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid
 
@@ -21,21 +21,22 @@ LARGEST_IN_GIT = 10_000_000  # bytes; the Hub keeps larger files by their SHA-25
 
 @dataclass(frozen=True)
 class Staged:
-    """A file that is to be in the repository.
-
-    Attributes:
-        path: where, in the repository.
-        content: a large local file, which is open, or the bytes.
-        size: in bytes.
-        sha256: of its bytes.
-        git_oid: the name that git gives it; None for a large file.
-    """
+    """A file that is to be in the repository."""
 
     path: str
+    """Where, in the repository."""
+
     content: ByteFile | bytes
+    """A large local file, which is open, or the bytes."""
+
     size: int
+    """In bytes."""
+
     sha256: str
+    """Of its bytes."""
+
     git_oid: str | None
+    """The name that git gives it; None for a large file."""
 
     def is_at(self, entry: Entry | None) -> bool:
         """Return whether the repository already has these bytes at this path."""
@@ -58,33 +59,37 @@ def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
     return Staged(path, content, len(content), digest, git_oid(content))
 
 
-def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, Staged]:
-    """Return the files of the parts, by their path in the repository.
+def stage_artifacts(artifacts: Sequence[Artifact], there: Mapping[str, Entry]) -> dict[str, Staged]:
+    """Return the files of the artifacts, by their path in the repository.
 
-    The first part's record and certificate stand at the root, unless the repository has weights
+    The first artifact's record and certificate stand at the root, unless the repository has weights
     there that readers take before them. Of a further directory the weights stand at the root, where
     its framework looks for them; its record and certificate have a folder of their own, and so has
     any other file that the root has with other contents. A single file's certificate is beside it.
 
     Args:
-        parts: what is published.
+        artifacts: what is published.
         there: what the repository holds.
 
     Raises:
         MaeConvertError: a file is not the one that the certificate is about any more.
     """
     staged: dict[str, Staged] = {}
-    at_root = not _is_taken(parts[0], there)
-    for number, part in enumerate(parts):
-        container = part.checkpoint.container
+    at_root = not _is_taken(artifacts[0], there)
+    for number, artifact in enumerate(artifacts):
+        container = artifact.checkpoint.container
         read = {file.path.name: file for file in (*container.opened, *container.beside)}
         for file in container.opened:
-            staged[file.path.name] = _as_certified(part, stage(file.path.name, file))
-        folder = f"{CERTIFICATES_FOLDER}/{part.weights[0].name}"
-        for name in beside(part):
-            local = part.target / name if part.target.is_dir() else part.target.with_name(name)
-            place = _as_certified(part, stage(name, read.get(name, local)))
-            if part.target.is_dir() and (number > 0 or not at_root):
+            staged[file.path.name] = _as_certified(artifact, stage(file.path.name, file))
+        folder = f"{CERTIFICATES_FOLDER}/{artifact.weights[0].name}"
+        for name in beside(artifact):
+            local = (
+                artifact.target / name
+                if artifact.target.is_dir()
+                else artifact.target.with_name(name)
+            )
+            place = _as_certified(artifact, stage(name, read.get(name, local)))
+            if artifact.target.is_dir() and (number > 0 or not at_root):
                 own = name in OWN_FILES
                 if not own and _same(place, staged.get(name), there.get(name)):
                     continue
@@ -94,18 +99,18 @@ def stage_parts(parts: Sequence[Part], there: Mapping[str, Entry]) -> dict[str, 
     return staged
 
 
-def _as_certified(part: Part, file: Staged) -> Staged:
+def _as_certified(artifact: Artifact, file: Staged) -> Staged:
     """Return a file if its bytes are those that the certificate covers.
 
     Raises:
         MaeConvertError: the file changed since the certificate was checked.
     """
-    if part.certificate is None:
+    if artifact.certificate is None:
         return file
-    known, content = part.certificate.sha256_of(file.path), file.content
+    known, content = artifact.certificate.sha256_of(file.path), file.content
     if known is None:  # the certificate itself
         data = content if isinstance(content, bytes) else content.raw(0, content.size)
-        same = part.certificate.is_document(data)
+        same = artifact.certificate.is_document(data)
     else:
         same = known == file.sha256
     if same:
@@ -113,14 +118,14 @@ def _as_certified(part: Part, file: Staged) -> Staged:
     raise MaeConvertError(
         file.path,
         " of ",
-        part.target,
+        artifact.target,
         " was changed during publishing; nothing was uploaded: verify it again, then publish again",
     )
 
 
-def _is_taken(part: Part, there: Mapping[str, Entry]) -> bool:
+def _is_taken(artifact: Artifact, there: Mapping[str, Entry]) -> bool:
     """Return whether readers of the repository would load weights other than the artifact's."""
-    ours = [path.name for path in part.weights]
+    ours = [path.name for path in artifact.weights]
     first = next((name for name in PREFERENCE if name in there or name in ours), None)
     return first is not None and first not in ours and not _is_in_place_of(first, ours)
 
@@ -157,5 +162,5 @@ def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[s
 
 
 def _is_safetensors(path: str) -> bool:
-    parts = SHARD.fullmatch(path) and path.startswith("model-") and path.endswith(".safetensors")
-    return bool(parts) or path in ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}")
+    sharded = SHARD.fullmatch(path) and path.startswith("model-") and path.endswith(".safetensors")
+    return bool(sharded) or path in ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}")

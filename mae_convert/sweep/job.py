@@ -278,14 +278,14 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
     Raises:
         MaeConvertError: it cannot be published, or the Hub serves other content.
     """
-    from mae_convert.publish import Target, Wish, plan_publication, publish
+    from mae_convert.publish import PublishRequest, Target, plan_publication, publish
 
     branch = settings.get("branch", "main")
     target = Target(name, branch, bool(settings.get("create_pr")), bool(settings.get("private")))
     licence = {n: settings[n] for n in ("license", "license_name", "license_link") if n in settings}
-    wish = Wish(directory, target, (), bool(settings.get("unverified")), licence,
+    request = PublishRequest(directory, target, (), bool(settings.get("unverified")), licence,
                 settings.get("base_model"))  # fmt: skip
-    published = publish(plan_publication(wish))
+    published = publish(plan_publication(request))
     if published.wrong:
         path, how = next(iter(published.wrong.items()))
         raise MaeConvertError("published, but the Hub serves other content: ", path, f" {how}")

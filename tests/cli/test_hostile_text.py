@@ -459,21 +459,21 @@ def hostile_part(part, text):
 
 @pytest.fixture(scope="module")
 def published_part(certified):
-    from mae_convert.publish.artifacts import read_part
+    from mae_convert.publish.artifacts import read_artifact
 
-    return read_part(certified)
+    return read_artifact(certified)
 
 
 def card_of(part, text, existing=None):
     from mae_convert.publish.card import marked, merged_card, new_card
-    from mae_convert.publish.card_body import Facts, section
+    from mae_convert.publish.card_body import CardData, section
     from mae_convert.publish.licence import decide_licence
     from mae_convert.publish.metadata import metadata
-    from mae_convert.publish.staging import stage_parts
+    from mae_convert.publish.staging import stage_artifacts
 
     new = hostile_part(part, text)
     licence = decide_licence(new, {}, {})
-    facts = Facts("someone/my-mae", [new, new], licence, stage_parts([part], {}), None)
+    facts = CardData("someone/my-mae", [new, new], licence, stage_artifacts([part], {}), None)
     ours, fields_ = marked(section(facts)), metadata("someone/my-mae", new, licence, None)
     if existing is None:
         return new_card("my-mae", ours, fields_, on_top=False)
@@ -529,7 +529,7 @@ def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part,
 
 def test_what_is_published(published_part, printed, hostile):
     from mae_convert.cli.output import publication as show
-    from mae_convert.publish.plan import Publication, Wish
+    from mae_convert.publish.plan import Publication, PublishRequest
     from mae_convert.publish.publish import Published
     from mae_convert.publish.repository import Remote, Target
     from mae_convert.publish.staging import Staged
@@ -540,7 +540,8 @@ def test_what_is_published(published_part, printed, hostile):
         staged = {name: Staged(name, data, 7, "ab", None) for name, data in contents.items()}
         licence = SimpleNamespace(name=text, said_by=text, fields={"license": text})
         return Publication(
-            wish=Wish(Path("m"), Target(f"a/b{text}", pull_request=True)), parts=[published_part],
+            request=PublishRequest(Path("m"), Target(f"a/b{text}", pull_request=True)),
+            artifacts=[published_part],
             remote=Remote(True, False, text, pull_request_url=text), account=text, staged=staged,
             add=[], delete=[f"old {text}"], kept=[f"kept {text}"], licence=licence,
             added_metadata={f"tags {text}": 1}, notes=[f"note {text}"],

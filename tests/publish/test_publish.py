@@ -11,8 +11,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MissingRequirementError
-from mae_convert.publish import example_image as picture
-from mae_convert.publish import staging
+from mae_convert.publish import example_image, staging
 from mae_convert.runtime.trace import Trace
 from mae_convert.sources import HubReference, locate
 from mae_convert.verify.certificate import read_certificate
@@ -535,7 +534,7 @@ def test_the_picture_is_made_where_the_directory_has_none(hub, command, model, m
         mask = (inputs["noise"] > 0.25).astype("float32")
         return [Trace({}, {"float32/reconstruction": pixels, "mask": mask})]
 
-    monkeypatch.setattr(picture, "run_together", run)
+    monkeypatch.setattr(example_image, "run_together", run)
     (model / "reconstruction.png").unlink()
     result = command("publish", model, REPO, *MIT)
     assert result.status == 0, result.err
@@ -550,7 +549,7 @@ def test_a_picture_that_cannot_be_made_is_no_obstacle(hub, command, model, monke
     def missing(*_):
         raise MissingRequirementError("no framework is here")
 
-    monkeypatch.setattr(picture, "choose_side", missing)
+    monkeypatch.setattr(example_image, "choose_side", missing)
     (model / "reconstruction.png").unlink()
     result = command("publish", model, REPO, *MIT)
     assert result.status == 0, result.err
@@ -560,7 +559,7 @@ def test_a_picture_that_cannot_be_made_is_no_obstacle(hub, command, model, monke
 
 @pytest.mark.slow
 def test_the_picture_shows_what_a_framework_computes(command, model):
-    made = picture.picture_of(open_checkpoint(model))
+    made = example_image.image_of(open_checkpoint(model))
     with Image.open(io.BytesIO(made)) as panel:
         assert panel.width > 900
 

@@ -138,16 +138,16 @@ def publish(
     """
     from mae_convert.cli.output import publication as show
     from mae_convert.cli.output.json_output import print_json
-    from mae_convert.publish import Target, Wish, plan_publication
+    from mae_convert.publish import PublishRequest, Target, plan_publication
     from mae_convert.publish import publish as send
 
     options = {"license": license_, "license_name": license_name, "license_link": license_link}
     licence = {name: value for name, value in options.items() if value}
     target = Target(repo_id, branch, create_pr, private)
-    wish = Wish(directory, target, also, unverified, licence, base_model)
+    request = PublishRequest(directory, target, also, unverified, licence, base_model)
     if sys.stderr.isatty():
         click.echo("reading the model, its certificate and the repository ...", err=True)
-    publication = plan_publication(wish, dry_run=dry_run)
+    publication = plan_publication(request, dry_run=dry_run)
     if not as_json:
         show.plan(publication, with_card=dry_run)
     if dry_run:

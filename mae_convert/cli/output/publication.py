@@ -12,7 +12,7 @@ from mae_convert.text import format_bytes, plural
 
 def plan(publication: Publication, *, with_card: bool) -> None:
     """Print the repository, the changes to its files, the licence, and the model card."""
-    out, remote, wish = console(), publication.remote, publication.wish
+    out, remote, wish = console(), publication.remote, publication.request
     kind = "there already" if remote.exists else "new"
     visibility = (
         "private" if remote.private else "public" if remote.exists else "by your account's default"
@@ -24,7 +24,7 @@ def plan(publication: Publication, *, with_card: bool) -> None:
         f"[bold]{markup(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
     )
     out.print(_files(publication))
-    layouts = plural(len(publication.parts), "layout")
+    layouts = plural(len(publication.artifacts), "layout")
     out.print(f"weights in {layouts}, {'NOT verified' if wish.unverified else 'verified'}")
     out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
     for name in publication.kept:
@@ -64,7 +64,7 @@ def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
 
 def plan_json(publication: Publication) -> dict[str, Any]:
     """Return what will be published as plain data."""
-    wish, remote = publication.wish, publication.remote
+    wish, remote = publication.request, publication.remote
     return {
         "repository": wish.target.repo_id,
         "exists": remote.exists,
