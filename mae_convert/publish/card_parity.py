@@ -89,9 +89,7 @@ def folded(artifact: Artifact) -> str:
 
 def _witness(witness: Mapping[str, Any]) -> str:
     ours = witness.get("ours") or "the conversion's tables"
-    how = (
-        "its own tensor names" if witness.get("native") else ours.replace("our ", "mae-convert's ")
-    )
+    how = "its own tensor names" if witness.get("native") else ours
     version = (witness.get("versions") or {}).get(witness.get("framework"), "")
     return for_markdown(
         f"{witness.get('side')} is the {witness.get('layout')} layout, run by"

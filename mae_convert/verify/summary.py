@@ -85,11 +85,16 @@ def _badness(check: Check) -> tuple[bool, float]:
     return not check.passed, measured / limit
 
 
-def _title(name: str) -> str:
+def _title(name: str, runner: str | None = None) -> str:
+    """Return the summary name of a check.
+
+    Args:
+        name: the check's.
+        runner: what ran B, if the check is one of ``--against``.
+    """
     if name.startswith("against "):
-        witness, _, rest = name.partition("/")
-        own = f"rounding error of {witness.removeprefix('against ')},"
-        return f"{witness}, {_title(rest).replace('own error of B,', own)}"
+        group, _, rest = name.partition("/")
+        return f"{group}, {_title(rest, group.removeprefix('against '))}"
     for prefix, title in GROUPS:
         if name.startswith(prefix):
             return title
@@ -99,7 +104,8 @@ def _title(name: str) -> str:
     if kind == "function":
         return f"float64: {_steps(rest) or rest}"
     side, _, rest = rest.partition("/")
-    return f"{kind}: rounding error of {side}, {_steps(rest) or 'results'}"
+    of = runner if runner and side == "B" else side
+    return f"{kind}: rounding error of {of}, {_steps(rest) or 'results'}"
 
 
 def _title_of_isolated(name: str) -> str:
@@ -234,7 +240,7 @@ def _through_ours(verdict: Verdict) -> str:
     """Return which of mae-convert's readers or tables a side was loaded through."""
     ours = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, ours), None) or "mae-convert's mapping tables"
-    what, _, why = named.replace("our ", "our own ").replace("own own", "own").partition(", ")
+    what, _, why = named.partition(", ")
     reason = f" ({why})" if why else ""
     sides = [w for w in verdict.witnesses if w.get("side") in ("A", "B") and not w.get("native")]
     advice = "".join(f"; {_natively(side)}" for side in sides)

@@ -245,7 +245,7 @@ def verdict():
         "device": "cpu", "mode": "train", "versions": {"torch": "2.13"},
         "checkpoint": {"name": "folder/a.pth", "sha256": "0123456789abcdef0123"},
         "assumed": {"hidden_act": {"value": "gelu", "source": "flag --x"}},
-        "ours": "our reader, as it has a prefix",
+        "ours": "mae-convert's own reader, as it has a prefix",
     }  # fmt: skip
     assumption = {"field": "hidden_act", "value": "gelu", "source": "the layout",
                   "sides": ["A", "B"], "blocks_proof": True}  # fmt: skip
