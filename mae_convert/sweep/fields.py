@@ -48,6 +48,7 @@ CONVERT: Mapping[str, Kind] = {
     "task": Choice(TASKS),
     "dtype": Choice(tuple(DTYPES)),
     "image_size": ImageSize(),
+    "num_frames": Whole(),
     "sincos_positions": Switch(),
     "in_channels": Whole(),
     "num_labels": Whole(),

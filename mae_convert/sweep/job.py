@@ -211,6 +211,7 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
         None if size is None else tuple(size),
         bool(settings.get("sincos_positions")),
         settings.get("in_channels"),
+        settings.get("num_frames"),
     )
     prefix, size_limit = settings.get("prefix", ""), settings.get("max_shard_size")
     packing = Packing(prefix, bool(settings.get("bin")), size_limit)

@@ -18,6 +18,7 @@ from paths import GOLDEN, HELPERS
 from ray_nodes import command_of, descendants
 from sweep_worker import dies, dies_once
 
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.strict_json import plain
 from mae_convert.sweep.freshness import is_unchanged, version
@@ -529,3 +530,15 @@ def test_a_sweep_has_models_of_videos(tmp_path, forked_children, case, layout, t
     source = str(GOLDEN / case / "checkpoint.pth")
     row = run_job(Job(source, str(tmp_path / target), settings))
     assert (row.error, row.task, row.passed) == (None, task, True)
+
+
+def test_a_job_changes_frames_and_size_of_a_model_of_videos(tmp_path, forked_children):
+    settings = {
+        "to": "original", "verify": True, "num_heads": 4, "decoder_num_heads": 3,
+        "num_frames": 2, "image_size": [48, 24], "framework_a": "torch", "framework_b": "torch",
+    }  # fmt: skip
+    source, target = str(GOLDEN / "prithvi_v2_tiny" / "checkpoint.pth"), tmp_path / "a.safetensors"
+    row = run_job(Job(source, str(target), settings))
+    assert (row.error, row.passed) == (None, True)
+    model = open_checkpoint(target).configuration.model
+    assert (model.num_frames, model.image_hw) == (2, (48, 24))
