@@ -31,6 +31,7 @@ COMMANDS = (
     verdicts.compare,
     verdicts.verify,
     verdicts.repair,
+    verdicts.attest,
     verdicts.runner,
     pictures.reconstruct,
     pictures.features,

@@ -251,6 +251,12 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
         "one image, the tensors that matter, and a script that needs no mae-convert."
     ),
 )
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="With A alone: also check the signature of `attest` and what it states.",
+)
 @task_option
 @infer_option
 @json_option
@@ -262,6 +268,7 @@ def verify(
     sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
     reduce: Path | None,
+    public_key: Path | None,
     certify: bool,
     task: str | None,
     use_infer: bool,
@@ -295,7 +302,7 @@ def verify(
         return _verify_published(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
-    _check_outputs(b, reduce, certify=certify, quick=options["quick"])
+    _check_outputs(b, reduce, public_key, certify=certify, quick=options["quick"])
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
     asked = parse_options(**options)
@@ -303,7 +310,7 @@ def verify(
     others = (Side(witness.framework, python=witness.python) for witness in libraries)
     if b is None:
         require_sides(sides[0])
-        done = _replay(a, sides, asked, flags)
+        done = _replay(a, sides, asked, flags, public_key)
     else:
         require_sides(*sides, *others)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
@@ -386,6 +393,37 @@ def repair(
 
 
 @click.command(cls=CheckedCommand)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--private-key",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    required=True,
+    help="Elliptic curve key that signs.",
+)
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the password of the key, if it has one.",
+)
+def attest(folder: Path, private_key: Path, password_file: Path | None) -> None:
+    """Sign a certified model directory, offline, by a key.
+
+    Writes attestation.json, an in-toto statement about its files and their verification, and
+    model.sig, the signature of all files. `verify DIR --public-key PEM` checks both.
+
+    Example:
+
+    \b
+        mae-convert attest my-mae --private-key key.pem
+    """
+    from mae_convert.verify.attestation import attest as sign
+
+    password = password_file.read_text().rstrip("\n") if password_file else None
+    click.echo(f"wrote {for_terminal(sign(folder, private_key, password))}")
+
+
+@click.command(cls=CheckedCommand)
 @click.argument("action", type=click.Choice(["new"]))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
@@ -408,8 +446,15 @@ def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
     click.echo(f"wrote {name}; complete it, then: mae-convert verify A B --against {name}:build")
 
 
-def _check_outputs(b: "Source | None", reduce: Path | None, *, certify: bool, quick: bool) -> None:
-    """Refuse a certificate or a reproducer that could not be written, before any work.
+def _check_outputs(
+    b: "Source | None",
+    reduce: Path | None,
+    public_key: Path | None,
+    *,
+    certify: bool,
+    quick: bool,
+) -> None:
+    """Refuse before any work what could not be checked or written.
 
     Raises:
         UsageError: it cannot be made of these arguments.
@@ -417,6 +462,8 @@ def _check_outputs(b: "Source | None", reduce: Path | None, *, certify: bool, qu
     """
     from mae_convert.errors import OutputError
 
+    if public_key is not None and b is not None:
+        raise click.UsageError("--public-key is for a signed model alone: leave out B")
     if certify and not isinstance(b, Path):
         raise click.UsageError(
             "--certify writes a certificate beside B, which must be a local path"
@@ -471,7 +518,11 @@ def _tell(verdict: "Verdict", *, as_json: bool) -> None:
 
 
 def _replay(
-    source: "Source", sides: "tuple[Side, Side]", options: "Options", flags: "Flags"
+    source: "Source",
+    sides: "tuple[Side, Side]",
+    options: "Options",
+    flags: "Flags",
+    public_key: Path | None,
 ) -> "Verification":
     """Verify a checkpoint against its certificate, which is downloaded if needed."""
     from mae_convert.families.official import OfficialFile
@@ -496,7 +547,15 @@ def _replay(
         )
     path, origin = locate(source, certificate=True)
     say_notes(origin)
-    return replay(path, sides[0], options, flags, origin)
+    if public_key is None:
+        return replay(path, sides[0], options, flags, origin)
+    from mae_convert.verify.attestation import attestation_checks
+
+    checks = attestation_checks(path, public_key)
+    done = replay(path, sides[0], options, flags, origin)
+    passed = done.verdict.passed and all(check.passed for check in checks)
+    verdict = replace(done.verdict, passed=passed, checks=(*checks, *done.verdict.checks))
+    return replace(done, verdict=verdict)
 
 
 def _verify_published(

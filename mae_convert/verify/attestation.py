@@ -1,0 +1,164 @@
+"""Sign a verified model directory, and check the signature.
+
+``attestation.json`` is an in-toto statement: its subjects are the files, its predicate holds what
+was verified. ``model.sig`` is the signature of all files, the statement included, by the package
+model-signing of the OpenSSF: a DSSE envelope in a sigstore bundle, made with a key, offline.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, one_line
+from mae_convert.files.atomic import write_file
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.hashes import file_sha256
+from mae_convert.formats.contents import json_in
+from mae_convert.verify.certificate import Certificate, read_certificate
+from mae_convert.verify.judge import Check
+
+STATEMENT, SIGNATURE = "attestation.json", "model.sig"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:mae-convert:verification:v1"
+# What the statement repeats of the certificate.
+REPEATED = ("source", "target", "steps", "passed", "proven", "assumptions", "environment")
+ADVICE = "make it again with `mae-convert attest`"
+
+
+def attest(folder: Path, private_key: Path, password: str | None = None) -> Path:
+    """Write the statement and the signature of a certified model directory.
+
+    Args:
+        folder: the directory, with its certificate.
+        private_key: PEM file of an elliptic curve key.
+        password: of the key, if it has one.
+
+    Returns:
+        The signature's path.
+
+    Raises:
+        MissingRequirementError: the package model-signing is not installed.
+        MaeConvertError: the certificate does not hold, or the key cannot be used.
+    """
+    _require_package()
+    if not folder.is_dir():
+        raise MaeConvertError(folder, " is not a model directory", hint="convert it to one")
+    if not private_key.is_file():
+        raise MaeConvertError(private_key, " is not a file", hint="name the key, a PEM file")
+    certificate = read_certificate(folder)
+    if failed := certificate.checks():
+        raise MaeConvertError(
+            folder,
+            f" is not what was verified: {failed[0].name.partition('/')[2]} {failed[0].measured}",
+            hint="verify it again: `mae-convert verify SOURCE TARGET --certify`",
+        )
+    text = json.dumps(statement(folder, certificate), indent=2) + "\n"
+    write_file(folder / STATEMENT, text, overwrite=True)
+    from model_signing import hashing, signing
+
+    signature = folder / SIGNATURE
+    hashed = hashing.Config().set_ignored_paths(paths=[signature]).set_allow_symlinks(True)
+    try:
+        config = signing.Config().use_elliptic_key_signer(
+            private_key=private_key, password=password
+        )
+        config.set_hashing_config(hashed).sign(folder, signature)
+    except Exception as error:  # of a library for which every fault of a key is another class
+        (folder / STATEMENT).unlink(missing_ok=True)
+        raise MaeConvertError(
+            private_key, f" cannot sign: {one_line(str(error))}", hint="use an EC key in PEM"
+        ) from error
+    return signature
+
+
+def statement(folder: Path, certificate: Certificate) -> dict[str, Any]:
+    """Return the in-toto statement about a directory: its files, and what was verified."""
+    document = certificate.document
+    files = sorted(p.name for p in folder.iterdir() if p.is_file())
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": name, "digest": {"sha256": file_sha256(folder / name)}}
+            for name in files
+            if name not in (STATEMENT, SIGNATURE)
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "mae_convert": document["mae_convert"],
+            **{name: document[name] for name in REPEATED},
+            "licence": _licence(folder),
+        },
+    }
+
+
+def _licence(folder: Path) -> str | None:
+    """Return the licence that the model card states, or None."""
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    stated = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
+    return next(stated, None)
+
+
+def attestation_checks(folder: Path, public_key: Path) -> list[Check]:
+    """Return the checks of a signature, and of what it is the signature of.
+
+    Files that were not signed are not looked at; those that a library acts on are checks of the
+    certificate.
+
+    Raises:
+        MissingRequirementError: the package model-signing is not installed.
+        MaeConvertError: there is no signature, or no such key.
+    """
+    _require_package()
+    if not (folder / SIGNATURE).is_file():
+        raise CheckpointError(
+            folder, f" has no signature {SIGNATURE}", hint="leave out the public key"
+        )
+    if not public_key.is_file():
+        raise MaeConvertError(public_key, " is not a file", hint="name the public key, a PEM file")
+    from model_signing import hashing, verifying
+
+    config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    config.set_ignore_unsigned_files(True)
+    config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
+    try:
+        config.verify(folder, folder / SIGNATURE)
+    except Exception as error:  # every fault of a signature is another class
+        problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
+        return [Check("certificate/signature", False, problem[:100], "valid")]
+    return [Check("certificate/signature", True, "valid", "valid"), *_statement_checks(folder)]
+
+
+def _statement_checks(folder: Path) -> Iterator[Check]:
+    """Yield checks that the statement is about these files and repeats their certificate."""
+    path = folder / STATEMENT
+    if not path.is_file():
+        yield Check("certificate/statement", False, "missing", STATEMENT)
+        return
+    found, certificate = json_in(ByteFile(path), ADVICE), read_certificate(folder).document
+    known: Any = found if isinstance(found, Mapping) else {}
+    types = (known.get("_type"), known.get("predicateType"))
+    same = types == (STATEMENT_TYPE, PREDICATE_TYPE)
+    yield Check("certificate/statement", same, str(types[1]), PREDICATE_TYPE)
+    if not same:
+        return
+    changed = [
+        str(subject["name"])
+        for subject in known["subject"]
+        if not (folder / Path(subject["name"]).name).is_file()
+        or file_sha256(folder / Path(subject["name"]).name) != subject["digest"]["sha256"]
+    ]
+    yield Check("certificate/subjects", not changed, ", ".join(changed) or "the files", "the files")
+    predicate = known["predicate"]
+    other = [name for name in REPEATED if predicate.get(name) != certificate.get(name)]
+    said = ", ".join(other) or "as certified"
+    yield Check("certificate/predicate", not other, said, "as certified")
+
+
+def _require_package() -> None:
+    if importlib.util.find_spec("model_signing") is None:
+        raise MissingRequirementError(
+            "model-signing is not installed here", hint="pip install 'mae-convert[sign]'"
+        )
