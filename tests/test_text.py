@@ -213,8 +213,10 @@ ONE_PLACE = {
     r"\bclick\.echo\(": {"cli/commands/hub.py", "cli/commands/verdicts.py"},
     r"(?<![\w.])print\(": {
         "cli/streams.py", "cli/output/console.py", "cli/output/sweep.py", "cli/reporting.py",
+        "cli/output/json_output.py",  # JSON, which escapes what is not ASCII
         "runtime/worker.py",
         "diagnose/candidate_worker.py",
+        "diagnose/reproducer.py",  # a script that is written for the user
     },
 }  # fmt: skip
 
