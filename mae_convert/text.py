@@ -56,7 +56,7 @@ def for_html(text: object) -> str:
 
 
 def for_xml(text: object) -> str:
-    """Return text for an XML writer that escapes markup itself: XML 1.0 allows no controls."""
+    """Return text without control characters for an XML writer, which escapes markup itself."""
     return for_terminal(text)
 
 

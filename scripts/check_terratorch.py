@@ -20,7 +20,7 @@ from mae_convert.convert.changes import Geometry, with_geometry
 from mae_convert.families.options import Flags
 
 TABLES = ("encoder.position_embedding", "decoder.position_embedding")
-LIMIT = 1e-6  # of values up to 1 in float32
+LIMIT = 1e-6  # the values are at most 1, in float32
 
 
 def main() -> int:

@@ -313,7 +313,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises errors of any type for a damaged file
         sys.exit(f"{path} can't be read as a checkpoint: {error}")
     if not isinstance(content, dict):
-        sys.exit(f"{path} is no checkpoint: it holds a {type(content).__name__}, not named tensors")
+        sys.exit(
+            f"{path} is not a checkpoint: it holds a {type(content).__name__}, not named tensors"
+        )
     return content if "model" in content else {"model": content}
 
 
@@ -325,7 +327,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
     except RuntimeError as error:
         sys.exit(f"{path} does not fit the model asked for: {error}")
     if surplus or any(not name.startswith(("decoder", "mask_token")) for name in missing):
-        sys.exit(f"{path} is no masked autoencoder: lacks {missing[:3]}, has {surplus[:3]}")
+        sys.exit(
+            f"{path} is not a masked autoencoder: it lacks {missing[:3]} and has {surplus[:3]}"
+        )
     if not has_decoder:
         print(f"{path} holds an encoder only: the decoder starts from random weights")
 

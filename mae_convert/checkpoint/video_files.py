@@ -159,7 +159,7 @@ def _bands(path: Path) -> np.ndarray | None:
         except Exception as error:  # a decoder raises errors of any kind for what is damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MaeConvertError(path, f" cannot be read as a TIFF: {reason}") from error
-    # Bands are few and sides are long.
+    # An image has fewer bands than pixels along a side, so the smaller axis holds the bands.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
 

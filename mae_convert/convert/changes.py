@@ -46,12 +46,12 @@ class Geometry:
 def with_geometry(
     source: Checkpoint, task: str, geometry: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model for other images, and the declared steps.
+    """Return the checkpoint as a model for images of another geometry, and the declared steps.
 
     Args:
         source: an opened checkpoint.
         task: the task that it is converted for.
-        geometry: the images; without a change there is no step.
+        geometry: that of the images; without a change there is no step.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.

@@ -36,7 +36,7 @@ class Weights:
     """The tensors, in the order of the file."""
 
     config: Mapping | None = None
-    """The model configuration, stored in the file as JSON or like values."""
+    """The model configuration, stored as JSON, or as the format stores nested values."""
 
     conversion: Mapping | None = None
     """The conversion record, stored like the configuration."""

@@ -164,8 +164,8 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
     marks = [match[1] for match in MARK.finditer(text)]
     if marks not in ([], ["begin", "end"]):
         raise HubError(
-            f"the repository's README.md has the marks of mae-convert {len(marks)} times"
-            f" ({', '.join(marks)}) and not as one begin and one end",
+            f"the repository's README.md must have one begin mark and one end mark of"
+            f" mae-convert, but has {', '.join(marks)}",
             hint="correct them there, then publish again",
         )
     lines = [line for line in text.split("\n") if MARK.search(line)]

@@ -78,12 +78,12 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
     Args:
         api: the Hub's client.
         target: where to publish.
-        remote: how the repository is; another change since then is refused.
+        remote: the state of the repository; another change since then is refused.
         change: what is to change.
 
     Raises:
         HubError: the Hub refuses, or someone else has changed the branch meanwhile.
-        MissingRequirementError: the Hub cannot be reached, or stays out of order.
+        MissingRequirementError: the Hub cannot be reached, or remains unavailable.
     """
     attempt, waited = 0, 0.0
     while True:

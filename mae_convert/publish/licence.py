@@ -15,13 +15,13 @@ MORE = "https://huggingface.co/docs/hub/repositories-licenses"
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as a card's metadata has it, and who says that it is this one."""
+    """A licence as in a card's metadata, and the source of this information."""
 
     fields: Mapping[str, str]
-    """``license``, and for ``other`` its name and link."""
+    """The metadata: ``license``, and for ``license: other`` its name and link."""
 
     said_by: str
-    """Who says so, for a person."""
+    """The source of this information, in words."""
 
     notes: tuple[str, ...] = ()
     """What the user should know."""

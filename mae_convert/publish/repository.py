@@ -63,11 +63,11 @@ class Remote:
     """The text of its card; None where it has none."""
 
     pull_request_url: str | None = None
-    """Of ours that is open, or None."""
+    """The open pull request of mae-convert, or None."""
 
 
 def look(api: "HfApi", target: Target, account: str | None) -> Remote:
-    """Return how the repository is, at the branch or at the pull request that gets the commit.
+    """Return the state of the branch, or of the pull request, that gets the commit.
 
     Raises:
         HubError: a pull request to what is not there; or a public repository that is to be private.

@@ -257,7 +257,7 @@ def _stray(settings: Settings) -> tuple[str, object] | None:
 
 
 def _names_of(source: str) -> dict[str, str]:
-    """Return the placeholders for a target's name besides the fields: stem, name, parent."""
+    """Return the placeholders of a target's name that are not fields: stem, name, parent."""
     path = PurePosixPath(source.rstrip("/"))
     suffix = next((s for s in sorted(SUFFIX_FORMATS, key=len)[::-1] if path.name.endswith(s)), "")
     stem = path.name.removesuffix(suffix or ("" if Path(source).is_dir() else path.suffix))

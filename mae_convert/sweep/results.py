@@ -235,7 +235,7 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
     for name in MAPPINGS:
         values[name] = json.loads(values[name])
         if not isinstance(values[name], dict):
-            raise TypeError(f"{name} of a job is no mapping")
+            raise TypeError(f"{name} of a job is not a mapping")
     for name in BOOLEANS:
         values[name] = None if values[name] is None else bool(values[name])
     # Non-finite numbers are stored as text.

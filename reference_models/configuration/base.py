@@ -123,7 +123,7 @@ class Configuration:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in a patch, all channels together."""
+        """Number of values in a patch, over all channels."""
         return prod(self.patch_shape) * self.num_channels
 
     @property
@@ -172,7 +172,7 @@ class PatchGeometry:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in a patch, all channels together."""
+        """Number of values in a patch, over all channels."""
         return prod(self.patch_shape) * self.pixel_shape[0]
 
 

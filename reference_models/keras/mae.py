@@ -246,7 +246,7 @@ class TFViTForImageClassification(ClassifierModel):
     encoder_class = Encoder
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return arguments of the encoder besides the configuration."""
+        """Return the encoder's arguments other than the configuration."""
         return {
             "learned_positions": True,
             "embedding_dropout": self.config.hidden_dropout_prob,

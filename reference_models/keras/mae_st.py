@@ -227,7 +227,7 @@ class MAESTForVideoClassification(ClassifierModel):
     encoder_class = Encoder
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return arguments of the encoder besides the configuration."""
+        """Return the encoder's arguments other than the configuration."""
         return {"final_norm": False}
 
     def add_pooling(self) -> None:

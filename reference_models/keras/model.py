@@ -121,7 +121,7 @@ class EncoderModel(ConfiguredModel):
         self.build()
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return arguments of the encoder besides the configuration."""
+        """Return the encoder's arguments other than the configuration."""
         return {}
 
     def add_layers(self, **options: Any) -> None:

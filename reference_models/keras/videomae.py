@@ -164,7 +164,7 @@ class VideoMAEModel(MaskedVideoMAE):
     """The encoder alone; it has a final norm if ``use_mean_pooling`` is false."""
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return arguments of the encoder besides the configuration."""
+        """Return the encoder's arguments other than the configuration."""
         return {"final_norm": not self.config.use_mean_pooling}
 
     def call(
@@ -265,7 +265,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         return ops.sum(errors * counted) / ops.sum(counted)
 
     def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
-        """Return what patches (N, L, P) are to be predicted as."""
+        """Return the targets of the loss for all patches, (N, L, P)."""
         patches = self.pixel_patches(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
             center, deviation = self.channel_statistics(patches)
@@ -341,7 +341,7 @@ class VideoMAEForVideoClassification(ClassifierModel):
     encoder_class = Encoder
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return arguments of the encoder besides the configuration."""
+        """Return the encoder's arguments other than the configuration."""
         return {"final_norm": not self.config.use_mean_pooling}
 
     def add_pooling(self) -> None:

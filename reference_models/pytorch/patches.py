@@ -37,7 +37,7 @@ class Patches(Protocol):
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in a patch, P."""
+        """Number of values in a patch, P."""
 
 
 class PatchEmbedding(nn.Module):

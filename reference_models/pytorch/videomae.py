@@ -281,7 +281,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         return (errors * counted).sum() / counted.sum()
 
     def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
-        """Return what patches (N, L, P) are to be predicted as."""
+        """Return the targets of the loss for all patches, (N, L, P)."""
         patches = self.pixel_patches(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
             mean, deviation = self.channel_statistics(patches)

@@ -234,8 +234,8 @@ def timeline(
     """Show the loss of each checkpoint of a training run.
 
     All are run on the same images with the same masks.
-    SRC is any number of checkpoints and patterns. The epoch is what the file says, else the last
-    number in its name. Exit status 1 if a checkpoint could not be run.
+    SRC is any number of checkpoints and patterns. The epoch is read from the file; if it has none,
+    it is the last number in the file's name. Exit status 1 if a checkpoint could not be run.
 
     Example:
 
