@@ -50,6 +50,7 @@ def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, s
         ("verify", "nothing.pth", "--framework-a", "tf"),
         ("verify", "nothing.pth", "--published", "mae_visualize_vit_base", "--framework-a", "tf"),
         ("trace", "nothing.pth", "o.safetensors", "--framework", "tf"),
+        ("repair", "nothing.pth", "other.pth", "out", "--framework-b", "tf"),
     ],
 )
 def test_a_framework_that_is_missing_is_said_before_anything_is_opened(

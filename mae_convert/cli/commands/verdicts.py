@@ -377,13 +377,14 @@ def repair(
     from mae_convert.cli.output.verdict import repaired as show
     from mae_convert.diagnose.repair import repair as run_repair
     from mae_convert.reports.verdict_files import verdict_json
+    from mae_convert.runtime.sides import require_sides
     from mae_convert.verify.verification import parse_options
 
+    asked = parse_options(**options)
+    require_sides(*sides)
     keys: dict[str, Any] = {"state_key": state_key, "task": task, "incomplete": True}
     first, second = open_pair_and_tell((a, b), flags, **keys)
-    done, verification = run_repair(
-        first, second, out, sides, parse_options(**options), restore=restore
-    )
+    done, verification = run_repair(first, second, out, sides, asked, restore=restore)
     verdict = verification.verdict
     if as_json:
         print_json({"out": str(out), "changes": done.changes, "verdict": verdict_json(verdict)})
