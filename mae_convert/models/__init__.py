@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         ViTImageProcessor,
     )
     from mae_convert.models.keras import (
+        KerasModel,
         TFViTForImageClassification,
         TFViTMAEForPreTraining,
         TFViTMAEModel,
     )
     from mae_convert.models.pytorch import (
+        TorchModel,
         ViTForImageClassification,
         ViTMAEForPreTraining,
         ViTMAEModel,
@@ -35,12 +37,16 @@ if TYPE_CHECKING:
     AutoModelForPreTraining = ViTMAEForPreTraining
     TFAutoModelForImageClassification = TFViTForImageClassification
     TFAutoModelForPreTraining = TFViTMAEForPreTraining
+    ViTPreTrainedModel = ViTMAEPreTrainedModel = TorchModel
+    TFViTPreTrainedModel = TFViTMAEPreTrainedModel = KerasModel
 
 MODULES = {
     "AutoImageProcessor": "images",
     "MaeImageProcessor": "images",
     "ViTImageProcessor": "images",
     "ViTMAEConfig": "configuration",
+    "TorchModel": "pytorch",
+    "KerasModel": "keras",
     **dict.fromkeys(PYTORCH_CLASSES.values(), "pytorch"),
     **dict.fromkeys(TENSORFLOW_CLASSES.values(), "keras"),
 }
@@ -55,6 +61,10 @@ ALIASES = {
     "AutoModelForPreTraining": "ViTMAEForPreTraining",
     "TFAutoModelForImageClassification": "TFViTForImageClassification",
     "TFAutoModelForPreTraining": "TFViTMAEForPreTraining",
+    "ViTPreTrainedModel": "TorchModel",
+    "ViTMAEPreTrainedModel": "TorchModel",
+    "TFViTPreTrainedModel": "KerasModel",
+    "TFViTMAEPreTrainedModel": "KerasModel",
 }
 # Names in transformers whose equivalent here would depend on the checkpoint (masking, pooling).
 ABSENT = {
@@ -77,6 +87,8 @@ __all__ = [
     "TFViTForImageClassification",
     "TFViTMAEForPreTraining",
     "TFViTMAEModel",
+    "TFViTMAEPreTrainedModel",
+    "TFViTPreTrainedModel",
     "ViTConfig",
     "ViTFeatureExtractor",
     "ViTForImageClassification",
@@ -85,6 +97,8 @@ __all__ = [
     "ViTMAEConfig",
     "ViTMAEForPreTraining",
     "ViTMAEModel",
+    "ViTMAEPreTrainedModel",
+    "ViTPreTrainedModel",
 ]
 
 
