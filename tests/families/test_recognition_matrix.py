@@ -47,7 +47,7 @@ def accepting(shapes):
     return found
 
 
-@pytest.mark.parametrize(("path", "family"), files())
+@pytest.mark.parametrize(("path", "family"), list(files()))
 def test_a_file_is_of_its_family_only(path, family):
     checkpoint = open_checkpoint(path, incomplete=True)
     assert checkpoint.family.name == family
