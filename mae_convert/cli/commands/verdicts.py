@@ -435,6 +435,7 @@ def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
     `verify A B --against FILE.py:build` then runs it.
 
     Example:
+
     \b
         mae-convert runner new my_runner.py
     """
