@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
-from mae_convert.publish.artifacts import Artifact, check_together, read_artifact
+from mae_convert.publish.artifacts import Artifact, beside, check_together, read_artifact
 from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
 from mae_convert.publish.card_body import WARNING, CardData, section
 from mae_convert.publish.example_image import CREDIT, image_of
@@ -15,7 +15,8 @@ from mae_convert.publish.metadata import metadata
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
 from mae_convert.publish.staging import Staged, stage, stage_artifacts, superseded
 from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
-from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
+from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE, SIGNED
+from mae_convert.verify.attestation import attest
 
 IMAGE = "reconstruction.png"
 
@@ -41,6 +42,9 @@ class PublishRequest:
 
     base_model: str | None = None
     """The repository that the model derives from, if specified."""
+
+    private_key: Path | None = None
+    """PEM file of the key that signs the directory, if it is to be signed."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
         with speaking(request.target.repo_id):
             check_card(text)
     staged[CARD] = stage(CARD, text.encode())
+    if request.private_key is not None and not dry_run:
+        staged |= _signed(request.directory, request.private_key, artifacts[0], licence, staged)
     there = remote.entries
     delete = superseded(staged, there)
     return Publication(
@@ -145,6 +151,30 @@ def _read_artifacts(request: PublishRequest) -> list[Artifact]:
     artifacts = [read_artifact(path, unverified=request.unverified) for path in paths]
     check_together(artifacts)
     return artifacts
+
+
+def _signed(
+    directory: Path,
+    private_key: Path,
+    artifact: Artifact,
+    licence: Licence,
+    staged: Mapping[str, Staged],
+) -> dict[str, Staged]:
+    """Sign what is published of the model directory, and return statement and signature.
+
+    Raises:
+        MaeConvertError: it has no certificate, or the repository has another one at its root.
+        MissingRequirementError: the package that signs is not installed.
+    """
+    names = [*(path.name for path in artifact.weights), *beside(artifact)]
+    if artifact.certificate is None or not all(name in staged for name in names):
+        raise MaeConvertError(
+            f"{directory} cannot be signed there: only a certified model whose files stand at the "
+            "root of the repository can",
+            hint=("publish it to a repository of its own, or leave out ", Option("sign")),
+        )
+    attest(directory, private_key, files=names, licence=licence.name)
+    return {name: stage(name, directory / name) for name in SIGNED}
 
 
 def _is_weights(path: str) -> bool:

@@ -11,7 +11,7 @@ from mae_convert.files.hashes import open_sha256
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.shards import SHARD
 from mae_convert.publish.artifacts import Artifact, beside
-from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE
+from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE, SIGNED
 from mae_convert.sources.snapshot import Entry, git_oid
 
 # What is about one file of weights only.
@@ -153,7 +153,7 @@ def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list
 
 def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> bool:
     """Return whether a file of the repository belongs to a certificate that is replaced."""
-    if path in OWN_FILES:
+    if path in (*OWN_FILES, *SIGNED):
         first = next((name for name in PREFERENCE if name in there), None)
         return "conversion.json" in staged or first in staged
     if path.startswith(f"{CERTIFICATES_FOLDER}/"):

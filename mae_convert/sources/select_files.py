@@ -27,6 +27,7 @@ PREFERENCE = tuple(
     if preferred in (*WEIGHTS_NAMES, *INDEX_NAMES)
 )
 CERTIFICATE = ("verification.json", "verification.safetensors")
+SIGNED = ("attestation.json", "model.sig")
 KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)
 # In a repository with several layouts, certificates of further files are in this folder.
 CERTIFICATES_FOLDER = "verification"
@@ -67,7 +68,7 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
     alone = [name for name in names if _is_weights(name)] == [weights]
     beside = _beside(weights, folder, entries, belongs=is_folder or _conventional(weights) or alone)
     if not certificate:
-        beside = {k: v for k, v in beside.items() if not k.endswith(CERTIFICATE)}
+        beside = {k: v for k, v in beside.items() if not k.endswith((*CERTIFICATE, *SIGNED))}
     elif not any(name.endswith(CERTIFICATE[0]) for name in beside):
         raise CheckpointError(
             f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was published without "
@@ -100,11 +101,12 @@ def _beside(
         return {name: joined(folder, name) for name in own if joined(folder, name) in entries}
     if not belongs:
         return {}
-    names = (*JSON_NAMES, *CERTIFICATE)
+    names = (*JSON_NAMES, *CERTIFICATE, *SIGNED)
     paths = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
     further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
     if any(path.startswith(f"{further}/") for path in entries):
-        del paths["conversion.json"], paths[CERTIFICATE[0]], paths[CERTIFICATE[1]]
+        for name in ("conversion.json", *CERTIFICATE, *SIGNED):
+            del paths[name]
         theirs = (*names, *_further(further, entries))
         paths |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
     return {name: path for name, path in paths.items() if path in entries}

@@ -7,7 +7,7 @@ model-signing of the OpenSSF: a DSSE envelope in a sigstore bundle, made with a 
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.hashes import file_sha256
 from mae_convert.formats.contents import json_in
+from mae_convert.sources.select_files import SIGNED
 from mae_convert.verify.certificate import Certificate, read_certificate
 from mae_convert.verify.judge import Check
 
-STATEMENT, SIGNATURE = "attestation.json", "model.sig"
+STATEMENT, SIGNATURE = SIGNED
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:mae-convert:verification:v1"
 # What the statement repeats of the certificate.
@@ -27,13 +28,22 @@ REPEATED = ("source", "target", "steps", "passed", "proven", "assumptions", "env
 ADVICE = "make it again with `mae-convert attest`"
 
 
-def attest(folder: Path, private_key: Path, password: str | None = None) -> Path:
+def attest(
+    folder: Path,
+    private_key: Path,
+    password: str | None = None,
+    *,
+    files: Collection[str] | None = None,
+    licence: str | None = None,
+) -> Path:
     """Write the statement and the signature of a certified model directory.
 
     Args:
         folder: the directory, with its certificate.
         private_key: PEM file of an elliptic curve key.
         password: of the key, if it has one.
+        files: the names of the files to sign; None for all.
+        licence: what the model is published under; None for what its model card says.
 
     Returns:
         The signature's path.
@@ -54,12 +64,16 @@ def attest(folder: Path, private_key: Path, password: str | None = None) -> Path
             f" is not what was verified: {failed[0].name.partition('/')[2]} {failed[0].measured}",
             hint="verify it again: `mae-convert verify SOURCE TARGET --certify`",
         )
-    text = json.dumps(statement(folder, certificate), indent=2) + "\n"
+    present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNED)
+    chosen = [name for name in present if files is None or name in files]
+    stated = statement(folder, certificate, chosen, licence or _licence(folder))
+    text = json.dumps(stated, indent=2) + "\n"
     write_file(folder / STATEMENT, text, overwrite=True)
     from model_signing import hashing, signing
 
     signature = folder / SIGNATURE
-    hashed = hashing.Config().set_ignored_paths(paths=[signature]).set_allow_symlinks(True)
+    ignored = [signature, *(folder / name for name in present if name not in chosen)]
+    hashed = hashing.Config().set_ignored_paths(paths=ignored).set_allow_symlinks(True)
     try:
         config = signing.Config().use_elliptic_key_signer(
             private_key=private_key, password=password
@@ -73,22 +87,23 @@ def attest(folder: Path, private_key: Path, password: str | None = None) -> Path
     return signature
 
 
-def statement(folder: Path, certificate: Certificate) -> dict[str, Any]:
-    """Return the in-toto statement about a directory: its files, and what was verified."""
+def statement(
+    folder: Path, certificate: Certificate, files: Iterable[str], licence: str | None
+) -> dict[str, Any]:
+    """Return the in-toto statement about files of a directory, and what was verified of them."""
     document = certificate.document
-    files = sorted(p.name for p in folder.iterdir() if p.is_file())
     return {
         "_type": STATEMENT_TYPE,
         "subject": [
             {"name": name, "digest": {"sha256": file_sha256(folder / name)}}
             for name in files
-            if name not in (STATEMENT, SIGNATURE)
+            if (folder / name).is_file()
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "mae_convert": document["mae_convert"],
             **{name: document[name] for name in REPEATED},
-            "licence": _licence(folder),
+            "licence": licence,
         },
     }
 

@@ -159,3 +159,31 @@ def test_without_the_package_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(attestation.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingRequirementError, match=r"mae-convert\[sign\]"):
         attest(tmp_path, tmp_path / "key.pem")
+
+
+@needs_package
+def test_what_is_published_is_signed_and_checked_after_the_download(
+    hub, certified, tmp_path, monkeypatch, command
+):
+    from hub_state import Account
+
+    hub.state.accounts["hf_theTokenOfSomeone"] = Account("someone")
+    monkeypatch.setenv("HF_TOKEN", "hf_theTokenOfSomeone")
+    shutil.copytree(certified, tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("not published, and not signed\n")
+    (tmp_path / "model" / "reconstruction.png").write_bytes(b"a picture")
+    private, public = key_pair(tmp_path)
+    repo = "someone/my-mae"
+    call = ["publish", tmp_path / "model", repo, "--license", "mit"]
+    assert command(*call, "--sign", private).status == 0
+    assert {STATEMENT, SIGNATURE, "README.md"} <= hub.state.names(repo)
+    stated = json.loads(hub.state.file(repo, STATEMENT))
+    assert stated["predicate"]["licence"] == "mit"
+    assert "notes.txt" not in [subject["name"] for subject in stated["subject"]]
+    check = ["verify", f"hf://{repo}", "--framework-a", "torch", "--public-key", public]
+    assert command(*check).status == 0
+    assert command(*check[:-1], key_pair(tmp_path, "other")[1]).status == 1
+    certificate = tmp_path / "model" / "verification.json"
+    certificate.write_text(certificate.read_text() + " ")  # the same contents, and other bytes
+    assert command(*call).status == 0
+    assert not {STATEMENT, SIGNATURE} & hub.state.names(repo)  # they were of other files

@@ -100,6 +100,13 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     help="Repository of the model that this model was derived from.",
 )
 @click.option(
+    "--sign",
+    "private_key",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Elliptic curve key that signs the published files, as `attest` does.",
+)
+@click.option(
     "--unverified",
     is_flag=True,
     help="Publish without a certificate; the model card states that the weights were not verified.",
@@ -121,6 +128,7 @@ def publish(
     license_name: str | None,
     license_link: str | None,
     base_model: str | None,
+    private_key: Path | None,
     unverified: bool,
     dry_run: bool,
     as_json: bool,
@@ -144,7 +152,7 @@ def publish(
     options = {"license": license_, "license_name": license_name, "license_link": license_link}
     licence = {name: value for name, value in options.items() if value}
     target = Target(repo_id, branch, create_pr, private)
-    request = PublishRequest(directory, target, also, unverified, licence, base_model)
+    request = PublishRequest(directory, target, also, unverified, licence, base_model, private_key)
     if sys.stderr.isatty():
         click.echo("reading the model, its certificate and the repository ...", err=True)
     publication = plan_publication(request, dry_run=dry_run)
