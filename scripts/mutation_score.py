@@ -5,6 +5,7 @@
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200
 .venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
+.venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step
 
 Exit status 1 if a fault is not caught, if too few are explained, or if a good pair fails.
 """
@@ -21,6 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 from mutation.families import FAMILIES, FamilyPopulation
 from mutation.good_pairs import judge_pairs
 from mutation.population import Mutant, Population
+from mutation.reduce import KINDS as REDUCIBLE
+from mutation.reduce import reductions
+from mutation.reduce import remarks as reduce_remarks
+from mutation.reduce import table as reduce_table
 from mutation.repair import KINDS as REPAIRABLE
 from mutation.repair import remarks as repair_remarks
 from mutation.repair import repairs
@@ -44,9 +49,12 @@ def main() -> int:
     parser.add_argument("--good-pairs", type=int, default=0, help="judge good pairs instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true", help="repair the faults, and count")
+    parser.add_argument("--reduce", action="store_true", help="reduce failures, and count")
     options = parser.parse_args()
     if options.good_pairs:
         return good_pairs(options.good_pairs, options.seed)
+    if options.reduce:
+        return score_reductions(options.kind or REDUCIBLE, options.sample, options.seed)
     if options.repair:
         return score_repairs(options.kind or REPAIRABLE, options.sample, options.seed)
     good = [scored(family, options) for family in options.family or [None]]
@@ -70,6 +78,18 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
     print(f"\n{family or 'mae'}\n\n{markdown(found)}\n")
     print("\n".join(remarks(found, causes=family is None)))
     return is_good(found, names_causes=family is None)
+
+
+def score_reductions(kinds: Sequence[str], sample: int | None, seed: int) -> int:
+    """Run faults, and print how many of the failures are reduced to one step."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
+        population = Population(Path(folder), seed)
+        for kind in kinds:
+            found += reductions(faults(population, kind, sample), Path(folder) / f"{kind}-reduced")
+    print(reduce_table(found) + "\n")
+    print("\n".join(reduce_remarks(found)))
+    return 0
 
 
 def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:

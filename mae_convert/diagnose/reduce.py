@@ -140,8 +140,12 @@ def step_of(first: str, trace: Trace, model: Checkpoint) -> Step | None:
         return Step("norm", {"x": before}, _leaves("norm", first))
     if first == "logits" and model.task == "pretrain" and "decoder.norm" in known:
         return Step("linear", {"x": "decoder.norm"}, _leaves("linear", "decoder.prediction"))
-    if first == "logits" and "head.norm" in known:
-        return Step("linear", {"x": "head.norm"}, _leaves("linear", "head"))
+    if first == "logits" and model.task == "classify":
+        head = _leaves("linear", "head")
+        if "head.norm" in known:
+            return Step("class", {"x": "head.norm"}, head, False)
+        if getattr(model.configuration.model, "global_pool", "") == "token":
+            return Step("class", {"x": "encoder.norm"}, head, False)
     return None
 
 

@@ -84,6 +84,8 @@ def compute(functions, inputs, tensors, eps, activation, heads):
         result = layer(hidden, "fc2")
     elif kind == "sum":
         result = i["x"] + i["attention"] + i["mlp"]
+    elif kind == "class":
+        result = layer(i["x"][:, 0], "linear")
     else:
         result = norm(i["x"]) if kind == "norm" else layer(i["x"], "linear")
     return np.asarray(result)

@@ -67,6 +67,20 @@ def test_one_step_of_one_token_shows_the_difference(source, tmp_path, name, firs
     assert "mae_convert" not in (folder / "reproduce.py").read_text()
 
 
+@pytest.mark.parametrize("model", ["token", pytest.param("avg", marks=pytest.mark.slow)])
+def test_the_head_of_a_classifier_is_shown_alone(tmp_path, model):
+    source = write_model(model, tmp_path)
+    config = source.configuration.model
+    tensors = random_tensors(config, "classify", 0, learned=True)
+    tensors["head.weight"] = tensors["head.weight"][::-1].copy()
+    target = write_original(tmp_path / "b.safetensors", config, "classify", tensors)
+    found = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
+    assert (found.first, found.kind) == ("logits", "class")
+    lines = write_reproducer(found, tmp_path / "reproducer").splitlines()
+    last = [line for line in lines if "settings of B" in line]
+    assert float(last[0].split("computed, ")[1].split()[0]) < 1e-13
+
+
 @pytest.mark.slow
 def test_another_epsilon_is_a_setting_of_the_step(source, tmp_path):
     printed = write_reproducer(
