@@ -44,10 +44,10 @@ main()
 
 
 def and_again(stage: Stage, state: str) -> str:
-    """Run again undisturbed: it must succeed and sweep what was left; else say what is wrong."""
-    status, said = run(stage.command())
+    """Run again without a fault: it must succeed and remove stray files. Return the state."""
+    status, printed = run(stage.command())
     if status or stage.state() != "new":
-        return f"{state}, then status {status}, {stage.state()}: {said[-200:]}"
+        return f"{state}, then status {status}, {stage.state()}: {printed[-200:]}"
     return state
 
 
@@ -148,7 +148,7 @@ def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator
 
 
 def read_only(stage: Stage, *_: object) -> Iterator[str]:
-    """Convert into what may not be written to: a read-only mount, and a directory."""
+    """Convert to targets that cannot be written: on a read-only mount, and a directory."""
     with mounted(stage.folder, "size=90%"):
         stage.reset()
         subprocess.run(["mount", "-o", "remount,ro", stage.folder], check=True)

@@ -33,7 +33,7 @@ class Source(Protocol):
         """Raise CheckpointError if the source has changed since the beginning."""
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the conversion record with the values known by now; its length is unchanged."""
+        """Return the conversion record with the values known so far; its length is unchanged."""
 
 
 def write_file(

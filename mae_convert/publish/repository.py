@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Remote:
-    """How the repository is."""
+    """The state of the repository."""
 
     exists: bool
     """There is such a repository."""

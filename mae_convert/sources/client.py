@@ -69,7 +69,7 @@ def address_in(variable: str) -> str | None:
 
 
 def require_client() -> None:
-    """Require a version of the Hub's client that has what is used here.
+    """Require a version of huggingface_hub that has the functions that are used here.
 
     Versions before 2 are installed together with transformers 4, which allows no later one;
     everything but the Hub works with them.

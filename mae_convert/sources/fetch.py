@@ -173,7 +173,7 @@ def _examined(path: Path, download: Wanted, known: Record | None) -> Record:
     sha256, md5 = hashes(path)
     if download.md5 and not md5.startswith(download.md5):
         raise CheckpointError(
-            f"{download.url} is not what its publisher named: its MD5 is {md5} and should begin"
+            f"{download.url} is not the file that was published: its MD5 is {md5} and should begin"
             f" with {download.md5}",
             hint="try again later, or without a proxy or mirror",
         )

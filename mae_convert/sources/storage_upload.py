@@ -271,7 +271,7 @@ def _renew(target: Target, lock: str) -> None:
     """Renew a lock.
 
     Raises:
-        OutputError: another process has removed it as that of a killed process.
+        OutputError: another process took it for the lock of a killed process and removed it.
     """
     if not patiently(lambda: target.system.exists(lock), target.url):
         raise OutputError(

@@ -95,13 +95,13 @@ class ConfiguredModel(keras.Model):
 
 
 class EncoderModel(ConfiguredModel):
-    """A model with an encoder, and with what a subclass adds to it.
+    """A model with an encoder, to which a subclass adds layers.
 
     A family sets ``encoder_class``.
 
     Args:
         config: its configuration, or the fields of one.
-        initializer: for everything that is otherwise drawn at random.
+        initializer: of all weights, instead of the random ones of the paper.
         kwargs: ``name`` and ``dtype``, as of any Keras model.
     """
 

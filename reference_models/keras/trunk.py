@@ -22,7 +22,7 @@ class Trunk(keras.layers.Layer):
 
     Args:
         config: the configuration of the model.
-        initializer: for everything that is otherwise drawn at random.
+        initializer: of all weights, instead of the random ones of the paper.
         name: the layer's name.
         dtype: its dtype policy.
     """
