@@ -225,7 +225,7 @@ def _middle(picture: Image.Image, crop: Size) -> Image.Image:
     return picture.crop((left, top, left + crop[1], top + crop[0]))
 
 
-def load_pictures(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
+def load_images(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
     """Return images as inputs of a checkpoint's model: ``pixel_values`` (N, C, H, W), float32.
 
     Raises:

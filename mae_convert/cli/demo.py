@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
-from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.cli.output.console import console, markup
 from mae_convert.cli.output.verdict import answer_line, checks_table
 from mae_convert.convert.execute import execute
@@ -50,7 +50,7 @@ def run_demo(output: Path) -> bool:
         execute(plan_conversion(source, target, layout), overwrite=True)
         out.print(f"  converted to {layout}: {markup(target)}")
     pictures = sorted(data.glob("*.jpg"))
-    pixels = load_pictures(pictures, source)
+    pixels = load_images(pictures, source)
     noise = random_inputs(source.family, source.configuration.model, batch=len(pixels), seed=1)[
         "noise"
     ]

@@ -31,17 +31,16 @@ CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 
 @dataclass(frozen=True)
 class SideResult:
-    """One side of a comparison: what was run, and what came out.
-
-    Attributes:
-        checkpoint: what was run.
-        trace: its results.
-        as_stored: whether the checkpoint's tensors are those of its file.
-    """
+    """One side of a comparison: the model that was run, and its results."""
 
     checkpoint: Checkpoint
+    """What was run."""
+
     trace: Trace
+    """Its results."""
+
     as_stored: bool = True
+    """Whether the checkpoint's tensors are those of its file."""
 
 
 def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
@@ -274,42 +273,45 @@ def _killed_after_time_limit(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What candidate runs have shown.
-
-    Attributes:
-        causes: sentences; each was tested and holds.
-        changed_tensors: canonical tensors whose change turns A into B, likeliest first.
-        keys: the kinds of fault, for statistics.
-    """
+    """What candidate runs have shown."""
 
     causes: tuple[str, ...] = ()
+    """Sentences; each was tested and holds."""
+
     changed_tensors: tuple[str, ...] = ()
+    """Canonical tensors whose change turns A into B, likeliest first."""
+
     keys: tuple[str, ...] = ()
+    """The kinds of fault, for statistics."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides that differ, and the inputs that both were run on.
-
-    Attributes:
-        a: the side that hypotheses change.
-        b: the side whose results are to be explained.
-        inputs: ``pixel_values`` and ``noise``.
-        mask_ratio: at which both were run.
-        names: of the two sides in sentences.
-        python: interpreter of an environment that has PyTorch.
-        time_limit: seconds that one candidate run may take; see ``children.Clock``.
-        process_class: what runs the candidates; tests replace it.
-    """
+    """Two sides that differ, and the inputs that both were run on."""
 
     a: SideResult
+    """The side that hypotheses change."""
+
     b: SideResult
+    """The side whose results are to be explained."""
+
     inputs: Mapping[str, np.ndarray]
+    """``pixel_values`` and ``noise``."""
+
     mask_ratio: float
+    """The mask ratio of both runs."""
+
     names: tuple[str, str] = ("A", "B")
+    """The names of the two sides in sentences."""
+
     python: str | None = None
+    """The Python interpreter of an environment with PyTorch."""
+
     time_limit: float | None = None
+    """Seconds that one candidate run may take; see ``children.Clock``."""
+
     process_class: type[CandidateProcess] = CandidateProcess
+    """What runs the candidates; tests replace it."""
 
     def swapped(self) -> "Pair":
         """Return the pair with its sides exchanged."""

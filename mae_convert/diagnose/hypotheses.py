@@ -13,21 +13,22 @@ Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``bl
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A possible reason why B differs from A.
-
-    Attributes:
-        key: the kind of fault, by which hypotheses are counted.
-        statement: completes the sentence "B is what A becomes when ...".
-        edits: how canonical tensors are changed, all at once.
-        variants: what is computed differently.
-        widen: returns the same hypothesis about more modules, the widest first, without itself.
-    """
+    """A possible reason why B differs from A."""
 
     key: str
+    """The kind of fault, by which hypotheses are counted."""
+
     statement: str
+    """Completes the sentence "B is what A becomes when ..."."""
+
     edits: tuple[WeightEdit, ...] = ()
+    """How canonical tensors are changed, all at once."""
+
     variants: tuple[Variant, ...] = ()
+    """What is computed differently."""
+
     widen: Callable[[], tuple["Hypothesis", ...]] = field(default=tuple, compare=False, repr=False)
+    """Returns the same hypothesis about more modules, the widest first, without itself."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
         """Return the hypothesis together with those about more modules."""

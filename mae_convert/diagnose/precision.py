@@ -25,16 +25,14 @@ Measure = Callable[[Hypothesis, str], float]
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A part of the computation that may be computed in lower precision.
-
-    Attributes:
-        name: in words.
-        kinds: the kind and the module of each variant, and the suffix of the precision's name in
-            its value; ``{}`` stands for the block.
-    """
+    """A part of the computation that may be computed in lower precision."""
 
     name: str
+    """The name of the part, in words."""
+
     kinds: tuple[tuple[str, str, str], ...]
+    """The kind and the module of each variant, and the suffix of the precision's name in its value;
+    ``{}`` stands for the block."""
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
         """Return the hypothesis that the part is computed in a precision in one block."""
@@ -46,21 +44,22 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class Imprecision:
-    """A part that is computed in lower precision.
-
-    Attributes:
-        at: the first result of its kind that is imprecise.
-        part: which, in words.
-        where: in which blocks, in words; empty outside of blocks.
-        precisions: which; several where their remaining errors are the same.
-        explained: the share of the error at the first result that this reproduces, at most 1.
-    """
+    """A part that is computed in lower precision."""
 
     at: str
+    """The first result of its kind that is imprecise."""
+
     part: str
+    """The part, in words."""
+
     where: str
+    """The blocks, in words; empty outside of blocks."""
+
     precisions: tuple[str, ...]
+    """The precisions; several where their remaining errors are equal."""
+
     explained: float
+    """The share of the error at the first result that this reproduces, at most 1."""
 
 
 def find_imprecisions(

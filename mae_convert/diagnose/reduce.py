@@ -32,39 +32,39 @@ PARTS = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a model in plain operations.
-
-    Attributes:
-        kind: one of those of the script: "projection", "attention", "mlp", "sum", "norm",
-            "linear".
-        inputs: the script's name of each input → the result that it is.
-        tensors: the script's name of each tensor → the canonical one.
-        one_token: whether each token is computed by itself.
-    """
+    """A step of a model in plain operations."""
 
     kind: str
+    """One of those of the script: "projection", "attention", "mlp", "sum", "norm", "linear"."""
+
     inputs: Mapping[str, str]
+    """The script's name of each input → the result that it is."""
+
     tensors: Mapping[str, str]
+    """The script's name of each tensor → the canonical one."""
+
     one_token: bool = True
+    """Whether each token is computed by itself."""
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """A step that differs, as arrays and facts.
-
-    Attributes:
-        first: the result that differs.
-        kind: of the step.
-        arrays: "input/NAME", "A/NAME" and "B/NAME" of tensors, "result/A" and "result/B".
-        settings: of A and of B: epsilon, activation, heads.
-        frameworks: in which the script is to be run, each with its interpreter; None is this one.
-    """
+    """A step that differs, with its arrays and settings."""
 
     first: str
+    """The result that differs."""
+
     kind: str
+    """The operation of the step."""
+
     arrays: Mapping[str, np.ndarray]
+    """Arrays by name: input/NAME, A/NAME and B/NAME for tensors, result/A and result/B."""
+
     settings: Mapping[str, Mapping[str, Any]]
+    """Settings of A and of B: epsilon, activation and number of heads."""
+
     frameworks: Mapping[str, str | None]
+    """The frameworks in which to run the script, each with its interpreter; None for this one."""
 
 
 def reduced(done: Verification) -> Reproducer:

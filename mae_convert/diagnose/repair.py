@@ -46,21 +46,22 @@ class NotRepairedError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Repair:
-    """What is wrong with a target, and how it is undone.
-
-    Attributes:
-        source: the source, after the declared steps: what the repaired checkpoint is to be.
-        target: the target as it is.
-        cures: tensors to replace.
-        configuration: sentences about fields that are set to those of the source.
-        record: sentences about the conversion record and the names of tensors.
-    """
+    """What is wrong with a target, and how it is undone."""
 
     source: Checkpoint = field(repr=False)
+    """The source, after the declared steps: what the repaired checkpoint is to be."""
+
     target: Checkpoint = field(repr=False)
+    """The target as it is."""
+
     cures: tuple[Cure, ...]
+    """Tensors to replace."""
+
     configuration: tuple[str, ...] = ()
+    """Sentences about fields that are set to those of the source."""
+
     record: tuple[str, ...] = ()
+    """Sentences about the conversion record and the names of tensors."""
 
     @property
     def changes(self) -> list[str]:

@@ -16,15 +16,13 @@ MOST_CONFIRMED = 12  # hypotheses that are run completely for each first differe
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """Up to which result a changed model agrees with a trace.
-
-    Attributes:
-        first: the first result that differs, or None where all are the same.
-        largest: the largest error of the results that do not differ, relative L2.
-    """
+    """How far a changed model agrees with a trace."""
 
     first: str | None
+    """The first result that differs, or None where all are the same."""
+
     largest: float
+    """The largest error of the results that do not differ, relative L2."""
 
 
 class Compare(Protocol):
@@ -38,40 +36,42 @@ class Compare(Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """A hypothesis that makes the difference at a result vanish.
-
-    Attributes:
-        hypothesis: what was applied.
-        removes: the first result that differs without it.
-        next: the first result that differs with it, or None where all agree.
-        largest: the largest error before that, relative L2.
-        others: other hypotheses with which all results agree too.
-    """
+    """A hypothesis that makes the difference at a result vanish."""
 
     hypothesis: Hypothesis
+    """What was applied."""
+
     removes: str
+    """The first result that differs without it."""
+
     next: str | None
+    """The first result that differs with it, or None where all agree."""
+
     largest: float
+    """The largest error before that, relative L2."""
+
     others: tuple[Hypothesis, ...] = ()
+    """Other hypotheses with which all results agree too."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
-
-    Attributes:
-        first: the first result that differs before any hypothesis is applied.
-        findings: faults in the order of the results that they affect.
-        remaining: the first result that still differs, or None where all is explained.
-        tried: how many hypotheses were run.
-        in_time: whether all candidates could be tried within the time limit.
-    """
+    """What a search found."""
 
     first: str
+    """The first result that differs before any hypothesis is applied."""
+
     findings: tuple[Finding, ...]
+    """Faults in the order of the results that they affect."""
+
     remaining: str | None
+    """The first result that still differs, or None where all is explained."""
+
     tried: int = 0
+    """How many hypotheses were run."""
+
     in_time: bool = True
+    """Whether all candidates could be tried within the time limit."""
 
 
 def search(

@@ -28,19 +28,19 @@ FROM_A = "taken from A"
 
 @dataclass(frozen=True)
 class Cure:
-    """A tensor of B that is to be replaced, so that it is that of A bit for bit.
-
-    Attributes:
-        name: canonical name.
-        fault: what is wrong with it in B, in words, or "" where nothing known explains it.
-        how: `UNDONE`, `FROM_A`, or "B's NAME" where another tensor of B has the values.
-        tensor: what replaces it.
-    """
+    """A tensor of B that is to be replaced, so that it equals A's bit for bit."""
 
     name: str
+    """Canonical name."""
+
     fault: str
+    """What is wrong with it in B, in words; empty where no known fault explains it."""
+
     how: str
+    """`UNDONE`, `FROM_A`, or "B's NAME" where another tensor of B has the values."""
+
     tensor: LazyTensor
+    """What replaces it."""
 
     @property
     def sentence(self) -> str:

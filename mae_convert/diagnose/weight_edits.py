@@ -17,19 +17,19 @@ BFLOAT16_DROPS = 16  # bits of a float32 that bfloat16 does not have
 
 @dataclass(frozen=True)
 class WeightEdit:
-    """A possible change of one canonical tensor on the way from A to B.
-
-    Attributes:
-        target: the canonical tensor that is changed.
-        operation: its name in ``OPERATIONS``.
-        sources: the canonical tensors that it is applied to.
-        options: arguments of the operation.
-    """
+    """A possible change of one canonical tensor on the way from A to B."""
 
     target: str
+    """The canonical tensor that is changed."""
+
     operation: str
+    """Its name in ``OPERATIONS``."""
+
     sources: tuple[str, ...]
+    """The canonical tensors that it is applied to."""
+
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the operation."""
 
     def apply(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the changed array; ``arrays`` are those of ``sources``.

@@ -11,19 +11,19 @@ from mae_convert.layouts.schema import Shape
 
 
 class SelfEdit(NamedTuple):
-    """A change of a tensor that involves no other tensor.
-
-    Attributes:
-        key: the kind of fault.
-        description: in words, after the tensor's name.
-        operation: its name in ``weight_edits.OPERATIONS``.
-        options: its arguments.
-    """
+    """A change of a tensor that involves no other tensor."""
 
     key: str
+    """The kind of fault."""
+
     description: str
+    """The description, which follows the tensor's name in a sentence."""
+
     operation: str
+    """Its name in ``weight_edits.OPERATIONS``."""
+
     options: dict[str, Any]
+    """Its arguments."""
 
     def on(self, name: str) -> WeightEdit:
         """Return the edit of the tensor of this name."""

@@ -6,21 +6,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Card:
-    """The parts of a model card that are the same for all models of a family.
-
-    Attributes:
-        introduction: what the models are, as Markdown; the beginning of a sentence.
-        citation: BibTeX entries.
-        tags: for the Hub's search.
-        pipeline_tags: task → the Hub's name of what a model is for, where it has one; the Hub shows
-            a widget for it, which must take such inputs.
-        licences: whose published weights → their licence, for a question to the user.
-        addresses: beginnings of addresses at which the authors publish weights, with a slash.
-    """
+    """The parts of a model card that are the same for all models of a family."""
 
     introduction: str
+    """What the models are, as Markdown; the beginning of a sentence."""
+
     citation: str
+    """BibTeX entries."""
+
     tags: Sequence[str]
+    """Tags for the Hub's search."""
+
     pipeline_tags: Mapping[str, str] = field(default_factory=dict)
+    """Task → the Hub's name of what a model is for, where it has one; the Hub shows a widget for
+    it, which must take such inputs."""
+
     licences: Mapping[str, str] = field(default_factory=dict)
+    """Publisher of weights → their licence, for a question to the user."""
+
     addresses: Sequence[str] = ()
+    """Beginnings of addresses at which the authors publish weights, with a slash."""

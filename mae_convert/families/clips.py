@@ -11,30 +11,33 @@ EVEN, SPREAD, ALL = "even", "spread", "all"
 
 @dataclass(frozen=True)
 class Clips:
-    """How frames become the input of a model, as the authors' programs do it.
-
-    Attributes:
-        frames: what is done with the frames of a file: "even" takes every ``stride``-th of them
-            and repeats the last one that it reaches where a video is too short; "spread" takes
-            evenly spaced frames from the time that ``stride`` frames each would last at
-            ``frame_rate`` frames per second; "all" takes all, of which there must be as many as
-            the model takes. Clips are taken from the middle of a video.
-        stride: how far apart frames are.
-        frame_rate: frames per second that ``stride`` counts; None: those of the file.
-        like: whose sampling this is, in words.
-        measured: whether pixels are measured values, which are normalized as they are and never
-            resampled; else they are colours from 0 to 255, which are resized and rescaled.
-        missing_value: the measured value that says that there is none, and what stands for it.
-        colours: the channels that are red, green and blue, from 0.
-    """
+    """How frames become the input of a model, as the authors' programs do it."""
 
     frames: str
+    """What is done with the frames of a file: "even" takes every ``stride``-th of them and repeats
+    the last one that it reaches where a video is too short; "spread" takes evenly spaced frames
+    from the time that ``stride`` frames each would last at ``frame_rate`` frames per second; "all"
+    takes all, of which there must be as many as the model takes. Clips are taken from the middle of
+    a video."""
+
     like: str
+    """Whose sampling this is, in words."""
+
     stride: int = 1
+    """The distance between the frames of a clip."""
+
     frame_rate: float | None = None
+    """The frame rate that ``stride`` refers to; None for that of the file."""
+
     measured: bool = False
+    """Whether pixels are measured values, which are normalized as they are and never resampled;
+    else they are colours from 0 to 255, which are resized and rescaled."""
+
     missing_value: tuple[float, float] | None = None
+    """The value that marks a missing measurement, and the value that replaces it."""
+
     colours: tuple[int, int, int] = (0, 1, 2)
+    """The channels that are red, green and blue, from 0."""
 
     def indices(self, count: int, length: int, rate: float | None, stride: int) -> list[int]:
         """Return which frames make a clip, from 0.

@@ -20,49 +20,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Missing:
-    """A field that nothing gives, and what to do about it.
-
-    Attributes:
-        field: the field.
-        what: the field in words, for a sentence.
-        option: the option that specifies it.
-        reason: what the tensors leave open, and evidence that could not be used.
-        hint: what to do beside naming the option, as the image size of a family; or empty.
-    """
+    """A field without a value, and how to specify it."""
 
     field: str
+    """The field."""
+
     what: str
+    """The field in words, for a sentence."""
+
     option: Option
+    """The option that specifies it."""
+
     reason: str
+    """What the tensors leave open, and evidence that could not be used."""
+
     hint: str = ""
+    """What to do besides using the option, such as the image size of a family; or empty."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration, and where each field that tensors cannot give came from.
-
-    Attributes:
-        model: the fields of the model, as its family's configuration class has them. Those that
-            are `missing` hold placeholders.
-        image_mean: taken off each channel.
-        image_std: what each channel is then divided by.
-        sources: where each field that no tensor gives came from, for a person.
-        labels: names of a classifier's classes, or None where nothing names them.
-        assumptions: why a field is an assumption ("official", "layout" ...), for those that are.
-        missing: fields that nothing gives; empty for every checkpoint that can be run or converted.
-        inferred: the evidence of an experiment that gave fields, as plain data, or None.
-        untold: task → the fields that matter for it and that no tensor gives.
-    """
+    """A configuration, and where each field that tensors cannot give came from."""
 
     model: Any
+    """The fields of the model, as its family's configuration class has them. Those that are
+    `missing` hold placeholders."""
+
     image_mean: tuple[float, ...]
+    """The mean that is subtracted from each channel."""
+
     image_std: tuple[float, ...]
+    """The standard deviation by which each channel is then divided."""
+
     sources: Mapping[str, str]
+    """The source of each field that does not follow from tensors, in words."""
+
     labels: tuple[str, ...] | None = None
+    """The names of a classifier's classes, or None where they are not known."""
+
     assumptions: Mapping[str, str] = field(default_factory=dict)
+    """Why a field is an assumption ("official", "layout" ...), for those that are."""
+
     missing: tuple[Missing, ...] = ()
+    """Fields without a value; empty for every checkpoint that can be run or converted."""
+
     inferred: Mapping[str, Any] | None = None
+    """The evidence of an experiment that gave fields, as plain data, or None."""
+
     untold: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Task → the fields that it needs and that do not follow from tensors."""
 
     def value(self, name: str) -> Any:
         """Return a field of the model or of the preprocessing; None if it is missing."""

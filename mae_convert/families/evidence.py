@@ -38,44 +38,54 @@ class Found:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that may give a field, as found; each mapping may be empty.
-
-    Attributes:
-        geometry: fields that the tensors' shapes give, and ``num_patches``.
-        flags: fields that the user gave, by field name.
-        stated: the configuration beside or inside the file, and where it stands.
-        preprocessor: ``image_mean`` and ``image_std`` as in preprocessor_config.json.
-        preprocessor_where: the file that they are in.
-        training_args: arguments of the training run that wrote the checkpoint.
-        conventions: what the layout takes for granted, and the layout's name.
-        fixed: the conventions among them for which the layout's own code has no other value.
-        relative: what the model takes for granted that the checkpoint is known to be, of those with
-            the same names and shapes, and its name.
-        size_hint: the image size of a family that the shapes suggest, for a message.
-        positions: position embeddings by canonical name, which are read to recognise the grid.
-        recorded: assumptions in the record of the conversion that wrote the configuration, by
-            field, each with ``value``, ``source`` and ``assumption``.
-        by_names: what the program gives every model whose tensors have such stored names.
-        fill_only: a flag gives what the file does not state, and does not overrule it.
-    """
+    """All evidence about the fields of a configuration; each mapping may be empty."""
 
     geometry: Mapping[str, Any]
+    """Fields that the tensors' shapes give, and ``num_patches``."""
+
     flags: Mapping[str, Any]
+    """Fields that the user specified, by name."""
+
     stated: Mapping[str, Any]
+    """The configuration beside or inside the file, and its place."""
+
     stated_where: str
     preprocessor: Mapping[str, Any]
+    """``image_mean`` and ``image_std`` as in preprocessor_config.json."""
+
     training_args: Mapping[str, Any]
+    """Arguments of the training run that wrote the checkpoint."""
+
     conventions: Mapping[str, Any]
+    """The values that the layout assumes, and the layout's name."""
+
     layout: str
     fixed: tuple[str, ...] = ()
+    """The conventions among them for which the layout's own code has no other value."""
+
     relative: Mapping[str, Any] = field(default_factory=dict)
+    """What the model takes for granted that the checkpoint is known to be, of those with the same
+    names and shapes, and its name."""
+
     relative_name: str = ""
     size_hint: str = ""
+    """The image size of a family that the shapes suggest, for a message."""
+
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
+    """Position embeddings by canonical name, which are read to recognise the grid."""
+
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Assumptions in the record of the conversion that wrote the configuration, by field, each with
+    ``value``, ``source`` and ``assumption``."""
+
     by_names: Mapping[str, Any] = field(default_factory=dict)
+    """The values that the program uses for every model whose tensors have such names."""
+
     fill_only: bool = False
+    """Whether an option only adds what the file does not state, and does not override it."""
+
     preprocessor_where: str = "preprocessor_config.json"
+    """The file that they are in."""
 
     def stated_value(self, name: str) -> Any:
         """Return the value of a field in the configuration beside or inside the file, or None."""

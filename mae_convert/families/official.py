@@ -9,27 +9,31 @@ SUFFIX = ".pth"
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """A published model, or a size of published models where no file is named.
-
-    Attributes:
-        model_name: as the paper names it, for example "VideoMAE ViT-B/16".
-        task: "pretrain", "encoder" or "classify".
-        model: the configuration.
-        license: its licence, as an identifier of the Hugging Face Hub.
-        where: address of the file, or the repository on the Hub as ``hf://owner/name``.
-        file: its publisher's file name, where one has been published.
-        md5: the digits that its publisher names, where any.
-        data: the data set that it was trained on, in a word.
-    """
+    """A published model, or a size of published models where no file is named."""
 
     model_name: str
+    """The name in the paper, for example "VideoMAE ViT-B/16"."""
+
     task: str
+    """The task: pretrain, encoder or classify."""
+
     model: Any
+    """The configuration."""
+
     license: str = ""
+    """Its licence, as an identifier of the Hugging Face Hub."""
+
     where: str = ""
+    """Address of the file, or the repository on the Hub as ``hf://owner/name``."""
+
     file: str = ""
+    """The file name that its publisher uses, if it is published."""
+
     md5: str | None = None
+    """The digits of the hash that its publisher states, if any."""
+
     data: str = ""
+    """The name of the data set that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -37,35 +41,44 @@ class OfficialFile:
     """A published file that is downloaded by its name in the catalog.
 
     A family has a subclass for its publisher, with the attributes of the class.
-
-    Attributes:
-        base_url: where the publisher's folders are.
-        license: of the files, as an identifier of the Hugging Face Hub.
-        data: the data set that they were trained on, on the Hub.
-        name: what it is called here: its file name without ``.pth``.
-        folder: where it is under `base_url`.
-        task: "pretrain", "encoder" or "classify".
-        model: the configuration.
-        normalised: the decoder predicts pixels that are normalised patch by patch; None where
-            there is no decoder.
-        purpose: what to take it for, in a line.
-        md5: the six digits that its publisher names, where any.
-        on_the_hub: a repository on the Hugging Face Hub with the same weights, where one is known.
-        known: configuration fields that neither the file nor its layout's conventions tell.
     """
 
     base_url: ClassVar[str]
+    """The address of the publisher's folders."""
+
     license: ClassVar[str]
+    """The licence of the files, as an identifier of the Hugging Face Hub."""
+
     data: ClassVar[str]
+    """The data set that they were trained on, on the Hub."""
+
     name: str
+    """Its name here: the file name without ``.pth``."""
+
     folder: str
+    """The path under `base_url`."""
+
     task: str
+    """The task: pretrain, encoder or classify."""
+
     model: Any
+    """The configuration."""
+
     normalised: bool | None
+    """The decoder predicts pixels that are normalised patch by patch; None where there is no
+    decoder."""
+
     purpose: str
+    """What it is used for, in one line."""
+
     md5: str | None = None
+    """The six digits of the hash that its publisher states, if any."""
+
     on_the_hub: str | None = None
+    """A repository on the Hugging Face Hub with the same weights, where one is known."""
+
     known: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration fields that follow neither from the file nor from its layout."""
 
     @property
     def parameters(self) -> int:

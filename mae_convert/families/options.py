@@ -17,21 +17,22 @@ POOLING = ("token", "avg")
 
 @dataclass(frozen=True)
 class CheckpointOption:
-    """An option about a checkpoint.
-
-    Attributes:
-        name: the neutral name; the field's name is accepted in Python too.
-        kind: the kind of its values.
-        help: what it is, for help texts.
-        metavar: what stands for a value in help texts, where it is not that of the kind.
-        tasks: the tasks for which it has an effect.
-    """
+    """An option about a checkpoint."""
 
     name: str
+    """The neutral name; the field's name is accepted in Python too."""
+
     kind: Kind
+    """The kind of its values."""
+
     help: str
+    """Its description in help texts."""
+
     metavar: str = ""
+    """The placeholder of a value in help texts, if it is not that of the kind."""
+
     tasks: tuple[str, ...] = ("pretrain", "encoder", "classify")
+    """The tasks for which it has an effect."""
 
 
 def _option(name: str, kind: Kind, help: str, **more: Any) -> Any:

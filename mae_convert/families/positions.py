@@ -34,15 +34,13 @@ SHARPNESS = -0.75
 
 @dataclass(frozen=True)
 class PositionTable:
-    """How a position embedding (1, first + times x rows x columns, width) is laid out.
-
-    Attributes:
-        first: embeddings of tokens that are not patches, which come first.
-        times: grids of rows and columns that follow.
-    """
+    """How a position embedding (1, first + times x rows x columns, width) is laid out."""
 
     first: int = 1
+    """Embeddings of tokens that are not patches, which come first."""
+
     times: int = 1
+    """Grids of rows and columns that follow."""
 
 
 def resampled(

@@ -170,17 +170,16 @@ FIELDS: Mapping[str, Treatment] = {
 
 @dataclass(frozen=True)
 class Classes:
-    """What transformers' ``config.json`` says of the class that computes a model of a task.
-
-    Attributes:
-        model_types: values of ``model_type`` with which it is computed.
-        architectures: names in ``architectures``; those of TensorFlow begin with TF.
-        fields: what is done about fields that are not in `FIELDS`.
-    """
+    """How transformers' ``config.json`` names the class that computes a model of a task."""
 
     model_types: tuple[str, ...]
+    """Values of ``model_type`` with which it is computed."""
+
     architectures: tuple[str, ...]
+    """Names in ``architectures``; those of TensorFlow begin with TF."""
+
     fields: Mapping[str, Treatment] = field(default_factory=dict)
+    """What to do about fields that are not in `FIELDS`."""
 
 
 def unknown_in_config(stated: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:

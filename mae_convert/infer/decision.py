@@ -10,40 +10,41 @@ SIGNIFICANT = 0.99
 
 @dataclass(frozen=True)
 class Candidate:
-    """A value that a field may have, and how well it fits.
-
-    Attributes:
-        value: the value.
-        loss: mean reconstruction loss on removed patches, relative to that of filling each image
-            in one colour (below 1 is better than that); None where no model was run.
-        structure: of a number of heads, the log-likelihood ratio of `head_structure`; else None.
-    """
+    """A value that a field may have, and how well it fits."""
 
     value: Any
+    """The value."""
+
     loss: float | None = None
+    """Mean reconstruction loss on removed patches, relative to that of filling each image in one
+    colour (below 1 is better than that); None where no model was run."""
+
     structure: float | None = None
+    """Of a number of heads, the log-likelihood ratio of `head_structure`; else None."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The result for one field of the configuration.
-
-    Attributes:
-        field: the field.
-        value: the value that was decided, or None: undecided.
-        confidence: the share of bootstrap samples in which the best candidate wins against every
-            other one; None where images decided nothing.
-        method: what decided: "reconstruction", "weights" or both joined by " and "; "" if nothing.
-        reason: why, in a sentence without its end.
-        candidates: what was tried, the best first.
-    """
+    """The result for one field of the configuration."""
 
     field: str
+    """The field."""
+
     value: Any
+    """The value that was decided, or None: undecided."""
+
     confidence: float | None
+    """The fraction of bootstrap samples in which the best candidate has the lowest loss; None where
+    images decided nothing."""
+
     method: str
+    """What decided: "reconstruction", "weights" or both joined by " and "; "" if nothing."""
+
     reason: str
+    """The reason, as a sentence without a full stop."""
+
     candidates: tuple[Candidate, ...]
+    """The values that were tried, the best first."""
 
     @property
     def decided(self) -> bool:
@@ -53,19 +54,19 @@ class Decision:
 
 @dataclass(frozen=True)
 class Inference:
-    """All decisions of an experiment, and what it was made on.
-
-    Attributes:
-        decisions: field → decision, for every field that the file does not specify.
-        images: how many images were shown to the model; 0 if it was not run.
-        masks: how many crops of each image with a mask of its own.
-        framework: what ran the model, or "".
-    """
+    """All decisions of an experiment, and the inputs that it used."""
 
     decisions: Mapping[str, Decision]
+    """Field → decision, for every field that the file does not specify."""
+
     images: int = 0
+    """How many images were shown to the model; 0 if it was not run."""
+
     masks: int = 0
+    """The number of crops of each image, each with its own mask."""
+
     framework: str = ""
+    """The framework that ran the model, or ""."""
 
     def decided(self) -> dict[str, Any]:
         """Return field → value of the decided fields."""

@@ -30,22 +30,23 @@ candidates."""
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How the experiment is made.
-
-    Attributes:
-        images: a folder of images like those of training; default: four photographs.
-        framework: "torch", "tensorflow" or "jax"; "" runs no model and uses the weights alone.
-        device: where the model runs; default: the CPU.
-        crops: how many crops of each image, each with a mask of its own; of clips, which take
-            longer, at most `MOST_CLIP_CROPS`.
-        seed: of crops, masks and bootstrap.
-    """
+    """The options of an experiment."""
 
     images: Path | None = None
+    """A folder of images like those of training; default: four photographs."""
+
     framework: str = "torch"
+    """The framework: torch, tensorflow or jax; empty to run no model and use the weights alone."""
+
     device: str | None = None
+    """The device on which the model runs; default: the CPU."""
+
     crops: int = 32
+    """The number of crops of each image, each with its own mask; of clips, which take longer, at
+    most `MOST_CLIP_CROPS`."""
+
     seed: int = 0
+    """The seed of crops, masks and bootstrap."""
 
 
 def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> Inference:

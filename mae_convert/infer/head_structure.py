@@ -36,17 +36,15 @@ Layer = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class HeadStructure:
-    """What the weights of a stack of attention layers show about the number of heads.
-
-    Attributes:
-        scores: number of heads → how much larger entries within a head are, as a log-likelihood
-            ratio summed over layers; the largest is the best.
-        deviations: number of heads → by how many standard deviations the weights differ from
-            permuted ones, if this were the number of heads. 0 for the best number itself.
-    """
+    """What the weights of a stack of attention layers show about the number of heads."""
 
     scores: dict[int, float]
+    """Number of heads → how much larger entries within a head are, as a log-likelihood ratio summed
+    over layers; the largest is the best."""
+
     deviations: dict[int, float]
+    """Number of heads → by how many standard deviations the weights differ from permuted ones, if
+    this were the number of heads. 0 for the best number itself."""
 
     @property
     def best(self) -> int:

@@ -24,20 +24,20 @@ another crop."""
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses on removed patches, each array (images, crops); mean squared errors.
-
-    Attributes:
-        pixels: against the pixels, as a model with ``norm_pix_loss`` False is trained, in the scale
-            in which it predicts them.
-        normalized: against pixels normalised in each patch, as one with True is trained.
-        one_colour: against the pixels, of the mean colour of the patches that are visible.
-        zero: against normalised pixels, of zeros.
-    """
+    """Losses on removed patches, each array (images, crops); mean squared errors."""
 
     pixels: np.ndarray
+    """Against the pixels, as a model with ``norm_pix_loss`` False is trained, in the scale in which
+    it predicts them."""
+
     normalized: np.ndarray
+    """Against pixels normalised in each patch, as one with True is trained."""
+
     one_colour: np.ndarray
+    """Against the pixels, of the mean colour of the patches that are visible."""
+
     zero: np.ndarray
+    """Against normalised pixels, of zeros."""
 
     def relative(self, *, norm_pix_loss: bool) -> np.ndarray:
         """Return the loss relative to the mean loss of a constant, (images, crops)."""
@@ -48,15 +48,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of images or clips, and the noise that masks each.
-
-    Attributes:
-        pixels: (images, crops, [T,] H, W, C), uint8 colours or measured values.
-        noise: (images, crops, L), float32.
-    """
+    """Crops of images or clips, and the noise that masks each."""
 
     pixels: np.ndarray
+    """(images, crops, [T,] H, W, C), uint8 colours or measured values."""
+
     noise: np.ndarray
+    """(images, crops, L), float32."""
 
     def first(self, crops: int) -> "Crops":
         """Return the first crops of each image."""

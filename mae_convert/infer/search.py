@@ -74,23 +74,26 @@ def heads_decision(
 
 @dataclass
 class Search:
-    """Runs of one checkpoint's weights with the values that are tried.
-
-    Attributes:
-        checkpoint: with a grid that is known.
-        structures: what the weights show, for the numbers of heads that are wanted.
-        wanted: the fields to decide.
-        crops: what the model is shown.
-        framework: "torch", "tensorflow" or "jax".
-        device: where the model runs; None is the CPU.
-    """
+    """Runs of one checkpoint's weights with the values that are tried."""
 
     checkpoint: Checkpoint
+    """The checkpoint, whose patch grid is known."""
+
     structures: Mapping[str, HeadStructure]
+    """What the weights show about the candidate numbers of heads."""
+
     wanted: Sequence[str]
+    """The fields to decide."""
+
     crops: Crops
+    """The crops that the model is run on."""
+
     framework: str
+    """The framework: torch, tensorflow or jax."""
+
     device: str | None
+    """The device on which the model runs; None for the CPU."""
+
     runner: Runner = field(init=False)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from mae_convert.errors import ConfigurationError, ImageError
 from mae_convert.files.atomic import write_file
 from mae_convert.models.errors import raising_as_transformers
 from mae_convert.models.naming import read_json, source_named
-from mae_convert.models.pixels import axes_named, pictures_of, prepared
+from mae_convert.models.pixels import axes_named, prepared, single_images
 from mae_convert.sources import HubReference, locate_file, open_source
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
@@ -207,7 +207,7 @@ class MaeImageProcessor:
         if unknown := sorted(changes.keys() - set(vars(self)) - {"do_convert_rgb"}):
             raise TypeError(f"the image processor has no argument {unknown[0]!r}")
         prepare = self._preprocessing(changes)
-        pixels = [prepared(image, prepare, order) for image in pictures_of(images)]
+        pixels = [prepared(image, prepare, order) for image in single_images(images)]
         if not pixels:
             raise ImageError("the list of images is empty", hint="give one")
         if result == "last":

@@ -29,14 +29,14 @@ def axes_named(name: Any, argument: str) -> str | None:
     return AXES[text]
 
 
-def pictures_of(images: Any) -> list[Any]:
+def single_images(images: Any) -> list[Any]:
     """Return a list of images: Pillow images, paths, and arrays with two or three axes.
 
     Raises:
         ImageError: an object is not an image.
     """
     if isinstance(images, list | tuple):
-        return [single for image in images for single in pictures_of(image)]
+        return [single for image in images for single in single_images(image)]
     if isinstance(images, Image.Image | str | Path):
         return [images]
     array = _as_array(images)

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.errors import MaeConvertError
 from mae_convert.runtime.inputs import random_inputs
 from mae_convert.runtime.running import Request, Run, run_together
@@ -32,7 +32,7 @@ def image_of(checkpoint: Checkpoint) -> bytes | None:
     data = Path(str(resources.files("mae_convert") / "data" / "demo"))
     try:
         images = sorted(data.glob("*.jpg"))
-        pixels = load_pictures(images, checkpoint)
+        pixels = load_images(images, checkpoint)
         side = choose_side(checkpoint, Side())
         noise = random_inputs(checkpoint.family, configuration.model, batch=len(pixels), seed=1)[
             "noise"

@@ -11,7 +11,7 @@ import numpy as np
 from mae_convert.checkpoint.clips import clips_below, load_clips
 from mae_convert.checkpoint.image_files import images_in
 from mae_convert.checkpoint.open import Checkpoint, require_images
-from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families.family import Family
 from mae_convert.files.byte_ranges import ByteFile
@@ -63,7 +63,7 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
     if checkpoint.family.clips is not None:
         pixels = load_clips(clips_below(choice.images, checkpoint)[:most], checkpoint).pixel_values
     else:
-        pixels = load_pictures(images_in(choice.images)[:most], checkpoint)
+        pixels = load_images(images_in(choice.images)[:most], checkpoint)
     made_up = random_inputs(checkpoint.family, model, batch=len(pixels), seed=choice.seed)
     return {"pixel_values": pixels, "noise": made_up["noise"]}
 

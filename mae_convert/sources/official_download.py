@@ -95,7 +95,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
     }
 
 
-def get_picture(url: str) -> Path:
+def get_image(url: str) -> Path:
     """Download an image, unless it is in the cache.
 
     Raises:
@@ -103,7 +103,7 @@ def get_picture(url: str) -> Path:
             download.
         MissingRequirementError: the server cannot be reached.
     """
-    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_picture)
+    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_image)
     return fetch(wanted, cache_directory() / "pictures")[0]
 
 
@@ -124,7 +124,7 @@ def _examine_array(path: Path) -> None:
             raise CheckpointError("the downloaded file is not an array of NumPy or PyTorch")
 
 
-def _examine_picture(path: Path) -> None:
+def _examine_image(path: Path) -> None:
     try:
         check_images([path])
     except MaeConvertError as error:

@@ -51,15 +51,13 @@ ADVICE = "make it again with `mae-convert verify SOURCE TARGET --certify`"
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate.
-
-    Attributes:
-        target: the model directory or file that was verified.
-        document: the contents of ``verification.json``.
-    """
+    """A certificate."""
 
     target: Path
+    """The model directory or file that was verified."""
+
     document: Mapping[str, Any]
+    """The contents of ``verification.json``."""
 
     def sha256_of(self, name: str) -> str | None:
         """Return the hash of a file when it was verified; None for a file that was not."""

@@ -35,17 +35,16 @@ FLOAT32 = DTYPES["float32"]
 
 @dataclass(frozen=True)
 class Change:
-    """The result of a step for one tensor.
-
-    Attributes:
-        shape: its new shape.
-        dtypes: dtypes that the new values are rounded to, in order; the last is stored.
-        values: exact values in float64, of the elements that have them.
-    """
+    """The result of a step for one tensor."""
 
     shape: tuple[int, ...]
+    """Its new shape."""
+
     dtypes: tuple[np.dtype, ...]
+    """Dtypes that the new values are rounded to, in order; the last is stored."""
+
     values: Callable[[np.ndarray], np.ndarray]
+    """Exact values in float64, of the elements that have them."""
 
 
 Changes = tuple[Mapping[str, Change], Configuration]

@@ -35,19 +35,19 @@ MOST_NAMED = 6  # steps that are listed in a sentence
 
 @dataclass(frozen=True)
 class Step:
-    """One step of B, and of A, with A's input.
-
-    Attributes:
-        name: such as "encoder.blocks.3".
-        function: the largest distance between the results of B and A in float64.
-        at: the first result in the step that differs, or None.
-        errors: by dtype, the rounding error of A, that of B, and the limit of the larger one.
-    """
+    """One step of B, and of A, with A's input."""
 
     name: str
+    """The name of the step, such as "encoder.blocks.3"."""
+
     function: float
+    """The largest distance between the results of B and A in float64."""
+
     at: str | None
+    """The first result in the step that differs, or None."""
+
     errors: Mapping[str, tuple[float, float, float]]
+    """By dtype, the rounding error of A, that of B, and the limit of the larger one."""
 
     @property
     def differs(self) -> bool:

@@ -71,48 +71,60 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a comparison of two traces.
-
-    Attributes:
-        passed: every check passed.
-        proven: both sides were read by the libraries of their formats and loaded without
-            mae-convert's mapping tables, so that our readers and tables are proven too.
-        checks: everything that was compared.
-        first_divergence: the first intermediate activation or output that differs, or None.
-        suspects: differing canonical tensors, the most likely cause first.
-        causes: explanations that were tested and confirmed.
-        witnesses: how each side was run.
-        effects: change of each output by a declared rounding, relative L2; not a check.
-        steps: declared steps that were applied to the source before it was run.
-        not_compared: sentences about everything that the verdict does not cover.
-        replayed: the results of A were taken from B's certificate; A itself was not run. Such
-            a verdict is not a proof: a certificate can contain the results of any model.
-        assumptions: what is assumed on a side and changes the function, as
-            `mae_convert.verify.assumptions.assumptions` returns it.
-        inferred: the evidence of an experiment that gave fields of the source, or None.
-        unread: fields beside the weights that a library may act on and nobody here reads, by side
-            ("A", "B"); where there are any, nothing is proven.
-        isolated: the steps of a comparison in which every step of both sides gets the same input,
-            as `mae_convert.verify.isolation.Step.plain` returns them; empty where it was not made.
-        meanings: sentences about what the differences between outputs mean, computed from them.
-    """
+    """The result of a comparison of two traces."""
 
     passed: bool
+    """Whether every check passed."""
+
     proven: bool
+    """Whether both sides were read by the libraries of their formats and loaded without
+    mae-convert's mapping tables, so that its readers and tables are proven too."""
+
     checks: tuple[Check, ...]
+    """Everything that was compared."""
+
     first_divergence: str | None
+    """The first intermediate activation or output that differs, or None."""
+
     suspects: tuple[str, ...]
+    """Differing canonical tensors, the most likely cause first."""
+
     causes: tuple[str, ...]
+    """Explanations that were tested and confirmed."""
+
     witnesses: tuple[Mapping[str, Any], ...]
+    """How each side was run."""
+
     effects: Mapping[str, float] = field(default_factory=dict)
+    """Change of each output by a declared rounding, relative L2; not a check."""
+
     steps: tuple[Mapping[str, Any], ...] = ()
+    """Declared steps that were applied to the source before it was run."""
+
     not_compared: tuple[str, ...] = ()
+    """Sentences about everything that the verdict does not cover."""
+
     replayed: bool = False
+    """The results of A were taken from B's certificate; A itself was not run. Such a verdict is not
+    a proof: a certificate can contain the results of any model."""
+
     assumptions: tuple[Mapping[str, Any], ...] = ()
+    """What is assumed on a side and changes the function, as
+    `mae_convert.verify.assumptions.assumptions` returns it."""
+
     inferred: Mapping[str, Any] | None = None
+    """The evidence of an experiment that gave fields of the source, or None."""
+
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fields beside the weights that a library may act on and nobody here reads, by side ("A",
+    "B"); where there are any, nothing is proven."""
+
     isolated: tuple[Mapping[str, Any], ...] = ()
+    """The steps of a comparison in which every step of both sides gets the same input, as
+    `mae_convert.verify.isolation.Step.plain` returns them; empty where it was not made."""
+
     meanings: tuple[str, ...] = ()
+    """Sentences about what the differences between outputs mean, computed from them."""
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""

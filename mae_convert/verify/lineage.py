@@ -30,34 +30,33 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ancestor:
-    """The source of a conversion, as stated in its record.
-
-    Attributes:
-        name: name of the source in the record.
-        fingerprint: fingerprint of the source in the record.
-        steps: declared steps since then.
-    """
+    """The source of a conversion, as stated in its record."""
 
     name: str
+    """Name of the source in the record."""
+
     fingerprint: Fingerprint
+    """Fingerprint of the source in the record."""
+
     steps: tuple[Step, ...]
+    """Declared steps since then."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is available about one of two checkpoints.
-
-    Attributes:
-        name: path of the checkpoint or the record, as specified by the user.
-        fingerprint: computed from the tensors, or stated by the record.
-        checkpoint: the checkpoint; None if only a record is available.
-        ancestors: sources of its conversions according to the record, the latest first.
-    """
+    """What is available about one of two checkpoints."""
 
     name: str
+    """Path of the checkpoint or the record, as specified by the user."""
+
     fingerprint: Fingerprint
+    """Computed from the tensors, or stated by the record."""
+
     checkpoint: Checkpoint | None = None
+    """The checkpoint; None if only a record is available."""
+
     ancestors: tuple[Ancestor, ...] = ()
+    """Sources of its conversions according to the record, the latest first."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +70,38 @@ class DifferingTensor:
 
 @dataclass(frozen=True)
 class Lineage:
-    """How B is related to A.
-
-    Attributes:
-        relation: `SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`.
-        sentence: the same, for a person.
-        steps: the declared steps between them.
-        recomputed: whether the steps were applied and gave these weights; None without steps.
-        equal: number of tensors that are the same bits; None where tensors are not known singly.
-        tensors: those that are not, after the steps where these were applied.
-        parts: parts that are not the same.
-        configuration: fields that change the function and differ, with their values in A and B; a
-            digest where only that is known.
-        not_compared: in sentences, what could not be compared.
-        rests_on: in sentences, what the result rests on.
-    """
+    """How B is related to A."""
 
     relation: str
+    """`SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`."""
+
     sentence: str
+    """The relation, in words."""
+
     rests_on: tuple[str, ...]
+    """What the result is based on, in sentences."""
+
     steps: tuple[Step, ...] = ()
+    """The declared steps between them."""
+
     recomputed: bool | None = None
+    """Whether the steps were applied and gave these weights; None without steps."""
+
     equal: int | None = None
+    """Number of tensors that are equal bit for bit; None where single tensors are not known."""
+
     tensors: tuple[DifferingTensor, ...] = ()
+    """The tensors that differ, after the declared steps if these were applied."""
+
     parts: tuple[str, ...] = ()
+    """Parts that differ."""
+
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Fields that change the function and differ, with their values in A and B; a digest where only
+    that is known."""
+
     not_compared: tuple[str, ...] = ()
+    """What could not be compared, in sentences."""
 
     @property
     def related(self) -> bool:

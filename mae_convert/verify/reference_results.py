@@ -160,21 +160,22 @@ class Truth(Protocol):
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """How a checkpoint's logits compare with a published result.
-
-    Attributes:
-        truth: the published result.
-        checkpoint: what was run, as the user knows it.
-        framework: what it was run by.
-        corners: the values that came out, by dtype.
-        share: the largest distance by dtype, as a share of what is allowed; NaN is not within it.
-    """
+    """How a checkpoint's logits compare with a published result."""
 
     truth: Truth
+    """The published result."""
+
     checkpoint: str
+    """The checkpoint that was run, as the user specified it."""
+
     framework: str
+    """The runner."""
+
     corners: Mapping[str, np.ndarray]
+    """The computed values, by dtype."""
+
     share: Mapping[str, float]
+    """The largest distance by dtype, as a share of what is allowed; NaN is not within it."""
 
     @property
     def passed(self) -> bool:

@@ -34,27 +34,31 @@ GREY = (0.5, 0.5, 0.5)  # mean and deviation of the script's image processor
 
 @dataclass(frozen=True)
 class PublishedVideoTruth:
-    """A result that someone published for one checkpoint of a model of videos.
-
-    Attributes:
-        source: the checkpoint, as a command takes it.
-        corner: the values of ``what``.
-        task: of the model.
-        video: address of the frames of the clip, a NumPy file (T, H, W, 3) uint8.
-        absolute: allowed difference.
-        layer_norm_eps: what it was computed with.
-        where: who published it.
-        image_size: side of the frames as the model takes them.
-    """
+    """A result that someone published for one checkpoint of a model of videos."""
 
     source: str
+    """The checkpoint, as a command takes it."""
+
     corner: Corner
+    """The values of ``what``."""
+
     task: str = "classify"
+    """The task of the model."""
+
     video: str = CLIP
+    """Address of the frames of the clip, a NumPy file (T, H, W, 3) uint8."""
+
     absolute: float = 1e-4
+    """Allowed difference."""
+
     layer_norm_eps: float = EPSILON
+    """The epsilon that it was computed with."""
+
     where: str = "transformers, convert_videomae_to_pytorch.py"
+    """The publisher."""
+
     image_size: int = 224
+    """Side of the frames as the model takes them."""
 
     @property
     def what(self) -> str:

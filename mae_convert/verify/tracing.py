@@ -21,25 +21,28 @@ from mae_convert.verify.declared_changes import apply_steps, steps_between
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """What of a checkpoint is traced.
-
-    Attributes:
-        inputs: images and noise.
-        dtypes: precisions, in order.
-        taps: keep intermediate activations.
-        gradients: keep the gradient of the loss for every parameter.
-        unmasked: leave no patch out and keep their order.
-        as_converted: a checkpoint made of this one: the steps that it declares are applied first.
-        overwrite: replace an older trace.
-    """
+    """Which results of a checkpoint a trace contains."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
+    """Images and noise."""
+
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    """Precisions, in order."""
+
     taps: bool = False
+    """Keep intermediate activations."""
+
     gradients: bool = False
+    """Keep the gradient of the loss for every parameter."""
+
     unmasked: bool = False
+    """Leave no patch out and keep their order."""
+
     as_converted: Path | None = None
+    """A checkpoint made of this one: the steps that it declares are applied first."""
+
     overwrite: bool = False
+    """Replace an older trace."""
 
 
 def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: TraceOptions) -> None:

@@ -32,44 +32,48 @@ from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
 
 @dataclass(frozen=True)
 class Witness:
-    """What runs one of the checkpoints once more: the option ``against``.
-
-    Attributes:
-        framework: one of ``FRAMEWORKS``, or `FOREIGN`.
-        python: the interpreter of the child process; None is this one.
-        foreign: code of others that runs it; it is run only because the option names it.
-    """
+    """What runs one of the checkpoints once more: the option ``against``."""
 
     framework: str
+    """One of ``FRAMEWORKS``, or `FOREIGN`."""
+
     python: str | None = None
+    """The interpreter of the child process; None is this one."""
+
     foreign: ForeignCode | None = None
+    """Code of others that runs it; it is run only because the option names it."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a verification.
-
-    Attributes:
-        inputs: images and noise that both sides are given.
-        dtypes: precisions to run; float64, the proof, is always among them.
-        gradients: compare the gradient of the loss for every parameter too.
-        mask_ratio: run with this ratio instead of the configured one.
-        unmasked: leave no patch out and keep their order, as a classifier does.
-        against: libraries whose own classes run a side once more.
-        require_proof: fail unless both sides are loaded without our readers and mapping tables.
-        isolate: compare step by step too, each step of both sides with the same input.
-        quick: compare the outputs in float64 alone, without intermediate activations.
-    """
+    """The options of a verification."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
+    """The images and the noise for both sides."""
+
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
+    """Precisions to run; float64, the proof, is always among them."""
+
     gradients: bool = False
+    """Compare the gradient of the loss for every parameter too."""
+
     mask_ratio: float | None = None
+    """Run with this ratio instead of the configured one."""
+
     unmasked: bool = False
+    """Leave no patch out and keep their order, as a classifier does."""
+
     against: tuple[Witness, ...] = ()
+    """Libraries whose own classes run a side once more."""
+
     require_proof: bool = False
+    """Fail unless both sides are loaded without mae-convert's own readers and mapping tables."""
+
     isolate: bool = False
+    """Compare step by step too, each step of both sides with the same input."""
+
     quick: bool = False
+    """Compare the outputs in float64 alone, without intermediate activations."""
 
 
 def parse_options(
@@ -103,23 +107,24 @@ def parse_options(
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict, and what it was reached by.
-
-    Attributes:
-        verdict: whether the two are the same function.
-        inputs: what both sides were given.
-        traces: of the source, of the target and of each further runner; empty where the shapes
-            alone decided.
-        runs: how the source and the target were run, with the checkpoints as they were compared;
-            empty where nothing was run, and where a certificate stands for the source.
-        fingerprints: of the source, before declared steps, and of the target; empty likewise.
-    """
+    """A verdict, and the runs that it is based on."""
 
     verdict: Verdict
+    """The verdict: whether both compute the same function."""
+
     inputs: Arrays = field(repr=False)
+    """The inputs of both sides."""
+
     traces: tuple[Trace, ...] = field(default=(), repr=False)
+    """Of the source, of the target and of each further runner; empty where the shapes alone
+    decided."""
+
     runs: tuple[Run, ...] = field(default=(), repr=False)
+    """How the source and the target were run, with the checkpoints as they were compared; empty
+    where nothing was run, and where a certificate stands for the source."""
+
     fingerprints: tuple[Fingerprint, ...] = ()
+    """Of the source, before declared steps, and of the target; empty likewise."""
 
 
 def verify(

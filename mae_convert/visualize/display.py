@@ -16,20 +16,20 @@ LOW, HIGH = 2, 98  # percentiles of a channel that become black and full brightn
 
 @dataclass(frozen=True)
 class Display:
-    """How pixel values (N, C, [T,] H, W) become colours.
-
-    Attributes:
-        configuration: of the model.
-        channels: which channels are red, green and blue, or which one is grey; from 0.
-        low: (N, B, [1,] 1, 1), what becomes black in each of them; None: mean and deviation of the
-            model's preprocessing are undone, as for photographs.
-        high: what becomes full brightness.
-    """
+    """How pixel values (N, C, [T,] H, W) become colours."""
 
     configuration: Configuration
+    """The configuration of the model."""
+
     channels: tuple[int, ...]
+    """Which channels are red, green and blue, or which one is grey; from 0."""
+
     low: np.ndarray | None = None
+    """(N, B, [1,] 1, 1), the value that is shown as black in each of them; None: mean and deviation
+    of the model's preprocessing are undone, as for photographs."""
+
     high: np.ndarray | None = None
+    """The value that is shown at full brightness."""
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return colours (N, [T,] H, W, 3) in [0, 1]."""

@@ -11,7 +11,7 @@ import numpy as np
 from mae_convert.checkpoint.clips import load_clips
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import Checkpoint, require_images
-from mae_convert.checkpoint.preprocessing import load_pictures, preprocessing_of
+from mae_convert.checkpoint.preprocessing import load_images, preprocessing_of
 from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
 from mae_convert.runtime import load_model
@@ -23,24 +23,25 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images or videos, with D the width of the encoder and L patches.
-
-    Attributes:
-        names: (N,), paths of the images or videos within their folder.
-        labels: (N,), the folder that each lies in, within that folder; empty where there is none.
-        mean: (N, D), float32, the mean of the patches after the final norm.
-        cls: (N, D), float32, the class token after the final norm; None for an encoder without.
-        tokens: (N, L, D), float32, the patches after the final norm; None where they were not asked
-            for.
-        sampling: how the frames of videos were chosen, in words, or nothing.
-    """
+    """Features of N images or videos, with D the width of the encoder and L patches."""
 
     names: np.ndarray
+    """(N,), paths of the images or videos within their folder."""
+
     labels: np.ndarray
+    """(N,), the folder that each lies in, within that folder; empty where there is none."""
+
     mean: np.ndarray
+    """(N, D), float32, the mean of the patches after the final norm."""
+
     cls: np.ndarray | None = None
+    """(N, D), float32, the class token after the final norm; None for an encoder without."""
+
     tokens: np.ndarray | None = None
+    """(N, L, D), float32, the patches after the final norm; None where they were not asked for."""
+
     sampling: str = ""
+    """How the frames of videos were chosen, in words, or nothing."""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write an ``.npz`` file with these arrays."""
@@ -52,21 +53,22 @@ class Features:
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed.
-
-    Attributes:
-        framework: "torch", "tensorflow" or "jax".
-        device: "cpu" or "cuda"; None is where the framework puts it.
-        batch: images that go through the encoder together.
-        stride: how far apart the frames of a clip are; None is as models of the family are trained.
-        tokens: also return the patches' own features.
-    """
+    """How features are computed."""
 
     framework: str = "torch"
+    """The framework: torch, tensorflow or jax."""
+
     device: str | None = None
+    """The device: cpu or cuda; None for the default of the framework."""
+
     batch: int = 32
+    """Images that go through the encoder together."""
+
     stride: int | None = None
+    """The distance between the frames of a clip; None for that of the family's training."""
+
     tokens: bool = False
+    """Also return the patches' own features."""
 
 
 def features_of(
@@ -142,7 +144,7 @@ def _batches(
             clips = load_clips(paths[part], checkpoint, stride=options.stride)
             yield {"pixel_values": clips.pixel_values}, clips.sampling
         else:
-            yield {"pixel_values": load_pictures(paths[part], checkpoint)}, ""
+            yield {"pixel_values": load_images(paths[part], checkpoint)}, ""
 
 
 def _run_torch(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:

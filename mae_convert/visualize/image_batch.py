@@ -16,28 +16,32 @@ from mae_convert.visualize.reconstruction import load_cut
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """N images or clips.
-
-    Attributes:
-        names: of the images, as a report has them.
-        labels: short names, as they stand below an image.
-        pixel_values: (N, C, [T,] H, W), float32, as the model takes them.
-        shapes: width to height in which each image is shown.
-        noise: (N, L), float32, by which patches are removed; None where nothing gives it.
-        indices: (N, T), which frames of its file each clip has, from 0; None where they are no
-            videos, or preprocessed.
-        sampling: how these frames were chosen, in words, or nothing.
-        additional: what the model takes besides pixels and noise, from a file of inputs.
-    """
+    """N images or clips."""
 
     names: tuple[str, ...]
+    """The labels of the images in a report."""
+
     labels: tuple[str, ...]
+    """Short names, as they stand below an image."""
+
     pixel_values: np.ndarray
+    """(N, C, [T,] H, W), float32, as the model takes them."""
+
     shapes: tuple[float, ...]
+    """Width to height in which each image is shown."""
+
     noise: np.ndarray | None = None
+    """(N, L), float32, by which patches are removed; None where nothing gives it."""
+
     indices: tuple[tuple[int, ...], ...] | None = None
+    """(N, T), which frames of its file each clip has, from 0; None where they are no videos, or
+    preprocessed."""
+
     sampling: str = ""
+    """How these frames were chosen, in words, or nothing."""
+
     additional: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the model takes besides pixels and noise, from a file of inputs."""
 
     def with_noise(self, noise: np.ndarray) -> dict[str, np.ndarray]:
         """Return the inputs of the model."""

@@ -39,30 +39,34 @@ ONLY_REMOVED = "the model predicts removed patches only, and the others are show
 
 @dataclass(frozen=True)
 class Look:
-    """How images are looked at.
-
-    Attributes:
-        mask: one of ``masks.KINDS``, or the path of an image that is white where patches go.
-        seed: of the mask.
-        framework: "torch", "tensorflow", "jax" or "both".
-        device: "cpu" or "cuda"; None is where the framework puts it.
-        frame_stride: how far apart the frames of a clip are; None is as models of the family are
-            trained.
-        stretch: squeeze whole images into the model's shape, in place of taking their middle.
-        across: groups of rows beside each other; None is what fits well.
-        inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
-        bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
-    """
+    """The options of a reconstruction."""
 
     mask: str = "random"
+    """One of ``masks.KINDS``, or the path of an image that is white where patches go."""
+
     seed: int = 0
+    """The seed of the mask."""
+
     framework: str = "torch"
+    """The framework: torch, tensorflow, jax or both."""
+
     device: str | None = None
+    """The device: cpu or cuda; None for the default of the framework."""
+
     frame_stride: int | None = None
+    """The distance between the frames of a clip; None for that of the family's training."""
+
     stretch: bool = False
+    """Resize whole images to the model's shape, instead of cropping them at the center."""
+
     across: int | None = None
+    """The number of groups of rows beside each other; None to choose it by the shape."""
+
     inputs: Path | None = None
+    """An .npz with ``pixel_values`` and maybe ``noise``, instead of image files."""
+
     bands: tuple[int, ...] | None = None
+    """Numbers of the channels of ``inputs`` that are shown, one or three, from 1."""
 
 
 def look_at(

@@ -26,25 +26,26 @@ BOTH = ("torch", "tensorflow")
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What came of some images or clips.
-
-    Attributes:
-        pixel_values: (N, C, [T,] H, W), what the model was given, of which it saw a part; of a
-            clip, the frames that it predicts.
-        mask: (N, L), 1 where a patch was removed.
-        predicted: by framework, (N, C, [T,] H, W), every patch as predicted, in the scale of the
-            pixels.
-        loss: by framework, (N,), mean squared error over removed patches in that scale.
-        shapes: has the ``grid_shape`` and ``patch_shape`` of the patches.
-        only_removed: the model predicts removed patches only; others are not to be looked at.
-    """
+    """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
+    """(N, C, [T,] H, W), the inputs, of which the model saw the visible patches; of a clip, the
+    frames that it predicts."""
+
     mask: np.ndarray
+    """(N, L), 1 where a patch was removed."""
+
     predicted: dict[str, np.ndarray]
+    """By framework, (N, C, [T,] H, W), every patch as predicted, in the scale of the pixels."""
+
     loss: dict[str, np.ndarray]
+    """By framework, (N,), mean squared error over removed patches in that scale."""
+
     shapes: Any
+    """Has the ``grid_shape`` and ``patch_shape`` of the patches."""
+
     only_removed: bool = False
+    """The model predicts removed patches only; others are not to be looked at."""
 
 
 def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image:

@@ -37,21 +37,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is drawn.
-
-    Attributes:
-        heads: what each column shows.
-        rows: of as many tiles.
-        note: a line below everything, or nothing.
-        shapes: width to height that each row's images are shown in.
-        together: so many rows belong together, in one group.
-    """
+    """What is drawn."""
 
     heads: tuple[str, ...]
+    """What each column shows."""
+
     rows: tuple[Row, ...]
+    """The rows, each with one tile for every column."""
+
     note: str
+    """A line below everything, or nothing."""
+
     shapes: tuple[float, ...]
+    """Width to height that each row's images are shown in."""
+
     together: int = 1
+    """The number of rows in one group."""
 
     @property
     def fitting(self) -> int:

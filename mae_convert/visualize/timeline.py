@@ -31,43 +31,46 @@ ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left w
 
 @dataclass(frozen=True)
 class Point:
-    """One checkpoint of a training run.
-
-    Attributes:
-        source: its name.
-        epoch: as the file says, else the last number in its name, else its place; from 0.
-        loss: mean over the images of the model's own objective over removed patches; None where
-            the checkpoint could not be run.
-        losses: (N,), of each image.
-        error: why it could not be run.
-    """
+    """One checkpoint of a training run."""
 
     source: str
+    """Its name."""
+
     epoch: int
+    """Read from the file; otherwise the last number in its name, or its position, from 0."""
+
     loss: float | None = None
+    """Mean over the images of the model's own objective over removed patches; None where the
+    checkpoint could not be run."""
+
     losses: tuple[float, ...] = ()
+    """The objective for each image, (N,)."""
+
     error: str | None = None
+    """Why it could not be run."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A training run on some images.
-
-    Attributes:
-        points: by epoch.
-        images: names of the images.
-        shown: by epoch, what came of the images, for a few of the points.
-        configuration: of the models.
-        mask_ratio: share of the patches that was removed.
-        display: how pixels are shown.
-    """
+    """A training run on some images."""
 
     points: tuple[Point, ...]
+    """The points, by epoch."""
+
     images: tuple[str, ...]
+    """Names of the images."""
+
     shown: dict[int, Reconstruction]
+    """By epoch, the reconstructions, for a few of the points."""
+
     configuration: Configuration
+    """The configuration of the models."""
+
     mask_ratio: float
+    """Share of the patches that was removed."""
+
     display: Display
+    """How pixels are shown."""
 
     @property
     def failed(self) -> list[Point]:
@@ -89,29 +92,34 @@ class Timeline:
 
 @dataclass(frozen=True)
 class View:
-    """How checkpoints are looked at.
-
-    Attributes:
-        framework: "torch", "tensorflow" or "jax".
-        device: "cpu" or "cuda"; None is where the framework puts it.
-        seed: of the noise.
-        shown: number of checkpoints whose images are kept.
-        flags: what the user says of the checkpoints.
-        state_key: the key of the weights.
-        inputs: an .npz with ``pixel_values`` and maybe ``noise``, in place of image files.
-        most: at most so many images, of files or of `inputs`.
-        bands: numbers of the channels of ``inputs`` that are shown, one or three, from 1.
-    """
+    """The options of a timeline."""
 
     framework: str = "torch"
+    """The framework: torch, tensorflow or jax."""
+
     device: str | None = None
+    """The device: cpu or cuda; None for the default of the framework."""
+
     seed: int = 0
+    """The seed of the noise."""
+
     shown: int = 5
+    """Number of checkpoints whose images are kept."""
+
     flags: Flags | None = None
+    """What the user states about the checkpoints."""
+
     state_key: str | None = None
+    """The key of the weights."""
+
     inputs: Path | None = None
+    """An .npz with ``pixel_values`` and maybe ``noise``, instead of image files."""
+
     most: int | None = None
+    """At most so many images, of files or of `inputs`."""
+
     bands: tuple[int, ...] | None = None
+    """Numbers of the channels of ``inputs`` that are shown, one or three, from 1."""
 
 
 def timeline(

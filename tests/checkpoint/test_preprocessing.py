@@ -9,7 +9,7 @@ from transformers import ViTImageProcessorPil
 
 from mae_convert.checkpoint.image_files import check_images, open_image
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
@@ -64,7 +64,7 @@ def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
     stated = STATED[name]
     folder = with_stated(model, tmp_path, stated)
     paths = pictures(tmp_path, (32, 32) if stated.get("do_resize") is False else None)
-    ours = load_pictures(paths, open_checkpoint(folder))
+    ours = load_images(paths, open_checkpoint(folder))
     real = ViTImageProcessorPil.from_pretrained(folder)
     theirs = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
     assert ours.dtype == np.float32
@@ -83,9 +83,7 @@ def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray((ramp / 257).astype(np.uint8)).save(tmp_path / "flat.png")
-    deep, flat = load_pictures(
-        [tmp_path / "deep.png", tmp_path / "flat.png"], open_checkpoint(model)
-    )
+    deep, flat = load_images([tmp_path / "deep.png", tmp_path / "flat.png"], open_checkpoint(model))
     assert np.abs(deep - flat).max() <= 1 / 255 / 0.2
 
 
@@ -105,13 +103,13 @@ def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
     stated, words = BAD[name]
     directory = with_stated(model, tmp_path, stated)
     with pytest.raises(MaeConvertError, match=words):
-        load_pictures(pictures(tmp_path), open_checkpoint(directory))
+        load_images(pictures(tmp_path), open_checkpoint(directory))
 
 
 def test_what_is_no_picture_is_refused(model, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(MaeConvertError, match="cannot be read as an image"):
-        load_pictures([tmp_path / "text.png"], open_checkpoint(model))
+        load_images([tmp_path / "text.png"], open_checkpoint(model))
 
 
 def test_files_are_checked_before_they_are_prepared(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from paths import DEMO
 
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.preprocessing import load_pictures
+from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.reports.sweep_html import page
 from mae_convert.reports.verdict_html import is_noise
 from mae_convert.sweep.result import Row
@@ -15,7 +15,7 @@ from mae_convert.sweep.result import Row
 
 def test_random_pixels_are_noise_and_photographs_are_not():
     source = open_checkpoint(DEMO / "checkpoint.pth")
-    photographs = load_pictures(sorted(DEMO.glob("*.jpg")), source)
+    photographs = load_images(sorted(DEMO.glob("*.jpg")), source)
     random = np.random.default_rng(0).standard_normal(photographs.shape)
     assert is_noise(random)
     assert not is_noise(photographs)

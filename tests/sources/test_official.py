@@ -360,7 +360,7 @@ def test_another_checkpoint_has_not_the_published_result(command, stand_in, monk
     show(result_with(truth, 0.5))
     assert "NOT AS PUBLISHED" in capfd.readouterr().out
     monkeypatch.setattr(published, "PUBLISHED", {NAME: truth})
-    monkeypatch.setattr("mae_convert.sources.official_download.get_picture", lambda _: None)
+    monkeypatch.setattr("mae_convert.sources.official_download.get_image", lambda _: None)
     monkeypatch.setattr(published, "check_published", lambda *_: result_with(truth, 0.5))
     assert command("verify", "--published", NAME).status == 1
 

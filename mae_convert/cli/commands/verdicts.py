@@ -567,7 +567,7 @@ def _verify_published(
     from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import reference_results as show
     from mae_convert.sources import parse_source
-    from mae_convert.sources.official_download import get_array, get_picture
+    from mae_convert.sources.official_download import get_array, get_image
     from mae_convert.verify.reference_results import (
         check_published,
         published_json,
@@ -586,6 +586,6 @@ def _verify_published(
     else:
         truth = published_named(name)
         checkpoint = open_and_tell(source or parse_source(truth.source), flags)
-        result = check_published(checkpoint, truth, get_picture(truth.picture), side)
+        result = check_published(checkpoint, truth, get_image(truth.picture), side)
     print_json(published_json(result)) if as_json else show(result)
     return 0 if result.passed else 1

@@ -27,15 +27,13 @@ LARGEST_COUNT = 1 << 16  # of patches; a table of more is not held against its m
 
 @dataclass(frozen=True)
 class TableGrid:
-    """The grid that a fixed position table was made for.
-
-    Attributes:
-        grid: rows and columns.
-        where: the table, for a message.
-    """
+    """The grid that a fixed position table was made for."""
 
     grid: Grid
+    """Rows and columns."""
+
     where: str
+    """The table, for a message."""
 
     @property
     def words(self) -> str:

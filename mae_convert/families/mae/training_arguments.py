@@ -41,15 +41,13 @@ SIZE_TEXT = re.compile(r"[\[(]?\s*(\d{1,6})\s*(?:[,x]\s*(\d{1,6}))?\s*[\])]?")
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """Training arguments, held against the shapes of the tensors beside them.
-
-    Attributes:
-        stored: the arguments as they are stored.
-        geometry: fields that the tensors' shapes give, and ``num_patches``.
-    """
+    """Training arguments, compared with the shapes of the tensors in the same file."""
 
     stored: Mapping[str, Any]
+    """The arguments as they are stored."""
+
     geometry: Mapping[str, Any]
+    """Fields that the tensors' shapes give, and ``num_patches``."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":

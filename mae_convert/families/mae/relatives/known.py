@@ -14,37 +14,44 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Relative:
-    """A family of models that this project converts, wholly or in part.
-
-    Attributes:
-        name: as people call it.
-        key: pattern of a tensor's name that only this family has.
-        decoder: pattern of the names that are dropped where ``key`` is found, because the decoder
-            is none of MAE's; the encoder is read.
-        why_dropped: the reason, for the account of tensors.
-        arguments: training arguments that only this family's programs keep, each with a pattern of
-            its value as text; one of them is enough.
-        shapes: alternatives of fields (of the geometry, and ``task``) that all must be so for a
-            model to look like this family. Decoder fields count for pre-training models only.
-        by_patches: number of patches → what the family takes for granted at this size, by
-            configuration field.
-        preprocessing: what ``preprocessor_config.json`` must say for this family.
-        impossible: training argument → why a model that was trained with it cannot be read.
-        unresampled: why its position embeddings cannot be resampled for another size, or None.
-        caveat: what whoever uses the converted model has to know.
-    """
+    """A family of models that this project converts, wholly or in part."""
 
     name: str
+    """Its common name."""
+
     key: str | None = None
+    """Pattern of a tensor's name that only this family has."""
+
     decoder: str | None = None
+    """Pattern of the names that are dropped where ``key`` is found, because the decoder is none of
+    MAE's; the encoder is read."""
+
     why_dropped: str = ""
+    """The reason, for the list of dropped tensors."""
+
     arguments: Mapping[str, str] = field(default_factory=dict)
+    """Training arguments that only this family's programs keep, each with a pattern of its value as
+    text; one of them is enough."""
+
     shapes: tuple[Fields, ...] = ()
+    """Alternatives of fields (of the geometry, and ``task``) that all must be so for a model to
+    look like this family. Decoder fields count for pre-training models only."""
+
     by_patches: Mapping[int, Fields] = field(default_factory=dict)
+    """Number of patches → what the family takes for granted at this size, by configuration
+    field."""
+
     preprocessing: Fields = field(default_factory=dict)
+    """The values that ``preprocessor_config.json`` must have for this family."""
+
     impossible: Mapping[str, str] = field(default_factory=dict)
+    """Training argument → why a model that was trained with it cannot be read."""
+
     unresampled: str | None = None
+    """Why its position embeddings cannot be resampled for another size, or None."""
+
     caveat: str | None = None
+    """What users of the converted model must know."""
 
 
 def _size(width: int, depth: int, patch: int, **more: Any) -> Fields:

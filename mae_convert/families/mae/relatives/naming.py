@@ -14,19 +14,18 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Membership:
-    """The family of a checkpoint, and how it is known.
-
-    Attributes:
-        certain: a tensor's name, the training arguments or the conversion record tell it; otherwise
-            only shapes do, which others have too.
-        because: what tells it.
-        also: other families that have the same shapes.
-    """
+    """The family of a checkpoint, and the evidence."""
 
     relative: Relative
     certain: bool
+    """Whether a tensor's name, the training arguments or the conversion record proves it; otherwise
+    only the shapes suggest it, which other families have too."""
+
     because: str
+    """The evidence, in words."""
+
     also: tuple[str, ...] = ()
+    """Other families that have the same shapes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the membership as plain data, for reports and records."""

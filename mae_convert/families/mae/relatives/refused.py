@@ -19,18 +19,17 @@ Key = str | tuple[str, int]
 
 @dataclass(frozen=True)
 class Refused:
-    """A kind of models that this project does not convert.
-
-    Attributes:
-        name: as people call it.
-        keys: patterns of tensors' names, all of which are needed to tell it; with the number of
-            dimensions that the tensor must have, where its name alone is not a proof.
-        instead: what to use.
-    """
+    """A kind of models that this project does not convert."""
 
     name: str
+    """Its common name."""
+
     keys: tuple[Key, ...]
+    """Patterns of tensors' names, all of which are needed to tell it; with the number of dimensions
+    that the tensor must have, where its name alone is not a proof."""
+
     instead: str
+    """What to use instead."""
 
 
 def _refused(name: str, *keys: Key, instead: str) -> Refused:
