@@ -22,7 +22,7 @@ class Stage:
     """A folder with two checkpoints and what each of them is converted to."""
 
     folder: Path
-    """Where the target stands, and nothing else."""
+    """The directory of the target, which contains nothing else."""
 
     target: Path
     """Its name."""

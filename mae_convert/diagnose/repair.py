@@ -65,7 +65,7 @@ class Repair:
 
     @property
     def changes(self) -> list[str]:
-        """Every change in a sentence; tensors with the same fault are one."""
+        """A sentence for every change; tensors with the same fault share a sentence."""
         groups: dict[tuple[str, str], list[str]] = {}
         for cure in self.cures:
             key = without_block(cure.name, cure.fault), without_block(cure.name, cure.how)

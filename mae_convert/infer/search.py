@@ -281,7 +281,8 @@ def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
 def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
     """Return the mean loss of each candidate.
 
-    One that was run on fewer crops is placed by its difference to the best one on the same crops.
+    A candidate that was run on fewer crops gets the best candidate's mean, plus its difference from
+    the best candidate on the crops that both were run on.
     """
     if not losses:
         return {}

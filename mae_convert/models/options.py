@@ -30,7 +30,7 @@ WITHOUT_EFFECT = (
     "weights_only",
     "_fast_init",
 )
-# Arguments about what this project does not do: None and False leave it out.
+# Arguments of transformers for features that are not supported; None and False are accepted.
 REFUSED = (
     "adapter_kwargs",
     "gguf_file",
