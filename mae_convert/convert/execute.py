@@ -6,6 +6,7 @@ from typing import Any
 from mae_convert.convert.output_options import BIN_NAME
 from mae_convert.convert.plan import Plan, container_kind
 from mae_convert.convert.record import (
+    Fingerprints,
     SourceHashes,
     archived_config,
     carried_config,
@@ -50,13 +51,17 @@ def execute_all(
     for plan in plans:
         for each in plan.roundings.values():
             each.begin()
-    outputs = [_output(plan, record, source) for plan, record in zip(plans, records, strict=True)]
+    fingerprints = [Fingerprints(plan) for plan in plans]
+    outputs = [
+        _output(plan, record, source, each)
+        for plan, record, each in zip(plans, records, fingerprints, strict=True)
+    ]
     hashes = write_all(
         outputs, overwrite=overwrite, source=source, progress=progress, on_commit=on_commit
     )
     return [
-        completed(record, plan, source, of_tensors)
-        for plan, record, of_tensors in zip(plans, records, hashes, strict=True)
+        completed(record, plan, source, of_tensors, each)
+        for plan, record, of_tensors, each in zip(plans, records, hashes, fingerprints, strict=True)
     ]
 
 
@@ -65,17 +70,19 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
     return execute_all([plan], overwrite=overwrite)[0]
 
 
-def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Output:
+def _output(
+    plan: Plan, record: Mapping[str, Any], source: SourceHashes, fingerprints: Fingerprints
+) -> Output:
     """Return the output of a plan; its record contains the source's hash once that is computed."""
     kind, carried = container_kind(plan.layout, plan.target), carried_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name
     if weights_name is None or not plan.is_directory:
         config = archived_config(plan) if kind == KERAS_ARCHIVE else carried
-        stored_record, state_key = record_in_file(record), plan.layout.state_key
-        return file_output(
-            plan.target, Weights(kind, plan.tensors, config, stored_record, state_key)
-        )
+        state_key = plan.layout.state_key
+        reserved = fingerprints.reserved(record_in_file(record))
+        weights = Weights(kind, plan.tensors, config, reserved, state_key, fingerprints.complete)
+        return file_output(plan.target, weights)
     return directory_output(
         plan.target,
         BIN_NAME if plan.packing.pickled else weights_name,
@@ -83,7 +90,7 @@ def _output(plan: Plan, record: Mapping[str, Any], source: SourceHashes) -> Outp
         {
             "config.json": plan.layout.write_config(carried),
             "preprocessor_config.json": preprocessor_config(plan),
-            "conversion.json": lambda hashes: completed(record, plan, source, hashes),
+            "conversion.json": lambda hashes: completed(record, plan, source, hashes, fingerprints),
         },
         max_shard_size=plan.packing.max_shard_size,
     )

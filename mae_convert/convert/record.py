@@ -10,6 +10,7 @@ import numpy as np
 
 from mae_convert import __version__
 from mae_convert.checkpoint.fingerprint import (
+    VERSION,
     Fingerprint,
     TensorDigest,
     configuration_digest,
@@ -100,8 +101,43 @@ def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
     return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
 
 
+class Fingerprints:
+    """The fingerprints of the source and the target of a conversion, computed once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._computed: tuple[Fingerprint, Fingerprint] | None = None
+
+    def __call__(self, hashes: Mapping[str, str]) -> tuple[Fingerprint, Fingerprint]:
+        """Return both; ``hashes`` has the SHA-256 of each tensor of the target, by name."""
+        if self._computed is None:
+            self._computed = conversion_fingerprints(self._plan, hashes)
+        return self._computed
+
+    def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record of a single file with placeholders for both, of the same length."""
+        plan = self._plan
+        known = configuration_digest(plan.source.family, plan.configuration.model, plan.task)
+        before = digest_of_configuration(plan.source.as_opened)
+        empty = (":".join(filter(None, (VERSION, NOT_YET, digest))) for digest in (before, known))
+        return _with_fingerprints(record, *empty)
+
+    def complete(self, record: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+        """Return the record of a single file with both."""
+        return _with_fingerprints(record, *map(str, self(hashes)))
+
+
+def _with_fingerprints(record: Mapping[str, Any], before: str, after: str) -> dict[str, Any]:
+    source = {**record["source"], "fingerprint": before}
+    return {**record, "source": source, "fingerprint": after}
+
+
 def completed(
-    record: Mapping[str, Any], plan: Plan, source: "SourceHashes", hashes: Mapping[str, str]
+    record: Mapping[str, Any],
+    plan: Plan,
+    source: "SourceHashes",
+    hashes: Mapping[str, str],
+    fingerprints: Fingerprints,
 ) -> dict[str, Any]:
     """Return a record with what is known after the tensors were written and compared.
 
@@ -110,8 +146,9 @@ def completed(
         plan: the conversion.
         source: the hashes of the source's files.
         hashes: SHA-256 of each tensor of the target, by name.
+        fingerprints: of the source and the target.
     """
-    before, after = conversion_fingerprints(plan, hashes)
+    before, after = fingerprints(hashes)
     amended = source.amend(with_rounding(record, plan))
     return {
         **amended,

@@ -44,6 +44,10 @@ class Weights:
     state_key: str | None = "model"
     """The key of the tensors in a "pth"; None for a plain state dict."""
 
+    complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
+    """Returns the conversion record with what the SHA-256 of each tensor's bytes, by name, adds to
+    it; as long as before."""
+
     @property
     def nbytes(self) -> int:
         """The size of all tensors in bytes."""
@@ -154,6 +158,22 @@ class OutputFile:
                 )
         for at, data in finalized.layout.finalize(self.checksums):
             self._put(memoryview(data), at)
+        return finalized
+
+    def completed(self, hashes: Mapping[str, str]) -> "OutputFile | None":
+        """Write the conversion record again with what the tensors' hashes add to it.
+
+        Returns:
+            The file, to be flushed once more; None where nothing is added.
+
+        Raises:
+            OutputError: the operating system refuses, or the file differs when it is re-read.
+        """
+        complete = self.weights.complete
+        if complete is None or self.weights.conversion is None:
+            return None
+        finalized = self.finalize(lambda record: complete(record, hashes))
+        finalized.reopen()
         return finalized
 
     def flush(self, _advance: Advance) -> None:

@@ -200,6 +200,12 @@ def _fill(
             flushing = [threads.start(file.flush) for group in finalized for file in group]
             hashes = [_compare(threads, group) for group in finalized]
             threads.finish(*flushing)
+            completed = [
+                file.completed(digests)
+                for group, digests in zip(finalized, hashes, strict=True)
+                for file in group
+            ]
+            threads.finish(*(threads.start(file.flush) for file in completed if file))
             return hashes
     except MaeConvertError:
         if source is not None:  # if it has changed, weights and disk are not to blame

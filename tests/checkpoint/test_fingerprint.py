@@ -225,3 +225,19 @@ def test_the_command_prints_one_object_and_says_what_is_missing(case, command):
         "inspect", path, "--num-heads", 4, "--decoder-num-heads", 3, "--hash", "--json"
     )
     assert looked.json["fingerprint"] == known["fingerprint"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz", ".weights.h5", ".keras"])
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "float16"}, {"task": "encoder"}], ids=["all", "rounded", "encoder"]
+)
+def test_a_single_file_holds_the_fingerprints_of_result_and_source(tmp_path, suffix, options):
+    """In its record, at whose writing the tensors' digests are not known yet."""
+    source = open_checkpoint(original(tmp_path))
+    target = tmp_path / f"model{suffix}"
+    layout = "keras" if suffix in (".weights.h5", ".keras") else "facebook"
+    report = execute(plan_conversion(source, target, layout, **options))
+    written = open_checkpoint(target)
+    record = written.container.conversion
+    assert record["fingerprint"] == str(checkpoint_fingerprint(written)) == report["fingerprint"]
+    assert record["source"]["fingerprint"] == str(checkpoint_fingerprint(source))
