@@ -8,4 +8,7 @@ side, the model is run again in a child process, and what makes the difference v
 only NumPy, safetensors and PyTorch. ``precision`` looks for parts computed in lower precision.
 ``tensor_differences`` compares the tensors themselves, and ``trace_differences`` two traces without
 any weights. Verification (``mae_convert.verify``) does not import this package.
+
+``repair`` undoes what is wrong with a target, by ``tensor_cures`` for each tensor, and verifies the
+result. ``reduce`` shows the first difference alone: one step, with the script of ``reproducer``.
 """
