@@ -19,19 +19,19 @@ def table(script: str, *arguments: str, key: int = 0) -> dict[str, list[str]]:
 
 
 def test_no_kill_interrupt_or_race_breaks_an_output() -> None:
-    trials = ("kill", "interrupt", "limit", "change", "race")
-    rows = table("torture.py", "--moments", "2", "--target", "directory", "--only", *trials, key=1)
+    trials = ("kill", "interrupt", "change", "race")
+    rows = table("torture.py", "--moments", "1", "--target", "directory", "--only", *trials, key=1)
     assert [row[-1] for row in rows.values()] == ["0"] * len(trials)
 
 
 def test_spoiled_files_are_read_or_refused() -> None:
     containers = ("pth", "safetensors", "tf h5", "config.json")
-    rows = table("fuzz.py", "--inputs", "600", "--only", *containers)
+    rows = table("fuzz.py", "--inputs", "300", "--only", *containers)
     assert set(rows) == {*containers, "all"}
     _, inputs, read, refused, *wrong = rows["all"]
-    assert (int(inputs), wrong) == (600, ["0", "0", "0"])
-    assert int(read) > 50
-    assert int(refused) > 200
+    assert (int(inputs), wrong) == (300, ["0", "0", "0"])
+    assert int(read) > 20
+    assert int(refused) > 100
 
 
 def test_spoiled_proofs_and_records_are_read_or_refused() -> None:

@@ -41,7 +41,13 @@ def failed(source, folder, *names, **fields):
     [
         ("encoder.blocks.1.attention.k.weight", "encoder.blocks.1.k", "projection", 4),
         ("encoder.blocks.0.attention.output.bias", "encoder.blocks.0.attention", "attention", 2),
-        ("decoder.blocks.1.mlp.fc2.weight", "decoder.blocks.1.mlp", "mlp", 6),
+        pytest.param(
+            "decoder.blocks.1.mlp.fc2.weight",
+            "decoder.blocks.1.mlp",
+            "mlp",
+            6,
+            marks=pytest.mark.slow,
+        ),
         pytest.param("encoder.norm.weight", "encoder.norm", "norm", 2, marks=pytest.mark.slow),
         pytest.param("decoder.prediction.bias", "logits", "linear", 2, marks=pytest.mark.slow),
     ],

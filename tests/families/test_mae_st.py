@@ -152,7 +152,7 @@ def test_models_are_loaded_and_saved(tmp_path):
 
 
 @pytest.mark.usefixtures("forked_children")
-@pytest.mark.parametrize("name", [PRETRAIN, FINE_TUNED])
+@pytest.mark.parametrize("name", [PRETRAIN, pytest.param(FINE_TUNED, marks=pytest.mark.slow)])
 def test_both_frameworks_prove_a_conversion(command, tmp_path, name):
     target = converted(original(name), "keras", tmp_path)
     options = OPTIONS if name == PRETRAIN else OPTIONS[:2]

@@ -14,6 +14,8 @@ from mae_convert.cli.output import layouts as show
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import LayoutError
+from mae_convert.families import families, layouts_named
+from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
 from mae_convert.verify.verification import verify
@@ -25,10 +27,14 @@ FLAGS = Flags(num_attention_heads=4)
 
 @pytest.fixture(autouse=True)
 def acme(monkeypatch):
-    """Register the layout, for one test, in the one place where layouts are registered."""
+    """Register the layout for one test, in the one place where layouts are registered."""
     namespace = {}
     exec(EXAMPLE.search(PAGE.read_text(encoding="utf-8"))[1], namespace)
-    monkeypatch.setitem(LAYOUTS, "acme", namespace["ACME"])
+    layouts = {**LAYOUTS, "acme": namespace["ACME"]}
+    monkeypatch.setattr(ImageMAE, "layouts", layouts)
+    families.cache_clear()
+    yield namespace["ACME"]
+    families.cache_clear()
 
 
 @pytest.fixture
@@ -83,14 +89,14 @@ def test_the_library_s_own_file_is_recognised_and_its_counter_dropped(source, tm
         open_checkpoint(tmp_path / "short.safetensors", FLAGS)
 
 
-def test_the_commands_know_it(source, case, tmp_path, capsys):
+def test_the_commands_know_it(acme, source, case, tmp_path, capsys):
     assert inspect(source)["becomes"]["acme"] == "yes"
     pooled = open_checkpoint(case("finetune_gap_tiny").checkpoint, FLAGS)
     assert "class token" in inspect(pooled)["becomes"]["acme"]
     with pytest.raises(LayoutError, match="cannot write acme: Acme reads the class token"):
         plan_conversion(pooled, tmp_path / "x.safetensors", "acme")
-    show.layouts("title", LAYOUTS.values())
-    show.layout(LAYOUTS["acme"])
+    show.layouts("title", layouts_named("acme"))
+    show.layout(acme)
     assert "layers.#.{up,down}.matrix" in capsys.readouterr().out
 
 

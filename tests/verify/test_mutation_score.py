@@ -24,10 +24,10 @@ def judgements(tmp_path_factory):
     folder = tmp_path_factory.mktemp("population")
     population = Population(folder, seed=1)
     mutants = [
-        *population.weights(8, by_tensorflow=2),
+        *population.weights(4, by_tensorflow=1),
         *population.tables(2, by_tensorflow=0),
-        *population.configurations(16, by_tensorflow=1),
-        *population.code(16, 1),
+        *population.configurations(8, by_tensorflow=1),
+        *population.code(8, 1),
         *population.precision(3, 1),
     ]
     pairs = list(designs(3, 2))
@@ -49,7 +49,7 @@ def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
     assert not missed["not caught"]
     assert not [o for o in missed["not caught by traces"] if "[read]" not in o.mutant.name]
     assert all(score(kind, sample).total > 2 for kind in KINDS)
-    assert len(sample) > 80
+    assert len(sample) > 40
 
 
 def test_guilty_tensors_are_suspected_and_causes_are_named(sample):

@@ -69,7 +69,7 @@ def _further(out: Console) -> None:
         for official in (o for o in family.official if o.where):
             md5 = f", md5 {official.md5}..." if official.md5 else ""
             what = f"{official.task}, {official.data}{md5}"
-            out.print(f"  {markup(official.where)}: {markup(what)}", soft_wrap=True)
+            out.print(f"  {markup(official.where)}\n    {markup(what)}", soft_wrap=True)
 
 
 def further_families() -> list[Family]:
