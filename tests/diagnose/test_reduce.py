@@ -39,7 +39,13 @@ def failed(source, folder, *names, **fields):
 @pytest.mark.parametrize(
     ("name", "first", "kind", "tensors"),
     [
-        ("encoder.blocks.1.attention.k.weight", "encoder.blocks.1.k", "projection", 4),
+        pytest.param(
+            "encoder.blocks.1.attention.k.weight",
+            "encoder.blocks.1.k",
+            "projection",
+            4,
+            marks=pytest.mark.slow,
+        ),
         ("encoder.blocks.0.attention.output.bias", "encoder.blocks.0.attention", "attention", 2),
         pytest.param(
             "decoder.blocks.1.mlp.fc2.weight",
@@ -73,7 +79,8 @@ def test_one_step_of_one_token_shows_the_difference(source, tmp_path, name, firs
     assert "mae_convert" not in (folder / "reproduce.py").read_text()
 
 
-@pytest.mark.parametrize("model", ["token", pytest.param("avg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["token", "avg"])
 def test_the_head_of_a_classifier_is_shown_alone(tmp_path, model):
     source = write_model(model, tmp_path)
     config = source.configuration.model
