@@ -80,7 +80,8 @@ def test_a_timeline_names_no_password(stored, monkeypatch):
 
     model = open_checkpoint(DEMO).configuration.model
 
-    def paint(pixels, noise, _):  # in place of a framework
+    def paint(inputs, _):  # in place of a framework
+        pixels, noise = inputs["pixel_values"], inputs["noise"]
         return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {}, model)
 
     monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
