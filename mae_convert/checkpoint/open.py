@@ -16,7 +16,7 @@ from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, Option
 from mae_convert.families import families, family_of
-from mae_convert.families.canonical import BATCH_NORM, TASKS, check_task, square_grid
+from mae_convert.families.canonical import BATCH_NORM, TASKS, square_grid
 from mae_convert.families.configuration import Configuration, check_flags_taken, resolve
 from mae_convert.families.evidence import Evidence
 from mae_convert.families.family import Family
@@ -434,7 +434,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     """
     if task in (None, checkpoint.task):
         return checkpoint
-    check_task(task, checkpoint.task)
+    checkpoint.family.check_task(task, checkpoint.task)
     names = checkpoint.family.schema(checkpoint.configuration.model, task)
     if missing := [name for name in names if name not in checkpoint.tensors]:
         raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")

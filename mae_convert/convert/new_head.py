@@ -9,12 +9,15 @@ from mae_convert.errors import ConfigurationError, Option
 from mae_convert.formats.tensor import LazyTensor
 
 CREATED = "zeros: a new classifier head (option num_labels)"
+ONES = "ones: the norm before a new classifier head (option num_labels)"
+NORM_WEIGHT = "head.norm.weight"
 
 
 def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
-    """Return a checkpoint as a classifier by the class token, with a head (num_labels, D) of zeros.
+    """Return a checkpoint as a classifier, with a head (num_labels, D) of zeros.
 
-    The decoder of a pre-training model is dropped. The head is declared as a step.
+    The family specifies what the head reads. The decoder of a pre-training model is dropped. The
+    head is declared as a step.
 
     Args:
         source: an opened checkpoint.
@@ -22,7 +25,8 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         task: the task that is requested for the result, or None.
 
     Raises:
-        ConfigurationError: the checkpoint already has a head, or the requested task has none.
+        ConfigurationError: the checkpoint already has a head, the requested task has none, or the
+            family has no classifiers.
     """
     if task not in (None, "classify"):
         raise ConfigurationError(
@@ -38,10 +42,11 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
             ),
         )
     configuration = source.configuration.for_task("classify")
-    model = replace(configuration.model, num_labels=num_labels, global_pool="token", fc_norm=None)
-    dtype = source.tensors["encoder.norm.weight"].dtype
+    fields = source.family.new_head_fields(configuration.model, num_labels)
+    model = replace(configuration.model, **fields)
+    dtype = [one.dtype for name, one in source.tensors.items() if name.startswith("encoder.")][-1]
     tensors = {
-        name: source.tensors.get(name) or _zeros(name, shape, dtype)
+        name: source.tensors.get(name) or _created(name, shape, dtype)
         for name, shape in source.family.schema(model, "classify").items()
     }
     record = source.container.conversion or {}
@@ -57,11 +62,14 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         tensors=tensors,
         created={
             **source.created,
-            **dict.fromkeys((n for n in tensors if n not in source.tensors), CREATED),
+            **{
+                n: ONES if n == NORM_WEIGHT else CREATED for n in tensors if n not in source.tensors
+            },
         },
         before_steps=source.as_opened,
     )
 
 
-def _zeros(name: str, shape: tuple[int, ...], dtype: np.dtype) -> LazyTensor:
-    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
+def _created(name: str, shape: tuple[int, ...], dtype: np.dtype) -> LazyTensor:
+    fill = np.ones if name == NORM_WEIGHT else np.zeros
+    return LazyTensor(name, shape, dtype, lambda: fill(shape, dtype))

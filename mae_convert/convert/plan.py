@@ -21,7 +21,7 @@ from mae_convert.errors import (
     OutputError,
     join,
 )
-from mae_convert.families.canonical import TASKS, check_task
+from mae_convert.families.canonical import TASKS
 from mae_convert.families.configuration import Configuration
 from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from mae_convert.formats.tensor import LazyTensor
@@ -115,7 +115,7 @@ def plan_conversion(
     layout, packing = source.family.layout(layout_name), packing or Packing()
     _check_chosen(source, task)
     task = task or source.task
-    check_task(task, source.task)
+    source.family.check_task(task, source.task)
     source = replace(source, configuration=source.configuration.for_task(task))
     source, changes = with_geometry(source, task, geometry or Geometry())
     table, names = _table_and_names(source, layout, task)

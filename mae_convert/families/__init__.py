@@ -149,13 +149,24 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
     return LayoutError(f"unknown layout {name!r}{near}")
 
 
-def native_frameworks(layout: str) -> list[str]:
+def native_frameworks(layout: str, family: str | None = None) -> list[str]:
     """Return the frameworks that can load the names of a layout without a mapping table.
 
     Some can do so only for one naming variant of the layout.
+
+    Args:
+        layout: a layout's name.
+        family: the name of its family; None for all that have such a layout.
     """
-    loaders = [pair for family in families().values() for pair in family.native_loaders]
-    return list(dict.fromkeys(f for table, f in loaders if table.partition(",")[0] == layout))
+    known = [one for one in families().values() if family in (None, one.name)]
+    return list(
+        dict.fromkeys(
+            framework
+            for one in known
+            for table, framework in one.native_loaders
+            if layout in one.layouts and table in {t.name for t in one.layouts[layout].tables}
+        )
+    )
 
 
 def family_of(layout: "Layout") -> "Family":

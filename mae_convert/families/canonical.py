@@ -100,19 +100,33 @@ def square_grid(count: int) -> tuple[int, int] | None:
     return (side, side) if side * side == count else None
 
 
-def check_task(task: str, available: str) -> None:
-    """Raise ConfigurationError unless a model of task ``available`` can serve ``task``."""
+def check_task(task: str, available: str, *, whole: str = "", heads: bool = True) -> None:
+    """Require that a model of one task can serve another.
+
+    Args:
+        task: the requested task.
+        available: the task of the checkpoint.
+        whole: where checkpoints of the family have their decoder, a clause; empty if unknown.
+        heads: whether the family has classifiers.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
     if task not in TASKS:
         raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     if task in (available, "encoder"):
         return
     if task == "pretrain":
+        where = f"; {whole}" if whole else ""
         raise ConfigurationError(
             f"this checkpoint has no decoder (its task is {available}), so it cannot be converted "
-            "to a pretrain model; full checkpoints with the decoder are the files named "
-            "mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae and "
-            "facebook/vit-mae-* on the Hub",
-            hint=("or pass ", Option("task", "encoder")),
+            f"to a pretrain model{where}",
+            hint=(*(("or ",) if whole else ()), "pass ", Option("task", "encoder")),
+        )
+    if not heads:
+        raise ConfigurationError(
+            "models of this family have no classifier head",
+            hint=("pass ", Option("task", "encoder"), " for the encoder alone"),
         )
     raise ConfigurationError(
         f"there is no classifier head in this checkpoint (its task is {available})",

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from mae_convert.errors import LayoutError
-from mae_convert.families import unknown_layout
+from mae_convert.errors import ConfigurationError, LayoutError, Option
+from mae_convert.families import layout_names, unknown_layout
+from mae_convert.families.canonical import check_task
 from mae_convert.families.card import Card
 from mae_convert.families.clips import BILINEAR, Clips
 from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
@@ -74,6 +75,7 @@ class Family(ABC):
             encoder there and not in the encoder's own model.
         official: published models, as `mae_convert.families.official` describes them.
         catalog_advice: purposes and names of official files, and notes about them, for the catalog.
+        whole_checkpoints: where checkpoints with a decoder are published, a clause for messages.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
         predicts_removed_only: whether the decoder's output has removed patches only.
         positions: what becomes of position embeddings at another image size: "stored" ones of a
@@ -106,6 +108,7 @@ class Family(ABC):
     encoder_prefixes: ClassVar[Mapping[str, str]] = {}
     official: ClassVar[tuple[Any, ...]] = ()
     catalog_advice: ClassVar[tuple[tuple[tuple[str, str], ...], str] | None] = None
+    whole_checkpoints: ClassVar[str] = ""
     has_key_bias: ClassVar[bool] = True
     predicts_removed_only: ClassVar[bool] = False
     may_lack_class_position: ClassVar[bool] = False
@@ -166,6 +169,11 @@ class Family(ABC):
             LayoutError: there is none of that name.
         """
         name = self.layout_synonyms.get(name, name)
+        if name not in self.layouts and name in layout_names():
+            raise LayoutError(
+                f"models of the family {self.name} cannot be written as {name}; their layouts are"
+                f" {', '.join(self.layouts)}"
+            )
         if name not in self.layouts:
             raise unknown_layout(name, self.layouts)
         return self.layouts[name]
@@ -181,6 +189,16 @@ class Family(ABC):
                 f"{framework} has no model of the family {self.name}", hint="choose another"
             )
         return self.model_layouts[framework]
+
+    def check_task(self, task: str, available: str) -> None:
+        """Raise ConfigurationError unless a model of task ``available`` can serve ``task``."""
+        whole, heads = self.whole_checkpoints, self.has_classifiers
+        check_task(task, available, whole=whole, heads=heads)
+
+    @property
+    def has_classifiers(self) -> bool:
+        """Whether the family has a model for classification."""
+        return any("classify" in models for models in self.models.values())
 
     # Relatives: models that are not of the family, or only in part, and are taken for it
 
@@ -331,6 +349,27 @@ class Family(ABC):
         if tasks == {"pretrain"}:
             fields += DECODER_FIELDS
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
+
+    def new_head_fields(
+        self,
+        model: Any,  # noqa: ARG002
+        num_labels: int,
+    ) -> dict[str, Any]:
+        """Return the fields of the classifier that an encoder with a new head becomes.
+
+        Args:
+            model: the configuration of the encoder.
+            num_labels: number of classes of the head.
+
+        Raises:
+            ConfigurationError: the family has no classifiers.
+        """
+        if not self.has_classifiers:
+            raise ConfigurationError(
+                f"models of the family {self.name} have no classifier head",
+                hint=("leave out ", Option("num_labels")),
+            )
+        return {"num_labels": num_labels}
 
     def pooling_in_words(self, model: Any) -> str:  # noqa: ARG002
         """Return what the head of a classifier reads."""

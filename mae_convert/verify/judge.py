@@ -242,7 +242,10 @@ def _check_comparable(a: Trace, b: Trace) -> None:
                 "incomplete: trace it again"
             )
     if not _common_results(a, b):
-        raise MaeConvertError("the two traces have no result in common")
+        raise MaeConvertError(
+            "the two sides have no result in common",
+            hint="compare their intermediate activations too (without --quick; trace with --taps)",
+        )
 
 
 def _common_results(a: Trace, b: Trace) -> list[str]:
@@ -415,6 +418,6 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 def witness_of(side: str, trace: Trace) -> dict[str, Any]:
     """Return how one side of a comparison was run."""
     keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
-            "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
+            "family", "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
     foreign = {"foreign": code} if (code := trace.description.get("foreign")) else {}
     return {"side": side, **{key: trace.description.get(key) for key in keys}, **foreign}

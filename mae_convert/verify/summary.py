@@ -253,7 +253,7 @@ def _through_ours(verdict: Verdict) -> str:
 def _natively(witness: Mapping[str, Any]) -> str:
     """Return what to install so that a side is read without anything of ours."""
     side, layout = witness["side"], str(witness.get("layout"))
-    frameworks = native_frameworks(layout)
+    frameworks = native_frameworks(layout, witness.get("family"))
     if not frameworks:
         return f"no framework reads the {layout} layout of {side} by itself"
     if witness.get("framework") in frameworks:

@@ -579,6 +579,7 @@ def _verify_published(
         check_published_video,
     )
 
+    name = name.removeprefix("hf://")
     if video := PUBLISHED_VIDEOS.get(name):
         checkpoint = open_and_tell(source or parse_source(video.source), flags)
         mask = None if video.task == "classify" else get_array(MASK)

@@ -68,6 +68,10 @@ class ImageMAE(Family):
     native_loaders = NATIVE_LOADERS
     official = OFFICIAL
     catalog_advice = ADVICE
+    whole_checkpoints = (
+        "full checkpoints with the decoder are the files named mae_visualize_vit_*.pth or "
+        "*_full.pth at https://github.com/facebookresearch/mae and facebook/vit-mae-* on the Hub"
+    )
     positions = "stored"
     fixed_positions = "rows and columns"
     may_lack_class_position = True
@@ -173,6 +177,11 @@ class ImageMAE(Family):
         """Return what a model may have been converted from, and the licence of that, or None."""
         found = " or ".join(official.file for official in candidates(model, task))
         return (f"{found}, whose names and shapes it has", LICENSE) if found else None
+
+    def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
+        """Return the fields of the classifier that an encoder with a new head becomes."""
+        fields = super().new_head_fields(model, num_labels)
+        return {**fields, "global_pool": "token", "fc_norm": None}
 
     def pooling_in_words(self, model: ViTMAEConfig) -> str:
         """Return what the head of a classifier reads."""

@@ -142,6 +142,13 @@ class VideoMAE(Family):
             fields["fc_norm_eps"] = float(model.fc_norm_eps)
         return fields
 
+    def new_head_fields(self, model: VideoMAEConfig, num_labels: int) -> dict[str, Any]:
+        """Return the fields of the classifier that an encoder with a new head becomes.
+
+        It reads the mean of all tokens, as in the authors' fine-tuning: there is no class token.
+        """
+        return {**super().new_head_fields(model, num_labels), "use_mean_pooling": True}
+
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
         """Return the configuration fields that are compared in a verdict, in order."""
         fields = (*super().compared_fields(tasks), "num_frames", "tubelet_size")
