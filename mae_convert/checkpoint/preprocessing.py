@@ -52,14 +52,14 @@ class Preprocessing:
     std: tuple[float, ...]
     """The standard deviation of each channel, by which it is then divided."""
 
-    def __call__(self, picture: Image.Image) -> np.ndarray:
+    def __call__(self, image: Image.Image) -> np.ndarray:
         """Return an image as pixels (C, H, W), float32."""
-        picture = _in_channels(picture, self.channels)
-        if size := self._size_for(picture):
-            picture = picture.resize(size[::-1], Image.Resampling(self.resample))
+        image = _in_channels(image, self.channels)
+        if size := self._size_for(image):
+            image = image.resize(size[::-1], Image.Resampling(self.resample))
         if self.crop is not None:
-            picture = _middle(picture, self.crop)
-        return self.normalised(np.asarray(picture))
+            image = _middle(image, self.crop)
+        return self.normalised(np.asarray(image))
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (H, W) or (H, W, C) of the right size as model inputs."""
@@ -68,19 +68,19 @@ class Preprocessing:
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
-    def _size_for(self, picture: Image.Image) -> Size | None:
+    def _size_for(self, image: Image.Image) -> Size | None:
         if self.shortest_edge is None:
             return self.resize
-        short, long = sorted((picture.height, picture.width))
+        short, long = sorted((image.height, image.width))
         other = int(self.shortest_edge * long / short)
         if other * self.shortest_edge > LARGEST_RESIZED:
             raise MaeConvertError(
-                f"an image of {picture.height}x{picture.width} pixels would have a longer side of "
+                f"an image of {image.height}x{image.width} pixels would have a longer side of "
                 f"{other * self.shortest_edge} pixels when its shorter side is resized to "
                 f"{self.shortest_edge}",
                 hint="crop it",
             )
-        tall = picture.height > picture.width
+        tall = image.height > image.width
         return (other, self.shortest_edge) if tall else (self.shortest_edge, other)
 
 
@@ -211,18 +211,18 @@ def _rescale(stated: Mapping[str, Any]) -> float:
     return float(factor)
 
 
-def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
-    if problem := brightness_problem(picture):
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    if problem := brightness_problem(image):
         raise MaeConvertError(problem)
-    if picture.mode.startswith("I;16"):  # Pillow would clip values above 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+    if image.mode.startswith("I;16"):  # Pillow would clip values above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
 
 
-def _middle(picture: Image.Image, crop: Size) -> Image.Image:
+def _middle(image: Image.Image, crop: Size) -> Image.Image:
     """Return the centre crop of an image, padded with black."""
-    top, left = ((have - want) // 2 for have, want in zip(picture.size[::-1], crop, strict=True))
-    return picture.crop((left, top, left + crop[1], top + crop[0]))
+    top, left = ((have - want) // 2 for have, want in zip(image.size[::-1], crop, strict=True))
+    return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
 def load_images(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
@@ -236,7 +236,7 @@ def load_images(paths: Sequence[Path], checkpoint: Checkpoint) -> np.ndarray:
 
 
 def as_pixels(
-    picture: Image.Image,
+    image: Image.Image,
     name: str,
     checkpoint: Checkpoint,
     prepare: Preprocessing | None = None,
@@ -244,7 +244,7 @@ def as_pixels(
     """Return an image as a checkpoint's model takes it, (C, H, W), float32.
 
     Args:
-        picture: the image.
+        image: the image.
         name: of the image, for a message.
         checkpoint: of the model.
         prepare: what is done to it; default: the checkpoint's preprocessing of images.
@@ -254,7 +254,7 @@ def as_pixels(
     """
     wanted = checkpoint.configuration.model.image_hw
     try:
-        pixels = (prepare or preprocessing_of(checkpoint))(picture)
+        pixels = (prepare or preprocessing_of(checkpoint))(image)
     except MaeConvertError as error:
         raise MaeConvertError(f"{name}: ", error) from error
     if pixels.shape[1:] != wanted:

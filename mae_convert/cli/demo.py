@@ -49,8 +49,8 @@ def run_demo(output: Path) -> bool:
     for layout, target in converted.items():
         execute(plan_conversion(source, target, layout), overwrite=True)
         out.print(f"  converted to {layout}: {markup(target)}")
-    pictures = sorted(data.glob("*.jpg"))
-    pixels = load_images(pictures, source)
+    photographs = sorted(data.glob("*.jpg"))
+    pixels = load_images(photographs, source)
     noise = random_inputs(source.family, source.configuration.model, batch=len(pixels), seed=1)[
         "noise"
     ]
@@ -67,7 +67,7 @@ def run_demo(output: Path) -> bool:
     passed = tell(verdicts, round_trips)
     panel(
         pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
-        [path.name for path in pictures], source,
+        [path.name for path in photographs], source,
     ).save(output / PICTURE)  # fmt: skip
     out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
     out.print(f"  {markup((output / PICTURE).resolve())}")

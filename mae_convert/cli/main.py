@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import click
 
 from mae_convert import __version__
-from mae_convert.cli.commands import checkpoints, hub, sweeps, verdicts
-from mae_convert.cli.commands import images as pictures
+from mae_convert.cli.commands import checkpoints, hub, images, sweeps, verdicts
 from mae_convert.cli.completion import run_completion
 from mae_convert.cli.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError, as_option, one_line
@@ -33,15 +32,15 @@ COMMANDS = (
     verdicts.repair,
     verdicts.attest,
     verdicts.runner,
-    pictures.reconstruct,
-    pictures.features,
+    images.reconstruct,
+    images.features,
     sweeps.sweep,
     sweeps.timeline,
     hub.catalog,
     hub.download,
     hub.publish,
     checkpoints.layouts,
-    pictures.demo,
+    images.demo,
 )
 
 

@@ -77,16 +77,16 @@ def resampled(
     return replace(tensor, shape=(1, length, tensor.shape[-1]), load=load)
 
 
-def bicubic(picture: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarray:
+def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarray:
     """Resample (rows, columns, width) to (*size, width), without antialiasing.
 
     This is ``torch.nn.functional.interpolate(mode="bicubic", align_corners=aligned)``.
     """
     vertical, horizontal = (
         resampling_matrix(old, new, aligned=aligned)
-        for old, new in zip(picture.shape, size, strict=False)
+        for old, new in zip(image.shape, size, strict=False)
     )
-    return np.einsum("yr,xc,rcd->yxd", vertical, horizontal, picture, optimize=True)
+    return np.einsum("yr,xc,rcd->yxd", vertical, horizontal, image, optimize=True)
 
 
 def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarray:

@@ -180,8 +180,8 @@ def _crops(
     frames = [image for image in images if isinstance(image, np.ndarray)]
     if frames:
         return make_clips(frames, family, model, crops=count, seed=options.seed)
-    pictures = [image for image in images if isinstance(image, Image.Image)]
-    return make_crops(pictures, family, model, crops=count, seed=options.seed)
+    still_images = [image for image in images if isinstance(image, Image.Image)]
+    return make_crops(still_images, family, model, crops=count, seed=options.seed)
 
 
 def _without_model(

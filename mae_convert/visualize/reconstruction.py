@@ -48,13 +48,13 @@ class Reconstruction:
     """The model predicts removed patches only; others are not to be looked at."""
 
 
-def cut_to_shape(picture: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
+def cut_to_shape(image: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
     """Return the largest centre crop of an image with the aspect ratio of the model's images."""
     height, width = image_hw
-    scale = min(picture.height / height, picture.width / width)
+    scale = min(image.height / height, image.width / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2
-    return picture.crop((left, top, left + size[0], top + size[1]))
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
@@ -66,9 +66,9 @@ def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
     image_hw = checkpoint.configuration.model.image_hw
     pixels = []
     for path in paths:  # one at a time: photographs are large
-        picture = open_image(path)
-        picture = picture if stretch else cut_to_shape(picture, image_hw)
-        pixels.append(as_pixels(picture, str(path), checkpoint))
+        image = open_image(path)
+        image = image if stretch else cut_to_shape(image, image_hw)
+        pixels.append(as_pixels(image, str(path), checkpoint))
     return np.stack(pixels)
 
 

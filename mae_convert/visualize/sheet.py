@@ -230,9 +230,9 @@ def _size(row: Row, shape: float) -> tuple[int, int]:
 
 
 def _scaled(tile: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(eight_bits(tile))
-    whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
-    return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+    image = Image.fromarray(eight_bits(tile))
+    whole = size[0] % image.width == 0 and size[1] % image.height == 0
+    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
 
 
 def _write(

@@ -259,7 +259,7 @@ def timeline(
     if images and not images.is_dir():
         images_in(images)  # raises an error that states what it is
     paths = [name for text in sources for name in sources_named(text)]
-    pictures = [images] if images else []
+    folders = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}
     view = View(chosen, **options)
     with click.progressbar(
@@ -268,7 +268,7 @@ def timeline(
         file=sys.stderr,
         hidden=not sys.stderr.isatty(),
     ) as bar:
-        result = follow(list(dict.fromkeys(paths)), pictures, view, bar.update)
+        result = follow(list(dict.fromkeys(paths)), folders, view, bar.update)
     outputs = tuple(dict.fromkeys(outputs))
     write(result, outputs, overwrite=overwrite)
     print_json(timeline_json(result)) if as_json else show(result, outputs)
