@@ -113,6 +113,8 @@ def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
 
 
 def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if a.family.name != b.family.name:
+        yield "family", (a.family.name, b.family.name)
     others = b.family.untold_fields(b.task)
     fields = [name for name in a.family.untold_fields(a.task) if name in others]
     for name in fields:

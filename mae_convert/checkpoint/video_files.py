@@ -195,6 +195,8 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
                 for index in dict.fromkeys(indices):
                     image.seek(index)
                     read[index] = np.asarray(image.convert("RGB"))
+                image.seek(count - 1)
+                image.load()  # raises an error if the file is cut, whatever frames were chosen
         except (MaeConvertError, MemoryError):
             raise
         except Exception as error:

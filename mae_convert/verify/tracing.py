@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.files.atomic import check_target, replacing_file
+from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.runtime.inputs import InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import UNMASKED, Side, choose_side
@@ -86,6 +87,12 @@ def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
     check_target(output, overwrite=overwrite)
+    if SUFFIX_FORMATS.get(output.suffix.lower(), "safetensors") != "safetensors":
+        raise OutputError(
+            output,
+            f" would be a safetensors file under the name of another format ({output.suffix})",
+            hint="choose a name that ends in .safetensors",
+        )
     if output.exists() and not _is_trace(output):
         raise OutputError(
             output, " exists and is not a trace, so it is not replaced", hint="choose another name"

@@ -1,6 +1,6 @@
 """Verify a pair of checkpoints: run both at the same time, and compare."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -339,6 +339,17 @@ def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:
     return replace(verdict, passed=passed, checks=(*verdict.checks, *checks))
 
 
+def _input_fields(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields that give the shape of inputs, with their values in A and B."""
+    one, other = a.configuration.model, b.configuration.model
+    yield "image_size", one.image_hw, other.image_hw
+    yield "num_frames", getattr(one, "num_frames", 1), getattr(other, "num_frames", 1)
+
+
+def _of_family(checkpoint: Checkpoint) -> str:
+    return f"of the family {checkpoint.family.name} ({checkpoint.family.title})"
+
+
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
     """Return a verdict without runs if the tensor shapes of the two models differ."""
     left, right = _shapes(a), _shapes(b)
@@ -346,15 +357,17 @@ def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
         names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
     else:
         names = [name for name in left if name in right and left[name] != right[name]]
-    sizes = a.configuration.model.image_hw, b.configuration.model.image_hw
-    if not names and sizes[0] == sizes[1]:
+    taken = [field for field in _input_fields(a, b) if field[1] != field[2]]
+    if not names and not taken:
         return None
     checks = [Check(f"shape/{name}", False, right.get(name), left.get(name)) for name in names]
-    if sizes[0] != sizes[1]:
-        checks.append(Check("configuration/image_size", False, sizes[1], sizes[0]))
+    checks += [Check(f"configuration/{name}", False, right, left) for name, left, right in taken]
     causes = [
         f"{name} has shape {left.get(name)} in A and {right.get(name)} in B" for name in names[:4]
     ]
+    causes += [f"{name} is {left} in A and {right} in B" for name, left, right in taken]
+    if a.family.name != b.family.name:
+        causes = [f"A is {_of_family(a)} and B is {_of_family(b)}"]
     return Verdict(False, False, tuple(checks), None, tuple(names), tuple(causes), ())
 
 

@@ -88,6 +88,18 @@ def test_every_kind_of_file_gives_the_same_frames(tmp_path):
     assert np.array_equal(chosen.pixels, frames[[1, 7, 7]])
 
 
+def test_a_cut_gif_is_refused_whatever_frames_are_read(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
+    first, *rest = map(Image.fromarray, frames)
+    whole, cut = tmp_path / "whole.gif", tmp_path / "cut.gif"
+    first.save(whole, save_all=True, append_images=rest)
+    cut.write_bytes(whole.read_bytes()[:-100])
+    chosen = lambda *_: [0]  # noqa: E731
+    assert read_frames(whole, chosen).count == 4
+    with pytest.raises(MaeConvertError, match=r"cut\.gif cannot be read as a GIF"):
+        read_frames(cut, chosen)
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_containers_are_decoded_by_pyav(tmp_path, suffix):
     av = pytest.importorskip("av")
