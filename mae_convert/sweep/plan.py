@@ -4,6 +4,7 @@ import itertools
 import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -199,7 +200,7 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` the job only verifies it"
         return None
-    layout = layouts_named(to)[0]
+    layout = replace(layouts_named(to)[0], name=to)  # messages have the name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
             "only model directories can be published; choose a layout for `to`, and a target, that "

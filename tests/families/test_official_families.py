@@ -145,3 +145,20 @@ def test_published_results_are_of_models_of_the_catalog(command):
     result = command("verify", "--published", "MCG-NJU/videomae-nothing")
     assert result.status == 2
     assert "MCG-NJU/videomae-base-finetuned-ssv2" in result.err
+
+
+def test_published_results_are_found_by_the_address_of_the_model_too(command, monkeypatch):
+    names = []
+
+    def stop(checkpoint, video, *_):
+        names.append(video.source)
+        raise MaeConvertError("stopped")
+
+    monkeypatch.setattr("mae_convert.sources.official_download.get_array", lambda _: None)
+    monkeypatch.setattr("mae_convert.verify.reference_results_videos.check_published_video", stop)
+    model = GOLDEN / "videomae_pretrain_tiny_v4"
+    for name in ("MCG-NJU/videomae-base", "hf://MCG-NJU/videomae-base"):
+        assert command("verify", "--published", name, model).status == 2
+    assert names == ["hf://MCG-NJU/videomae-base"] * 2
+    told = command("catalog").out
+    assert told.count("with reference results (verify --published)") == 13

@@ -11,6 +11,7 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import as_task, open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model, save_model
@@ -73,6 +74,28 @@ def test_size_and_frames_are_those_of_the_fixed_table():
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3, num_frames=7)
     with pytest.raises(ConfigurationError, match="positions"):
         open_checkpoint(GOLDEN / CASES[0] / "checkpoint.pth", flags)
+
+
+def arrays_of(name):
+    return {n: t.load() for n, t in original(name).container.tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_rounded_table_gives_size_and_frames(tmp_path, dtype):
+    path = tmp_path / "rounded.safetensors"
+    save_file({n: a.astype(DTYPES[dtype]) for n, a in arrays_of(CASES[2]).items()}, path)
+    model = open_checkpoint(path, FLAGS).configuration.model
+    assert (model.num_frames, model.image_size) == (4, 32)
+
+
+def test_size_and_frames_of_another_table_are_not_guessed(command, tmp_path):
+    path, arrays = tmp_path / "trained.safetensors", arrays_of(CASES[2])
+    save_file({**arrays, "encoder.pos_embed": arrays["encoder.pos_embed"] * 1.5}, path)
+    told = command("inspect", path).out  # 64 patches: 4 x 4 of 4 times, or 8 x 8 of one
+    assert "specify it with --source-num-frames (64 patches in all)" in told
+    for options in (("--source-num-frames", 4), ("--source-image-size", 32)):
+        told = command("inspect", path, *options).out
+        assert "4 frames of 32 x 32" in told
 
 
 def test_pixel_statistics_are_those_of_the_version():

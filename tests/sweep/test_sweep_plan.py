@@ -92,6 +92,7 @@ WRONG = {
     JOB + "  to: keras\n  seed: many\n": ", line 4, seed: 'many' is not a whole number",
     JOB + "  to: keras\n  gradients: 3\n": ", line 4, gradients: 3 is not a value of it;",
     JOB + "  to: keras\n  target: x\n": ", line 4, target: keras is written as a file",
+    JOB + "  to: original\n  target: x\n": ", line 4, target: original is written as a file",
     JOB + "  to: transformers\n  target: x.h5\n": ", line 4, target: transformers is written as a"
     " directory, and x.h5 has the suffix of another file format",
     JOB + "  to: keras\n  target: x-{epoch}.keras\n": ", line 4, target: {epoch} is not defined",

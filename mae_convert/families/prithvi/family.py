@@ -45,7 +45,7 @@ NATIVE_LOADERS = {
 MOST_FRAMES = 16
 BANDS = 6
 TABLE = "encoder.position_embedding"
-TOLERANCE = 1e-4  # of a fixed table that is stored in float32
+TOLERANCE = 1e-2  # of a fixed table that was rounded to bfloat16; those of other grids are 1 away
 LIKE = "in order, as the authors' inference script does"
 
 
@@ -116,8 +116,9 @@ class Prithvi(Family):
         if grid := _grid_of_table(evidence):
             words = f"the fixed position table ({' x '.join(map(str, grid))} patches)"
             yield Found(_fields_of(grid, evidence)[name], words)
-        for grid in _grids(evidence):
-            yield Found(_fields_of(grid, evidence)[name], "square grid", SQUARE)
+        elif len(grids := list(_grids(evidence))) == 1:  # a choice among several would be a guess
+            words = "the number of patches" if _size(evidence) else "square grid"
+            yield Found(_fields_of(grids[0], evidence)[name], words, SQUARE)
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
         """Return what is said of a field that nothing gives."""
@@ -205,9 +206,23 @@ class Prithvi(Family):
         return drawn
 
 
+def _size(evidence: Evidence) -> Any:
+    """Return the image size that is specified, or None."""
+    return evidence.flags.get("image_size") or evidence.stated_value("image_size")
+
+
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids of square images that have as many patches, with fewest frames first."""
+    """Yield the grids that have as many patches, with fewest frames first.
+
+    Images are square unless their size is specified.
+    """
     patches, tubelet = evidence.geometry["num_patches"], evidence.geometry["tubelet_size"]
+    if size := _size(evidence):
+        sides = zip(_pair(size), _pair(evidence.geometry["patch_size"]), strict=True)
+        rows, columns = (side // length for side, length in sides)
+        if rows and columns and patches % (rows * columns) == 0:
+            yield (patches // (rows * columns), rows, columns)
+        return
     frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
     counts = (frames // tubelet,) if frames else range(1, MOST_FRAMES + 1)
     for time in counts:
@@ -228,9 +243,12 @@ def _grid_of_table(evidence: Evidence) -> tuple[int, int, int] | None:
     return None
 
 
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def _fields_of(grid: tuple[int, int, int], evidence: Evidence) -> dict[str, Any]:
-    patch = evidence.geometry["patch_size"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = _pair(evidence.geometry["patch_size"])
     size = (grid[1] * height, grid[2] * width)
     return {
         "image_size": size[0] if size[0] == size[1] else size,
