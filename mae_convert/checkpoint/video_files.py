@@ -226,7 +226,9 @@ def _of_container(path: Path, choose: Choose) -> Frames:
     except (MaeConvertError, MemoryError):
         raise
     except Exception as error:  # PyAV raises errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # Its text alone: the rest is a number, and that of an open file as a name.
+        text = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(text.split()) or type(error).__name__
         raise MaeConvertError(path, f" cannot be read as a video: {reason}") from error
     if missing := [index for index in indices if index not in read]:
         raise MaeConvertError(

@@ -144,7 +144,11 @@ def _read_artifacts(request: PublishRequest) -> list[Artifact]:
     if request.directory.is_file():
         raise MaeConvertError(
             f"{request.directory} is a file",
-            hint=("name the model directory, and further layouts with ", Option("also")),
+            hint=(
+                *("name a model directory, and further layouts with ", Option("also"), "; where a"),
+                " layout has files only, convert to a file in a new directory, as in model/"
+                f"{request.directory.name}, and run `mae-convert verify SOURCE model --certify`",
+            ),
             path=request.directory,
         )
     paths = (request.directory, *request.also)

@@ -104,3 +104,12 @@ def test_classifiers_have_the_widget_of_videos_and_encoders_none(command, tmp_pa
     assert shown.status == 0, shown.err
     assert ("pipeline_tag: video-classification" in shown.out) == (task == "classify")
     assert "image-" not in shown.out.split("---")[1]
+
+
+def test_a_file_alone_is_refused_with_the_way_to_publish_it(hub, command, model):
+    folder, _ = model("prithvi")
+    file = next(folder.glob("*.h5"))
+    asked = command("publish", file, REPO, "--license", "apache-2.0")
+    assert asked.status == 2
+    assert "convert to a file in a new directory, as in model/model.weights.h5" in asked.err
+    assert "verify SOURCE model --certify" in asked.err

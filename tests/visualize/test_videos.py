@@ -100,6 +100,15 @@ def test_a_cut_gif_is_refused_whatever_frames_are_read(tmp_path):
         read_frames(cut, chosen)
 
 
+def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(b"x" * 1000)
+    with pytest.raises(MaeConvertError) as caught:
+        read_all(path)
+    assert str(caught.value).endswith("as a video: Invalid data found when processing input")
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_containers_are_decoded_by_pyav(tmp_path, suffix):
     av = pytest.importorskip("av")
