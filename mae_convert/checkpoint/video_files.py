@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mae_convert.checkpoint.image_files import SUFFIXES, brightness_problem, open_image
 from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, Option
@@ -199,6 +199,10 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
                 image.load()  # raises an error if the file is cut, whatever frames were chosen
         except (MaeConvertError, MemoryError):
             raise
+        except UnidentifiedImageError as error:  # whose text names the open file by a number
+            raise MaeConvertError(
+                path, " cannot be read as a GIF: it is cut, or is not a GIF"
+            ) from error
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MaeConvertError(path, f" cannot be read as a GIF: {reason}") from error

@@ -100,6 +100,14 @@ def test_a_cut_gif_is_refused_whatever_frames_are_read(tmp_path):
         read_frames(cut, chosen)
 
 
+def test_a_file_that_is_not_a_gif_is_refused_in_words(tmp_path):
+    path = tmp_path / "empty.gif"
+    path.touch()
+    with pytest.raises(MaeConvertError) as caught:
+        read_all(path)
+    assert str(caught.value).endswith("cannot be read as a GIF: it is cut, or is not a GIF")
+
+
 def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
     pytest.importorskip("av")
     path = tmp_path / "bad.mp4"
