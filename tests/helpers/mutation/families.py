@@ -178,7 +178,7 @@ OF_DECODER: dict[str, tuple[Any, ...]] = {
     "decoder_num_attention_heads": (1, 4),
     "decoder_layer_norm_eps": (1e-5, 1e-12),
 }
-FLAGS: dict[str, tuple[Any, ...]] = {"norm_pix_loss": (True,), "mask_ratio": (0.5, 0.75)}
+FLAGS: dict[str, tuple[Any, ...]] = {"norm_pix_loss": (True, False), "mask_ratio": (0.5, 0.75)}
 OF_FAMILY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "videomae": {
         "final_layer_norm_eps": (1e-5,),
@@ -193,6 +193,7 @@ OF_FAMILY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 def setting_faults(family: str) -> Iterator[SettingFault]:
     """Yield wrong values of the fields of a family's models."""
     for model, (task, stored) in MODELS[family].items():
+        config = families()[family].configuration_class.from_dict({**SMALL, **stored})
         fields = {**FUNCTION, **OF_FAMILY[family], **(OF_DECODER if task == "pretrain" else {})}
         if family == "videomae" and task == "encoder":
             del fields["final_layer_norm_eps"]  # of the decoder's norm and the classifier's
@@ -205,8 +206,9 @@ def setting_faults(family: str) -> Iterator[SettingFault]:
             # VideoMAE's target are pixels before they were normalised.
             target = family == "videomae" and task == "pretrain" and name in means
             flag = name in flags or (name in of_pixels and not target)
+            right = getattr(config, name, None)
             for value in values:
-                if value != stored.get(name):
+                if (tuple(value) if isinstance(value, list) else value) != right:
                     label = f"{model}: {name} is {value}"
                     yield SettingFault(label, model, {name: value}, flag=flag)
 
