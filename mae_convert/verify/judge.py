@@ -244,7 +244,10 @@ def _check_comparable(a: Trace, b: Trace) -> None:
     if not _common_results(a, b):
         raise MaeConvertError(
             "the two sides have no result in common",
-            hint="compare their intermediate activations too (without --quick; trace with --taps)",
+            hint=(
+                *("compare their intermediate activations too (without ", Option("quick", True)),
+                *("; trace with ", Option("taps", True), ")"),
+            ),
         )
 
 

@@ -161,4 +161,4 @@ def test_published_results_are_found_by_the_address_of_the_model_too(command, mo
         assert command("verify", "--published", name, model).status == 2
     assert names == ["hf://MCG-NJU/videomae-base"] * 2
     told = command("catalog").out
-    assert told.count("with reference results (verify --published)") == 13
+    assert told.count("reference results (verify --published)") == 13

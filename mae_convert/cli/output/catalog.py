@@ -69,7 +69,7 @@ def _further(out: Console) -> None:
         for official in (o for o in family.official if o.where):
             md5 = f", md5 {official.md5}..." if official.md5 else ""
             known = official.where.removeprefix("hf://") in PUBLISHED_VIDEOS
-            results = ", with reference results (verify --published)" if known else ""
+            results = ", reference results (verify --published)" if known else ""
             what = f"{official.task}, {official.data}{md5}{results}"
             out.print(f"  {markup(official.where)}\n    {markup(what)}", soft_wrap=True)
 
