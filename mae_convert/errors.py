@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Union
 
-from mae_convert.redaction import without_secrets
 from mae_convert.text import for_terminal
+from mae_convert.text.redaction import without_secrets
 
 LONGEST = 1200
 Value = str | int | float | bool | None

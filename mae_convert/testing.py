@@ -7,12 +7,12 @@ from typing import Any
 
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.option_values import name_of_dtype
 from mae_convert.families.options import ARGUMENTS, Flags, flags_of_arguments
 from mae_convert.reports.verdict_files import text
 from mae_convert.runtime.loading import warn_of_no_effect
 from mae_convert.runtime.sides import Side
 from mae_convert.sources import open_pair, parse_source
-from mae_convert.values import name_of_dtype
 from mae_convert.verify.verification import (
     Options,
     Verification,

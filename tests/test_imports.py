@@ -10,10 +10,9 @@ import mae_convert
 ROOT = Path(mae_convert.__file__).parents[1]
 # Bottom to top; a unit imports from units before it and from itself.
 UNITS = (
-    "text", "redaction", "errors", "values", "shortage", "signals", "dtypes", "files", "formats",
-    "layouts", "families", "checkpoint", "sources", "convert", "runtime", "verify",
-    "diagnose", "models", "visualize", "publish", "infer", "sweep", "reports", "cli", "testing",
-    "__main__",
+    "text", "errors", "process", "files", "formats", "layouts", "families", "checkpoint", "sources",
+    "convert", "runtime", "verify", "diagnose", "models", "visualize", "publish", "infer", "sweep",
+    "reports", "cli", "testing", "__main__",
 )  # fmt: skip
 # What the package itself defines, and does not import.
 OF_THE_PACKAGE = {"__version__", "UNSUPPORTED", "is_supported"}

@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 
-from mae_convert.dtypes import rounded
 from mae_convert.families.canonical import BATCH_NORM
+from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
 
 EPSILON = 1e-6  # as in the original; it is not stored in tensors

@@ -7,9 +7,9 @@ import numpy as np
 
 from mae_convert.checkpoint.batch_norm import REASON
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import Option, Text
 from mae_convert.families.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed
 from mae_convert.text import plural

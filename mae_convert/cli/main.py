@@ -14,8 +14,8 @@ from mae_convert.cli.commands import checkpoints, hub, images, sweeps, verdicts
 from mae_convert.cli.completion import run_completion
 from mae_convert.cli.streams import prepare_streams, print_unexpected, say
 from mae_convert.errors import MaeConvertError, as_option, one_line
-from mae_convert.shortage import shortage
-from mae_convert.signals import Ended, ended_by, ignore_signals, raise_signals
+from mae_convert.process.shortage import shortage
+from mae_convert.process.signals import Ended, ended_by, ignore_signals, raise_signals
 
 NO_OUTPUT = (
     "standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null"

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mae_convert.families.option_values import LARGEST_COUNT, ByteSize, ImageSize, Kind, Switch
 from mae_convert.families.options import (
     CHECKPOINT_OPTIONS,
     OF_FIELDS,
@@ -13,7 +14,6 @@ from mae_convert.families.options import (
     flags_of,
 )
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
-from mae_convert.values import LARGEST_COUNT, ByteSize, ImageSize, Kind, Switch
 
 Command = Callable[..., Any]
 
@@ -37,7 +37,7 @@ SECONDS = click.FloatRange(min=0)
 
 
 class ValueType(click.ParamType):
-    """A value of one of the types in `mae_convert.values`."""
+    """A value of one of the types in `mae_convert.families.option_values`."""
 
     def __init__(self, kind: Kind, metavar: str = "") -> None:
         self.kind = kind

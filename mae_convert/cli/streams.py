@@ -10,8 +10,8 @@ import traceback
 import warnings
 from typing import Any
 
-from mae_convert.redaction import redact_logs, without_secrets
 from mae_convert.text import for_terminal
+from mae_convert.text.redaction import redact_logs, without_secrets
 
 
 def prepare_streams() -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.dtypes import rounded
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.positions import RECOMPUTE, PositionTable, regenerated, resampled
+from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_size
 

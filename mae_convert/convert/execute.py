@@ -15,9 +15,9 @@ from mae_convert.convert.record import (
     preprocessor_config,
     record_in_file,
 )
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.output import Output, directory_output, file_output
 from mae_convert.formats.output_file import Weights
 from mae_convert.formats.registry import BIN, FORMATS, KERAS_ARCHIVE

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import Option, OutputError
+from mae_convert.families.option_values import ByteSize
 from mae_convert.formats.registry import PTH
 from mae_convert.layouts.layout import Layout
-from mae_convert.values import ByteSize
 
 BIN_NAME = "pytorch_model.bin"
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mae_convert.errors import Option
-from mae_convert.values import Choice, ImageSize, Kind, Number, Switch, Whole, Words, size_of_image
+from mae_convert.families.option_values import (
+    Choice,
+    ImageSize,
+    Kind,
+    Number,
+    Switch,
+    Whole,
+    Words,
+    size_of_image,
+)
 
 POOLING = ("token", "avg")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.dtypes import rounded
 from mae_convert.errors import ConfigurationError, Option
+from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding, spacetime_position_embedding
 

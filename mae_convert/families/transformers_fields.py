@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError
 from mae_convert.files.messages import shown
 from mae_convert.formats.directory import DISTRIBUTED
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.fields import (
     HARMLESS,
     NOTHING,

@@ -16,7 +16,7 @@ from mae_convert.errors import Option, OutputError
 from mae_convert.files import rename as renaming
 from mae_convert.files.messages import refuse_nul
 from mae_convert.files.staging import staging_beside
-from mae_convert.signals import undisturbed
+from mae_convert.process.signals import undisturbed
 from mae_convert.text import listing
 
 NEW = "new"

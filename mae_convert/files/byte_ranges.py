@@ -20,7 +20,7 @@ from mae_convert.errors import CheckpointError
 from mae_convert.files.input_files import kind_of
 from mae_convert.files.messages import damaged
 from mae_convert.files.sequential import SequentialArray
-from mae_convert.shortage import shortage
+from mae_convert.process.shortage import shortage
 
 SPECIFY = "specify the file of a checkpoint, or a model directory"
 

@@ -14,7 +14,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import damaged, shown
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.shortage import shortage
+from mae_convert.process.shortage import shortage
 
 KERAS = "keras"
 """Key, in a configuration, of the contents of Keras's own `config.json`."""

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
-from mae_convert.dtypes import DTYPES
+from mae_convert.families.option_values import name_of_dtype
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import listed
 from mae_convert.models.checkpointing import (
     disable_checkpointing,
@@ -32,7 +33,6 @@ from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.torch_parts import EncoderPart, decoder_of
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
-from mae_convert.values import name_of_dtype
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.keras_backend import Unset
 from mae_convert.runtime.keras_backend import device as on_device

@@ -12,14 +12,14 @@ from mae_convert.checkpoint.open import Checkpoint, without_effect
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
+from mae_convert.families.option_values import name_of_dtype, size_of_image
 from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime.job import class_named
 from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
-from mae_convert.values import name_of_dtype, size_of_image
 
 # A file name that selects the layout with the names of a framework's model.
 NAMED_AS = {

@@ -9,16 +9,16 @@ from mae_convert.checkpoint.prefixes import as_stored
 from mae_convert.convert.execute import execute
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import families
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.evidence import PREPROCESSING, same_size
 from mae_convert.families.family import Family
+from mae_convert.families.option_values import name_of_dtype
 from mae_convert.formats import Container, LazyTensor
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import external_shapes, read_tensors
 from mae_convert.runtime.metadata import Carried
-from mae_convert.values import name_of_dtype
 
 IN_MEMORY = "a model in memory"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES
 from mae_convert.formats import open_container, write_file
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.registry import (
     DCP,
     KERAS_ARCHIVE,

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor, as_bytes
 from mae_convert.layouts.table import listed
 from mae_convert.runtime.torch_runs import WithoutValues

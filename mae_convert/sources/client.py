@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from mae_convert import __version__
 from mae_convert.errors import HubError, MaeConvertError, MissingRequirementError, Option, Text
-from mae_convert.redaction import cause_without_secrets, without_secrets
 from mae_convert.sources.limits import (
     LONGEST_WAIT,
     limit_session,
@@ -26,6 +25,7 @@ from mae_convert.sources.limits import (
     requested_wait,
 )
 from mae_convert.text import for_terminal
+from mae_convert.text.redaction import cause_without_secrets, without_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.redaction import cause_without_secrets
 from mae_convert.sources.storage_retry import patiently
+from mae_convert.text.redaction import cause_without_secrets
 
 CHUNK = 8 << 20
 FILE = "file://"

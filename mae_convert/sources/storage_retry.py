@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.redaction import cause_without_secrets
+from mae_convert.text.redaction import cause_without_secrets
 
 ATTEMPTS = 5
 WAIT = 0.5  # seconds before the second attempt; doubled for each further one

@@ -7,14 +7,10 @@ option of the same name, the field's name states to which one it belongs.
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import layout_names
 from mae_convert.families.canonical import TASKS
-from mae_convert.families.options import CHECKPOINT_OPTIONS
-from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
-from mae_convert.text import did_you_mean
-from mae_convert.values import (
+from mae_convert.families.option_values import (
     ByteSize,
     Choice,
     ImageSize,
@@ -24,6 +20,10 @@ from mae_convert.values import (
     Whole,
     Words,
 )
+from mae_convert.families.options import CHECKPOINT_OPTIONS
+from mae_convert.formats.dtypes import DTYPES
+from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
+from mae_convert.text import did_you_mean
 
 
 class Runner(Words):

@@ -24,11 +24,11 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.families.options import flags_of
 from mae_convert.files.staging import scratch_directory
 from mae_convert.files.strict_json import in_unicode
-from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import version
 from mae_convert.sweep.memory import PeakMemory
 from mae_convert.sweep.result import Row, error_row, verdict_fields
+from mae_convert.text.redaction import without_credentials
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification

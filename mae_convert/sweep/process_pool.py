@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.redaction import redact_logs
-from mae_convert.signals import ignore_signals, raise_signals
+from mae_convert.process.signals import ignore_signals, raise_signals
 from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, needed_by
 from mae_convert.sweep.result import Row, error_row
+from mae_convert.text.redaction import redact_logs
 
 ATTEMPTS = 2
 START_ATTEMPTS = 5

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import write_tensors
 from mae_convert.verify.arithmetic import (

@@ -17,8 +17,8 @@ from mae_convert.families.family import Family
 from mae_convert.families.options import Flags
 from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.files.staging import scratch_directory
-from mae_convert.redaction import without_credentials
 from mae_convert.sources import locate, parse_source, storage
+from mae_convert.text.redaction import without_credentials
 from mae_convert.visualize.display import Display, check_bands, display_of
 from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batch_from_inputs
 from mae_convert.visualize.masks import noise_of

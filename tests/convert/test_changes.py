@@ -16,10 +16,10 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import PATCH_EMBEDDING, Geometry, channel_statistics, with_channels
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES, rounded, rounding_error
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
 from mae_convert.families.options import Flags
 from mae_convert.formats import write_file
+from mae_convert.formats.dtypes import DTYPES, rounded, rounding_error
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.arithmetic import mixed_channels, round_half_even
@@ -345,7 +345,7 @@ FAULTS = {
         {"in_channels": 4},
     ),
     "cut off instead of rounded": (
-        "mae_convert.dtypes.rounded",
+        "mae_convert.formats.dtypes.rounded",
         lambda array, dtype: (array.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(dtype),
         {"dtype": "bfloat16"},
     ),

@@ -11,7 +11,6 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES, rounded
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
@@ -23,6 +22,7 @@ from mae_convert.families.positions import (
     regenerated,
     resampled,
 )
+from mae_convert.formats.dtypes import DTYPES, rounded
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.verify.arithmetic import fixed_positions, resampled_positions
 from reference_models.positions import sincos_position_embedding, spacetime_position_embedding

@@ -11,9 +11,9 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import as_task, open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families.options import Flags
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime import load_model, save_model
 from mae_convert.runtime.inputs import random_inputs
 from mae_convert.runtime.sides import Side

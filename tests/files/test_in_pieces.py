@@ -18,11 +18,11 @@ from mae_convert.convert import record
 from mae_convert.convert.execute import execute, execute_all
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.dtypes import DTYPES, MeasuredRounding, rounded
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.families.options import Flags
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats import open_container, write_file
+from mae_convert.formats.dtypes import DTYPES, MeasuredRounding, rounded
 from mae_convert.formats.tensor import LazyTensor
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)

@@ -11,7 +11,7 @@ from mae_convert.cli.output.console import assumptions, console, markup, pairs, 
 from mae_convert.cli.output.inspection import family_rows
 from mae_convert.convert.changes import step_in_words
 from mae_convert.convert.plan import Plan
-from mae_convert.dtypes import DTYPES
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import listed
 from mae_convert.text import format_number
 
