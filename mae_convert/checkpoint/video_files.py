@@ -19,8 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mae_convert.checkpoint.image_files import SUFFIXES, brightness_problem, open_image
 from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, Option
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.input_files import open_input
+from mae_convert.files.byte_ranges import ByteFile, open_input
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.npz import arrays_in
 

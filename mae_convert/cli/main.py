@@ -113,7 +113,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
         return 130, "interrupted"
     except BrokenPipeError:
         # The output is a closed pipe (`| head`), which is not an error.
-        from mae_convert.cli.output.json_output import discard_output
+        from mae_convert.cli.streams import discard_output
 
         discard_output()
         return 0, None

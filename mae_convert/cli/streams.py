@@ -1,15 +1,22 @@
-"""Standard output, standard error and logging of a command: closed streams, missing characters.
+"""Standard output, standard error and logging of a command: sentences, JSON and progress.
+
+Closed streams and missing characters are made harmless. What prints tables is not imported.
 
 Only the command line calls these functions; a program that imports the package keeps its own
 streams and logging configuration.
 """
 
+import json
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from mae_convert.files.strict_json import plain
+from mae_convert.files.workers import Progress
 from mae_convert.text import for_terminal
 from mae_convert.text.redaction import redact_logs, without_secrets
 
@@ -65,3 +72,67 @@ def print_unexpected(error: BaseException) -> None:
     """Print the traceback of an unexpected error, without credentials."""
     for line in "".join(traceback.format_exception(error)).splitlines():
         say(line)
+
+
+def discard_output() -> None:
+    """Discard all further output to standard output."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return plain data as JSON in printable ASCII; non-finite numbers become strings."""
+    return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object; non-finite numbers become strings."""
+    try:
+        print(json_text(value, indent=2), flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """Show progress on standard error if it is a terminal, and remove the bar at the end."""
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    bar = _Bar(what)
+    try:
+        yield bar
+    finally:
+        bar.end()
+
+
+class _Bar(Progress):
+    def __init__(self, what: str) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._what = what
+        self._task = progress.TaskID(0)
+
+    def begin(self, total: int) -> None:
+        """Set the total number of bytes."""
+        self._task = self._bar.add_task(self._what, total=total)
+        self._bar.start()
+
+    def advance(self, count: int) -> None:
+        """Add `count` bytes to the progress."""
+        self._bar.advance(self._task, count)
+
+    def end(self) -> None:
+        """Remove the bar from the screen."""
+        self._bar.stop()

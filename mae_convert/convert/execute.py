@@ -18,10 +18,9 @@ from mae_convert.convert.record import (
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
 from mae_convert.formats.dtypes import DTYPES
-from mae_convert.formats.output import Output, directory_output, file_output
 from mae_convert.formats.output_file import Weights
 from mae_convert.formats.registry import BIN, FORMATS, KERAS_ARCHIVE
-from mae_convert.formats.write import write_all
+from mae_convert.formats.write import Output, directory_output, file_output, write_all
 
 
 def execute_all(

@@ -18,7 +18,7 @@ import numpy as np
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.diagnose.reproducer import SCRIPT
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.files.rename import rename_to_new
+from mae_convert.files.atomic import rename_to_new
 from mae_convert.files.staging import staging_beside
 from mae_convert.runtime.children import Clock, environment_of_child
 from mae_convert.runtime.trace import Trace

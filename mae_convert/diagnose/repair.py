@@ -21,7 +21,7 @@ from mae_convert.diagnose.tensor_cures import Cure, differing, tensor_cures
 from mae_convert.diagnose.tensor_differences import grouped_names, in_block_of, without_block
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
-from mae_convert.files.rename import rename_to_new
+from mae_convert.files.atomic import rename_to_new
 from mae_convert.files.staging import staging_beside
 from mae_convert.files.strict_json import plain
 from mae_convert.runtime.sides import Side

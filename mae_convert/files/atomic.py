@@ -5,6 +5,7 @@ that is killed leaves the old output or the new one, and possibly a hidden direc
 run removes. Of two processes with the same target, the first to finish succeeds.
 """
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.errors import Option, OutputError
-from mae_convert.files import rename as renaming
 from mae_convert.files.messages import refuse_nul
 from mae_convert.files.staging import staging_beside
 from mae_convert.process.signals import undisturbed
 from mae_convert.text import listing
+
+NO_REPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
+AT_WORKING_DIRECTORY = -100
 
 NEW = "new"
 
@@ -123,16 +126,16 @@ class Staged:
 
     def _appear(self) -> None:
         try:
-            renaming.rename_to_new(self.path, self.place.target)
+            rename_to_new(self.path, self.place.target)
         except FileExistsError:
             error = _overtaken if self.place.overwrite else already_exists
             raise error(self.place.target) from None
-        self._undo = lambda: renaming.rename_to_new(self.place.target, self.path)
+        self._undo = lambda: rename_to_new(self.place.target, self.path)
 
     def _replace(self, old: Identity) -> None:
         target = self.place.target
         try:
-            renaming.exchange(self.path, target)
+            exchange(self.path, target)
         except NotImplementedError:
             if self.place.is_directory:
                 raise OutputError(
@@ -145,9 +148,9 @@ class Staged:
         identity = _identity(self.path)
         is_other = identity is None or identity[:2] != old[:2]
         if is_other:  # written by another process since the check
-            renaming.exchange(self.path, target)
+            exchange(self.path, target)
             raise _overtaken(target)
-        self._undo = lambda: renaming.exchange(self.path, target)
+        self._undo = lambda: exchange(self.path, target)
 
 
 @contextmanager
@@ -298,3 +301,49 @@ def _overtaken(target: Path) -> OutputError:
         " was written by another program in the meantime and was not changed",
         hint="check it, and run the command again to replace it",
     )
+
+
+def rename_to_new(source: Path, target: Path) -> None:
+    """Rename without replacing an existing target.
+
+    Raises:
+        FileExistsError: the target exists.
+    """
+    try:
+        renameat2(source, target, NO_REPLACE)
+    except NotImplementedError:
+        if not source.is_dir():
+            os.link(source, target)  # which does not replace either
+            source.unlink()
+            return
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        source.rename(target)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two files or directories.
+
+    Raises:
+        NotImplementedError: the operating system or this file system cannot.
+    """
+    renameat2(one, other, EXCHANGE)
+
+
+def renameat2(source: Path, target: Path, flags: int) -> None:
+    """Rename with the system call of that name.
+
+    Raises:
+        NotImplementedError: the operating system or this file system does not have it.
+        OSError: the system call failed.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        raise NotImplementedError
+    paths = (os.fsencode(source), os.fsencode(target))
+    if function(AT_WORKING_DIRECTORY, paths[0], AT_WORKING_DIRECTORY, paths[1], flags) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        raise NotImplementedError
+    raise OSError(number, os.strerror(number))

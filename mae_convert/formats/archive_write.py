@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mae_convert.formats.file_layout import BytesAt, FileLayout
+from mae_convert.formats.output_file import BytesAt, FileLayout
 
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1

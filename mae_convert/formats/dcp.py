@@ -3,9 +3,15 @@
 `torch.distributed.checkpoint.save` writes them, and so do trainers that use it, above all with
 FSDP. A tensor may be stored in chunks, each of which is a small `torch.save` file embedded in a
 large file.
+
+`.metadata` is a pickle of `torch.distributed.checkpoint.metadata.Metadata` with the chunks of each
+tensor. Nested dicts were flattened to dotted names, and its `planner_data` has the path of each.
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +19,200 @@ import numpy as np
 
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.messages import damaged, is_plain_name, shown
 from mae_convert.formats.archive import Archive
-from mae_convert.formats.contents import Contents
-from mae_convert.formats.dcp_metadata import (
-    ByteRange,
-    Chunk,
-    Pickled,
-    ShardedTensor,
-    check_tiling,
-    read_metadata,
-)
+from mae_convert.formats.contents import Contents, reading
+from mae_convert.formats.pickle_stream import PickleStream
+from mae_convert.formats.pickle_types import INERT, Maker, Record
+from mae_convert.formats.pickles import PickleReader
 from mae_convert.formats.plain_values import describe, plain_mapping
-from mae_convert.formats.pth import ARGUMENTS, META, SETTINGS, lazy, training_arguments
-from mae_convert.formats.pth_read import folder_of, read_value
+from mae_convert.formats.pth_read import (
+    ARGUMENTS,
+    META,
+    SETTINGS,
+    folder_of,
+    lazy,
+    read_value,
+    training_arguments,
+)
 from mae_convert.formats.registry import DCP, METADATA
-from mae_convert.formats.tensor import LazyTensor
-from mae_convert.formats.torch_types import StoredTensor
+from mae_convert.formats.tensor import LazyTensor, possible_shape
+from mae_convert.formats.torch_types import TORCH_DTYPES, StoredTensor, TensorPlace, natural
 from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model
+
+DEEPEST = 32
+DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
+
+_METADATA_TYPES = (
+    "Metadata",
+    "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "TensorProperties",
+    "MetadataIndex",
+    "StorageMeta",
+    "_MEM_FORMAT_ENCODING",
+)
+_RECORDS = {
+    **{f"torch.distributed.checkpoint.metadata.{name}": name for name in _METADATA_TYPES},
+    "torch.distributed.checkpoint.filesystem._StorageInfo": "_StorageInfo",
+    # The modules of these two in earlier versions of PyTorch.
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": "TensorProperties",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": "_MEM_FORMAT_ENCODING",
+}
+
+
+def _make_record(kind: str, *_: object) -> Record:
+    return Record(kind)
+
+
+TYPES: Mapping[str, object] = {
+    **INERT,
+    **{
+        dotted: Maker(dotted, functools.partial(_make_record, kind))
+        for dotted, kind in _RECORDS.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """A byte range of a file, which contains a `torch.save` file."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A block of a tensor: its offsets in the tensor, its sizes, and where it is stored."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    byte_range: ByteRange
+
+
+@dataclass(frozen=True)
+class ShardedTensor(TensorPlace):
+    """A tensor as `.metadata` describes it: chunks that together cover the whole tensor."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A value that is not a tensor; it is read when it is needed."""
+
+    byte_range: ByteRange
+
+    def __str__(self) -> str:
+        return "a pickled value"
+
+
+def read_metadata(file: ByteFile) -> dict[str, Any]:
+    """Return the entries of a checkpoint, nested as saved: `ShardedTensor` and `Pickled`.
+
+    Raises:
+        CheckpointError: the file is damaged, would run code, or describes unsupported objects.
+    """
+    with reading(file.path, *DAMAGE):
+        reader = PickleReader(file.path, _no_storage, TYPES, strict=True)
+        metadata = _fields(reader.load(PickleStream.of_file(file)), "Metadata")
+        return _nested(dict(_entries(file.path, metadata)), metadata.get("planner_data"))
+
+
+def _no_storage(_: object) -> object:
+    raise ValueError("a storage where only metadata is expected")
+
+
+def _fields(value: Any, kind: str) -> dict[str, Any]:
+    """Return the attributes of a record of one kind."""
+    if type(value) is not Record or value.kind != kind or not isinstance(value.state, dict):
+        raise TypeError(f"not a {kind}")
+    return value.state
+
+
+def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield every name in the checkpoint with its entry."""
+    places: dict[tuple, ByteRange] = {}
+    for index, info in metadata["storage_data"].items():
+        fields = _fields(index, "MetadataIndex")
+        places[fields["fqn"], fields.get("offset")] = _byte_range(
+            path, _fields(info, "_StorageInfo")
+        )
+    if len(places) != len(metadata["storage_data"]):
+        raise ValueError("a chunk is stored twice")
+    for name, entry in metadata["state_dict_metadata"].items():
+        if type(entry) is Record and entry.kind == "BytesStorageMetadata":
+            yield name, Pickled(places[name, None])
+        else:
+            yield name, _sharded(name, _fields(entry, "TensorStorageMetadata"), places)
+
+
+def _byte_range(path: Path, info: Mapping[str, Any]) -> ByteRange:
+    file, offset, length = info["relative_path"], info["offset"], info["length"]
+    if not is_plain_name(file) or not natural(offset) or not natural(length):
+        raise ValueError("an invalid offset")
+    if info.get("transform_descriptors"):
+        raise CheckpointError(
+            f"{path.parent} is encoded by an extension ({shown(info['transform_descriptors'])})",
+            hint="write it without the extension, in the program that created it",
+        )
+    return ByteRange(file, offset, length)
+
+
+def _sharded(
+    name: str, entry: Mapping[str, Any], places: Mapping[tuple, ByteRange]
+) -> ShardedTensor:
+    properties = entry["properties"]
+    if type(properties) is not Record or properties.kind != "TensorProperties":
+        raise TypeError("a tensor without properties")
+    dtype = TORCH_DTYPES[str(properties.state[0]).removeprefix("torch.")]
+    chunks = []
+    for record in entry["chunks"]:
+        fields = _fields(record, "ChunkStorageMetadata")
+        offsets, sizes = fields["offsets"], fields["sizes"]
+        chunks.append(Chunk(offsets, sizes, places[name, offsets]))
+    for shape in (entry["size"], *(s for chunk in chunks for s in (chunk.offsets, chunk.sizes))):
+        if not possible_shape(shape) or len(shape) != len(entry["size"]):
+            raise ValueError(f"{name} has an invalid shape")
+    return ShardedTensor(entry["size"], dtype, tuple(chunks))
+
+
+def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
+    """Return the entries nested as before their names were flattened, if recorded."""
+    whole: dict[str, Any] = {}
+    for name, item in entries.items():
+        *parents, last = map(str, (paths or {}).get(name) or (name,))
+        if len(parents) > DEEPEST:
+            raise ValueError(f"{name} is nested too deeply")
+        mapping = whole
+        for parent in parents:
+            mapping = mapping.setdefault(parent, {})
+            if not isinstance(mapping, dict):
+                raise ValueError(f"{name} is nested below a value")
+        if mapping.setdefault(last, item) is not item:
+            raise ValueError(f"two entries at {name}")
+    return whole
+
+
+def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
+    """Require that the chunks are inside the tensor, do not overlap, and cover all of it.
+
+    Raises:
+        CheckpointError: one of these is not so.
+    """
+    shape = (len(tensor.chunks), len(tensor.shape))
+    begins = np.array([chunk.offsets for chunk in tensor.chunks], np.int64).reshape(shape)
+    ends = begins + np.array([chunk.sizes for chunk in tensor.chunks], np.int64).reshape(shape)
+    covered = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
+    if covered != math.prod(tensor.shape) or (ends > np.array(tensor.shape)).any():
+        raise damaged(path, f"the chunks of {shown(name)} do not cover the whole tensor")
+    for index in range(len(tensor.chunks) - 1):
+        apart = (ends[index] <= begins[index + 1 :]) | (ends[index + 1 :] <= begins[index])
+        if covered and not apart.any(axis=1).all():
+            raise damaged(path, f"the chunks of {shown(name)} overlap")
 
 
 def read_dcp(directory: Path, state_key: str | None = None) -> Contents:

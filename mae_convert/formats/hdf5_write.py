@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from mae_convert.errors import OutputError
-from mae_convert.formats.file_layout import BytesAt, FileLayout
 from mae_convert.formats.hdf5 import LAYERS, WEIGHTS
+from mae_convert.formats.output_file import BytesAt, FileLayout
 from mae_convert.formats.tensor import LazyTensor
 
 LARGEST_ATTRIBUTE = 64512

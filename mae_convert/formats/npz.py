@@ -15,7 +15,7 @@ from mae_convert.files.messages import damaged, shown
 from mae_convert.formats.archive import DAMAGE, Archive
 from mae_convert.formats.archive_write import Record, zip_layout
 from mae_convert.formats.contents import Contents, embedded_json, reading
-from mae_convert.formats.file_layout import FileLayout
+from mae_convert.formats.output_file import FileLayout
 from mae_convert.formats.registry import NPZ
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import NUMPY_DTYPES

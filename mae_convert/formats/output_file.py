@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,35 @@ from mae_convert.files.atomic import os_errors_explained
 from mae_convert.files.byte_ranges import FileArray
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance
+from mae_convert.formats.container import read_file
 from mae_convert.formats.contents import Contents
-from mae_convert.formats.file_layout import FileLayout
-from mae_convert.formats.identify import read_file
 from mae_convert.formats.registry import FORMATS, TF_H5
 from mae_convert.formats.tensor import LazyTensor, as_bytes
+
+BytesAt = tuple[int, bytes]
+"""An offset in a file, and the bytes there."""
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The layout of a file: the offset of everything in it, known before any tensor is read.
+
+    Tensors can therefore be written in any order, by several threads at once.
+    """
+
+    size: int
+    """The size of the file in bytes."""
+
+    places: Sequence[int]
+    """The offset of each tensor's first byte, in the order of the tensors."""
+
+    finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
+    """Returns everything else in the file, given the CRC-32 of each tensor's bytes."""
+
+    checksums: Sequence[int] | None = None
+    """If `finalize` needs them: the CRC-32 of the bytes before each tensor, to be continued with
+    the bytes of the tensor; otherwise None."""
+
 
 LONGEST_NAME = 1000
 

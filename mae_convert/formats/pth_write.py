@@ -10,8 +10,8 @@ import numpy as np
 
 from mae_convert.errors import OutputError
 from mae_convert.formats.archive_write import Record, zip_layout
-from mae_convert.formats.file_layout import FileLayout
-from mae_convert.formats.pth import ATTRIBUTE
+from mae_convert.formats.output_file import FileLayout
+from mae_convert.formats.pth_read import ATTRIBUTE
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import STORAGES, TORCH_DTYPES
 

@@ -138,7 +138,7 @@ FORMATS: Mapping[str, Format] = {
             suffixes=(".keras",),
             written=(".keras",),
             signatures=(Signature(ZIP, "keras_archive:read_keras_archive", _is_of_keras),),
-            writer="keras_archive_write:keras_archive_layout",
+            writer="keras_archive:keras_archive_layout",
             has_groups=True,
         ),
         Format(

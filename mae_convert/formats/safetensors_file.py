@@ -14,7 +14,7 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.messages import damaged, shown
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.contents import Contents, embedded_json
-from mae_convert.formats.file_layout import FileLayout
+from mae_convert.formats.output_file import FileLayout
 from mae_convert.formats.plain_values import describe
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor, possible_shape

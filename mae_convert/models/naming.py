@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, ConfigurationError, MaeConvertError
-from mae_convert.files.input_files import open_input
+from mae_convert.files.byte_ranges import open_input
 from mae_convert.files.strict_json import parse_json
 from mae_convert.sources import HubReference, Source, locate_file, open_source, parse_source
 

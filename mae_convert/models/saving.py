@@ -7,7 +7,7 @@ from typing import Any
 from mae_convert.convert.output_options import Packing, byte_count
 from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.files.staging import staging_beside
-from mae_convert.formats.output import require_ours
+from mae_convert.formats.write import require_ours
 from mae_convert.models.naming import SET_ELSEWHERE
 from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.saving import save_model

@@ -13,7 +13,7 @@ from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.record import files_sha256
 from mae_convert.errors import CheckpointError
-from mae_convert.files.input_files import kind_of
+from mae_convert.files.byte_ranges import kind_of
 from mae_convert.files.strict_json import parse_json
 from mae_convert.formats.tensor import sha256
 from mae_convert.runtime.inputs import inputs_sha256

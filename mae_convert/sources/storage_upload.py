@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.formats.output import OUR_NAMES
 from mae_convert.formats.shards import SHARD
+from mae_convert.formats.write import OUR_NAMES
 from mae_convert.sources.storage import CHUNK, filesystem, version_of
 from mae_convert.sources.storage_retry import patiently
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, as_field
-from mae_convert.files.input_files import open_input
+from mae_convert.files.byte_ranges import open_input
 from mae_convert.sweep.fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)

@@ -23,9 +23,8 @@ from mae_convert.checkpoint.fingerprint import Fingerprint, described_family
 from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
-from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.byte_ranges import ByteFile, kind_of
 from mae_convert.files.hashes import file_sha256, open_sha256
-from mae_convert.files.input_files import kind_of
 from mae_convert.files.messages import is_plain_name
 from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
 from mae_convert.formats.contents import json_in

@@ -294,7 +294,7 @@ def test_a_verdict(verdict, printed, hostile, passed):
     assert all(
         str(v).isprintable() for e in ET.fromstring(xml[1]).iter() for v in e.attrib.values()
     )
-    from mae_convert.cli.output.json_output import print_json as as_json
+    from mae_convert.cli.streams import print_json as as_json
 
     said = printed(lambda text: as_json(verdict_json(done(text).verdict)), hostile)
     assert said.isascii()

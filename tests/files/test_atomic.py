@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.files import rename as renaming
+from mae_convert.files import atomic
 from mae_convert.files.atomic import Place, check_target, staged
 from mae_convert.formats import LazyTensor, open_container, write_directory, write_file
 from mae_convert.formats import output_file as draft
@@ -207,7 +207,7 @@ def test_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def unknown(*_: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(renaming, "renameat2", unknown)
+    monkeypatch.setattr(atomic, "renameat2", unknown)
     write_file(tmp_path / "x", "pth", tensors(1.0))
     directory(tmp_path / "d", 1.0)
     write_file(tmp_path / "x", "pth", tensors(2.0), overwrite=True)

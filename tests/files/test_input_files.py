@@ -19,7 +19,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import Preprocessing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.family import MAE
-from mae_convert.files.input_files import open_input
+from mae_convert.files.byte_ranges import open_input
 from mae_convert.runtime.inputs import load_inputs
 from mae_convert.sweep.plan_file import read_entries
 from reference_models.configuration import ViTMAEConfig

@@ -9,7 +9,7 @@ import pytest
 import mae_convert
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.formats import LazyTensor, npz, safetensors_file, torch_types, write_file
-from mae_convert.formats.identify import read_file
+from mae_convert.formats.container import read_file
 from mae_convert.formats.registry import FORMATS, KERAS_H5, NPZ, PTH, SAFETENSORS, _function
 
 

@@ -212,8 +212,8 @@ ONE_PLACE = {
     r"rich\.markup": {"cli/output/console.py"},
     r"\bclick\.echo\(": {"cli/commands/hub.py", "cli/commands/verdicts.py"},
     r"(?<![\w.])print\(": {
-        "cli/streams.py", "cli/output/console.py", "cli/output/sweep.py", "cli/reporting.py",
-        "cli/output/json_output.py",  # JSON, which escapes what is not ASCII
+        "cli/streams.py",  # sentences, and JSON, which escapes what is not ASCII
+        "cli/output/console.py", "cli/output/sweep.py", "cli/reporting.py",
         "runtime/worker.py",
         "diagnose/candidate_worker.py",
         "diagnose/reproducer.py",  # a script that is written for the user

@@ -61,7 +61,7 @@ def inspect(
     """
     from mae_convert.checkpoint.inspect import inspect as look
     from mae_convert.checkpoint.open import as_task
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
 
     if use_infer:
         checkpoint, _ = open_and_infer(src, flags, images, state_key=state_key, task=task)
@@ -177,8 +177,7 @@ def convert(
     \b
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
-    from mae_convert.cli.output.json_output import print_json
-    from mae_convert.cli.output.progress import progress
+    from mae_convert.cli.streams import print_json, progress
     from mae_convert.convert.changes import Geometry
     from mae_convert.convert.execute import execute_all
     from mae_convert.convert.new_head import with_new_head
@@ -239,7 +238,7 @@ def diff(
     from mae_convert.checkpoint.diff import diff as compare_tensors
     from mae_convert.cli.output.conversion import difference as show
     from mae_convert.cli.output.conversion import difference_json
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
 
     pair = open_pair_and_tell((a, b), flags, state_key=state_key, task=task, incomplete=True)
     difference = compare_tensors(*pair)
@@ -268,7 +267,7 @@ def fingerprint(
     from mae_convert.checkpoint.official import confirmed_by_hash
     from mae_convert.checkpoint.open import as_task
     from mae_convert.cli.output.fingerprint import fingerprint as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
 
     checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
     report = fingerprint_report(as_task(confirmed_by_hash(checkpoint), task))
@@ -293,7 +292,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
         mae-convert lineage checkpoint.pth my-mae
     """
     from mae_convert.cli.output.fingerprint import lineage as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.verify.lineage import lineage as compare
     from mae_convert.verify.lineage_records import known, read_record, record_of
 

@@ -23,7 +23,7 @@ def catalog(as_json: bool) -> None:
         mae-convert catalog
     """
     from mae_convert.cli.output import catalog as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.families import official_files
     from mae_convert.sources.official_download import confirmed_fingerprints
 
@@ -53,7 +53,7 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     \b
         mae-convert download mae_visualize_vit_base
     """
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.sources.official_download import download as fetch
 
     report = fetch(name, output, overwrite=overwrite)
@@ -145,7 +145,7 @@ def publish(
         mae-convert publish my-mae someone/my-mae --dry-run
     """
     from mae_convert.cli.output import publication as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.publish import PublishRequest, Target, plan_publication
     from mae_convert.publish import publish as send
 

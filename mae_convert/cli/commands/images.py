@@ -115,7 +115,7 @@ def reconstruct(
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
     from mae_convert.cli.output.images import reconstructions as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.visualize.reconstruct import Look, look_at
 
     if not images and options["inputs"] is None:
@@ -179,7 +179,7 @@ def features(
     """
     from mae_convert.cli.output.images import features as show
     from mae_convert.cli.output.images import features_json
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.files.atomic import check_target
     from mae_convert.visualize.features import Extraction, features_of
     from mae_convert.visualize.image_batch import batch_from_inputs

@@ -245,7 +245,7 @@ def timeline(
     from mae_convert.checkpoint.image_files import images_in
     from mae_convert.cli.commands.images import installed
     from mae_convert.cli.output.images import timeline as show
-    from mae_convert.cli.output.json_output import print_json
+    from mae_convert.cli.streams import print_json
     from mae_convert.layouts.table import listed
     from mae_convert.reports.timeline_files import check_names, timeline_json, write
     from mae_convert.sources.patterns import sources_named

@@ -373,8 +373,8 @@ def repair(
     \b
         mae-convert repair checkpoint.pth my-mae my-mae-repaired
     """
-    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import repaired as show
+    from mae_convert.cli.streams import print_json
     from mae_convert.diagnose.repair import repair as run_repair
     from mae_convert.reports.verdict_files import verdict_json
     from mae_convert.runtime.sides import require_sides
@@ -512,8 +512,8 @@ def _tell(verdict: "Verdict", *, as_json: bool) -> None:
 
     The printing modules are imported after the runs, not while the runs wait for them.
     """
-    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import verdict as show
+    from mae_convert.cli.streams import print_json
     from mae_convert.reports.verdict_files import verdict_json
 
     print_json(verdict_json(verdict)) if as_json else show(verdict)
@@ -564,8 +564,8 @@ def _verify_published(
     source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
 ) -> int:
     """Compare a checkpoint with the reference results that third parties published for it."""
-    from mae_convert.cli.output.json_output import print_json
     from mae_convert.cli.output.verdict import reference_results as show
+    from mae_convert.cli.streams import print_json
     from mae_convert.sources import parse_source
     from mae_convert.sources.official_download import get_array, get_image
     from mae_convert.verify.reference_results import (

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mae_convert.cli.output.json_output import discard_output
+from mae_convert.cli.streams import discard_output
 from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.cli.output.console import console, markup, printable, table
-from mae_convert.cli.output.json_output import json_text, print_json
+from mae_convert.cli.streams import json_text, print_json
 from mae_convert.sources import storage
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
