@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from terratorch.models.backbones.prithvi_mae import _interpolate_pos_encoding
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry, with_geometry
 from mae_convert.families.options import Flags
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.diagnose.diagnosis import diagnose_traces
 from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.card_parity import in_short, verification

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.image_files import SUFFIXES
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import as_pixels, preprocessing_of
 from mae_convert.checkpoint.video_files import FILES, Frames, natural_order, read_frames
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option

@@ -15,7 +15,7 @@ from mae_convert.families import families
 from mae_convert.formats.tensor import LazyTensor, sha256
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint.open import Checkpoint
+    from mae_convert.checkpoint.checkpoint import Checkpoint
     from mae_convert.families.family import Family
 
 VERSION = "mae1"

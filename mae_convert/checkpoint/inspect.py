@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
-from mae_convert.checkpoint.official import confirmed_by_hash, identify
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.official_match import confirmed_by_hash, identify
 from mae_convert.checkpoint.warnings import in_names, in_values
 from mae_convert.errors import OptionStyle, as_argument, render
 from mae_convert.families.configuration import Missing, options_for

@@ -1,143 +1,30 @@
-"""Open a checkpoint: file, layout, configuration and lazy canonical tensors in one object."""
+"""Open a checkpoint: recognise its layout, resolve its configuration, find its tensors."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mae_convert.checkpoint.batch_norm import REASON, STEP, fold_batch_norm, has_batch_norm
+from mae_convert.checkpoint.canonical_tensors import after_step, canonical_tensors
+from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, naming
 from mae_convert.checkpoint.extraction import Found, UndecidedError, recognise_model
-from mae_convert.checkpoint.origin import Origin
-from mae_convert.checkpoint.prefixes import Stripped
 from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
-from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, Option
+from mae_convert.errors import ConfigurationError, LayoutError, Option
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import BATCH_NORM, TASKS, square_grid
-from mae_convert.families.configuration import Configuration, check_flags_taken, resolve
+from mae_convert.families.configuration import Configuration, resolve
 from mae_convert.families.evidence import Evidence
-from mae_convert.families.family import Family
-from mae_convert.families.options import OF_FIELDS, Flags
+from mae_convert.families.options import Flags
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.wrappers import NoSuchKeyError
-from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.schema import Shape
-from mae_convert.layouts.table import Rule, Table, read_tensors
+from mae_convert.layouts.table import read_tensors
 
 POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding"}
 NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose layout was recognised.
-
-    Its configuration is complete, unless it was opened with ``incomplete``.
-    """
-
-    container: Container
-    layout: Layout
-    table: Table
-    synonyms: tuple[str, ...]
-    """Other layouts that are the same for these tensors."""
-
-    task: str
-    configuration: Configuration
-    tensors: Mapping[str, LazyTensor] = field(repr=False)
-    """Canonical name → lazy tensor, in canonical order."""
-
-    rules: tuple[Rule, ...] = field(repr=False)
-    """How each external tensor was read."""
-
-    dropped: Mapping[str, str]
-    """External tensors that are not used, by stored name, with the reason."""
-
-    prefix: Stripped
-    """The prefixes that were removed from the names of `container.tensors` and `rules`."""
-
-    relative: Any = None
-    """The related model that it is, of those with the same names and shapes, or None if unknown."""
-
-    origin: Origin | None = None
-    """The origin of a downloaded checkpoint, or None."""
-
-    created: Mapping[str, str] = field(default_factory=dict)
-    """Canonical tensors that are not stored and were created as zeros, with the reason."""
-
-    key_bias: bool = True
-    """Whether the model has key biases; if not, they are created as zeros."""
-
-    also: tuple[str, ...] = ()
-    """Other tasks that are also complete."""
-
-    incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → why the tensors cannot be read for it, as far as that was tried."""
-
-    unread: tuple[str, ...] = ()
-    """Configuration fields that a library may use and mae-convert does not, each with its file."""
-
-    before_steps: "Checkpoint | None" = field(default=None, repr=False)
-    """The checkpoint as it was opened, if a conversion has changed it since."""
-
-    @property
-    def family(self) -> Family:
-        """The family of the model."""
-        return family_of(self.layout)
-
-    @property
-    def path(self) -> Path:
-        """The path of the file or directory."""
-        return self.container.path
-
-    @property
-    def as_opened(self) -> "Checkpoint":
-        """The checkpoint as stored in its file, before the steps of a conversion."""
-        return self.before_steps or self
-
-    def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
-        """Return the checkpoint with some fields of its configuration set.
-
-        Args:
-            fields: field of the model's configuration, such as ``num_attention_heads`` → value.
-            source: the source of the values, for reports and records.
-
-        Raises:
-            ConfigurationError: a value is impossible.
-        """
-        return replace(self, configuration=self.configuration.specified(fields, source))
-
-    def require_complete(self, task: str | None = None) -> None:
-        """Raise ConfigurationError if a field that a task (default: its own) needs is missing."""
-        with _naming(self.origin.name if self.origin else self.path):
-            self.configuration.for_task(task or self.task).require_complete()
-
-    @property
-    def preprocessor(self) -> Mapping[str, Any]:
-        """Preprocessing settings besides mean and std; empty if there are none."""
-        config, own = self.container.config or {}, None
-        if self.layout.owns_config(config):  # the library reads no other file then
-            own = self.layout.read_config(config).get("preprocessor")
-        if own:
-            return own
-        beside = self.container.preprocessor or {}
-        if self.container.preprocessor_source or set(beside) - {"image_mean", "image_std"}:
-            return beside
-        inside = config.get("preprocessor")
-        if isinstance(inside, Mapping):
-            return inside
-        known = self.relative is not None and self.relative.certain
-        return self.relative.relative.preprocessing if self.relative and known else {}
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's display name: its origin, or its path."""
-        return self.origin.name if self.origin else str(self.path)
 
 
 def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
@@ -212,39 +99,6 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Fou
     except LayoutError as error:
         explanation = explain(shapes, container.config, container.adapter)
         raise LayoutError(container.path, ": ", explanation or error) from error
-
-
-def _key_biases(
-    created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
-) -> dict[str, LazyTensor]:
-    """Return key biases of zeros, with the dtype of the query biases."""
-    dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
-    return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
-
-
-def _zeros(name: str, shape: Shape, dtype: np.dtype) -> LazyTensor:
-    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
-
-
-def _folded(
-    container: Container, reading: Reading
-) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the canonical tensors; the batch norm of a linear probe is folded, and declared."""
-    canonical = read_tensors(container.tensors, reading.rules)
-    canonical |= _key_biases(reading.created, canonical)
-    if not has_batch_norm(canonical):
-        return container, reading, canonical
-    canonical = fold_batch_norm(canonical)
-    gone = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
-    rules = tuple(rule for rule in reading.rules if rule not in gone)
-    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in gone), REASON)}
-    return _after(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
-
-
-def _after(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return the container with a step, applied while opening, in its record."""
-    record = container.conversion or {}
-    return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 
 
 def _check_documents(container: Container) -> None:
@@ -368,9 +222,9 @@ def open_checkpoint(
     found, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, found), found.reading
     if found.whole not in (None, reading.task):  # declared, as by a conversion to a task
-        container = _after(container, {"step": "task", "from": found.whole, "to": reading.task})
+        container = after_step(container, {"step": "task", "from": found.whole, "to": reading.task})
     specified = _applicable((flags or Flags()).given(), container, fill_only=fill_only)
-    with _naming(origin.name if origin else container.path):
+    with naming(origin.name if origin else container.path):
         family = family_of(reading.layout)
         if family.may_lack_class_position:
             _check_class_position(container, reading, specified)
@@ -382,8 +236,16 @@ def open_checkpoint(
             configuration.for_task(task or reading.task).require_complete()
         dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
         unknown = unread(container, reading.layout, reading.task, dtypes)
-    container, reading, canonical = _folded(container, reading)
-    order = family.schema(configuration.model, reading.task)
+    opened = _opened(container, found, configuration)
+    return replace(opened, relative=relative, origin=origin, unread=unknown)
+
+
+def _opened(container: Container, found: Found, configuration: Configuration) -> Checkpoint:
+    """Return the checkpoint of a container, as it was recognised and configured."""
+    container, reading, canonical = canonical_tensors(container, found.reading)
+    order = family_of(reading.layout).schema(configuration.model, reading.task)
+    stored = found.stripped.stored
+    dropped = {stored[name]: reason for name, reason in reading.dropped.items()}
     return Checkpoint(
         container=container,
         layout=reading.layout,
@@ -393,102 +255,13 @@ def open_checkpoint(
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
         rules=reading.rules,
-        dropped={
-            **{found.stripped.stored[name]: reason for name, reason in reading.dropped.items()},
-            **found.dropped,
-        },
+        dropped={**dropped, **found.dropped},
         prefix=found.stripped,
-        relative=relative,
-        origin=origin,
         created=dict.fromkeys(reading.created, NO_KEY_BIAS),
         key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
         also=found.also,
         incomplete=found.incomplete,
-        unread=unknown,
     )
-
-
-def require_images(checkpoint: Checkpoint, work: str) -> None:
-    """Require that a model's family tells how inputs are made of images or videos.
-
-    Args:
-        checkpoint: the checkpoint.
-        work: the operation that needs images, the subject of the message.
-
-    Raises:
-        MaeConvertError: it does not.
-    """
-    if not checkpoint.family.takes_images and checkpoint.family.clips is None:
-        raise MaeConvertError(
-            checkpoint.path,
-            f": {work} needs images or videos, and the family of this model"
-            f" ({checkpoint.family.title}) does not tell how inputs are made of them",
-        )
-
-
-def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
-    """Return a checkpoint as a model of a task; what the task does not need is dropped.
-
-    Raises:
-        ConfigurationError: there is no such model in the checkpoint.
-    """
-    if task in (None, checkpoint.task):
-        return checkpoint
-    checkpoint.family.check_task(task, checkpoint.task)
-    names = checkpoint.family.schema(checkpoint.configuration.model, task)
-    if missing := [name for name in names if name not in checkpoint.tensors]:
-        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
-    rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
-    gone = [rule.external for rule in checkpoint.rules if rule not in rules]
-    reason = f"not part of a model whose task is {task}"
-    return replace(
-        checkpoint,
-        task=task,
-        configuration=checkpoint.configuration.for_task(task),
-        tensors={name: checkpoint.tensors[name] for name in names},
-        rules=rules,
-        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
-    )
-
-
-def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that no field that a comparison needs is missing; of different tasks, of the encoder.
-
-    Raises:
-        ConfigurationError: a field is missing.
-    """
-    task = a.task if a.task == b.task else "encoder"
-    for checkpoint in (a, b):
-        checkpoint.require_complete(task)
-
-
-def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
-    """Return the specified options that apply only to a task that none of the checkpoints has."""
-    tasks = {checkpoint.task for checkpoint in checkpoints}
-    return [
-        Option(option.name)
-        for name, option in OF_FIELDS.items()
-        if name in (flags or Flags()).given() and not tasks & set(option.tasks)
-    ]
-
-
-def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
-    """Check that every option applies to one of the checkpoints, opened with `fill_only`.
-
-    Raises:
-        ConfigurationError: a flag contradicts all of them.
-    """
-    opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
-    check_flags_taken((flags or Flags()).given(), opened)
-
-
-@contextmanager
-def _naming(name: str | Path) -> Iterator[None]:
-    """Prefix errors with the name of the file, because two files may be compared."""
-    try:
-        yield
-    except MaeConvertError as error:
-        raise type(error)(name, ": ", error) from error
 
 
 def _relative(container: Container, reading: Reading) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.image_files import brightness_problem, open_image
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import MaeConvertError, Option, as_field
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from mae_convert.checkpoint.batch_norm import REASON
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.canonical_tensors import REASON
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import Option, Text
 from mae_convert.families.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.formats.dtypes import DTYPES

@@ -8,8 +8,7 @@ from mae_convert.cli.streams import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mae_convert.checkpoint.open import Checkpoint
-    from mae_convert.checkpoint.origin import Origin
+    from mae_convert.checkpoint.checkpoint import Checkpoint, Origin
     from mae_convert.families.options import Flags
     from mae_convert.infer import Inference, InferenceOptions
     from mae_convert.sources import Source
@@ -62,7 +61,7 @@ def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
     """Open two checkpoints; fields found by experiment for A are also used for B."""
-    from mae_convert.checkpoint.open import require_comparable
+    from mae_convert.checkpoint.checkpoint import require_comparable
     from mae_convert.infer import infer, with_inferred, with_inferred_of
 
     a, b = open_pair_and_tell(sources, flags, incomplete=True, **options)
@@ -74,7 +73,7 @@ def open_pair_and_infer(
 
 def say_without_effect(flags: "Flags", *checkpoints: "Checkpoint") -> None:
     """Print on standard error which options have no effect on models of these tasks."""
-    from mae_convert.checkpoint.open import without_effect
+    from mae_convert.checkpoint.checkpoint import without_effect
     from mae_convert.errors import as_option
 
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.diff import diff
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.cli.output.console import console, markup
 from mae_convert.cli.output.verdict import answer_line, checks_table

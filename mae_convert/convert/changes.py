@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.positions import RECOMPUTE, PositionTable, regenerated, resampled

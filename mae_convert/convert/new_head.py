@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.formats.tensor import LazyTensor
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import NO_KEY_BIAS, Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import NO_KEY_BIAS
 from mae_convert.convert.changes import Geometry, Step, with_geometry
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.tensor_digests import PassingDigest, watched

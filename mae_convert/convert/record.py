@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert import __version__
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import (
     VERSION,
     Fingerprint,
@@ -17,8 +18,7 @@ from mae_convert.checkpoint.fingerprint import (
     digest_of_configuration,
     fingerprint,
 )
-from mae_convert.checkpoint.official import confirmed, confirmed_by_hash, open_md5
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.official_match import confirmed, confirmed_by_hash, open_md5
 from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.byte_ranges import ByteFile

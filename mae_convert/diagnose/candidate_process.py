@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Hypothesis
 from mae_convert.diagnose.search import CandidateResult
 from mae_convert.errors import MaeConvertError

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.reproducer import SCRIPT
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import rename_to_new

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.tensor_differences import (
     Fingerprints,

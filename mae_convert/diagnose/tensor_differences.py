@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.weight_hypotheses import self_edits
 from mae_convert.formats.dtypes import DTYPES, rounded

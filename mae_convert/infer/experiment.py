@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.checkpoint import Checkpoint, require_images
 from mae_convert.checkpoint.clips import clips_below, frames_of
 from mae_convert.checkpoint.image_files import images_in, open_image
-from mae_convert.checkpoint.open import Checkpoint, require_images
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.evidence import PREPROCESSING

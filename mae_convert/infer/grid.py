@@ -7,7 +7,7 @@ rows.
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision
 
 MOST_ELONGATED = 32

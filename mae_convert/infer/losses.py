@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.families.family import Family
 from mae_convert.families.pixel_patches import cut, over_patches

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.infer.bootstrap import wins
 from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.option_values import size_of_image

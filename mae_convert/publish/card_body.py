@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from mae_convert import __version__
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.convert.changes import step_in_words
 from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.files.strict_json import plain

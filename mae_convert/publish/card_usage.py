@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.formats.directory import KERAS_SUFFIX
 from mae_convert.publish.artifacts import Artifact
 

@@ -4,7 +4,7 @@ import io
 from importlib import resources
 from pathlib import Path
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.errors import MaeConvertError
 from mae_convert.runtime.inputs import random_inputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint, without_effect
+from mae_convert.checkpoint.checkpoint import Checkpoint, without_effect
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.runtime.job import StoredWeights

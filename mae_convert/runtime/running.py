@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, Text, from_json
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory

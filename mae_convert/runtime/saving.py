@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.checkpoint import Checkpoint, Origin
 from mae_convert.checkpoint.prefixes import as_stored
 from mae_convert.convert.execute import execute
 from mae_convert.convert.output_options import Packing

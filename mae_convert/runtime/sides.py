@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.formats.registry import (
     INDEX_NAMES,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import Fingerprint, described_fingerprint
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.record import files_sha256
 from mae_convert.errors import CheckpointError

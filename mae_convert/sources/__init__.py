@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import (
+from mae_convert.checkpoint.checkpoint import (
     Checkpoint,
+    Origin,
     as_task,
     check_flags,
-    open_checkpoint,
     require_comparable,
 )
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_named
 from mae_convert.families.official import OfficialFile

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.checkpoint import Origin
 from mae_convert.errors import HubError
 from mae_convert.files.messages import is_plain_name
 from mae_convert.formats.registry import INDEX_SUFFIX

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mae_convert.checkpoint.checkpoint import Origin
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.origin import Origin
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_files, official_named
 from mae_convert.families.official import OfficialFile

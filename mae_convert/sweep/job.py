@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.checkpoint.open import Checkpoint, check_flags, open_checkpoint, require_comparable
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, check_flags, require_comparable
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.new_head import with_new_head

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
 from mae_convert.formats.dtypes import DTYPES

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import (
     Fingerprint,
     TensorDigest,
     function_fields,
     missing_fields,
 )
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.text import listing
 from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_between
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import (
     PARTS,
     VERSION,
@@ -12,7 +13,6 @@ from mae_convert.checkpoint.fingerprint import (
     checkpoint_fingerprint,
     described_fingerprint,
 )
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.strict_json import check_document

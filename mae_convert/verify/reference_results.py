@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.image_files import open_image
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import BILINEAR, Preprocessing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.preprocessing import BILINEAR, Preprocessing
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.files.byte_ranges import ByteFile

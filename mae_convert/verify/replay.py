@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, check_flags, open_checkpoint
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, check_flags
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families.options import Flags
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.formats.registry import SUFFIX_FORMATS

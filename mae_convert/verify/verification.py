@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.checkpoint import Checkpoint, as_task, require_comparable
 from mae_convert.checkpoint.diff import left_aside
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
-from mae_convert.checkpoint.official import confirmed_by_hash
-from mae_convert.checkpoint.open import Checkpoint, as_task, require_comparable
+from mae_convert.checkpoint.official_match import confirmed_by_hash
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.layouts.schema import Schema
 from mae_convert.runtime.foreign import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.visualize.pixels import as_colours

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint.open import Checkpoint, require_images
+from mae_convert.checkpoint.checkpoint import Checkpoint, require_images
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.visualize.display import Display, check_bands, display_of
 from mae_convert.visualize.image_batch import (

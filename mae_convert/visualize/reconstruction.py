@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.image_files import open_image
-from mae_convert.checkpoint.open import Checkpoint
 from mae_convert.checkpoint.preprocessing import as_pixels
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.pixel_patches import cut, over_patches

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.text import for_terminal
 from mae_convert.visualize.display import Display, display_of

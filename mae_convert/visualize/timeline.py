@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint, require_images
-from mae_convert.checkpoint.origin import Origin
+from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, require_images
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.family import Family

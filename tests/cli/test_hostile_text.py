@@ -558,7 +558,7 @@ def test_what_is_published(published_part, printed, hostile):
 
 
 def test_errors_and_notes(printed, hostile, command):
-    from mae_convert.checkpoint.origin import Origin
+    from mae_convert.checkpoint.checkpoint import Origin
     from mae_convert.cli.common import say_notes
 
     said = str(MaeConvertError(f"before {hostile} after"))

@@ -3,7 +3,8 @@
 import pytest
 from paths import GOLDEN
 
-from mae_convert.checkpoint.open import as_task, open_checkpoint
+from mae_convert.checkpoint.checkpoint import as_task
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.families.options import Flags

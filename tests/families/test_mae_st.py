@@ -5,9 +5,10 @@ import pytest
 from paths import GOLDEN
 from safetensors.numpy import load_file, save_file
 
+from mae_convert.checkpoint.checkpoint import as_task
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.inspect import inspect
-from mae_convert.checkpoint.open import as_task, open_checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 from paths import DEMO, GOLDEN
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.errors import ConfigurationError
 from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer

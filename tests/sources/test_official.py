@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mae_convert.checkpoint.official import file_md5
+from mae_convert.checkpoint.official_match import file_md5
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.families import official_named
 from mae_convert.families.mae import official

@@ -8,7 +8,7 @@ import pytest
 import torch
 from arrays import FLOAT64_LIMIT, distance
 
-from mae_convert.checkpoint import official
+from mae_convert.checkpoint import official_match
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
@@ -128,17 +128,17 @@ def test_inspect_tells_that_the_hash_confirms_an_assumption(case, command, stand
 
 
 def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, stand_in):
-    md5 = official.file_md5(case("pretrain_tiny").checkpoint)
+    md5 = official_match.file_md5(case("pretrain_tiny").checkpoint)
     with_catalog(monkeypatch, dataclasses.replace(stand_in, md5=md5[:6]))
     source = open_checkpoint(case("pretrain_tiny").checkpoint)
-    confirmed = official.confirmed_by_hash(source).configuration
+    confirmed = official_match.confirmed_by_hash(source).configuration
     assert "num_attention_heads" not in confirmed.assumptions
     said = confirmed.sources["num_attention_heads"]
     assert said == "mae_visualize_vit_tiny.pth, confirmed by its MD5"
     target = converted(source, tmp_path / "a", "transformers")
     assert "num_attention_heads" not in target.configuration.assumptions
     with_catalog(monkeypatch, dataclasses.replace(stand_in, md5="000000"))
-    assert official.confirmed_by_hash(source) is source
+    assert official_match.confirmed_by_hash(source) is source
 
 
 def test_resampling_makes_an_assumed_grid_part_of_the_function(case, tmp_path):

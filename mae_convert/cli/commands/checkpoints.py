@@ -59,8 +59,8 @@ def inspect(
     \b
         mae-convert inspect mae_pretrain_vit_base.pth
     """
+    from mae_convert.checkpoint.checkpoint import as_task
     from mae_convert.checkpoint.inspect import inspect as look
-    from mae_convert.checkpoint.open import as_task
     from mae_convert.cli.streams import print_json
 
     if use_infer:
@@ -263,9 +263,9 @@ def fingerprint(
     \b
         mae-convert fingerprint my-mae
     """
+    from mae_convert.checkpoint.checkpoint import as_task
     from mae_convert.checkpoint.fingerprint import fingerprint_report
-    from mae_convert.checkpoint.official import confirmed_by_hash
-    from mae_convert.checkpoint.open import as_task
+    from mae_convert.checkpoint.official_match import confirmed_by_hash
     from mae_convert.cli.output.fingerprint import fingerprint as show
     from mae_convert.cli.streams import print_json
 

@@ -22,7 +22,7 @@ from mae_convert.cli.options import (
 from mae_convert.cli.streams import say
 
 if TYPE_CHECKING:
-    from mae_convert.checkpoint.open import Checkpoint
+    from mae_convert.checkpoint.checkpoint import Checkpoint
     from mae_convert.families.options import Flags
     from mae_convert.sources import Source
 

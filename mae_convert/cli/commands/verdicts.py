@@ -105,7 +105,7 @@ def trace(
     \b
         mae-convert trace checkpoint.pth a.safetensors --taps --num-heads 12
     """
-    from mae_convert.checkpoint.open import as_task
+    from mae_convert.checkpoint.checkpoint import as_task
     from mae_convert.runtime.running import DEFAULT_DTYPES
     from mae_convert.runtime.sides import Side, require_sides
     from mae_convert.sources import locate

@@ -1,6 +1,6 @@
 """The catalog of the official facebookresearch/mae checkpoints and their purposes.
 
-`mae_convert.checkpoint.official` identifies which of them a checkpoint may be.
+`mae_convert.checkpoint.official_match` identifies which of them a checkpoint may be.
 """
 
 import math

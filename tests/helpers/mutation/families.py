@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.families import families
 from mae_convert.families.family import Family
 from mutation.code import CodeFault

@@ -7,7 +7,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.families.mae.layouts import LAYOUTS

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint, open_checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.families.family import Family
 from mae_convert.families.mae.family import MAE
 from mae_convert.formats import LazyTensor, write_file

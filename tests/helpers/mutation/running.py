@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.running import inputs_of
 from mae_convert.runtime.sides import Side, classes_of

@@ -1,4 +1,4 @@
-"""The batch norm of a linear probe, folded into the following linear layer.
+"""Canonical tensors that differ from stored ones: zero key biases, and a folded batch norm.
 
 Linear probes of the original have a ``BatchNorm1d(affine=False)`` before the linear layer (He et
 al. 2021, appendix A.1). In evaluation it is an affine map, so both are one linear layer. They
@@ -6,13 +6,19 @@ cannot be separated again; therefore this is a declared step.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from mae_convert.checkpoint.recognition import Reading
 from mae_convert.families.canonical import BATCH_NORM
+from mae_convert.formats import Container
 from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.table import read_tensors
 
 EPSILON = 1e-6  # as in the original; it is not stored in tensors
 STEP = {
@@ -55,3 +61,36 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     }
     others = {name: t for name, t in tensors.items() if not name.startswith(BATCH_NORM)}
     return {**others, **folded}
+
+
+def canonical_tensors(
+    container: Container, reading: Reading
+) -> tuple[Container, Reading, dict[str, LazyTensor]]:
+    """Return the canonical tensors; the batch norm of a linear probe is folded, and declared."""
+    canonical = read_tensors(container.tensors, reading.rules)
+    canonical |= _key_biases(reading.created, canonical)
+    if not has_batch_norm(canonical):
+        return container, reading, canonical
+    canonical = fold_batch_norm(canonical)
+    gone = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
+    rules = tuple(rule for rule in reading.rules if rule not in gone)
+    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in gone), REASON)}
+    return after_step(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
+
+
+def after_step(container: Container, step: Mapping[str, Any]) -> Container:
+    """Return the container with a step, applied while opening, in its record."""
+    record = container.conversion or {}
+    return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
+
+
+def _key_biases(
+    created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Return key biases of zeros, with the dtype of the query biases."""
+    dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
+    return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
+
+
+def _zeros(name: str, shape: Shape, dtype: np.dtype) -> LazyTensor:
+    return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.open import Checkpoint
+from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.families.evidence import OFFICIAL as OFFICIAL_KIND
 from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.files.byte_ranges import ByteFile

@@ -1,0 +1,228 @@
+"""An open checkpoint: file, layout, configuration and lazy canonical tensors in one object."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mae_convert.checkpoint.prefixes import Stripped
+from mae_convert.errors import ConfigurationError, MaeConvertError, Option
+from mae_convert.families import family_of
+from mae_convert.families.configuration import Configuration, check_flags_taken
+from mae_convert.families.family import Family
+from mae_convert.families.options import OF_FIELDS, Flags
+from mae_convert.formats import Container
+from mae_convert.formats.tensor import LazyTensor
+from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.table import Rule, Table
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A place that a checkpoint was downloaded from."""
+
+    name: str
+    """The exact location: ``hf://owner/name@commit/file``, or the name of an official file."""
+
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Its description in a conversion record: repository and commit, or URL, and the publisher's
+    licence."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration fields that are known for it, for what the file does not contain."""
+
+    config_source: str = ""
+    """The source of these fields, for messages."""
+
+    notes: tuple[str, ...] = ()
+    """Messages for the user about how it was selected or downloaded."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose layout was recognised.
+
+    Its configuration is complete, unless it was opened with ``incomplete``.
+    """
+
+    container: Container
+    layout: Layout
+    table: Table
+    synonyms: tuple[str, ...]
+    """Other layouts that are the same for these tensors."""
+
+    task: str
+    configuration: Configuration
+    tensors: Mapping[str, LazyTensor] = field(repr=False)
+    """Canonical name → lazy tensor, in canonical order."""
+
+    rules: tuple[Rule, ...] = field(repr=False)
+    """How each external tensor was read."""
+
+    dropped: Mapping[str, str]
+    """External tensors that are not used, by stored name, with the reason."""
+
+    prefix: Stripped
+    """The prefixes that were removed from the names of `container.tensors` and `rules`."""
+
+    relative: Any = None
+    """The related model that it is, of those with the same names and shapes, or None if unknown."""
+
+    origin: Origin | None = None
+    """The origin of a downloaded checkpoint, or None."""
+
+    created: Mapping[str, str] = field(default_factory=dict)
+    """Canonical tensors that are not stored and were created as zeros, with the reason."""
+
+    key_bias: bool = True
+    """Whether the model has key biases; if not, they are created as zeros."""
+
+    also: tuple[str, ...] = ()
+    """Other tasks that are also complete."""
+
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    """Task → why the tensors cannot be read for it, as far as that was tried."""
+
+    unread: tuple[str, ...] = ()
+    """Configuration fields that a library may use and mae-convert does not, each with its file."""
+
+    before_steps: "Checkpoint | None" = field(default=None, repr=False)
+    """The checkpoint as it was opened, if a conversion has changed it since."""
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.layout)
+
+    @property
+    def path(self) -> Path:
+        """The path of the file or directory."""
+        return self.container.path
+
+    @property
+    def as_opened(self) -> "Checkpoint":
+        """The checkpoint as stored in its file, before the steps of a conversion."""
+        return self.before_steps or self
+
+    def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
+        """Return the checkpoint with some fields of its configuration set.
+
+        Args:
+            fields: field of the model's configuration, such as ``num_attention_heads`` → value.
+            source: the source of the values, for reports and records.
+
+        Raises:
+            ConfigurationError: a value is impossible.
+        """
+        return replace(self, configuration=self.configuration.specified(fields, source))
+
+    def require_complete(self, task: str | None = None) -> None:
+        """Raise ConfigurationError if a field that a task (default: its own) needs is missing."""
+        with naming(self.origin.name if self.origin else self.path):
+            self.configuration.for_task(task or self.task).require_complete()
+
+    @property
+    def preprocessor(self) -> Mapping[str, Any]:
+        """Preprocessing settings besides mean and std; empty if there are none."""
+        config, own = self.container.config or {}, None
+        if self.layout.owns_config(config):  # the library reads no other file then
+            own = self.layout.read_config(config).get("preprocessor")
+        if own:
+            return own
+        beside = self.container.preprocessor or {}
+        if self.container.preprocessor_source or set(beside) - {"image_mean", "image_std"}:
+            return beside
+        inside = config.get("preprocessor")
+        if isinstance(inside, Mapping):
+            return inside
+        known = self.relative is not None and self.relative.certain
+        return self.relative.relative.preprocessing if self.relative and known else {}
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's display name: its origin, or its path."""
+        return self.origin.name if self.origin else str(self.path)
+
+
+def require_images(checkpoint: Checkpoint, work: str) -> None:
+    """Require that a model's family tells how inputs are made of images or videos.
+
+    Args:
+        checkpoint: the checkpoint.
+        work: the operation that needs images, the subject of the message.
+
+    Raises:
+        MaeConvertError: it does not.
+    """
+    if not checkpoint.family.takes_images and checkpoint.family.clips is None:
+        raise MaeConvertError(
+            checkpoint.path,
+            f": {work} needs images or videos, and the family of this model"
+            f" ({checkpoint.family.title}) does not tell how inputs are made of them",
+        )
+
+
+def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
+    """Return a checkpoint as a model of a task; what the task does not need is dropped.
+
+    Raises:
+        ConfigurationError: there is no such model in the checkpoint.
+    """
+    if task in (None, checkpoint.task):
+        return checkpoint
+    checkpoint.family.check_task(task, checkpoint.task)
+    names = checkpoint.family.schema(checkpoint.configuration.model, task)
+    if missing := [name for name in names if name not in checkpoint.tensors]:
+        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
+    rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
+    gone = [rule.external for rule in checkpoint.rules if rule not in rules]
+    reason = f"not part of a model whose task is {task}"
+    return replace(
+        checkpoint,
+        task=task,
+        configuration=checkpoint.configuration.for_task(task),
+        tensors={name: checkpoint.tensors[name] for name in names},
+        rules=rules,
+        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
+    )
+
+
+def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
+    """Check that no field that a comparison needs is missing; of different tasks, of the encoder.
+
+    Raises:
+        ConfigurationError: a field is missing.
+    """
+    task = a.task if a.task == b.task else "encoder"
+    for checkpoint in (a, b):
+        checkpoint.require_complete(task)
+
+
+def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
+    """Return the specified options that apply only to a task that none of the checkpoints has."""
+    tasks = {checkpoint.task for checkpoint in checkpoints}
+    return [
+        Option(option.name)
+        for name, option in OF_FIELDS.items()
+        if name in (flags or Flags()).given() and not tasks & set(option.tasks)
+    ]
+
+
+def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
+    """Check that every option applies to one of the checkpoints, opened with `fill_only`.
+
+    Raises:
+        ConfigurationError: a flag contradicts all of them.
+    """
+    opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
+    check_flags_taken((flags or Flags()).given(), opened)
+
+
+@contextmanager
+def naming(name: str | Path) -> Iterator[None]:
+    """Prefix errors with the name of the file, because two files may be compared."""
+    try:
+        yield
+    except MaeConvertError as error:
+        raise type(error)(name, ": ", error) from error
