@@ -16,7 +16,6 @@ from mae_convert.sources import open_pair, parse_source
 from mae_convert.verify.verification import (
     Options,
     Verification,
-    Witness,
     parse_options,
     run_verification,
 )
@@ -103,8 +102,8 @@ def _options(given: Mapping[str, Any]) -> Options:
     return Options(**asked)
 
 
-def _witness(named: Any) -> Witness:
-    if isinstance(named, Witness):
+def _witness(named: Any) -> Side:
+    if isinstance(named, Side):
         return named
     if not isinstance(named, str):
         raise ConfigurationError(f"against names libraries, as 'transformers', not {named!r}")

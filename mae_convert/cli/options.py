@@ -13,6 +13,7 @@ from mae_convert.families.options import (
     CheckpointOption,
     flags_of,
 )
+from mae_convert.runtime.foreign import FORMS, names_code
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
 
 Command = Callable[..., Any]
@@ -26,9 +27,35 @@ class FrameworkType(click.Choice[str]):
         return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
 
 
+class RunnerType(click.ParamType):
+    """A framework, or code of others that runs a model: a file, a module, or a clone."""
+
+    name = "runner"
+
+    def get_metavar(self, param: Any, ctx: Any) -> str:  # noqa: ARG002
+        """Return the placeholder for a value in help texts."""
+        return f"[{'|'.join(FRAMEWORKS)}|CODE]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the framework's name without alias, or how the code is named."""
+        name = FRAMEWORK_SYNONYMS.get(value, value)
+        if name in FRAMEWORKS or names_code(name):
+            return str(name)
+        choices = ", ".join(map(repr, FRAMEWORKS))
+        raise click.BadParameter(
+            f"{value!r} is not one of {choices}; nor is it {FORMS}", ctx, param
+        )
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+        """Return the frameworks that begin so."""
+        from mae_convert.cli.completion import complete_frameworks
+
+        return complete_frameworks(ctx, param, incomplete)
+
+
 DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])
 RUN_DTYPE = click.Choice(RUN_DTYPES)
-FRAMEWORK = FrameworkType(FRAMEWORKS)
+RUNNER = RunnerType()
 DEVICE = click.Choice(DEVICES)
 REFERENCE = FrameworkType(["torch", "tensorflow", "jax"])
 COUNT = click.IntRange(1, LARGEST_COUNT)
@@ -267,15 +294,16 @@ def side_options(command: Command) -> Command:
     """Add the options for running each of two checkpoints, passed to the command as ``sides``."""
 
     def with_sides(**options: Any) -> Any:
-        from mae_convert.runtime.sides import Side
+        from mae_convert.runtime.sides import Side, with_foreign
 
         limit = options.pop("time_limit")
         names = ("framework", "device", "python", "mode")
-        sides = tuple(
-            Side(**{name: options.pop(f"{name}_{side}") for name in names}, time_limit=limit)
+        sides = {
+            side: Side(**{name: options.pop(f"{name}_{side}") for name in names}, time_limit=limit)
             for side in "ab"
-        )
-        return command(sides=sides, **options)
+        }
+        both = tuple(with_foreign(side, f"framework_{name}") for name, side in sides.items())
+        return command(sides=both, **options)
 
     options = []
     for side in "ab":
@@ -283,10 +311,10 @@ def side_options(command: Command) -> Command:
         options += [
             click.option(
                 f"--framework-{side}",
-                type=FRAMEWORK,
+                type=RUNNER,
                 help=(
-                    f"Framework that runs {what}. [default: the one that loads its tensor names "
-                    "natively]"
+                    f"Framework that runs {what}, or code of others as for `verify --against`. "
+                    "[default: the one that loads its tensor names natively]"
                 ),
             ),
             click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),

@@ -8,7 +8,7 @@ from mae_convert.publish.markdown import table
 from mae_convert.text import code_in_markdown, for_html, for_markdown, format_number
 from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check
-from mae_convert.verify.summary import effects_in_words, summary
+from mae_convert.verify.summary import effects_in_words, runner_in_words, summary
 
 
 def in_short(artifact: Artifact) -> str:
@@ -90,10 +90,9 @@ def folded(artifact: Artifact) -> str:
 def _witness(witness: Mapping[str, Any]) -> str:
     ours = witness.get("ours") or "the conversion's tables"
     how = "its own tensor names" if witness.get("native") else ours
-    version = (witness.get("versions") or {}).get(witness.get("framework"), "")
     return for_markdown(
         f"{witness.get('side')} is the {witness.get('layout')} layout, run by"
-        f" {witness.get('framework')} {version} on {witness.get('device')}, loaded by {how}"
+        f" {runner_in_words(witness)} on {witness.get('device')}, loaded by {how}"
     )
 
 

@@ -16,7 +16,7 @@ from mae_convert.text import for_xml
 from mae_convert.verify.assumptions import in_words
 from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, headline, summary, suspects_title
+from mae_convert.verify.summary import answer, headline, runner_in_words, summary, suspects_title
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -139,7 +139,7 @@ def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield f"{side} checkpoint", checkpoint["name"]
         yield f"{side} sha256", checkpoint["sha256"]
         yield f"{side} layout", f"{witness['layout']}, {witness['task']}"
-        yield f"{side} run by", f"{witness['framework']} on {witness['device']}"
+        yield f"{side} run by", f"{runner_in_words(witness)} on {witness['device']}"
     for side, fields in verdict.unread.items():
         yield f"not read on {side}", ", ".join(fields)
     for assumption in verdict.assumptions:

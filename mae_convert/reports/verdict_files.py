@@ -20,6 +20,7 @@ from mae_convert.verify.summary import (
     answer,
     effects_in_words,
     headline,
+    runner_in_words,
     step_rows,
     summary,
     suspects_title,
@@ -153,13 +154,9 @@ def _witness(witness: Mapping[str, Any]) -> str:
         if witness["native"]
         else witness.get("ours") or "mae-convert's mapping tables"
     )
-    version = (witness["versions"] or {}).get(witness["framework"], "")
-    runner = f"{witness['framework']} {version}"
-    if code := witness.get("foreign"):
-        runner = f"{code}, code that is not mae-convert's,"
     name = Path(witness["checkpoint"]["name"]).name
     about = for_markdown(
-        f"({witness['layout']}, {witness['task']}), run by {runner} on"
+        f"({witness['layout']}, {witness['task']}), run by {runner_in_words(witness)} on"
         f" {witness['device']}, loaded by {how}"
     )
     return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"

@@ -30,6 +30,7 @@ from mae_convert.verify.summary import (
     by_depth,
     effects_in_words,
     headline,
+    runner_in_words,
     step_rows,
     summary,
     suspects_title,
@@ -76,7 +77,6 @@ def _line(line: Any) -> tuple[str | Cell, ...]:
 
 
 def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
-    versions = witness["versions"] or {}
     name, sha256 = witness["checkpoint"]["name"], witness["checkpoint"]["sha256"]
     return (
         for_html(witness["side"]),
@@ -84,19 +84,13 @@ def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
         f"{for_html(witness['layout'])},"
         f" {for_html(witness['task'])}<br>"
         f'<span class="grey">sha256 {for_html(sha256[:16])}…</span>',
-        f"{for_html(_runner(witness, versions))} on {for_html(witness['device'])}",
+        f"{for_html(runner_in_words(witness))} on {for_html(witness['device'])}",
         for_html(
             "its own tensor names"
             if witness["native"]
             else witness.get("ours") or "mae-convert's mapping tables"
         ),
     )
-
-
-def _runner(witness: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    if code := witness.get("foreign"):
-        return f"{code}, code that is not mae-convert's,"
-    return f"{witness['framework']} {versions.get(witness['framework'], '')}"
 
 
 def _explanation(verdict: Verdict) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Code of others that runs a checkpoint once more: where it is, and what it says about itself.
 
-The code is imported and run in a child process, and only where the user asks for it by the option
-``against``. Nothing here runs it: the layout whose names it wants is read from its text.
+The code is imported and run in a child process, and only where the user names it as the framework
+of a side, or by the option ``against``. Nothing here runs it: the layout whose names it wants is
+read from its text.
 """
 
 import ast
@@ -50,21 +51,40 @@ class ForeignCode:
         return {"kind": self.kind, "place": self.place, "factory": self.factory}
 
 
-def parse_foreign(text: str, python: str | None = None) -> ForeignCode | None:
+def names_code(text: str) -> bool:
+    """Return whether a text has one of `FORMS`; nothing is looked up."""
+    name, equals, _ = text.partition("=")
+    return ":" in text or bool(equals and name == ORIGINAL)
+
+
+def code_beside(text: str, folder: Path) -> str:
+    """Return what names code, with a path made absolute that begins at a folder."""
+    name, equals, rest = text.partition("=")
+    if equals and name == ORIGINAL:
+        place, equals, python = rest.partition("=")
+        return f"{ORIGINAL}={(folder / place).resolve()}{equals}{python}"
+    place, colon, factory = text.partition(".py:")
+    return f"{(folder / place).resolve()}{colon}{factory}" if colon else text
+
+
+def parse_foreign(
+    text: str, python: str | None = None, option: str = "against"
+) -> ForeignCode | None:
     """Return the code that an option names; None where it names none.
 
     Args:
         text: one of `FORMS`.
         python: the interpreter that finds a module; None is this one.
+        option: the neutral name of the option, for messages.
 
     Raises:
         MaeConvertError: there is no such file, directory or module, or the file is not Python.
     """
     name, equals, place = text.partition("=")
     if equals and name == ORIGINAL:
-        if not Path(place).is_dir():
+        if not place or not Path(place).is_dir():
             raise MaeConvertError(
-                *(Option("against", text), " names no directory"),
+                *(Option(option, text), " names no directory"),
                 hint="clone the authors' repository and name its directory",
             )
         return ForeignCode(ORIGINAL, str(Path(place).resolve()))
@@ -73,7 +93,7 @@ def parse_foreign(text: str, python: str | None = None) -> ForeignCode | None:
         return None
     if place.endswith(".py"):
         if not Path(place).is_file():
-            raise MaeConvertError(*(Option("against", text), " names no file"), hint=FORMS)
+            raise MaeConvertError(*(Option(option, text), " names no file"), hint=FORMS)
         path = Path(place).resolve()
         return ForeignCode("file", str(path), factory, layout_in(path))
     if not all(part.isidentifier() for part in place.split(".")):
@@ -88,7 +108,7 @@ def layout_in(path: Path) -> str | None:
         MaeConvertError: the file is not Python, or the value is not a text.
     """
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(path.read_bytes(), path.name)
     except (SyntaxError, ValueError, OSError) as error:
         raise MaeConvertError(path, f" is not Python code: {error}", hint=FORMS) from error
     found = [

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mae_convert.errors import Option
 from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError
-from mae_convert.runtime.trace_check import BLOCK, STEPS
+from mae_convert.runtime.trace_check import BLOCK, FINAL, STEPS
 
 NAME = "mae_convert_foreign_code"  # of the module that a file becomes
 RESULTS = (
@@ -180,7 +181,7 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     """Return what a model returned, by name; what has the value None is left out.
 
     Raises:
-        LoadError: it is nothing that can be compared.
+        LoadError: what a model for the task ends with is not among it.
     """
     if isinstance(returned, Mapping):
         found = dict(returned)
@@ -198,5 +199,12 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
         raise LoadError(
             f"{code.label}: the model returns none of the results {', '.join(RESULTS)}",
             hint="write a function forward(model, pixel_values, noise) that returns some by name",
+        )
+    if (final := FINAL[task]) not in known:
+        encoder = (", or compare the encoder alone: ", Option("task", "encoder"))
+        raise LoadError(
+            f"{code.label}: the model does not return {final}, without which nothing shows that it "
+            "computes the same function",
+            hint=("return it too", *(encoder if task == "pretrain" else ())),
         )
     return known

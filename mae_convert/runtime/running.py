@@ -71,8 +71,10 @@ class Run:
     """Activations (N, T, D) by name that replace the results of these steps as the inputs of the
     next ones; empty for an ordinary run."""
 
-    foreign: ForeignCode | None = None
-    """Code of others that runs it; the framework of ``side`` is then `FOREIGN`."""
+    @property
+    def foreign(self) -> ForeignCode | None:
+        """Code of others that runs it, or None."""
+        return self.side.foreign
 
 
 class UnreadFileError(MaeConvertError):

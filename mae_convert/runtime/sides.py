@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.errors import MaeConvertError, MissingRequirementError
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
 from mae_convert.formats.registry import (
     INDEX_NAMES,
     KERAS_ARCHIVE,
@@ -20,6 +20,7 @@ from mae_convert.formats.registry import (
 )
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
+from mae_convert.runtime.foreign import FOREIGN, FORMS, ForeignCode, parse_foreign
 from mae_convert.runtime.job import FRAMEWORKS, place_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
@@ -87,7 +88,8 @@ class Side:
     """How one side of a comparison is run."""
 
     framework: str | None = None
-    """One of ``FRAMEWORKS``; None chooses one that loads the names natively, if possible."""
+    """One of ``FRAMEWORKS``, or code of others in one of the forms of `foreign.FORMS`; None chooses
+    a framework that loads the names natively, if possible."""
 
     device: str = "cpu"
     """The device of runs other than float64, "cpu" or "cuda"."""
@@ -102,6 +104,59 @@ class Side:
     """The time limit of a run in seconds; 0 for no limit, and None for that of the environment
     variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
 
+    foreign: ForeignCode | None = None
+    """Code of others that runs it, which `with_foreign` finds; ``framework`` is then `FOREIGN`."""
+
+
+def with_foreign(side: Side, option: str = "framework") -> Side:
+    """Return a side; where its framework is code of others, with the place of that code.
+
+    Args:
+        side: the side as specified.
+        option: the neutral name of the option that gives the framework, for messages.
+
+    Raises:
+        MaeConvertError: it is neither a framework nor code that exists, or is not run eagerly.
+    """
+    if side.framework in (None, *FRAMEWORKS) or side.foreign is not None:
+        return side
+    foreign = parse_foreign(str(side.framework), side.python, option)
+    if foreign is None:
+        raise MaeConvertError(
+            *(Option(option, side.framework), " is neither a framework nor code that runs a model"),
+            hint=f"choose {', '.join(FRAMEWORKS)}; or {FORMS}",
+        )
+    if side.mode != "eager":
+        raise MaeConvertError(
+            f"{foreign.label} cannot be run in the mode {side.mode}: code that is not "
+            "mae-convert's is run eagerly",
+            hint="leave the mode out",
+        )
+    return replace(side, framework=FOREIGN, foreign=foreign)
+
+
+def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = False) -> None:
+    """Require that code of others is asked only for what it can do.
+
+    Args:
+        sides: as `with_foreign` returns them.
+        gradients: whether gradients are to be computed.
+        isolate: whether each step is to be run by itself.
+
+    Raises:
+        MaeConvertError: code of others is to compute gradients, or single steps.
+    """
+    for foreign in filter(None, (side.foreign for side in sides)):
+        for asked, what, option in (
+            (gradients, "forward only", "gradients"),
+            (isolate, "as a whole, and not step by step", "isolate"),
+        ):
+            if asked:
+                raise MaeConvertError(
+                    f"{foreign.label} is run {what}, because it is code that is not mae-convert's",
+                    hint=("leave ", Option(option, True), " out"),
+                )
+
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     """Return the side with its framework chosen: an installed one that loads the names natively.
@@ -111,11 +166,10 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     Raises:
         MissingRequirementError: the requested framework, or any framework, is missing.
     """
+    side = with_foreign(side)
+    if side.foreign is not None:
+        return side  # what the code imports, only the child process can tell
     if side.framework is not None:
-        if side.framework not in FRAMEWORKS:
-            raise MaeConvertError(
-                f"unknown framework {side.framework!r}", hint=f"choose {', '.join(FRAMEWORKS)}"
-            )
         loader = loader_for(checkpoint, side.framework)
         if not has_framework(side.framework, side.python, loader):
             raise _missing(side.framework, side.python, loader)
@@ -215,6 +269,8 @@ def require_sides(*sides: Side) -> None:
         MissingRequirementError: a framework is not installed; the message says how to install it.
     """
     for framework, python in dict.fromkeys((side.framework, side.python) for side in sides):
+        if framework == FOREIGN:
+            continue  # what the code imports, only the child process can tell
         if framework is not None:
             if not (has_framework(framework, python) or _has_tf_classes(framework, python)):
                 raise _missing(framework, python)

@@ -5,6 +5,7 @@ option of the same name, the field's name states to which one it belongs.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
@@ -22,22 +23,31 @@ from mae_convert.families.option_values import (
 )
 from mae_convert.families.options import CHECKPOINT_OPTIONS
 from mae_convert.formats.dtypes import DTYPES
+from mae_convert.runtime.foreign import FORMS, names_code
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
 from mae_convert.text import did_you_mean
 
 
+@dataclass(frozen=True)
 class Runner(Words):
-    """A framework for an additional run of the target, with its Python interpreter."""
+    """A framework, or code of others, that runs a model."""
+
+    with_python: bool = False
+    """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
         """Return the runner of a text in a plan."""
-        if text.partition("=")[0] not in FRAMEWORKS:
-            raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}")
+        name, equals, python = text.partition("=")
+        framework = FRAMEWORK_SYNONYMS.get(name, name)
+        if framework in FRAMEWORKS and (self.with_python or not equals):
+            return f"{framework}{equals}{python}"
+        if not names_code(text):
+            raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}; or {FORMS}")
         return text
 
 
 PAIR: Mapping[str, Kind] = {
-    "framework": Choice(FRAMEWORKS, FRAMEWORK_SYNONYMS),
+    "framework": Runner(),
     "device": Choice(DEVICES),
     "python": Words(),
     "mode": Choice(MODES),
@@ -59,7 +69,7 @@ CONVERT: Mapping[str, Kind] = {
 VERIFY: Mapping[str, Kind] = {
     "verify": Switch(),
     **{f"{name}_{side}": kind for name, kind in PAIR.items() for side in "ab"},
-    "against": Runner(),
+    "against": Runner(with_python=True),
     "run_dtype": Choice(RUN_DTYPES),
     "at_mask_ratio": Number(0, 1),
     "inputs": Words(),
@@ -93,6 +103,7 @@ FIELDS: Mapping[str, Kind] = {
 }
 # Fields whose value is a list; a list for any other field creates a job for each value.
 LISTS = ("against", "run_dtype")
+RUNNERS = ("framework_a", "framework_b", "against")  # may name code of others
 LOCAL = ("inputs", "images")  # local paths, relative to the plan
 
 

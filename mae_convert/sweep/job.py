@@ -224,17 +224,20 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
 def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
     from mae_convert.diagnose.diagnosis import diagnose
     from mae_convert.runtime.inputs import InputChoice
-    from mae_convert.runtime.sides import Side
+    from mae_convert.runtime.sides import Side, with_foreign
     from mae_convert.verify.verification import parse_options, run_verification
 
     settings = job.settings
     sides = [
-        Side(
-            settings.get(f"framework_{s}"),
-            settings.get(f"device_{s}", "cpu"),
-            settings.get(f"python_{s}"),
-            settings.get(f"mode_{s}", "eager"),
-            settings.get("time_limit"),
+        with_foreign(
+            Side(
+                settings.get(f"framework_{s}"),
+                settings.get(f"device_{s}", "cpu"),
+                settings.get(f"python_{s}"),
+                settings.get(f"mode_{s}", "eager"),
+                settings.get("time_limit"),
+            ),
+            f"framework_{s}",
         )
         for s in "ab"
     ]

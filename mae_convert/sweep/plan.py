@@ -9,14 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mae_convert.convert.plan import container_kind, is_directory
-from mae_convert.errors import MaeConvertError, MissingRequirementError, as_field
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families import layouts_named
 from mae_convert.formats.registry import SUFFIX_FORMATS
+from mae_convert.runtime.foreign import code_beside, names_code
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
 from mae_convert.sweep.collisions import refuse_collisions
-from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, VERIFY, parse
+from mae_convert.sweep.fields import LISTS, LOCAL, PUBLISH, RUNNERS, VERIFY, parse
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
@@ -24,12 +25,19 @@ MOST_JOBS = 100_000  # of one plan, in which a list creates a job for each value
 Settings = dict[str, Any]
 
 
-def read_plan(arguments: Sequence[str], specified: Mapping[str, Sequence[str]]) -> list[Job]:
+def read_plan(
+    arguments: Sequence[str],
+    specified: Mapping[str, Sequence[str]],
+    *,
+    allow_code: bool = False,
+) -> list[Job]:
     """Return the jobs of a plan, or of checkpoints and patterns on the command line.
 
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
         specified: fields on the command line, which replace those of the plan.
+        allow_code: whether the plan may name code of others, which is then run; the command line
+            may always.
 
     Raises:
         PlanError: the plan is invalid; the message names position and field.
@@ -46,11 +54,29 @@ def read_plan(arguments: Sequence[str], specified: Mapping[str, Sequence[str]]) 
         for entry in entries
         for job in _jobs(Entry(entry.where, {**entry.fields, **given}), folder)
     )
+    if not allow_code:
+        _refuse_code(entries)
     jobs = list(itertools.islice(entries_read, MOST_JOBS + 1))
     if len(jobs) > MOST_JOBS:
         raise _too_many(jobs[-1].where)
     refuse_collisions(jobs)
     return jobs
+
+
+def _refuse_code(entries: Sequence[Entry]) -> None:
+    """Refuse a plan that names code of others.
+
+    Raises:
+        PlanError: it does.
+    """
+    for name, given in (item for entry in entries for item in entry.fields.items()):
+        for value in given.values if name in RUNNERS else ():
+            if given.where != COMMAND_LINE and names_code(str(value)):
+                raise PlanError(
+                    f"{given.where}, {name}: {value} is code that is not mae-convert's, and a plan "
+                    "does not run such code by itself",
+                    hint=("if you trust it, give ", Option("allow_code", True)),
+                )
 
 
 def _too_many(where: str) -> PlanError:
@@ -86,6 +112,8 @@ def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, 
         values = tuple(_parsed(name, value, given.where) for value in given.values)
         if name in LOCAL:
             values = tuple(_local_file(name, value, given.where, folder) for value in values)
+        if name in RUNNERS:
+            values = tuple(code_beside(value, folder) if value else value for value in values)
         if name in LISTS:
             fixed[name] = [value for value in values if value is not None] or None
         elif given.is_list:

@@ -262,6 +262,17 @@ def _natively(witness: Mapping[str, Any]) -> str:
     return f"run {side} by {names}, which reads {layout} by itself ({INSTALL[frameworks[0]]})"
 
 
+def runner_in_words(witness: Mapping[str, Any]) -> str:
+    """Return what ran one side of a comparison: a framework and its version, or whose code."""
+    versions = witness.get("versions") or {}
+    if code := witness.get("foreign"):
+        library = next((name for name in ("torch", "keras") if name in versions), "")
+        used = f", with {library} {versions[library]}" if library else ""
+        return f"{code}, code that is not mae-convert's{used}"
+    framework = str(witness.get("framework"))
+    return f"{framework} {versions.get(framework, '')}".rstrip()
+
+
 def _is_nan(measured: Any) -> bool:
     return isinstance(measured, float) and math.isnan(measured)
 

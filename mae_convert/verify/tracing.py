@@ -15,7 +15,7 @@ from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.runtime.inputs import InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.runtime.sides import UNMASKED, Side, choose_side
+from mae_convert.runtime.sides import UNMASKED, Side, check_foreign, choose_side
 from mae_convert.runtime.staging import as_encoder
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.declared_changes import apply_steps, steps_between
@@ -57,6 +57,7 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
     """
     _check_output(output, overwrite=options.overwrite)
     side = choose_side(checkpoint, side)
+    check_foreign([side], gradients=options.gradients)
     after = checkpoint
     if options.as_converted is not None:
         target = open_checkpoint(options.as_converted)

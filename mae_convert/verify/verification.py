@@ -10,38 +10,24 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, as_task, require_compa
 from mae_convert.checkpoint.diff import left_aside
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash
-from mae_convert.errors import MaeConvertError, Option
+from mae_convert.errors import MaeConvertError
 from mae_convert.layouts.schema import Schema
-from mae_convert.runtime.foreign import (
-    FOREIGN,
-    FORMS,
-    ORIGINAL,
-    ForeignCode,
-    parse_foreign,
-)
+from mae_convert.runtime.foreign import ORIGINAL, ForeignCode
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
-from mae_convert.runtime.job import FRAMEWORKS
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
-from mae_convert.runtime.sides import UNMASKED, Side, choose_side, loader_for
+from mae_convert.runtime.sides import (
+    UNMASKED,
+    Side,
+    check_foreign,
+    choose_side,
+    loader_for,
+    with_foreign,
+)
 from mae_convert.runtime.staging import as_encoder
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify import isolation
 from mae_convert.verify.declared_changes import apply_steps, steps_between
 from mae_convert.verify.judge import Check, Verdict, effects, judge, proof
-
-
-@dataclass(frozen=True)
-class Witness:
-    """What runs one of the checkpoints once more: the option ``against``."""
-
-    framework: str
-    """One of ``FRAMEWORKS``, or `FOREIGN`."""
-
-    python: str | None = None
-    """The interpreter of the child process; None is this one."""
-
-    foreign: ForeignCode | None = None
-    """Code of others that runs it; it is run only because the option names it."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +49,8 @@ class Options:
     unmasked: bool = False
     """Leave no patch out and keep their order, as a classifier does."""
 
-    against: tuple[Witness, ...] = ()
-    """Libraries whose own classes run a side once more."""
+    against: tuple[Side, ...] = ()
+    """Libraries whose own classes run a side once more, and code of others that does."""
 
     require_proof: bool = False
     """Fail unless both sides are loaded without mae-convert's own readers and mapping tables."""
@@ -82,27 +68,20 @@ def parse_options(
     """Return the options from command-line values.
 
     Raises:
-        MaeConvertError: ``against`` does not name a known library.
+        MaeConvertError: ``against`` names neither a known library nor code of others.
     """
-    witnesses = []
-    for text in against:
-        framework, _, python = text.partition("=")
-        if framework in FRAMEWORKS:
-            witnesses.append(Witness(framework, python or None))
-            continue
-        if framework == ORIGINAL:
-            place, _, python = python.partition("=")
-            framework = f"{ORIGINAL}={place}"
-        foreign = parse_foreign(framework, python or None)
-        if foreign is None:
-            raise MaeConvertError(
-                *(Option("against", framework), " is not a runner"),
-                hint=f"choose {', '.join(FRAMEWORKS)}; or {FORMS}",
-            )
-        witnesses.append(Witness(FOREIGN, python or None, foreign))
     usual = ("float64",) if options.get("quick") else DEFAULT_DTYPES
     options["dtypes"] = options.get("dtypes") or usual
-    return Options(mask_ratio=mask_ratio_of_run, against=tuple(witnesses), **options)
+    return Options(mask_ratio=mask_ratio_of_run, against=tuple(map(_runner, against)), **options)
+
+
+def _runner(text: str) -> Side:
+    """Return what the option ``against`` names, with its interpreter after an equals sign."""
+    framework, _, python = text.partition("=")
+    if framework == ORIGINAL:
+        place, _, python = python.partition("=")
+        framework = f"{ORIGINAL}={place}"
+    return with_foreign(Side(framework, python=python or None), "against")
 
 
 @dataclass(frozen=True)
@@ -174,9 +153,9 @@ def run_verification(
     if mismatch := _shape_mismatch(after, b):
         return Verification(replace(mismatch, steps=steps), {})
     side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
-    for witness in options.against:
-        if witness.foreign is None:
-            choose_side(b, Side(witness.framework, python=witness.python))  # missing: say so first
+    for runner in options.against:
+        choose_side(b, runner)  # missing: say so first
+    check_foreign((side_a, side_b), gradients=options.gradients, isolate=options.isolate)
     unmasked = (
         options.unmasked
         or "classify" in (a.task, b.task)
@@ -199,8 +178,8 @@ def run_verification(
     fingerprints = tuple(map(_fingerprint, (a, b), runs, traces[:2]))
     done = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
-    for witness in options.against:
-        done = _with_witness(done, _witness_run(witness, *whole), runs[0])
+    for runner in options.against:
+        done = _with_witness(done, _witness_run(runner, *whole), runs[0])
     if options.isolate:
         done = replace(done, verdict=_with_isolated_steps(done))
     if options.require_proof:
@@ -250,31 +229,31 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
     return as_task(checkpoint, "encoder") if checkpoint.configuration.missing else checkpoint
 
 
-def _witness_run(witness: Witness, source: Run, target: Run) -> Run:
+def _witness_run(runner: Side, source: Run, target: Run) -> Run:
     """Return an additional run: of the target, unless the library natively reads only the source.
 
     The source is not run again by the framework that has already run it.
     """
-    limit = source.side.time_limit
-    side = Side(witness.framework, python=witness.python, time_limit=limit)
-    if witness.foreign is not None:
-        return replace(_for_foreign(witness.foreign, source, target), side=side)
-    reads = [loader_for(run.checkpoint, witness.framework) for run in (source, target)]
+    side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
+    if side.foreign is not None:
+        return replace(_for_foreign(side.foreign, source, target), side=side)
+    assert side.framework is not None
+    reads = [loader_for(run.checkpoint, side.framework) for run in (source, target)]
     source_only = reads[0] and not reads[1] and source.as_stored
     chosen = source if source_only and source.side.framework != side.framework else target
     return replace(chosen, checkpoint=_runnable(chosen.checkpoint, side), side=side)
 
 
 def _for_foreign(code: ForeignCode, source: Run, target: Run) -> Run:
-    """Return which side code of others runs: the target, unless only the source has its names."""
+    """Return whose checkpoint the code runs: the target's, unless only the source has its names."""
     family, wanted = target.checkpoint.family, code.layout
     if code.kind == ORIGINAL:
         wanted = family.model_layout("torch")
     if wanted is not None and source.as_stored:
         name = family.layout(wanted).name
         if target.checkpoint.layout.name != name == source.checkpoint.layout.name:
-            return replace(source, foreign=code)
-    return replace(target, foreign=code)
+            return source
+    return target
 
 
 def _with_witness(done: Verification, run: Run, source: Run) -> Verification:

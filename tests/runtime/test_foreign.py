@@ -12,7 +12,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.runtime.foreign import FOREIGN, ForeignCode, layout_in, parse_foreign
+from mae_convert.runtime.foreign import ForeignCode, layout_in, parse_foreign
 from mae_convert.runtime.runner_skeleton import SKELETON
 from mae_convert.runtime.running import Run, run_together
 from mae_convert.runtime.sides import Side
@@ -134,7 +134,7 @@ def run_alone(checkpoint, against):
     """Run the code without the other runs of a verification."""
     (runner,) = parse_options((against,)).against
     inputs, request = common_request(checkpoint, Options(dtypes=("float64",)), unmasked=False)
-    run_together([Run(checkpoint, Side(FOREIGN), request, foreign=runner.foreign)], inputs)
+    run_together([Run(checkpoint, runner, request)], inputs)
 
 
 def test_the_user_s_own_model_is_judged_as_ours_is(encoder, own):
@@ -191,6 +191,48 @@ def test_what_is_wrong_with_the_code_is_said_in_a_sentence(encoder, own, old, ne
     assert "own.py:build" in str(raised.value)
 
 
+def test_code_runs_a_side_itself(encoder, own):
+    """Its results are B's; activations that its map lacks are reported as not compared."""
+    options = parse_options((), dtypes=("float64", "float32"))
+    done = run_verification(encoder, encoder, TORCH, Side(own()), options)
+    assert done.verdict.passed, done.verdict.failed()
+    assert done.verdict.witnesses[1]["foreign"] == "own.py:build"
+    names = {check.name for check in done.verdict.checks}
+    assert {"function/last_hidden_state", "function/encoder.blocks.2.k", "function/mask",
+            "float32/B/encoder.blocks.1.output"} <= names  # fmt: skip
+    assert any(text.endswith("which only A has") for text in done.verdict.not_compared)
+    other = own("EPS = 1e-6", "EPS = 1e-5")
+    verdict = run_verification(encoder, encoder, Side(other), TORCH, parse_options(())).verdict
+    assert not verdict.passed
+    assert verdict.first_divergence == "encoder.blocks.0.q"
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "words"),
+    [
+        ({}, {"gradients": True}, r"own.py:build is run forward only.*leave gradients="),
+        ({}, {"isolate": True}, r"own.py:build is run as a whole, .*leave isolate="),
+        ({"mode": "compiled"}, {}, "own.py:build cannot be run in the mode compiled"),
+        ({"framework": "missing.py:build"}, {}, "names no file"),
+        ({"framework": "nonsense"}, {}, "is neither a framework nor code"),
+    ],
+)
+def test_what_code_of_a_side_cannot_do_is_said_before_anything_runs(
+    encoder, own, side, options, words
+):
+    b = Side(**{"framework": own(), **side})
+    with pytest.raises(MaeConvertError, match=words):
+        run_verification(encoder, encoder, TORCH, b, parse_options((), **options))
+
+
+def test_a_side_that_returns_only_its_mask_shows_nothing(encoder, own):
+    code = own("return self.last(x), (order.argsort(1) >= self.kept)",
+               "return None, (order.argsort(1) >= self.kept)")  # fmt: skip
+    options = parse_options((), dtypes=("float64",))
+    with pytest.raises(MaeConvertError, match="does not return last_hidden_state, without which"):
+        run_verification(encoder, encoder, TORCH, Side(code), options)
+
+
 def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
     path, marker = tmp_path / "own.py", tmp_path / "ran"
     path.write_text(f"open({str(marker)!r}, 'w')\nLAYOUT = 'timm'\ndef build(config): ...\n")
@@ -209,7 +251,7 @@ def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
         ("missing.py:build", "names no file"),
         ("original=missing", "names no directory"),
         ("no_such_package.module:build", "no Python module no_such_package.module"),
-        ("nonsense", "is not a runner; choose torch, .*PATH.py:FACTORY"),
+        ("nonsense", "is neither a framework nor code .*; choose torch, .*PATH.py:FACTORY"),
         ("bad.py:build", "is not Python code"),
         ("name.py:build", "LAYOUT is not the name of a layout"),
     ],
@@ -362,6 +404,24 @@ def test_the_authors_code_runs_as_it_is_cloned(clone, case):
 def test_a_directory_that_is_not_such_a_clone_is_refused(clone, encoder):
     with pytest.raises(MaeConvertError, match=r"holds neither models_mae\.py"):
         run_alone(encoder, f"original={clone / 'util'}")
+
+
+def test_a_trace_and_a_side_of_the_command_line_are_computed_by_code(
+    encoder, own, tmp_path, command
+):
+    trace = tmp_path / "b.safetensors"
+    done = command("trace", encoder.path, trace, "--taps", "--framework", own())
+    assert done.status == 0, done.err
+    pair = [encoder.path, encoder.path, "--framework-a", "torch"]
+    done = command("verify", *pair, "--framework-b", own(), "--dtype", "float64")
+    assert done.status == 0, done.err
+    assert "run by own.py:build, code that is not mae-convert's" in " ".join(done.out.split())
+    assert command("trace", encoder.path, tmp_path / "a.safetensors", "--taps").status == 0
+    assert command("compare", tmp_path / "a.safetensors", trace).status == 0
+    done = command("verify", *pair, "--framework-b", "tensorfow")
+    assert done.status == 2
+    assert "'tensorfow' is not one of 'torch'" in done.err
+    assert "original=DIRECTORY" in done.err
 
 
 def test_reports_say_whose_code_it_was(encoder, own, tmp_path, command):

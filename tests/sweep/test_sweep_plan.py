@@ -31,6 +31,27 @@ def complaint(folder, text, name="plan.yaml"):
     return str(refused.value).removeprefix(f"{folder / name}")
 
 
+def test_a_plan_runs_code_of_others_only_if_the_command_line_allows_it(runs):
+    (runs / "own.py").write_text("def build(config): ...")
+    text = """
+- source: runs/checkpoint-0.pth
+  to: timm
+  verify: true
+  framework_b: own.py:build
+  against: [timm, "original=mae"]
+"""
+    assert "framework_b: own.py:build is code that is not mae-convert's" in complaint(runs, text)
+    path = runs / "plan.yaml"
+    (job,) = read_plan([str(path)], {}, allow_code=True)
+    assert job.settings["framework_b"] == f"{runs}/own.py:build"
+    assert job.settings["against"] == ["timm", f"original={runs}/mae"]
+    named = {"verify": [True], "to": ["timm"], "against": ["own.py:build"]}
+    (job,) = read_plan([str(runs / "runs/checkpoint-0.pth")], named)  # on the command line itself
+    assert job.settings["against"][0].endswith("/own.py:build")
+    wrong = text.replace("own.py:build", "nonsense").replace("original=mae", "torch")
+    assert "'nonsense' is not a runner" in complaint(runs, wrong)
+
+
 def test_a_pattern_and_lists_make_a_job_of_each_combination_in_natural_order(runs):
     text = """
 defaults:

@@ -10,7 +10,7 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.families.options import Flags
 from mae_convert.runtime.inputs import InputChoice
 from mae_convert.runtime.sides import Side, choose_side
-from mae_convert.verify.verification import Options, Witness, run_verification, verify
+from mae_convert.verify.verification import Options, run_verification, verify
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -37,7 +37,7 @@ def source(case):
 def test_the_classes_of_transformers_are_a_further_witness(source, work):
     """They load the directory themselves, and agree in every step, in losses and in gradients."""
     target = open_checkpoint(work / "pt")
-    options = Options(against=(Witness("transformers"),), gradients=True)
+    options = Options(against=(Side("transformers"),), gradients=True)
     done = run_verification(source, target, TORCH, TORCH, options)
     assert done.verdict.passed, done.verdict.failed()
     names = {check.name for check in done.verdict.checks}
@@ -56,7 +56,7 @@ def test_a_directory_that_only_the_library_reads_differently_is_found_out(source
     path = tmp_path / "pt" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "layer_norm_eps": 1e-3}))
     target = open_checkpoint(tmp_path / "pt")
-    options = Options(dtypes=("float64",), against=(Witness("transformers"),))
+    options = Options(dtypes=("float64",), against=(Side("transformers"),))
     verdict = verify(source, target, TORCH, TORCH, options)
     failed = {check.name for check in verdict.failed()}
     assert {"function/logits", "against transformers/function/logits"} <= failed
@@ -123,7 +123,7 @@ def test_a_missing_framework_and_what_is_no_interpreter_are_named(source, bare_p
 
 def test_the_further_witness_runs_the_target_where_the_source_has_been_run_by_it(source, work):
     target = open_checkpoint(work / "tf")
-    options = Options(dtypes=("float64",), against=(Witness("torch"),))
+    options = Options(dtypes=("float64",), against=(Side("torch"),))
     done = run_verification(source, target, TORCH, TORCH, options)
     assert done.verdict.passed
     assert done.verdict.witnesses[2]["checkpoint"]["name"] == str(work / "tf")

@@ -83,6 +83,14 @@ FILE = click.Path(path_type=Path)
         "1]"
     ),
 )
+@click.option(
+    "--allow-code",
+    is_flag=True,
+    help=(
+        "Run code that is not mae-convert's where the plan names it (`against: FILE.py:FACTORY`, "
+        "`framework_b: original=DIRECTORY`)."
+    ),
+)
 @click.option("--dry-run", is_flag=True, help="Show the jobs and their sizes without running them.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
 @click.option("--retry-failed", is_flag=True, help="Run only the jobs that failed before.")
@@ -101,6 +109,7 @@ def sweep(
     retry_failed: bool,
     overwrite: bool,
     as_json: bool,
+    allow_code: bool,
     **options: Any,
 ) -> int:
     """Convert, verify and publish many checkpoints.
@@ -123,7 +132,7 @@ def sweep(
     from mae_convert.sweep.run import refuse_targets, select_jobs
 
     check_names(reports)
-    jobs = read_plan(plan, _said(options))
+    jobs = read_plan(plan, _said(options), allow_code=allow_code)
     path = results or _default_results(plan)
     nothing = dry_run and not path.exists()
     with nullcontext() if nothing else Results(path) as file:

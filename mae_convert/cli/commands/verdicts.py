@@ -11,9 +11,9 @@ from mae_convert.cli.completion import complete_frameworks, complete_published
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     DEVICE,
-    FRAMEWORK,
     MODE,
     RUN_DTYPE,
+    RUNNER,
     SourceType,
     checkpoint_options,
     infer_option,
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--framework",
-    type=FRAMEWORK,
-    help="Framework that runs the model. [default: the one that loads these tensor names natively]",
+    type=RUNNER,
+    help=(
+        "Framework that runs the model, or code of others as for `verify --against`. [default: the "
+        "one that loads these tensor names natively]"
+    ),
 )
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option(
@@ -107,11 +110,11 @@ def trace(
     """
     from mae_convert.checkpoint.checkpoint import as_task
     from mae_convert.runtime.running import DEFAULT_DTYPES
-    from mae_convert.runtime.sides import Side, require_sides
+    from mae_convert.runtime.sides import Side, require_sides, with_foreign
     from mae_convert.sources import locate
     from mae_convert.verify.tracing import TraceOptions, trace_to_file
 
-    side = Side(framework, device, python, mode, time_limit)
+    side = with_foreign(Side(framework, device, python, mode, time_limit))
     require_sides(side)
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
@@ -293,7 +296,7 @@ def verify(
         remove_old_reports,
         write_reports,
     )
-    from mae_convert.runtime.sides import Side, require_sides
+    from mae_convert.runtime.sides import require_sides
     from mae_convert.verify.certificate import has_certificate, write_certificate
     from mae_convert.verify.verification import parse_options, run_verification
 
@@ -306,13 +309,11 @@ def verify(
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
     asked = parse_options(**options)
-    libraries = (witness for witness in asked.against if witness.foreign is None)
-    others = (Side(witness.framework, python=witness.python) for witness in libraries)
     if b is None:
         require_sides(sides[0])
         done = _replay(a, sides, asked, flags, public_key)
     else:
-        require_sides(*sides, *others)
+        require_sides(*sides, *asked.against)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
         if use_infer:
             images = options["inputs"].images

@@ -19,6 +19,7 @@ from mae_convert.verify.summary import (
     by_depth,
     effects_in_words,
     headline,
+    runner_in_words,
     step_rows,
     summary,
     suspects_title,
@@ -84,19 +85,12 @@ def _witness(witness: Mapping[str, Any]) -> str:
         if witness["native"]
         else witness.get("ours") or "mae-convert's mapping tables"
     )
-    versions = witness["versions"] or {}
-    version = versions.get(witness["framework"], "")
-    if code := witness.get("foreign"):
-        library = next((n for n in ("torch", "keras") if n in versions), "")
-        runner = f"{code}, code that is not mae-convert's, with {library} {versions.get(library)}"
-    else:
-        runner = f"{witness['framework']} {version}"
     place = witness["device"]
     if witness.get("mode") not in (None, "eager"):
         place += f", {witness['mode']}"
     return markup(
         f"{witness['side']}  {witness['checkpoint']['name']}  ({witness['layout']},"
-        f" {witness['task']}), run by {runner} on {place}, loaded by {how}"
+        f" {witness['task']}), run by {runner_in_words(witness)} on {place}, loaded by {how}"
     )
 
 
