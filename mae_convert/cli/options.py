@@ -46,11 +46,11 @@ class RunnerType(click.ParamType):
             f"{value!r} is not one of {choices}; nor is it {FORMS}", ctx, param
         )
 
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
         """Return the frameworks that begin so."""
-        from mae_convert.cli.completion import complete_frameworks
+        from click.shell_completion import CompletionItem
 
-        return complete_frameworks(ctx, param, incomplete)
+        return [CompletionItem(name) for name in FRAMEWORKS if name.startswith(incomplete)]
 
 
 DTYPE = click.Choice(["float64", "float32", "float16", "bfloat16"])

@@ -12,7 +12,7 @@ from paths import DEMO
 
 from mae_convert.cli.completion import VARIABLE
 from mae_convert.cli.main import cli
-from mae_convert.cli.options import FRAMEWORK
+from mae_convert.cli.options import RUNNER
 from mae_convert.cli.output.console import PatientConsole, pairs, table
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.layouts import LAYOUTS, layout_named
@@ -75,9 +75,9 @@ def test_other_names_of_files_that_are_not_there_are_paths(text, monkeypatch):
 
 @pytest.mark.parametrize(("typed", "meant"), [("pytorch", "torch"), ("tf", "tensorflow")])
 def test_common_names_of_frameworks_are_accepted(typed, meant):
-    assert FRAMEWORK.convert(typed, None, None) == meant
+    assert RUNNER.convert(typed, None, None) == meant
     with pytest.raises(click.BadParameter, match="pytorch2"):
-        FRAMEWORK.convert("pytorch2", None, None)
+        RUNNER.convert("pytorch2", None, None)
 
 
 def completions(words: str, folder: Path, shell: str = "bash") -> list[str]:
