@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mae_convert.errors import LayoutError
     from mae_convert.families.family import Family
-    from mae_convert.families.official import OfficialFile
+    from mae_convert.families.official_models import OfficialFile
     from mae_convert.layouts.layout import Layout
 
 FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layouts
@@ -107,7 +107,7 @@ def _loaded(point: "EntryPoint") -> Any:
 
 def official_files() -> list["OfficialFile"]:
     """Return the published files of all families that are downloaded by their names."""
-    from mae_convert.families.official import OfficialFile
+    from mae_convert.families.official_models import OfficialFile
 
     known = families().values()
     return [file for f in known for file in f.official if isinstance(file, OfficialFile)]

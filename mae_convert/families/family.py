@@ -14,15 +14,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from mae_convert.errors import ConfigurationError, LayoutError, Option
-from mae_convert.families import layout_names, unknown_layout
+from mae_convert.families import keras_layouts, layout_names, transformers_fields, unknown_layout
 from mae_convert.families.canonical import check_task
-from mae_convert.families.card import Card
 from mae_convert.families.clips import BILINEAR, Clips
 from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.families.official_models import Card
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
 from mae_convert.families.positions import BICUBIC, PositionTable
+from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.schema import Schema, Shape
 
@@ -71,9 +73,11 @@ class Family(ABC):
         model_layouts: framework → the layout whose names its model has; "keras" for both backends.
         native_loaders: name of a table and framework → the loader that reads such names into the
             framework's model without a table (see `mae_convert.runtime.sides`).
+        transformers_classes: task → the classes of transformers that compute its model; for a
+            family with layouts of that library.
         encoder_prefixes: name of a table of pre-training models → what begins the names of their
             encoder there and not in the encoder's own model.
-        official: published models, as `mae_convert.families.official` describes them.
+        official: published models, as `mae_convert.families.official_models` describes them.
         catalog_advice: purposes and names of official files, and notes about them, for the catalog.
         whole_checkpoints: where checkpoints with a decoder are published, a clause for messages.
         has_key_bias: whether attention has a bias of the key where it has those of query and value.
@@ -105,6 +109,7 @@ class Family(ABC):
     models: ClassVar[Mapping[str, Mapping[str, str]]]
     model_layouts: ClassVar[Mapping[str, str]]
     native_loaders: ClassVar[Mapping[tuple[str, str], str]] = {}
+    transformers_classes: ClassVar[Mapping[str, Classes]] = {}
     encoder_prefixes: ClassVar[Mapping[str, str]] = {}
     official: ClassVar[tuple[Any, ...]] = ()
     catalog_advice: ClassVar[tuple[tuple[tuple[str, str], ...], str] | None] = None
@@ -158,7 +163,7 @@ class Family(ABC):
             ValueError: the geometry is impossible.
         """
 
-    def position_tables(self, config: Any) -> Mapping[str, PositionTable]:  # noqa: ARG002
+    def position_tables(self, config: Any) -> Mapping[str, PositionTable]:
         """Return the position embeddings with a row for each patch of an image, by name."""
         return {}
 
@@ -213,35 +218,22 @@ class Family(ABC):
         """
         return None, shapes, {}
 
-    def explain(
-        self,
-        shapes: Shapes,  # noqa: ARG002
-        config: Fields | None,  # noqa: ARG002
-        adapter: Fields | None,  # noqa: ARG002
-    ) -> str | None:
+    def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
         """Return what a model is that no layout fits, in a sentence, or None if it is unknown."""
         return None
 
     def relative(
-        self,
-        by_key: tuple[Any, str] | None,  # noqa: ARG002
-        arguments: Fields,  # noqa: ARG002
-        recorded: Any,  # noqa: ARG002
-        fields: Fields,  # noqa: ARG002
+        self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
         """Return which of the models with the same names and shapes a checkpoint is, or None."""
         return None
 
-    def conventions_by_names(self, names: Iterable[str]) -> Fields:  # noqa: ARG002
+    def conventions_by_names(self, names: Iterable[str]) -> Fields:
         """Return fields that programs with such tensor names always use."""
         return {}
 
     def unread(
-        self,
-        container: Container,  # noqa: ARG002
-        layout: str,  # noqa: ARG002
-        task: str,  # noqa: ARG002
-        dtypes: Iterable[np.dtype],  # noqa: ARG002
+        self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
         """Return fields of ``config.json`` that a library may act on and that are not read here.
 
@@ -249,13 +241,22 @@ class Family(ABC):
             ConfigurationError: a library that reads the configuration would compute something else
                 than what the tensors give here.
         """
+        config: Mapping[str, Any] = container.config or {}
+        if KERAS in config:
+            return keras_layouts.unknown_in_config(config[KERAS], self.configuration_class)
+        if container.config_source != "config.json":
+            return ()  # inside a file, where only this project looks for one
+        if self.transformers_classes and layout.startswith("transformers"):
+            transformers_fields.check_config(config, container.weights_file, dtypes)
+            return transformers_fields.unknown_in_config(config, self.transformers_classes[task])
         return ()
 
     # Configuration
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
         """Return the fields that matter for a task and are not stored in tensors."""
-        return UNTOLD + UNTOLD_OF_TASK[task] + PREPROCESSING
+        frames = () if self.clips is None else ("num_frames",)
+        return (*UNTOLD, *frames, *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def optional_fields(self, task: str) -> tuple[str, ...]:
         """Return fields that a model need not have."""
@@ -292,7 +293,7 @@ class Family(ABC):
         shapes = self.schema(model, task) if files else {}
         return [o for o in files if self.schema(o.model, task) == shapes]
 
-    def argument(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
+    def argument(self, name: str, evidence: Evidence) -> Any:
         """Return the value of a field in the training arguments of a checkpoint, or None."""
         return None
 
@@ -300,7 +301,7 @@ class Family(ABC):
         """Return the description of a missing field."""
         return missing_heads(name, evidence)
 
-    def placeholder(self, name: str, evidence: Evidence) -> Any:  # noqa: ARG002
+    def placeholder(self, name: str, evidence: Evidence) -> Any:
         """Return a valid value for a missing field; it must not be used for computations."""
         return 1
 
@@ -312,7 +313,7 @@ class Family(ABC):
         """
         check_stated(task, evidence)
 
-    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:  # noqa: ARG002
+    def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
         """Return fields that follow from others.
 
         Args:
@@ -337,6 +338,8 @@ class Family(ABC):
             fields["decoder_layer_norm_eps"] = float(model.decoder_eps)
             fields["decoder_num_attention_heads"] = model.decoder_num_attention_heads
             fields["norm_pix_loss"] = model.norm_pix_loss
+        if self.clips is not None:
+            fields["num_frames"] = model.num_frames
         return fields
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
@@ -350,11 +353,7 @@ class Family(ABC):
             fields += DECODER_FIELDS
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
 
-    def new_head_fields(
-        self,
-        model: Any,  # noqa: ARG002
-        num_labels: int,
-    ) -> dict[str, Any]:
+    def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
         """Return the fields of the classifier that an encoder with a new head becomes.
 
         Args:
@@ -371,7 +370,7 @@ class Family(ABC):
             )
         return {"num_labels": num_labels}
 
-    def pooling_in_words(self, model: Any) -> str:  # noqa: ARG002
+    def pooling_in_words(self, model: Any) -> str:
         """Return what the head of a classifier reads."""
         return "the mean of all patches"
 
@@ -386,11 +385,7 @@ class Family(ABC):
             f"+ 1e-6), and add its mean, neither of which the model predicts; then {pixels}"
         )
 
-    def warnings(
-        self,
-        configuration: Configuration,  # noqa: ARG002
-        layout: str,  # noqa: ARG002
-    ) -> Iterable[str]:
+    def warnings(self, configuration: Configuration, layout: str) -> Iterable[str]:
         """Return what is odd about a configuration, in sentences.
 
         Args:
@@ -399,7 +394,7 @@ class Family(ABC):
         """
         return ()
 
-    def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterable[str]:  # noqa: ARG002
+    def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
         """Return what is odd about the values of tensors, in sentences.
 
         Args:
@@ -415,15 +410,12 @@ class Family(ABC):
         ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
         return ((ranks + 0.5) / patches).astype(np.float32)
 
-    def additional_shapes(self, config: Any) -> Mapping[str, Shape]:  # noqa: ARG002
+    def additional_shapes(self, config: Any) -> Mapping[str, Shape]:
         """Return the shape for each sample of every additional input that a model takes."""
         return {}
 
     def draw_additional(
-        self,
-        config: Any,  # noqa: ARG002
-        batch: int,  # noqa: ARG002
-        generator: "np.random.Generator",  # noqa: ARG002
+        self, config: Any, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
         """Return additional inputs (batch, ...) of a model, float32, drawn at random."""
         return {}
@@ -451,7 +443,7 @@ class Family(ABC):
             f" with {model.num_channels} channels, patches of {patch}"
         )
 
-    def official_like(self, model: Any, task: str) -> tuple[str, str] | None:  # noqa: ARG002
+    def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
         """Return what a model may have been converted from, and the licence of that, or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
@@ -492,7 +484,7 @@ class Family(ABC):
         """
         return config
 
-    def predicted_pixels(self, pixel_values: np.ndarray, config: Any) -> np.ndarray:  # noqa: ARG002
+    def predicted_pixels(self, pixel_values: np.ndarray, config: Any) -> np.ndarray:
         """Return the part of inputs (N, C, [T,] H, W) that a decoder predicts."""
         return pixel_values
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError, Option, Text
 from mae_convert.publish.artifacts import Artifact
-from mae_convert.sources.licence import FIELDS
+from mae_convert.sources.hub import LICENCE_FIELDS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 MORE = "https://huggingface.co/docs/hub/repositories-licenses"
@@ -59,7 +59,7 @@ def decide_licence(
         MaeConvertError: nobody says it, or the user contradicts the source.
     """
     for source in sources_of(artifact):
-        fields = {name: str(source[name]) for name in FIELDS if source.get(name)}
+        fields = {name: str(source[name]) for name in LICENCE_FIELDS if source.get(name)}
         if "license" not in fields:
             continue
         whose = source.get("official") or source.get("repository") or source.get("name")
@@ -74,7 +74,7 @@ def decide_licence(
         return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
     if given:
         return Licence(given, "as stated by its publisher", _conflict(given, existing_card))
-    fields = {name: str(existing_card[name]) for name in FIELDS if existing_card.get(name)}
+    fields = {name: str(existing_card[name]) for name in LICENCE_FIELDS if existing_card.get(name)}
     if "license" in fields:
         return Licence(fields, "as stated on the card of the repository")
     raise MaeConvertError(_question(artifact))

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert.checkpoint.checkpoint import Origin
 from mae_convert.errors import HubError
+from mae_convert.families import official_files
 from mae_convert.files.messages import is_plain_name
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.sources.cache import cache_directory, link_together
 from mae_convert.sources.client import client, speaking
-from mae_convert.sources.licence import licence_of_repository
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.select_files import Chosen, choose, folder_of, joined, name_of
 from mae_convert.sources.snapshot import Snapshot, download, take_snapshot
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+LICENCE_FIELDS = ("license", "license_name", "license_link")  # of a model card
 
 
 def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple[Path, Origin]:
@@ -96,3 +99,16 @@ def _origin(snapshot: Snapshot, chosen: Chosen) -> Origin:
         record["datasets"] = datasets
     name = snapshot.place(chosen.weights)
     return Origin(name, record, notes=(*snapshot.notes, *chosen.notes))
+
+
+def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, str]:
+    """Return the licence of a repository for a conversion record.
+
+    Copies of the official weights have the licence of these, even if their model cards state
+    another one: those of facebook/vit-mae-* state Apache-2.0, under which the weights were not
+    published.
+    """
+    if same := [o for o in official_files() if o.on_the_hub == repo_id]:
+        return {"license": same[0].license}
+    fields = {name: card[name] for name in LICENCE_FIELDS if isinstance(card.get(name), str)}
+    return fields if "license" in fields else {}

@@ -10,7 +10,7 @@ from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_files, official_named
-from mae_convert.families.official import OfficialFile
+from mae_convert.families.official_models import OfficialFile
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.client import address_in

@@ -79,7 +79,7 @@ def needed_by(job: "Job") -> int:
 
 def model_bytes(job: "Job") -> int:
     """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
-    from mae_convert.families.official import OfficialFile
+    from mae_convert.families.official_models import OfficialFile
     from mae_convert.sources import HubReference, open_source, parse_source, storage
     from mae_convert.sweep.job import flags_of
 

@@ -528,7 +528,7 @@ def _replay(
     public_key: Path | None,
 ) -> "Verification":
     """Verify a checkpoint against its certificate, which is downloaded if needed."""
-    from mae_convert.families.official import OfficialFile
+    from mae_convert.families.official_models import OfficialFile
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import locate
     from mae_convert.verify.replay import replay

@@ -10,7 +10,7 @@ from rich.console import Console
 from mae_convert.cli.output.console import console, markup, pairs, table
 from mae_convert.families import families
 from mae_convert.families.family import Family
-from mae_convert.families.official import OfficialFile
+from mae_convert.families.official_models import OfficialFile
 from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
 from mae_convert.verify.reference_results_videos import PUBLISHED_VIDEOS
 

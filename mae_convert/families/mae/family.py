@@ -10,15 +10,15 @@ from mae_convert.families.configuration import Missing, check_stated
 from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
 from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae import fields, relatives
-from mae_convert.families.mae.card import CARD
-from mae_convert.families.mae.layouts import LAYOUTS
+from mae_convert.families.mae.layouts import LAYOUTS, timm_fields
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
-from mae_convert.families.mae.official import ADVICE, LICENSE, OFFICIAL, Official, candidates
+from mae_convert.families.mae.official import ADVICE, CARD, LICENSE, OFFICIAL, Official, candidates
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
-from mae_convert.families.mae.training_programs import conventions_by_names
-from mae_convert.families.mae.unread import unread
+from mae_convert.families.mae.training_arguments import conventions_by_names
 from mae_convert.families.positions import POSITION_EMBEDDINGS, PositionTable
+from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
+from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.schema import Schema
 from reference_models.configuration import ViTMAEConfig
 
@@ -31,6 +31,14 @@ MODELS = {
         ("keras", "reference_models.keras.mae", TENSORFLOW_CLASSES),
         ("transformers", "transformers", PYTORCH_CLASSES),
     )
+}
+# An encoder may be read from a model of another task.
+TRANSFORMERS_CLASSES = {
+    "pretrain": Classes(("vit_mae",), (PYTORCH_CLASSES["pretrain"],)),
+    "encoder": Classes(
+        ("vit_mae", "vit"), (*PYTORCH_CLASSES.values(), "ViTModel", "ViTForMaskedImageModeling")
+    ),
+    "classify": Classes(("vit",), (PYTORCH_CLASSES["classify"],)),
 }
 MODEL_LAYOUTS = {
     "torch": "facebook",
@@ -66,6 +74,7 @@ class ImageMAE(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    transformers_classes = TRANSFORMERS_CLASSES
     official = OFFICIAL
     catalog_advice = ADVICE
     whole_checkpoints = (
@@ -79,7 +88,7 @@ class ImageMAE(Family):
     takes_images = True
     has_hypotheses = True
 
-    def position_tables(self, config: ViTMAEConfig) -> Mapping[str, PositionTable]:  # noqa: ARG002
+    def position_tables(self, config: ViTMAEConfig) -> Mapping[str, PositionTable]:
         """Return the position embeddings with a row for each patch of an image, by name."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable())
 
@@ -134,7 +143,11 @@ class ImageMAE(Family):
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
         """Return fields of ``config.json`` that a library may act on and that are not read here."""
-        return unread(container, layout, task, dtypes)
+        config = container.config or {}
+        beside = container.config_source == "config.json" and KERAS not in config
+        if beside and layout == "timm" and "architecture" in config:
+            return timm_fields.unknown_in_config(config)
+        return super().unread(container, layout, task, dtypes)
 
     def untold_fields(self, task: str) -> tuple[str, ...]:
         """Return the fields that matter for a task and are not stored in tensors."""

@@ -1,4 +1,4 @@
-"""The catalog of the official facebookresearch/mae checkpoints and their purposes.
+"""The official facebookresearch/mae checkpoints and their purposes, and the text of a model card.
 
 `mae_convert.checkpoint.official_match` identifies which of them a checkpoint may be.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.families.mae.schema import schema
-from mae_convert.families.official import OfficialFile
+from mae_convert.families.official_models import Card, OfficialFile
 from reference_models.configuration import ViTMAEConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/mae"
@@ -147,4 +147,23 @@ ADVICE = (
     " pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the visualize weights,"
     f" timm's *.mae the pretrain ones.\n\nLicence of the files of the image MAE: {LICENSE},"
     f" {LICENSE_URL}",
+)
+
+
+CARD = Card(
+    introduction=("Masked Autoencoder (MAE, [He et al. 2021](https://arxiv.org/abs/2111.06377))"),
+    citation="""@article{he2021masked,
+  title   = {Masked Autoencoders Are Scalable Vision Learners},
+  author  = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr
+             and Girshick, Ross},
+  journal = {arXiv:2111.06377},
+  year    = {2021}
+}""",
+    tags=("vit_mae",),
+    pipeline_tags={
+        "pretrain": "image-feature-extraction",
+        "encoder": "image-feature-extraction",
+        "classify": "image-classification",
+    },
+    addresses=(f"{BASE_URL}/",),
 )

@@ -6,21 +6,17 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.families import keras_fields
 from mae_convert.families.canonical import square_grid
 from mae_convert.families.clips import SPREAD, Clips
 from mae_convert.families.configuration import Missing, missing_heads
-from mae_convert.families.evidence import PREPROCESSING, SQUARE, Evidence, Found
-from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.evidence import SQUARE, Evidence, Found
+from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.mae_st import schema as canonical
-from mae_convert.families.mae_st.card import CARD
 from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
-from mae_convert.families.mae_st.official import OFFICIAL
+from mae_convert.families.mae_st.official import CARD, OFFICIAL
 from mae_convert.families.options import named
 from mae_convert.families.positions import PositionTable
-from mae_convert.formats import Container
-from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.schema import Schema
 from reference_models.configuration import MAESTConfig
 
@@ -82,26 +78,9 @@ class MAEST(Family):
         """Return the configuration fields that shapes give."""
         return canonical.geometry(shapes)
 
-    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:  # noqa: ARG002
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
         """Return the schema of a geometry."""
         return canonical.expected(geometry, task)
-
-    def unread(
-        self,
-        container: Container,
-        layout: str,  # noqa: ARG002
-        task: str,  # noqa: ARG002
-        dtypes: Iterable[np.dtype],  # noqa: ARG002
-    ) -> Iterable[str]:
-        """Return fields of Keras's ``config.json`` that are not read here."""
-        config: Mapping[str, Any] = container.config or {}
-        if KERAS in config:
-            return keras_fields.unknown_in_config(config[KERAS], MAESTConfig)
-        return ()
-
-    def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and are not stored in tensors."""
-        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
         """Yield values of a field that rank between a configuration and a convention."""
@@ -155,10 +134,6 @@ class MAEST(Family):
             return {}
         predicted = known["predicted_length"] * frames // known["tubelet_size"]
         return {"pred_t_dim": None if predicted == frames else predicted}
-
-    def function_fields(self, model: MAESTConfig, task: str) -> dict[str, Any]:
-        """Return the fields that no tensor gives and that change what a model computes."""
-        return {**super().function_fields(model, task), "num_frames": model.num_frames}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
         """Return the configuration fields that are compared in a verdict, in order."""

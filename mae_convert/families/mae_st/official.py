@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mae_convert.families.official import OfficialModel
+from mae_convert.families.official_models import Card, OfficialModel
 from reference_models.configuration import MAESTConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/video-mae/pretrain"
@@ -43,3 +43,21 @@ def _catalog() -> Iterator[OfficialModel]:
 
 
 OFFICIAL = tuple(_catalog())
+
+
+CARD = Card(
+    introduction=(
+        "MAE-ST, a spatio-temporal masked autoencoder of videos ([Feichtenhofer et al. 2022]"
+        "(https://arxiv.org/abs/2205.09113))"
+    ),
+    citation="""@article{feichtenhofer2022masked,
+  title   = {Masked Autoencoders As Spatiotemporal Learners},
+  author  = {Feichtenhofer, Christoph and Fan, Haoqi and Li, Yanghao and He, Kaiming},
+  journal = {arXiv:2205.09113},
+  year    = {2022}
+}""",
+    tags=("mae-st", "video"),
+    pipeline_tags={"classify": "video-classification"},
+    licences={"the authors' published weights": "cc-by-nc-4.0"},
+    addresses=("https://dl.fbaipublicfiles.com/video-mae/",),
+)

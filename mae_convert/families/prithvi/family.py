@@ -6,22 +6,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.families import keras_fields
 from mae_convert.families.canonical import square_grid
 from mae_convert.families.clips import ALL, Clips
 from mae_convert.families.configuration import Configuration, Missing, missing_heads
-from mae_convert.families.evidence import NAMES, PREPROCESSING, SQUARE, Evidence, Found
-from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.evidence import NAMES, SQUARE, Evidence, Found
+from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.options import named
 from mae_convert.families.positions import CORNERS_ALIGNED, POSITION_EMBEDDINGS, PositionTable
 from mae_convert.families.prithvi import schema as canonical
-from mae_convert.families.prithvi.card import CARD
 from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES
 from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
-from mae_convert.families.prithvi.official import OFFICIAL
-from mae_convert.formats import Container
-from mae_convert.formats.contents import KERAS
+from mae_convert.families.prithvi.official import CARD, OFFICIAL
 from mae_convert.layouts.schema import Schema, Shape
 from reference_models.configuration import PrithviConfig
 from reference_models.positions import spacetime_position_embedding
@@ -76,7 +72,7 @@ class Prithvi(Family):
         """Return the configuration fields that shapes give."""
         return canonical.geometry(shapes)
 
-    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:  # noqa: ARG002
+    def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
         """Return the schema of a geometry."""
         return canonical.expected(geometry, task)
 
@@ -84,27 +80,10 @@ class Prithvi(Family):
         """Return the position embeddings with a row for each patch of an image, by name."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
-    def unread(
-        self,
-        container: Container,
-        layout: str,  # noqa: ARG002
-        task: str,  # noqa: ARG002
-        dtypes: Iterable[np.dtype],  # noqa: ARG002
-    ) -> Iterable[str]:
-        """Return fields of Keras's ``config.json`` that are not read here."""
-        config: Mapping[str, Any] = container.config or {}
-        if KERAS in config:
-            return keras_fields.unknown_in_config(config[KERAS], PrithviConfig)
-        return ()
-
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
         """Return the statistics of version 1 where names are flat, as in its file."""
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
-
-    def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and that no tensor gives."""
-        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
         """Yield values of a field that come after a configuration and before a convention."""
@@ -152,16 +131,12 @@ class Prithvi(Family):
             )
         return {}
 
-    def function_fields(self, model: PrithviConfig, task: str) -> dict[str, Any]:
-        """Return the fields that no tensor gives and that change what a model computes."""
-        return {**super().function_fields(model, task), "num_frames": model.num_frames}
-
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
         """Return the configuration fields that are compared in a verdict, in order."""
         own = ("num_frames", "tubelet_size", "coords_encoding")
         return (*super().compared_fields(tasks), *own)
 
-    def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:  # noqa: ARG002
+    def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:
         """Return what is odd about a configuration, in sentences."""
         model = configuration.model
         if "layer_norm_eps" in configuration.assumptions:

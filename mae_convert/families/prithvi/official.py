@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mae_convert.families.official import OfficialModel
+from mae_convert.families.official_models import Card, OfficialModel
 from reference_models.configuration import PrithviConfig
 
 LICENSE = "apache-2.0"
@@ -41,3 +41,27 @@ def _catalog() -> Iterator[OfficialModel]:
 
 
 OFFICIAL = tuple(_catalog())
+
+
+CARD = Card(
+    introduction=(
+        "Prithvi-EO, a masked autoencoder of satellite images of several times ([Jakubik et al. "
+        "2023](https://arxiv.org/abs/2310.18660), version 2 [Szwarcman et al. 2024]"
+        "(https://arxiv.org/abs/2412.02732))"
+    ),
+    citation="""@article{jakubik2023foundation,
+  title   = {Foundation Models for Generalist Geospatial Artificial Intelligence},
+  author  = {Jakubik, Johannes and others},
+  journal = {arXiv:2310.18660},
+  year    = {2023}
+}
+@article{szwarcman2024prithvi,
+  title   = {Prithvi-EO-2.0: A Versatile Multi-Temporal Foundation Model for Earth Observation
+             Applications},
+  author  = {Szwarcman, Daniela and others},
+  journal = {arXiv:2412.02732},
+  year    = {2024}
+}""",
+    tags=("prithvi", "earth-observation"),
+    licences={"the authors' published weights": "apache-2.0"},
+)

@@ -6,22 +6,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mae_convert.families import keras_fields, transformers_fields
 from mae_convert.families.clips import EVEN, Clips
 from mae_convert.families.configuration import Configuration
-from mae_convert.families.evidence import PREPROCESSING, Evidence
-from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.evidence import Evidence
+from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.pixel_patches import Statistics, of_channels, statistics_of_patches
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.families.videomae import schema as canonical
-from mae_convert.families.videomae.card import CARD
 from mae_convert.families.videomae.layouts import LAYOUTS
 from mae_convert.families.videomae.layouts.keras import CLASSES as KERAS_CLASSES
 from mae_convert.families.videomae.layouts.transformers import ARCHITECTURES
 from mae_convert.families.videomae.layouts.transformers import FIELDS as OF_TRANSFORMERS
-from mae_convert.families.videomae.official import OFFICIAL
-from mae_convert.formats import Container
-from mae_convert.formats.contents import KERAS
+from mae_convert.families.videomae.official import CARD, OFFICIAL
 from mae_convert.layouts.fields import READ
 from mae_convert.layouts.schema import Schema
 from reference_models.configuration import VideoMAEConfig
@@ -44,7 +40,7 @@ NATIVE_LOADERS = {
     ("videomae, transformers", "transformers"): "transformers-video",
 }
 READ_FIELDS = dict.fromkeys((*OF_TRANSFORMERS, "qv_bias"), READ)
-CLASSES = {
+TRANSFORMERS_CLASSES = {
     "pretrain": Classes(("videomae",), (ARCHITECTURES["pretrain"],), READ_FIELDS),
     "encoder": Classes(("videomae",), tuple(ARCHITECTURES.values()), READ_FIELDS),
     "classify": Classes(("videomae",), (ARCHITECTURES["classify"],), READ_FIELDS),
@@ -73,6 +69,7 @@ class VideoMAE(Family):
     models = MODELS
     model_layouts = MODEL_LAYOUTS
     native_loaders = NATIVE_LOADERS
+    transformers_classes = TRANSFORMERS_CLASSES
     encoder_prefixes: ClassVar[Mapping[str, str]] = {"videomae": "encoder."}
     official = OFFICIAL
     has_key_bias = False
@@ -93,22 +90,6 @@ class VideoMAE(Family):
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
         """Return the schema of a geometry."""
         return canonical.expected(geometry, task, names)
-
-    def unread(
-        self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
-    ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may act on and that are not read here."""
-        config: Mapping[str, Any] = container.config or {}
-        if KERAS in config:
-            return keras_fields.unknown_in_config(config[KERAS], VideoMAEConfig)
-        if container.config_source != "config.json" or layout != "transformers":
-            return ()
-        transformers_fields.check_config(config, container.weights_file, dtypes)
-        return transformers_fields.unknown_in_config(config, CLASSES[task])
-
-    def untold_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and are not stored in tensors."""
-        return (*UNTOLD, "num_frames", *UNTOLD_OF_TASK[task], *PREPROCESSING)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
         """Return the value of a field in the training arguments of a checkpoint, or None."""
@@ -135,7 +116,7 @@ class VideoMAE(Family):
 
     def function_fields(self, model: VideoMAEConfig, task: str) -> dict[str, Any]:
         """Return the fields that no tensor gives and that change what a model computes."""
-        fields = {**super().function_fields(model, task), "num_frames": model.num_frames}
+        fields = super().function_fields(model, task)
         if task == "pretrain":
             fields["decoder_norm_eps"] = float(model.decoder_norm_eps)
         if task == "classify" and model.use_mean_pooling:
@@ -206,7 +187,7 @@ class VideoMAE(Family):
         places, of_time = rows * columns, kept // time
         return 0.0 if of_time == places else (places - of_time + 0.5) / places
 
-    def decoder_tokens(self, config: VideoMAEConfig) -> int | None:  # noqa: ARG002
+    def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
         """Return None: the decoder's norm has the hidden patches only."""
         return None
 

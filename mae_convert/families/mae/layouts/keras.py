@@ -8,7 +8,7 @@ beta, the embeddings class token and positions, the decoder mask token and posit
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.families.keras_rows import (
+from mae_convert.families.keras_layouts import (
     BLOCK,
     KERNEL_2D,
     OPTIMIZER,

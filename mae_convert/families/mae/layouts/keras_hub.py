@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError, Option, Text
-from mae_convert.families.keras_rows import OPTIMIZER, archived, dense, norm
+from mae_convert.families.keras_layouts import OPTIMIZER, archived, dense, norm
 from mae_convert.families.mae.layouts.transformers_tf import KERNEL
 from mae_convert.formats.registry import KERAS_H5
 from mae_convert.layouts.layout import IMAGENET, Layout

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae_convert.families.keras_rows import (
+from mae_convert.families.keras_layouts import (
     BLOCK,
     KERNEL_3D,
     OPTIMIZER,
