@@ -93,6 +93,7 @@ def plan_conversion(
     dtype: str | None = None,
     geometry: Geometry | None = None,
     packing: Packing | None = None,
+    hashing: bool = True,
 ) -> Plan:
     """Plan a conversion, and refuse what the target cannot store.
 
@@ -105,6 +106,7 @@ def plan_conversion(
         dtype: round every tensor to this dtype; default: dtypes are untouched.
         geometry: the images that the target takes; default: those of the source.
         packing: how the tensors are stored in files; default: as the layout's own programs do.
+        hashing: hash canonical tensors while they are read, for the record of the conversion.
 
     Raises:
         LayoutError: the layout does not support the model.
@@ -127,7 +129,7 @@ def plan_conversion(
         replace(rule, external=packing.prefix + rule.external).bound(heads)
         for rule in table.expand(names)
     ]
-    read = _read({name: source.tensors[name] for name in names}, rules, dtype)
+    read = _read({name: source.tensors[name] for name in names}, rules, dtype, hashing=hashing)
     created = _created(table, read.tensors, packing.prefix)
     return Plan(
         source=source,
@@ -186,11 +188,14 @@ class _Read:
     hashed_rounded: Mapping[str, PassingDigest]
 
 
-def _read(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None) -> _Read:
+def _read(
+    tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
+) -> _Read:
     """Return tensors that are rounded to the dtype, and hashed if the target has other bytes."""
     roundings = _roundings(tensors, dtype)
-    moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals}
-    hashed = {name: PassingDigest(tensors[name]) for name in {*moved, *roundings}}
+    moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
+    to_hash = {*moved, *roundings} if hashing else ()
+    hashed = {name: PassingDigest(tensors[name]) for name in to_hash}
     tensors = watched(tensors, hashed)
     rounded = {name: tensors[name].mapped(each, each.dtype) for name, each in roundings.items()}
     tensors = {**tensors, **rounded}
@@ -304,7 +309,7 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
             )
         return array
 
-    return tensor.mapped(checked, tensor.dtype)
+    return tensor.checked(checked)
 
 
 def _steps(

@@ -4,12 +4,14 @@ Only regular files are opened: reading a named pipe, a terminal or another devic
 forever, and a directory or a socket gives an unclear error.
 
 Bytes are read on request and not mapped into memory: reading a mapping of a file that has become
-shorter ends the process, and mappings count against its address space.
+shorter ends the process, and mappings count against its address space. A mapping is made only for
+parameters of models (`private_mapping`).
 """
 
 import copy
 import io
 import math
+import mmap
 import os
 import stat
 import weakref
@@ -21,7 +23,7 @@ import numpy as np
 
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.files.messages import damaged
-from mae_convert.files.sequential import SequentialArray
+from mae_convert.files.sequential import FilePosition, SequentialArray
 from mae_convert.process.shortage import shortage
 
 KINDS = (
@@ -151,6 +153,24 @@ class ByteFile:
         self.check(offset, math.prod(shape) * dtype.itemsize)
         return FileArray(shape, dtype, self, offset)
 
+    def position(self, offset: int) -> FilePosition:
+        """Return the position of a byte in the whole file."""
+        return FilePosition(self._whole, self.start + offset)
+
+    def private_mapping(self) -> mmap.mmap | None:
+        """Map the whole file into memory; what is written there does not change the file.
+
+        The mapping remains valid if the path is removed or refers to another file. If the file
+        itself becomes shorter, reading the mapping ends the process.
+
+        Returns:
+            The mapping; None if the file system or a limit of memory does not permit it.
+        """
+        try:
+            return mmap.mmap(self._descriptor, self._whole.size, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError):
+            return None
+
     def require_unchanged(self) -> None:
         """Require that the file has not changed since it was opened.
 
@@ -220,6 +240,17 @@ class FileArray(SequentialArray):
             self.file.read_into(data, self.offset + start * self.dtype.itemsize)
         array.flags.writeable = False
         return array
+
+    def fill(self, memory: np.ndarray, start: int) -> None:
+        """Read elements of the file into memory."""
+        if memory.size:
+            offset = self.offset + start * self.dtype.itemsize
+            self.file.read_into(memory.view(np.uint8).data, offset)
+
+    def stored_at(self, start: int, stop: int) -> FilePosition | None:
+        """Return the position in the file."""
+        del stop
+        return self.file.position(self.offset + start * self.dtype.itemsize)
 
 
 class Window(io.RawIOBase):

@@ -8,10 +8,24 @@ most 26 MB in float32 for the largest official model, a ViT-H.
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mae_convert.files.byte_ranges import ByteFile
+
+
+class FilePosition(NamedTuple):
+    """The position of bytes in an open file."""
+
+    file: "ByteFile"
+    """The whole file."""
+
+    offset: int
+    """The number of bytes before them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +48,19 @@ class SequentialArray(ABC):
     def elements(self, start: int, stop: int) -> np.ndarray:
         """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
 
+    def fill(self, memory: np.ndarray, start: int) -> None:
+        """Write the elements from `start` on into a flat contiguous array of the dtype."""
+        memory[:] = self.elements(start, start + len(memory))
+
+    def stored_at(self, start: int, stop: int) -> FilePosition | None:
+        """Return where a file contains exactly these elements, one after the other.
+
+        Returns:
+            The position of the first element; None if they are not so in one file.
+        """
+        del start, stop
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayRange(SequentialArray):
@@ -46,6 +73,14 @@ class ArrayRange(SequentialArray):
         """Return elements of the other array."""
         return self.of.elements(self.first + start, self.first + stop)
 
+    def fill(self, memory: np.ndarray, start: int) -> None:
+        """Write elements of the other array into memory."""
+        self.of.fill(memory, self.first + start)
+
+    def stored_at(self, start: int, stop: int) -> FilePosition | None:
+        """Return the position of the elements of the other array."""
+        return self.of.stored_at(self.first + start, self.first + stop)
+
 
 @dataclass(frozen=True, eq=False)
 class Joined(SequentialArray):
@@ -55,15 +90,40 @@ class Joined(SequentialArray):
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         """Return the elements from the parts that contain them."""
-        pieces, first = [], 0
-        for part in self.parts:
-            low, high = max(start - first, 0), min(stop - first, part.size)
-            if low < high:
-                pieces.append(part.elements(low, high))
-            first += part.size
+        pieces = [part.elements(low, high) for part, low, high in self._ranges(start, stop)]
         if not pieces:
             return np.empty(0, self.dtype)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def fill(self, memory: np.ndarray, start: int) -> None:
+        """Write the elements into memory part by part."""
+        filled = 0
+        for part, low, high in self._ranges(start, start + len(memory)):
+            part.fill(memory[filled : filled + high - low], low)
+            filled += high - low
+
+    def _ranges(self, start: int, stop: int) -> Iterator[tuple[SequentialArray, int, int]]:
+        """Yield each part with elements between `start` and `stop`, and their range in the part."""
+        first = 0
+        for part in self.parts:
+            low, high = max(start - first, 0), min(stop - first, part.size)
+            if low < high:
+                yield part, low, high
+            first += part.size
+
+    def stored_at(self, start: int, stop: int) -> FilePosition | None:
+        """Return the position of the first part if the other parts follow it in its file."""
+        begins: FilePosition | None = None
+        expected: FilePosition | None = None
+        for part, low, high in self._ranges(start, stop):
+            position = part.stored_at(low, high)
+            if position is None or (begins is not None and position != expected):
+                return None
+            begins = begins or position
+            expected = position._replace(
+                offset=position.offset + (high - low) * self.dtype.itemsize
+            )
+        return begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +136,20 @@ class Mapped(SequentialArray):
     def elements(self, start: int, stop: int) -> np.ndarray:
         """Return the mapped elements."""
         return self.function(self.of.elements(start, stop))
+
+
+@dataclass(frozen=True, eq=False)
+class Checked(Mapped):
+    """Another array whose elements are checked by a function that returns its argument."""
+
+    def fill(self, memory: np.ndarray, start: int) -> None:
+        """Write elements of the other array into memory and check them."""
+        self.of.fill(memory, start)
+        self.function(memory)
+
+    def stored_at(self, start: int, stop: int) -> FilePosition | None:
+        """Return the position of the elements of the other array."""
+        return self.of.stored_at(start, stop)
 
 
 def split(array: SequentialArray, shapes: Sequence[tuple[int, ...]]) -> list[SequentialArray]:

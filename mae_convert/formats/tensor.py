@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mae_convert.errors import OutputError
-from mae_convert.files.sequential import Mapped, SequentialArray
+from mae_convert.files.sequential import Checked, Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
 """Bytes of a piece, which fits into the processor's cache."""
+
+CACHED_BYTES = 1 << 18
+"""Bytes that are read and then checked at a time. Most processors have more cache for each core."""
 
 BLOCK_BYTES = 1 << 24
 """Bytes that are copied at a time if an array is not contiguous in C order."""
@@ -64,6 +67,46 @@ class LazyTensor:
         if isinstance(load, SequentialArray):
             return replace(self, dtype=dtype, load=Mapped(self.shape, dtype, load, function))
         return replace(self, dtype=dtype, load=lambda: function(load()))
+
+    def checked(self, function: Callable[[np.ndarray], np.ndarray]) -> "LazyTensor":
+        """Return the tensor with a function that checks the elements and returns its argument."""
+        if isinstance(self.load, SequentialArray):
+            return replace(self, load=Checked(self.shape, self.dtype, self.load, function))
+        return self.mapped(function, self.dtype)
+
+    def read_into(self, memory: np.ndarray) -> None:
+        """Write all elements in C order into a flat contiguous array of the dtype.
+
+        Raises:
+            OutputError: the array has another shape or dtype than the tensor.
+        """
+        load = self.load
+        if isinstance(load, SequentialArray):
+            self._check(load.shape, load.dtype)
+            count = max(1, CACHED_BYTES // load.dtype.itemsize)
+            for start in range(0, load.size, count):
+                load.fill(memory[start : start + count], start)
+            return
+        filled = 0
+        for piece in self.pieces():
+            memory[filled : filled + piece.size] = piece
+            filled += piece.size
+
+    def read_through(self) -> None:
+        """Read all elements only for their checks; no more than a block is kept in memory.
+
+        Raises:
+            OutputError: the array has another shape or dtype than the tensor.
+        """
+        load = self.load
+        if not isinstance(load, SequentialArray):
+            for _ in self.pieces():
+                pass
+            return
+        self._check(load.shape, load.dtype)
+        block = np.empty(max(1, CACHED_BYTES // load.dtype.itemsize), load.dtype)
+        for start in range(0, load.size, block.size):
+            load.fill(block[: load.size - start], start)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Yield all elements in C order, in contiguous arrays of one axis.

@@ -172,7 +172,8 @@ class PretrainedModel:
                 name of an official checkpoint, or a repository ``owner/name`` on the Hub.
             config: a configuration whose fields are used.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
-                ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``.
+                ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
+                ``mmap``, as of `mae_convert.load_model`.
 
         Raises:
             MaeConvertError: the checkpoint is missing or cannot be read (an OSError), or is not
@@ -190,6 +191,7 @@ class PretrainedModel:
         device = options.pop("device", None) or device_of(options.pop("device_map", None))
         anew = bool(options.pop("ignore_mismatched_sizes", False))
         with_info = options.pop("output_loading_info", False)
+        mapped = options.pop("mmap", None)
         changes = changes_of(cls.task, config, options)
         specified = {name: value for name, value in changes.items() if name in SAYABLE}
         if "global_pool" in options:  # in a configuration it may be the default
@@ -201,9 +203,8 @@ class PretrainedModel:
             checkpoint = with_head(checkpoint, count, anew=anew)
         checkpoint = with_free_fields(checkpoint, changes)
         size = size_of(changes)
-        model = make_model(
-            checkpoint, Wanted(cls.runs_on(), cls.task, dtype, device, size, model_class=cls)
-        )
+        wanted = Wanted(cls.runs_on(), cls.task, dtype, device, size, model_class=cls, mmap=mapped)
+        model = make_model(checkpoint, wanted)
         model.config.update(habits_of(config, options))
         if getattr(config, "gradient_checkpointing", False):
             model.gradient_checkpointing_enable()

@@ -16,6 +16,7 @@ from mae_convert.errors import ConfigurationError, MissingRequirementError, as_a
 from mae_convert.families.option_values import name_of_dtype, size_of_image
 from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
 from mae_convert.formats.dtypes import DTYPES
+from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.runtime.job import class_named
 from mae_convert.runtime.metadata import Carried
 from mae_convert.runtime.sides import MODELS_OF
@@ -27,6 +28,8 @@ NAMED_AS = {
     "tensorflow": Path("model.weights.h5"),
     "jax": Path("model.weights.h5"),
 }
+# File formats whose files are mapped into memory by default, as their own libraries do.
+MAPPED = (SAFETENSORS,)
 NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("jax", "keras")}
 # Keras's policies with different dtypes for computation and variables.
 MIXED = ("mixed_float16", "mixed_bfloat16")
@@ -43,6 +46,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     num_frames: int | None = None,
     num_labels: int | None = None,
     state_key: str | None = None,
+    mmap: bool | None = None,
     **specified: Any,
 ) -> Any:
     """Return a reference model with the weights of a checkpoint; no file is written.
@@ -66,6 +70,9 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         num_frames: compute the fixed position embeddings for videos of this many frames.
         num_labels: add a new classifier head of zeros to the encoder, for fine-tuning.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        mmap: in PyTorch on the CPU, whether parameters that the file contains as they are become
+            views of a private mapping of the file instead of copies; see below. Default: True for
+            safetensors, False for other formats, as in these formats' own libraries.
         specified: fields that the checkpoint does not contain: ``num_heads``,
             ``decoder_num_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``,
             ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the
@@ -74,6 +81,13 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     Returns:
         The model, in evaluation mode. Further metadata of the checkpoint is in its attribute
         ``carried``.
+
+    With ``mmap``, training does not change the file, and the file may be removed or replaced by
+    another one (as every function of this package does) while the model exists. But the file must
+    not be changed in place: parameters that were not modified yet would change with it, and if it
+    becomes shorter, reading them ends the process (SIGBUS). ``torch.save`` to the path of the file
+    does this: with ``mmap=True``, save to another path, or with `save_model`. Pass ``mmap=False``
+    for files on a network file system, which another computer may change.
 
     Raises:
         MaeConvertError: the checkpoint cannot be read, or is not such a model.
@@ -93,7 +107,8 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         warn_of_no_effect(flags, checkpoint)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
-    return make_model(checkpoint, Wanted(framework, task, dtype, device, size, num_frames))
+    wanted = Wanted(framework, task, dtype, device, size, num_frames, mmap=mmap)
+    return make_model(checkpoint, wanted)
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
@@ -115,6 +130,7 @@ class Wanted:
     image_size: tuple[int, int] | None = None
     num_frames: int | None = None
     model_class: type | None = None
+    mmap: bool | None = None
 
 
 def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
@@ -136,10 +152,18 @@ def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
     # The reference models have a key bias; it is zeros if the checkpoint has none.
     whole = replace(checkpoint, key_bias=True)
     plan = plan_conversion(
-        whole, target, layout, task=wanted.task, dtype=variable_dtype, geometry=geometry
+        whole,
+        target,
+        layout,
+        task=wanted.task,
+        dtype=variable_dtype,
+        geometry=geometry,
+        hashing=False,
     )
     require(wanted.framework)
     model = _make(plan, replace(wanted, dtype=wanted.dtype or variable_dtype))
+    for file in checkpoint.container.opened:
+        file.require_unchanged()
     model.carried = replace(Carried.by(plan), key_bias=checkpoint.key_bias)
     return model
 
@@ -160,7 +184,9 @@ def _make(plan: Plan, wanted: Wanted) -> Any:
     if wanted.framework == "torch":
         from mae_convert.runtime import torch_model
 
-        return torch_model.make(chosen, config, plan.tensors, wanted.device)
+        kind = plan.source.container.kind
+        mapped = kind in MAPPED if wanted.mmap is None else wanted.mmap
+        return torch_model.make(chosen, config, plan.tensors, wanted.device, mapped=mapped)
     from mae_convert.runtime import keras_model
 
     return keras_model.make(chosen, config, plan.tensors, str(wanted.dtype), wanted.device)

@@ -1,35 +1,101 @@
 """Create a PyTorch reference model from tensors one by one, and return its tensors."""
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.sequential import FilePosition, SequentialArray
+from mae_convert.files.workers import reuse_freed_memory
 from mae_convert.formats.dtypes import DTYPES
-from mae_convert.formats.tensor import LazyTensor, as_bytes
+from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed
 from mae_convert.runtime.torch_runs import WithoutValues
 
+READERS = 2
+"""Threads that read tensors, while the model is being created."""
 
-def make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], device: str | None) -> Any:
+
+def make(
+    model_class: Any,
+    config: Any,
+    tensors: Sequence[LazyTensor],
+    device: str | None,
+    *,
+    mapped: bool = False,
+) -> Any:
     """Return a model in evaluation mode with exactly these tensors.
 
     The model is created without memory, and each tensor is read into its final memory: there is
-    never more in memory than the model and a piece of one tensor.
+    never more in memory than the model and a piece of a few tensors.
+
+    Args:
+        model_class: the class to make.
+        config: its configuration.
+        tensors: with the names of the state dict.
+        device: the device of the parameters; None for the CPU.
+        mapped: whether a tensor that a file contains as it is becomes a view of a private mapping
+            of the file, instead of a copy. It is read once for its checks, without the mapping.
 
     Raises:
         LayoutError: the tensors are not the model's.
         MissingRequirementError: the device does not exist.
     """
-    with WithoutValues():
-        model = model_class(config)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)
-    state = {tensor.name: read_tensor(tensor, device) for tensor in tensors}
+    mappings = private_mappings(tensors) if mapped and device in (None, "cpu") else {}
+    reuse_freed_memory()
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="mae-convert")
+    try:
+        values = [pool.submit(mapped_or_read, tensor, device, mappings) for tensor in tensors]
+        with WithoutValues():
+            model = model_class(config)
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        check_same({tensor.name: tensor.shape for tensor in tensors}, shapes)
+        state = {tensor.name: value.result() for tensor, value in zip(tensors, values, strict=True)}
+    finally:
+        pool.shutdown(cancel_futures=True)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
+
+
+def private_mappings(tensors: Sequence[LazyTensor]) -> dict[ByteFile, mmap.mmap]:
+    """Return a mapping of each file that contains a tensor as it is, if it can be mapped."""
+    files = {place.file for tensor in tensors if (place := file_position(tensor)) is not None}
+    mappings = {file: file.private_mapping() for file in files}
+    return {file: mapping for file, mapping in mappings.items() if mapping is not None}
+
+
+def file_position(tensor: LazyTensor) -> FilePosition | None:
+    """Return where a file contains a tensor as it is, aligned for its dtype; None if none does."""
+    if not isinstance(tensor.load, SequentialArray) or not tensor.nbytes:
+        return None
+    place = tensor.load.stored_at(0, tensor.load.size)
+    return None if place is None or place.offset % tensor.dtype.itemsize else place
+
+
+def mapped_or_read(
+    tensor: LazyTensor, device: str | None, mappings: Mapping[ByteFile, mmap.mmap]
+) -> torch.Tensor:
+    """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
+
+    In both cases the elements are read through their checks. Of a mapped tensor they are not read
+    from the mapping: if the file becomes shorter meanwhile, this is an error, while reading the
+    mapping would end the process.
+    """
+    place = file_position(tensor)
+    if place is None or place.file not in mappings:
+        return read_tensor(tensor, device)
+    tensor.read_through()
+    return torch.frombuffer(
+        mappings[place.file],
+        dtype=getattr(torch, str(tensor.dtype)),
+        count=tensor.nbytes // tensor.dtype.itemsize,
+        offset=place.offset,
+    ).view(tensor.shape)
 
 
 def with_config(model: Any, config: Any) -> Any:
@@ -56,10 +122,7 @@ def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
     """Return a tensor in newly allocated memory, on a device."""
     read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
-    place, filled = read.view(-1).view(torch.uint8).numpy(), 0
-    for piece in tensor.pieces():
-        place[filled : filled + piece.nbytes] = as_bytes(piece)
-        filled += piece.nbytes
+    tensor.read_into(read.view(-1).view(torch.uint8).numpy().view(tensor.dtype))
     if device is None:
         return read
     try:

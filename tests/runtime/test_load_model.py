@@ -221,7 +221,7 @@ def high_water():  # getrusage tells that of the parent, where it is larger
 load_model(sys.argv[2], num_attention_heads=4)  # imports what it takes
 open("/proc/self/clear_refs", "w").write("5")  # forgets what importing took for a while
 before = high_water()
-model = load_model(sys.argv[1])
+model = load_model(sys.argv[1], mmap=False)
 print((high_water() - before) / sum(p.nbytes for p in model.parameters()))
 """
 
