@@ -17,8 +17,8 @@ from mae_convert.families.canonical import BATCH_NORM
 from mae_convert.formats import Container
 from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.layouts.schema import Shape
 from mae_convert.layouts.table import read_tensors
+from mae_convert.layouts.transforms import Shape
 
 EPSILON = 1e-6  # as in the original; it is not stored in tensors
 STEP = {
@@ -79,7 +79,7 @@ def canonical_tensors(
 
 
 def after_step(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return the container with a step, applied while opening, in its record."""
+    """Return the container with a declared step in its conversion record."""
     record = container.conversion or {}
     return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 

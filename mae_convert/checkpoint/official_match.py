@@ -11,8 +11,7 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.families.evidence import OFFICIAL as OFFICIAL_KIND
 from mae_convert.families.evidence import PREPROCESSING
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.formats.tensor import PIECE_BYTES
+from mae_convert.files.byte_ranges import ByteFile, hex_digest
 
 
 def probable(checkpoint: Checkpoint) -> list[Any]:
@@ -88,12 +87,7 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
 def open_md5(file: ByteFile) -> str:
     """Return the MD5 of an open file's bytes; the first digits are published for official files."""
-    digest, buffer = hashlib.md5(usedforsecurity=False), memoryview(bytearray(PIECE_BYTES))
-    for start in range(0, file.size, PIECE_BYTES):
-        piece = buffer[: min(PIECE_BYTES, file.size - start)]
-        file.read_into(piece, start)
-        digest.update(piece)
-    return digest.hexdigest()
+    return hex_digest(file, hashlib.md5(usedforsecurity=False))
 
 
 def file_md5(path: Path) -> str:

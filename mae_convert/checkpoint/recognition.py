@@ -14,9 +14,8 @@ from mae_convert.errors import LayoutError
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import task_of
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.schema import KEY_BIAS, Shape
 from mae_convert.layouts.table import Rule, Table, external_shapes, listed
-from mae_convert.layouts.transforms import SplitHeads
+from mae_convert.layouts.transforms import KEY_BIAS, Shape, SplitHeads
 
 
 @dataclass(frozen=True)

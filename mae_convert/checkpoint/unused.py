@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 
 Path = tuple[str, ...]
 

@@ -27,8 +27,8 @@ from mae_convert.formats.dtypes import DTYPES, MeasuredRounding
 from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.schema import KEY_BIAS, Schema
 from mae_convert.layouts.table import Rule, Table, write_tensors
+from mae_convert.layouts.transforms import KEY_BIAS, Schema
 from mae_convert.text import plural
 
 

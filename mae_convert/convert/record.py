@@ -21,8 +21,7 @@ from mae_convert.checkpoint.fingerprint import (
 from mae_convert.checkpoint.official_match import confirmed, confirmed_by_hash, open_md5
 from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import Configuration
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.hashes import open_sha256, sha256_of
+from mae_convert.files.byte_ranges import ByteFile, hex_digest, open_sha256
 from mae_convert.formats.tensor import LazyTensor
 
 NOT_YET = "0" * 64
@@ -309,7 +308,7 @@ class SourceHashes:
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Hash the files, and report the number of bytes that were hashed."""
-        self._hashes = [sha256_of(file, advance) for file in self._files]
+        self._hashes = [hex_digest(file, hashlib.sha256(), advance) for file in self._files]
 
     def md5(self) -> str:
         """Return the MD5 of the file, which identifies official files; computed on demand."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.weight_edits import WeightEdit
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.transforms import Schema
 
 Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``block_variants``
 

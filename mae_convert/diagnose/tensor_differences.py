@@ -9,7 +9,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.weight_hypotheses import self_edits
 from mae_convert.formats.dtypes import DTYPES, rounded
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 from mae_convert.verify.array_patterns import runs
 from mae_convert.verify.distance import relative_error
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mae_convert.diagnose import weight_edits
 from mae_convert.diagnose.hypotheses import Hypothesis, Model, Stack, in_blocks
 from mae_convert.diagnose.weight_edits import WeightEdit
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 
 
 class SelfEdit(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError, LayoutError, Option
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 
 TASKS = ("pretrain", "encoder", "classify")
 # A linear probe's batch norm before its head: read, and folded into the head.

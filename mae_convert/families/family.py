@@ -26,7 +26,7 @@ from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.schema import Schema, Shape
+from mae_convert.layouts.transforms import Schema, Shape
 
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, Shape]

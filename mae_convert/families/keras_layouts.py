@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.files.messages import shown
 from mae_convert.layouts.fields import HARMLESS, READ, Fields, Only, Treatment, unknown_fields
 from mae_convert.layouts.table import Drop, Row
 from mae_convert.layouts.transforms import TRANSPOSE, Permute
+from mae_convert.text import shown
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 OBJECT: Mapping[str, Treatment] = {

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.files.messages import shown
 from mae_convert.formats.directory import DISTRIBUTED
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.fields import (
@@ -24,6 +23,7 @@ from mae_convert.layouts.fields import (
     Treatment,
     unknown_fields,
 )
+from mae_convert.text import shown
 
 # What to do about an adapter.
 MERGE = (

@@ -1,4 +1,4 @@
-"""Files that are open for reading, with checked byte ranges; changes of a file are detected.
+"""Files that are open for reading, with checked byte ranges and hashes; changes are detected.
 
 Only regular files are opened: reading a named pipe, a terminal or another device could wait
 forever, and a directory or a socket gives an unclear error.
@@ -9,12 +9,14 @@ parameters of models (`private_mapping`).
 """
 
 import copy
+import hashlib
 import io
 import math
 import mmap
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +24,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mae_convert.errors import CheckpointError, MaeConvertError
-from mae_convert.files.messages import damaged
 from mae_convert.files.sequential import FilePosition, SequentialArray
 from mae_convert.process.shortage import shortage
 
+LONGEST_FILE_NAME = 255
+PIECE_BYTES = 1 << 20
 KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -293,3 +296,63 @@ class Window(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def open_sha256(file: ByteFile) -> str:
+    """Return the SHA-256 of the bytes of an open file.
+
+    Raises:
+        CheckpointError: it was changed since it was opened.
+    """
+    digest = hex_digest(file, hashlib.sha256())
+    file.require_unchanged()
+    return digest
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hex_digest(ByteFile(path), hashlib.sha256())
+
+
+def hex_digest(file: ByteFile, digest: Any, advance: Callable[[int], None] | None = None) -> str:
+    """Return the digest of an open file in hexadecimal digits.
+
+    Args:
+        file: the file.
+        digest: a new hash object of `hashlib`.
+        advance: is called with the number of bytes of each piece that was read.
+    """
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    for start in range(0, file.size, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, file.size - start)]
+        file.read_into(piece, start)
+        digest.update(piece)
+        if advance is not None:
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """Return the error for a corrupt file."""
+    return CheckpointError(
+        path, f" is truncated or corrupt ({what})", hint="copy or download it again"
+    )
+
+
+def refuse_nul(name: object) -> None:
+    """Refuse a name that the system cannot look up.
+
+    Raises:
+        MaeConvertError: it contains a NUL character.
+    """
+    if "\0" in str(name):
+        raise MaeConvertError(
+            f"{name} contains a NUL character, which is not allowed in names", hint="leave it out"
+        )
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether a name from a file is the name of a file beside it, without a path."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= LONGEST_FILE_NAME

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import ByteFile, Window
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.byte_ranges import ByteFile, Window, damaged
 from mae_convert.formats.contents import loading, reading
+from mae_convert.text import shown
 
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 LOCAL_MAGIC = b"PK\x03\x04"

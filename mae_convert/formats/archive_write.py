@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from mae_convert.formats.output_file import BytesAt, FileLayout
 
+# A CRC-32 is a polynomial over GF(2) modulo `POLYNOMIAL`, its bits reversed: the highest bit of a
+# number is the coefficient of x^0. To append n zero bits is to multiply it by x^n.
+POLYNOMIAL = 0xEDB88320
+ONE, X = 1 << 31, 1 << 30
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
 """Value of a 32-bit field for a number that is in an extra field (ZIP64)."""
@@ -134,3 +138,32 @@ def _end(directory: int, entries: Sequence[bytes]) -> bytes:
         whole += END_64.pack(b"PK\6\6", *rest) + LOCATOR_64.pack(b"PK\6\7", 0, end, 1)
     few, small, near = min(count, MANY_RECORDS), min(size, LIMIT), min(directory, LIMIT)
     return whole + END.pack(b"PK\5\6", 0, 0, few, few, small, near, 0)
+
+
+def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
+    """Return the CRC-32 of concatenated parts, each given as its own CRC-32 and its length."""
+    whole = 0
+    for checksum, count in parts:
+        whole = _times(_power_of_x(8 * count), whole) ^ checksum
+    return whole
+
+
+def _times(a: int, b: int) -> int:
+    """Return the product of two polynomials."""
+    product, bit = 0, ONE
+    while bit:
+        if a & bit:
+            product ^= b
+        b = b >> 1 ^ (POLYNOMIAL if b & 1 else 0)
+        bit >>= 1
+    return product
+
+
+def _power_of_x(exponent: int) -> int:
+    power, square = ONE, X
+    while exponent:
+        if exponent & 1:
+            power = _times(power, square)
+        square = _times(square, square)
+        exponent >>= 1
+    return power

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import damaged, is_plain_name, shown
+from mae_convert.files.byte_ranges import ByteFile, damaged, is_plain_name
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import Contents, reading
 from mae_convert.formats.pickle_stream import PickleStream
@@ -39,6 +38,7 @@ from mae_convert.formats.registry import DCP, METADATA
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES, StoredTensor, TensorPlace, natural
 from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model
+from mae_convert.text import shown
 
 DEEPEST = 32
 DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.contents import Contents, embedded_json, loading, reading
 from mae_convert.formats.hdf5_reader import Tree, read_tree
@@ -15,6 +14,7 @@ from mae_convert.formats.registry import KERAS_H5, TF_H5
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.tensorflow_files import functional_weights, whole_model
 from mae_convert.formats.torch_types import TORCH_DTYPES
+from mae_convert.text import shown
 
 SETTINGS = ("config", "conversion")
 LAYERS, WEIGHTS, MODEL = "layer_names", "weight_names", "model_config"

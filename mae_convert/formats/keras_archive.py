@@ -13,12 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.errors import CheckpointError, OutputError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.hashes import combined_crc32
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.archive import Archive
-from mae_convert.formats.archive_write import Record, zip_layout
+from mae_convert.formats.archive_write import Record, combined_crc32, zip_layout
 from mae_convert.formats.contents import KERAS, Contents
 from mae_convert.formats.hdf5 import read_hdf5
 from mae_convert.formats.hdf5_write import keras_h5_layout
@@ -26,6 +24,7 @@ from mae_convert.formats.output_file import BytesAt, FileLayout
 from mae_convert.formats.registry import KERAS_ARCHIVE
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.tensorflow_files import whole_model
+from mae_convert.text import shown
 
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 LARGEST_CONFIG = 1 << 24

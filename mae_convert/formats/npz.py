@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.byte_ranges import damaged
 from mae_convert.formats.archive import DAMAGE, Archive
 from mae_convert.formats.archive_write import Record, zip_layout
 from mae_convert.formats.contents import Contents, embedded_json, reading
@@ -19,6 +19,7 @@ from mae_convert.formats.output_file import FileLayout
 from mae_convert.formats.registry import NPZ
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import NUMPY_DTYPES
+from mae_convert.text import shown
 
 SUFFIX = ".npy"
 SETTINGS = {"config": "__config__", "conversion": "__conversion__"}

@@ -8,12 +8,30 @@ the file is refused.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from mae_convert.files.messages import LONGEST_SHOWN, shown
+from mae_convert.errors import CheckpointError
 from mae_convert.formats.pickle_types import Maker, NumpyArray, Opaque, Ordered, Record
 from mae_convert.formats.settings_objects import UNKNOWN, settings_in
 from mae_convert.formats.torch_types import REBUILDERS, Storage, StoredTensor, TensorPlace
+from mae_convert.text import LONGEST_SHOWN, shown
+
+GATHER = (
+    "gather the tensors in the training program: on every process, state = "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=torch.distributed.checkpoint.state_dict.StateDictOptions(full_state_dict=True)), and "
+    "on the first process, torch.save({'model': state}, 'gathered.pth')"
+)
+"""Hint for checkpoints that store tensors in flat shards without their names and shapes."""
+
+SHARDED = (
+    "torch._utils._rebuild_wrapper_subclass",
+    "torch.distributed.tensor.",
+    "torch.distributed._tensor.",
+    "torch.distributed._shard.",
+)
+"""Prefixes of the names of the types as which such shards are pickled."""
 
 OUTERMOST_SHOWN = 24
 NAMES_SHOWN = 8
@@ -174,4 +192,23 @@ def in_words(item: Opaque | NumpyArray) -> str:
     return (
         f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "
         f"needs: neither imported nor called{values}"
+    )
+
+
+def would_run_code(path: Path, dotted: str) -> CheckpointError:
+    """Return the error for a file that can only be read by running code."""
+    if dotted.startswith(SHARDED):
+        return CheckpointError(
+            path,
+            " contains tensors that are distributed over processes or wrapped (its pickle refers "
+            f"to {shown(dotted)})",
+            hint=GATHER,
+        )
+    return CheckpointError(
+        path,
+        f" is not opened: its pickle refers to {shown(dotted)}, and loading that would run code",
+        hint=(
+            "write only the weights, with torch.save({'model': model.state_dict()}, ...), in the "
+            "program that wrote the file"
+        ),
     )

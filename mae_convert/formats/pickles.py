@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.files.messages import damaged, would_run_code
+from mae_convert.files.byte_ranges import damaged
 from mae_convert.formats.code_names import runs_code
-from mae_convert.formats.opaque_objects import Effects
+from mae_convert.formats.opaque_objects import Effects, would_run_code
 from mae_convert.formats.pickle_stream import PickleStream
 from mae_convert.formats.pickle_types import (
     INERT,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import damaged, shown
+from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.contents import Contents, embedded_json
 from mae_convert.formats.output_file import FileLayout
@@ -19,6 +18,7 @@ from mae_convert.formats.plain_values import describe
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES
+from mae_convert.text import shown
 
 LARGEST_HEADER = 4_000_000
 """Limit on the bytes of the header. It is ten times the header of the largest MAE, but a

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import is_plain_name, shown
+from mae_convert.files.byte_ranges import ByteFile, is_plain_name
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats.contents import Contents, json_in
 from mae_convert.formats.registry import PTH, SAFETENSORS, TF_H5
 from mae_convert.formats.tensor import LazyTensor
+from mae_convert.text import shown
 
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin|h5)")
 KINDS = (SAFETENSORS, PTH, TF_H5)

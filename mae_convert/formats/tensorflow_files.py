@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.messages import shown
+from mae_convert.text import shown
 
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, Option, Text, join
-from mae_convert.files.messages import GATHER, shown, would_run_code
-from mae_convert.formats.opaque_objects import Effects, holder_of_tensors, reach
+from mae_convert.formats.opaque_objects import (
+    GATHER,
+    Effects,
+    holder_of_tensors,
+    reach,
+    would_run_code,
+)
 from mae_convert.formats.pickle_types import Opaque, Ordered
 from mae_convert.formats.plain_values import describe
 from mae_convert.formats.torch_types import StoredTensor, TensorPlace
+from mae_convert.text import shown
 
 WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
 """Keys under which a checkpoint stores its model; `module` is DeepSpeed's."""

@@ -1,8 +1,15 @@
-"""The result of an experiment for a field: its candidates, and whether one is significant."""
+"""The result of an experiment for a field: its candidates, and whether one is significant.
+
+Losses of candidates on the same images and masks are compared in pairs. Crops of one image are
+alike. So images are resampled first, and then the crops of each (a hierarchical bootstrap): a
+candidate that wins on one image only is not significant.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 SIGNIFICANT = 0.99
 """Fraction of bootstrap samples in which a candidate must have the lowest loss."""
@@ -90,3 +97,31 @@ class Inference:
         by_loss = "reconstruction" in decision.method and decision.confidence is not None
         confidence = f", confidence {decision.confidence:.3f}" if by_loss else ""
         return f"experiment ({decision.method}{confidence})"
+
+
+SAMPLES = 2000
+
+
+def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
+    """Return the confidence that one candidate has a lower mean loss than every other one.
+
+    Args:
+        best: (images, crops), the losses of the candidate.
+        others: (candidates, images, crops), those of the others.
+        seed: of the bootstrap.
+
+    Returns:
+        The smallest share, over the other candidates, of bootstrap samples in which ``best`` is
+        lower; 1.0 if there is no other.
+    """
+    differences = others - best
+    return min((_share_above_zero(one, seed) for one in differences), default=1.0)
+
+
+def _share_above_zero(differences: np.ndarray, seed: int) -> float:
+    images, crops = differences.shape
+    generator = np.random.Generator(np.random.Philox(seed))
+    chosen = generator.integers(images, size=(SAMPLES, images, 1))
+    within = generator.integers(crops, size=(SAMPLES, images, crops))
+    means = differences[chosen, within].mean(axis=(1, 2))
+    return float((means > 0).mean())

@@ -9,8 +9,7 @@ import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.families.evidence import PREPROCESSING
-from mae_convert.infer.bootstrap import wins
-from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision
+from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision, wins
 from mae_convert.infer.head_structure import HeadStructure
 from mae_convert.infer.losses import Crops, Losses, Runner
 

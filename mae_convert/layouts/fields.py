@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.files.messages import shown
+from mae_convert.text import shown
 
 
 @dataclass(frozen=True)

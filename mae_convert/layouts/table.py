@@ -15,11 +15,10 @@ from functools import cache, lru_cache
 import numpy as np
 
 from mae_convert.errors import LayoutError, Option
-from mae_convert.files.messages import shown
 from mae_convert.files.sequential import Joined, SequentialArray, split
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.layouts.schema import KEY_BIAS, Schema, Shape
-from mae_convert.layouts.transforms import SAME, SplitHeads, Transform
+from mae_convert.layouts.transforms import KEY_BIAS, SAME, Schema, Shape, SplitHeads, Transform
+from mae_convert.text import shown
 
 DIGITS = "[0-9]{0,2}"
 """The digits after the first one of a block index: no model has a thousand blocks."""

@@ -1,5 +1,6 @@
 """Transforms between canonical and external tensors: invertible maps between arrays."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -7,7 +8,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from mae_convert.errors import LayoutError
-from mae_convert.layouts.schema import Shape
+
+Shape = tuple[int, ...]
+Schema = dict[str, Shape]
+# A key bias has no effect on the softmax, so some programs have none although query and value have
+# one.
+KEY_BIAS = re.compile(r"\.attention\.k\.bias$")
 
 
 class Transform(Protocol):

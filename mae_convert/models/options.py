@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.changes import with_new_head
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.option_values import size_of_image
 from mae_convert.families.options import Flags

@@ -9,10 +9,10 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
-from mae_convert.files.messages import shown
 from mae_convert.formats.container import JSON_NAMES
 from mae_convert.formats.registry import FORMATS, NPZ
 from mae_convert.sources.select_files import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
+from mae_convert.text import shown
 from mae_convert.verify.certificate import Certificate, read_certificate
 
 NAME = re.compile(r"\w[\w.-]*")

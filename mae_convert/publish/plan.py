@@ -7,11 +7,10 @@ from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
 from mae_convert.publish.artifacts import Artifact, beside, check_together, read_artifact
-from mae_convert.publish.card import marked, merged_card, metadata_of, new_card
+from mae_convert.publish.card import card_metadata, marked, merged_card, metadata_of, new_card
 from mae_convert.publish.card_body import WARNING, CardData, section
 from mae_convert.publish.example_image import CREDIT, image_of
 from mae_convert.publish.licence import Licence, decide_licence
-from mae_convert.publish.metadata import metadata
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
 from mae_convert.publish.staging import Staged, stage, stage_artifacts, superseded
 from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
@@ -237,7 +236,7 @@ def _card(
 ) -> tuple[str, dict[str, Any]]:
     """Return the card, and the metadata that was added to an existing one."""
     ours = marked(section(data), warning=WARNING if request.unverified else "")
-    fields = metadata(data.repo_id, data.artifacts[0], data.licence, request.base_model)
+    fields = card_metadata(data.repo_id, data.artifacts[0], data.licence, request.base_model)
     local = request.directory / CARD
     if existing is None and local.is_file():
         try:

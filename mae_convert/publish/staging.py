@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.hashes import open_sha256
+from mae_convert.files.byte_ranges import ByteFile, open_sha256
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.shards import SHARD
 from mae_convert.publish.artifacts import Artifact, beside

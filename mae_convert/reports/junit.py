@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.sweep.result import ERROR, Row
 from mae_convert.text import for_xml
 from mae_convert.verify.assumptions import in_words
-from mae_convert.verify.environment import environment
+from mae_convert.verify.certificate import environment
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import answer, headline, runner_in_words, summary, suspects_title
 

@@ -14,7 +14,7 @@ from mae_convert.files.atomic import check_target, write_file
 from mae_convert.files.strict_json import plain
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.text import code_in_markdown, for_markdown, for_terminal
-from mae_convert.verify.environment import environment
+from mae_convert.verify.certificate import environment
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import (
     answer,

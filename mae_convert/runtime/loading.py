@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint, without_effect
-from mae_convert.convert.changes import Geometry
-from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
 from mae_convert.families.option_values import name_of_dtype, size_of_image

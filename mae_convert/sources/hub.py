@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.checkpoint.checkpoint import Origin
 from mae_convert.errors import HubError
 from mae_convert.families import official_files
-from mae_convert.files.messages import is_plain_name
+from mae_convert.files.byte_ranges import is_plain_name
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.sources.cache import cache_directory, link_together
 from mae_convert.sources.client import client, speaking

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.files.messages import refuse_nul
+from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.sources import storage
 from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import official_files, official_named
 from mae_convert.families.official_models import SUFFIX, OfficialFile
-from mae_convert.files.messages import refuse_nul
+from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.formats.registry import FILE_SUFFIXES
 from mae_convert.text import did_you_mean
 

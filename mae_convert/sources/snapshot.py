@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.hashes import file_sha256
+from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.layouts.table import listed
 from mae_convert.sources.client import is_unreachable, patiently, unexpected_answer
 from mae_convert.sources.reference import HubReference

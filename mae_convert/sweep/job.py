@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, check_flags, require_comparable
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.convert.changes import Geometry
+from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute
-from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.convert.record import files_sha256

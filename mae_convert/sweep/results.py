@@ -14,7 +14,7 @@ from typing import Any
 
 from mae_convert.errors import CheckpointError, Option, OutputError
 from mae_convert.files.atomic import check_target
-from mae_convert.files.messages import refuse_nul
+from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.files.strict_json import in_unicode, plain
 from mae_convert.sweep.job import Job
 from mae_convert.sweep.result import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row

@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+LONGEST_SHOWN = 200
+
 CODE_SPAN_ENDS = frozenset("`|<")  # or the cell of a table, or a marker in a model card
 MARKDOWN_ENTITIES = {
     "&": "&amp;",
@@ -136,3 +138,9 @@ def listing(words: Iterable[str], conjunction: str = "or") -> str:
     """Return words joined for a sentence: a, b or c."""
     *first, last = words
     return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def shown(name: object) -> str:
+    """Return a name that was read from a file, for a message: short, and on one line."""
+    text = str(name)[:LONGEST_SHOWN]
+    return text if text.isprintable() else ascii(text)

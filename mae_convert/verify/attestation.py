@@ -13,8 +13,7 @@ from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, one_line
 from mae_convert.files.atomic import write_file
-from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.hashes import file_sha256
+from mae_convert.files.byte_ranges import ByteFile, file_sha256
 from mae_convert.formats.contents import json_in
 from mae_convert.sources.select_files import SIGNED
 from mae_convert.verify.certificate import Certificate, read_certificate

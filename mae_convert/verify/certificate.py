@@ -8,8 +8,10 @@ machine.
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import Fingerprint, described_family
 from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
-from mae_convert.files.byte_ranges import ByteFile, kind_of
-from mae_convert.files.hashes import file_sha256, open_sha256
-from mae_convert.files.messages import is_plain_name
+from mae_convert.files.byte_ranges import ByteFile, file_sha256, is_plain_name, kind_of, open_sha256
 from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.directory import is_read_beside
@@ -33,7 +33,6 @@ from mae_convert.runtime.inputs import check_inputs, inputs_sha256
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import check_trace, has_control_characters
 from mae_convert.verify.declared_changes import declared_steps
-from mae_convert.verify.environment import environment
 from mae_convert.verify.judge import (
     LIMITS,
     Check,
@@ -315,3 +314,27 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
         raise _damaged(path, "it does not contain the inputs that the certificate refers to")
     return Trace(description, kept), inputs
+
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "tensorflow",
+    "keras",
+    "jax",
+    "transformers",
+    "timm",
+    "terratorch",
+    "safetensors",
+)
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a reader of the verdict may need."""
+    found = {"mae-convert": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "platform": platform.platform()}

@@ -10,7 +10,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, as_task, require_compa
 from mae_convert.checkpoint.diff import left_aside
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.transforms import Schema
 from mae_convert.runtime.foreign import ORIGINAL, ForeignCode
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together

@@ -1,7 +1,6 @@
 """Configurations of the model families, one module each; frozen, validated, no framework needed."""
 
-from reference_models.configuration.base import Configuration
-from reference_models.configuration.block import ACTIVATIONS, BlockConfig
+from reference_models.configuration.base import ACTIVATIONS, BlockConfig, Configuration
 from reference_models.configuration.mae import POOLINGS, ViTMAEConfig
 from reference_models.configuration.mae_st import MAESTConfig
 from reference_models.configuration.prithvi import PrithviConfig

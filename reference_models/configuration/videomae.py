@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reference_models.configuration.base import VideoConfiguration
-from reference_models.configuration.block import BlockConfig
+from reference_models.configuration.base import BlockConfig, VideoConfiguration
 from reference_models.configuration.checks import check_positive, is_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -16,9 +16,8 @@ from small_models import SMALL, original, target_for
 
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint, configuration_digest
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.convert.changes import Geometry
+from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute, execute_all
-from mae_convert.convert.new_head import with_new_head
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.tensor_digests import PassingDigest

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from mae_convert.cli.contradictions import CONFLICTS
 from mae_convert.cli.main import cli
-from mae_convert.convert.new_head import with_new_head
+from mae_convert.convert.changes import with_new_head
 from mae_convert.errors import ConfigurationError
 
 CALLS = {

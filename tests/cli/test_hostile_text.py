@@ -465,16 +465,15 @@ def published_part(certified):
 
 
 def card_of(part, text, existing=None):
-    from mae_convert.publish.card import marked, merged_card, new_card
+    from mae_convert.publish.card import card_metadata, marked, merged_card, new_card
     from mae_convert.publish.card_body import CardData, section
     from mae_convert.publish.licence import decide_licence
-    from mae_convert.publish.metadata import metadata
     from mae_convert.publish.staging import stage_artifacts
 
     new = hostile_part(part, text)
     licence = decide_licence(new, {}, {})
     facts = CardData("someone/my-mae", [new, new], licence, stage_artifacts([part], {}), None)
-    ours, fields_ = marked(section(facts)), metadata("someone/my-mae", new, licence, None)
+    ours, fields_ = marked(section(facts)), card_metadata("someone/my-mae", new, licence, None)
     if existing is None:
         return new_card("my-mae", ours, fields_, on_top=False)
     return merged_card(existing, ours, fields_, on_top=False)[0]

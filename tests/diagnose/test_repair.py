@@ -18,7 +18,7 @@ from mae_convert.diagnose.repair import NotRepairedError, plan_repair, repair, w
 from mae_convert.diagnose.tensor_cures import FROM_A, UNDONE
 from mae_convert.errors import OutputError
 from mae_convert.families.options import Flags
-from mae_convert.files.hashes import file_sha256
+from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.certificate import read_certificate

@@ -14,7 +14,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.errors import ConfigurationError
 from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer
-from mae_convert.infer.bootstrap import wins
+from mae_convert.infer.decision import wins
 from mae_convert.infer.experiment import structure_of, with_inferred, with_inferred_of
 from mae_convert.infer.grid import grid_decision
 from mae_convert.infer.head_structure import HeadStructure, head_structure

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.cli.output import layouts as show
+from mae_convert.cli.output import catalog as show
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import LayoutError

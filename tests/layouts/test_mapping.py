@@ -14,7 +14,6 @@ from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.schema import schema
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.layouts.schema import KEY_BIAS
 from mae_convert.layouts.table import (
     Repeat,
     Row,
@@ -25,7 +24,15 @@ from mae_convert.layouts.table import (
     read_tensors,
     write_tensors,
 )
-from mae_convert.layouts.transforms import SAME, TRANSPOSE, Fuse, Permute, SplitHeads, WithoutBatch
+from mae_convert.layouts.transforms import (
+    KEY_BIAS,
+    SAME,
+    TRANSPOSE,
+    Fuse,
+    Permute,
+    SplitHeads,
+    WithoutBatch,
+)
 from reference_models.configuration import ViTMAEConfig
 
 TABLES = [

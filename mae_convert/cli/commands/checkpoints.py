@@ -178,9 +178,8 @@ def convert(
         mae-convert convert checkpoint.pth my-mae --to transformers --num-heads 12
     """
     from mae_convert.cli.streams import print_json, progress
-    from mae_convert.convert.changes import Geometry
+    from mae_convert.convert.changes import Geometry, with_new_head
     from mae_convert.convert.execute import execute_all
-    from mae_convert.convert.new_head import with_new_head
     from mae_convert.convert.output_options import Packing
     from mae_convert.convert.plan import parse_targets, plan_conversion
 
@@ -266,7 +265,7 @@ def fingerprint(
     from mae_convert.checkpoint.checkpoint import as_task
     from mae_convert.checkpoint.fingerprint import fingerprint_report
     from mae_convert.checkpoint.official_match import confirmed_by_hash
-    from mae_convert.cli.output.fingerprint import fingerprint as show
+    from mae_convert.cli.output.inspection import fingerprint as show
     from mae_convert.cli.streams import print_json
 
     checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
@@ -291,7 +290,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     \b
         mae-convert lineage checkpoint.pth my-mae
     """
-    from mae_convert.cli.output.fingerprint import lineage as show
+    from mae_convert.cli.output.inspection import lineage as show
     from mae_convert.cli.streams import print_json
     from mae_convert.verify.lineage import lineage as compare
     from mae_convert.verify.lineage_records import known, read_record, record_of
@@ -322,7 +321,7 @@ def layouts(name: str | None) -> None:
     \b
         mae-convert layouts transformers-tf
     """
-    from mae_convert.cli.output import layouts as show
+    from mae_convert.cli.output import catalog as show
     from mae_convert.families import families, layouts_named
 
     if name:

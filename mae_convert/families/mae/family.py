@@ -19,7 +19,7 @@ from mae_convert.families.positions import POSITION_EMBEDDINGS, PositionTable
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import ViTMAEConfig
 
 KERAS_BACKENDS = ("tensorflow", "jax")

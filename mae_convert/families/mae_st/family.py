@@ -17,7 +17,7 @@ from mae_convert.families.mae_st.layouts.keras import CLASSES
 from mae_convert.families.mae_st.official import CARD, OFFICIAL
 from mae_convert.families.options import named
 from mae_convert.families.positions import PositionTable
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import MAESTConfig
 
 MODELS: Mapping[str, Mapping[str, str]] = {

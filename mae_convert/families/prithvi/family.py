@@ -18,7 +18,7 @@ from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES
 from mae_convert.families.prithvi.layouts.original import MEAN_1, STD_1
 from mae_convert.families.prithvi.official import CARD, OFFICIAL
-from mae_convert.layouts.schema import Schema, Shape
+from mae_convert.layouts.transforms import Schema, Shape
 from reference_models.configuration import PrithviConfig
 from reference_models.positions import spacetime_position_embedding
 

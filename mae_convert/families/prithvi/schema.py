@@ -11,7 +11,7 @@ from mae_convert.families.canonical import (
     norm_shapes,
     task_of,
 )
-from mae_convert.layouts.schema import Schema, Shape
+from mae_convert.layouts.transforms import Schema, Shape
 from reference_models.configuration import PrithviConfig
 
 

@@ -19,7 +19,7 @@ from mae_convert.families.videomae.layouts.transformers import ARCHITECTURES
 from mae_convert.families.videomae.layouts.transformers import FIELDS as OF_TRANSFORMERS
 from mae_convert.families.videomae.official import CARD, OFFICIAL
 from mae_convert.layouts.fields import READ
-from mae_convert.layouts.schema import Schema
+from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import VideoMAEConfig
 
 MODELS: Mapping[str, Mapping[str, str]] = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.messages import shown
+from mae_convert.text import shown
 
 UNDEFINED = (1 << 64) - 1
 """The undefined address."""

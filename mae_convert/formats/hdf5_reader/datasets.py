@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_convert.errors import CheckpointError
-from mae_convert.files.messages import shown
 from mae_convert.formats.hdf5_reader.btrees import CHUNKS, old_tree
 from mae_convert.formats.hdf5_reader.cursor import Cursor, not_read
 from mae_convert.formats.hdf5_reader.objects import (
@@ -26,6 +25,7 @@ from mae_convert.formats.hdf5_reader.objects import (
     defined,
 )
 from mae_convert.formats.hdf5_reader.types import Type, read_shape, read_type
+from mae_convert.text import shown
 
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = 0, 1, 2, 3
 GZIP, SHUFFLE, FLETCHER32 = 1, 2, 3

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.messages import shown
 from mae_convert.formats.hdf5_reader.btrees import GROUP, new_tree, old_tree
 from mae_convert.formats.hdf5_reader.cursor import Cursor
 from mae_convert.formats.hdf5_reader.datasets import Dataset, read_dataset
@@ -24,6 +23,7 @@ from mae_convert.formats.hdf5_reader.objects import (
     root_address,
 )
 from mae_convert.formats.hdf5_reader.types import Attribute, read_attribute
+from mae_convert.text import shown
 
 DEEPEST = 32
 COST_OF_A_NAME = 1 << 12

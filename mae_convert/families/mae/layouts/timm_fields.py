@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.files.messages import shown
 from mae_convert.layouts.fields import (
     HARMLESS,
     NOTHING,
@@ -20,6 +19,7 @@ from mae_convert.layouts.fields import (
     Treatment,
     unknown_fields,
 )
+from mae_convert.text import shown
 
 # Architectures by width, depth and heads; every other size is the base one with arguments.
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),

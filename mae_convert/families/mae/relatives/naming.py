@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_convert.errors import CheckpointError
 from mae_convert.families.mae.relatives.known import KNOWN, Fields, Relative
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 
 Shapes = Mapping[str, Shape]
 

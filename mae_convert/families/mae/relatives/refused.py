@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_convert.families.transformers_fields import MERGE
-from mae_convert.layouts.schema import Shape
+from mae_convert.layouts.transforms import Shape
 
 Key = str | tuple[str, int]
 

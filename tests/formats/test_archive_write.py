@@ -5,7 +5,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_convert.files.hashes import combined_crc32
+from mae_convert.formats.archive_write import combined_crc32
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
