@@ -100,10 +100,12 @@ def model_of(checkpoint: Checkpoint) -> Model:
 
 
 MakeEdits = Callable[[Stack, int], Sequence[WeightEdit]]
+Statement = Callable[[str], str]
+"""Returns the statement of a hypothesis, given what stands before each name of a tensor."""
 
 
 def in_blocks(
-    model: Model, stack: Stack, index: int, key: str, statement: str, make: MakeEdits
+    model: Model, stack: Stack, index: int, key: str, statement: Statement, make: MakeEdits
 ) -> Iterator[Hypothesis]:
     """Yield a hypothesis about tensors of one block; the wider ones are about all blocks.
 
@@ -112,7 +114,7 @@ def in_blocks(
         stack: encoder or decoder.
         index: the block.
         key: the kind of fault.
-        statement: with ``{block}`` before each name of a tensor.
+        statement: the statement; a block's name and a dot stand before each name of a tensor.
         make: the edits in a block; those whose tensors do not exist are left out.
     """
 
@@ -126,7 +128,7 @@ def in_blocks(
         return
 
     def wider() -> Sequence[Hypothesis]:
-        text = statement.format(block="")
+        text = statement("")
         found = [
             Hypothesis(key, f"{text} in every block", edits(model.stacks())),
             Hypothesis(key, f"{text} in every block of the {stack.name}", edits([stack])),
@@ -134,4 +136,4 @@ def in_blocks(
         larger = {len(h.edits): h for h in reversed(found) if len(h.edits) > len(narrow)}
         return [larger[size] for size in sorted(larger, reverse=True)]
 
-    yield Hypothesis(key, statement.format(block=f"{stack.block(index)}."), narrow).widened(wider)
+    yield Hypothesis(key, statement(f"{stack.block(index)}."), narrow).widened(wider)

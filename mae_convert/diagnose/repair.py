@@ -18,8 +18,8 @@ from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.record import files_sha256
-from mae_convert.diagnose.tensor_cures import Cure, differing, tensor_cures
-from mae_convert.diagnose.tensor_differences import grouped_names, in_block_of, without_block
+from mae_convert.diagnose.tensor_cures import UNEXPLAINED, Cure, differing, tensor_cures
+from mae_convert.diagnose.tensor_differences import grouped_causes, grouped_names
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.atomic import rename_to_new
@@ -67,21 +67,15 @@ class Repair:
     @property
     def changes(self) -> list[str]:
         """A sentence for every change; tensors with the same fault share a sentence."""
-        groups: dict[tuple[str, str], list[str]] = {}
-        for cure in self.cures:
-            key = without_block(cure.name, cure.fault), without_block(cure.name, cure.how)
-            groups.setdefault(key, []).append(cure.name)
-        unexplained = "differs, and no known fault explains it"
-        tensors = [
-            f"{grouped_names(names)}: {in_block_of(names, f'{fault or unexplained}; {how}')}"
-            for (fault, how), names in groups.items()
-        ]
+        causes = {cure.name: (cure.fault, cure.how) for cure in self.cures}
+        groups = grouped_causes(causes)
+        tensors = [f"{grouped_names(names)}: {fault}; {how}" for names, (fault, how) in groups]
         return [*tensors, *self.configuration, *self.record]
 
     @property
     def unexplained(self) -> list[str]:
         """Tensors that differ and that no known fault explains."""
-        return [cure.name for cure in self.cures if not cure.fault]
+        return [cure.name for cure in self.cures if cure.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
         """Return the source with the tensors of the target after all changes."""

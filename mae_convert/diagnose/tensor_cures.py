@@ -13,17 +13,20 @@ import numpy as np
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.tensor_differences import (
+    Cause,
     Fingerprints,
     exact_change,
-    measured_difference,
     not_finite_values,
+    zero_from,
 )
 from mae_convert.diagnose.weight_edits import fused_as_groups, split_as_groups
 from mae_convert.diagnose.weight_hypotheses import PARTS, self_edits
 from mae_convert.formats.tensor import LazyTensor, sha256
 
-UNDONE = "undone in B's own values"
-FROM_A = "taken from A"
+UNDONE = Cause("undone in B's own values")
+FROM_A = Cause("taken from A")
+REORDERED = Cause("has its values in another order")
+UNEXPLAINED = Cause("differs, and no known fault explains it")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Cure:
     name: str
     """Canonical name."""
 
-    fault: str
-    """What is wrong with it in B, in words; empty where no known fault explains it."""
+    fault: Cause
+    """What is wrong with it in B; `UNEXPLAINED` if no known fault explains it."""
 
-    how: str
+    how: Cause
     """`UNDONE`, `FROM_A`, or "B's NAME" where another tensor of B has the values."""
 
     tensor: LazyTensor
@@ -45,7 +48,7 @@ class Cure:
     @property
     def sentence(self) -> str:
         """What is changed, in a sentence."""
-        return f"{self.name}: {self.fault or 'differs, and nothing known explains it'}; {self.how}"
+        return f"{self.name}: {self.fault}; {self.how}"
 
 
 def differing(a: Checkpoint, b: Checkpoint) -> list[str]:
@@ -63,7 +66,7 @@ def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cure]:
-    """Return a cure for each differing tensor; that without a ``fault`` is a guess.
+    """Return a cure for each differing tensor; that of an unexplained fault is a guess.
 
     Args:
         a: the source, after the steps that the target declares.
@@ -76,18 +79,17 @@ def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cur
 
 def _cure(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> Cure:
     a, b = of_a.checkpoint.tensors[name], of_b.checkpoint.tensors[name]
-    if (a.shape, a.dtype) == (b.shape, b.dtype):
-        x, y = a.load(), b.load()
-        for how, made in _undone(model, of_b, name, x, y):
-            if _gives(made, x):
-                fault = next(_faults(model, of_a, name, x, y), "")
-                fault = fault or "has its values in another order"
-                return Cure(name, fault, how, replace(b, name=name, load=made))
-        return Cure(name, next(_faults(model, of_a, name, x, y), ""), FROM_A, a)
-    fault = f"has shape {b.shape} and dtype {b.dtype} instead of {a.shape} and {a.dtype}"
-    if a.shape == b.shape:
-        fault = f"has dtype {b.dtype} instead of {a.dtype}"
-    return Cure(name, fault, FROM_A, a)
+    if a.shape != b.shape:
+        fault = f"has shape {b.shape} and dtype {b.dtype} instead of {a.shape} and {a.dtype}"
+        return Cure(name, Cause(fault), FROM_A, a)
+    if a.dtype != b.dtype:
+        return Cure(name, Cause(f"has dtype {b.dtype} instead of {a.dtype}"), FROM_A, a)
+    x, y = a.load(), b.load()
+    for how, made in _undone(model, of_b, name, x, y):
+        if _gives(made, x):
+            known = next(_faults(model, of_a, name, x, y), REORDERED)
+            return Cure(name, known, how, replace(b, name=name, load=made))
+    return Cure(name, next(_faults(model, of_a, name, x, y), UNEXPLAINED), FROM_A, a)
 
 
 Made = Callable[[], np.ndarray]
@@ -104,10 +106,10 @@ def _gives(made: Made, x: np.ndarray) -> bool:
 
 def _undone(
     model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
-) -> Iterator[tuple[str, Made]]:
+) -> Iterator[tuple[Cause, Made]]:
     """Yield how B's own tensors may give A's tensor ``x`` in place of ``y``, to be tested."""
     for other in of_b.same_as(x):
-        yield f"B's {other} has the values", of_b.checkpoint.tensors[other].load
+        yield Cause("B's ", other, " has the values"), of_b.checkpoint.tensors[other].load
     if np.array_equal(np.sort(y, axis=None), np.sort(x, axis=None)):
         for edit in self_edits(model, name):
             if edit.operation in ("permuted", "reordered"):
@@ -125,7 +127,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 def _regrouped(
     model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
-) -> Iterator[tuple[str, Made]]:
+) -> Iterator[tuple[Cause, Made]]:
     """Yield q, k or v of a fused matrix that was joined or split in another order."""
     stack, leaf = model.stack(block.partition(".")[0]), part[2:]
     names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]
@@ -146,16 +148,15 @@ def _regrouped(
 
 def _faults(
     model: Model, of_a: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
-) -> Iterator[str]:
+) -> Iterator[Cause]:
     """Yield what turned A's tensor ``x`` into B's ``y``, as far as it is known."""
     if broken := not_finite_values(y):
         kept = np.isfinite(y)
         if np.array_equal(x[kept], y[kept]):
-            yield broken
+            yield Cause(broken)
         return
     if y.any():
-        yield from (f"B holds A's {other} here" for other in of_a.same_as(y) if other != name)
-    yield from exact_change(model, name, x, y)
-    for measure in measured_difference(x, y):
-        if measure.startswith("is zero from value"):
-            yield measure
+        same = (other for other in of_a.same_as(y) if other != name)
+        yield from (Cause("B holds A's ", other, " here") for other in same)
+    yield from map(Cause, exact_change(model, name, x, y))
+    yield from map(Cause, zero_from(x, y))

@@ -1,6 +1,7 @@
 """How differing tensors differ: each description is tested on the tensors and holds exactly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +22,31 @@ FEW = 3  # values whose indices are listed
 CLOSE = 1e-6  # relative, for float32 rounding
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Why a tensor differs, as the end of a sentence that begins with its name."""
+
+    text: str
+    """The text, up to the name of another tensor if it refers to one."""
+
+    other: str = ""
+    """The canonical name of that tensor, or ""."""
+
+    rest: str = ""
+    """What follows the name."""
+
+    def __str__(self) -> str:
+        return f"{self.text}{self.other}{self.rest}"
+
+    def in_every_block(self, name: str) -> "Cause":
+        """Return the cause such that it is the same for that tensor in every block.
+
+        Args:
+            name: the tensor that differs; another tensor of its block is named without the block.
+        """
+        return replace(self, other=self.other.removeprefix(_block_prefix(name)))
+
+
 def describe_tensor_differences(
     a: Checkpoint, b: Checkpoint, differing: Sequence[str]
 ) -> list[str]:
@@ -32,37 +58,31 @@ def describe_tensor_differences(
         differing: canonical names, the likeliest cause first.
     """
     model, prints = model_of(a), Fingerprints(a)
-    names_by_cause: dict[str, list[str]] = {}
-    for name in differing[:MOST_TENSORS]:
-        cause = without_block(name, _explain_one(model, prints, b, name))
-        names_by_cause.setdefault(cause, []).append(name)
-    described = list(names_by_cause.items())[:MOST_SENTENCES]
-    sentences = [_sentence(names, cause) for cause, names in described]
-    rest = len(differing) - sum(len(names) for _, names in described)
+    causes = {name: (_explain_one(model, prints, b, name),) for name in differing[:MOST_TENSORS]}
+    described = list(grouped_causes(causes))[:MOST_SENTENCES]
+    sentences = [f"{grouped_names(names)}: {cause}" for names, (cause,) in described]
+    rest = len(differing) - sum(len(names) for names, _ in described)
     return sentences + ([f"{rest} more tensors differ"] if rest else [])
 
 
-def _sentence(names: Sequence[str], cause: str) -> str:
-    return f"{grouped_names(names)}: {in_block_of(names, cause)}"
+def grouped_causes(
+    causes: Mapping[str, tuple[Cause, ...]],
+) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
+    """Yield names of tensors with their causes; those with the same causes together.
 
-
-def in_block_of(names: Sequence[str], cause: str) -> str:
-    """Return a cause of `without_block` for these tensors: one has a block, several have not."""
-    return cause.replace(BLOCK, _block_prefix(names[0]) if len(names) == 1 else "")
-
-
-BLOCK = "{block}"
+    Tensors of several blocks have the same causes if these name the same tensors of their blocks.
+    """
+    groups: dict[tuple[Cause, ...], list[str]] = {}
+    for name, own in causes.items():
+        groups.setdefault(tuple(cause.in_every_block(name) for cause in own), []).append(name)
+    for shared, names in groups.items():
+        yield names, causes[names[0]] if len(names) == 1 else shared
 
 
 def _block_prefix(name: str) -> str:
     """Return the canonical prefix of the block that a tensor belongs to, with its dot, or ""."""
     stack, _, rest = name.partition(".blocks.")
     return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
-
-
-def without_block(name: str, cause: str) -> str:
-    """Return a cause without the block, so that it is the same for that tensor in every block."""
-    return cause.replace(_block_prefix(name), BLOCK) if _block_prefix(name) else cause
 
 
 def grouped_names(names: Sequence[str]) -> str:
@@ -103,21 +123,21 @@ class Fingerprints:
         return [n for n in names if np.array_equal(self.checkpoint.tensors[n].load(), array)]
 
 
-def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -> str:
+def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -> Cause:
     a = prints.checkpoint
     if name not in a.tensors or name not in b.tensors:
-        return "is missing in " + ("A" if name not in a.tensors else "B")
+        return Cause("is missing in " + ("A" if name not in a.tensors else "B"))
     x, y = a.tensors[name].load(), b.tensors[name].load()
     if x.shape != y.shape:
-        return f"has shape {x.shape} in A and {y.shape} in B"
+        return Cause(f"has shape {x.shape} in A and {y.shape} in B")
     if broken := _not_finite(x, y):
-        return broken
+        return Cause(broken)
     if not (x != y).any():
-        return f"has dtype {x.dtype} in A and {y.dtype} in B"
+        return Cause(f"has dtype {x.dtype} in A and {y.dtype} in B")
     if others := [other for other in prints.same_as(y) if other != name]:
-        return f"B holds A's {others[0]} here"
+        return Cause("B holds A's ", others[0], " here")
     found = [*exact_change(model, name, x, y), *measured_difference(x, y)]
-    return found[0]
+    return Cause(found[0])
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
@@ -203,13 +223,16 @@ def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
     """Yield that only some rows or columns differ, or that the rest is zero."""
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    equal = flat_x == flat_y
-    split = int(np.argmin(equal))
-    if split and not flat_y[split:].any():
-        yield f"is zero from value {split} of {x.size} on"
+    yield from zero_from(x, y)
     for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
         others = tuple(i for i in range(x.ndim) if i != axis)
         differ = np.flatnonzero((x != y).any(axis=others))
         if len(differ) < x.shape[axis] and x.ndim > 1 and x.shape[axis] > 1:
             yield f"differs in {what} {runs(differ)} of {x.shape[axis]} only, {size}"
+
+
+def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Yield from which value on B's tensor is zero, if it equals A's up to there."""
+    first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
+    if first and not y.reshape(-1)[first:].any():
+        yield f"is zero from value {first} of {x.size} on"

@@ -199,7 +199,9 @@ def _alone_in_block(model: Model, stack: Stack, index: int, part: str) -> Iterat
             name = f"{s.block(i)}.{part}"
             return [h.on(name) for h in self_edits(model, name) if h.description == what]
 
-        what = f"{{block}}{part} {self_edit.description}"
+        def what(block: str, end: str = self_edit.description) -> str:
+            return f"{block}{part} {end}"
+
         yield from in_blocks(model, stack, index, self_edit.key, what, make)
 
 
@@ -217,9 +219,14 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
         def hold(s: Stack, i: int, other: str = other) -> Sequence[WeightEdit]:
             return [copy_tensor(f"{s.block(i)}.{part}", f"{s.block(i)}.{other}")]
 
-        both = f"{{block}}{part} and {{block}}{other} are exchanged"
+        def both(block: str, other: str = other) -> str:
+            return f"{block}{part} and {block}{other} are exchanged"
+
         yield from in_blocks(model, stack, index, "exchanged", both, exchange)
-        holds = f"{{block}}{part} holds {{block}}{other}"
+
+        def holds(block: str, other: str = other) -> str:
+            return f"{block}{part} holds {block}{other}"
+
         yield from in_blocks(model, stack, index, "exchanged", holds, hold)
 
 
@@ -261,7 +268,9 @@ def exchanged_module_hypotheses(
         ]
         return [edit for edit in edits if model.fits(edit)]
 
-    what = f"{{block}}{first} and {{block}}{second} are exchanged"
+    def what(block: str) -> str:
+        return f"{block}{first} and {block}{second} are exchanged"
+
     yield from in_blocks(model, stack, index, "exchanged", what, make)
 
 
@@ -348,7 +357,10 @@ def _in_other_order(model: Model, stack: Stack, index: int) -> Iterator[Hypothes
                 ]
 
             others = ", ".join(order)
-            what = f"the {which} of {{block}}attention.q, k, v are those of {others}"
+
+            def what(block: str, which: str = which, others: str = others) -> str:
+                return f"the {which} of {block}attention.q, k, v are those of {others}"
+
             yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 
 
@@ -374,7 +386,9 @@ def _wrongly_fused(model: Model, stack: Stack, index: int) -> Iterator[Hypothesi
                 for leaf in leaves
             ]
 
-        what = f"the {which} of {{block}}attention.q, k, v are read as {text}"
+        def what(block: str, which: str = which, text: str = text) -> str:
+            return f"the {which} of {block}attention.q, k, v are read as {text}"
+
         yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 
 
@@ -394,7 +408,9 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
                     h.on(n) for n in names for h in self_edits(model, n) if h.description == what
                 ]
 
-            what = f"each {leaf} of {{block}}attention.q, k, v {self_edit.description}"
+            def what(block: str, leaf: str = leaf, end: str = self_edit.description) -> str:
+                return f"each {leaf} of {block}attention.q, k, v {end}"
+
             yield from in_blocks(model, stack, index, self_edit.key, what, make)
 
 
@@ -419,5 +435,8 @@ def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothe
                 ]
 
             all_of = "q, k, v and the output" if output else "q, k, v"
-            what = f"{{block}}attention has the channels of {all_of} {words}"
+
+            def what(block: str, all_of: str = all_of, words: str = words) -> str:
+                return f"{block}attention has the channels of {all_of} {words}"
+
             yield from in_blocks(model, stack, index, "heads", what, make)
