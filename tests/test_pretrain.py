@@ -190,6 +190,7 @@ def test_accumulated_batches_make_one_large_batch(pictures, tmp_path):
     assert_close(summed["model"], large["model"])
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(ROOT / "scripts" / "pretrain.py")]

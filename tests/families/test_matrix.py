@@ -43,6 +43,9 @@ def chosen_pairs(sources, every):
     ]
 
 
+WHOLLY = ("pretrain", "pretrain, deep")  # models of which only all pairs are tried
+
+
 def all_pairs(name):
     marks = () if name == "pretrain" else pytest.mark.slow
     return pytest.param(name, True, marks=marks, id=f"{name}, every pair")
@@ -51,7 +54,7 @@ def all_pairs(name):
 @pytest.mark.parametrize(
     ("name", "every"),
     [
-        *(pytest.param(name, False, id=name) for name in MODELS if name != "pretrain"),
+        *(pytest.param(name, False, id=name) for name in MODELS if name not in WHOLLY),
         *map(all_pairs, MODELS),
     ],
 )

@@ -1,8 +1,11 @@
-"""Runs the video families' Keras models in a process of their own: python family_worker.py FOLDER.
+"""Runs the Keras models of the video families in a process of their own.
+
+    python family_worker.py FOLDER quick|slow
 
 ``FOLDER/jobs.json`` lists models to run on given weights and inputs; what they return goes to
-``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_`` is called,
-and ``FOLDER/checks.json`` says what came of it: nothing, or a traceback.
+``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_``
+(quick) or ``long_check_`` (slow) is called, and ``FOLDER/checks.json`` has the traceback of each
+that failed.
 """
 
 import importlib
@@ -123,7 +126,7 @@ def check_without_noise_a_mask_is_sampled():
             assert (tubes == tubes[:, :1]).all()
 
 
-def check_dropout_is_active_in_training_only():
+def long_check_dropout_is_active_in_training_only():
     for family, tasks in CLASSES.items():
         for task in tasks:
             model = random_model(family, task, hidden_dropout_prob=0.4)
@@ -134,7 +137,7 @@ def check_dropout_is_active_in_training_only():
             assert not np.array_equal(first, second), (family, task)
 
 
-def check_any_number_of_videos_when_compiled():
+def long_check_any_number_of_videos_when_compiled():
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf
@@ -180,13 +183,14 @@ def outcome(check):
     return None
 
 
-def main(folder):
+def main(folder, speed):
     for job in json.loads((folder / "jobs.json").read_text()):
         run(job, folder)
-    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
+    prefix = {"quick": "check_", "slow": "long_check_"}[speed]
+    checks = {name: check for name, check in globals().items() if name.startswith(prefix)}
     outcomes = {name: outcome(check) for name, check in checks.items()}
     (folder / "checks.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

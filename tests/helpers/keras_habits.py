@@ -53,7 +53,7 @@ def values(model):
     return [ops.convert_to_numpy(weight) for weight in model.weights]
 
 
-def check_fit_trains_further_without_a_loss_of_compile():
+def long_check_fit_trains_further_without_a_loss_of_compile():
     model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
     before = values(model)
     losses = trained(model, epochs=20, optimizer=keras.optimizers.AdamW(1e-2))
@@ -73,7 +73,7 @@ def check_fit_trains_further_without_a_loss_of_compile():
     assert found.loss is None
 
 
-def check_fit_needs_no_loss_in_compile():
+def long_check_fit_needs_no_loss_in_compile():
     pixels, _ = arrays(2)
     labels = np.array([1, 3])
     model = TFViTForImageClassification.from_pretrained(PRETRAIN, num_labels=4)
@@ -97,7 +97,7 @@ def check_fit_needs_no_loss_in_compile():
         assert masked.fit(*data, verbose=0).history["loss"][0] > 0
 
 
-def check_fine_tuning_learns_with_a_rate_for_each_layer():
+def long_check_fine_tuning_learns_with_a_rate_for_each_layer():
     model = TFViTForImageClassification.from_pretrained(PRETRAIN, num_labels=2)
     pixels, _ = arrays(16)
     labels = np.arange(16) % 2
@@ -141,7 +141,7 @@ def check_rates_and_decay_of_each_variable_are_the_papers():
             assert distance(value, np.full_like(value, expected)) < FLOAT32_LIMIT, weight.path
 
 
-def check_mixed_precision_trains_and_keeps_float32_weights():
+def long_check_mixed_precision_trains_and_keeps_float32_weights():
     exact = trained(TFViTMAEForPreTraining.from_pretrained(PRETRAIN))
     for policy in ("mixed_bfloat16", "mixed_float16"):
         before = keras.config.dtype_policy()
@@ -156,7 +156,7 @@ def check_mixed_precision_trains_and_keeps_float32_weights():
         assert distance(losses, exact) < 0.02, (policy, losses, exact)
 
 
-def check_xla_and_eager_train_as_a_graph_does():
+def long_check_xla_and_eager_train_as_a_graph_does():
     found = {}
     for name, options in {
         "graph": {"jit_compile": False},
@@ -180,7 +180,7 @@ def program_of_a_block(model):
     return str(jax.make_jaxpr(block)(tokens))
 
 
-def check_gradient_checkpointing_computes_anew_and_changes_nothing():
+def long_check_gradient_checkpointing_computes_anew_and_changes_nothing():
     found, calls = {}, []
     block = type(TFViTMAEForPreTraining.from_pretrained(PRETRAIN).encoder.block_0)
     original = block.call
@@ -207,7 +207,7 @@ def check_gradient_checkpointing_computes_anew_and_changes_nothing():
         assert distance(one, other) < 1e-5
 
 
-def check_two_replicas_train_as_one():
+def long_check_two_replicas_train_as_one():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -226,7 +226,7 @@ def check_two_replicas_train_as_one():
         assert distance(one, other) < 1e-4
 
 
-def check_a_model_in_training_is_archived_and_goes_on():
+def long_check_a_model_in_training_is_archived_and_goes_on():
     model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN, mask_ratio=0.5)
     trained(model, optimizer=keras.optimizers.AdamW(1e-3))
     with tempfile.TemporaryDirectory() as folder:
@@ -257,7 +257,7 @@ def in_another_process(folder, inputs):
     return dict(np.load(f"{folder}/out.npz"))
 
 
-def check_a_saved_model_runs_without_this_project():
+def long_check_a_saved_model_runs_without_this_project():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -276,7 +276,7 @@ def check_a_saved_model_runs_without_this_project():
         assert distance(found[name], ops.convert_to_numpy(value)) < 16 * UNIT_ROUNDOFF, name
 
 
-def check_the_encoder_alone_runs_elsewhere():
+def long_check_the_encoder_alone_runs_elsewhere():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -296,7 +296,3 @@ def check_the_encoder_alone_runs_elsewhere():
         found = runner(pixel_values=pixels)["last_hidden_state"]
         assert distance(found, exact) < 64 * UNIT_ROUNDOFF
         print(f"TFLite: {distance(found, exact) / UNIT_ROUNDOFF:.1f} units of roundoff")
-
-
-QUICK = ("check_rates_and_decay_of_each_variable_are_the_papers",)
-CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}

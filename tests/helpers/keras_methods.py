@@ -25,7 +25,7 @@ def inputs_of(model, images=2):
     )
 
 
-def check_images_of_any_size_are_cut_to_whole_patches():
+def long_check_images_of_any_size_are_cut_to_whole_patches():
     for model in models():
         pixels = np.random.default_rng(0).normal(size=(2, 3, 31, 45)).astype("float32")
         options = {"interpolate_pos_encoding": True}
@@ -77,7 +77,7 @@ def check_a_dropout_of_the_encoder_is_active_in_training_only():
         assert distance(calls[1], calls[0]) < FLOAT32_LIMIT < distance(calls[2], calls[0])
 
 
-def check_a_model_is_built_once():
+def long_check_a_model_is_built_once():
     for model in models():
         weights = [id(weight) for weight in model.weights]
         model.build()
@@ -127,7 +127,3 @@ def check_a_class_for_each_image_may_be_in_floating_point():
     losses = [model(pixels, labels=np.array([1, 3], dtype)).loss for dtype in ("int64", "float32")]
     assert float(losses[0]) == float(losses[1])
     assert float(model.hf_compute_loss(np.array([1, 3]), model(pixels).logits)) == float(losses[0])
-
-
-CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
-QUICK = list(CHECKS)

@@ -43,7 +43,7 @@ def check_compiled_blocks_compute_what_single_operations_compute():
         assert graphs(model) == (2 if hasattr(model, "decoder") else 1)
 
 
-def check_compiled_blocks_follow_weights_and_configuration():
+def long_check_compiled_blocks_follow_weights_and_configuration():
     if BACKEND != "tensorflow":
         return
     model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
@@ -78,7 +78,7 @@ def check_compiled_blocks_follow_weights_and_configuration():
     check()
 
 
-def check_retracing_is_bounded():
+def long_check_retracing_is_bounded():
     if BACKEND != "tensorflow":
         return
     model = TFViTForImageClassification.from_pretrained(CLASSIFIER)
@@ -139,7 +139,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def check_saved_models_have_useful_signatures_and_need_only_tensorflow():
+def long_check_saved_models_have_useful_signatures_and_need_only_tensorflow():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -195,7 +195,3 @@ def compare_signatures(model, found, *, aliased):
     for name, value in expected.items():
         away = distance(found[name], ops.convert_to_numpy(value))
         assert away < 16 * UNIT_ROUNDOFF, (type(model).__name__, name, away)
-
-
-CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
-QUICK = [name for name in CHECKS if "saved_models" not in name]

@@ -1,10 +1,11 @@
 """Runs the Keras models in a process of their own, where no other framework is imported.
 
-    python keras_worker.py FOLDER
+    python keras_worker.py FOLDER quick|slow
 
 ``FOLDER/jobs.json`` lists models to run on given weights and inputs; what they return goes to
-``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_`` is called,
-and ``FOLDER/checks.json`` says what came of it: nothing, or a traceback.
+``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_`` (quick)
+or ``long_check_`` (slow) is called, and ``FOLDER/checks.json`` has the traceback of each that
+failed.
 """
 
 import importlib
@@ -309,7 +310,7 @@ def check_wrong_shapes_are_refused():
     )
 
 
-def check_any_number_of_images_when_compiled():
+def long_check_any_number_of_images_when_compiled():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -324,7 +325,7 @@ def check_any_number_of_images_when_compiled():
             assert distance(result(function(*inputs)), eager) < FLOAT64_LIMIT
 
 
-def check_dropout_is_active_in_training_only():
+def long_check_dropout_is_active_in_training_only():
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         for task in MODELS:
             model, plain = random_model(task, replace(**{field: 0.4})), random_model(task)
@@ -346,7 +347,7 @@ def check_fixed_positions_are_not_trained():
     }
 
 
-def check_a_few_steps_lower_the_loss():
+def long_check_a_few_steps_lower_the_loss():
     if BACKEND != "tensorflow":
         return
     import tensorflow as tf
@@ -405,13 +406,14 @@ def outcome(check):
     return None
 
 
-def main(folder):
+def main(folder, speed):
     for job in json.loads((folder / "jobs.json").read_text()):
         run(job, folder)
-    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
+    prefix = {"quick": "check_", "slow": "long_check_"}[speed]
+    checks = {name: check for name, check in globals().items() if name.startswith(prefix)}
     outcomes = {name: outcome(check) for name, check in checks.items()}
     (folder / "checks.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

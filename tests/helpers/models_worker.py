@@ -365,12 +365,9 @@ def main(folder, speed):
     import keras_serving
 
     assert "torch" not in sys.modules, "two frameworks in one process"
-    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
-    if speed == "slow":
-        checks = {}
-    for module in (keras_habits, keras_methods, keras_serving):
-        names = [name for name in module.CHECKS if (name in module.QUICK) == (speed == "quick")]
-        checks |= {name: module.CHECKS[name] for name in names}
+    checks, prefix = {}, {"quick": "check_", "slow": "long_check_"}[speed]
+    for names in map(vars, (sys.modules[__name__], keras_habits, keras_methods, keras_serving)):
+        checks |= {name: check for name, check in names.items() if name.startswith(prefix)}
     outcomes = {name: outcome(check) for name, check in checks.items()}
     (folder / "checks.json").write_text(json.dumps(outcomes))
 

@@ -6,27 +6,14 @@ asserted here is what came of each of its checks.
 
 import importlib.util
 import json
-import os
-import re
-import subprocess
-import sys
 
 import pytest
-from paths import HELPERS, ROOT
+from keras_process import checks_in, run_worker
 
-HABITS = HELPERS / "keras_habits.py"
-
-
-def checks_in(file, prefix="check_"):
-    return re.findall(rf"^def ({prefix}\w+)", file.read_text(), re.MULTILINE)
-
-
-QUICK = [name for name in checks_in(HABITS) if HABITS.read_text().count(name) > 1]
-SLOW = [name for name in checks_in(HABITS) if name not in QUICK]
-SLOW += [name for name in checks_in(HELPERS / "keras_serving.py") if "saved_models" in name]
-for file in ("models_worker.py", "keras_methods.py", "keras_serving.py"):
-    QUICK += [name for name in checks_in(HELPERS / file) if name not in SLOW]
-IDIOMS = checks_in(HELPERS / "tensorflow_idioms.py", "idiom_")
+FILES = ("models_worker.py", "keras_habits.py", "keras_methods.py", "keras_serving.py")
+QUICK = [name for file in FILES for name in checks_in(file)]
+SLOW = [name for file in FILES for name in checks_in(file, "long_check_")]
+IDIOMS = checks_in("tensorflow_idioms.py", "idiom_")
 
 
 def skip_without(framework):
@@ -35,19 +22,7 @@ def skip_without(framework):
 
 
 def outcomes_of(folder, backend, *arguments, worker="models_worker.py"):
-    subprocess.run(
-        [sys.executable, HELPERS / worker, folder, *arguments],
-        check=True,
-        timeout=900,
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": str(ROOT),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "JAX_ENABLE_X64": "1",
-        },
-    )
-    return json.loads((folder / "checks.json").read_text())
+    return json.loads((run_worker(worker, backend, folder, *arguments) / "checks.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ def test_names_and_shapes_are_the_originals(case):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize(
+    "case", [WHOLE[0], *(pytest.param(case, marks=pytest.mark.slow) for case in WHOLE[1:])]
+)
 def test_compiled_without_graph_breaks(case):
     torch._dynamo.reset()
     model, given = loaded(case), tensors(inputs(case))

@@ -4,12 +4,7 @@ Keras runs in a child process (``family_worker.py``), because TensorFlow and PyT
 one; what is asserted here are the arrays that it writes.
 """
 
-import importlib.util
 import json
-import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,9 +12,9 @@ import torch
 from arrays import FLOAT64_LIMIT, distance
 from family_cases import CASES, WHOLE, configuration, expectations, inputs, keras_weights
 from family_models import VIDEO, checkpoint, random_inputs, random_model, results
-from paths import HELPERS, ROOT
+from keras_process import BACKENDS, checks_in, run_worker
 
-WORKER = HELPERS / "family_worker.py"
+WORKER = "family_worker.py"
 RUNS = [*((case, "eager") for case in CASES), *((case, "graph") for case in WHOLE)]
 # Options that no golden case has, run on random weights: name: (family, task, fields).
 OPTIONS = {
@@ -105,10 +100,7 @@ def jobs():
         yield {"name": name, **job}, keras_weights(family, state), given
 
 
-@pytest.fixture(
-    scope="module",
-    params=[name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)],
-)
+@pytest.fixture(scope="module", params=BACKENDS)
 def folder(request, tmp_path_factory):
     """Run the worker on each backend that is installed; return the folder that it wrote to."""
     folder, listed = tmp_path_factory.mktemp(request.param), []
@@ -117,23 +109,7 @@ def folder(request, tmp_path_factory):
         np.savez(folder / f"{job['name']}.inputs.npz", **given)
         listed.append(job)
     (folder / "jobs.json").write_text(json.dumps(listed))
-    environment = os.environ | {
-        "KERAS_BACKEND": request.param,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, WORKER, folder],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    return run_worker(WORKER, request.param, folder, "quick")
 
 
 def compare(measured, expected):
@@ -164,7 +140,21 @@ def test_options_equal_the_pytorch_model(folder, name):
     compare(measured, {n: value.numpy() for n, value in expected.items()})
 
 
-@pytest.mark.parametrize("check", re.findall(r"^def (check_\w+)", WORKER.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("check", checks_in(WORKER))
 def test_in_the_worker(folder, check):
     failure = json.loads((folder / "checks.json").read_text())[check]
     assert failure is None, failure
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def slow_checks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "jobs.json").write_text("[]")
+    run_worker(WORKER, request.param, folder, "slow")
+    return json.loads((folder / "checks.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", checks_in(WORKER, "long_check_"))
+def test_at_length_in_the_worker(slow_checks, check):
+    assert slow_checks[check] is None, slow_checks[check]

@@ -5,12 +5,8 @@ one; what is asserted here are the arrays that it writes.
 """
 
 import argparse
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 
 import arrays
 import h5py
@@ -19,12 +15,13 @@ import numpy_mae
 import pytest
 import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT
-from paths import GOLDEN, HELPERS, ROOT
+from keras_process import BACKENDS, checks_in, run_worker
+from paths import GOLDEN
 
 from reference_models.configuration import ACTIVATIONS, ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining
 
-WORKER = HELPERS / "keras_worker.py"
+WORKER = "keras_worker.py"
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -182,10 +179,7 @@ def odd_jobs():
         yield named, tf_weights(weights), odd_inputs(labels=np.array([3, 6]))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)],
-)
+@pytest.fixture(scope="module", params=BACKENDS)
 def results(request, tmp_path_factory):
     """Run the worker on each backend that is installed; return the folder that it wrote to."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -196,23 +190,7 @@ def results(request, tmp_path_factory):
         files = {part: f"{job['name']}.{part}.npz" for part in ("weights", "inputs")}
         jobs.append({**job, **files})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = os.environ | {
-        "KERAS_BACKEND": request.param,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, WORKER, folder],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    return run_worker(WORKER, request.param, folder, "quick")
 
 
 def outputs(results, job, mode="eager"):
@@ -321,7 +299,21 @@ def test_taps_have_the_names_and_values_of_the_pytorch_model(results):
         assert distance(measured[f"taps/{name}"], value.numpy()) <= FLOAT64_LIMIT, name
 
 
-@pytest.mark.parametrize("check", re.findall(r"^def (check_\w+)", WORKER.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("check", checks_in(WORKER))
 def test_in_the_worker(results, check):
     failure = json.loads((results / "checks.json").read_text())[check]
     assert failure is None, failure
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def slow_checks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "jobs.json").write_text("[]")
+    run_worker(WORKER, request.param, folder, "slow")
+    return json.loads((folder / "checks.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", checks_in(WORKER, "long_check_"))
+def test_at_length_in_the_worker(slow_checks, check):
+    assert slow_checks[check] is None, slow_checks[check]

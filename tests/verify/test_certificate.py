@@ -38,9 +38,11 @@ def certified(run, case, tmp_path_factory):
     folder, pretrain = tmp_path_factory.mktemp("certificate"), case("pretrain_tiny")
     target = folder / "pt"
     run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    sides = ["--framework-a", "torch", "--framework-b", "transformers"]  # both start quickly
     result = run(
-        "verify", pretrain.checkpoint, target, "--certify", "--require-proof", *pretrain.heads
-    )
+        "verify", pretrain.checkpoint, target, *sides, "--certify", "--require-proof",
+        *pretrain.heads,
+    )  # fmt: skip
     assert result.status == 0, result.out + result.err
     return target
 

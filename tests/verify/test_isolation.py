@@ -54,15 +54,19 @@ def test_a_fault_does_not_hide_another(tmp_path, side):
     assert "the other 4 steps agree" in verdict.causes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "mae_st_pretrain_tiny",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in (
-            "finetune_gap_tiny", "finetune_cls_tiny", "videomae_pretrain_tiny",
-            "videomae_finetune_tiny", "mae_st_finetune_tiny", "prithvi_v2_tiny")),
+        "finetune_gap_tiny",
+        "finetune_cls_tiny",
+        "videomae_pretrain_tiny",
+        "videomae_finetune_tiny",
+        "mae_st_finetune_tiny",
+        "prithvi_v2_tiny",
     ],
-)  # fmt: skip
+)
 def test_each_step_of_every_family_agrees_in_both_frameworks(case, tmp_path, name):
     """With other inputs than its own, so that a step that ignores them would differ."""
     facts = case(name).facts

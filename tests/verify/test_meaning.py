@@ -63,12 +63,7 @@ def test_decisions_are_counted_on_many_images(tmp_path, command):
         tensors[name] = np.roll(tensors[name], 1, axis=0)
     b = write_original(tmp_path / "b.safetensors", config, "classify", tensors)
     call = ["verify", a.path, b.path, "--framework-a", "torch", "--framework-b", "torch"]
-    result = command(*call, "--json")
+    result = command(*call)
     assert result.status == 1
-    sentence = result.json["meanings"][1]
-    count = int(sentence.split("for ")[1].split()[0])
-    assert (
-        sentence == f"the top-1 class changes for {count} of 1000 random images ({count / 10:g} %)"
-    )
-    assert count == 1000
-    assert f"meaning: {sentence}" in command(*call).out
+    sentence = "the top-1 class changes for 1000 of 1000 random images (100 %)"
+    assert f"meaning: {sentence}" in result.out

@@ -24,13 +24,13 @@ def judgements(tmp_path_factory):
     folder = tmp_path_factory.mktemp("population")
     population = Population(folder, seed=1)
     mutants = [
-        *population.weights(4, by_tensorflow=1),
-        *population.tables(2, by_tensorflow=0),
-        *population.configurations(8, by_tensorflow=1),
-        *population.code(8, 1),
-        *population.precision(3, 1),
+        *population.weights(2, by_tensorflow=1),
+        *population.tables(1, by_tensorflow=0),
+        *population.configurations(4, by_tensorflow=1),
+        *population.code(4, 1),
+        *population.precision(3, 0),
     ]
-    pairs = list(designs(3, 2))
+    pairs = list(designs(2, 2))
     faulty = runs_of(mutants)
     traces = run_all([*faulty, *runs_of_pairs(pairs, folder)], folder / "runs")
     failed = failed_pairs(pairs, traces[len(faulty) :])
@@ -48,8 +48,8 @@ def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
     missed = failures(sample)
     assert not missed["not caught"]
     assert not [o for o in missed["not caught by traces"] if "[read]" not in o.mutant.name]
-    assert all(score(kind, sample).total > 2 for kind in KINDS)
-    assert len(sample) > 40
+    assert all(score(kind, sample).total > 1 for kind in KINDS)
+    assert len(sample) > 20
 
 
 def test_guilty_tensors_are_suspected_and_causes_are_named(sample):

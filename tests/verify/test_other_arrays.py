@@ -4,24 +4,43 @@ import json
 
 import numpy as np
 import pytest
+from golden_cases import Case
 from safetensors.numpy import save_file
 
+from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.families.options import Flags
+from mae_convert.runtime.inputs import InputChoice
+from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace
+from mae_convert.verify.tracing import TraceOptions, trace_to_file
 
 NAMES = {"img": "pixel_values", "noise": "noise", "pred": "logits", "hidden": "mask",
          "enc.2": "encoder.blocks.2.output"}  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory, fork_servers):
+    """A trace of the golden inputs, which the tests of this file share."""
+    folder, source = tmp_path_factory.mktemp("trace"), Case("pretrain_tiny")
+    golden, heads = source.arrays, source.facts
+    np.savez(folder / "in.npz", pixel_values=golden["imgs"], noise=golden["noise"])
+    checkpoint = open_checkpoint(
+        source.checkpoint,
+        Flags(
+            num_attention_heads=heads["num_heads"],
+            decoder_num_attention_heads=heads["decoder_num_heads"],
+        ),
+    )
+    options = TraceOptions(InputChoice(folder / "in.npz"), taps=True)
+    with fork_servers.used():
+        trace_to_file(checkpoint, Side("torch"), folder / "a.safetensors", options)
+    return folder / "a.safetensors"
+
+
 @pytest.fixture
-def traced(case, command, tmp_path):
-    """A trace of the golden inputs, what the original computed, and a function to compare."""
-    source = case("pretrain_tiny")
-    golden = source.arrays
-    inputs = {"pixel_values": golden["imgs"], "noise": golden["noise"]}
-    np.savez(tmp_path / "in.npz", **inputs)
-    trace = tmp_path / "a.safetensors"
-    call = ["--taps", "--framework", "torch", "--inputs", tmp_path / "in.npz"]
-    assert command("trace", source.checkpoint, trace, *call, *source.heads).status == 0
+def traced(trace, case, command, tmp_path):
+    """What the original computed, a function to compare it with the trace, and the trace."""
+    golden = case("pretrain_tiny").arrays
     arrays = {"img": golden["imgs"], "noise": golden["noise"], "pred": golden["f64/pred"],
               "hidden": golden["mask"], "enc.2": golden["f64/tap/blocks.2"]}  # fmt: skip
 

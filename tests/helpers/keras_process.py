@@ -1,0 +1,35 @@
+"""Runs Keras in processes of their own: PyTorch, which the tests import, must not share them."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from paths import HELPERS, ROOT
+
+BACKENDS = [name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)]
+
+
+def checks_in(worker: str, prefix: str = "check_") -> list[str]:
+    """Return the names of the functions of a script that are checks, without importing it."""
+    return re.findall(rf"^def ({prefix}\w+)", (HELPERS / worker).read_text(), re.MULTILINE)
+
+
+def run_worker(worker: str, backend: str, folder: Path, *arguments: str) -> Path:
+    """Run a script of this folder on a backend of Keras; return the folder that it wrote to."""
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, HELPERS / worker, folder, *arguments],
+        env=environment, capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
