@@ -32,7 +32,7 @@ from mae_convert.diagnose.candidate_process import CANDIDATE_WORKER
 from mae_convert.runtime import children, worker
 from mae_convert.runtime.sides import WORKER
 
-# What a framework reads while it is imported: a request with other values needs a new interpreter.
+# What a framework reads while it is imported: a request with other values needs another server.
 READ_AT_IMPORT = ("PYTHON", "KERAS", "TF_", "OMP_", "MKL_", "CUDA", "CUBLAS", "XLA", "JAX", "TORCH")
 LONGEST_REQUEST = 1 << 20
 
@@ -197,10 +197,10 @@ def _stream(wish: Any, theirs: ExitStack, mode: str) -> tuple[IO[str] | None, in
 
 
 class ForkServers:
-    """A server for each framework that is asked for; they end with the context."""
+    """A server for each framework and what it reads at its import; they end with the context."""
 
     def __init__(self) -> None:
-        self._servers: dict[str, tuple[socket.socket, dict[str, str]]] = {}
+        self._servers: dict[tuple[Any, ...], socket.socket] = {}
         self._opened = ExitStack()
 
     def __enter__(self) -> "ForkServers":
@@ -220,13 +220,13 @@ class ForkServers:
         """Start ``python SCRIPT JOB`` as ``subprocess.Popen`` does."""
         python, *arguments = command
         module = _runner(*arguments) if python == sys.executable else None
-        read_at_import = {n: v for n, v in env.items() if n.startswith(READ_AT_IMPORT)}
-        if module and module not in self._servers:
-            self._servers[module] = self._start(module, env), read_at_import
-        if module is None or self._servers[module][1] != read_at_import:
+        if module is None:
             return subprocess.Popen(command, env=env, text=text, **streams)
+        server = (module, *sorted(i for i in env.items() if i[0].startswith(READ_AT_IMPORT)))
+        if server not in self._servers:
+            self._servers[server] = self._start(module, env)
         request = {"arguments": arguments, "environment": env, "directory": str(Path.cwd())}
-        return ForkedProcess(self._servers[module][0], request, **streams)
+        return ForkedProcess(self._servers[server], request, **streams)
 
     def _start(self, module: str, environment: dict[str, str]) -> socket.socket:
         ours, theirs = socket.socketpair()

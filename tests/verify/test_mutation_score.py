@@ -76,10 +76,10 @@ def test_good_pairs_pass(judgements):
 
 def test_faults_are_repaired_bit_for_bit(tmp_path):
     population = Population(tmp_path, seed=2)
-    mutants = [*population.weights(5, by_tensorflow=1),
-               *population.configurations(5, by_tensorflow=1)]  # fmt: skip
+    mutants = [*population.weights(4, by_tensorflow=1),
+               *population.configurations(3, by_tensorflow=0)]  # fmt: skip
     found = repairs(mutants, tmp_path / "repaired")
-    assert len(found) > 15
+    assert len(found) > 10
     assert not [r for r in found if r.result == NOT], not_repaired(found)
     assert [r for r in found if r.result == KNOWN]
 
